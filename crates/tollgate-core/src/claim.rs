@@ -1,0 +1,147 @@
+//! Claims: what a call asks of the counters, and what the counters answer.
+
+use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+
+use crate::{
+    amount::{Amount, Limit, UnitId},
+    time::Timestamp,
+    window::Span,
+};
+
+/// The most claims one request to a store may carry.
+pub const MAX_CLAIMS: usize = 64;
+
+/// What must live in one place: all ledgers of a partition share a slot of a Redis Cluster. 96 bits
+/// of a SHA-256 over length-prefixed names, so that no name can forge another's partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition([u8; 12]);
+
+impl Partition {
+    /// The partition named by `parts`, in their order.
+    pub fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(digest(parts))
+    }
+
+    /// The bytes stores build their keys from.
+    pub const fn bytes(self) -> [u8; 12] {
+        self.0
+    }
+}
+
+/// One scope's counters: a partition, and the scope's values within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LedgerKey {
+    /// Where the ledger lives.
+    pub partition: Partition,
+    scope: [u8; 8],
+}
+
+impl LedgerKey {
+    /// The ledger of the scope named by `parts` within `partition`: 64 bits of a SHA-256 over the
+    /// length-prefixed parts, enough within one partition.
+    pub fn of<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { partition, scope: digest(parts) }
+    }
+
+    /// The bytes stores build their keys from, behind the partition's.
+    pub const fn scope_bytes(self) -> [u8; 8] {
+        self.scope
+    }
+}
+
+fn digest<'a, const N: usize>(parts: impl IntoIterator<Item = &'a str>) -> [u8; N] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    let full = hasher.finalize();
+    let mut cut = [0; N];
+    cut.iter_mut().zip(full).for_each(|(to, from)| *to = from);
+    cut
+}
+
+/// One counter, the limit it is judged by, and what the call costs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose counters.
+    pub ledger: LedgerKey,
+    /// Over which window.
+    pub span: Span,
+    /// Of which unit.
+    pub unit: UnitId,
+    /// What the call adds. Zero adds nothing and is never refused.
+    pub cost: Amount,
+    /// The limit in force.
+    pub limit: Limit,
+}
+
+/// What to do with a list of claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Charge every claim if every claim fits, otherwise none.
+    Try,
+    /// Charge every claim whatever the limits say, up to [`Amount::MAX`].
+    Force,
+    /// Say what [`Mode::Try`] would, and charge nothing.
+    Peek,
+}
+
+/// Whether a claim fits under its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It does.
+    Now,
+    /// Not now, but from this moment on, if nothing else is charged.
+    At(Timestamp),
+    /// Not ever: the cost is above the limit itself.
+    Never,
+}
+
+/// The counter of one claim, after the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimStatus {
+    /// What is in the window now, this call included if it was charged.
+    pub used: Amount,
+    /// When the counter is back at zero if nothing else is charged: for a trailing window once its
+    /// last event has left, for a calendar window at the end of the period.
+    pub resets_at: Timestamp,
+    /// Whether the claim fitted.
+    pub fit: Fit,
+}
+
+/// What a store decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The store's own time, by which it decided.
+    pub decided_at: Timestamp,
+    /// Whether every claim fitted.
+    pub allowed: bool,
+    /// One status for each claim, in the claims' order.
+    pub statuses: SmallVec<[ClaimStatus; 8]>,
+}
+
+/// A store's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every answer is the large one; a box would cost each an allocation")]
+pub enum Answer {
+    /// It decided.
+    Applied(Applied),
+    /// By the store's time a calendar period of the claims is not the current one. Nothing was
+    /// charged; ask again with the periods of this time.
+    OutsidePeriod(Timestamp),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_forge_each_other() {
+        assert_ne!(Partition::of(["a", "bc"]), Partition::of(["ab", "c"]));
+        assert_ne!(Partition::of(["a"]), Partition::of(["a", ""]));
+        let partition = Partition::of(["a"]);
+        assert_ne!(LedgerKey::of(partition, ["x", "y"]), LedgerKey::of(partition, ["xy"]));
+    }
+}

@@ -1,0 +1,126 @@
+//! Merging: from the statuses of the claims to the one decision about a call.
+
+use smallvec::SmallVec;
+
+use crate::{
+    amount::{Amount, Limit},
+    claim::{Applied, ClaimStatus, Fit},
+    policy::{ActiveQuota, Quota},
+    time::Timestamp,
+};
+
+/// Whether a call may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Allowed,
+    /// Not now, but from this moment on if nobody else calls.
+    Wait(Timestamp),
+    /// Not ever: its cost is above a limit itself.
+    Never,
+}
+
+/// One quota's part in a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct QuotaStatus<'a> {
+    /// The quota.
+    pub quota: &'a Quota,
+    /// The limit in force.
+    pub limit: Limit,
+    /// What is in the window now, this call included if it was charged.
+    pub used: Amount,
+    /// See [`ClaimStatus::resets_at`].
+    pub resets_at: Timestamp,
+    /// Whether the call fitted.
+    pub fit: Fit,
+}
+
+/// A decision about a call: the verdict, and the status of every quota that applies.
+#[derive(Clone, Debug)]
+pub struct Decision<'a> {
+    /// The verdict of all quotas together.
+    pub verdict: Verdict,
+    /// The store's time.
+    pub decided_at: Timestamp,
+    /// Every quota, in the order of the policy.
+    pub quotas: SmallVec<[QuotaStatus<'a>; 8]>,
+    /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
+    /// the one with the smallest part of its limit left. `None` if no quota applies.
+    pub speaker: Option<usize>,
+}
+
+impl QuotaStatus<'_> {
+    /// What could be admitted now; `None` if unlimited.
+    pub fn remaining(&self) -> Option<Amount> {
+        match self.limit {
+            Limit::Finite(limit) => Some(limit.saturating_sub(self.used)),
+            Limit::Unlimited => None,
+        }
+    }
+}
+
+impl<'a> Decision<'a> {
+    /// Merges what the store said of the claims, which stand in the order of `quotas`.
+    pub fn merge(quotas: &[ActiveQuota<'a>], applied: &Applied) -> Self {
+        let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
+            let ClaimStatus { used, resets_at, fit } = *status;
+            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, fit }
+        };
+        let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
+        let verdict = quotas.iter().map(|quota| quota.fit).fold(Verdict::Allowed, |verdict, fit| match (verdict, fit) {
+            (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
+            (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
+            (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+            (verdict, Fit::Now) => verdict,
+        });
+        let speaker = speaker(&quotas);
+        Self { verdict, decided_at: applied.decided_at, quotas, speaker }
+    }
+
+    /// The decision about a call that no quota applies to.
+    pub fn unlimited(now: Timestamp) -> Self {
+        Self { verdict: Verdict::Allowed, decided_at: now, quotas: SmallVec::new(), speaker: None }
+    }
+
+    /// The quota that speaks.
+    pub fn speaking(&self) -> Option<&QuotaStatus<'a>> {
+        self.speaker.and_then(|at| self.quotas.get(at))
+    }
+
+    /// How long to wait before the same call is admitted, if nobody else calls. `None` if it was
+    /// allowed, and if it never will be.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self.verdict {
+            Verdict::Wait(at) => Some(at.ms_since(self.decided_at)),
+            Verdict::Allowed | Verdict::Never => None,
+        }
+    }
+}
+
+fn speaker(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
+    let denied_until = |quota: &QuotaStatus<'_>| match quota.fit {
+        Fit::Now => None,
+        Fit::At(at) => Some(at.as_ms()),
+        Fit::Never => Some(u64::MAX),
+    };
+    let denying = quotas.iter().enumerate().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
+    // The first of equals, as the policy's order is the reader's.
+    let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    longest.map(|(at, _)| at).or_else(|| {
+        let tighter = |best: usize, next: usize| {
+            let (a, b) = (left(&quotas[best]), left(&quotas[next]));
+            // a.0/a.1 > b.0/b.1, in whole numbers.
+            if u128::from(a.0) * u128::from(b.1) > u128::from(b.0) * u128::from(a.1) { next } else { best }
+        };
+        (0..quotas.len()).reduce(tighter)
+    })
+}
+
+/// What is left, of how much. An unlimited quota has all of one left, a limit of zero nothing.
+fn left(quota: &QuotaStatus<'_>) -> (u64, u64) {
+    match (quota.limit, quota.remaining()) {
+        (Limit::Finite(limit), Some(remaining)) if limit > Amount::ZERO => (remaining.get(), limit.get()),
+        (Limit::Finite(_), _) => (0, 1),
+        (Limit::Unlimited, _) => (1, 1),
+    }
+}

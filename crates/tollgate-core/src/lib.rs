@@ -1,0 +1,14 @@
+//! The decision engine of Tollgate: quotas, windows, policies, claims, decisions, and the port to
+//! the counters. It has no I/O and no clock: every function that depends on the time takes it.
+
+pub mod amount;
+pub mod claim;
+pub mod decision;
+pub mod ledger;
+mod log;
+pub mod policy;
+pub mod store;
+pub mod time;
+pub mod window;
+
+pub use log::{EXACT_ENTRIES, MOST_ENTRIES};

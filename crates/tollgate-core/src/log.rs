@@ -1,0 +1,239 @@
+//! The windows' algorithm. This is the specification: every other store must agree with it on every
+//! sequence of calls (the conformance suite in `tollgate-store` compares them field for field).
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use crate::{
+    amount::{Amount, Limit},
+    claim::Fit,
+    time::Timestamp,
+    window::{Period, SlidingWindow, Span},
+};
+
+/// A trailing window holds this many entries exactly; beyond, events of one cell
+/// ([`SlidingWindow::cell_ms`]) share an entry.
+pub const EXACT_ENTRIES: usize = 1024;
+
+/// The most entries a trailing window ever holds: as many again, one for each cell of the window.
+/// Only a clock that went back can bring a log that far; then events share the latest entry.
+pub const MOST_ENTRIES: usize = 2 * EXACT_ENTRIES;
+
+/// One value for each unit a window counts, in the order in which the units first came.
+pub(crate) type Costs = SmallVec<[u64; 2]>;
+
+/// What happened in one window, for every unit counted there. Looking at a log never changes it:
+/// what has left a window is taken out only when something is charged.
+#[derive(Clone, Debug)]
+pub(crate) enum Log {
+    Sliding(SlidingLog),
+    Calendar(CalendarCount),
+}
+
+/// A unit's column in a log, at one time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) used: u64,
+    pub(crate) resets_at: Timestamp,
+    pub(crate) fit: Fit,
+}
+
+impl Log {
+    pub(crate) fn new(span: Span) -> Self {
+        match span {
+            Span::Sliding(window) => {
+                Self::Sliding(SlidingLog { window, entries: VecDeque::new(), totals: Costs::new() })
+            }
+            Span::Calendar { id, period } => Self::Calendar(CalendarCount { id, period, totals: Costs::new() }),
+        }
+    }
+
+    pub(crate) fn is_of(&self, span: Span) -> bool {
+        match (self, span) {
+            (Self::Sliding(log), Span::Sliding(window)) => log.window == window,
+            (Self::Calendar(count), Span::Calendar { id, .. }) => count.id == id,
+            _ => false,
+        }
+    }
+
+    /// Reads the unit of `column` at `now`, within `span`, for a call that costs `cost`.
+    pub(crate) fn read(&self, column: Option<usize>, span: Span, now: Timestamp, cost: Amount, limit: Limit) -> Reading {
+        let live = match (self, span) {
+            (Self::Sliding(log), _) => log.totals_at(now),
+            (Self::Calendar(count), Span::Calendar { period, .. }) => count.totals_in(period),
+            (Self::Calendar(_), Span::Sliding(_)) => Costs::new(),
+        };
+        let used = column.and_then(|column| live.get(column)).copied().unwrap_or(0);
+        let resets_at = match (self, span) {
+            (_, Span::Calendar { period, .. }) => period.end,
+            (Self::Sliding(log), _) if used > 0 => log.empty_from().unwrap_or(now),
+            _ => now,
+        };
+        let (cost, ceiling) = (cost.get(), limit.ceiling().get());
+        let wanted = used + cost;
+        let fit = if cost == 0 || wanted <= ceiling {
+            Fit::Now
+        } else if cost > ceiling {
+            Fit::Never
+        } else {
+            let at = match (self, column) {
+                (Self::Sliding(log), Some(column)) => log.freed_at(column, wanted - ceiling, now),
+                _ => Some(resets_at),
+            };
+            at.map_or(Fit::Never, Fit::At)
+        };
+        Reading { used, resets_at, fit }
+    }
+
+    /// Whether the clock went back behind what stands in the log.
+    pub(crate) fn is_ahead_of(&self, now: Timestamp) -> bool {
+        matches!(self, Self::Sliding(log) if log.entries.back().is_some_and(|latest| latest.at > now))
+    }
+
+    /// Makes later-dated entries count as of now.
+    pub(crate) fn redate(&mut self, now: Timestamp) {
+        if let Self::Sliding(log) = self {
+            log.entries.iter_mut().rev().take_while(|entry| entry.at > now).for_each(|entry| entry.at = now);
+        }
+    }
+
+    /// Whether the calendar went back behind the period of the log.
+    pub(crate) fn is_ahead_of_period(&self, span: Span) -> bool {
+        match (self, span) {
+            (Self::Calendar(count), Span::Calendar { period, .. }) => count.period.start > period.start,
+            _ => false,
+        }
+    }
+
+    /// Takes out what is no longer in the window.
+    pub(crate) fn settle(&mut self, span: Span, now: Timestamp) {
+        match (self, span) {
+            (Self::Sliding(log), _) => log.expire(now),
+            (Self::Calendar(count), Span::Calendar { period, .. }) => {
+                count.totals = count.totals_in(period);
+                count.period = period;
+            }
+            (Self::Calendar(_), Span::Sliding(_)) => {}
+        }
+    }
+
+    /// Adds an event to a settled log.
+    pub(crate) fn charge(&mut self, now: Timestamp, costs: &[u64]) {
+        match self {
+            Self::Sliding(log) => log.charge(now, costs),
+            Self::Calendar(count) => add(&mut count.totals, costs),
+        }
+    }
+
+    /// What a settled log has room for in `column` before the sum could no longer be counted.
+    pub(crate) fn room(&self, column: usize) -> u64 {
+        let totals = match self {
+            Self::Sliding(log) => &log.totals,
+            Self::Calendar(count) => &count.totals,
+        };
+        Amount::MAX.get() - totals.get(column).copied().unwrap_or(0)
+    }
+
+    /// From when on the log holds nothing, if nothing is charged; `None` if it holds nothing now.
+    pub(crate) fn empty_from(&self) -> Option<Timestamp> {
+        match self {
+            Self::Sliding(log) => log.empty_from(),
+            Self::Calendar(count) => Some(count.period.end),
+        }
+    }
+}
+
+/// The events of a trailing window, oldest first.
+#[derive(Clone, Debug)]
+pub(crate) struct SlidingLog {
+    window: SlidingWindow,
+    entries: VecDeque<Entry>,
+    totals: Costs,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    at: Timestamp,
+    costs: Costs,
+}
+
+impl SlidingLog {
+    fn charge(&mut self, now: Timestamp, costs: &[u64]) {
+        add(&mut self.totals, costs);
+        let crowded = self.entries.len() >= EXACT_ENTRIES;
+        let full = self.entries.len() >= MOST_ENTRIES;
+        let cell = |at: Timestamp| at.as_ms() / self.window.cell_ms();
+        match self.entries.back_mut() {
+            // Events of the same millisecond leave together, so one entry holds them exactly. A
+            // shared entry carries the time of its latest event: nothing leaves early.
+            Some(latest) if latest.at == now || full || (crowded && cell(latest.at) == cell(now)) => {
+                add(&mut latest.costs, costs);
+                latest.at = now;
+            }
+            _ => self.entries.push_back(Entry { at: now, costs: costs.into() }),
+        }
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        while let Some(oldest) = self.entries.front()
+            && self.leaves_at(oldest) <= now
+        {
+            subtract(&mut self.totals, &oldest.costs);
+            self.entries.pop_front();
+        }
+    }
+
+    fn totals_at(&self, now: Timestamp) -> Costs {
+        let mut totals = self.totals.clone();
+        let left = self.entries.iter().take_while(|entry| self.leaves_at(entry) <= now);
+        left.for_each(|entry| subtract(&mut totals, &entry.costs));
+        totals
+    }
+
+    /// When `excess` of the unit in `column` will have left the window, oldest first.
+    fn freed_at(&self, column: usize, excess: u64, now: Timestamp) -> Option<Timestamp> {
+        let mut freed = 0;
+        let live = self.entries.iter().skip_while(|entry| self.leaves_at(entry) <= now);
+        let last_needed = live.into_iter().find(|entry| {
+            freed += entry.costs.get(column).copied().unwrap_or(0);
+            freed >= excess
+        });
+        last_needed.map(|entry| self.leaves_at(entry))
+    }
+
+    fn empty_from(&self) -> Option<Timestamp> {
+        self.entries.back().map(|latest| self.leaves_at(latest))
+    }
+
+    fn leaves_at(&self, entry: &Entry) -> Timestamp {
+        entry.at.plus_ms(u64::from(self.window.ms()))
+    }
+}
+
+/// What was used in one calendar period.
+#[derive(Clone, Debug)]
+pub(crate) struct CalendarCount {
+    id: u32,
+    period: Period,
+    totals: Costs,
+}
+
+impl CalendarCount {
+    /// What was used in an earlier period is over; what was used in a later one (the clock went back)
+    /// counts in this one.
+    fn totals_in(&self, period: Period) -> Costs {
+        if self.period.start < period.start { Costs::new() } else { self.totals.clone() }
+    }
+}
+
+fn add(sums: &mut Costs, costs: &[u64]) {
+    if sums.len() < costs.len() {
+        sums.resize(costs.len(), 0);
+    }
+    sums.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+}
+
+fn subtract(sums: &mut Costs, costs: &[u64]) {
+    sums.iter_mut().zip(costs).for_each(|(sum, cost)| *sum -= cost);
+}

@@ -1,0 +1,100 @@
+//! From a draft to a policy, with every mistake at once.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::policy::{
+    CompileError, Place, Policy, Tier, TierId,
+    builder::Builder,
+    draft::Draft,
+    ledgers::Ledgers,
+    plan::{Plans, Rules, TierRules},
+};
+
+impl Policy {
+    /// Checks and compiles a draft. On failure the list holds every mistake that could be seen.
+    pub fn compile(draft: &Draft) -> Result<Self, Vec<CompileError>> {
+        let root = Place::root();
+        let mut builder = Builder::new(draft);
+        let classes = builder.rules(&draft.classes, &root.at("classes"));
+        let provider_classes = builder.rules(&draft.provider_classes, &root.at("provider_classes"));
+        let resources = builder.resources(draft);
+        let tiers: Vec<TierRules> = draft
+            .tiers
+            .iter()
+            .map(|(name, tier)| builder.tier(tier, draft, &resources, &root.at("tiers").at(&**name)))
+            .collect();
+        let default_tier = draft.tiers.get_index_of(&draft.default_tier);
+        if default_tier.is_none() {
+            builder.unknown("tier", &draft.default_tier, draft.tiers.keys(), root.at("default_tier"));
+        }
+        let mut plans = Plans::default();
+        let mut ledgers = Ledgers::default();
+        let mut counted = HashSet::new();
+        for ((name, _), tier) in draft.tiers.iter().zip(&tiers) {
+            for (at, resource) in resources.iter().enumerate() {
+                let rules = Rules { tier, resource, classes: &classes, provider_classes: &provider_classes };
+                let plan = plans.add(&mut builder, &rules, name);
+                if counted.insert((plan, at)) {
+                    plans.distinct[plan].quotas.iter().for_each(|quota| ledgers.add(quota, at));
+                }
+            }
+        }
+        for (resource, problem) in ledgers.too_large() {
+            let place = resource.map_or_else(|| root.at("tiers"), |at| resources[at].place.clone());
+            builder.error(place, problem);
+        }
+        let Builder { errors, units, scopes, .. } = builder;
+        match default_tier {
+            Some(default_tier) if errors.is_empty() => {
+                let tiers = tiers_of(draft);
+                let resources = resources.into_iter().map(|resource| resource.known).collect();
+                Ok(Self {
+                    domain: draft.domain.as_str().into(),
+                    units,
+                    tiers,
+                    default_tier: TierId(default_tier),
+                    resources,
+                    listed: draft.resources.len(),
+                    exact: HashMap::new(),
+                    wildcards: HashMap::new(),
+                    prefix_lengths: Vec::new(),
+                    plans: plans.distinct,
+                    plan_of: plans.table,
+                    scopes,
+                    ledgers,
+                }
+                .with_lookup())
+            }
+            _ => Err(errors),
+        }
+    }
+
+    fn with_lookup(mut self) -> Self {
+        for (at, resource) in self.resources[..self.listed].iter().enumerate() {
+            match resource.name.strip_suffix('*') {
+                Some(prefix) => {
+                    self.wildcards.insert(prefix.as_bytes().into(), at);
+                    self.prefix_lengths.push(prefix.len());
+                }
+                None => {
+                    self.exact.insert((&*resource.name).into(), at);
+                }
+            }
+        }
+        self.prefix_lengths.sort_unstable_by(|a, b| b.cmp(a));
+        self.prefix_lengths.dedup();
+        self
+    }
+}
+
+fn tiers_of(draft: &Draft) -> Vec<Tier> {
+    let tiers = draft.tiers.iter().enumerate();
+    tiers
+        .map(|(at, (name, tier))| Tier {
+            id: TierId(at),
+            name: name.as_str().into(),
+            is_charged: tier.is_charged,
+            priority: tier.priority,
+        })
+        .collect()
+}

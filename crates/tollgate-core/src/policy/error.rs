@@ -1,0 +1,170 @@
+//! What can be wrong with a policy, and where.
+
+use std::fmt;
+
+use crate::{
+    amount::AmountTooLarge,
+    policy::{MAX_OVERRIDES, pattern::BadPattern, quota::MAX_PLAN},
+    window::{BadWindowLength, UnknownTimeZone},
+};
+
+/// One mistake in a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct CompileError {
+    /// Where in the draft.
+    pub place: Place,
+    /// What is wrong, and what would be right.
+    pub problem: Problem,
+}
+
+/// What is wrong, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A name that nothing in the policy has.
+    #[error("there is no {what} {name:?}; there is: {known}")]
+    Unknown {
+        /// What kind of thing is missing.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The first names that would be right.
+        known: String,
+    },
+    /// Two units of one id.
+    #[error("{0:?} is counted in the same column as {1:?}; rename one of the two units")]
+    UnitClash(String, String),
+    /// A window of an impossible length.
+    #[error(transparent)]
+    Window(#[from] BadWindowLength),
+    /// A time zone that does not exist.
+    #[error(transparent)]
+    TimeZone(#[from] UnknownTimeZone),
+    /// A limit beyond counting.
+    #[error("{0}; write `unlimited` for no limit")]
+    Limit(#[from] AmountTooLarge),
+    /// A priority that does not exist.
+    #[error("must be from 1 (low) to 4 (critical)")]
+    Priority,
+    /// A name or wildcard that cannot be.
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+    /// A rule of a tier, or an override, that can never apply.
+    #[error("{0:?} matches none of `resources`; name one of them, or a wildcard that covers one")]
+    CoversNothing(String),
+    /// A scope without attributes.
+    #[error("needs at least one attribute, such as account, api_key or resource")]
+    EmptyScope,
+    /// A scope that names an attribute twice.
+    #[error("names {0:?} twice; once is enough")]
+    RepeatedAttribute(String),
+    /// A scope of the key's chain where one of the account's must be, or the other way round.
+    #[error("{}", if *.key { "must contain api_key; quotas without it are the account's" } else { "must not contain api_key; quotas with it are the key's" })]
+    OtherChain {
+        /// Whether the scope must be of the key's chain.
+        key: bool,
+    },
+    /// Two quotas that are one counter.
+    #[error("has the same unit, window and scope as number {0} of this list (counted from 0); keep one of the two")]
+    SameCounter(usize),
+    /// No rule speaks for the resource.
+    #[error("no rule gives it quotas in tier {0:?}; write `quotas: []` where it is not limited")]
+    NoRule(String),
+    /// More quotas than a call may have.
+    #[error("has {0} quotas in tier {1:?}; at most {MAX_PLAN} can apply to one call")]
+    TooManyQuotas(usize, String),
+    /// More overrides than fit.
+    #[error("at most {MAX_OVERRIDES} overrides fit")]
+    TooManyOverrides,
+    /// Overrides that could add more quotas than fit.
+    #[error("at most {0} different counters (unit, window and scope) can be overridden")]
+    TooManyOverriddenCounters(usize),
+    /// A scope that would not fit in the store.
+    #[error(
+        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (2 for each window, and 4 \
+         for each unit in it, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
+    )]
+    LedgerTooLarge {
+        /// The scope.
+        scope: String,
+        /// What it weighs.
+        weight: usize,
+        /// What it may weigh.
+        most: usize,
+    },
+}
+
+/// A place in a policy: the keys and indexes that lead there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place(Vec<Step>);
+
+/// One step into a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// Into a map.
+    Key(String),
+    /// Into a list, counted from 0.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl Place {
+    /// The whole policy.
+    pub const fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The place one step further in.
+    #[must_use]
+    pub fn at(&self, step: impl Into<Step>) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step.into());
+        Self(steps)
+    }
+
+    /// The place one step back; `None` at the root.
+    pub fn parent(&self) -> Option<Self> {
+        let (_, before) = self.0.split_last()?;
+        Some(Self(before.to_vec()))
+    }
+}
+
+impl FromIterator<Step> for Place {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+        Self(steps.into_iter().collect())
+    }
+}
+
+impl fmt::Display for Place {
+    /// `tiers.paid.quotas[0].limit`; keys with other characters than letters, digits, `_` and `-`
+    /// are quoted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) => {
+                    let dot = if at == 0 { "" } else { "." };
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    if !key.is_empty() && key.chars().all(plain) {
+                        write!(f, "{dot}{key}")?;
+                    } else {
+                        write!(f, "{dot}{key:?}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! How large the ledgers of a policy can become. One scope's value in the store must fit in 64 KiB,
+//! and a sliding window takes room in it for its entries, whatever its limit.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    amount::UnitId,
+    policy::{Problem, Quota, Scope},
+    window::{SlidingWindow, Window},
+};
+
+/// The most that the sliding windows of one ledger may weigh, each 2 and 4 for each of its units.
+const MAX_WEIGHT: usize = 30;
+
+/// What is counted in each ledger that a policy can name: for every scope, and for every resource if
+/// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
+/// and as some scopes are shared between accounts of several tiers.
+#[derive(Debug, Default)]
+pub(super) struct Ledgers {
+    counted: Vec<(Arc<Scope>, ByResource)>,
+}
+
+type ByResource = HashMap<Option<usize>, Counters>;
+type Counters = Vec<(SlidingWindow, UnitId)>;
+
+impl Ledgers {
+    /// Counts a quota of a resource.
+    pub(super) fn add(&mut self, quota: &Quota, resource: usize) {
+        let at = self.counted.iter().position(|(scope, _)| *scope == quota.scope).unwrap_or_else(|| {
+            self.counted.push((quota.scope.clone(), ByResource::new()));
+            self.counted.len() - 1
+        });
+        let resource = quota.scope.names_resource().then_some(resource);
+        count(self.counted[at].1.entry(resource).or_default(), quota);
+    }
+
+    /// The ledgers that are too large, with one of their resources.
+    pub(super) fn too_large(&self) -> impl Iterator<Item = (Option<usize>, Problem)> {
+        self.counted.iter().filter_map(|(scope, ledgers)| {
+            let (resource, heaviest) = ledgers.iter().max_by_key(|(at, counters)| (weight(counters), *at))?;
+            Some((*resource, problem(scope, heaviest)?))
+        })
+    }
+
+    /// What would be wrong if `quotas` were added to every ledger of their scope.
+    pub(super) fn too_large_with(&self, quotas: &[&Quota]) -> Option<Problem> {
+        quotas.iter().find_map(|quota| {
+            let added = || quotas.iter().filter(|other| other.scope == quota.scope);
+            let known = self.counted.iter().find(|(scope, _)| *scope == quota.scope);
+            let ledgers = known.into_iter().flat_map(|(_, ledgers)| ledgers.values().cloned());
+            ledgers.chain([Counters::new()]).find_map(|mut counters| {
+                added().for_each(|quota| count(&mut counters, quota));
+                problem(&quota.scope, &counters)
+            })
+        })
+    }
+}
+
+fn count(counters: &mut Counters, quota: &Quota) {
+    if let Window::Sliding(window) = quota.window
+        && !counters.contains(&(window, quota.unit.id))
+    {
+        counters.push((window, quota.unit.id));
+    }
+}
+
+fn weight(counters: &[(SlidingWindow, UnitId)]) -> usize {
+    let is_first = |(at, (window, _)): &(usize, &(SlidingWindow, UnitId))| {
+        counters[..*at].iter().all(|(before, _)| before != window)
+    };
+    2 * counters.iter().enumerate().filter(is_first).count() + 4 * counters.len()
+}
+
+fn problem(scope: &Scope, counters: &[(SlidingWindow, UnitId)]) -> Option<Problem> {
+    let weight = weight(counters);
+    let too_large = weight > MAX_WEIGHT;
+    too_large.then(|| Problem::LedgerTooLarge { scope: scope.to_string(), weight, most: MAX_WEIGHT })
+}

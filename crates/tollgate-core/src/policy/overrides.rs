@@ -1,0 +1,135 @@
+//! Overrides: limits of one account or one key.
+
+use crate::policy::{
+    Chain, CompileError, Place, Policy, Problem, Quota,
+    builder::Builder,
+    draft::{Counter, OverrideDraft, QuotaDraft},
+    pattern::Pattern,
+};
+
+/// The most overrides an account or a key may have.
+pub const MAX_OVERRIDES: usize = 256;
+
+/// The most counters that the overrides of an account, or of a key, may speak of: as many quotas may
+/// they add to a call.
+const MAX_COUNTERS: usize = 8;
+
+/// The limit of one counter, for one account or one key.
+#[derive(Clone, Debug)]
+pub struct Override {
+    pattern: Option<Pattern>,
+    scope_given: bool,
+    /// What is added where there is nothing to patch.
+    pub(super) quota: Quota,
+}
+
+impl Override {
+    /// The chain whose quotas it patches; it never touches the other.
+    pub fn chain(&self) -> Chain {
+        self.quota.scope.chain()
+    }
+
+    /// Whether it is about the resource of this canonical name.
+    pub(super) fn speaks_of(&self, name: &str) -> bool {
+        self.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
+    }
+
+    /// Whether it replaces the limit of `quota`. Without a scope it keeps off counters that the
+    /// account shares with others: their limit is not one account's matter unless it says so.
+    pub(super) fn patches(&self, quota: &Quota) -> bool {
+        let in_scope = if self.scope_given { quota.scope == self.quota.scope } else { quota.scope.within_account() };
+        in_scope && quota.same_measure(&self.quota)
+    }
+
+    fn specificity(&self) -> (Option<usize>, bool) {
+        (self.pattern.as_ref().map(Pattern::specificity), self.scope_given)
+    }
+}
+
+impl Policy {
+    /// Checks the overrides of one account or key, found at `place`, and orders them for
+    /// [`Policy::resolve`]. The overrides of an account are of [`Chain::Account`].
+    pub fn overrides(
+        &self,
+        drafts: &[OverrideDraft],
+        chain: Chain,
+        place: &Place,
+    ) -> Result<Vec<Override>, Vec<CompileError>> {
+        let mut builder = Builder::of(self);
+        if drafts.len() > MAX_OVERRIDES {
+            builder.error(place.clone(), Problem::TooManyOverrides);
+            return Err(builder.errors);
+        }
+        let mut overrides: Vec<(usize, Override)> = Vec::with_capacity(drafts.len());
+        for (at, draft) in drafts.iter().enumerate() {
+            let place = place.at(at);
+            let Some(over) = self.compile_override(&mut builder, draft, chain, &place) else { continue };
+            let same = |(_, other): &&(usize, Override)| {
+                other.specificity() == over.specificity()
+                    && other.pattern == over.pattern
+                    && other.quota.same_counter(&over.quota)
+            };
+            match overrides.iter().find(same) {
+                Some((first, _)) => builder.error(place, Problem::SameCounter(*first)),
+                None => overrides.push((at, over)),
+            }
+        }
+        let mut counters: Vec<&Quota> = Vec::new();
+        for (_, over) in &overrides {
+            if !counters.iter().any(|counter| counter.same_counter(&over.quota)) {
+                counters.push(&over.quota);
+            }
+        }
+        if counters.len() > MAX_COUNTERS {
+            builder.error(place.clone(), Problem::TooManyOverriddenCounters(MAX_COUNTERS));
+        }
+        if let Some(problem) = self.ledgers.too_large_with(&counters) {
+            builder.error(place.clone(), problem);
+        }
+        if !builder.errors.is_empty() {
+            return Err(builder.errors);
+        }
+        overrides.sort_by_key(|(_, over)| over.specificity());
+        Ok(overrides.into_iter().map(|(_, over)| over).collect())
+    }
+
+    fn compile_override(
+        &self,
+        builder: &mut Builder,
+        draft: &OverrideDraft,
+        chain: Chain,
+        place: &Place,
+    ) -> Option<Override> {
+        let OverrideDraft { resource, unit, per, limit, scope } = draft.clone();
+        let scope_given = scope.is_some();
+        let quota = QuotaDraft { unit, per, limit, scope, name: None, label: None };
+        let quota = builder.quota(&quota, chain, place);
+        let pattern = resource.map(|text| self.resource_pattern(builder, &text, place));
+        if let Some(quota) = &quota
+            && quota.scope.chain() != chain
+        {
+            builder.error(place.at("scope"), Problem::OtherChain { key: chain == Chain::Key });
+            return None;
+        }
+        let pattern = match pattern {
+            Some(None) => return None,
+            Some(pattern) => pattern,
+            None => None,
+        };
+        quota.map(|quota| Override { pattern, scope_given, quota })
+    }
+
+    /// The pattern, if some canonical name can match it.
+    fn resource_pattern(&self, builder: &mut Builder, text: &str, place: &Place) -> Option<Pattern> {
+        let pattern = builder.pattern(text, place.at("resource"))?;
+        let can_match = self.resources.iter().any(|resource| {
+            let Ok(known) = Pattern::parse(&resource.name) else { return false };
+            pattern.covers(&known) || (resource.counter == Counter::Each && known.covers(&pattern))
+        });
+        if !can_match {
+            builder.error(place.at("resource"), Problem::CoversNothing(text.to_owned()));
+            return None;
+        }
+        Some(pattern)
+    }
+}

@@ -1,0 +1,206 @@
+//! From a call to its claims.
+
+use smallvec::SmallVec;
+
+use crate::{
+    amount::Limit,
+    claim::{Claim, Partition},
+    policy::{
+        Attribute, Chain, Override, Policy, Quota, Resource, Tier, TierId, Usage,
+        draft::Counter,
+        pattern::{MAX_NAME_BYTES, is_name},
+    },
+    time::Timestamp,
+};
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// What [`Policy::account_partition`] gave for the account.
+    pub partition: Partition,
+    /// The account's tier.
+    pub tier: TierId,
+    /// The account's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    pub account_overrides: &'a [Override],
+    /// The key, if the call comes by one. Without it, no quota of a key applies.
+    pub key: Option<CallerKey<'a>>,
+}
+
+/// The API key of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct CallerKey<'a> {
+    /// The key's id, unique within the account.
+    pub id: &'a str,
+    /// The key's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    pub overrides: &'a [Override],
+}
+
+/// Why a call has no quotas to be judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// The resource cannot be a name.
+    #[error("resource: must have 1 to {MAX_NAME_BYTES} bytes and no control characters")]
+    BadResource,
+    /// The policy does not know the resource, and refuses unknown ones.
+    #[error("resource: there is no such resource")]
+    UnknownResource,
+    /// The tier is of another policy.
+    #[error("there is no such tier")]
+    UnknownTier,
+}
+
+/// A scope names an attribute that the call does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("attributes.{name}: is required here")]
+pub struct MissingAttribute {
+    /// The attribute.
+    pub name: String,
+}
+
+/// A call's quotas, and what else the policy says about it.
+#[derive(Debug)]
+pub struct Resolved<'a> {
+    policy: &'a Policy,
+    partition: Partition,
+    key_id: Option<&'a str>,
+    tier: &'a Tier,
+    resource: &'a Resource,
+    name: &'a str,
+    quotas: SmallVec<[ActiveQuota<'a>; 8]>,
+}
+
+/// A quota and the limit in force, which an override may have replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct ActiveQuota<'a> {
+    /// The quota.
+    pub quota: &'a Quota,
+    /// The limit in force.
+    pub limit: Limit,
+}
+
+impl Policy {
+    /// The quotas of a call. For each chain apart, the first rule that speaks for it wins: the
+    /// tier's for the resource, its wildcards, its provider class, its class; then the resource's
+    /// own, the provider class's, the class's; then the tier's default. Overrides patch the result.
+    pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
+        if !is_name(resource) {
+            return Err(ResolveError::BadResource);
+        }
+        let at = self.find(resource).ok_or(ResolveError::UnknownResource)?;
+        let known = &self.resources[at];
+        let name = match known.counter {
+            Counter::Shared => &known.name,
+            Counter::Each => resource,
+        };
+        self.resolve_at(caller, at, name)
+    }
+
+    /// All of [`Policy::resources`], resolved. A wildcard whose matches have counters of their own
+    /// shows its limits, and a counter that nothing is charged to.
+    pub fn resolve_all<'a>(
+        &'a self,
+        caller: &Caller<'a>,
+    ) -> impl ExactSizeIterator<Item = Result<Resolved<'a>, ResolveError>> + use<'a> {
+        let caller = *caller;
+        self.resources().iter().enumerate().map(move |(at, known)| self.resolve_at(&caller, at, &known.name))
+    }
+
+    fn resolve_at<'a>(&'a self, caller: &Caller<'a>, at: usize, name: &'a str) -> Result<Resolved<'a>, ResolveError> {
+        let tier = self.tier(caller.tier).ok_or(ResolveError::UnknownTier)?;
+        let plan = self.plan(caller.tier, at).ok_or(ResolveError::UnknownTier)?;
+        let (of_account, of_key) = plan.quotas.split_at(plan.key_from);
+        let mut quotas = SmallVec::new();
+        add_chain(&mut quotas, of_account, Chain::Account, caller.account_overrides, name);
+        if let Some(key) = caller.key {
+            add_chain(&mut quotas, of_key, Chain::Key, key.overrides, name);
+        }
+        let key_id = caller.key.map(|key| key.id);
+        let resource = &self.resources[at];
+        Ok(Resolved { policy: self, partition: caller.partition, key_id, tier, resource, name, quotas })
+    }
+}
+
+/// Adds one chain's quotas as its overrides leave them. The most specific override comes last, and
+/// so has the last word.
+fn add_chain<'a>(
+    quotas: &mut SmallVec<[ActiveQuota<'a>; 8]>,
+    of_chain: &'a [Quota],
+    chain: Chain,
+    overrides: &'a [Override],
+    name: &str,
+) {
+    let start = quotas.len();
+    quotas.extend(of_chain.iter().map(|quota| ActiveQuota { quota, limit: quota.limit }));
+    for over in overrides.iter().filter(|over| over.chain() == chain && over.speaks_of(name)) {
+        let mut found = false;
+        for active in quotas[start..].iter_mut().filter(|active| over.patches(active.quota)) {
+            active.limit = over.quota.limit;
+            found = true;
+        }
+        if !found {
+            quotas.push(ActiveQuota { quota: &over.quota, limit: over.quota.limit });
+        }
+    }
+}
+
+impl<'a> Resolved<'a> {
+    /// The quotas: the account's, then the key's.
+    pub fn quotas(&self) -> &[ActiveQuota<'a>] {
+        &self.quotas
+    }
+
+    /// The canonical name of the resource: that of the policy, or the one called where a wildcard's
+    /// matches have counters of their own. From outside in that case, so no label of a metric.
+    pub fn resource(&self) -> &'a str {
+        self.name
+    }
+
+    /// The resource's size class or type: of the policy's own, few names.
+    pub fn class(&self) -> Option<&'a str> {
+        self.resource.class.as_deref()
+    }
+
+    /// The class of the upstream provider.
+    pub fn provider_class(&self) -> Option<&'a str> {
+        self.resource.provider_class.as_deref()
+    }
+
+    /// The caller's tier.
+    pub fn tier(&self) -> &'a Tier {
+        self.tier
+    }
+
+    /// The claims of a call with this usage at `now`, one for each quota in the quotas' order.
+    /// `attributes` is asked for what scopes name besides account, key and resource.
+    pub fn claims<'v>(
+        &self,
+        usage: &Usage,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+        now: Timestamp,
+    ) -> Result<SmallVec<[Claim; 8]>, MissingAttribute>
+    where
+        'a: 'v,
+    {
+        let value = |attribute: &Attribute| -> Result<&'v str, MissingAttribute> {
+            let found = match attribute {
+                Attribute::Resource => Some(self.name),
+                Attribute::ApiKey => self.key_id,
+                Attribute::Account => None,
+                Attribute::Other(name) => attributes(name),
+            };
+            found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
+        };
+        let mut claims: SmallVec<[Claim; 8]> = SmallVec::with_capacity(self.quotas.len());
+        for (at, ActiveQuota { quota, limit }) in self.quotas.iter().enumerate() {
+            // Quotas mostly share a scope, and naming a ledger costs a hash.
+            let same = self.quotas[..at].iter().position(|before| before.quota.scope == quota.scope);
+            let ledger = match same.and_then(|before| claims.get(before)) {
+                Some(claim) => claim.ledger,
+                None => quota.scope.ledger(&self.policy.domain, self.partition, value)?,
+            };
+            let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
+            claims.push(Claim { ledger, span, unit: quota.unit.id, cost, limit: *limit });
+        }
+        Ok(claims)
+    }
+}

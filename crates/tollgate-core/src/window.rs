@@ -1,0 +1,280 @@
+//! Windows: the stretch of time a quota looks back over.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use jiff::{ToSpan, Unit, civil::Weekday, tz::TimeZone};
+
+use crate::{amount::stable_id, time::Timestamp};
+
+/// A trailing window: what happened in the last `ms` milliseconds counts, what is exactly `ms` old
+/// has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlidingWindow {
+    ms: u32,
+}
+
+/// The length cannot be a sliding window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a sliding window lasts from 1 millisecond to 31 days")]
+pub struct BadWindowLength;
+
+impl SlidingWindow {
+    /// 31 days, in milliseconds. Entries keep their time modulo 2^32 ms, so this must stay below it.
+    pub const MAX_MS: u32 = 31 * 24 * 60 * 60 * 1000;
+
+    /// A window of `ms` milliseconds.
+    pub const fn from_ms(ms: u64) -> Result<Self, BadWindowLength> {
+        if ms == 0 || ms > Self::MAX_MS as u64 {
+            return Err(BadWindowLength);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "checked against MAX_MS above")]
+        Ok(Self { ms: ms as u32 })
+    }
+
+    /// The length in milliseconds, never zero.
+    pub const fn ms(self) -> u32 {
+        self.ms
+    }
+
+    /// Two events of a crowded window may be kept as one entry when both fall into the same cell of
+    /// this many milliseconds, counted from the epoch. They are then at most `cell - 1` ms apart,
+    /// which is at most window/1024.
+    pub const fn cell_ms(self) -> u64 {
+        self.ms as u64 / 1024 + 1
+    }
+}
+
+/// A calendar unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CalendarUnit {
+    /// From the full second.
+    Second,
+    /// From the full minute.
+    Minute,
+    /// From the full hour.
+    Hour,
+    /// From midnight.
+    Day,
+    /// From Monday, midnight.
+    Week,
+    /// From the first of the month, midnight.
+    Month,
+}
+
+impl CalendarUnit {
+    /// The unit's English name, lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+        }
+    }
+}
+
+/// One period of a calendar window: from `start`, up to but not including `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// The first moment of the period.
+    pub start: Timestamp,
+    /// The first moment of the next period.
+    pub end: Timestamp,
+}
+
+impl Period {
+    /// Whether `now` lies in this period.
+    pub fn contains(self, now: Timestamp) -> bool {
+        self.start <= now && now < self.end
+    }
+}
+
+/// Calendar periods of a time zone: days from midnight to midnight there, 23 or 25 hours long when
+/// daylight saving says so.
+#[derive(Debug)]
+pub struct CalendarWindow {
+    unit: CalendarUnit,
+    zone: TimeZone,
+    id: u32,
+    latest: ArcSwapOption<Period>,
+}
+
+/// The time zone has no such name in the IANA database.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a time zone of the IANA database, such as UTC or Europe/Berlin")]
+pub struct UnknownTimeZone(pub String);
+
+impl CalendarWindow {
+    /// Periods of `unit` in the IANA time zone `zone`.
+    pub fn new(unit: CalendarUnit, zone: &str) -> Result<Self, UnknownTimeZone> {
+        let found = TimeZone::get(zone).map_err(|_| UnknownTimeZone(zone.to_owned()))?;
+        let name = found.iana_name().unwrap_or("UTC");
+        let id = stable_id(format!("{}/{name}", unit.name()).as_bytes());
+        Ok(Self { unit, zone: found, id, latest: ArcSwapOption::empty() })
+    }
+
+    /// The unit of the periods.
+    pub fn unit(&self) -> CalendarUnit {
+        self.unit
+    }
+
+    /// The IANA name of the time zone.
+    pub fn zone(&self) -> &str {
+        self.zone.iana_name().unwrap_or("UTC")
+    }
+
+    /// The period that contains `now`. The last answer is remembered, as almost every call asks for
+    /// the same one.
+    pub fn period_at(&self, now: Timestamp) -> Period {
+        if let Some(period) = self.latest.load().as_deref()
+            && period.contains(now)
+        {
+            return *period;
+        }
+        let period = self.compute(now).unwrap_or(Period { start: now, end: now.plus_ms(1) });
+        self.latest.store(Some(Arc::new(period)));
+        period
+    }
+
+    /// `None` only within a period of the ends of jiff's range (the year 9999).
+    fn compute(&self, now: Timestamp) -> Option<Period> {
+        let ms = i64::try_from(now.as_ms()).ok()?;
+        let here = jiff::Timestamp::from_millisecond(ms).ok()?.to_zoned(self.zone.clone());
+        let (start, end) = match self.unit {
+            CalendarUnit::Second => rounded(&here, Unit::Second, 1.second())?,
+            CalendarUnit::Minute => rounded(&here, Unit::Minute, 1.minute())?,
+            CalendarUnit::Hour => rounded(&here, Unit::Hour, 1.hour())?,
+            CalendarUnit::Day => {
+                let start = here.start_of_day().ok()?;
+                let end = here.tomorrow().ok()?.start_of_day().ok()?;
+                (start, end)
+            }
+            CalendarUnit::Week => {
+                let monday = here.date().tomorrow().ok()?.nth_weekday(-1, Weekday::Monday).ok()?;
+                let next = monday.checked_add(1.week()).ok()?;
+                (self.midnight(monday)?, self.midnight(next)?)
+            }
+            CalendarUnit::Month => {
+                let first = here.date().first_of_month();
+                let next = first.checked_add(1.month()).ok()?;
+                (self.midnight(first)?, self.midnight(next)?)
+            }
+        };
+        Some(Period { start: from_zoned(&start)?, end: from_zoned(&end)? })
+    }
+
+    fn midnight(&self, date: jiff::civil::Date) -> Option<jiff::Zoned> {
+        date.to_zoned(self.zone.clone()).ok()?.start_of_day().ok()
+    }
+}
+
+fn rounded(here: &jiff::Zoned, unit: Unit, step: jiff::Span) -> Option<(jiff::Zoned, jiff::Zoned)> {
+    let start = here.round(jiff::ZonedRound::new().smallest(unit).mode(jiff::RoundMode::Trunc)).ok()?;
+    let end = start.checked_add(step).ok()?;
+    Some((start, end))
+}
+
+fn from_zoned(at: &jiff::Zoned) -> Option<Timestamp> {
+    u64::try_from(at.timestamp().as_millisecond()).ok().map(Timestamp::from_ms)
+}
+
+/// The window of a quota.
+#[derive(Clone, Debug)]
+pub enum Window {
+    /// Trailing.
+    Sliding(SlidingWindow),
+    /// From one calendar boundary to the next.
+    Calendar(Arc<CalendarWindow>),
+}
+
+/// What a store needs to know of a window to count in it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// A trailing window.
+    Sliding(SlidingWindow),
+    /// A calendar window, by its stable id, and the period the node believes in.
+    Calendar {
+        /// The same for the same unit and time zone, on every node.
+        id: u32,
+        /// Outside it, the store charges nothing and says what time it is.
+        period: Period,
+    },
+}
+
+impl Window {
+    /// The span at `now`.
+    pub fn span_at(&self, now: Timestamp) -> Span {
+        match self {
+            Self::Sliding(window) => Span::Sliding(*window),
+            Self::Calendar(window) => Span::Calendar { id: window.id, period: window.period_at(now) },
+        }
+    }
+
+    /// Whether both name the same counter: sliding windows of one length, or calendar periods of
+    /// one unit and zone.
+    pub fn same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sliding(a), Self::Sliding(b)) => a == b,
+            (Self::Calendar(a), Self::Calendar(b)) => a.id == b.id,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::from_ms(u64::try_from(text.parse::<jiff::Timestamp>().unwrap().as_millisecond()).unwrap())
+    }
+
+    fn check(unit: CalendarUnit, zone: &str, now: &str, start: &str, end: &str) {
+        let window = CalendarWindow::new(unit, zone).unwrap();
+        assert_eq!(window.period_at(at(now)), Period { start: at(start), end: at(end) }, "{unit:?} {zone} {now}");
+    }
+
+    #[test]
+    fn periods() {
+        use CalendarUnit::{Day, Hour, Minute, Month, Second, Week};
+        check(Second, "UTC", "2025-03-01T10:20:30.4Z", "2025-03-01T10:20:30Z", "2025-03-01T10:20:31Z");
+        check(Minute, "UTC", "2025-03-01T10:20:30Z", "2025-03-01T10:20:00Z", "2025-03-01T10:21:00Z");
+        check(Hour, "Asia/Kolkata", "2025-03-01T10:20:30Z", "2025-03-01T09:30:00Z", "2025-03-01T10:30:00Z");
+        check(Day, "UTC", "2025-03-01T00:00:00Z", "2025-03-01T00:00:00Z", "2025-03-02T00:00:00Z");
+        check(Month, "UTC", "2024-02-29T23:59:59.999Z", "2024-02-01T00:00:00Z", "2024-03-01T00:00:00Z");
+        // 2025-03-03 is a Monday.
+        check(Week, "UTC", "2025-03-03T00:00:00Z", "2025-03-03T00:00:00Z", "2025-03-10T00:00:00Z");
+        check(Week, "UTC", "2025-03-02T23:59:59Z", "2025-02-24T00:00:00Z", "2025-03-03T00:00:00Z");
+    }
+
+    #[test]
+    fn daylight_saving_makes_days_of_23_and_25_hours() {
+        use CalendarUnit::{Day, Hour, Week};
+        check(Day, "Europe/Berlin", "2025-03-30T12:00:00Z", "2025-03-29T23:00:00Z", "2025-03-30T22:00:00Z");
+        check(Day, "Europe/Berlin", "2025-10-26T12:00:00Z", "2025-10-25T22:00:00Z", "2025-10-26T23:00:00Z");
+        // The hour from 2 to 3 happens twice, and is two periods.
+        check(Hour, "Europe/Berlin", "2025-10-26T00:30:00Z", "2025-10-26T00:00:00Z", "2025-10-26T01:00:00Z");
+        check(Hour, "Europe/Berlin", "2025-10-26T01:30:00Z", "2025-10-26T01:00:00Z", "2025-10-26T02:00:00Z");
+        check(Week, "Europe/Berlin", "2025-03-30T12:00:00Z", "2025-03-23T23:00:00Z", "2025-03-30T22:00:00Z");
+        // Midnight does not exist on this day in Beirut; the day starts at one.
+        check(Day, "Asia/Beirut", "2025-03-30T12:00:00Z", "2025-03-29T22:00:00Z", "2025-03-30T21:00:00Z");
+    }
+
+    #[test]
+    fn impossible_windows_cannot_be_built() {
+        assert_eq!(SlidingWindow::from_ms(0), Err(BadWindowLength));
+        assert_eq!(SlidingWindow::from_ms(u64::from(SlidingWindow::MAX_MS) + 1), Err(BadWindowLength));
+        assert!(CalendarWindow::new(CalendarUnit::Day, "Mars/Olympus").is_err());
+    }
+
+    #[test]
+    fn cells_are_at_most_a_1024th() {
+        for ms in [1, 7, 1000, 1024, 60_000, 86_400_000, SlidingWindow::MAX_MS] {
+            let window = SlidingWindow::from_ms(u64::from(ms)).unwrap();
+            assert!((window.cell_ms() - 1) * 1024 <= u64::from(ms));
+        }
+    }
+}

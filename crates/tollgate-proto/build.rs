@@ -1,0 +1,15 @@
+//! Generates the API from `proto/`, with a compiler in Rust, so that no `protoc` need be installed.
+
+use std::{error::Error, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    println!("cargo::rerun-if-changed={}", root.display());
+    let files = protox::compile([root.join("tollgate/v1/rate_limit.proto")], [&root])?;
+    let descriptors = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(descriptors, files.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! The command line.
+
+use std::{io::BufRead, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    key::{self, KeyHash},
+    policies, policy_file,
+    run::{Backend, Listeners, RunError, run},
+    settings::{Options, Settings, StoreSettings},
+    telemetry,
+};
+
+/// The secret of the embedded policy's demo key. It works only on a node that runs the embedded default.
+const DEMO_KEY: &str = "tg_demoVeniceKeyForLoopbackUseOnly04QjPeg";
+
+/// Tollgate: a rate-limit service for API platforms.
+///
+/// Without a command it runs a node: with no further settings the embedded store and the Venice policy,
+/// on loopback.
+#[derive(Parser)]
+#[command(name = "tollgate", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Configuration file: YAML, with the names of the flags as keys. Flags and variables win over it
+    #[arg(long, env = "TOLLGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check policy files, or folders of them, and say everything that is wrong with them
+    CheckPolicy {
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Print the JSON Schema of policy files
+    PolicySchema,
+    /// Print the description of the REST API (`OpenAPI`)
+    Openapi,
+    /// Make a new API key: print its secret, and the hash for a policy file
+    GenerateKey,
+    /// Read a secret from standard input and print its hash for a policy file
+    HashKey,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        None => cli.options.settle(cli.config.as_deref()).and_then(serve),
+        Some(Command::CheckPolicy { paths }) => match policies::check(&paths) {
+            Ok(summaries) => print(&summaries.join("\n")),
+            Err(errors) => Err(policies::one_text(&errors)),
+        },
+        Some(Command::PolicySchema) => {
+            serde_json::to_string_pretty(&policy_file::schema()).map_err(|error| error.to_string()).and_then(|text| print(&text))
+        }
+        Some(Command::Openapi) => crate::openapi_json().map_err(|error| error.to_string()).and_then(|text| print(&text)),
+        Some(Command::GenerateKey) => {
+            let secret = key::generate();
+            print(&format!("secret: {secret}\nhash: {}", KeyHash::of(&secret).to_text()))
+        }
+        Some(Command::HashKey) => read_secret().and_then(|secret| print(&KeyHash::of(&secret).to_text())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(settings: Settings) -> Result<(), String> {
+    telemetry::start_logging(settings.log_format, &settings.log_filter)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string())
+}
+
+async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|error| RunError::Serve(format!("signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let backend = Backend::of(&settings.store)?;
+    let listeners = Listeners::bind(&settings).await?;
+    if let Err(error) = print(&greeting(&settings, &listeners)) {
+        tracing::debug!(error, "nobody reads standard output");
+    }
+    run(settings, backend, listeners, async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await
+}
+
+/// What to try first, ready to paste.
+fn greeting(settings: &Settings, listeners: &Listeners) -> String {
+    let address = |listener: &tokio::net::TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+    let (http, grpc) = (address(&listeners.http), address(&listeners.grpc));
+    let memory = matches!(settings.store, StoreSettings::Memory { .. });
+    let counters = if memory { "in this process's memory" } else { "in Redis" };
+    let listening = format!("tollgate {} listens: REST on http://{http}, gRPC on {grpc}; counters {counters}", env!("CARGO_PKG_VERSION"));
+    if !memory || !settings.policy.is_empty() {
+        return listening;
+    }
+    let call = format!(r#"{{"caller":{{"api_key":"{DEMO_KEY}"}},"resource":"llama-3.3-70b","usage":{{"tokens":1500}}}}"#);
+    format!(
+        "{listening}\n\n\
+         Consume one request and 1,500 tokens:\n  \
+         curl -s http://{http}/v1/consume -H 'content-type: application/json' -d '{call}'\n\n\
+         Read the key's limits:\n  \
+         curl -s http://{http}/api_keys/rate_limits -H 'authorization: Bearer {DEMO_KEY}'\n\n\
+         The same over gRPC:\n  \
+         grpcurl -plaintext -d '{{\"call\":{call}}}' {grpc} tollgate.v1.RateLimitService/Consume\n"
+    )
+}
+
+fn read_secret() -> Result<String, String> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())?;
+    let secret = line.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() { Err("standard input: the secret is missing".to_owned()) } else { Ok(secret.to_owned()) }
+}
+
+/// To standard output; whoever reads it may have gone.
+fn print(text: &str) -> Result<(), String> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{text}").map_err(|error| format!("standard output: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,221 @@
+//! `tollgate.v1.RateLimitService`. Protobuf stops here.
+
+use std::sync::Arc;
+
+use tollgate_core::{
+    amount::{Amount, Limit},
+    claim::{Fit, Mode},
+    decision::{Decision, QuotaStatus, Verdict},
+    time::Timestamp,
+    window::Window,
+};
+use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    directory::BadKey,
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome},
+    telemetry::traced,
+};
+
+const DEFAULT_PAGE: usize = 50;
+const LARGEST_PAGE: usize = 100;
+
+pub(crate) struct Api {
+    service: Arc<DecisionService>,
+}
+
+impl Api {
+    pub(crate) fn new(service: Arc<DecisionService>) -> Self {
+        Self { service }
+    }
+
+    async fn decide<T>(&self, request: Request<T>, call: fn(T) -> Option<v1::Call>, mode: Mode) -> Result<v1::Decision, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok());
+        let call = call(message).ok_or_else(|| Status::invalid_argument("call: is required"))?;
+        let call = from_wire(&call)?;
+        Ok(traced(traceparent, self.service.decide(call, mode, decision)).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl RateLimitService for Api {
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Result<Response<v1::CheckResponse>, Status> {
+        let decision = self.decide(request, |message| message.call, Mode::Peek).await?;
+        Ok(Response::new(v1::CheckResponse { decision: Some(decision) }))
+    }
+
+    async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<v1::ConsumeResponse>, Status> {
+        let decision = self.decide(request, |message| message.call, Mode::Try).await?;
+        Ok(Response::new(v1::ConsumeResponse { decision: Some(decision) }))
+    }
+
+    async fn get_rate_limits(
+        &self,
+        request: Request<v1::GetRateLimitsRequest>,
+    ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok());
+        let skip = match message.page_token.as_str() {
+            "" => 0,
+            token => token
+                .parse()
+                .map_err(|_| Status::invalid_argument("page_token: must be the next_page_token of an answer"))?,
+        };
+        let take = match message.page_size as usize {
+            0 => DEFAULT_PAGE,
+            size if size <= LARGEST_PAGE => size,
+            _ => return Err(Status::invalid_argument(format!("page_size: must be at most {LARGEST_PAGE}"))),
+        };
+        let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let caller = caller(message.caller.as_ref())?;
+        let listing = Listing { domain: &message.domain, caller, attributes, skip, take };
+        Ok(Response::new(traced(traceparent, self.service.list(listing, listed)).await?))
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        use tollgate_core::store::StoreError;
+        let text = error.to_string();
+        // The HTTP statuses stand in rest.rs, in the same order.
+        match error {
+            CallError::Invalid(_) => Self::invalid_argument(text),
+            CallError::UnknownDomain { .. } => Self::not_found(text),
+            CallError::Store(StoreError::Overloaded(_)) => Self::resource_exhausted(text),
+            CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
+                Self::unavailable(text)
+            }
+        }
+    }
+}
+
+fn from_wire(call: &v1::Call) -> Result<Call<'_>, Status> {
+    Ok(Call {
+        domain: &call.domain,
+        caller: caller(call.caller.as_ref())?,
+        resource: &call.resource,
+        usage: call.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
+        attributes: call.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+    })
+}
+
+fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, Status> {
+    use v1::caller::By;
+    match caller.and_then(|caller| caller.by.as_ref()) {
+        Some(By::ApiKey(secret)) => Ok(CallerRef::Secret(secret)),
+        Some(By::ApiKeyId(id)) => Ok(CallerRef::KeyId(id)),
+        Some(By::Account(id)) => Ok(CallerRef::Account(id)),
+        None => Err(Status::invalid_argument("caller: must be one of api_key, api_key_id and account")),
+    }
+}
+
+fn decision(outcome: &Outcome<'_>) -> v1::Decision {
+    match outcome {
+        Outcome::BadKey { why, at } => v1::Decision {
+            verdict: v1::Verdict::Denied.into(),
+            reason: reason(*why).into(),
+            decided_at: Some(timestamp(*at)),
+            ..v1::Decision::default()
+        },
+        Outcome::Decided { identity, tier, resource, decision } => v1::Decision {
+            verdict: match decision.verdict {
+                Verdict::Allowed => v1::Verdict::Allowed,
+                Verdict::Wait(_) | Verdict::Never => v1::Verdict::Denied,
+            }
+            .into(),
+            reason: match decision.verdict {
+                Verdict::Allowed => v1::Reason::Unspecified,
+                Verdict::Wait(_) => v1::Reason::QuotaExceeded,
+                Verdict::Never => v1::Reason::CostAboveLimit,
+            }
+            .into(),
+            decided_at: Some(timestamp(decision.decided_at)),
+            quotas: quotas(decision),
+            quota: decision.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),
+            retry_after_ms: decision.retry_after_ms(),
+            account: identity.account.id.to_string(),
+            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
+            tier: (*tier).to_owned(),
+            resource: (*resource).to_owned(),
+        },
+    }
+}
+
+fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
+    match listed {
+        Listed::BadKey { why, at } => v1::GetRateLimitsResponse {
+            reason: reason(*why).into(),
+            decided_at: Some(timestamp(*at)),
+            ..v1::GetRateLimitsResponse::default()
+        },
+        Listed::Page { identity, domain, resources, decided_at, next } => v1::GetRateLimitsResponse {
+            reason: v1::Reason::Unspecified.into(),
+            resources: resources
+                .iter()
+                .map(|(resource, decision)| v1::ResourceLimits { resource: (*resource).to_owned(), quotas: quotas(decision) })
+                .collect(),
+            next_page_token: next.map(|skip| skip.to_string()).unwrap_or_default(),
+            decided_at: Some(timestamp(*decided_at)),
+            account: identity.account.id.to_string(),
+            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
+            tier: domain.policy.tier(identity.account.tier).map(|tier| tier.name.to_string()).unwrap_or_default(),
+        },
+    }
+}
+
+fn quotas(decision: &Decision<'_>) -> Vec<v1::QuotaStatus> {
+    decision.quotas.iter().map(quota).collect()
+}
+
+fn quota(status: &QuotaStatus<'_>) -> v1::QuotaStatus {
+    let quota = status.quota;
+    v1::QuotaStatus {
+        name: quota.name.to_string(),
+        label: quota.label.to_string(),
+        unit: quota.unit.name.to_string(),
+        window: Some(window(&quota.window)),
+        scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
+        limit: match status.limit {
+            Limit::Finite(limit) => Some(limit.get()),
+            Limit::Unlimited => None,
+        },
+        used: status.used.get(),
+        remaining: status.remaining().map(Amount::get),
+        resets_at: Some(timestamp(status.resets_at)),
+        denies: status.fit != Fit::Now,
+        retry_at: match status.fit {
+            Fit::At(at) => Some(timestamp(at)),
+            Fit::Now | Fit::Never => None,
+        },
+    }
+}
+
+fn window(window: &Window) -> v1::Window {
+    use v1::window::Kind;
+    let kind = match window {
+        Window::Sliding(sliding) => Kind::SlidingMs(u64::from(sliding.ms())),
+        Window::Calendar(calendar) => Kind::Calendar(v1::CalendarPeriod {
+            unit: calendar.unit().name().to_owned(),
+            zone: calendar.zone().to_owned(),
+        }),
+    };
+    v1::Window { kind: Some(kind) }
+}
+
+fn reason(why: BadKey) -> v1::Reason {
+    match why {
+        BadKey::Unknown => v1::Reason::UnknownKey,
+        BadKey::Revoked => v1::Reason::RevokedKey,
+        BadKey::Expired => v1::Reason::ExpiredKey,
+    }
+}
+
+fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    let ms = at.as_ms();
+    prost_types::Timestamp {
+        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(ms % 1000 * 1_000_000).unwrap_or(0),
+    }
+}

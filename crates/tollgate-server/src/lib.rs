@@ -1,0 +1,17 @@
+//! The Tollgate node. [`run::run`] is all of it: listeners in, a running node out, until it is told to
+//! stop; the binary and the tests call the same function.
+
+pub mod cli;
+mod directory;
+mod grpc;
+mod key;
+pub mod policies;
+pub mod policy_file;
+mod reload;
+mod rest;
+pub mod run;
+mod service;
+pub mod settings;
+pub mod telemetry;
+
+pub use rest::openapi_json;

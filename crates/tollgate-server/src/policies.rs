@@ -1,0 +1,190 @@
+//! The domains a node serves: their policies, compiled, with the accounts that come along.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use arc_swap::ArcSwap;
+use tollgate_core::policy::Policy;
+
+use crate::{
+    directory::{Directory, Key},
+    key::KeyHash,
+    policy_file::{self, LoadedPolicy, PolicyErrors},
+    telemetry::{DomainMetrics, Telemetry},
+};
+
+/// The policy of a node that is given none.
+const EMBEDDED: &str = include_str!("../../../deploy/policies/venice.yaml");
+
+/// Where the policies come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The Venice policy compiled into the binary.
+    Embedded,
+    /// Policy files, and folders whose `.yaml` and `.yml` files are policy files.
+    Paths(Vec<PathBuf>),
+}
+
+/// One domain.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) directory: Directory,
+    pub(crate) metrics: DomainMetrics,
+}
+
+/// All domains of one moment. Calls take one and keep it to their end.
+#[derive(Debug, Default)]
+pub(crate) struct Domains(HashMap<Arc<str>, Arc<Domain>>);
+
+/// The domains in force, and how their last reload went.
+pub struct Policies {
+    source: Source,
+    demo: bool,
+    telemetry: Arc<Telemetry>,
+    current: ArcSwap<Domains>,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl Domains {
+    /// The domain of this name. No name stands for the only domain.
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Domain>> {
+        if name.is_empty() && self.0.len() == 1 { self.0.values().next() } else { self.0.get(name) }
+    }
+
+    /// The names, in order.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.0.keys().map(AsRef::as_ref).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The key with this secret, in whatever domain.
+    pub(crate) fn by_secret(&self, hash: &KeyHash) -> Option<(&Arc<Domain>, &Arc<Key>)> {
+        self.0.values().find_map(|domain| domain.directory.by_secret(hash).map(|key| (domain, key)))
+    }
+}
+
+impl Policies {
+    /// Loads the policies.
+    pub fn load(source: Source, demo: bool, telemetry: Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
+        let policies = Self { source, demo, telemetry, current: ArcSwap::default(), last_failure: Mutex::new(None) };
+        policies.current.store(Arc::new(policies.read()?));
+        Ok(policies)
+    }
+
+    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Domains>> {
+        self.current.load()
+    }
+
+    /// Loads the policies anew. If any file is wrong, everything stays as it is.
+    pub(crate) fn reload(&self) -> Result<(), Vec<PolicyErrors>> {
+        let read = self.read();
+        self.telemetry.policy_reloads(read.is_ok());
+        if let Ok(mut last_failure) = self.last_failure.lock() {
+            *last_failure = read.as_ref().err().map(|errors| one_text(errors));
+        }
+        self.current.store(Arc::new(read?));
+        Ok(())
+    }
+
+    /// What was wrong with the files when they were last looked at, if they were.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().ok()?.clone()
+    }
+
+    /// The folders to watch for changes.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        let Source::Paths(paths) = &self.source else { return Vec::new() };
+        let folder = |path: &PathBuf| match path.parent() {
+            _ if path.is_dir() => path.clone(),
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let mut folders: Vec<PathBuf> = paths.iter().map(folder).collect();
+        folders.sort();
+        folders.dedup();
+        folders
+    }
+
+    fn read(&self) -> Result<Domains, Vec<PolicyErrors>> {
+        let loaded = read_all(&self.source)?;
+        let domains = loaded.into_iter().map(|(domain, loaded)| {
+            let metrics = DomainMetrics::of(&self.telemetry, &loaded.policy);
+            self.telemetry.policy_loaded(&domain);
+            let directory = Directory::of(&loaded.bootstrap, self.demo);
+            (domain, Arc::new(Domain { policy: loaded.policy, directory, metrics }))
+        });
+        Ok(Domains(domains.collect()))
+    }
+}
+
+/// Everything that is wrong, a line each.
+pub fn one_text(errors: &[PolicyErrors]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Reads every file before it says which are wrong.
+fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<PolicyErrors>> {
+    let read = match source {
+        Source::Embedded => vec![("venice.yaml".to_owned(), policy_file::parse("venice.yaml", EMBEDDED))],
+        Source::Paths(paths) => {
+            let files = files_of(paths).map_err(|error| vec![error])?;
+            files.into_iter().map(|file| (file.display().to_string(), policy_file::load(&file))).collect()
+        }
+    };
+    let mut domains: BTreeMap<Arc<str>, LoadedPolicy> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for (file, outcome) in read {
+        match outcome {
+            Ok(loaded) => {
+                let domain = Arc::clone(loaded.policy.domain());
+                if domains.insert(Arc::clone(&domain), loaded).is_some() {
+                    errors.push(whole_file(file, format!("domain: {domain:?} is the domain of another file too")));
+                }
+            }
+            Err(wrong) => errors.push(wrong),
+        }
+    }
+    if errors.is_empty() { Ok(domains) } else { Err(errors) }
+}
+
+fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let unreadable = |error: std::io::Error| whole_file(path.display().to_string(), format!("cannot be read: {error}"));
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            inside.push(entry.map_err(unreadable)?.path());
+        }
+        inside.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
+        inside.sort();
+        if inside.is_empty() {
+            return Err(whole_file(path.display().to_string(), "has no .yaml or .yml file in it".to_owned()));
+        }
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+fn whole_file(file: String, message: String) -> PolicyErrors {
+    let place = tollgate_core::policy::Place::root();
+    PolicyErrors { file, errors: vec![policy_file::PolicyError { line: 1, place, message }] }
+}
+
+/// Checks policy files without running them.
+pub fn check(paths: &[PathBuf]) -> Result<Vec<String>, Vec<PolicyErrors>> {
+    let loaded = read_all(&Source::Paths(paths.to_vec()))?;
+    let summary = |(domain, loaded): (&Arc<str>, &LoadedPolicy)| {
+        let (tiers, resources) = (loaded.policy.tiers().len(), loaded.policy.resources().len());
+        format!("{domain}: {tiers} tiers, {resources} resources, {} accounts", loaded.bootstrap.len())
+    };
+    Ok(loaded.iter().map(summary).collect())
+}

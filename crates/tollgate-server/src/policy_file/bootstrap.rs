@@ -1,0 +1,162 @@
+//! The accounts and keys that a policy file brings along.
+
+use std::{collections::HashSet, sync::Arc};
+
+use indexmap::IndexMap;
+use tollgate_core::{
+    claim::Partition,
+    policy::{Chain, Override, Place, Policy, TierId},
+    time::Timestamp,
+};
+
+use super::{draft, format};
+
+/// An account of the bootstrap section.
+#[derive(Debug, Clone)]
+pub struct BootstrapAccount {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Where its counters live.
+    pub partition: Partition,
+    /// Its tier, in the policy of the same file.
+    pub tier: TierId,
+    /// Its own limits.
+    pub overrides: Arc<[Override]>,
+    /// What it has to spend, by currency.
+    pub balances: IndexMap<String, f64>,
+    /// Its keys.
+    pub keys: Vec<BootstrapKey>,
+}
+
+/// A key of the bootstrap section.
+#[derive(Debug, Clone)]
+pub struct BootstrapKey {
+    /// Its id, unique in the file.
+    pub id: Arc<str>,
+    /// The SHA-256 of the secret.
+    pub hash: [u8; 32],
+    /// What it may do.
+    pub kind: KeyKind,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// Whether it was withdrawn.
+    pub revoked: bool,
+    /// Its own limits.
+    pub overrides: Arc<[Override]>,
+    /// Whether it is only good on a node that runs the embedded default.
+    pub demo: bool,
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// Call, and read what concerns itself.
+    Inference,
+    /// Also read what concerns the whole account.
+    Admin,
+}
+
+type Mistakes = Vec<(Place, String)>;
+
+/// Checks the section. Without a policy, as it does not compile, tiers and overrides go unchecked.
+pub(super) fn check(section: &format::Bootstrap, policy: Option<&Policy>) -> Result<Vec<BootstrapAccount>, Mistakes> {
+    let place = Place::root().at("bootstrap").at("accounts");
+    let mut checker = Checker { policy, mistakes: Vec::new(), seen: HashSet::new() };
+    let accounts = section.accounts.iter().enumerate();
+    let accounts: Vec<Option<BootstrapAccount>> =
+        accounts.map(|(at, account)| checker.account(account, &place.at(at))).collect();
+    if checker.mistakes.is_empty() { Ok(accounts.into_iter().flatten().collect()) } else { Err(checker.mistakes) }
+}
+
+struct Checker<'a> {
+    policy: Option<&'a Policy>,
+    mistakes: Mistakes,
+    seen: HashSet<(&'static str, String)>,
+}
+
+impl Checker<'_> {
+    fn account(&mut self, account: &format::Account, place: &Place) -> Option<BootstrapAccount> {
+        self.unique("account id", &account.id.0, place.at("id"));
+        let keys = account.keys.iter().enumerate();
+        let keys: Vec<Option<BootstrapKey>> = keys.map(|(at, key)| self.key(key, &place.at("keys").at(at))).collect();
+        let overrides = self.overrides(&account.overrides, Chain::Account, place);
+        let policy = self.policy?;
+        let tier = policy.tier_named(&account.tier.0);
+        if tier.is_none() {
+            let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
+            let message = format!("there is no tier {:?}; there is: {}", account.tier.0, known.join(", "));
+            self.mistakes.push((place.at("tier"), message));
+        }
+        Some(BootstrapAccount {
+            id: account.id.0.as_str().into(),
+            partition: policy.account_partition(&account.id.0),
+            tier: tier?,
+            overrides: overrides?,
+            balances: account.balances.clone(),
+            keys: keys.into_iter().flatten().collect(),
+        })
+    }
+
+    fn key(&mut self, key: &format::Key, place: &Place) -> Option<BootstrapKey> {
+        self.unique("key id", &key.id.0, place.at("id"));
+        self.unique("hash", &key.hash.0, place.at("hash"));
+        let hash = parse_hash(&key.hash.0);
+        if hash.is_none() {
+            self.mistakes.push((place.at("hash"), "must be `sha256:` and 64 hexadecimal digits".to_owned()));
+        }
+        let expires_at = key.expires_at.as_ref().map(|time| parse_time(&time.0));
+        if expires_at == Some(None) {
+            let message = "is not a time; write it like 2027-01-31T00:00:00Z".to_owned();
+            self.mistakes.push((place.at("expires_at"), message));
+        }
+        let overrides = self.overrides(&key.overrides, Chain::Key, place);
+        Some(BootstrapKey {
+            id: key.id.0.as_str().into(),
+            hash: hash?,
+            kind: match key.kind {
+                format::Kind::Inference => KeyKind::Inference,
+                format::Kind::Admin => KeyKind::Admin,
+            },
+            expires_at: expires_at.flatten(),
+            revoked: key.revoked,
+            overrides: overrides?,
+            demo: key.demo,
+        })
+    }
+
+    fn overrides(&mut self, overrides: &[format::Override], chain: Chain, place: &Place) -> Option<Arc<[Override]>> {
+        let drafts: Vec<_> = overrides.iter().map(draft::of_override).collect();
+        match self.policy?.overrides(&drafts, chain, &place.at("overrides")) {
+            Ok(overrides) => Some(overrides.into()),
+            Err(errors) => {
+                let said = errors.into_iter().map(|error| (error.place, error.problem.to_string()));
+                self.mistakes.extend(said);
+                None
+            }
+        }
+    }
+
+    fn unique(&mut self, what: &'static str, value: &str, place: Place) {
+        if !self.seen.insert((what, value.to_owned())) {
+            self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
+        }
+    }
+}
+
+fn parse_hash(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_prefix("sha256:")?.as_bytes();
+    let mut hash = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(hash)
+}
+
+fn parse_time(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_ms)
+}

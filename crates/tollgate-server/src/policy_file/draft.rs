@@ -1,0 +1,133 @@
+//! From the file's types to the core's draft. The shapes are the same, so that places are too.
+
+use indexmap::IndexMap;
+use tollgate_core::{
+    policy::draft::{
+        Counter, DefaultScopes, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft,
+    },
+    window::CalendarUnit,
+};
+
+use super::format;
+
+/// The draft of a file.
+pub(super) fn of(file: format::PolicyFile) -> Draft {
+    let default = DefaultScopes::default();
+    Draft {
+        domain: file.domain.0,
+        units: words(file.units),
+        scopes: DefaultScopes {
+            account: file.scopes.account.map_or(default.account, |scope| words(scope.0)),
+            key: file.scopes.key.map_or(default.key, |scope| words(scope.0)),
+        },
+        classes: each(file.classes, |class| rule(class.quotas)),
+        provider_classes: each(file.provider_classes, |class| rule(class.quotas)),
+        resources: each(file.resources, resource),
+        unknown_resources: match file.unknown_resources {
+            format::UnknownResources::Refuse(_) => None,
+            format::UnknownResources::Are(known) => Some(resource(known)),
+        },
+        tiers: each(file.tiers, tier),
+        default_tier: file.default_tier.0,
+    }
+}
+
+/// The draft of an override.
+pub(super) fn of_override(over: &format::Override) -> OverrideDraft {
+    let over = over.clone();
+    OverrideDraft {
+        resource: over.resource.map(|name| name.0),
+        unit: over.unit.0,
+        per: window(over.per),
+        limit: limit(over.limit),
+        scope: over.scope.map(|scope| words(scope.0)),
+    }
+}
+
+fn tier(tier: format::Tier) -> TierDraft {
+    let of = |rules| each(rules, |of: format::Rule| rule(Some(of.quotas)));
+    TierDraft {
+        is_charged: tier.is_charged,
+        priority: tier.priority.map(|priority| priority.0),
+        quotas: rule(tier.quotas),
+        resources: of(tier.resources),
+        classes: of(tier.classes),
+        provider_classes: of(tier.provider_classes),
+    }
+}
+
+fn resource(resource: format::Resource) -> ResourceDraft {
+    ResourceDraft {
+        class: resource.class.map(|name| name.0),
+        provider_class: resource.provider_class.map(|name| name.0),
+        quotas: rule(resource.quotas),
+        counter: match resource.counter {
+            format::Counter::Shared => Counter::Shared,
+            format::Counter::Each => Counter::Each,
+        },
+    }
+}
+
+fn rule(quotas: Option<format::Quotas>) -> RuleDraft {
+    quotas.map(|quotas| quotas.0.into_iter().map(quota).collect())
+}
+
+fn quota(quota: format::Quota) -> QuotaDraft {
+    QuotaDraft {
+        unit: quota.unit.0,
+        per: window(quota.per),
+        limit: limit(quota.limit),
+        scope: quota.scope.map(|scope| words(scope.0)),
+        name: quota.name.map(|name| name.0),
+        label: quota.label.map(|label| label.0),
+    }
+}
+
+fn limit(limit: format::Limit) -> Option<u64> {
+    match limit {
+        format::Limit::Finite(limit) => Some(limit),
+        format::Limit::Unlimited(_) => None,
+    }
+}
+
+fn window(per: format::Per) -> WindowDraft {
+    match per {
+        format::Per::Trailing(length) => WindowDraft::Sliding { ms: length_ms(&length.0) },
+        format::Per::Calendar(calendar) => WindowDraft::Calendar {
+            unit: match calendar.calendar {
+                format::CalendarUnit::Second => CalendarUnit::Second,
+                format::CalendarUnit::Minute => CalendarUnit::Minute,
+                format::CalendarUnit::Hour => CalendarUnit::Hour,
+                format::CalendarUnit::Day => CalendarUnit::Day,
+                format::CalendarUnit::Week => CalendarUnit::Week,
+                format::CalendarUnit::Month => CalendarUnit::Month,
+            },
+            zone: calendar.zone.map_or_else(|| "UTC".to_owned(), |zone| zone.0),
+        },
+    }
+}
+
+/// The length of a text that the schema let through; 0, which no window has, for any other.
+fn length_ms(text: &str) -> u64 {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (count, unit) = text.split_at(at);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" | "second" => 1_000,
+        "m" | "minute" => 60_000,
+        "h" | "hour" => 3_600_000,
+        "d" | "day" => 86_400_000,
+        "w" | "week" => 604_800_000,
+        _ => 0,
+    };
+    let count = if count.is_empty() { Ok(1) } else { count.parse::<u64>() };
+    count.map_or(0, |count| count.saturating_mul(unit_ms))
+}
+
+fn each<T, U>(map: IndexMap<String, T>, change: impl Fn(T) -> U) -> IndexMap<String, U> {
+    map.into_iter().map(|(name, value)| (name, change(value))).collect()
+}
+
+fn words(words: Vec<format::Word>) -> Vec<String> {
+    words.into_iter().map(|word| word.0).collect()
+}

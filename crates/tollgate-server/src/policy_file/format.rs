@@ -1,0 +1,406 @@
+//! The format of a policy file. The JSON Schema is generated from these types, doc comments and all,
+//! and the descriptions of the scalar types complete the sentence "it should be: …".
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The JSON Schema of a policy file.
+pub fn schema() -> Value {
+    let mut schema = schemars::schema_for!(PolicyFile);
+    schema.insert("title".to_owned(), json!("Tollgate policy"));
+    schema.to_value()
+}
+
+fn names(of: &str) -> Value {
+    json!({ "$ref": format!("#/$defs/{of}") })
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $pattern:literal, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+        #[serde(transparent)]
+        #[schemars(extend("pattern" = $pattern, "maxLength" = $max))]
+        pub(super) struct $name(pub(super) String);
+    };
+}
+
+text! {
+    /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
+    Domain, r"^[a-z0-9-]+$", 63
+}
+text! {
+    /// Up to 128 characters, none of them a control character.
+    Name, r"^\P{Cc}+$", 128
+}
+text! {
+    /// A name of up to 128 characters, or a wildcard such as `prompt/*`.
+    ResourceName, r"^\P{Cc}+$", 128
+}
+text! {
+    /// Up to 32 lower-case letters, digits and underscores, starting with a letter.
+    Word, r"^[a-z][a-z0-9_]*$", 32
+}
+text! {
+    /// Up to 16 letters and digits, such as `RPM`.
+    Label, r"^[A-Za-z0-9]+$", 16
+}
+text! {
+    /// Up to 1024 characters.
+    Note, r"", 1024
+}
+text! {
+    /// A time zone of the IANA database, such as `UTC` or `Europe/Berlin`.
+    Zone, r"^[A-Za-z0-9_+/-]+$", 64
+}
+text! {
+    /// `sha256:` and the 64 lower-case hexadecimal digits of the key's SHA-256.
+    Hash, r"^sha256:[0-9a-f]{64}$", 71
+}
+text! {
+    /// A time such as `2027-01-31T00:00:00Z`.
+    Time, r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+(Z|z|[+-][0-9]{2}:[0-9]{2})$", 40
+}
+text! {
+    /// `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w).
+    Length, r"^(second|minute|hour|day|week|[1-9][0-9]{0,9}(ms|s|m|h|d|w))$", 16
+}
+
+/// One platform's limits: its tiers, its classes of resources, their quotas, and who calls.
+///
+/// For a call, two chains of rules apply side by side: quotas whose scope contains `api_key`, and all
+/// others. For each chain the first rule with a quota of it wins, in this order: the tier's rule for
+/// the resource (by name, then by the longest wildcard), for its provider class, for its class; the
+/// resource's own quotas; those of its provider class; those of its class; the tier's default. An
+/// empty list of quotas says for both chains: not limited. Overrides of the account and the key then
+/// replace limits or add quotas.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyFile {
+    /// The version of this format: 1.
+    #[schemars(range(min = 1, max = 1))]
+    #[expect(dead_code, reason = "the schema checks it; there is only one version")]
+    version: u32,
+    /// The name that callers choose this policy by.
+    pub(super) domain: Domain,
+    /// What is counted besides `requests`, such as `tokens`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub(super) units: Vec<Word>,
+    /// The scopes of quotas and overrides that name none.
+    #[serde(default)]
+    pub(super) scopes: DefaultScopes,
+    /// Size classes and types of resources.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(super) classes: IndexMap<String, Class>,
+    /// Classes of upstream providers. They go before size classes and types.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(super) provider_classes: IndexMap<String, Class>,
+    /// What can be called, by name, or by a wildcard with a trailing `*`. A name goes before the
+    /// longest wildcard.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]
+    pub(super) resources: IndexMap<String, Resource>,
+    /// What becomes of a resource that is not listed. They all share one counter, unless `counter`
+    /// says otherwise.
+    #[serde(default)]
+    pub(super) unknown_resources: UnknownResources,
+    /// The tiers of accounts.
+    #[schemars(extend("propertyNames" = names("Name"), "minProperties" = 1, "maxProperties" = 64))]
+    pub(super) tiers: IndexMap<String, Tier>,
+    /// The tier of a new account.
+    pub(super) default_tier: Name,
+    /// The accounts and keys that the file brings along.
+    #[serde(default)]
+    pub(super) bootstrap: Bootstrap,
+}
+
+/// The scopes of quotas and overrides that name none.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DefaultScopes {
+    /// For quotas, and for overrides of accounts. `[account, resource]` unless given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(super) account: Option<Scope>,
+    /// For overrides of keys. `[api_key, resource]` unless given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(super) key: Option<Scope>,
+}
+
+/// The attributes whose values name the counter: `account`, `api_key`, `resource`, or any other that
+/// calls bring, such as `ip`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(super) struct Scope(#[schemars(length(min = 1, max = 8))] pub(super) Vec<Word>);
+
+/// A list of quotas; an empty one says: not limited.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(super) struct Quotas(#[schemars(length(max = 16))] pub(super) Vec<Quota>);
+
+/// A class of resources.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Class {
+    /// A note for the reader.
+    #[serde(default)]
+    #[schemars(with = "Note")]
+    #[expect(dead_code, reason = "for the reader of the file")]
+    description: Option<Note>,
+    /// The quotas of every resource of the class.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(super) quotas: Option<Quotas>,
+}
+
+/// A resource, or all that match a wildcard.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Resource {
+    /// Its size class or type, from `classes`.
+    #[serde(default)]
+    #[schemars(with = "Name")]
+    pub(super) class: Option<Name>,
+    /// The class of its upstream provider, from `provider_classes`.
+    #[serde(default)]
+    #[schemars(with = "Name")]
+    pub(super) provider_class: Option<Name>,
+    /// Its own quotas. They go before those of its classes.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(super) quotas: Option<Quotas>,
+    /// Whether the matches of a wildcard share one counter (the default), or each have their own.
+    #[serde(default)]
+    pub(super) counter: Counter,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Counter {
+    #[default]
+    Shared,
+    Each,
+}
+
+/// `refuse`, or what they are instead, such as `{class: text/small}`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum UnknownResources {
+    Refuse(Refuse),
+    Are(Resource),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Refuse {
+    Refuse,
+}
+
+impl Default for UnknownResources {
+    fn default() -> Self {
+        Self::Refuse(Refuse::Refuse)
+    }
+}
+
+/// A limit on one counter.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Quota {
+    /// What is counted: `requests`, or one of `units`.
+    pub(super) unit: Word,
+    /// The window.
+    pub(super) per: Per,
+    /// How much fits in a window.
+    pub(super) limit: Limit,
+    /// Whose counter it is.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(super) scope: Option<Scope>,
+    /// The quota's name, instead of one such as `requests_per_minute`.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub(super) name: Option<Word>,
+    /// The quota's label, instead of one such as `RPM`.
+    #[serde(default)]
+    #[schemars(with = "Label")]
+    pub(super) label: Option<Label>,
+}
+
+/// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Per {
+    Trailing(Length),
+    Calendar(Calendar),
+}
+
+/// Calendar periods, such as days from midnight to midnight.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Calendar {
+    /// The unit.
+    pub(super) calendar: CalendarUnit,
+    /// The time zone; UTC unless given.
+    #[serde(default)]
+    #[schemars(with = "Zone")]
+    pub(super) zone: Option<Zone>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum CalendarUnit {
+    Second,
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+/// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Limit {
+    Finite(#[schemars(range(max = 9_007_199_254_740_991_u64))] u64),
+    Unlimited(Unlimited),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unlimited {
+    Unlimited,
+}
+
+/// A tier of accounts.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tier {
+    /// Whether its calls are paid for.
+    pub(super) is_charged: bool,
+    /// How important its calls are.
+    #[serde(default)]
+    #[schemars(with = "Priority")]
+    pub(super) priority: Option<Priority>,
+    /// The tier's default, where no other rule speaks.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(super) quotas: Option<Quotas>,
+    /// The tier's own rules for resources, by name or wildcard.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]
+    pub(super) resources: IndexMap<String, Rule>,
+    /// The tier's own rules for classes.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(super) classes: IndexMap<String, Rule>,
+    /// The tier's own rules for provider classes.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(super) provider_classes: IndexMap<String, Rule>,
+}
+
+/// From 1 (low) to 4 (critical).
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(super) struct Priority(#[schemars(range(min = 1, max = 4))] pub(super) u8);
+
+/// A rule of a tier.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    /// The quotas.
+    pub(super) quotas: Quotas,
+}
+
+/// A limit of one account or one key. It replaces the limit of the quota with the same unit and
+/// window, or adds a quota where there is none.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Override {
+    /// Only for this resource, or for those that match a wildcard.
+    #[serde(default)]
+    #[schemars(with = "ResourceName")]
+    pub(super) resource: Option<ResourceName>,
+    /// What is counted.
+    pub(super) unit: Word,
+    /// The window.
+    pub(super) per: Per,
+    /// How much fits in a window.
+    pub(super) limit: Limit,
+    /// Only the quota of this scope. A counter that several accounts share is only meant if its scope
+    /// is given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(super) scope: Option<Scope>,
+}
+
+/// The accounts and keys that the file brings along.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bootstrap {
+    /// The accounts.
+    #[serde(default)]
+    #[schemars(length(max = 10000))]
+    pub(super) accounts: Vec<Account>,
+}
+
+/// An account.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Account {
+    /// Its id, unique in the file.
+    pub(super) id: Name,
+    /// Its tier, from `tiers`.
+    pub(super) tier: Name,
+    /// Its own limits.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub(super) overrides: Vec<Override>,
+    /// What it has to spend, by currency; only shown to the account, never judged by.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Label"), "maxProperties" = 16))]
+    pub(super) balances: IndexMap<String, f64>,
+    /// Its keys.
+    #[serde(default)]
+    #[schemars(length(max = 500))]
+    pub(super) keys: Vec<Key>,
+}
+
+/// An API key. The secret itself is never in a file.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Key {
+    /// Its id, unique in the file.
+    pub(super) id: Name,
+    /// The hash of the secret.
+    pub(super) hash: Hash,
+    /// What it may do: call (`inference`), or also read what concerns the whole account (`admin`).
+    pub(super) kind: Kind,
+    /// When it ends.
+    #[serde(default)]
+    #[schemars(with = "Time")]
+    pub(super) expires_at: Option<Time>,
+    /// Whether it was withdrawn.
+    #[serde(default)]
+    pub(super) revoked: bool,
+    /// Its own limits; they never touch those of its account.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub(super) overrides: Vec<Override>,
+    /// Only good on a node with the embedded store and the policy it came with.
+    #[serde(default)]
+    pub(super) demo: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    Inference,
+    Admin,
+}

@@ -1,0 +1,130 @@
+//! Policy files: YAML in, a compiled policy and its bootstrap accounts out, or every mistake at once
+//! with its line and what would be right.
+
+use std::{collections::HashSet, fmt, io::Read, path::Path, sync::Arc};
+
+use tollgate_core::policy::{Place, Policy};
+
+mod bootstrap;
+mod draft;
+mod format;
+mod structure;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+pub use bootstrap::{BootstrapAccount, BootstrapKey, KeyKind};
+pub use format::schema;
+
+/// The largest policy file, in bytes.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A policy file that holds.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    /// The compiled policy.
+    pub policy: Arc<Policy>,
+    /// The accounts and keys that the file brings along.
+    pub bootstrap: Vec<BootstrapAccount>,
+}
+
+/// Everything that is wrong with a policy file, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyErrors {
+    /// The file, as it was named.
+    pub file: String,
+    /// The mistakes; at least one.
+    pub errors: Vec<PolicyError>,
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyError {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// Where in the structure of the file.
+    pub place: Place,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for PolicyErrors {
+    /// A line for each mistake: `venice.yaml:12: tiers.paid.quotas[0].limit: must be …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, PolicyError { line, place, message }) in self.errors.iter().enumerate() {
+            let newline = if at == 0 { "" } else { "\n" };
+            let colon = if *place == Place::root() { "" } else { ": " };
+            write!(f, "{newline}{}:{line}: {place}{colon}{message}", self.file)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PolicyErrors {}
+
+/// Reads and checks the policy file at `path`.
+pub fn load(path: &Path) -> Result<LoadedPolicy, PolicyErrors> {
+    let file = path.display().to_string();
+    let mut text = String::new();
+    // A byte more than allowed, so that a longer file is seen to be longer.
+    let read = std::fs::File::open(path).and_then(|opened| opened.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    match read {
+        Ok(_) => parse(&file, &text),
+        Err(error) => Err(PolicyErrors { file, errors: vec![at_start(format!("cannot be read: {error}"))] }),
+    }
+}
+
+/// Checks the text of a policy file. `file` only names it in errors.
+pub fn parse(file: &str, text: &str) -> Result<LoadedPolicy, PolicyErrors> {
+    check(text).map_err(|mut errors| {
+        errors.sort_by_key(|error| error.line);
+        PolicyErrors { file: file.to_owned(), errors }
+    })
+}
+
+/// Reads YAML of another kind with the same bounds: the configuration file.
+pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    let document = yaml::read(text).map_err(|error| format!("line {}: {}", error.line, error.message))?;
+    serde_json::from_value(document.value).map_err(|error| error.to_string())
+}
+
+fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(vec![at_start(format!("is too large; a policy file has at most {MAX_FILE_BYTES} bytes"))]);
+    }
+    let yaml::Document { value, lines } = yaml::read(text).map_err(|error| vec![error])?;
+    let (mut errors, known) = structure::check(value);
+    // What is left after a structural mistake may be checked further, if it can still be read.
+    match serde_json::from_value::<format::PolicyFile>(known) {
+        Ok(file) => match compile(file) {
+            Ok(loaded) if errors.is_empty() => return Ok(loaded),
+            Ok(_) => {}
+            Err(found) => {
+                let known: HashSet<Place> = errors.iter().map(|(place, _)| place.clone()).collect();
+                errors.extend(found.into_iter().filter(|(place, _)| !known.contains(place)));
+            }
+        },
+        Err(error) if errors.is_empty() => errors.push((Place::root(), format!("cannot be understood: {error}"))),
+        Err(_) => {}
+    }
+    Err(errors
+        .into_iter()
+        .map(|(place, message)| PolicyError { line: lines.line_of(&place), place, message })
+        .collect())
+}
+
+fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)>> {
+    let format::PolicyFile { bootstrap, .. } = &file;
+    let bootstrap = bootstrap.clone();
+    let policy = Policy::compile(&draft::of(file))
+        .map_err(|errors| errors.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>());
+    let checked = bootstrap::check(&bootstrap, policy.as_ref().ok());
+    match (policy, checked) {
+        (Ok(policy), Ok(bootstrap)) => Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap }),
+        (policy, checked) => Err([policy.err(), checked.err()].into_iter().flatten().flatten().collect()),
+    }
+}
+
+fn at_start(message: String) -> PolicyError {
+    PolicyError { line: 1, place: Place::root(), message }
+}

@@ -1,0 +1,150 @@
+//! The structure of a file against the schema: every mistake at once, said in the schema's words.
+
+use jsonschema::{
+    ValidationError,
+    error::{TypeKind, ValidationErrorKind},
+    paths::LocationSegment,
+};
+use serde_json::Value;
+use tollgate_core::policy::{Place, Step};
+
+use super::format;
+
+/// The mistakes, and the value without the keys that nothing knows.
+pub(super) fn check(mut value: Value) -> (Vec<(Place, String)>, Value) {
+    let schema = format::schema();
+    let validator = match jsonschema::validator_for(&schema) {
+        Ok(validator) => validator,
+        Err(error) => return (vec![(Place::root(), format!("the schema itself is broken: {error}"))], value),
+    };
+    let mut mistakes = Vec::new();
+    let mut unknown = Vec::new();
+    for error in validator.iter_errors(&value) {
+        describe(&error, &schema, &mut mistakes);
+        if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
+            unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
+        }
+    }
+    for (pointer, keys) in unknown {
+        if let Some(Value::Object(map)) = value.pointer_mut(&pointer) {
+            map.retain(|key, _| !keys.contains(key));
+        }
+    }
+    (mistakes, value)
+}
+
+fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+    let place = place_of(error);
+    let found = shown(error.instance());
+    let about = expected(error, schema);
+    let message = match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let known = known_keys(error, schema);
+            let said = |key: &String| (place.at(&**key), format!("is not known here; the keys are: {known}"));
+            mistakes.extend(unexpected.iter().map(said));
+            return;
+        }
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            // If the value has the type of just one branch, that branch was meant.
+            let meant = |branch: &&Vec<ValidationError<'static>>| {
+                !branch.iter().any(|inner| {
+                    inner.instance_path() == error.instance_path()
+                        && matches!(inner.kind(), ValidationErrorKind::Type { .. } | ValidationErrorKind::Enum { .. })
+                })
+            };
+            let mut branches = context.iter().filter(meant);
+            if let (Some(branch), None) = (branches.next(), branches.next()) {
+                for inner in branch {
+                    describe(inner, schema, mistakes);
+                }
+                return;
+            }
+            format!("{found} is not right here; it should be: {about}")
+        }
+        ValidationErrorKind::Required { property } => {
+            format!("needs the key {}", property.as_str().unwrap_or_default())
+        }
+        ValidationErrorKind::Enum { options } => {
+            let options: Vec<String> = options.as_array().into_iter().flatten().map(shown).collect();
+            format!("{found} is not one of: {}", options.join(", "))
+        }
+        ValidationErrorKind::Constant { expected_value } => format!("{found} must be {}", shown(expected_value)),
+        ValidationErrorKind::Type { kind } => format!("{found} must be {}", type_names(kind)),
+        ValidationErrorKind::Pattern { .. }
+        | ValidationErrorKind::MinLength { .. }
+        | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {about}"),
+        ValidationErrorKind::Maximum { limit } => format!("{found} must be at most {limit}"),
+        ValidationErrorKind::Minimum { limit } => format!("{found} must be at least {limit}"),
+        ValidationErrorKind::MaxItems { limit } => format!("has too many items; at most {limit} fit"),
+        ValidationErrorKind::MinItems { limit } => format!("has too few items; at least {limit} must be there"),
+        ValidationErrorKind::MaxProperties { limit } => format!("has too many keys; at most {limit} fit"),
+        ValidationErrorKind::MinProperties { limit } => format!("has too few keys; at least {limit} must be there"),
+        ValidationErrorKind::UniqueItems => "names something twice; once is enough".to_owned(),
+        ValidationErrorKind::PropertyNames { error: inner } => {
+            let key = inner.instance().as_str().unwrap_or_default();
+            mistakes.push((place.at(key), format!("cannot be a name here; it should be: {}", expected(inner, schema))));
+            return;
+        }
+        _ => error.to_string(),
+    };
+    mistakes.push((place, message));
+}
+
+fn place_of(error: &ValidationError<'_>) -> Place {
+    let steps = error.instance_path().iter().map(|segment| match segment {
+        LocationSegment::Property(key) => Step::Key(key.to_string()),
+        LocationSegment::Index(index) => Step::Index(index),
+    });
+    steps.collect()
+}
+
+/// The part of the schema that holds the keyword that failed.
+fn around<'a>(error: &ValidationError<'_>, schema: &'a Value) -> Option<&'a Value> {
+    let (parent, _) = error.schema_path().as_str().rsplit_once('/')?;
+    schema.pointer(parent)
+}
+
+fn expected(error: &ValidationError<'_>, schema: &Value) -> String {
+    let description = around(error, schema).and_then(|part| part.get("description")).and_then(Value::as_str);
+    let Some(text) = description else { return error.to_string() };
+    let mut text = text.trim_end_matches('.').replace('\n', " ");
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    text
+}
+
+fn known_keys(error: &ValidationError<'_>, schema: &Value) -> String {
+    let properties = around(error, schema).and_then(|part| part.get("properties")).and_then(Value::as_object);
+    let keys: Vec<&str> = properties.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
+    keys.join(", ")
+}
+
+/// A value as it can be read in one short line.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "a map".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) if text.chars().count() > 64 => {
+            format!("{:?}…", text.chars().take(64).collect::<String>())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn type_names(kind: &TypeKind) -> String {
+    let name = |kind: &str| match kind {
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "true or false",
+        "string" => "a string",
+        "array" => "a list",
+        "object" => "a map",
+        _ => "nothing",
+    };
+    match kind {
+        TypeKind::Single(kind) => name(&kind.to_string()).to_owned(),
+        TypeKind::Multiple(kinds) => kinds.iter().map(|kind| name(&kind.to_string())).collect::<Vec<_>>().join(" or "),
+    }
+}

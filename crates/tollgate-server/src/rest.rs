@@ -1,0 +1,176 @@
+//! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
+
+mod decide;
+mod health;
+mod limits;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, FromRequest, rejection::JsonRejection},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Serialize;
+use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub(crate) use health::Health;
+
+use crate::service::{CallError, DecisionService};
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) service: Arc<DecisionService>,
+    pub(crate) health: Arc<Health>,
+}
+
+/// What REST bears.
+pub(crate) struct Bounds {
+    pub(crate) body_bytes: usize,
+    pub(crate) concurrent_calls: usize,
+    pub(crate) timeout: Duration,
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Tollgate",
+    description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct Description;
+
+fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(limits::get_rate_limits))
+        .routes(routes!(limits::get_rate_limits_v1))
+        .routes(routes!(decide::check))
+        .routes(routes!(decide::consume))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .split_for_parts()
+}
+
+/// The description of the API, as `/openapi.json` serves it.
+///
+/// # Errors
+/// None in practice; that of the JSON writer.
+pub fn openapi_json() -> Result<String, serde_json::Error> {
+    described().1.to_pretty_json()
+}
+
+pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
+    let (routes, description) = described();
+    let description = Arc::new(description);
+    let openapi = get(move || async move { Json(description.as_ref()).into_response() });
+    let guard = ServiceBuilder::new()
+        .layer(axum::error_handling::HandleErrorLayer::new(|error: tower::BoxError| async move {
+            if error.is::<tower::timeout::error::Elapsed>() {
+                ErrorBody::new("deadline_exceeded", "the call took too long").with(StatusCode::GATEWAY_TIMEOUT)
+            } else {
+                ErrorBody::new("resource_exhausted", "the node has more to do than it takes in").with(StatusCode::TOO_MANY_REQUESTS)
+            }
+        }))
+        .layer(LoadShedLayer::new())
+        .layer(GlobalConcurrencyLimitLayer::new(bounds.concurrent_calls))
+        .layer(TimeoutLayer::new(bounds.timeout));
+    routes
+        .route("/openapi.json", openapi)
+        .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
+        .method_not_allowed_fallback(|| async {
+            ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
+        })
+        .layer(guard)
+        .layer(DefaultBodyLimit::max(bounds.body_bytes))
+        .with_state(shared)
+}
+
+/// An error of `/v1`.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorDetail {
+    /// A word for programs: `invalid_argument`, `not_found`, `unavailable`, `resource_exhausted` …
+    code: &'static str,
+    /// A sentence for people; of a wrong request it begins with the name of the field.
+    message: String,
+}
+
+impl ErrorBody {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { error: ErrorDetail { code, message: message.into() } }
+    }
+
+    fn with(self, status: StatusCode) -> Response {
+        (status, Json(self)).into_response()
+    }
+}
+
+impl CallError {
+    /// The HTTP status, and the word for it.
+    fn status(&self) -> (StatusCode, &'static str) {
+        use tollgate_core::store::StoreError;
+        // The gRPC statuses stand in grpc.rs, in the same order.
+        match self {
+            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
+            Self::UnknownDomain { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Self::Store(StoreError::Overloaded(_)) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
+            Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
+        }
+    }
+}
+
+impl IntoResponse for CallError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        ErrorBody::new(code, self.to_string()).with(status)
+    }
+}
+
+/// A JSON body, whose mistakes are answered in our own words.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => {
+                let code = match &rejection {
+                    JsonRejection::MissingJsonContentType(_) => "unsupported_media_type",
+                    _ if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => "payload_too_large",
+                    _ => "invalid_argument",
+                };
+                let status = match rejection.status() {
+                    // A field of the wrong type is as wrong as one of the wrong value.
+                    StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+                    status => status,
+                };
+                Err(ErrorBody::new(code, format!("body: {}", rejection.body_text())).with(status))
+            }
+        }
+    }
+}
+
+/// The caller's trace, if it sent one.
+fn traceparent(headers: &axum::http::HeaderMap) -> Option<&str> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok())
+}
+
+/// The token of `Authorization: Bearer …` (RFC 6750); the scheme in any case.
+fn bearer(headers: &axum::http::HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+}

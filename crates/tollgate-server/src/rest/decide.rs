@@ -1,0 +1,250 @@
+//! `POST /v1/check` and `POST /v1/consume`: the RPCs in JSON.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tollgate_core::{
+    amount::{Amount, Limit},
+    claim::{Fit, Mode},
+    decision::{QuotaStatus, Verdict},
+    window::Window,
+};
+use utoipa::ToSchema;
+
+use super::{Body, ErrorBody, Shared, traceparent};
+use crate::{
+    directory::BadKey,
+    service::{Call, CallerRef, Outcome},
+    telemetry::traced,
+};
+
+/// A call that wants to pass.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CallBody {
+    /// The policy's domain. May be left out where the deployment serves only one.
+    #[serde(default)]
+    domain: String,
+    caller: CallerBody,
+    /// What is called: a model or an endpoint.
+    #[schema(min_length = 1, max_length = 128)]
+    resource: String,
+    /// How much it uses, by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
+    #[serde(default)]
+    usage: BTreeMap<String, u64>,
+    /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
+    #[serde(default)]
+    attributes: BTreeMap<String, String>,
+}
+
+/// Who calls: one of the three.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum CallerBody {
+    /// The secret of an API key.
+    ApiKey(String),
+    /// The id of an API key.
+    ApiKeyId(String),
+    /// An account; no quota of a key applies.
+    Account(String),
+}
+
+/// A decision.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DecisionBody {
+    verdict: VerdictBody,
+    /// Why the call is denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<ReasonBody>,
+    /// The time by the clock of the counters' store, RFC 3339.
+    decided_at: String,
+    /// The name of the quota that speaks for the decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota: Option<String>,
+    /// After so many milliseconds the same call is admitted, if nobody else calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<String>,
+    /// Every quota that applies to the call.
+    quotas: Vec<QuotaBody>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum VerdictBody {
+    Allowed,
+    Denied,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ReasonBody {
+    /// A quota has no room now.
+    QuotaExceeded,
+    /// The cost is above a limit itself: waiting does not help.
+    CostAboveLimit,
+    /// No such API key.
+    UnknownKey,
+    /// The API key was withdrawn.
+    RevokedKey,
+    /// The API key has ended.
+    ExpiredKey,
+}
+
+/// One quota: what it allows, and where it stands after the decision.
+#[derive(Debug, Serialize, ToSchema)]
+struct QuotaBody {
+    name: String,
+    label: String,
+    unit: String,
+    window: WindowBody,
+    /// The attributes whose values name the counter.
+    scope: Vec<String>,
+    /// `null` if unlimited.
+    limit: Option<u64>,
+    /// What is in the window now, this call included if it was charged.
+    used: u64,
+    /// What could be admitted now; `null` if unlimited.
+    remaining: Option<u64>,
+    /// When nothing of now will count any more, RFC 3339.
+    resets_at: String,
+    /// Whether this quota denies the call.
+    denies: bool,
+    /// When this quota would admit the call, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_at: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum WindowBody {
+    SlidingMs(u64),
+    Calendar { unit: String, zone: String },
+}
+
+/// Says what `consume` would, and charges nothing.
+#[utoipa::path(post, path = "/v1/check", request_body = CallBody, responses(
+    (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such domain", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn check(State(shared): State<Shared>, headers: HeaderMap, Body(call): Body<CallBody>) -> Response {
+    decide(&shared, &headers, &call, Mode::Peek).await
+}
+
+/// Charges every quota of the call if all of them have room, and none otherwise.
+#[utoipa::path(post, path = "/v1/consume", request_body = CallBody, responses(
+    (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such domain", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn consume(State(shared): State<Shared>, headers: HeaderMap, Body(call): Body<CallBody>) -> Response {
+    decide(&shared, &headers, &call, Mode::Try).await
+}
+
+async fn decide(shared: &Shared, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
+    let call = Call {
+        domain: &body.domain,
+        caller: match &body.caller {
+            CallerBody::ApiKey(secret) => CallerRef::Secret(secret),
+            CallerBody::ApiKeyId(id) => CallerRef::KeyId(id),
+            CallerBody::Account(id) => CallerRef::Account(id),
+        },
+        resource: &body.resource,
+        usage: body.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
+        attributes: body.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+    };
+    let decided = traced(traceparent(headers), shared.service.decide(call, mode, decision)).await;
+    decided.map_or_else(IntoResponse::into_response, |decision| Json(decision).into_response())
+}
+
+fn decision(outcome: &Outcome<'_>) -> DecisionBody {
+    match outcome {
+        Outcome::BadKey { why, at } => DecisionBody {
+            verdict: VerdictBody::Denied,
+            reason: Some(match why {
+                BadKey::Unknown => ReasonBody::UnknownKey,
+                BadKey::Revoked => ReasonBody::RevokedKey,
+                BadKey::Expired => ReasonBody::ExpiredKey,
+            }),
+            decided_at: at.to_string(),
+            quota: None,
+            retry_after_ms: None,
+            account: None,
+            api_key_id: None,
+            tier: None,
+            resource: None,
+            quotas: Vec::new(),
+        },
+        Outcome::Decided { identity, tier, resource, decision } => DecisionBody {
+            verdict: match decision.verdict {
+                Verdict::Allowed => VerdictBody::Allowed,
+                Verdict::Wait(_) | Verdict::Never => VerdictBody::Denied,
+            },
+            reason: match decision.verdict {
+                Verdict::Allowed => None,
+                Verdict::Wait(_) => Some(ReasonBody::QuotaExceeded),
+                Verdict::Never => Some(ReasonBody::CostAboveLimit),
+            },
+            decided_at: decision.decided_at.to_string(),
+            quota: decision.speaking().map(|quota| quota.quota.name.to_string()),
+            retry_after_ms: decision.retry_after_ms(),
+            account: Some(identity.account.id.to_string()),
+            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
+            tier: Some((*tier).to_owned()),
+            resource: Some((*resource).to_owned()),
+            quotas: decision.quotas.iter().map(quota).collect(),
+        },
+    }
+}
+
+fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
+    let quota = status.quota;
+    QuotaBody {
+        name: quota.name.to_string(),
+        label: quota.label.to_string(),
+        unit: quota.unit.name.to_string(),
+        window: match &quota.window {
+            Window::Sliding(sliding) => WindowBody::SlidingMs(u64::from(sliding.ms())),
+            Window::Calendar(calendar) => {
+                WindowBody::Calendar { unit: calendar.unit().name().to_owned(), zone: calendar.zone().to_owned() }
+            }
+        },
+        scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
+        limit: match status.limit {
+            Limit::Finite(limit) => Some(limit.get()),
+            Limit::Unlimited => None,
+        },
+        used: status.used.get(),
+        remaining: status.remaining().map(Amount::get),
+        resets_at: status.resets_at.to_string(),
+        denies: status.fit != Fit::Now,
+        retry_at: match status.fit {
+            Fit::At(at) => Some(at.to_string()),
+            Fit::Now | Fit::Never => None,
+        },
+    }
+}

@@ -1,0 +1,105 @@
+//! `/healthz`, `/readyz`, `/metrics`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tollgate_core::store::{Store, StoreError};
+use utoipa::ToSchema;
+
+use super::Shared;
+use crate::{policies::Policies, telemetry::Telemetry};
+
+/// What the node knows of itself.
+pub(crate) struct Health {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) draining: AtomicBool,
+}
+
+/// Whether the node may be sent calls, and what is in the way.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Readiness {
+    ready: bool,
+    /// `running` or `draining`.
+    lifecycle: &'static str,
+    store: Part,
+    policies: Part,
+    /// The domains this node serves.
+    domains: Vec<String>,
+}
+
+/// One thing that has to work.
+#[derive(Debug, Serialize, ToSchema)]
+struct Part {
+    ok: bool,
+    /// What is wrong, and what that means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+impl Health {
+    /// Asks the store, within its deadline.
+    pub(crate) async fn probe_store(&self) -> Result<(), StoreError> {
+        let probed = tokio::time::timeout(Duration::from_secs(1), self.store.ready()).await;
+        let answer = probed.unwrap_or_else(|_| Err(StoreError::Indeterminate("no answer within a second".into())));
+        self.telemetry.store_probed(answer.is_ok());
+        answer
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let draining = self.draining.load(Ordering::Relaxed);
+        let store = self.probe_store().await;
+        let failure = self.policies.last_failure();
+        Readiness {
+            ready: store.is_ok() && !draining,
+            lifecycle: if draining { "draining" } else { "running" },
+            store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
+            policies: Part {
+                ok: failure.is_none(),
+                detail: failure.map(|failure| format!("the last reload failed and the policies before it are in force:\n{failure}")),
+            },
+            domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It does", body = String)))]
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the node may be sent calls.
+#[utoipa::path(get, path = "/readyz", responses(
+    (status = 200, description = "It may", body = Readiness),
+    (status = 429, description = "The node has more to do than it takes in", body = super::ErrorBody),
+    (status = 503, description = "It may not; the parts say why", body = Readiness),
+))]
+pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
+    let readiness = shared.health.readiness().await;
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+/// The node's metrics, for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, description = "Metrics in the Prometheus text format", body = String, content_type = "text/plain"),
+    (status = 429, description = "The node has more to do than it takes in", body = super::ErrorBody),
+))]
+pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
+    let text = shared.health.telemetry.render();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}

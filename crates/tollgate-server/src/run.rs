@@ -1,0 +1,272 @@
+//! A node's life: built, served, drained.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tollgate_core::store::Store;
+use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
+use tollgate_store::{
+    clock::{Clock, SystemClock},
+    memory::MemoryStore,
+    redis::RedisStore,
+};
+use tonic::transport::server::TcpIncoming;
+
+use crate::{
+    grpc,
+    policies::{Policies, Source},
+    reload, rest,
+    service::DecisionService,
+    settings::{Settings, StoreSettings},
+    telemetry::Telemetry,
+};
+
+/// How often the store is probed for the health service and the metrics.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How often an idle node tidies up.
+const TIDY_EVERY: Duration = Duration::from_secs(5);
+
+/// A node could not be built, or stopped serving by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A policy is wrong: everything that is, a line each.
+    #[error("{0}")]
+    Policies(String),
+    /// The store cannot be set up.
+    #[error("{0}")]
+    Store(#[from] tollgate_core::store::StoreError),
+    /// The metrics cannot be set up.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// The reflection service cannot be set up.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// An address cannot be listened on.
+    #[error("{name}: cannot listen on {address}: {error}")]
+    Listen {
+        /// The setting.
+        name: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A server failed.
+    #[error("{0}")]
+    Serve(String),
+}
+
+/// Where a node listens.
+pub struct Listeners {
+    /// For REST.
+    pub http: TcpListener,
+    /// For gRPC.
+    pub grpc: TcpListener,
+}
+
+impl Listeners {
+    /// Listens where the settings say.
+    pub async fn bind(settings: &Settings) -> Result<Self, RunError> {
+        let bind = async |name, address| {
+            TcpListener::bind(address).await.map_err(|error| RunError::Listen { name, address, error })
+        };
+        Ok(Self { http: bind("http-listen", settings.http_listen).await?, grpc: bind("grpc-listen", settings.grpc_listen).await? })
+    }
+}
+
+/// A store and the clock of the node beside it. Tests bring their own.
+pub struct Backend {
+    /// Keeps the counters.
+    pub store: Arc<dyn Store>,
+    /// Tells the node which calendar period it probably is, and whether a key has ended.
+    pub clock: Arc<dyn Clock>,
+    /// For the metrics: `memory` or `redis`.
+    pub kind: &'static str,
+    /// For the metrics.
+    pub connections: usize,
+    sweep: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Backend {
+    /// The backend the settings ask for. Does not wait for Redis.
+    pub fn of(settings: &StoreSettings) -> Result<Self, RunError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        match settings {
+            StoreSettings::Memory { max_scopes } => {
+                let store = Arc::new(MemoryStore::new(SystemClock, *max_scopes));
+                let sweep = Box::new({
+                    let store = Arc::clone(&store);
+                    move || store.sweep()
+                });
+                Ok(Self { store, clock, kind: "memory", connections: 0, sweep: Some(sweep) })
+            }
+            StoreSettings::Redis(config) => {
+                let connections = config.connections;
+                let store = Arc::new(RedisStore::connect(config.clone())?);
+                Ok(Self { store, clock, kind: "redis", connections, sweep: None })
+            }
+        }
+    }
+
+    /// A store and a clock of a test's own.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
+        Self { store, clock, kind, connections: 0, sweep: None }
+    }
+}
+
+/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound.
+pub async fn run(
+    settings: Settings,
+    backend: Backend,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
+    let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
+    let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
+    let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
+        .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
+    let policies = Arc::new(policies);
+    let service = Arc::new(DecisionService::new(
+        Arc::clone(&policies),
+        Arc::clone(&backend.store),
+        Arc::clone(&backend.clock),
+        Arc::clone(&telemetry),
+    ));
+    let health = Arc::new(rest::Health {
+        store: backend.store,
+        policies: Arc::clone(&policies),
+        telemetry: Arc::clone(&telemetry),
+        draining: AtomicBool::new(false),
+    });
+    tracing::info!(store = backend.kind, domains = ?policies.current().names(), "node starts");
+
+    let (stop, stopped) = watch::channel(false);
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let mut background = JoinSet::new();
+    background.spawn(reload::keep_fresh(policies));
+    background.spawn(report_health(Arc::clone(&health), reporter));
+    background.spawn(tidy(telemetry, backend.sweep));
+
+    let mut servers = JoinSet::new();
+    servers.spawn(serve_grpc(settings.clone(), Arc::clone(&service), health_service, listeners.grpc, stopped.clone()));
+    servers.spawn(serve_http(settings.clone(), rest::Shared { service, health: Arc::clone(&health) }, listeners.http, stopped));
+
+    let early = tokio::select! {
+        () = shutdown => None,
+        ended = servers.join_next() => Some(ended),
+    };
+    health.draining.store(true, Ordering::Relaxed);
+    let _ = stop.send(true);
+    let drained = tokio::time::timeout(settings.drain_timeout, async {
+        let mut result = early.flatten().map_or(Ok(()), flatten);
+        while let Some(ended) = servers.join_next().await {
+            result = result.and(flatten(ended));
+        }
+        result
+    });
+    let result = drained.await.unwrap_or_else(|_| {
+        tracing::warn!(timeout = ?settings.drain_timeout, "calls still in work are dropped");
+        Ok(())
+    });
+    tracing::info!("node stopped");
+    result
+}
+
+fn flatten(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> Result<(), RunError> {
+    ended.unwrap_or_else(|error| Err(RunError::Serve(error.to_string())))
+}
+
+async fn serve_grpc(
+    settings: Settings,
+    service: Arc<DecisionService>,
+    health: impl tonic::codegen::Service<
+        tonic::codegen::http::Request<tonic::body::Body>,
+        Response = tonic::codegen::http::Response<tonic::body::Body>,
+        Error = std::convert::Infallible,
+        Future: Send + 'static,
+    > + tonic::server::NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static,
+    listener: TcpListener,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let api = RateLimitServiceServer::new(grpc::Api::new(service))
+        .max_decoding_message_size(settings.max_request_bytes);
+    let streams = u32::try_from(settings.max_concurrent_calls).unwrap_or(u32::MAX);
+    tonic::transport::Server::builder()
+        .timeout(settings.call_timeout)
+        .concurrency_limit_per_connection(settings.max_concurrent_calls)
+        .max_concurrent_streams(streams)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(api)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), wait(stopped))
+        .await
+        .map_err(|error| RunError::Serve(format!("gRPC: {error}")))
+}
+
+async fn serve_http(
+    settings: Settings,
+    shared: rest::Shared,
+    listener: TcpListener,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    use axum::serve::ListenerExt;
+    let bounds = rest::Bounds {
+        body_bytes: settings.max_request_bytes,
+        concurrent_calls: settings.max_concurrent_calls,
+        timeout: settings.call_timeout,
+    };
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    axum::serve(listener, rest::router(shared, &bounds))
+        .with_graceful_shutdown(wait(stopped))
+        .await
+        .map_err(|error| RunError::Serve(format!("HTTP: {error}")))
+}
+
+async fn wait(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Keeps the gRPC health service in step with the store and the lifecycle.
+async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
+    let mut ticks = tokio::time::interval(PROBE_EVERY);
+    loop {
+        ticks.tick().await;
+        let ready = health.probe_store().await.is_ok() && !health.draining.load(Ordering::Relaxed);
+        if ready {
+            reporter.set_serving::<RateLimitServiceServer<grpc::Api>>().await;
+        } else {
+            reporter.set_not_serving::<RateLimitServiceServer<grpc::Api>>().await;
+        }
+    }
+}
+
+async fn tidy(telemetry: Arc<Telemetry>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
+    let mut ticks = tokio::time::interval(TIDY_EVERY);
+    loop {
+        ticks.tick().await;
+        telemetry.upkeep();
+        if let Some(sweep) = &sweep {
+            sweep();
+        }
+    }
+}

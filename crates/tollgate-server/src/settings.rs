@@ -1,0 +1,237 @@
+//! Settings: by flag, else by environment variable, else by configuration file, else by default.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::telemetry::LogFormat;
+
+/// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
+/// flags.
+#[derive(Args, Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Options {
+    /// Policy file, or folder of policy files; several may be given [default: the embedded Venice policy]
+    #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
+    #[serde(default)]
+    pub policy: Vec<PathBuf>,
+
+    /// Redis that keeps the counters, shared by all nodes [default: this process's memory]
+    #[arg(long, env = "TOLLGATE_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis: Option<String>,
+
+    /// What every key in Redis begins with [default: tg]
+    #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
+    pub redis_key_prefix: Option<String>,
+
+    /// Connections to Redis that all calls share [default: 2]
+    #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
+    pub redis_connections: Option<usize>,
+
+    /// How long a call may wait for the store, in milliseconds [default: 250]
+    #[arg(long, env = "TOLLGATE_STORE_DEADLINE_MS", value_name = "MS")]
+    pub store_deadline_ms: Option<u64>,
+
+    /// Calls to the store under way at once; more are refused [default: 8192]
+    #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
+    pub store_max_in_flight: Option<usize>,
+
+    /// Scopes that memory keeps counters for at once, without Redis [default: 1000000]
+    #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
+    pub memory_max_scopes: Option<usize>,
+
+    /// Address for REST, metrics and health; loopback only, as callers are not authenticated yet
+    /// [default: 127.0.0.1:8080]
+    #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
+    pub http_listen: Option<SocketAddr>,
+
+    /// Address for gRPC; loopback only, as callers are not authenticated yet [default: 127.0.0.1:8081]
+    #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
+    pub grpc_listen: Option<SocketAddr>,
+
+    /// Largest request body or message, in bytes [default: 65536]
+    #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
+    pub max_request_bytes: Option<usize>,
+
+    /// Calls in work at once on each gRPC connection, and over REST in all [default: 1024]
+    #[arg(long, env = "TOLLGATE_MAX_CONCURRENT_CALLS", value_name = "N")]
+    pub max_concurrent_calls: Option<usize>,
+
+    /// How long a call may take in all, in milliseconds [default: 5000]
+    #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
+    pub call_timeout_ms: Option<u64>,
+
+    /// How long calls in work may take to end after SIGTERM, in milliseconds [default: 10000]
+    #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
+    pub drain_timeout_ms: Option<u64>,
+
+    /// How logs are written to standard error [default: pretty]
+    #[arg(long, env = "TOLLGATE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What is logged, as in `info,tollgate_server=debug` [default: info]
+    #[arg(long, env = "TOLLGATE_LOG_FILTER", value_name = "FILTER")]
+    pub log_filter: Option<String>,
+}
+
+/// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.
+#[derive(Clone)]
+pub struct Settings {
+    /// Policy files and folders; none for the embedded policy.
+    pub policy: Vec<PathBuf>,
+    /// The store.
+    pub store: StoreSettings,
+    /// Where REST listens.
+    pub http_listen: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc_listen: SocketAddr,
+    /// The largest request, in bytes.
+    pub max_request_bytes: usize,
+    /// Calls in work at once, on a gRPC connection and over REST.
+    pub max_concurrent_calls: usize,
+    /// How long a call may take in all.
+    pub call_timeout: Duration,
+    /// How long calls may take to end after the node was told to stop.
+    pub drain_timeout: Duration,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_filter: String,
+}
+
+/// Which store, and how.
+#[derive(Clone)]
+pub enum StoreSettings {
+    /// This process's memory.
+    Memory {
+        /// How many scopes at most.
+        max_scopes: usize,
+    },
+    /// Redis.
+    Redis(tollgate_store::redis::RedisConfig),
+}
+
+impl Options {
+    /// These options, completed by those of the configuration file and by the defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong, a line each, with the name of the setting.
+    pub fn settle(self, file: Option<&Path>) -> Result<Settings, String> {
+        let from_file = file.map(read).transpose()?.unwrap_or_default();
+        let options = self.or(from_file);
+        let mut wrong = Vec::new();
+        let mut at_least_one = |name: &str, value: usize| {
+            if value == 0 {
+                wrong.push(format!("{name}: must be at least 1"));
+            }
+            value
+        };
+        let redis = options.redis.map(|url| tollgate_store::redis::RedisConfig::new(url)).map(|mut redis| {
+            if let Some(prefix) = options.redis_key_prefix {
+                redis.key_prefix = prefix;
+            }
+            redis.connections = at_least_one("redis-connections", options.redis_connections.unwrap_or(redis.connections));
+            redis.max_in_flight =
+                at_least_one("store-max-in-flight", options.store_max_in_flight.unwrap_or(redis.max_in_flight));
+            redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
+            redis
+        });
+        let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
+        let max_request_bytes = at_least_one("max-request-bytes", options.max_request_bytes.unwrap_or(65_536));
+        let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
+        let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+        let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
+        if let Some(redis) = &redis {
+            if redis.deadline.is_zero() {
+                wrong.push("store-deadline-ms: must be at least 1".to_owned());
+            }
+            if redis.key_prefix.len() > 32 || redis.key_prefix.contains(['{', '}']) || redis.key_prefix.contains(char::is_control) {
+                wrong.push("redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned());
+            }
+        }
+        for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
+            if !address.ip().is_loopback() {
+                wrong.push(format!(
+                    "{name}: {address} is not a loopback address, and callers are not authenticated yet; listen on 127.0.0.1 or [::1]"
+                ));
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(wrong.join("\n"));
+        }
+        Ok(Settings {
+            policy: options.policy,
+            store: redis.map_or(StoreSettings::Memory { max_scopes }, StoreSettings::Redis),
+            http_listen,
+            grpc_listen,
+            max_request_bytes,
+            max_concurrent_calls,
+            call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
+            drain_timeout: Duration::from_millis(options.drain_timeout_ms.unwrap_or(10_000)),
+            log_format: options.log_format.unwrap_or(LogFormat::Pretty),
+            log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            policy: if self.policy.is_empty() { other.policy } else { self.policy },
+            redis: self.redis.or(other.redis),
+            redis_key_prefix: self.redis_key_prefix.or(other.redis_key_prefix),
+            redis_connections: self.redis_connections.or(other.redis_connections),
+            store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),
+            store_max_in_flight: self.store_max_in_flight.or(other.store_max_in_flight),
+            memory_max_scopes: self.memory_max_scopes.or(other.memory_max_scopes),
+            http_listen: self.http_listen.or(other.http_listen),
+            grpc_listen: self.grpc_listen.or(other.grpc_listen),
+            max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
+            max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
+            call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),
+            drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
+            log_format: self.log_format.or(other.log_format),
+            log_filter: self.log_filter.or(other.log_filter),
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Options, String> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
+    crate::policy_file::read_yaml(&text).map_err(|error| named(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(yaml: &str) -> Options {
+        crate::policy_file::read_yaml(yaml).unwrap()
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let settings = Options { http_listen: "127.0.0.1:1".parse().ok(), ..Options::default() }
+            .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4"))
+            .settle(None)
+            .ok()
+            .unwrap();
+        assert_eq!(settings.http_listen.port(), 1);
+        assert_eq!(settings.grpc_listen.port(), 3);
+        assert!(matches!(settings.store, StoreSettings::Redis(redis) if redis.connections == 2));
+    }
+
+    #[test]
+    fn every_mistake_is_said_at_once_by_name() {
+        let wrong = options("http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nstore-deadline-ms: 0");
+        let said = wrong.settle(None).err().unwrap();
+        for name in ["http-listen: 0.0.0.0:80 is not a loopback", "redis-connections: ", "redis-key-prefix: ", "store-deadline-ms: "] {
+            assert!(said.contains(name), "{said}");
+        }
+        assert_eq!(said.lines().count(), 4, "{said}");
+    }
+}

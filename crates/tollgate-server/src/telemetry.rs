@@ -1,0 +1,336 @@
+//! Metrics and logs. Every metric is declared here once, with its help; label values come from policies,
+//! never from callers.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tollgate_core::policy::{Policy, TierId};
+use tracing::Instrument;
+
+/// Upper bounds of the latency buckets, in seconds, from 50 µs.
+const LATENCIES: [f64; 14] =
+    [50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.5e-3, 3e-3, 6e-3, 12e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0];
+
+const DECISIONS: &str = "tollgate_decisions_total";
+const DECISION_SECONDS: &str = "tollgate_decision_duration_seconds";
+const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
+const STORE_ERRORS: &str = "tollgate_store_errors_total";
+const STORE_IN_FLIGHT: &str = "tollgate_store_in_flight";
+const STORE_CONNECTIONS: &str = "tollgate_store_connections";
+const STORE_UP: &str = "tollgate_store_up";
+const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
+const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
+const POLICY_GENERATION: &str = "tollgate_policy_generation";
+const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
+const BUILD_INFO: &str = "tollgate_build_info";
+
+/// The metrics of one node. Nodes of one process keep theirs apart.
+pub struct Telemetry {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    decision_seconds: Histogram,
+    store_seconds: Histogram,
+    store_errors: StoreErrors,
+    /// Calls to the store that are under way.
+    pub(crate) store_in_flight: Gauge,
+    store_up: Gauge,
+    store_was_up: AtomicBool,
+    key_refusals: [Counter; 3],
+    bad_requests: Counter,
+}
+
+struct StoreErrors {
+    unreachable: Counter,
+    indeterminate: Counter,
+    overloaded: Counter,
+    refused: Counter,
+}
+
+impl Telemetry {
+    /// The metrics of a node whose store is of this kind and keeps so many connections.
+    pub fn new(store: &'static str, connections: usize) -> Result<Self, BuildError> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &LATENCIES)?
+            .build_recorder();
+        let handle = recorder.handle();
+        describe(&recorder);
+        let error = |kind| counter(&recorder, STORE_ERRORS, &[("store", store), ("error", kind)]);
+        let refusal = |reason| counter(&recorder, KEY_REFUSALS, &[("reason", reason)]);
+        let telemetry = Self {
+            decision_seconds: histogram(&recorder, DECISION_SECONDS, &[]),
+            store_seconds: histogram(&recorder, STORE_SECONDS, &[("store", store)]),
+            store_errors: StoreErrors {
+                unreachable: error("unreachable"),
+                indeterminate: error("indeterminate"),
+                overloaded: error("overloaded"),
+                refused: error("refused"),
+            },
+            store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
+            store_up: gauge(&recorder, STORE_UP, &[("store", store)]),
+            store_was_up: AtomicBool::new(true),
+            key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
+            bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
+            handle,
+            recorder,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a handful of connections")]
+        gauge(&telemetry.recorder, STORE_CONNECTIONS, &[("store", store)]).set(connections as f64);
+        gauge(&telemetry.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        Ok(telemetry)
+    }
+
+    /// The metrics as Prometheus reads them.
+    pub(crate) fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Moves what histograms collected into their buckets, so that their memory stays bounded when
+    /// nobody scrapes.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    pub(crate) fn decided_in(&self, time: Duration) {
+        self.decision_seconds.record(time);
+    }
+
+    pub(crate) fn bad_request(&self) {
+        self.bad_requests.increment(1);
+    }
+
+    pub(crate) fn key_refused(&self, why: crate::directory::BadKey) {
+        use crate::directory::BadKey;
+        let [unknown, revoked, expired] = &self.key_refusals;
+        match why {
+            BadKey::Unknown => unknown,
+            BadKey::Revoked => revoked,
+            BadKey::Expired => expired,
+        }
+        .increment(1);
+    }
+
+    /// Counts a call to the store. A store that goes away or comes back is logged once.
+    pub(crate) fn store_answered<T>(&self, time: Duration, result: &Result<T, tollgate_core::store::StoreError>) {
+        use tollgate_core::store::StoreError;
+        self.store_seconds.record(time);
+        let Err(error) = result else { return self.store_is(true, "") };
+        match error {
+            StoreError::Unreachable(_) => &self.store_errors.unreachable,
+            StoreError::Indeterminate(_) => &self.store_errors.indeterminate,
+            StoreError::Overloaded(_) => &self.store_errors.overloaded,
+            StoreError::Refused(_) => &self.store_errors.refused,
+        }
+        .increment(1);
+        if !matches!(error, StoreError::Overloaded(_)) {
+            self.store_is(false, &error.to_string());
+        }
+    }
+
+    fn store_is(&self, up: bool, error: &str) {
+        if self.store_was_up.load(Ordering::Relaxed) == up {
+            return;
+        }
+        if self.store_was_up.swap(up, Ordering::Relaxed) != up {
+            if up {
+                tracing::info!("store answers again");
+            } else {
+                tracing::warn!(error, "store does not answer");
+            }
+        }
+    }
+
+    pub(crate) fn store_probed(&self, up: bool) {
+        self.store_up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    pub(crate) fn policy_loaded(&self, domain: &str) {
+        gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
+    }
+
+    pub(crate) fn policy_reloads(&self, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
+    }
+}
+
+/// The decision counters of one domain, made when its policy is loaded: a call only counts up.
+pub(crate) struct DomainMetrics {
+    by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
+}
+
+struct ClassMetrics {
+    allowed: Counter,
+    denied: HashMap<Box<str>, Counter>,
+    /// For quotas that only an override brought in.
+    denied_by_other: Counter,
+}
+
+impl std::fmt::Debug for DomainMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DomainMetrics")
+    }
+}
+
+impl DomainMetrics {
+    pub(crate) fn of(telemetry: &Telemetry, policy: &Policy) -> Self {
+        let quotas = policy.quota_names();
+        let mut classes: Vec<&str> = policy.class_names();
+        classes.push("");
+        let by_tier = policy.tiers().iter().map(|tier| {
+            let labels = |class, verdict, quota| {
+                let labels = [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class)];
+                counter(&telemetry.recorder, DECISIONS, &[labels[0], labels[1], labels[2], ("verdict", verdict), ("quota", quota)])
+            };
+            let by_class = classes.iter().map(|class| {
+                let denied = quotas.iter().map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
+                let metrics = ClassMetrics {
+                    allowed: labels(class, "allowed", ""),
+                    denied: denied.collect(),
+                    denied_by_other: labels(class, "denied", "other"),
+                };
+                (Box::from(*class), metrics)
+            });
+            (tier.id, by_class.collect())
+        });
+        Self { by_tier: by_tier.collect() }
+    }
+
+    /// Counts a decision; `denied_by` is the quota that speaks for a refusal.
+    pub(crate) fn count(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
+        let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
+        match denied_by {
+            None => class.allowed.increment(1),
+            Some(quota) => class.denied.get(quota).unwrap_or(&class.denied_by_other).increment(1),
+        }
+    }
+}
+
+fn describe(recorder: &PrometheusRecorder) {
+    let counter = |name: &'static str, help: &'static str| recorder.describe_counter(name.into(), None, help.into());
+    let gauge = |name: &'static str, help: &'static str| recorder.describe_gauge(name.into(), None, help.into());
+    let seconds = |name: &'static str, help: &'static str| {
+        recorder.describe_histogram(name.into(), Some(Unit::Seconds), help.into());
+    };
+    counter(DECISIONS, "Decisions by domain, tier, class of the resource, verdict, and the quota that denied");
+    seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
+    seconds(STORE_SECONDS, "Time the store took to answer");
+    counter(STORE_ERRORS, "Calls the store did not decide");
+    gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
+    gauge(STORE_CONNECTIONS, "Connections the calls to the store share");
+    gauge(STORE_UP, "Whether the store answered its last probe");
+    counter(KEY_REFUSALS, "Calls refused for their API key");
+    counter(BAD_REQUESTS, "Calls refused as wrong");
+    gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
+    counter(POLICY_RELOADS, "Reloads of the policy files");
+    gauge(BUILD_INFO, "1, with the version of the build");
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> metrics::Key {
+    let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
+    metrics::Key::from_parts(name, labels.collect::<Vec<_>>())
+}
+
+fn metadata() -> Metadata<'static> {
+    Metadata::new(module_path!(), Level::INFO, None)
+}
+
+fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    recorder.register_counter(&key(name, labels), &metadata())
+}
+
+fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+    recorder.register_gauge(&key(name, labels), &metadata())
+}
+
+fn histogram(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+    recorder.register_histogram(&key(name, labels), &metadata())
+}
+
+/// Counts a call to the store while it is under way.
+pub(crate) struct InFlight<'a>(&'a Gauge);
+
+impl<'a> InFlight<'a> {
+    pub(crate) fn new(telemetry: &'a Arc<Telemetry>) -> Self {
+        telemetry.store_in_flight.increment(1.0);
+        Self(&telemetry.store_in_flight)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Runs `work` under the caller's W3C trace, so that what it logs can be found there. Without a valid
+/// `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>) it runs as it is.
+pub(crate) async fn traced<T>(traceparent: Option<&str>, work: impl Future<Output = T>) -> T {
+    match traceparent.and_then(parse_traceparent) {
+        Some((trace_id, parent_id)) => work.instrument(tracing::info_span!("call", trace_id, parent_id)).await,
+        None => work.await,
+    }
+}
+
+fn parse_traceparent(header: &str) -> Option<(&str, &str)> {
+    let mut fields = header.split('-');
+    let (version, trace_id, parent_id, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let some = |text: &str| text.bytes().any(|byte| byte != b'0');
+    let whole = version != "00" || fields.next().is_none();
+    let valid = hex(version, 2) && version != "ff" && hex(trace_id, 32) && hex(parent_id, 16) && hex(flags, 2);
+    (valid && whole && some(trace_id) && some(parent_id)).then_some((trace_id, parent_id))
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// Starts logging to standard error, once for the process.
+pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log-filter: {error}"))?;
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Pretty => builder.try_init(),
+    };
+    started.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traceparents() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(parse_traceparent(good), Some(("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(parse_traceparent(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What crosses the wire to `lua/apply.lua` and back. The layout is stated there.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use redis::{Cmd, Value};
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::Amount,
+    claim::{Answer, Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode},
+    store::StoreError,
+    time::Timestamp,
+    window::Span,
+};
+
+const HEAD: usize = 13;
+const ROW: usize = 43;
+const NEVER: u64 = (1 << 48) - 1;
+
+/// The keys and the packed claims of one decision.
+pub(super) struct Request {
+    pub(super) keys: SmallVec<[String; 4]>,
+    pub(super) packed: Vec<u8>,
+    rows: SmallVec<[Row; 8]>,
+}
+
+/// Where a claim's row stands, and which earlier row charges the same counter.
+#[derive(Clone, Copy)]
+struct Row {
+    claim: usize,
+    ledger: u8,
+    charge: u64,
+    same_as: Option<usize>,
+}
+
+impl Request {
+    pub(super) fn new(prefix: &str, claims: &[Claim], mode: Mode) -> Self {
+        let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::new();
+        let mut rows: SmallVec<[Row; 8]> = SmallVec::with_capacity(claims.len());
+        for (claim, Claim { ledger, cost, .. }) in claims.iter().enumerate() {
+            let number = ledgers.iter().position(|known| known == ledger).unwrap_or_else(|| {
+                ledgers.push(*ledger);
+                ledgers.len() - 1
+            });
+            rows.push(Row { claim, ledger: u8::try_from(number + 1).unwrap_or(u8::MAX), charge: cost.get(), same_as: None });
+        }
+        // The script wants the rows of one window side by side. Most often they are.
+        let order = |row: &Row| (row.ledger, window_of(claims[row.claim].span));
+        if !rows.is_sorted_by_key(order) {
+            rows.sort_by_key(order);
+        }
+        for at in 1..rows.len() {
+            let (earlier, this) = rows.split_at_mut(at);
+            let Some(this) = this.first_mut() else { continue };
+            let claim = &claims[this.claim];
+            let same = |row: &Row| {
+                let other = &claims[row.claim];
+                other.unit == claim.unit && other.ledger == claim.ledger && other.span == claim.span
+            };
+            if let Some(first) = earlier.iter().position(same) {
+                earlier[first].charge = earlier[first].charge.max(this.charge);
+                this.charge = 0;
+                this.same_as = Some(first);
+            }
+        }
+        let keys = ledgers.iter().map(|ledger| key(prefix, ledger)).collect();
+        Self { keys, packed: pack(claims, &rows, mode), rows }
+    }
+
+    /// `EVALSHA hash …` or `EVAL code …`; `clock` is the tests' time.
+    pub(super) fn command(&self, verb: &str, script: &str, clock: Option<u64>) -> Cmd {
+        let mut command = Cmd::with_capacity(5 + self.keys.len(), 128 + script.len() + self.packed.len());
+        command.arg(verb).arg(script).arg(self.keys.len());
+        for key in &self.keys {
+            command.arg(key.as_str());
+        }
+        command.arg(self.packed.as_slice());
+        if let Some(clock) = clock {
+            command.arg(clock);
+        }
+        command
+    }
+
+    /// Reads the script's reply.
+    pub(super) fn read_reply(&self, reply: &Value) -> Result<Answer, StoreError> {
+        let Value::BulkString(bytes) = reply else { return Err(unreadable()) };
+        let mut rest = bytes.as_slice();
+        let status = take(&mut rest, 1).ok_or_else(unreadable)?;
+        let decided_at = Timestamp::from_ms(take(&mut rest, 6).ok_or_else(unreadable)?);
+        if status == 2 {
+            return Ok(Answer::OutsidePeriod(decided_at));
+        }
+        let blank = ClaimStatus { used: Amount::ZERO, resets_at: decided_at, fit: Fit::Now };
+        let mut statuses: SmallVec<[ClaimStatus; 8]> = SmallVec::from_elem(blank, self.rows.len());
+        for row in &self.rows {
+            let mut status = read_status(&mut rest).ok_or_else(unreadable)?;
+            if let Some(first) = row.same_as {
+                // Only the first row of a counter carries what was charged there.
+                let ClaimStatus { used, resets_at, .. } = statuses[self.rows[first].claim];
+                status = ClaimStatus { used, resets_at, ..status };
+            }
+            statuses[row.claim] = status;
+        }
+        Ok(Answer::Applied(Applied { decided_at, allowed: status == 1, statuses }))
+    }
+}
+
+/// Orders windows: kind, then id.
+fn window_of(span: Span) -> (u8, u32) {
+    match span {
+        Span::Sliding(window) => (1, window.ms()),
+        Span::Calendar { id, .. } => (2, id),
+    }
+}
+
+fn pack(claims: &[Claim], rows: &[Row], mode: Mode) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(HEAD + rows.len() * ROW);
+    packed.push(match mode {
+        Mode::Try => 0,
+        Mode::Force => 1,
+        Mode::Peek => 2,
+    });
+    let (mut from, mut till) = (0, NEVER);
+    for claim in claims {
+        if let Span::Calendar { period, .. } = claim.span {
+            from = period.start.as_ms().max(from);
+            till = period.end.as_ms().min(till);
+        }
+    }
+    put::<6>(&mut packed, from);
+    put::<6>(&mut packed, till);
+    for row in rows {
+        let claim = &claims[row.claim];
+        let (kind, id) = window_of(claim.span);
+        let (start, end) = match claim.span {
+            Span::Sliding(_) => (0, 0),
+            Span::Calendar { period, .. } => (period.start.as_ms(), period.end.as_ms()),
+        };
+        packed.extend([row.ledger, kind]);
+        packed.extend(id.to_le_bytes());
+        put::<6>(&mut packed, start);
+        put::<6>(&mut packed, end);
+        packed.extend(claim.unit.get().to_le_bytes());
+        put::<7>(&mut packed, claim.cost.get());
+        put::<7>(&mut packed, row.charge);
+        put::<7>(&mut packed, claim.limit.ceiling().get());
+    }
+    packed
+}
+
+/// Appends the low `N` bytes of a number, little endian.
+fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
+    to.extend(number.to_le_bytes().into_iter().take(N));
+}
+
+/// `tg{<partition>}<scope>`: all ledgers of a partition share a hash tag, and so a cluster slot.
+fn key(prefix: &str, ledger: &LedgerKey) -> String {
+    let mut key = String::with_capacity(prefix.len() + 29);
+    key.push_str(prefix);
+    key.push('{');
+    URL_SAFE_NO_PAD.encode_string(ledger.partition.bytes(), &mut key);
+    key.push('}');
+    URL_SAFE_NO_PAD.encode_string(ledger.scope_bytes(), &mut key);
+    key
+}
+
+fn read_status(rest: &mut &[u8]) -> Option<ClaimStatus> {
+    let used = Amount::try_from(take(rest, 7)?).ok()?;
+    let resets_at = Timestamp::from_ms(take(rest, 6)?);
+    let fit = match take(rest, 6)? {
+        0 => Fit::Now,
+        NEVER => Fit::Never,
+        at => Fit::At(Timestamp::from_ms(at)),
+    };
+    Some(ClaimStatus { used, resets_at, fit })
+}
+
+fn unreadable() -> StoreError {
+    StoreError::Refused("the script's reply cannot be read".into())
+}
+
+/// Takes a little-endian number of `size` bytes off the front.
+fn take(bytes: &mut &[u8], size: usize) -> Option<u64> {
+    let (number, rest) = bytes.split_at_checked(size)?;
+    *bytes = rest;
+    Some(number.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+}

@@ -1,0 +1,279 @@
+-- Decides a list of claims, all or nothing, in one step.
+--
+-- KEYS     the ledgers, each once
+-- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
+--          periods are the current ones, then one row of 43 bytes for each claim, rows of one ledger side by
+--          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
+--          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
+--          period (0 for sliding), unit u32, cost u56 to judge, charge u56 (0 where an earlier row charges the
+--          same counter), limit u56 (2^53 - 1: unlimited)
+-- reply    status u8 (0 denied, 1 allowed, 2 outside the time above: nothing was done), now u48 (ms), then for
+--          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, else from
+--          then on)
+-- cost     one read and one write per ledger, both of the header; besides, per window, a group of four entries
+--          written for every fourth entry that comes, and one read for every fourth that leaves; a refusal
+--          writes nothing, and reads at most a directory and two blocks for each claim that does not fit
+
+local VERSION, SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 1, 4, 32, 1024, 2048
+local TWO_32, MAX_AMOUNT, NEVER = 4294967296, 9007199254740991, 281474976710655
+local FORCE, PEEK, OUTSIDE = 1, 2, 2
+local JOINS, OPENS = 1, 2
+local ROW = '<BBI4I6I6I4I7I7I7'
+local pack, unpack_bytes, rep, sub, call = struct.pack, struct.unpack, string.rep, string.sub, redis.call
+
+local request = ARGV[1]
+local rows = (#request - 13) / 43
+local mode, earliest, latest_end = unpack_bytes('<BI6I6', request)
+if now < earliest or now >= latest_end then return pack('<BI6', OUTSIDE, now) end
+
+-- The reply has three numbers a row. Behind them, from `plan` on, stand two that are not sent: the index in h
+-- of the total that the row charges, and how much. `windows` has five for each window that the rows name: its
+-- ledger, s, d, whether a charge JOINS its latest entry or OPENS one (false if nothing is charged), its first
+-- row. The constructors make room for the usual case, so that the tables need not grow.
+local reply, plan = { 1, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1 + rows * 3
+local windows = { 0, 0, 0, false, 0, 0, 0, 0, false, 0 }
+local ledgers, named, charging = { nil, nil }, 0, false
+local close_block, rebuild
+local behind, cramped, stale
+
+-- A ledger that has no place for its charges is written anew, and the rows are gone through once more.
+for _ = 1, 2 do
+  local k, kind, id, key, h, s, d, columns
+  reply[1], named, cramped = 1, -4, nil
+  for r = 1, rows do
+    local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit = unpack_bytes(ROW, request, r * 43 - 29)
+    if ledger ~= k then
+      k, kind = ledger, nil
+      key, h = KEYS[k], ledgers[k]
+      if h == nil then
+        -- As much as the header of two windows usually takes.
+        local raw = call('GETRANGE', key, '0', '399')
+        h = false
+        if raw ~= '' then
+          local version, length, format = unpack_bytes('<BHH', raw)
+          if version ~= VERSION then return redis.error_reply('TGVERSION a counter is of version ' .. version) end
+          if length > 400 then raw = call('GETRANGE', key, 0, length - 1) end
+          h = { unpack_bytes(sub(raw, length - format + 1, length), raw, 6) }
+          local at = h[2] + 2
+          for _ = 1, h[h[2] + 1] do
+            local dynamic = h[at + 3]
+            local over_at = h[dynamic + 3]
+            if h[at] == SLIDING then
+              -- The clock went back: what is dated later counts as of now, for good. An entry that kept its
+              -- date would stay for longer than a window.
+              if over_at > now and h[dynamic + 1] > 0 then
+                if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+                h, stale = rebuild(key, h, {}), nil
+                break
+              end
+              over_at = over_at + h[at + 2]
+            end
+            if over_at <= now then
+              stale = stale or {}
+              stale[#stale + 1] = k * 4096 + at
+            end
+            at = at + 8 + 2 * h[at + 1]
+          end
+        end
+        ledgers[k] = h
+      end
+    end
+    if row_id ~= id or row_kind ~= kind then
+      kind, id, s, columns = row_kind, row_id, nil, 0
+      if h then
+        local at = h[2] + 2
+        for _ = 1, h[h[2] + 1] do
+          columns = h[at + 1]
+          if h[at + 2] == id and h[at] == kind then
+            s, d = at, h[at + 3]
+            break
+          end
+          at = at + 8 + 2 * columns
+        end
+      end
+      if not s then
+        columns = 0
+      elseif kind == SLIDING then
+        local horizon = now - id
+        if h[d + 1] > 0 and h[d + 2] <= horizon then
+          if h[d + 3] > horizon then
+            walk(key, h, s, horizon)
+          else
+            h[d], h[d + 1] = h[d] + h[d + 1], 0
+            for x = 1, columns do h[d + 3 + x] = 0 end
+          end
+        end
+      else
+        if h[d + 2] < start then
+          for x = 1, columns do h[d + 3 + x] = 0 end
+        elseif h[d + 2] > start then
+          behind = behind or {}
+          behind[k] = true
+        end
+        h[d + 2], h[d + 3] = start, finish
+      end
+      named = named + 5
+      windows[named], windows[named + 1], windows[named + 2], windows[named + 3] = k, s, d, false
+      windows[named + 4] = r
+    end
+
+    local used, column = 0, nil
+    for x = 1, columns do
+      if h[s + 6 + 2 * x] == unit then
+        used, column = h[d + 3 + x], x
+        break
+      end
+    end
+    local fit = 0
+    -- In this order no intermediate result leaves the integers that a double holds.
+    local over = cost - (limit - used)
+    if over > 0 and cost > 0 then
+      reply[1] = 0
+      if cost > limit then
+        fit = NEVER
+      elseif kind == SLIDING then
+        fit = walk(key, h, s, nil, column, over) + id
+      else
+        fit = finish
+      end
+    end
+    local at, resets_at = r * 3, now
+    if kind ~= SLIDING then resets_at = finish elseif used > 0 then resets_at = h[d + 3] + id end
+    reply[at], reply[at + 1], reply[at + 2] = used, resets_at, fit
+
+    if charge > MAX_AMOUNT - used then charge = MAX_AMOUNT - used end
+    reply[plan + r * 2 + 1] = charge
+    if charge > 0 and (mode == FORCE or (mode ~= PEEK and reply[1] == 1)) then
+      -- What the charge would write, and whether the value has a place for it: the log, a free slot in its
+      -- ring, a column wide enough.
+      local place = column ~= nil
+      if place then
+        local sliding, entry = kind == SLIDING, windows[named + 3]
+        if not entry then
+          entry = JOINS
+          if sliding then
+            local count, latest, capacity = h[d + 1], h[d + 3], h[s + 4]
+            local joins = count > 0 and (latest == now or count >= MOST_ENTRIES)
+            if count >= EXACT_ENTRIES and not joins then
+              local cell = math.floor(id / 1024) + 1
+              joins = math.floor(latest / cell) == math.floor(now / cell)
+            end
+            if not joins then
+              entry = OPENS
+              place = count < capacity and (capacity < 64 or count * 8 >= capacity)
+            end
+          end
+          windows[named + 3] = entry
+        end
+        local total = d + 3 + column
+        reply[plan + r * 2] = total
+        if sliding then
+          local sum = charge
+          if entry == JOINS then sum = sum + h[total + columns] end
+          if sum >= 256 and sum >= 256 ^ h[s + 7 + 2 * column] then place = false end
+        end
+      end
+      if not place then
+        cramped = cramped or {}
+        cramped[k] = true
+      end
+    end
+  end
+
+  charging = mode == FORCE or (mode ~= PEEK and reply[1] == 1)
+  if not charging then break end
+  -- A log that is over and not charged leaves with the next charge of its ledger.
+  for i = 1, stale and #stale or 0 do
+    local charged, spared = false, false
+    for w = 1, named, 5 do
+      if windows[w + 3] and windows[w] == math.floor(stale[i] / 4096) then
+        charged, spared = true, spared or windows[w + 1] == stale[i] % 4096
+      end
+    end
+    if charged and not spared then
+      cramped = cramped or {}
+      cramped[math.floor(stale[i] / 4096)] = true
+    end
+  end
+  if not cramped then break end
+  for crowded in pairs(cramped) do
+    local wanted = {}
+    for r = 1, rows do
+      local ledger, kind, id, start, finish, unit = unpack_bytes(ROW, request, r * 43 - 29)
+      if ledger == crowded and reply[plan + r * 2 + 1] > 0 then
+        wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
+      end
+    end
+    if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+    ledgers[crowded] = rebuild(KEYS[crowded], ledgers[crowded], wanted)
+  end
+  stale = nil
+end
+
+local w = charging and 1 or named + 1
+while w <= named do
+  local k, until_ms, charged = windows[w], now + shortest_ttl, false
+  local key, h = KEYS[k], ledgers[k]
+  while w <= named and windows[w] == k do
+    local s, d, entry, first, last = windows[w + 1], windows[w + 2], windows[w + 3], windows[w + 4], rows
+    w = w + 5
+    if w <= named then last = windows[w + 4] - 1 end
+    if entry then
+      local sliding, over_at, columns = h[s] == SLIDING, h[d + 3], h[s + 1]
+      charged = true
+      if sliding then
+        over_at = now + h[s + 2]
+        if entry == OPENS then
+          local count, costs, before_latest = h[d + 1], d + 3 + columns, d + 4 + 2 * columns
+          local seq, size = h[d] + count, h[s + 6]
+          local group = h[before_latest] .. pack(h[s + 7], h[d + 3] % TWO_32, unpack(h, costs + 1, costs + columns))
+          if count == 0 then
+            h[d + 2] = now
+          elseif seq % GROUP == 0 then
+            call('SETRANGE', key, h[s + 5] + (seq - GROUP) % h[s + 4] * size, group)
+            if h[d] >= seq - GROUP then h[before_latest + 1] = group end
+            if seq % BLOCK == 0 and h[s + 4] > BLOCK then
+              if not close_block then close_block, rebuild = rare(now, shortest_ttl) end
+              close_block(key, h, s, seq)
+            end
+          end
+          h[d + 1], h[before_latest] = count + 1, sub(group, size + 1)
+          for x = 1, columns do h[costs + x] = 0 end
+        end
+        h[d + 3] = now
+      end
+      if over_at > until_ms then until_ms = over_at end
+      for r = first, last do
+        local charge, at = reply[plan + r * 2 + 1], r * 3
+        if charge > 0 then
+          local total = reply[plan + r * 2]
+          h[total] = h[total] + charge
+          if sliding then h[total + columns] = h[total + columns] + charge end
+          reply[at] = reply[at] + charge
+        end
+        if sliding and reply[at] > 0 then reply[at + 1] = over_at end
+      end
+    end
+  end
+  if charged then
+    if until_ms > h[1] then
+      -- A life a little longer than needed, so that most calls need not renew it.
+      h[1] = until_ms + math.floor((until_ms - now) / 8) + 1000
+      call('PEXPIRE', key, h[1] - now)
+    end
+    local t = h[2]
+    call('SETRANGE', key, '5', pack(h[t], unpack(h, 1, t - 1)))
+    if behind then behind[k] = nil end
+  end
+end
+
+if behind then
+  for k in pairs(behind) do
+    if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+    rebuild(KEYS[k], ledgers[k], {})
+  end
+end
+
+-- Cutting a constant makes one string, repeating and joining makes two.
+local format = rows <= 4 and sub('<BI6I7I6I6I7I6I6I7I6I6I7I6I6', 1, 4 + rows * 6) or '<BI6' .. rep('I7I6I6', rows)
+return pack(format, unpack(reply, 1, 2 + rows * 3))

@@ -1,0 +1,332 @@
+-- One ledger in one string value: everything that is counted for one scope. The algorithm is that of
+-- tollgate-core's log.rs, on which every reply must agree.
+--
+-- The value begins with a header: version u8, length of the header u16, length of a `struct` format u16, the
+-- fields which that format describes, and the format (little endian, offsets from 0). Unpacked, the fields
+-- are the array `h` that the scripts work on. The dynamic ones come first, so that every decision writes
+-- them back with one call, to the same place (offset 5):
+--
+--   h[1] until when the key lives (ms), h[2] t, the index of the first static field
+--   per log, at d: number of the oldest entry, entries, time of the oldest, time of the latest (calendar: 0,
+--     0, start, end); per column what is in the window
+--   per sliding log, behind these: per column the cost of the latest entry; the three entries before it; the
+--     group of the oldest
+--   h[t] format of the dynamic fields, h[t + 1] number of logs
+--   per log, at s = t + 2 and on: kind (1 sliding, 2 calendar), columns, id (window in ms, or the calendar's
+--     id), d, capacity, offset of the ring, size of an entry, format of an entry; per column: unit, width
+--
+-- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot
+-- n % capacity for as long as it lives, so its number is its address: time u32 (mod 2^32), and per column
+-- the cost (1, 2, 4 or 7 bytes: the column's width).
+--
+-- Four entries whose numbers have the same n / 4 are a group. The group of the latest entry is pending: it
+-- is in the header only, and is written to the ring as a whole when the next group begins. The header's copy
+-- of the oldest entry's group is kept unless that group is pending. So a call that adds an entry or lets
+-- one go needs the ring only every fourth time.
+--
+-- The directory, in front of a ring of 64 slots and more, has a line per block of 32 entries: time of the
+-- last u32, per column the block's sum u56. A line is written when the next block begins, as the latest entry
+-- may still grow.
+--
+-- What costs time here is calls into Redis (0.7 to 1 µs each, and 0.2 for a number among the arguments),
+-- bytes made into Lua strings, tables that grow, and functions made: every run makes all it mentions and a
+-- cell for every outer local they use. So the functions below use none, and the rare ones are made only when
+-- called for.
+
+-- Walks from the oldest entry on, whole blocks at a time where it can. There is at least one entry.
+--
+-- With `horizon`: past every entry that is not later, and takes them out of the log. The latest is later.
+-- With `column`: past entries until `excess` of that column is behind; returns the time of the last one.
+-- Reads at most the directory and two blocks besides two groups, whatever the log's length.
+local function walk(key, h, s, horizon, column, excess)
+  local GROUP, BLOCK, TWO_32 = 4, 32, 4294967296
+  local columns, d, capacity, ring, size, format = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6], h[s + 7]
+  local before_latest, oldest_group = d + 4 + 2 * columns, d + 5 + 2 * columns
+  local seq, latest = h[d], h[d + 3]
+  local last = seq + h[d + 1] - 1
+  local pending, group_end = last - last % GROUP, seq - seq % GROUP + GROUP
+  local chunk, directory = GROUP, nil
+  if horizon and seq + 1 < last then
+    -- The usual case costs two looks at the header's copy: the oldest has left, the next of its group has not.
+    local bytes, first = h[oldest_group], group_end - GROUP
+    if seq >= pending then bytes, first = h[before_latest], last - GROUP + 1 end
+    local at = (seq - first) * size + 1
+    if seq + 1 < group_end and columns <= 2 then
+      local time = latest - (latest - struct.unpack('<I4', bytes, at + size)) % TWO_32
+      if time > horizon then
+        local _, one, other = struct.unpack(format, bytes, at)
+        h[d], h[d + 1], h[d + 2], h[d + 4] = seq + 1, last - seq, time, h[d + 4] - one
+        if columns == 2 then h[d + 5] = h[d + 5] - other end
+        return
+      end
+    end
+  end
+  while seq < last do
+    -- Blocks are worth a look only when the walk has gone further than it usually does.
+    while chunk == BLOCK and seq % BLOCK == 0 and seq + BLOCK <= last do
+      local line_size, lines = 4 + 7 * columns, capacity / BLOCK
+      directory = directory or redis.call('GETRANGE', key, ring - lines * line_size, ring - 1)
+      local line = { struct.unpack('<I4' .. string.rep('I7', columns), directory, seq / BLOCK % lines * line_size + 1) }
+      if horizon then
+        if latest - (latest - line[1]) % TWO_32 > horizon then break end
+        for x = 1, columns do h[d + 3 + x] = h[d + 3 + x] - line[x + 1] end
+      else
+        if line[column + 1] >= excess then break end
+        excess = excess - line[column + 1]
+      end
+      seq = seq + BLOCK
+    end
+    -- The next entries that lie side by side, without the latest: `n` of `bytes`, which begin with `first`.
+    local bytes, first, n, of_ring
+    if seq >= pending then
+      bytes, first, n = h[before_latest], last - GROUP + 1, last - seq
+    elseif seq < group_end then
+      bytes, first, n = h[oldest_group], group_end - GROUP, group_end - seq
+    else
+      local slot = seq % capacity
+      n = BLOCK - seq % BLOCK
+      if n > chunk then n = chunk end
+      if n > pending - seq then n = pending - seq end
+      if n > capacity - slot then n = capacity - slot end
+      local from = ring + slot * size
+      bytes, first, of_ring = redis.call('GETRANGE', key, from, from + n * size - 1), seq, true
+      chunk = BLOCK
+    end
+    local entries = { struct.unpack(string.rep(format, n), bytes, (seq - first) * size + 1) }
+    for e = 0, n - 1 do
+      local at = e * (columns + 1) + 1
+      local time = latest - (latest - entries[at]) % TWO_32
+      if horizon then
+        if time > horizon then
+          seq = seq + e
+          h[d], h[d + 1], h[d + 2] = seq, last - seq + 1, time
+          if of_ring then
+            local group = (seq - seq % GROUP - first) * size
+            h[oldest_group] = string.sub(bytes, group + 1, group + GROUP * size)
+          end
+          return
+        end
+        for x = 1, columns do h[d + 3 + x] = h[d + 3 + x] - entries[at + x] end
+      else
+        excess = excess - entries[at + column]
+        if excess <= 0 then return time end
+      end
+    end
+    seq = seq + n
+  end
+  if horizon then h[d], h[d + 1], h[d + 2] = last, 1, latest end
+  return latest
+end
+
+-- Makes the rare functions:
+--
+-- close_block(key, h, s, seq)  writes the directory's line for the block that ends before `seq`; no entry of
+--                              it is pending
+-- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
+local function rare(now, shortest_ttl)
+  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 1, 1, 4, 32, 2048, 4294967296
+  local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
+
+  local function close_block(key, h, s, seq)
+    local columns, d, capacity, ring, size = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6]
+    local line_size, lines = 4 + 7 * columns, capacity / BLOCK
+    local first, sums = seq - BLOCK, {}
+    if first < h[d] then first = h[d] end
+    local from, n = ring + first % capacity * size, seq - first
+    local entries = { unpack_bytes(rep(h[s + 7], n), call('GETRANGE', key, from, from + n * size - 1)) }
+    for x = 1, columns do
+      sums[x] = 0
+      for e = 0, n - 1 do sums[x] = sums[x] + entries[e * (columns + 1) + 1 + x] end
+    end
+    call('SETRANGE', key, ring + ((seq / BLOCK - 1) % lines - lines) * line_size,
+      pack('<I4' .. rep('I7', columns), h[d + 3] % TWO_32, unpack(sums)))
+  end
+
+  local function width_of(amount)
+    if amount < 256 then return 1 elseif amount < 65536 then return 2 elseif amount < TWO_32 then return 4 end
+    return 7
+  end
+
+  -- The logs of a ledger as tables, their entries read in full and none later than now.
+  local function decode(key, h)
+    local logs, raw = {}, call('GET', key)
+    local s = h[2] + 2
+    for l = 1, h[h[2] + 1] do
+      local columns, d, size = h[s + 1], h[s + 3], h[s + 6]
+      local log = { kind = h[s], id = h[s + 2], head = h[d], count = h[d + 1], oldest = h[d + 2], latest = h[d + 3],
+                    times = {}, columns = {} }
+      for x = 1, columns do
+        log.columns[x] = { unit = h[s + 6 + 2 * x], total = h[d + 3 + x], charge = 0, costs = {} }
+      end
+      local last = log.head + log.count - 1
+      for e = 1, log.kind == SLIDING and log.count or 0 do
+        local seq, entry = log.head + e - 1, nil
+        if seq == last then
+          entry = { log.latest, unpack(h, d + 4 + columns, d + 3 + 2 * columns) }
+        elseif seq >= last - last % GROUP then
+          entry = { unpack_bytes(h[s + 7], h[d + 4 + 2 * columns], (seq - last + GROUP - 1) * size + 1) }
+        else
+          entry = { unpack_bytes(h[s + 7], raw, h[s + 5] + seq % h[s + 4] * size + 1) }
+        end
+        local time = log.latest - (log.latest - entry[1]) % TWO_32
+        log.times[e] = time > now and now or time
+        for x = 1, columns do log.columns[x].costs[e] = entry[x + 1] end
+      end
+      if log.kind == SLIDING and log.latest > now then log.latest = now end
+      if log.kind == SLIDING and log.oldest > now then log.oldest = now end
+      logs[l] = log
+      s = s + 8 + 2 * columns
+    end
+    return logs
+  end
+
+  -- Makes a place in the tables for what is about to be charged.
+  local function add(logs, charge)
+    local kind, id, start, finish, unit, amount = unpack(charge)
+    local log, column
+    for l = 1, #logs do
+      if logs[l].kind == kind and logs[l].id == id then log = logs[l] end
+    end
+    if not log then
+      log = { kind = kind, id = id, head = 0, count = 0, oldest = start, latest = finish, times = {}, columns = {} }
+      logs[#logs + 1] = log
+    end
+    log.charged = true
+    for x = 1, #log.columns do
+      if log.columns[x].unit == unit then column = log.columns[x] end
+    end
+    if not column then
+      column = { unit = unit, total = 0, costs = {} }
+      for e = 1, log.count do column.costs[e] = 0 end
+      log.columns[#log.columns + 1] = column
+    end
+    column.charge = amount
+  end
+
+  -- Of the logs and their columns, those that hold something or are about to.
+  local function used_ones(logs)
+    local used = {}
+    for l = 1, #logs do
+      local log, columns = logs[l], {}
+      local over_at = log.kind == SLIDING and log.latest + log.id or log.latest
+      if log.charged or over_at > now then
+        for x = 1, #log.columns do
+          if log.columns[x].total > 0 or (log.columns[x].charge or 0) > 0 then columns[#columns + 1] = log.columns[x] end
+        end
+      end
+      log.columns = columns
+      if #columns > 0 then used[#used + 1] = log end
+    end
+    return used
+  end
+
+  -- Settles widths, size and capacity of a sliding log: room for one more entry, and for the charge on
+  -- top of the latest one.
+  local function measure(log)
+    log.size, log.format, log.capacity, log.lines = 4, '<I4', 4, 0
+    for x = 1, #log.columns do
+      local column = log.columns[x]
+      local largest = (column.charge or 0) + (column.costs[log.count] or 0)
+      for e = 1, log.count do
+        if column.costs[e] > largest then largest = column.costs[e] end
+      end
+      column.width = width_of(largest)
+      log.size, log.format = log.size + column.width, log.format .. 'I' .. column.width
+    end
+    while log.capacity <= log.count and log.capacity < MOST_ENTRIES do log.capacity = log.capacity * 2 end
+    if log.capacity > BLOCK then log.lines = log.capacity / BLOCK end
+  end
+
+  -- The directory and the ring of a log, as bytes. Notes those of its groups that the header has as well.
+  local function encode(log)
+    local slots, lines, sums, entry = {}, {}, {}, {}
+    local line_format, nothing = '<I4' .. rep('I7', #log.columns), rep('\0', log.size)
+    local last, by_number = log.head + log.count - 1, {}
+    for slot = 1, log.capacity do slots[slot] = nothing end
+    for line = 1, log.lines do lines[line] = rep('\0', 4 + 7 * #log.columns) end
+    for x = 1, #log.columns do sums[x] = 0 end
+    for e = 1, log.count do
+      local seq = log.head + e - 1
+      for x = 1, #log.columns do
+        entry[x] = log.columns[x].costs[e]
+        sums[x] = sums[x] + entry[x]
+      end
+      by_number[seq] = pack(log.format, log.times[e] % TWO_32, unpack(entry))
+      slots[seq % log.capacity + 1] = by_number[seq]
+      if seq % BLOCK == BLOCK - 1 then
+        if log.lines > 0 then
+          lines[floor(seq / BLOCK) % log.lines + 1] = pack(line_format, log.times[e] % TWO_32, unpack(sums))
+        end
+        for x = 1, #sums do sums[x] = 0 end
+      end
+    end
+    local before_latest, oldest_group, group = {}, {}, log.head - log.head % GROUP
+    for i = 1, GROUP do
+      before_latest[i] = by_number[last - GROUP + i] or nothing
+      oldest_group[i] = by_number[group + i - 1] or nothing
+    end
+    log.before_latest, log.oldest_group = table.concat(before_latest, '', 1, GROUP - 1), table.concat(oldest_group)
+    return table.concat(lines) .. table.concat(slots)
+  end
+
+  -- For a new ledger, log or column, a fuller or emptier ring, wider costs, logs that are over, or a clock
+  -- that went back. Rings grow by doubling and shrink to what they hold, at an eighth, so the work stays in
+  -- proportion to the calls that caused it. `charges` are { kind, id, start, end, unit, amount }.
+  local function rebuild(key, h, charges)
+    local logs = h and decode(key, h) or {}
+    for i = 1, #charges do add(logs, charges[i]) end
+    logs = used_ones(logs)
+    local until_ms = now + shortest_ttl
+    -- The fields that every decision writes, and the others, each with their formats.
+    local dynamic, dynamic_formats, static, static_formats = { 0, 0 }, { 'I6H' }, {}, {}
+    local dynamic_size, static_size, rings, offset = 8, 1, {}, 0
+    for l = 1, #logs do
+      local log = logs[l]
+      local columns, sliding, over_at, d = log.columns, log.kind == SLIDING, log.latest, #dynamic + 1
+      if sliding then
+        measure(log)
+        over_at = (log.charged and now or log.latest) + log.id
+        rings[l] = encode(log)
+      else
+        log.size, log.format, log.capacity, log.lines, rings[l] = 0, '-', 0, 0, ''
+      end
+      if over_at > until_ms then until_ms = over_at end
+      local ring = offset + log.lines * (4 + 7 * #columns)
+      offset = offset + #rings[l]
+      for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do dynamic[#dynamic + 1] = value end
+      for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].total end
+      dynamic_formats[l + 1], dynamic_size = 'I5HI6I6' .. rep('I7', #columns), dynamic_size + 19 + 7 * #columns
+      if sliding then
+        local before, group = log.before_latest, log.oldest_group
+        for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].costs[log.count] or 0 end
+        dynamic[#dynamic + 1], dynamic[#dynamic + 2] = before, group
+        dynamic_formats[l + 1] = dynamic_formats[l + 1] .. rep('I7', #columns) .. 'c' .. #before .. 'c' .. #group
+        dynamic_size = dynamic_size + 7 * #columns + #before + #group
+      end
+      for _, value in ipairs({ log.kind, #columns, log.id, d, log.capacity, ring, log.size, log.format }) do
+        static[#static + 1] = value
+      end
+      log.ring_field = #static - 2
+      for x = 1, #columns do
+        static[#static + 1], static[#static + 2] = columns[x].unit, columns[x].width or 7
+      end
+      static_formats[l] = 'BBI4HHI4Bc' .. #log.format .. rep('I4B', #columns)
+      static_size = static_size + 15 + #log.format + 5 * #columns
+    end
+    -- A life a little longer than needed, so that most calls need not renew it.
+    dynamic[1] = until_ms + floor((until_ms - now) / 8) + 1000
+    dynamic[2] = #dynamic + 1
+    local dynamic_format = '<' .. table.concat(dynamic_formats)
+    local format = dynamic_format .. 'c' .. #dynamic_format .. 'B' .. table.concat(static_formats)
+    local length = 5 + dynamic_size + #dynamic_format + static_size + #format
+    for l = 1, #logs do static[logs[l].ring_field] = static[logs[l].ring_field] + length end
+    local fields = dynamic
+    fields[#fields + 1], fields[#fields + 2] = dynamic_format, #logs
+    for v = 1, #static do fields[#fields + 1] = static[v] end
+    local header = pack('<BHH', VERSION, length, #format) .. pack(format, unpack(fields)) .. format
+    call('SET', key, header .. table.concat(rings), 'PX', fields[1] - now)
+    return fields
+  end
+
+  return close_block, rebuild
+end

@@ -1,0 +1,468 @@
+//! What a decision costs Redis: microseconds of its own time (`INFO commandstats`) and bytes a scope, for
+//! several ways of limiting, in one run on one private server. Run it by `tests/bench-redis-cost`; an argument
+//! such as `"3 1 "` picks the rows whose "quotas keys events" begin so. Fails when a bound is exceeded.
+//!
+//! Time is simulated, so that windows are in steady state (old events leave as new ones come, which every
+//! row verifies); every script but the empty one still asks Redis for the time, as it must in production.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+#![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
+
+use std::process::ExitCode;
+
+use redis::{Connection, Script, Value, cmd};
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Claim, LedgerKey, Mode, Partition},
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{redis::raw, testing::RedisServer};
+
+/// Simulated milliseconds of the short window.
+const SHORT: u64 = 60_000;
+
+/// When every row begins.
+const START: u64 = 1_800_000_000_000;
+
+/// How many calls are measured for a figure, and in how many parts: the ways take turns, and the median part
+/// counts, so that a neighbour on the machine does not decide.
+const MEASURED: u64 = 10_000;
+const PARTS: usize = 5;
+
+/// Each pipeline has this many calls, so that what surrounds a call costs the same in every row.
+const PIPELINE: usize = 500;
+
+/// Where calls are refused, this many come for each one that fits.
+const CROWD: u64 = 20;
+
+/// TIME is called and then replaced, so that its cost is in the figures.
+const CLOCK: &str = "redis.call('TIME') local now = tonumber(ARGV[#ARGV]) local shortest_ttl = 3600000 ";
+
+const EMPTY: &str = "return 1";
+
+const FIXED: &str = "
+local now = redis.call('TIME') now = tonumber(ARGV[#ARGV])
+local over = 0
+for i = 1, #KEYS do
+  local cost, limit, window = tonumber(ARGV[i * 3 - 2]), tonumber(ARGV[i * 3 - 1]), tonumber(ARGV[i * 3])
+  local used = redis.call('INCRBY', KEYS[i], cost)
+  if used == cost then redis.call('EXPIRE', KEYS[i], window / 1000) end
+  if used > limit then over = i end
+end
+return over";
+
+/// A log per quota, all or nothing. Where every event costs one, its members are counted; otherwise a second
+/// key holds their sum, from which the costs of those that leave are taken off. KEYS: the logs, then the sums
+/// of those that have one; ARGV: per log cost, limit, window and the number of its sum or 0, then what makes a
+/// member unique, then the time. Keys live an hour at least, as the simulated time runs ahead of Redis's.
+const SORTED_SETS: &str = "
+local now = redis.call('TIME') now = tonumber(ARGV[#ARGV])
+local logs = (#ARGV - 2) / 4
+for i = 1, logs do
+  local cost, limit, window = tonumber(ARGV[i * 4 - 3]), tonumber(ARGV[i * 4 - 2]), tonumber(ARGV[i * 4 - 1])
+  local sum = tonumber(ARGV[i * 4])
+  local used
+  if sum == 0 then
+    redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now - window)
+    used = redis.call('ZCARD', KEYS[i])
+  else
+    local left = redis.call('ZRANGEBYSCORE', KEYS[i], '-inf', now - window)
+    if #left > 0 then
+      local freed = 0
+      for m = 1, #left do freed = freed + string.match(left[m], '%d+$') end
+      redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now - window)
+      used = redis.call('DECRBY', KEYS[logs + sum], freed)
+    else
+      used = tonumber(redis.call('GET', KEYS[logs + sum]) or 0)
+    end
+  end
+  if used + cost > limit then return i end
+end
+local time, unique = ARGV[#ARGV], ARGV[#ARGV - 1]
+for i = 1, logs do
+  local cost, sum = ARGV[i * 4 - 3], tonumber(ARGV[i * 4])
+  redis.call('ZADD', KEYS[i], time, time .. ':' .. unique .. ':' .. cost)
+  redis.call('PEXPIRE', KEYS[i], '3600000')
+  if sum > 0 then
+    redis.call('INCRBY', KEYS[logs + sum], cost)
+    redis.call('PEXPIRE', KEYS[logs + sum], '3600000')
+  end
+end
+return 0";
+
+/// One quota of the load: its window, its unit, and whether it counts for the key rather than the account.
+struct Quota(u64, &'static str, bool);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Empty,
+    Fixed,
+    SortedSets,
+    Tollgate,
+}
+
+const WAYS: [Way; 4] = [Way::Empty, Way::Fixed, Way::SortedSets, Way::Tollgate];
+
+/// How a key's calls come: `live` of them in a short window, `ratio` times as many in a long one.
+#[derive(Clone, Copy)]
+struct Load {
+    quotas: usize,
+    keys: u64,
+    live: u64,
+    ratio: u64,
+}
+
+impl Load {
+    fn pace(self) -> u64 {
+        SHORT / self.live
+    }
+
+    fn long(self) -> u64 {
+        SHORT * self.ratio
+    }
+
+    fn quotas(self) -> Vec<Quota> {
+        let long = self.long();
+        let mut all = vec![Quota(SHORT, "requests", false), Quota(SHORT, "tokens", false), Quota(long, "requests", false)];
+        all.extend([Quota(long, "tokens", false), Quota(SHORT, "images", false), Quota(long, "images", false)]);
+        all.extend([Quota(SHORT, "requests", true), Quota(long, "requests", true)]);
+        all.truncate(self.quotas);
+        all
+    }
+}
+
+/// A key and the time of its call.
+type Call = (u64, u64);
+
+/// What one way costs under one load: µs for an admission, µs where 95 % are refused, bytes a scope.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    admitted: f64,
+    refused: f64,
+    bytes: u64,
+}
+
+fn main() -> ExitCode {
+    let server = RedisServer::start();
+    let mut redis = server.connection();
+    let info: String = cmd("INFO").arg("server").query(&mut redis).expect("INFO");
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("?");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("Redis {version}, {cores} cores. µs of Redis time a decision (median of {PARTS} parts, the ways taking turns)");
+    println!("and bytes a scope (all its windows); events: live in the short and in the long window; refused: of the calls");
+    println!();
+    println!(
+        "{:>6} {:>7} {:>11} {:>8} | {:>6} {:>6} {:>6} {:>8} | {:>7} {:>7} | {:>7} {:>7} {:>8}",
+        "quotas", "keys", "events", "refused", "empty", "fixed", "zsets", "tollgate", "/fixed", "/zsets", "B fixed", "B zsets", "tollgate"
+    );
+    let only = std::env::args().nth(1).unwrap_or_default();
+    let mut rows = Vec::new();
+    for quotas in [1, 3, 8] {
+        for (keys, live, ratio) in [(1, 5, 10), (1, 300, 10), (1, 1_000, 10), (1_000, 5, 10), (1_000, 64, 4), (100_000, 2, 2)] {
+            let load = Load { quotas, keys, live, ratio };
+            if format!("{quotas} {keys} {live} ").starts_with(&only) {
+                let costs = measure(&mut redis, load);
+                print_row(load, "0 %", costs, costs.map(|cost| cost.admitted));
+                print_row(load, "95 %", costs, costs.map(|cost| cost.refused));
+                rows.push((load, costs));
+            }
+        }
+    }
+    println!();
+    let mut bounds = time_bounds(&rows);
+    #[expect(clippy::cast_precision_loss, reason = "bytes are few")]
+    bounds.extend([
+        ("bytes of a scope with ten events in each of two windows, requests and tokens", ten_events(&mut redis) as f64, 799.0),
+        ("bytes of a scope at its fullest, two windows of requests and tokens", fullest(&mut redis) as f64, 65_536.0),
+        ("replicated bytes of an admission over three quotas (about 300)", replicated(&mut redis) as f64, 330.0),
+    ]);
+    let mut code = ExitCode::SUCCESS;
+    for (name, measured, bound) in bounds {
+        let verdict = if measured <= bound { "ok" } else { "EXCEEDED" };
+        println!("{name:<84} {measured:>9.2}  at most {bound:>9.2}  {verdict}");
+        if measured > bound {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+fn print_row(load: Load, refused: &str, costs: [Cost; 4], [empty, fixed, zsets, ours]: [f64; 4]) {
+    println!(
+        "{:>6} {:>7} {:>11} {refused:>8} | {empty:>6.2} {fixed:>6.2} {zsets:>6.2} {ours:>8.2} | {:>7.2} {:>7.2} | {:>7} {:>7} {:>8}",
+        load.quotas,
+        load.keys,
+        format!("{}, {}", load.live, load.live * load.ratio),
+        ours / fixed,
+        ours / zsets,
+        costs[1].bytes,
+        costs[2].bytes,
+        costs[3].bytes
+    );
+}
+
+/// The worst of the rows over three quotas, against each bound.
+fn time_bounds(rows: &[(Load, [Cost; 4])]) -> Vec<(&'static str, f64, f64)> {
+    let three: Vec<_> = rows.iter().filter(|(load, _)| load.quotas == 3).collect();
+    let worst = |ratio: &dyn Fn(&[Cost; 4]) -> f64| three.iter().map(|(_, costs)| ratio(costs)).fold(0.0, f64::max);
+    let mut bounds = vec![
+        ("admission, of three fixed windows", worst(&|[_, fixed, _, ours]| ours.admitted / fixed.admitted), 2.5),
+        ("admission, of three sorted-set logs", worst(&|[_, _, zsets, ours]| ours.admitted / zsets.admitted), 0.6),
+        ("95 % refused, of three fixed windows", worst(&|[_, fixed, _, ours]| ours.refused / fixed.refused), 4.0),
+    ];
+    let one_key = |live| three.iter().find(|(load, _)| load.keys == 1 && load.live == live).map(|(_, costs)| costs[3]);
+    if let (Some(few), Some(some), Some(many)) = (one_key(5), one_key(300), one_key(1_000)) {
+        let growth = some.admitted.max(many.admitted) / few.admitted;
+        bounds.push(("admission with 300 and 1,000 events, of one with 5 (does not grow)", growth, 1.15));
+    }
+    bounds
+}
+
+/// Runs the load in every way, each in steady state.
+fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
+    cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
+    let pace = load.pace();
+    // Fills the long window once over.
+    let rounds = load.long() / pace + 2;
+    // The calls of the keys are spread over the pace, so that not all windows turn at once.
+    let spread = |key: u64| START + key * 7_919 % pace;
+    let admitted_keys = load.keys.min(MEASURED);
+    let more_rounds = MEASURED / admitted_keys;
+    let all = (0..rounds).flat_map(|round| (0..load.keys).map(move |key| (key, spread(key) + round * pace)));
+    let admitted: Vec<Call> = (0..more_rounds)
+        .flat_map(|round| (0..admitted_keys).map(move |key| (key, spread(key) + (rounds + round) * pace)))
+        .collect();
+    // Each key begins elsewhere between two admissions, so that every part has its share of them.
+    let refused_keys = load.keys.min(MEASURED / CROWD);
+    let last = rounds + more_rounds - 1;
+    let refused: Vec<Call> = (0..MEASURED / refused_keys)
+        .flat_map(|step| {
+            (0..refused_keys).map(move |key| (key, spread(key) + last * pace + (step + key % CROWD) * pace / CROWD))
+        })
+        .collect();
+
+    let mut ways = WAYS.map(|way| Runner::new(redis, way, load));
+    for runner in ways.iter_mut().filter(|runner| runner.way != Way::Empty) {
+        runner.run(redis, all.clone(), false);
+    }
+    let admitted = ways_in_turn(redis, &mut ways, &admitted, false);
+    let bytes = [0, 1, 2, 3].map(|way| ways[way].scope_bytes(redis, spread(0) + last * pace));
+    let refused = ways_in_turn(redis, &mut ways, &refused, true);
+    [0, 1, 2, 3].map(|way| Cost { admitted: admitted[way], refused: refused[way], bytes: bytes[way] })
+}
+
+/// The median µs a call of each way.
+fn ways_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], full: bool) -> [f64; 4] {
+    let mut each: [Vec<f64>; 4] = Default::default();
+    let mut denied = [0; 4];
+    for part in calls.chunks(calls.len() / PARTS) {
+        for (way, runner) in ways.iter_mut().enumerate() {
+            cmd("CONFIG").arg("RESETSTAT").exec(redis).expect("RESETSTAT");
+            denied[way] += runner.run(redis, part.iter().copied(), full);
+            each[way].push(microseconds_a_call(redis));
+        }
+    }
+    for (runner, denied) in ways.iter().zip(denied) {
+        if matches!(runner.way, Way::SortedSets | Way::Tollgate) {
+            let share = denied * 100 / calls.len();
+            assert!(if full { (93..=97).contains(&share) } else { share == 0 }, "{share} % of the calls were refused");
+        }
+    }
+    each.map(|mut parts| {
+        parts.sort_by(f64::total_cmp);
+        parts[parts.len() / 2]
+    })
+}
+
+fn microseconds_a_call(redis: &mut Connection) -> f64 {
+    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
+    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
+    each.parse().expect("a number")
+}
+
+/// One way under one load.
+struct Runner {
+    way: Way,
+    hash: String,
+    load: Load,
+    quotas: Vec<Quota>,
+    /// The sorted sets of each key.
+    sets: Vec<Vec<String>>,
+    /// What Tollgate is called with, for each key: without limits in reach, and with.
+    encoded: Vec<[(Vec<String>, Vec<u8>); 2]>,
+    calls: u64,
+}
+
+impl Runner {
+    fn new(redis: &mut Connection, way: Way, load: Load) -> Self {
+        let script = Script::new(&match way {
+            Way::Empty => EMPTY.to_owned(),
+            Way::Fixed => FIXED.to_owned(),
+            Way::SortedSets => SORTED_SETS.to_owned(),
+            Way::Tollgate => raw::script(CLOCK),
+        });
+        let hash = script.prepare_invoke().load(redis).expect("the script loads");
+        let quotas = load.quotas();
+        let keys = if way == Way::Tollgate { load.keys } else { 0 };
+        let encode = |key, full| {
+            let claims: Vec<Claim> = quotas.iter().map(|quota| claim(quota, key, limit(quota, load, full))).collect();
+            raw::encode("tg", &claims, Mode::Try)
+        };
+        let encoded = (0..keys).map(|key| [encode(key, false), encode(key, true)]).collect();
+        let mut runner = Self { way, hash, load, quotas, sets: Vec::new(), encoded, calls: 0 };
+        if way == Way::SortedSets {
+            runner.sets = (0..load.keys).map(|key| runner.keys(key, 0)).collect();
+        }
+        runner
+    }
+
+    /// Makes the calls, pipelined, and returns how many were denied. `full`: the limits are what was used at
+    /// the pace of the load.
+    fn run(&mut self, redis: &mut Connection, calls: impl IntoIterator<Item = Call>, full: bool) -> usize {
+        let mut denied = 0;
+        let mut calls = calls.into_iter().peekable();
+        while calls.peek().is_some() {
+            let mut pipeline = redis::pipe();
+            let settled = !full && self.calls > self.load.keys * self.load.live;
+            for (key, now) in calls.by_ref().take(PIPELINE) {
+                self.add(&mut pipeline, key, now, full);
+            }
+            let replies: Vec<Value> = pipeline.query(redis).expect("the calls run");
+            denied += replies.iter().filter(|reply| self.is_denied(reply, settled)).count();
+        }
+        denied
+    }
+
+    fn add(&mut self, pipeline: &mut redis::Pipeline, key: u64, now: u64, full: bool) {
+        self.calls += 1;
+        let call = pipeline.cmd("EVALSHA").arg(&self.hash);
+        match self.way {
+            Way::Empty => call.arg(0),
+            Way::Fixed => {
+                call.arg(self.quotas.len()).arg(self.keys(key, now));
+                for quota in &self.quotas {
+                    call.arg(cost(quota)).arg(limit(quota, self.load, full)).arg(quota.0);
+                }
+                call.arg(now)
+            }
+            Way::SortedSets => {
+                let keys = &self.sets[usize::try_from(key).expect("few keys")];
+                call.arg(keys.len()).arg(keys);
+                let mut sums = 0;
+                for quota in &self.quotas {
+                    let sum = if cost(quota) > 1 { sums + 1 } else { 0 };
+                    sums = sums.max(sum);
+                    call.arg(cost(quota)).arg(limit(quota, self.load, full)).arg(quota.0).arg(sum);
+                }
+                call.arg(self.calls).arg(now)
+            }
+            Way::Tollgate => {
+                let (keys, packed) = &self.encoded[usize::try_from(key).expect("few keys")][usize::from(full)];
+                call.arg(keys.len()).arg(keys).arg(packed).arg(now)
+            }
+        };
+    }
+
+    fn is_denied(&self, reply: &Value, settled: bool) -> bool {
+        match (self.way, reply) {
+            (Way::Tollgate, Value::BulkString(bytes)) => {
+                if settled {
+                    // In steady state the short window holds what comes in its time, this call included.
+                    let used = bytes[7..14].iter().rev().fold(0, |used, byte| used << 8 | u64::from(*byte));
+                    assert!(used == self.load.live, "{used} events in the short window");
+                }
+                bytes[0] == 0
+            }
+            (Way::SortedSets, Value::Int(over)) => *over != 0,
+            _ => false,
+        }
+    }
+
+    /// The names of a scope's keys.
+    fn keys(&self, key: u64, now: u64) -> Vec<String> {
+        let name = |Quota(window, unit, of_key): &Quota| format!("{{{key:016}}}{of_key}{unit}{window}");
+        match self.way {
+            Way::Empty => Vec::new(),
+            Way::Fixed => self.quotas.iter().map(|quota| format!("fw{}:{}", name(quota), now / quota.0)).collect(),
+            Way::SortedSets => {
+                let sums = self.quotas.iter().filter(|quota| cost(quota) > 1).map(|quota| format!("zs{}sum", name(quota)));
+                self.quotas.iter().map(|quota| format!("zs{}", name(quota))).chain(sums).collect()
+            }
+            Way::Tollgate => self.encoded[usize::try_from(key).expect("few keys")][0].0.clone(),
+        }
+    }
+
+    /// `MEMORY USAGE` of the keys of one scope, on the average of up to 100 scopes.
+    fn scope_bytes(&self, redis: &mut Connection, now: u64) -> u64 {
+        let scopes = self.load.keys.min(100);
+        let total: u64 = (0..scopes).flat_map(|key| self.keys(key, now)).map(|name| memory(redis, &name)).sum();
+        total / scopes
+    }
+}
+
+fn memory(redis: &mut Connection, key: &str) -> u64 {
+    cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0).query::<Option<u64>>(redis).expect("MEMORY").unwrap_or(0)
+}
+
+fn cost(quota: &Quota) -> u64 {
+    if quota.1 == "tokens" { 1_500 } else { 1 }
+}
+
+fn limit(quota: &Quota, load: Load, full: bool) -> u64 {
+    if full { quota.0 / load.pace() * cost(quota) } else { 1 << 50 }
+}
+
+fn claim(quota: &Quota, key: u64, limit: u64) -> Claim {
+    let partition = Partition::of([key.to_string().as_str()]);
+    Claim {
+        ledger: LedgerKey::of(partition, [if quota.2 { "key" } else { "account" }]),
+        span: Span::Sliding(SlidingWindow::from_ms(quota.0).expect("a window")),
+        unit: UnitId::of(quota.1),
+        cost: Amount::try_from(cost(quota)).expect("a cost"),
+        limit: Limit::Finite(Amount::try_from(limit).expect("a limit")),
+    }
+}
+
+fn ten_events(redis: &mut Connection) -> u64 {
+    grow(redis, 10, |event| event * 1_000)
+}
+
+/// A burst of 1,024 events, then one in each cell, is the most a window can hold.
+fn fullest(redis: &mut Connection) -> u64 {
+    grow(redis, 12_000, |event| if event < 1_024 { event } else { 1_024 + (event - 1_024) * 55 })
+}
+
+/// The most memory that two windows of requests and tokens take while `events` come.
+fn grow(redis: &mut Connection, events: u64, at: impl Fn(u64) -> u64) -> u64 {
+    cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
+    let mut runner = Runner::new(redis, Way::Tollgate, Load { quotas: 4, keys: 1, live: events, ratio: 10 });
+    let key = runner.keys(0, 0).concat();
+    let mut largest = 0;
+    for event in 0..events {
+        runner.run(redis, [(0, START + at(event))], false);
+        if event % 64 == 63 || event + 1 == events {
+            largest = memory(redis, &key).max(largest);
+        }
+    }
+    largest
+}
+
+/// Bytes that one admission adds to the replication stream, in steady state.
+fn replicated(redis: &mut Connection) -> u64 {
+    cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
+    cmd("CONFIG").arg("SET").arg("appendonly").arg("yes").exec(redis).expect("appendonly");
+    let size = |redis: &mut Connection| -> u64 {
+        let info: String = cmd("INFO").arg("persistence").query(redis).expect("INFO");
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).and_then(|n| n.trim().parse().ok());
+        field("aof_current_size:").expect("aof_current_size")
+    };
+    let load = Load { quotas: 3, keys: 1, live: 300, ratio: 10 };
+    let mut runner = Runner::new(redis, Way::Tollgate, load);
+    let mut run = |redis: &mut Connection, events: std::ops::Range<u64>| {
+        runner.run(redis, events.map(|event| (0, START + event * load.pace())), false);
+        size(redis)
+    };
+    let before = run(redis, 0..5_000);
+    (run(redis, 5_000..8_200) - before) / 3_200
+}
