@@ -54,7 +54,7 @@ for _ = 1, 2 do
           if version ~= VERSION then return redis.error_reply('TGVERSION a counter is of version ' .. version) end
           if length > 400 then raw = call('GETRANGE', key, 0, length - 1) end
           h = { unpack_bytes(sub(raw, length - format + 1, length), raw, 6) }
-          local at = h[2] + 2
+          local at, known = h[2] + 2, stale and #stale or 0
           for _ = 1, h[h[2] + 1] do
             local dynamic = h[at + 3]
             local over_at = h[dynamic + 3]
@@ -63,7 +63,8 @@ for _ = 1, 2 do
               -- date would stay for longer than a window.
               if over_at > now and h[dynamic + 1] > 0 then
                 if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
-                h, stale = rebuild(key, h, {}), nil
+                h = rebuild(key, h, {})
+                for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
                 break
               end
               over_at = over_at + h[at + 2]

@@ -19,8 +19,11 @@ use tollgate_core::{
 };
 
 /// The decision script, put together from `lua/`: a clock, the ledger, the decision.
-const APPLY: &str =
-    concat!(include_str!("../../../lua/clock.lua"), include_str!("../../../lua/ledger.lua"), include_str!("../../../lua/apply.lua"));
+const APPLY: &str = concat!(
+    include_str!("../../../lua/clock.lua"),
+    include_str!("../../../lua/ledger.lua"),
+    include_str!("../../../lua/apply.lua")
+);
 
 /// How to reach Redis, and what to bear. Without `Debug`, as the URL may hold a password.
 #[derive(Clone)]
@@ -115,10 +118,9 @@ impl RedisStore {
     }
 
     async fn apply_in_time(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
-        let _permit = self
-            .in_flight
-            .try_acquire()
-            .map_err(|_| StoreError::Overloaded(format!("{} calls to Redis are under way", self.config.max_in_flight)))?;
+        let _permit = self.in_flight.try_acquire().map_err(|_| {
+            StoreError::Overloaded(format!("{} calls to Redis are under way", self.config.max_in_flight))
+        })?;
         let request = wire::Request::new(&self.config.key_prefix, claims, mode);
         let reply = self.in_time(self.run(&request)).await?;
         request.read_reply(&reply)
@@ -159,7 +161,8 @@ impl Store for RedisStore {
     fn ready<'a>(&'a self) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>> {
         Box::pin(async {
             let mut connection = self.connection();
-            let ping: String = self.in_time(async move { Cmd::new().arg("PING").query_async(&mut connection).await }).await?;
+            let ping: String =
+                self.in_time(async move { Cmd::new().arg("PING").query_async(&mut connection).await }).await?;
             if ping == "PONG" { Ok(()) } else { Err(StoreError::Refused(format!("PING was answered {ping:?}"))) }
         })
     }
@@ -189,9 +192,9 @@ fn store_error(error: &RedisError) -> StoreError {
         _ if error.is_connection_refusal() => StoreError::Unreachable(text),
         // The connection broke, or never came to be: the client does not tell which.
         ErrorKind::Io => StoreError::Indeterminate(text),
-        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown) => {
-            StoreError::Unreachable(text)
-        }
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading | ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown,
+        ) => StoreError::Unreachable(text),
         _ => StoreError::Refused(text),
     }
 }

@@ -3,10 +3,12 @@
 //! Tried by breaking `lua/ledger.lua`: `<=` for `<` in `expire`, an unsummed block in `close_block`, a
 //! column too narrow in `width_of`, `redate` left out: each fails here.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
 use std::sync::Arc;
 
 use proptest::{
-    strategy::{Strategy, ValueTree},
+    strategy::Strategy,
     test_runner::{Config, TestRunner},
 };
 use tollgate_core::store::Store;
@@ -21,12 +23,13 @@ use tollgate_store::{
 };
 
 /// Plays `cases` generated sequences, each on a fresh specification and a fresh key prefix, and looks at
-/// what is left in Redis.
-fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) {
+/// what is left in Redis. Returns the most that the first claim of a call had used.
+fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = std::cell::Cell::new(0);
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() });
+    let (case, most_used) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let mut runner =
+        TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() });
     let outcome = runner.run(&strategy, |steps| {
         case.set(case.get() + 1);
         runtime.block_on(async {
@@ -43,12 +46,13 @@ fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) {
                     Box::new(RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()) as Box<dyn Store>
                 })
                 .collect();
-            compare(&memory, &nodes, &clock, &steps).await;
+            most_used.set(compare(&memory, &nodes, &clock, &steps).await.max(most_used.get()));
         });
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
     every_key_is_bounded(&server);
+    most_used.get()
 }
 
 fn every_key_is_bounded(server: &RedisServer) {
@@ -68,22 +72,15 @@ fn redis_agrees_on_mixed_sequences() {
     check(mixed(), 300);
 }
 
+// The crowded suites would prove nothing about full windows if theirs never filled.
+
 #[test]
 fn redis_agrees_on_a_crowded_minute() {
-    check(crowded(60_000, 60, 4_000), 6);
+    assert!(check(crowded(60_000, 36, 7_000), 6) > 1_500);
 }
 
 #[test]
-fn redis_agrees_on_a_crowded_second_and_a_crowded_day() {
-    check(crowded(1_000, 3, 3_000), 4);
-    check(crowded(86_400_000, 80_000, 3_000), 4);
-}
-
-#[test]
-fn generated_crowds_reach_the_coalescing_range() {
-    // A suite that never fills a window would prove nothing about full ones.
-    let mut runner = TestRunner::deterministic();
-    let steps = crowded(60_000, 60, 4_000).new_tree(&mut runner).unwrap().current();
-    let calls = steps.iter().filter(|step| matches!(step, Step::Apply(..))).count();
-    assert!(calls > tollgate_core::EXACT_ENTRIES, "{calls}");
+fn redis_agrees_on_crowded_seconds_and_a_crowded_day() {
+    assert!(check(crowded(4_000, 2, 7_000), 4) > 1_500);
+    assert!(check(crowded(86_400_000, 50_000, 7_000), 4) > 1_500);
 }

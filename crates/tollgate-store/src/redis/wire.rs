@@ -40,7 +40,12 @@ impl Request {
                 ledgers.push(*ledger);
                 ledgers.len() - 1
             });
-            rows.push(Row { claim, ledger: u8::try_from(number + 1).unwrap_or(u8::MAX), charge: cost.get(), same_as: None });
+            rows.push(Row {
+                claim,
+                ledger: u8::try_from(number + 1).unwrap_or(u8::MAX),
+                charge: cost.get(),
+                same_as: None,
+            });
         }
         // The script wants the rows of one window side by side. Most often they are.
         let order = |row: &Row| (row.ledger, window_of(claims[row.claim].span));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Claim, LedgerKey, Mode, Partition},
+    claim::{Answer, Claim, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
     window::{Period, SlidingWindow, Span},
@@ -57,7 +57,10 @@ impl ClaimSpec {
             WindowSpec::Calendar { ms, late } => {
                 let number = now.as_ms() / ms - u64::from(late);
                 let start = Timestamp::from_ms(number * ms);
-                Span::Calendar { id: u32::try_from(ms).expect("short"), period: Period { start, end: start.plus_ms(ms) } }
+                Span::Calendar {
+                    id: u32::try_from(ms).expect("short"),
+                    period: Period { start, end: start.plus_ms(ms) },
+                }
             }
         };
         Claim {
@@ -65,18 +68,26 @@ impl ClaimSpec {
             span,
             unit: UnitId::of(["requests", "tokens", "images"][usize::from(self.unit)]),
             cost: Amount::try_from(self.cost).expect("a cost"),
-            limit: self.limit.map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::try_from(limit).expect("a limit"))),
+            limit: self
+                .limit
+                .map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::try_from(limit).expect("a limit"))),
         }
     }
 }
 
 /// Plays `steps` on the specification and on `others`, which take turns and so stand for several nodes on
-/// one set of counters, and compares every answer.
+/// one set of counters, and compares every answer. Returns the most that the first claim of a call had used,
+/// so that a suite can make sure that it got anywhere.
 ///
 /// # Panics
 /// On the first difference.
-pub async fn compare(specification: &dyn Store, others: &[Box<dyn Store>], clock: &Arc<ManualClock>, steps: &[Step]) {
-    let mut calls = 0;
+pub async fn compare(
+    specification: &dyn Store,
+    others: &[Box<dyn Store>],
+    clock: &Arc<ManualClock>,
+    steps: &[Step],
+) -> u64 {
+    let (mut calls, mut most_used) = (0, 0);
     for (at, step) in steps.iter().enumerate() {
         match step {
             Step::Forward(ms) => clock.advance_ms(*ms),
@@ -86,10 +97,14 @@ pub async fn compare(specification: &dyn Store, others: &[Box<dyn Store>], clock
                 let expected = specification.apply(&claims, *mode).await;
                 let answer = others[calls % others.len()].apply(&claims, *mode).await;
                 assert_eq!(answer, expected, "step {at} at {}: {step:?}", clock.now());
+                if let Ok(Answer::Applied(applied)) = &answer {
+                    most_used = applied.statuses.first().map_or(0, |status| status.used.get()).max(most_used);
+                }
                 calls += 1;
             }
         }
     }
+    most_used
 }
 
 /// Short sequences of everything: windows from 1 ms to 31 days, calendars, several scopes, units and limits
@@ -116,8 +131,8 @@ pub fn crowded(window_ms: u64, pause_ms: u64, calls: usize) -> impl Strategy<Val
     };
     let cost = prop_oneof![20 => 1_u64..300, 2 => 1_u64..70_000, 1 => Just(5_000_000_000)];
     let limit = prop_oneof![9 => Just(1 << 50), 2 => 1_u64..200_000, 1 => 1_u64..20_000_000_000];
-    let pause = prop_oneof![200 => 0..=pause_ms, 1 => 0..=window_ms, 1 => Just(window_ms * 2 / 3)];
-    let call = (mode(), cost, limit, pause, 0_u32..400).prop_map(move |(mode, cost, limit, pause, odd)| {
+    let pause = prop_oneof![4_000 => 0..=pause_ms, 1 => 0..=window_ms, 1 => Just(window_ms * 2 / 3)];
+    let call = (mode(), cost, limit, pause, 0_u32..1_000).prop_map(move |(mode, cost, limit, pause, odd)| {
         let pause = if odd == 0 { Step::Back(pause) } else { Step::Forward(pause) };
         [pause, Step::Apply(mode, vec![claim(0, 1, 1 << 50), claim(1, cost, limit)])]
     });
@@ -139,7 +154,8 @@ fn claim() -> impl Strategy<Value = ClaimSpec> {
         1 => (prop::sample::select(vec![1_000, 60_000, 86_400_000]), prop::bool::weighted(0.05))
             .prop_map(|(ms, late)| WindowSpec::Calendar { ms, late }),
     ];
-    let cost = prop_oneof![1 => Just(0), 10 => 1_u64..4, 4 => 1_u64..70_000, 1 => 1_u64..1 << 40, 1 => Just((1 << 53) - 1)];
+    let cost =
+        prop_oneof![1 => Just(0), 10 => 1_u64..4, 4 => 1_u64..70_000, 1 => 1_u64..1 << 40, 1 => Just((1 << 53) - 1)];
     let limit = prop_oneof![
         1 => Just(None),
         1 => Just(Some(0)),
@@ -147,6 +163,12 @@ fn claim() -> impl Strategy<Value = ClaimSpec> {
         4 => (1_u64..200_000).prop_map(Some),
         1 => (1_u64..1 << 53).prop_map(Some),
     ];
-    (0_u8..2, 0_u8..2, 0_u8..3, window, cost, limit)
-        .prop_map(|(account, scope, unit, window, cost, limit)| ClaimSpec { account, scope, unit, window, cost, limit })
+    (0_u8..2, 0_u8..2, 0_u8..3, window, cost, limit).prop_map(|(account, scope, unit, window, cost, limit)| ClaimSpec {
+        account,
+        scope,
+        unit,
+        window,
+        cost,
+        limit,
+    })
 }

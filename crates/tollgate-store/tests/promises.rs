@@ -1,0 +1,304 @@
+//! The promises of the README, each driven by random load on every store, against an exact log kept by the
+//! test. What was broken on purpose, to see each fail, stands at each.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tollgate_core::{
+    EXACT_ENTRIES,
+    amount::{Amount, Limit, UnitId},
+    claim::{Answer, Applied, Claim, Fit, LedgerKey, Mode, Partition},
+    store::Store,
+    time::Timestamp,
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{
+    clock::{Clock, ManualClock},
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+    testing::{RedisServer, conformance::START},
+};
+
+/// A store and its clock, and the exact log of what was charged.
+struct Bench<'a> {
+    store: &'a dyn Store,
+    clock: &'a ManualClock,
+    runtime: &'a tokio::runtime::Runtime,
+    log: Vec<(Timestamp, u64, u64)>,
+    claims: Vec<Claim>,
+}
+
+const WINDOWS: [u32; 2] = [1_000, 60_000];
+
+/// Requests and tokens in a short window, requests in a long one.
+fn claims(limits: [u64; 3], tokens: u64) -> Vec<Claim> {
+    let ledger = LedgerKey::of(Partition::of(["promises"]), ["resource"]);
+    let [short, long] = WINDOWS.map(|ms| Span::Sliding(SlidingWindow::from_ms(u64::from(ms)).unwrap()));
+    let rows =
+        [(short, "requests", 1, limits[0]), (short, "tokens", tokens, limits[1]), (long, "requests", 1, limits[2])];
+    rows.map(|(span, unit, cost, limit)| Claim {
+        ledger,
+        span,
+        unit: UnitId::of(unit),
+        cost: Amount::try_from(cost).unwrap(),
+        limit: Limit::Finite(Amount::try_from(limit).unwrap()),
+    })
+    .to_vec()
+}
+
+impl Bench<'_> {
+    fn apply(&self, claims: &[Claim], mode: Mode) -> Applied {
+        match self.runtime.block_on(self.store.apply(claims, mode)).unwrap() {
+            Answer::Applied(applied) => applied,
+            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        }
+    }
+
+    /// Consumes, and keeps the exact log.
+    fn consume(&mut self, limits: [u64; 3], tokens: u64) -> Applied {
+        self.claims = claims(limits, tokens);
+        let applied = self.apply(&self.claims, Mode::Try);
+        if applied.allowed {
+            self.log.push((self.clock.now(), 1, tokens));
+        }
+        applied
+    }
+
+    /// What the exact log has in the trailing `ms`: requests, tokens, events.
+    fn exact(&self, ms: u64) -> (u64, u64, usize) {
+        let now = self.clock.now();
+        let inside = self.log.iter().rev().take_while(|(at, ..)| at.plus_ms(ms) > now);
+        inside.fold((0, 0, 0), |sum, (_, requests, tokens)| (sum.0 + requests, sum.1 + tokens, sum.2 + 1))
+    }
+}
+
+/// Runs `property` for generated input on memory and on Redis, each time on empty counters.
+fn check<S: Strategy>(cases: u32, strategy: S, property: impl Fn(&mut Bench<'_>, &S::Value))
+where
+    S::Value: Clone,
+{
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let case = std::cell::Cell::new(0);
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let outcome = TestRunner::new(config).run(&strategy, |input| {
+        case.set(case.get() + 1);
+        let clock = Arc::new(ManualClock::at(START));
+        let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
+        property(&mut Bench { store: &memory, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] }, &input);
+        clock.set(START);
+        let redis = {
+            let _inside = runtime.enter();
+            let config = RedisConfig {
+                key_prefix: format!("case{}", case.get()),
+                deadline: Duration::from_secs(20),
+                ..RedisConfig::new(server.url())
+            };
+            RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
+        };
+        property(&mut Bench { store: &redis, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] }, &input);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Pauses and costs of a load, with limits that change on the way.
+fn load(calls: usize) -> impl Strategy<Value = Vec<(u64, u64, [u64; 3])>> {
+    let pause = prop_oneof![5 => 0_u64..40, 2 => 0_u64..400, 1 => 0_u64..5_000];
+    let limits =
+        prop_oneof![9 => Just([8, 400, 60]), 1 => (0_u64..12, 0_u64..600, 0_u64..80).prop_map(|(a, b, c)| [a, b, c])];
+    prop::collection::vec((pause, 1_u64..120, limits), 1..calls)
+}
+
+/// Promises 1, 2 and 3. Broken to try it: `used >= limit` for `>` in the verdict (never over), entries that
+/// leave a millisecond late (false refusal), charging before all claims were judged (all or nothing).
+#[test]
+fn never_over_never_a_false_refusal_all_or_nothing() {
+    check(60, load(150), |bench, load| {
+        for (pause, tokens, limits) in load {
+            bench.clock.advance_ms(*pause);
+            let before: Vec<Amount> =
+                bench.apply(&claims(*limits, *tokens), Mode::Peek).statuses.iter().map(|s| s.used).collect();
+            let (requests, spent, _) = bench.exact(1_000);
+            let (long, ..) = bench.exact(60_000);
+            let fits = requests < limits[0] && spent + tokens <= limits[1] && long < limits[2];
+            let applied = bench.consume(*limits, *tokens);
+            assert_eq!(applied.allowed, fits, "the exact log decides the same");
+            let after: Vec<u64> = applied.statuses.iter().map(|status| status.used.get()).collect();
+            if applied.allowed {
+                assert_eq!(after, [requests + 1, spent + tokens, long + 1]);
+                assert!(
+                    after.iter().zip(limits).all(|(used, limit)| used <= limit),
+                    "never over: {after:?} {limits:?}"
+                );
+            } else {
+                assert_eq!(
+                    after,
+                    before.iter().map(|used| used.get()).collect::<Vec<_>>(),
+                    "a refusal charges nothing"
+                );
+            }
+        }
+    });
+}
+
+/// Promise 2 beyond 1,024 events: a refusal may last window/1024 too long, not more. Broken to try it: cells
+/// twice as long.
+#[test]
+fn a_crowded_window_coalesces_by_a_1024th() {
+    check(3, (1_u64..30, 1_500_u64..3_000), |bench, (pause, limit)| {
+        let window = u64::from(WINDOWS[1]);
+        let limits = [1 << 40, 1 << 40, *limit];
+        for _ in 0..4_000 {
+            bench.clock.advance_ms(*pause);
+            let (exact, _, events) = bench.exact(window);
+            let (blurred, ..) = bench.exact(window + window / 1024 + 1);
+            let applied = bench.consume(limits, 1);
+            let after = if applied.allowed { exact + 1 } else { exact };
+            assert!(after <= *limit, "never over");
+            if events < EXACT_ENTRIES {
+                assert_eq!(applied.allowed, exact < *limit, "exact below 1,024 events");
+            } else if blurred < *limit {
+                assert!(applied.allowed, "refused for longer than window/1024");
+            }
+        }
+    });
+}
+
+/// A client that paces itself exactly at a limit of up to 1,024 calls a window is not refused. Broken to try
+/// it: coalescing from 512 entries on.
+#[test]
+fn an_exactly_paced_client_is_never_refused() {
+    check(1, Just(()), |bench, ()| {
+        for per_minute in [100, 500, 1_000, 1_024] {
+            let start = bench.clock.now().plus_ms(120_000);
+            for call in 0..per_minute * 60_u64 {
+                // The call's own moment, rounded to whole milliseconds as a clock has them.
+                bench.clock.set(start.plus_ms((call * 60_000).div_ceil(per_minute)));
+                let applied = bench.apply(&claims([1 << 40, 1 << 40, per_minute], 1), Mode::Try);
+                assert!(applied.allowed, "call {call} at {per_minute} a minute");
+            }
+            bench.clock.advance_ms(60_000);
+        }
+    });
+}
+
+/// Promise 4. Broken to try it: a retry time one millisecond early, and `remaining` from before the charge.
+#[test]
+fn remaining_and_retry_after_are_true() {
+    check(60, (load(80), 1_u64..300), |bench, (load, tokens)| {
+        let limits = [8, 400, 60];
+        for (pause, tokens, _) in load {
+            bench.clock.advance_ms(*pause);
+            bench.consume(limits, *tokens);
+        }
+        let refused = bench.apply(&claims(limits, *tokens), Mode::Peek);
+        let retry_at = refused.statuses.iter().map(|status| match status.fit {
+            Fit::Now => bench.clock.now(),
+            Fit::At(at) => at,
+            Fit::Never => panic!("{tokens} fit into 400"),
+        });
+        let retry_at = retry_at.max().unwrap();
+        if !refused.allowed {
+            bench.clock.set(Timestamp::from_ms(retry_at.as_ms() - 1));
+            assert!(!bench.apply(&claims(limits, *tokens), Mode::Peek).allowed, "not a millisecond earlier");
+        }
+        bench.clock.set(retry_at);
+        let now = bench.apply(&claims(limits, *tokens), Mode::Peek);
+        assert!(now.allowed, "admitted when it was promised");
+        // What remains is what can be admitted, and not one more.
+        let remaining = limits[1] - now.statuses[1].used.get();
+        assert!(bench.apply(&claims([1 << 40, limits[1], 1 << 40], remaining), Mode::Try).allowed);
+        assert!(!bench.apply(&claims([1 << 40, limits[1], 1 << 40], 1), Mode::Try).allowed);
+        // And when it says it is empty, it is.
+        let resets_at = bench.apply(&claims(limits, 1), Mode::Peek).statuses[1].resets_at;
+        bench.clock.set(resets_at);
+        assert_eq!(bench.apply(&claims(limits, 1), Mode::Peek).statuses[1].used, Amount::ZERO);
+    });
+}
+
+/// Promise 5. Broken to try it: `cost >= limit`.
+#[test]
+fn never_is_not_not_yet() {
+    check(30, (load(40), 0_u64..500), |bench, (load, limit)| {
+        for (pause, tokens, limits) in load {
+            bench.clock.advance_ms(*pause);
+            bench.consume(*limits, *tokens);
+        }
+        let fit = |cost| bench.apply(&claims([1 << 40, *limit, 1 << 40], cost), Mode::Peek).statuses[1].fit;
+        assert_eq!(fit(limit + 1), Fit::Never);
+        assert_ne!(fit(*limit), Fit::Never);
+    });
+}
+
+/// Promise 6. Broken to try it: later-dated entries left as they are, and dropped.
+#[test]
+fn a_clock_that_goes_back_frees_nothing_early_and_freezes_nothing_longer() {
+    check(60, (load(60), 1_u64..200_000), |bench, (load, back)| {
+        let limits = [8, 400, 60];
+        for (pause, tokens, _) in load {
+            bench.clock.advance_ms(*pause);
+            bench.consume(limits, *tokens);
+        }
+        let used = |bench: &Bench<'_>| {
+            bench.apply(&claims(limits, 1), Mode::Peek).statuses.iter().map(|s| s.used).collect::<Vec<_>>()
+        };
+        let before = used(bench);
+        bench.clock.set(Timestamp::from_ms(bench.clock.now().as_ms() - back));
+        let went_back = bench.clock.now();
+        assert!(used(bench).iter().zip(&before).all(|(after, before)| after >= before), "nothing is freed early");
+        bench.clock.set(went_back.plus_ms(u64::from(WINDOWS[0])));
+        let after_short = used(bench);
+        assert_eq!(after_short[..2], [Amount::ZERO; 2], "the short window is free one window later");
+        bench.clock.set(went_back.plus_ms(u64::from(WINDOWS[1])));
+        assert_eq!(used(bench), [Amount::ZERO; 3], "so is the long one");
+    });
+}
+
+/// Promise 7. Broken to try it: unlimited claims not charged.
+#[test]
+fn limits_change_at_once_and_usage_stays() {
+    check(30, (1_u64..50, 1_u64..50), |bench, (calls, limit)| {
+        let unlimited: Vec<Claim> =
+            claims([0; 3], 1).into_iter().map(|claim| Claim { limit: Limit::Unlimited, ..claim }).collect();
+        for _ in 0..*calls {
+            assert!(bench.apply(&unlimited, Mode::Try).allowed);
+        }
+        let limited = bench.apply(&claims([*limit; 3], 1), Mode::Try);
+        assert_eq!(limited.allowed, calls < limit, "the new limit knows the past");
+        let raised = bench.apply(&claims([calls + 10; 3], 1), Mode::Try);
+        assert!(raised.allowed, "a raised limit has room at once");
+    });
+}
+
+/// Promise 8, for a counter's memory; the conformance suite checks TTLs and sizes after all its sequences.
+/// Broken to try it: no coalescing.
+#[test]
+fn a_counter_never_outgrows_64_kib() {
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let clock = Arc::new(ManualClock::at(START));
+    let store = {
+        let _inside = runtime.enter();
+        let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) };
+        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
+    };
+    let bench = Bench { store: &store, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] };
+    let limits = [1 << 50; 3];
+    // A burst of 1,024 distinct moments and then one in every cell fills a window as far as it goes.
+    for call in 0..6_000 {
+        clock.advance_ms(if call < 1_024 { 1 } else { 60 });
+        assert!(bench.apply(&claims(limits, 4_000_000_000), Mode::Try).allowed);
+        if call % 500 == 0 || call == 2_047 {
+            let mut connection = server.connection();
+            let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+            let bytes: usize = redis::cmd("STRLEN").arg(&keys[0]).query(&mut connection).unwrap();
+            assert!(keys.len() == 1 && bytes <= 65_536, "{bytes} bytes after {call} calls");
+        }
+    }
+}
