@@ -124,7 +124,10 @@ pub struct Applied {
 
 /// A store's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every answer is the large one; a box would cost each an allocation")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every answer is the large one; a box would cost each an allocation"
+)]
 pub enum Answer {
     /// It decided.
     Applied(Applied),

@@ -67,12 +67,13 @@ impl<'a> Decision<'a> {
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
-        let verdict = quotas.iter().map(|quota| quota.fit).fold(Verdict::Allowed, |verdict, fit| match (verdict, fit) {
-            (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
-            (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
-            (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
-            (verdict, Fit::Now) => verdict,
-        });
+        let verdict =
+            quotas.iter().map(|quota| quota.fit).fold(Verdict::Allowed, |verdict, fit| match (verdict, fit) {
+                (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
+                (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
+                (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+                (verdict, Fit::Now) => verdict,
+            });
         let speaker = speaker(&quotas);
         Self { verdict, decided_at: applied.decided_at, quotas, speaker }
     }

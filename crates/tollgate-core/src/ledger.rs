@@ -114,7 +114,9 @@ impl Ledger {
 
     /// The same for calendar periods.
     fn follow_calendar_back<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
-        let ahead = |window: &WindowLog| claims().any(|claim| window.log.is_of(claim.span) && window.log.is_ahead_of_period(claim.span));
+        let ahead = |window: &WindowLog| {
+            claims().any(|claim| window.log.is_of(claim.span) && window.log.is_ahead_of_period(claim.span))
+        };
         if self.windows.iter().any(ahead) {
             self.settle(now, claims);
         }

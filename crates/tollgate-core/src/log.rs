@@ -58,7 +58,14 @@ impl Log {
     }
 
     /// Reads the unit of `column` at `now`, within `span`, for a call that costs `cost`.
-    pub(crate) fn read(&self, column: Option<usize>, span: Span, now: Timestamp, cost: Amount, limit: Limit) -> Reading {
+    pub(crate) fn read(
+        &self,
+        column: Option<usize>,
+        span: Span,
+        now: Timestamp,
+        cost: Amount,
+        limit: Limit,
+    ) -> Reading {
         let live = match (self, span) {
             (Self::Sliding(log), _) => log.totals_at(now),
             (Self::Calendar(count), Span::Calendar { period, .. }) => count.totals_in(period),

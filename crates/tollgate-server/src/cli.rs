@@ -59,10 +59,12 @@ pub fn main() -> ExitCode {
             Ok(summaries) => print(&summaries.join("\n")),
             Err(errors) => Err(policies::one_text(&errors)),
         },
-        Some(Command::PolicySchema) => {
-            serde_json::to_string_pretty(&policy_file::schema()).map_err(|error| error.to_string()).and_then(|text| print(&text))
+        Some(Command::PolicySchema) => serde_json::to_string_pretty(&policy_file::schema())
+            .map_err(|error| error.to_string())
+            .and_then(|text| print(&text)),
+        Some(Command::Openapi) => {
+            crate::openapi_json().map_err(|error| error.to_string()).and_then(|text| print(&text))
         }
-        Some(Command::Openapi) => crate::openapi_json().map_err(|error| error.to_string()).and_then(|text| print(&text)),
         Some(Command::GenerateKey) => {
             let secret = key::generate();
             print(&format!("secret: {secret}\nhash: {}", KeyHash::of(&secret).to_text()))
@@ -104,15 +106,20 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
 
 /// What to try first, ready to paste.
 fn greeting(settings: &Settings, listeners: &Listeners) -> String {
-    let address = |listener: &tokio::net::TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+    let address =
+        |listener: &tokio::net::TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
     let (http, grpc) = (address(&listeners.http), address(&listeners.grpc));
     let memory = matches!(settings.store, StoreSettings::Memory { .. });
     let counters = if memory { "in this process's memory" } else { "in Redis" };
-    let listening = format!("tollgate {} listens: REST on http://{http}, gRPC on {grpc}; counters {counters}", env!("CARGO_PKG_VERSION"));
+    let listening = format!(
+        "tollgate {} listens: REST on http://{http}, gRPC on {grpc}; counters {counters}",
+        env!("CARGO_PKG_VERSION")
+    );
     if !memory || !settings.policy.is_empty() {
         return listening;
     }
-    let call = format!(r#"{{"caller":{{"api_key":"{DEMO_KEY}"}},"resource":"llama-3.3-70b","usage":{{"tokens":1500}}}}"#);
+    let call =
+        format!(r#"{{"caller":{{"api_key":"{DEMO_KEY}"}},"resource":"llama-3.3-70b","usage":{{"tokens":1500}}}}"#);
     format!(
         "{listening}\n\n\
          Consume one request and 1,500 tokens:\n  \

@@ -1,6 +1,6 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tollgate_core::{
     amount::{Amount, Limit},
@@ -10,7 +10,7 @@ use tollgate_core::{
     window::Window,
 };
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     directory::BadKey,
@@ -20,22 +20,46 @@ use crate::{
 
 const DEFAULT_PAGE: usize = 50;
 const LARGEST_PAGE: usize = 100;
+/// How much earlier than the caller's own deadline a call is ended.
+const EARLIER: Duration = Duration::from_millis(3);
 
 pub(crate) struct Api {
     service: Arc<DecisionService>,
+    timeout: Duration,
 }
 
 impl Api {
-    pub(crate) fn new(service: Arc<DecisionService>) -> Self {
-        Self { service }
+    pub(crate) fn new(service: Arc<DecisionService>, timeout: Duration) -> Self {
+        Self { service, timeout }
     }
 
-    async fn decide<T>(&self, request: Request<T>, call: fn(T) -> Option<v1::Call>, mode: Mode) -> Result<v1::Decision, Status> {
+    /// Does `work` under the caller's trace and within its deadline, or the node's own.
+    ///
+    /// tonic keeps the caller's deadline too, but answers `CANCELLED`; so this one ends a little earlier.
+    async fn run<T>(
+        &self,
+        metadata: &MetadataMap,
+        work: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, Status> {
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let deadline = text("grpc-timeout").and_then(parse_timeout).map(|timeout| timeout.saturating_sub(EARLIER));
+        let timeout = deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
+        match tokio::time::timeout(timeout, traced(text("traceparent"), work)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Status::deadline_exceeded("the call took too long")),
+        }
+    }
+
+    async fn decide<T>(
+        &self,
+        request: Request<T>,
+        call: fn(T) -> Option<v1::Call>,
+        mode: Mode,
+    ) -> Result<v1::Decision, Status> {
         let (metadata, _, message) = request.into_parts();
-        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok());
         let call = call(message).ok_or_else(|| Status::invalid_argument("call: is required"))?;
-        let call = from_wire(&call)?;
-        Ok(traced(traceparent, self.service.decide(call, mode, decision)).await?)
+        let render = |outcome: &Outcome<'_>| decision(outcome, call.details);
+        self.run(&metadata, self.service.decide(from_wire(&call)?, mode, render)).await
     }
 }
 
@@ -56,7 +80,6 @@ impl RateLimitService for Api {
         request: Request<v1::GetRateLimitsRequest>,
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok());
         let skip = match message.page_token.as_str() {
             "" => 0,
             token => token
@@ -71,7 +94,26 @@ impl RateLimitService for Api {
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref())?;
         let listing = Listing { domain: &message.domain, caller, attributes, skip, take };
-        Ok(Response::new(traced(traceparent, self.service.list(listing, listed)).await?))
+        Ok(Response::new(self.run(&metadata, self.service.list(listing, listed)).await?))
+    }
+}
+
+/// The header of a client's deadline: up to eight digits and a unit
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+fn parse_timeout(header: &str) -> Option<Duration> {
+    let (digits, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
     }
 }
 
@@ -111,7 +153,7 @@ fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, Status> {
     }
 }
 
-fn decision(outcome: &Outcome<'_>) -> v1::Decision {
+fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
     match outcome {
         Outcome::BadKey { why, at } => v1::Decision {
             verdict: v1::Verdict::Denied.into(),
@@ -132,7 +174,7 @@ fn decision(outcome: &Outcome<'_>) -> v1::Decision {
             }
             .into(),
             decided_at: Some(timestamp(decision.decided_at)),
-            quotas: quotas(decision),
+            quotas: quotas(decision, details),
             quota: decision.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),
             retry_after_ms: decision.retry_after_ms(),
             account: identity.account.id.to_string(),
@@ -154,7 +196,10 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
             reason: v1::Reason::Unspecified.into(),
             resources: resources
                 .iter()
-                .map(|(resource, decision)| v1::ResourceLimits { resource: (*resource).to_owned(), quotas: quotas(decision) })
+                .map(|(resource, decision)| v1::ResourceLimits {
+                    resource: (*resource).to_owned(),
+                    quotas: quotas(decision, true),
+                })
                 .collect(),
             next_page_token: next.map(|skip| skip.to_string()).unwrap_or_default(),
             decided_at: Some(timestamp(*decided_at)),
@@ -165,18 +210,14 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
     }
 }
 
-fn quotas(decision: &Decision<'_>) -> Vec<v1::QuotaStatus> {
-    decision.quotas.iter().map(quota).collect()
+fn quotas(decision: &Decision<'_>, details: bool) -> Vec<v1::QuotaStatus> {
+    decision.quotas.iter().map(|status| quota(status, details)).collect()
 }
 
-fn quota(status: &QuotaStatus<'_>) -> v1::QuotaStatus {
+fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
     let quota = status.quota;
     v1::QuotaStatus {
         name: quota.name.to_string(),
-        label: quota.label.to_string(),
-        unit: quota.unit.name.to_string(),
-        window: Some(window(&quota.window)),
-        scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
         limit: match status.limit {
             Limit::Finite(limit) => Some(limit.get()),
             Limit::Unlimited => None,
@@ -189,6 +230,12 @@ fn quota(status: &QuotaStatus<'_>) -> v1::QuotaStatus {
             Fit::At(at) => Some(timestamp(at)),
             Fit::Now | Fit::Never => None,
         },
+        details: details.then(|| v1::QuotaDetails {
+            label: quota.label.to_string(),
+            unit: quota.unit.name.to_string(),
+            window: Some(window(&quota.window)),
+            scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
+        }),
     }
 }
 

@@ -34,9 +34,10 @@ impl KeyHash {
     }
 
     /// Where to look for it.
-    pub(crate) const fn bucket(&self) -> [u8; 8] {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        [a, b, c, d, e, f, g, h]
+    pub(crate) fn bucket(&self) -> [u8; 8] {
+        let mut bucket = [0; 8];
+        bucket.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
+        bucket
     }
 
     /// Compares in constant time.
@@ -46,8 +47,11 @@ impl KeyHash {
 
     /// `sha256:` and 64 hexadecimal digits, as policy files have it.
     pub(crate) fn to_text(self) -> String {
-        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("sha256:{digits}")
+        use std::fmt::Write;
+        self.0.iter().fold("sha256:".to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 }
 

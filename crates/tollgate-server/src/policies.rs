@@ -159,7 +159,8 @@ fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
             files.push(path.clone());
             continue;
         }
-        let unreadable = |error: std::io::Error| whole_file(path.display().to_string(), format!("cannot be read: {error}"));
+        let unreadable =
+            |error: std::io::Error| whole_file(path.display().to_string(), format!("cannot be read: {error}"));
         let mut inside = Vec::new();
         for entry in std::fs::read_dir(path).map_err(unreadable)? {
             inside.push(entry.map_err(unreadable)?.path());

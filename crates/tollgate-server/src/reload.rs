@@ -19,10 +19,10 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// link in its folder.
 pub(crate) async fn keep_fresh(policies: Arc<Policies>) {
     // One waiting notice is enough: it says that something changed, not what.
-    let (changed, mut changes) = mpsc::channel(1);
+    let (notice, mut changes) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = changed.try_send(());
+            let _ = notice.try_send(());
         }
     });
     let mut watcher = match watcher {

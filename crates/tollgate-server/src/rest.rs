@@ -73,7 +73,8 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
             if error.is::<tower::timeout::error::Elapsed>() {
                 ErrorBody::new("deadline_exceeded", "the call took too long").with(StatusCode::GATEWAY_TIMEOUT)
             } else {
-                ErrorBody::new("resource_exhausted", "the node has more to do than it takes in").with(StatusCode::TOO_MANY_REQUESTS)
+                ErrorBody::new("resource_exhausted", "the node has more to do than it takes in")
+                    .with(StatusCode::TOO_MANY_REQUESTS)
             }
         }))
         .layer(LoadShedLayer::new())

@@ -17,7 +17,8 @@ use tollgate_store::{
     memory::MemoryStore,
     redis::RedisStore,
 };
-use tonic::transport::server::TcpIncoming;
+use tonic::{server::NamedService, transport::server::TcpIncoming};
+use tonic_health::ServingStatus;
 
 use crate::{
     grpc,
@@ -77,7 +78,10 @@ impl Listeners {
         let bind = async |name, address| {
             TcpListener::bind(address).await.map_err(|error| RunError::Listen { name, address, error })
         };
-        Ok(Self { http: bind("http-listen", settings.http_listen).await?, grpc: bind("grpc-listen", settings.grpc_listen).await? })
+        Ok(Self {
+            http: bind("http-listen", settings.http_listen).await?,
+            grpc: bind("grpc-listen", settings.grpc_listen).await?,
+        })
     }
 }
 
@@ -157,7 +161,12 @@ pub async fn run(
 
     let mut servers = JoinSet::new();
     servers.spawn(serve_grpc(settings.clone(), Arc::clone(&service), health_service, listeners.grpc, stopped.clone()));
-    servers.spawn(serve_http(settings.clone(), rest::Shared { service, health: Arc::clone(&health) }, listeners.http, stopped));
+    servers.spawn(serve_http(
+        settings.clone(),
+        rest::Shared { service, health: Arc::clone(&health) },
+        listeners.http,
+        stopped,
+    ));
 
     let early = tokio::select! {
         () = shutdown => None,
@@ -192,7 +201,7 @@ async fn serve_grpc(
         Response = tonic::codegen::http::Response<tonic::body::Body>,
         Error = std::convert::Infallible,
         Future: Send + 'static,
-    > + tonic::server::NamedService
+    > + NamedService
     + Clone
     + Send
     + Sync
@@ -204,11 +213,10 @@ async fn serve_grpc(
         .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let api = RateLimitServiceServer::new(grpc::Api::new(service))
+    let api = RateLimitServiceServer::new(grpc::Api::new(service, settings.call_timeout))
         .max_decoding_message_size(settings.max_request_bytes);
     let streams = u32::try_from(settings.max_concurrent_calls).unwrap_or(u32::MAX);
     tonic::transport::Server::builder()
-        .timeout(settings.call_timeout)
         .concurrency_limit_per_connection(settings.max_concurrent_calls)
         .max_concurrent_streams(streams)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -252,10 +260,10 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
     loop {
         ticks.tick().await;
         let ready = health.probe_store().await.is_ok() && !health.draining.load(Ordering::Relaxed);
-        if ready {
-            reporter.set_serving::<RateLimitServiceServer<grpc::Api>>().await;
-        } else {
-            reporter.set_not_serving::<RateLimitServiceServer<grpc::Api>>().await;
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        // The empty name stands for the node as a whole.
+        for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {
+            reporter.set_service_status(service, status).await;
         }
     }
 }

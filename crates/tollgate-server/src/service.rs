@@ -24,7 +24,7 @@ const MAX_NAME_BYTES: usize = 128;
 /// The longest value of an attribute, in bytes.
 const MAX_VALUE_BYTES: usize = 256;
 /// The most units in a usage, and the most attributes.
-const MAX_ENTRIES: usize = 16;
+pub(crate) const MAX_ENTRIES: usize = 16;
 /// A listing asks the store for so many counters at once.
 const COUNTERS_AT_ONCE: usize = 16;
 /// A node whose clock is behind the store's learns it from the first answer.
@@ -70,6 +70,7 @@ pub(crate) struct Listing<'a> {
 }
 
 /// The answer to a call.
+#[expect(clippy::large_enum_variant, reason = "nearly every answer is the large one, and none is moved")]
 pub(crate) enum Outcome<'a> {
     /// It was decided.
     Decided {
@@ -86,7 +87,13 @@ pub(crate) enum Outcome<'a> {
 /// The answer to a listing.
 pub(crate) enum Listed<'a> {
     /// A page.
-    Page { identity: &'a Identity, domain: &'a Domain, resources: Vec<(&'a str, Decision<'a>)>, decided_at: Timestamp, next: Option<usize> },
+    Page {
+        identity: &'a Identity,
+        domain: &'a Domain,
+        resources: Vec<(&'a str, Decision<'a>)>,
+        decided_at: Timestamp,
+        next: Option<usize>,
+    },
     /// The API key is no good.
     BadKey { why: BadKey, at: Timestamp },
 }
@@ -202,8 +209,12 @@ impl DecisionService {
         };
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
-        let next = (listing.skip + listing.take < all.len()).then_some(listing.skip + listing.take);
-        let page = all.skip(listing.skip).take(listing.take).collect::<Result<Vec<Resolved<'_>>, _>>()?;
+        let end = listing.skip.saturating_add(listing.take);
+        let next = (end < all.len()).then_some(end);
+        // A quota by an attribute that this caller cannot bring, such as `ip`, is no reason to show nothing.
+        let known = |name: &str| find(&listing.attributes, name).is_some();
+        let page = all.skip(listing.skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
+        let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
         let (decisions, decided_at) = self.peek_all(&page, &listing.attributes, now).await?;
         let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
         Ok(render(&Listed::Page { identity: &identity, domain: &domain, resources, decided_at, next }))
@@ -258,10 +269,7 @@ impl DecisionService {
     ) -> Result<Decision<'a>, CallError> {
         let claims_at = |now| Ok(resolved.claims(usage, |name| find(attributes, name), now)?);
         let applied = self.apply(claims_at, mode, now).await?;
-        Ok(applied.map_or_else(
-            || Decision::unlimited(now),
-            |applied| Decision::merge(resolved.quotas(), &applied),
-        ))
+        Ok(applied.map_or_else(|| Decision::unlimited(now), |applied| Decision::merge(resolved.quotas(), &applied)))
     }
 
     /// Asks the store, and once more where its clock is in another calendar period than the node's.
@@ -332,7 +340,6 @@ impl DecisionService {
         }
         Ok(checked)
     }
-
 }
 
 fn find_domain<'a>(domains: &'a Domains, name: &str) -> Result<&'a Arc<Domain>, CallError> {

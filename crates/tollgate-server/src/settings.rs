@@ -131,11 +131,12 @@ impl Options {
             }
             value
         };
-        let redis = options.redis.map(|url| tollgate_store::redis::RedisConfig::new(url)).map(|mut redis| {
+        let redis = options.redis.map(tollgate_store::redis::RedisConfig::new).map(|mut redis| {
             if let Some(prefix) = options.redis_key_prefix {
                 redis.key_prefix = prefix;
             }
-            redis.connections = at_least_one("redis-connections", options.redis_connections.unwrap_or(redis.connections));
+            redis.connections =
+                at_least_one("redis-connections", options.redis_connections.unwrap_or(redis.connections));
             redis.max_in_flight =
                 at_least_one("store-max-in-flight", options.store_max_in_flight.unwrap_or(redis.max_in_flight));
             redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
@@ -150,8 +151,13 @@ impl Options {
             if redis.deadline.is_zero() {
                 wrong.push("store-deadline-ms: must be at least 1".to_owned());
             }
-            if redis.key_prefix.len() > 32 || redis.key_prefix.contains(['{', '}']) || redis.key_prefix.contains(char::is_control) {
-                wrong.push("redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned());
+            if redis.key_prefix.len() > 32
+                || redis.key_prefix.contains(['{', '}'])
+                || redis.key_prefix.contains(char::is_control)
+            {
+                wrong.push(
+                    "redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned(),
+                );
             }
         }
         for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
@@ -227,9 +233,16 @@ mod tests {
 
     #[test]
     fn every_mistake_is_said_at_once_by_name() {
-        let wrong = options("http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nstore-deadline-ms: 0");
+        let wrong = options(
+            "http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nstore-deadline-ms: 0",
+        );
         let said = wrong.settle(None).err().unwrap();
-        for name in ["http-listen: 0.0.0.0:80 is not a loopback", "redis-connections: ", "redis-key-prefix: ", "store-deadline-ms: "] {
+        for name in [
+            "http-listen: 0.0.0.0:80 is not a loopback",
+            "redis-connections: ",
+            "redis-key-prefix: ",
+            "store-deadline-ms: ",
+        ] {
             assert!(said.contains(name), "{said}");
         }
         assert_eq!(said.lines().count(), 4, "{said}");

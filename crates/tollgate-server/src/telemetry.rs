@@ -187,7 +187,11 @@ impl DomainMetrics {
         let by_tier = policy.tiers().iter().map(|tier| {
             let labels = |class, verdict, quota| {
                 let labels = [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class)];
-                counter(&telemetry.recorder, DECISIONS, &[labels[0], labels[1], labels[2], ("verdict", verdict), ("quota", quota)])
+                counter(
+                    &telemetry.recorder,
+                    DECISIONS,
+                    &[labels[0], labels[1], labels[2], ("verdict", verdict), ("quota", quota)],
+                )
             };
             let by_class = classes.iter().map(|class| {
                 let denied = quotas.iter().map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
@@ -282,9 +286,8 @@ pub(crate) async fn traced<T>(traceparent: Option<&str>, work: impl Future<Outpu
 fn parse_traceparent(header: &str) -> Option<(&str, &str)> {
     let mut fields = header.split('-');
     let (version, trace_id, parent_id, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
+    let hex =
+        |text: &str, length| text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let some = |text: &str| text.bytes().any(|byte| byte != b'0');
     let whole = version != "00" || fields.next().is_none();
     let valid = hex(version, 2) && version != "ff" && hex(trace_id, 32) && hex(parent_id, 16) && hex(flags, 2);

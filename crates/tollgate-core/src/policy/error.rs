@@ -134,6 +134,11 @@ impl Place {
         Self(steps)
     }
 
+    /// The steps from the root.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
     /// The place one step back; `None` at the root.
     pub fn parent(&self) -> Option<Self> {
         let (_, before) = self.0.split_last()?;

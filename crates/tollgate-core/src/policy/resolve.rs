@@ -149,6 +149,15 @@ impl<'a> Resolved<'a> {
         &self.quotas
     }
 
+    /// Only the quotas whose scopes name nothing but account, key, resource and the attributes that are
+    /// `known`.
+    #[must_use]
+    pub fn with_attributes(mut self, known: impl Fn(&str) -> bool) -> Self {
+        let at_hand = |attribute: &Attribute| !matches!(attribute, Attribute::Other(name) if !known(name));
+        self.quotas.retain(|active| active.quota.scope.attributes().iter().all(at_hand));
+        self
+    }
+
     /// The canonical name of the resource: that of the policy, or the one called where a wildcard's
     /// matches have counters of their own. From outside in that case, so no label of a metric.
     pub fn resource(&self) -> &'a str {

@@ -93,15 +93,17 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         return Err(vec![at_start(format!("is too large; a policy file has at most {MAX_FILE_BYTES} bytes"))]);
     }
     let yaml::Document { value, lines } = yaml::read(text).map_err(|error| vec![error])?;
-    let (mut errors, known) = structure::check(value);
+    let checked = structure::check(value);
+    let mut errors = checked.mistakes.clone();
     // What is left after a structural mistake may be checked further, if it can still be read.
-    match serde_json::from_value::<format::PolicyFile>(known) {
+    match serde_json::from_value::<format::PolicyFile>(checked.rest.clone()) {
         Ok(file) => match compile(file) {
             Ok(loaded) if errors.is_empty() => return Ok(loaded),
             Ok(_) => {}
             Err(found) => {
                 let known: HashSet<Place> = errors.iter().map(|(place, _)| place.clone()).collect();
-                errors.extend(found.into_iter().filter(|(place, _)| !known.contains(place)));
+                let found = found.into_iter().map(|(place, message)| (checked.original(&place), message));
+                errors.extend(found.filter(|(place, _)| !known.contains(place)));
             }
         },
         Err(error) if errors.is_empty() => errors.push((Place::root(), format!("cannot be understood: {error}"))),

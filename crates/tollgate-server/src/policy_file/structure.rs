@@ -1,5 +1,7 @@
 //! The structure of a file against the schema: every mistake at once, said in the schema's words.
 
+use std::collections::BTreeSet;
+
 use jsonschema::{
     ValidationError,
     error::{TypeKind, ValidationErrorKind},
@@ -10,19 +12,48 @@ use tollgate_core::policy::{Place, Step};
 
 use super::format;
 
-/// The mistakes, and the value without the keys that nothing knows.
-pub(super) fn check(mut value: Value) -> (Vec<(Place, String)>, Value) {
+/// What the schema says of a file.
+pub(super) struct Checked {
+    pub(super) mistakes: Vec<(Place, String)>,
+    /// The file without the keys that nothing knows, and without the items of lists that are wrong, so that
+    /// what is left can be checked for its meaning.
+    pub(super) rest: Value,
+    /// The items that were left out.
+    left_out: BTreeSet<Place>,
+}
+
+impl Checked {
+    /// Where a place of the rest stood in the file: items behind one that was left out have moved up.
+    pub(super) fn original(&self, place: &Place) -> Place {
+        place.steps().iter().fold(Place::root(), |around, step| match step {
+            Step::Key(key) => around.at(&**key),
+            Step::Index(index) => {
+                let here = (0..).map(|index| around.at(index)).filter(|item| !self.left_out.contains(item));
+                here.into_iter().nth(*index).unwrap_or_else(|| around.at(*index))
+            }
+        })
+    }
+}
+
+/// Checks the structure of a file.
+pub(super) fn check(mut value: Value) -> Checked {
     let schema = format::schema();
     let validator = match jsonschema::validator_for(&schema) {
         Ok(validator) => validator,
-        Err(error) => return (vec![(Place::root(), format!("the schema itself is broken: {error}"))], value),
+        Err(error) => {
+            let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
+            return Checked { mistakes, rest: value, left_out: BTreeSet::new() };
+        }
     };
+    let mut left_out = BTreeSet::new();
     let mut mistakes = Vec::new();
     let mut unknown = Vec::new();
     for error in validator.iter_errors(&value) {
         describe(&error, &schema, &mut mistakes);
         if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
             unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
+        } else if let Some(item) = item_around(place_of(&error)) {
+            left_out.insert(item);
         }
     }
     for (pointer, keys) in unknown {
@@ -30,7 +61,29 @@ pub(super) fn check(mut value: Value) -> (Vec<(Place, String)>, Value) {
             map.retain(|key, _| !keys.contains(key));
         }
     }
-    (mistakes, value)
+    // From the back, so that those in front stay where they are.
+    for item in left_out.iter().rev() {
+        if let (Some(list), Some(Step::Index(index))) = (item.parent(), item.steps().last())
+            && let Some(Value::Array(items)) = find_mut(&mut value, &list)
+            && *index < items.len()
+        {
+            items.remove(*index);
+        }
+    }
+    Checked { mistakes, rest: value, left_out }
+}
+
+/// The innermost item of a list that `place` lies in.
+fn item_around(place: Place) -> Option<Place> {
+    let mut around = std::iter::successors(Some(place), Place::parent);
+    around.find(|place| matches!(place.steps().last(), Some(Step::Index(_))))
+}
+
+fn find_mut<'a>(value: &'a mut Value, place: &Place) -> Option<&'a mut Value> {
+    place.steps().iter().try_fold(value, |value, step| match step {
+        Step::Key(key) => value.get_mut(key),
+        Step::Index(index) => value.get_mut(index),
+    })
 }
 
 fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
@@ -74,6 +127,9 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
         | ValidationErrorKind::MinLength { .. }
         | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {about}"),
         ValidationErrorKind::Maximum { limit } => format!("{found} must be at most {limit}"),
+        ValidationErrorKind::Minimum { .. } if about != error.to_string() => {
+            format!("{found} is not right here; it should be: {about}")
+        }
         ValidationErrorKind::Minimum { limit } => format!("{found} must be at least {limit}"),
         ValidationErrorKind::MaxItems { limit } => format!("has too many items; at most {limit} fit"),
         ValidationErrorKind::MinItems { limit } => format!("has too few items; at least {limit} must be there"),

@@ -1,6 +1,6 @@
 //! `POST /v1/check` and `POST /v1/consume`: the RPCs in JSON.
 
-use std::collections::BTreeMap;
+use std::{fmt, marker::PhantomData};
 
 use axum::{
     Json,
@@ -8,7 +8,10 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, Visitor},
+};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -20,7 +23,7 @@ use utoipa::ToSchema;
 use super::{Body, ErrorBody, Shared, traceparent};
 use crate::{
     directory::BadKey,
-    service::{Call, CallerRef, Outcome},
+    service::{Call, CallerRef, MAX_ENTRIES, Outcome},
     telemetry::traced,
 };
 
@@ -37,10 +40,51 @@ pub(super) struct CallBody {
     resource: String,
     /// How much it uses, by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
     #[serde(default)]
-    usage: BTreeMap<String, u64>,
+    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
+    usage: Entries<u64>,
     /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
     #[serde(default)]
-    attributes: BTreeMap<String, String>,
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    attributes: Entries<String>,
+}
+
+/// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
+/// nobody.
+#[derive(Debug)]
+struct Entries<T>(Vec<(String, T)>);
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor(PhantomData))
+    }
+}
+
+struct EntriesVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
+    type Value = Entries<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+        let mut entries: Vec<(String, T)> = Vec::new();
+        while let Some(entry) = map.next_entry::<String, T>()? {
+            // More than that are too many anyway, as the service will say.
+            if entries.len() <= MAX_ENTRIES && entries.iter().any(|(known, _)| *known == entry.0) {
+                return Err(A::Error::custom(format_args!("{} is named twice", entry.0)));
+            }
+            entries.push(entry);
+        }
+        Ok(Entries(entries))
+    }
 }
 
 /// Who calls: one of the three.
@@ -174,8 +218,8 @@ async fn decide(shared: &Shared, headers: &HeaderMap, body: &CallBody, mode: Mod
             CallerBody::Account(id) => CallerRef::Account(id),
         },
         resource: &body.resource,
-        usage: body.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
-        attributes: body.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        usage: body.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
+        attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
     };
     let decided = traced(traceparent(headers), shared.service.decide(call, mode, decision)).await;
     decided.map_or_else(IntoResponse::into_response, |decision| Json(decision).into_response())

@@ -69,7 +69,9 @@ impl Health {
             store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
             policies: Part {
                 ok: failure.is_none(),
-                detail: failure.map(|failure| format!("the last reload failed and the policies before it are in force:\n{failure}")),
+                detail: failure.map(|failure| {
+                    format!("the last reload failed and the policies before it are in force:\n{failure}")
+                }),
             },
             domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),
         }

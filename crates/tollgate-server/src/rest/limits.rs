@@ -40,6 +40,7 @@ pub(super) struct LimitsBody {
 }
 
 /// A caller's limits.
+#[expect(clippy::struct_field_names, reason = "the document's names")]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Limits {
@@ -117,8 +118,7 @@ pub(super) async fn get_rate_limits(
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = bearer(&headers) else { return unauthenticated() };
-    let listing =
-        Listing { domain: "", caller: CallerRef::Secret(secret), attributes: SmallVec::new(), skip, take };
+    let listing = Listing { domain: "", caller: CallerRef::Secret(secret), attributes: SmallVec::new(), skip, take };
     match traced(traceparent(&headers), shared.service.list(listing, limits)).await {
         Ok(Some(limits)) => Json(LimitsBody { data: limits }).into_response(),
         // A secret that cannot be one is as good as none.
@@ -155,7 +155,10 @@ fn limits(listed: &Listed<'_>) -> Option<Limits> {
         next_epoch_begins: next_midnight(*decided_at).to_string(),
         rate_limits: resources
             .iter()
-            .map(|(name, decision)| ResourceBody { api_model_id: (*name).to_owned(), rate_limits: of_resource(decision) })
+            .map(|(name, decision)| ResourceBody {
+                api_model_id: (*name).to_owned(),
+                rate_limits: of_resource(decision),
+            })
             .collect(),
         decided_at: decided_at.to_string(),
         next_cursor: *next,

@@ -1,0 +1,424 @@
+//! Bad input over the wire: a clear error that names the field, never an internal one, nothing charged.
+//!
+//! Tried by breaking the server: without `check_attributes`, and with `deny_unknown_fields` left out of
+//! `CallBody`, the tables fail.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use tollgate_proto::v1::{
+    Call, ConsumeRequest, GetRateLimitsRequest, Reason, rate_limit_service_client::RateLimitServiceClient,
+};
+use tonic::Code;
+
+use crate::grpc::raw;
+use crate::harness::{KEY, Node, account, allowed, api_key, api_key_id, call, consume, memory_node, peek, shop};
+
+const TOO_LONG: usize = 10_000;
+
+async fn node() -> Node {
+    memory_node(&shop(100)).await
+}
+
+/// Nothing was charged, whoever may have been meant.
+async fn nothing_charged(node: &Node) {
+    for caller in [account("acme"), account("a"), api_key(KEY)] {
+        for resource in ["model", "tiny", "prompt/x"] {
+            let decision = peek(&node.grpc, call(caller.clone(), resource, &[])).await.unwrap();
+            assert!(decision.quotas.iter().all(|quota| quota.used == 0), "{decision:?}");
+        }
+    }
+}
+
+/// A name or value that no field takes.
+fn bad_texts() -> [String; 5] {
+    ["x".repeat(TOO_LONG), "a\nb".into(), "\0".into(), "a\u{7f}".into(), "\u{85}".into()]
+}
+
+fn good() -> Call {
+    call(account("a"), "model", &[])
+}
+
+/// Wrong calls, and the field that each error must name.
+fn wrong_calls() -> Vec<(&'static str, Call)> {
+    let mut wrong = Vec::new();
+    let with_attribute = |name: String, value: String| Call { attributes: [(name, value)].into(), ..good() };
+    for text in bad_texts().into_iter().chain([String::new()]) {
+        wrong.push(("resource", Call { resource: text.clone(), ..good() }));
+        wrong.push(("caller.account", Call { caller: Some(account(text.clone())), ..good() }));
+        wrong.push(("caller.api_key_id", Call { caller: Some(api_key_id(text.clone())), ..good() }));
+        wrong.push(("attributes", with_attribute(text.clone(), "v".into())));
+        wrong.push(("attributes.ip", with_attribute("ip".into(), text.clone())));
+        wrong.push(("usage", call(account("a"), "model", &[(&text, 1)])));
+        if !text.is_empty() {
+            wrong.push(("domain", Call { domain: text, ..good() }));
+        }
+    }
+    for length in [0, 513, TOO_LONG] {
+        wrong.push(("caller.api_key", Call { caller: Some(api_key("k".repeat(length))), ..good() }));
+    }
+    let most = (1_u64 << 53) - 1;
+    for amount in [0, most + 1, u64::MAX] {
+        wrong.push(("usage.tokens", call(account("a"), "model", &[("tokens", amount)])));
+        wrong.push(("usage.requests", call(account("a"), "model", &[("requests", amount)])));
+    }
+    wrong.push(("usage.bananas", call(account("a"), "model", &[("bananas", 1)])));
+    wrong.push(("resource", Call { resource: "no-such-model".into(), ..good() }));
+    wrong.push(("caller", Call { caller: None, ..good() }));
+    let many = (0..17).map(|number| (format!("a{number}"), "v".to_owned())).collect();
+    wrong.push(("attributes", Call { attributes: many, ..good() }));
+    let many = (0..17).map(|number| (format!("u{number}"), 1)).collect();
+    wrong.push(("usage", Call { usage: many, ..good() }));
+    wrong
+}
+
+/// As JSON has it; `None` for what JSON cannot say.
+fn to_json(call: &Call) -> Option<Value> {
+    use tollgate_proto::v1::caller::By;
+    let caller = match call.caller.as_ref()?.by.as_ref()? {
+        By::ApiKey(secret) => json!({ "api_key": secret }),
+        By::ApiKeyId(id) => json!({ "api_key_id": id }),
+        By::Account(id) => json!({ "account": id }),
+    };
+    Some(json!({
+        "domain": call.domain, "caller": caller, "resource": call.resource, "usage": call.usage, "attributes": call.attributes,
+    }))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(300).collect()
+}
+
+#[tokio::test]
+async fn wrong_fields_over_grpc() {
+    let node = node().await;
+    for (field, wrong) in wrong_calls() {
+        let said = shortened(&format!("{wrong:?}"));
+        for error in [consume(&node.grpc, wrong.clone()).await.err(), peek(&node.grpc, wrong).await.err()] {
+            let error = error.unwrap_or_else(|| panic!("no error for {field}: {said}"));
+            let code =
+                if field == "domain" { [Code::InvalidArgument, Code::NotFound] } else { [Code::InvalidArgument; 2] };
+            assert!(code.contains(&error.code()), "{field}: {error:?}: {said}");
+            assert!(error.message().starts_with(field), "{field}: {:?}: {said}", shortened(error.message()));
+            // The caller's text may come back in part, but neither at length nor with control characters.
+            assert!(error.message().len() < 600, "{field}: the error has {} bytes", error.message().len());
+            assert!(!error.message().contains(char::is_control), "{field}: {:?}", shortened(error.message()));
+        }
+    }
+    nothing_charged(&node).await;
+}
+
+#[tokio::test]
+async fn wrong_fields_over_rest() {
+    let node = node().await;
+    for (field, wrong) in wrong_calls() {
+        let Some(body) = to_json(&wrong) else { continue };
+        let said = shortened(&body.to_string());
+        for path in ["/v1/consume", "/v1/check"] {
+            let (status, answer) = node.rest.post(path, body.to_string()).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{field}: {answer}: {said}");
+            assert_eq!(answer["error"]["code"], "invalid_argument", "{field}: {said}");
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.starts_with(field), "{field}: {:?}: {said}", shortened(message));
+            assert!(message.len() < 600, "{field}: the error has {} bytes", message.len());
+        }
+    }
+    nothing_charged(&node).await;
+}
+
+#[tokio::test]
+async fn an_unknown_domain() {
+    let node = node().await;
+    let elsewhere = Call { domain: "nowhere".into(), ..good() };
+    let error = consume(&node.grpc, elsewhere.clone()).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    assert!(error.message().starts_with("domain: "), "{error:?}");
+    let (status, answer) = node.rest.post("/v1/consume", to_json(&elsewhere).unwrap().to_string()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("domain: "), "{answer}");
+    nothing_charged(&node).await;
+}
+
+/// A key that is no good is a decision, not an error.
+#[tokio::test]
+async fn keys_that_are_no_good() {
+    let node = node().await;
+    for (secret, reason, word) in [
+        ("sk-nobody-has-this", Reason::UnknownKey, "unknown_key"),
+        ("tg_notevenplausible", Reason::UnknownKey, "unknown_key"),
+        ("ключ", Reason::UnknownKey, "unknown_key"),
+        ("sk-integration-revoked", Reason::RevokedKey, "revoked_key"),
+        ("sk-integration-expired", Reason::ExpiredKey, "expired_key"),
+    ] {
+        let decision = consume(&node.grpc, call(api_key(secret), "model", &[])).await.unwrap();
+        assert!(!allowed(&decision));
+        assert_eq!(decision.reason(), reason, "{secret}");
+        assert!(decision.quotas.is_empty() && decision.retry_after_ms.is_none(), "{decision:?}");
+        let body = json!({ "caller": { "api_key": secret }, "resource": "model" });
+        let (status, answer) = node.rest.post("/v1/consume", body.to_string()).await;
+        assert_eq!((status, &answer["reason"]), (StatusCode::OK, &json!(word)), "{secret}: {answer}");
+        let request = GetRateLimitsRequest { caller: Some(api_key(secret)), ..GetRateLimitsRequest::default() };
+        let listed = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
+        assert_eq!((listed.reason(), listed.resources.len()), (reason, 0), "{secret}");
+    }
+    for (id, reason) in
+        [("nobody", Reason::UnknownKey), ("acme-revoked", Reason::RevokedKey), ("acme-expired", Reason::ExpiredKey)]
+    {
+        let decision = consume(&node.grpc, call(api_key_id(id), "model", &[])).await.unwrap();
+        assert_eq!((allowed(&decision), decision.reason()), (false, reason), "{id}");
+    }
+    nothing_charged(&node).await;
+}
+
+#[tokio::test]
+async fn bearers_that_are_no_good() {
+    let node = node().await;
+    let long = format!("Bearer {}", "k".repeat(TOO_LONG));
+    let bearers: [Option<&[u8]>; 12] = [
+        None,
+        Some(b""),
+        Some(b"Bearer"),
+        Some(b"Bearer "),
+        Some(b"Basic dXNlcjpwYXNz"),
+        Some(KEY.as_bytes()),
+        Some(b"Bearer \xff\xfe"),
+        Some(b"Bearer sk-nobody-has-this"),
+        Some(b"Bearer sk-integration-revoked"),
+        Some(b"Bearer sk-integration-expired"),
+        Some(b"Bearer tg_x"),
+        Some(long.as_bytes()),
+    ];
+    for path in ["/api_keys/rate_limits", "/api/v1/api_keys/rate_limits"] {
+        for bearer in bearers {
+            let mut request = node.rest.request(Method::GET, path);
+            if let Some(bearer) = bearer {
+                request = request.header(header::AUTHORIZATION, header::HeaderValue::from_bytes(bearer).unwrap());
+            }
+            let answer = request.send().await.unwrap();
+            let said = bearer.map(|bearer| shortened(&String::from_utf8_lossy(bearer)));
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{said:?}");
+            assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "error": "Authentication failed" }), "{said:?}");
+        }
+        // The scheme may be in any case (RFC 7235).
+        let good = node.rest.request(Method::GET, path).header(header::AUTHORIZATION, format!("bEaReR {KEY}"));
+        assert_eq!(good.send().await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_good() {
+    let node = node().await;
+    let usage = |usage: &str| format!(r#"{{"caller":{{"account":"a"}},"resource":"model","usage":{usage}}}"#);
+    let tokens = |amount: &str| usage(&format!(r#"{{"tokens":{amount}}}"#));
+    for (names, body) in [
+        ("body", String::new()),
+        ("body", "{".into()),
+        ("body", "nonsense".into()),
+        ("body", r#"{"caller":{"account":"a"},"resource":"model"} trailing"#.into()),
+        ("body", "[".repeat(5_000)),
+        ("caller", r#"{"resource":"model"}"#.into()),
+        ("caller", r#"{"caller":{},"resource":"model"}"#.into()),
+        ("caller", r#"{"caller":null,"resource":"model"}"#.into()),
+        ("caller", r#"{"caller":{"account":"a","api_key":"k"},"resource":"model"}"#.into()),
+        ("caller", r#"{"caller":{"account":7},"resource":"model"}"#.into()),
+        ("nickname", r#"{"caller":{"nickname":"a"},"resource":"model"}"#.into()),
+        ("resource", r#"{"caller":{"account":"a"}}"#.into()),
+        ("resource", r#"{"caller":{"account":"a"},"resource":7}"#.into()),
+        ("colour", r#"{"caller":{"account":"a"},"resource":"model","colour":"red"}"#.into()),
+        ("usage.tokens", tokens("-1")),
+        ("usage.tokens", tokens("1.5")),
+        ("usage.tokens", tokens("1e3")),
+        ("usage.tokens", tokens("\"1\"")),
+        ("usage.tokens", tokens("null")),
+        ("usage.tokens", tokens("18446744073709551616")),
+        ("usage.tokens", tokens("18446744073709551615")),
+        ("usage.tokens", tokens("9007199254740992")),
+        ("usage.tokens", tokens("0")),
+        ("usage", usage("[]")),
+        ("usage", usage("7")),
+        ("attributes.ip", r#"{"caller":{"account":"a"},"resource":"model","attributes":{"ip":7}}"#.into()),
+    ] {
+        let (status, answer) = node.rest.post("/v1/consume", body.clone()).await;
+        let said = shortened(&body);
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{said}: {answer}");
+        assert_eq!(answer["error"]["code"], "invalid_argument", "{said}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(names), "{said}: {message}");
+    }
+    nothing_charged(&node).await;
+}
+
+/// A unit named twice would be two charges or the last one; neither is what somebody meant.
+#[tokio::test]
+async fn a_unit_named_twice_in_json() {
+    let node = node().await;
+    let body = r#"{"caller":{"account":"a"},"resource":"model","usage":{"tokens":1,"tokens":2}}"#;
+    let (status, answer) = node.rest.post("/v1/consume", body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("usage"), "{answer}");
+    nothing_charged(&node).await;
+}
+
+#[tokio::test]
+async fn bodies_over_the_limit_and_of_another_type() {
+    let node = node().await;
+    let good = to_json(&good()).unwrap().to_string();
+    let padded = |length: usize| format!("{}{good}", " ".repeat(length - good.len()));
+    let (status, answer) = node.rest.post("/v1/consume", padded(65_537)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+    assert_eq!(answer["error"]["code"], "payload_too_large");
+    let post = |content_type: Option<&str>| {
+        let request = node.rest.request(Method::POST, "/v1/consume").body(good.clone());
+        match content_type {
+            Some(content_type) => request.header(header::CONTENT_TYPE, content_type),
+            None => request,
+        }
+    };
+    for content_type in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("nonsense")] {
+        let answer = post(content_type).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type:?}");
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["error"]["code"], "unsupported_media_type", "{body}");
+        assert!(body["error"]["message"].as_str().unwrap().to_lowercase().contains("content-type"), "{body}");
+    }
+    nothing_charged(&node).await;
+    // A body of exactly the limit is none over it.
+    let (status, answer) = node.rest.post("/v1/check", padded(65_536)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(post(Some("application/json; charset=utf-8")).send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn routes_and_methods_that_are_not_there() {
+    let node = node().await;
+    for (method, path, status, code) in [
+        (Method::GET, "/v1/consume", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (Method::DELETE, "/api_keys/rate_limits", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (Method::POST, "/healthz", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (Method::GET, "/nowhere", StatusCode::NOT_FOUND, "not_found"),
+        (Method::GET, "/v1/consume/", StatusCode::NOT_FOUND, "not_found"),
+        (Method::GET, "/%00", StatusCode::NOT_FOUND, "not_found"),
+    ] {
+        let answer = node.rest.request(method.clone(), path).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{method} {path}");
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            assert!(answer.headers().contains_key(header::ALLOW), "{method} {path} does not say what is allowed");
+        }
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["error"]["code"], code, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn pages_that_are_not_there_over_rest() {
+    let node = node().await;
+    for (query, names) in [
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=x", "limit"),
+        ("limit=18446744073709551616", "limit"),
+        ("cursor=garbage", "cursor"),
+        ("cursor=-1", "cursor"),
+        ("colour=red", "colour"),
+    ] {
+        let request = node.rest.request(Method::GET, &format!("/api_keys/rate_limits?{query}")).bearer_auth(KEY);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
+        let body: Value = answer.json().await.unwrap();
+        assert!(body["error"].as_str().unwrap().contains(names), "{query}: {body}");
+    }
+}
+
+/// A place behind the end is an empty page or an error, however far behind it is.
+#[tokio::test]
+async fn a_cursor_behind_the_end() {
+    let node = node().await;
+    for cursor in ["7", "1000", "9223372036854775807", "18446744073709551615"] {
+        let path = format!("/api_keys/rate_limits?cursor={cursor}");
+        let answer = node.rest.request(Method::GET, &path).bearer_auth(KEY).send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("cursor {cursor}: no answer at all: {error}"));
+        assert!(matches!(answer.status().as_u16(), 200 | 400), "cursor {cursor}: {}", answer.status());
+        let request = GetRateLimitsRequest {
+            caller: Some(api_key(KEY)),
+            page_token: cursor.into(),
+            ..GetRateLimitsRequest::default()
+        };
+        if let Err(error) = node.grpc.clone().get_rate_limits(request).await {
+            assert_eq!(error.code(), Code::InvalidArgument, "page_token {cursor}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_that_are_not_there_over_grpc() {
+    let node = node().await;
+    let good = || GetRateLimitsRequest { caller: Some(api_key(KEY)), ..GetRateLimitsRequest::default() };
+    let token = |token: &str| GetRateLimitsRequest { page_token: token.into(), ..good() };
+    for (field, request) in [
+        ("page_size", GetRateLimitsRequest { page_size: 101, ..good() }),
+        ("page_size", GetRateLimitsRequest { page_size: u32::MAX, ..good() }),
+        ("page_token", token("garbage")),
+        ("page_token", token("-1")),
+        ("page_token", token("18446744073709551616")),
+        ("page_token", token(&"9".repeat(TOO_LONG))),
+        ("caller", GetRateLimitsRequest { caller: None, ..good() }),
+        ("attributes", GetRateLimitsRequest { attributes: [(String::new(), "v".into())].into(), ..good() }),
+        ("domain", GetRateLimitsRequest { domain: "a\nb".into(), ..good() }),
+    ] {
+        let error = node.grpc.clone().get_rate_limits(request).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{field}: {error:?}");
+        assert!(error.message().starts_with(field), "{field}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn messages_over_the_limit_and_without_a_call() {
+    let node = node().await;
+    let large = Call { attributes: [("ip".to_owned(), "x".repeat(70_000))].into(), ..good() };
+    let error = consume(&node.grpc, large).await.unwrap_err();
+    let expected = [Code::InvalidArgument, Code::ResourceExhausted, Code::OutOfRange];
+    assert!(expected.contains(&error.code()), "{error:?}");
+    assert!(error.message().contains("65536"), "it does not say the limit: {error:?}");
+    let error = node.grpc.clone().consume(ConsumeRequest { call: None }).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().starts_with("call: "), "{error:?}");
+    nothing_charged(&node).await;
+}
+
+/// A message that is no protobuf, or whose strings are not UTF-8.
+#[tokio::test]
+async fn messages_that_cannot_be_read() {
+    let node = node().await;
+    let mut wrong = Vec::new();
+    // Field 1 (call), of 3 bytes: field 3 (resource), of one byte that is no UTF-8.
+    for message in [&b"\x0a\x03\x1a\x01\xff"[..], b"\x0a\xff\xff\xff\xff\x0f", b"\xff\xff"] {
+        let error = raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", message, &[]).await;
+        if error.0 != Code::InvalidArgument {
+            wrong.push((message, error));
+        }
+    }
+    assert!(wrong.is_empty(), "not INVALID_ARGUMENT: {wrong:?}");
+    nothing_charged(&node).await;
+}
+
+#[tokio::test]
+async fn methods_that_are_not_there_over_grpc() {
+    let node = node().await;
+    for path in ["/tollgate.v1.RateLimitService/Nothing", "/nowhere/Nothing", "/"] {
+        assert_eq!(raw(&node.grpc_address, path, b"", &[]).await.0, Code::Unimplemented, "{path}");
+    }
+}
+
+/// After all of it the node is as well as before.
+#[tokio::test]
+async fn a_wrong_call_does_not_break_its_connection() {
+    let node = node().await;
+    let one = RateLimitServiceClient::new(node.channel.clone());
+    for (_, wrong) in wrong_calls() {
+        consume(&one, wrong).await.unwrap_err();
+    }
+    let right = tokio::time::timeout(Duration::from_secs(5), consume(&one, good())).await.unwrap().unwrap();
+    assert!(allowed(&right));
+}

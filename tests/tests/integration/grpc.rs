@@ -1,0 +1,159 @@
+//! What gRPC brings besides the API: health, reflection, deadlines.
+//!
+//! Tried by breaking the server: without the health descriptors in the reflection, that test fails.
+
+use std::time::{Duration, Instant};
+
+use tollgate_store::testing::RedisServer;
+use tonic::{Code, Request, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::harness::{
+    Process, ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, signal, until,
+};
+
+pub(crate) const SERVICE: &str = "tollgate.v1.RateLimitService";
+
+/// An error of gRPC as it came over the wire: the code and the message.
+pub(crate) type RawError = (Code, String);
+
+/// Sends a message as it is, with these headers besides, by a client that knows no gRPC and so has no opinion
+/// of its own on deadlines. Returns the error that is the answer.
+pub(crate) async fn raw(address: &str, path: &str, message: &[u8], headers: &[(&str, &str)]) -> RawError {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
+    frame.extend(message);
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().timeout(Duration::from_secs(20));
+    let request = client.build().expect("a client").post(format!("http://{address}{path}"));
+    let request = request.header("content-type", "application/grpc").header("te", "trailers");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let answer = request.body(frame).send().await.expect("an answer");
+    let said = |name| answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let code = said("grpc-status").expect("an error comes without a body");
+    (Code::from_bytes(code.as_bytes()), said("grpc-message").unwrap_or_default())
+}
+
+/// What the health service says of `service`.
+pub(crate) async fn health(channel: &Channel, service: &str) -> Option<ServingStatus> {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(channel.clone()).check(request).await.ok()?;
+    Some(answer.into_inner().status())
+}
+
+#[tokio::test]
+async fn health_says_serving_for_the_service_and_for_the_node() {
+    let node = memory_node(&shop(100)).await;
+    for service in [SERVICE, ""] {
+        until("it serves", Duration::from_secs(5), async || {
+            (health(&node.channel, service).await == Some(ServingStatus::Serving)).then_some(())
+        })
+        .await;
+    }
+    let error = HealthClient::new(node.channel.clone()).check(HealthCheckRequest { service: "nowhere".into() }).await;
+    assert_eq!(error.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services_and_describes_them() {
+    let node = memory_node(&shop(100)).await;
+    let ask = async |question: MessageRequest| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let mut client = ServerReflectionClient::new(node.channel.clone());
+        let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap().message_response.unwrap()
+    };
+    let MessageResponse::ListServicesResponse(services) = ask(MessageRequest::ListServices(String::new())).await else {
+        panic!("no list")
+    };
+    let names: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
+    for service in [SERVICE, "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|name| name == service), "{names:?}");
+        let described = ask(MessageRequest::FileContainingSymbol(service.to_owned())).await;
+        assert!(
+            matches!(&described, MessageResponse::FileDescriptorResponse(files) if !files.file_descriptor_proto.is_empty())
+        );
+    }
+}
+
+/// A node whose Redis can be stopped and woken.
+pub(crate) fn node_on(redis: &RedisServer, deadline_ms: u64) -> (tempfile::TempDir, Process) {
+    let (folder, policy) = folder_with(&shop(100));
+    let deadline = format!("--store-deadline-ms={deadline_ms}");
+    let node = ProcessBuilder::new(&policy).redis(&redis.url()).arg(deadline).start();
+    (folder, node)
+}
+
+/// Redis that hangs until this is dropped.
+pub(crate) struct Hanging(u32);
+
+impl Hanging {
+    pub(crate) fn of(redis: &RedisServer) -> Self {
+        let info: String = redis::cmd("INFO").arg("server").query(&mut redis.connection()).expect("an answer");
+        let id = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("the id of the process");
+        let id = id.trim().parse().expect("a number");
+        signal(id, "STOP");
+        Self(id)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}
+
+#[tokio::test]
+async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
+    let redis = RedisServer::start();
+    let (_folder, node) = node_on(&redis, 200);
+    let one = || call(account("a"), "model", &[]);
+    assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
+    let hanging = Hanging::of(&redis);
+    for _ in 0..3 {
+        let started = Instant::now();
+        let error = consume(&node.grpc, one()).await.unwrap_err();
+        let took = started.elapsed();
+        assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+        assert!(took >= Duration::from_millis(190) && took < Duration::from_millis(1_200), "{took:?}");
+    }
+    let (status, body) = node.rest.post("/v1/check", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
+    assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
+    drop(hanging);
+    until("the node decides again", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
+}
+
+/// The client's `grpc-timeout` is the server's to keep; what it answers then is `DEADLINE_EXCEEDED`
+/// (<https://grpc.io/docs/guides/deadlines/>), or `UNAVAILABLE`, as the store is what did not answer.
+#[tokio::test]
+async fn a_client_s_deadline_is_kept_when_redis_hangs() {
+    let redis = RedisServer::start();
+    let (_folder, node) = node_on(&redis, 4_000);
+    assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
+    let _hanging = Hanging::of(&redis);
+    let request = tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
+    let message = prost::Message::encode_to_vec(&request);
+    let started = Instant::now();
+    let (code, said) =
+        raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", &message, &[("grpc-timeout", "300m")]).await;
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(1_500), "{took:?}");
+    assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {said}");
+}
+
+/// A tonic client with a deadline hangs no longer than it.
+#[tokio::test]
+async fn a_client_s_own_deadline_ends_its_call() {
+    let redis = RedisServer::start();
+    let (_folder, node) = node_on(&redis, 4_000);
+    assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
+    let _hanging = Hanging::of(&redis);
+    let mut request = Request::new(tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) });
+    request.set_timeout(Duration::from_millis(300));
+    let started = Instant::now();
+    node.grpc.clone().consume(request).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+}

@@ -1,0 +1,116 @@
+//! Clients, and short ways to say what is called.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, header};
+use serde_json::Value;
+use tollgate_proto::v1::{
+    Call, Caller, CheckRequest, ConsumeRequest, Decision, QuotaStatus, Verdict, caller::By,
+    rate_limit_service_client::RateLimitServiceClient,
+};
+use tonic::{Status, transport::Channel};
+
+/// A node's REST API.
+#[derive(Clone)]
+pub(crate) struct Rest {
+    base: String,
+    client: reqwest::Client,
+}
+
+impl Rest {
+    pub(crate) fn new(address: &str) -> Self {
+        // No call may hang a test.
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build();
+        Self { base: format!("http://{address}"), client: client.expect("a client") }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base))
+    }
+
+    /// The status and the text.
+    pub(crate) async fn text(&self, path: &str) -> (StatusCode, String) {
+        let answer = self.request(Method::GET, path).send().await.expect("an answer");
+        (answer.status(), answer.text().await.expect("a text"))
+    }
+
+    /// The status and the JSON.
+    pub(crate) async fn json(&self, path: &str) -> (StatusCode, Value) {
+        let (status, text) = self.text(path).await;
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}")))
+    }
+
+    /// `GET /api_keys/rate_limits`.
+    pub(crate) async fn limits(&self, secret: &str) -> Value {
+        let request = self.request(Method::GET, "/api_keys/rate_limits").bearer_auth(secret);
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.expect("JSON")
+    }
+
+    /// `POST` of any body as JSON.
+    pub(crate) async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
+        let request = self.request(Method::POST, path).header(header::CONTENT_TYPE, "application/json");
+        let answer = request.body(body).send().await.expect("an answer");
+        let status = answer.status();
+        let text = answer.text().await.expect("a text");
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+}
+
+pub(crate) fn account(id: impl Into<String>) -> Caller {
+    Caller { by: Some(By::Account(id.into())) }
+}
+
+pub(crate) fn api_key(secret: impl Into<String>) -> Caller {
+    Caller { by: Some(By::ApiKey(secret.into())) }
+}
+
+pub(crate) fn api_key_id(id: impl Into<String>) -> Caller {
+    Caller { by: Some(By::ApiKeyId(id.into())) }
+}
+
+pub(crate) fn call(caller: Caller, resource: &str, usage: &[(&str, u64)]) -> Call {
+    Call {
+        caller: Some(caller),
+        resource: resource.to_owned(),
+        usage: usage.iter().map(|(unit, amount)| ((*unit).to_owned(), *amount)).collect(),
+        ..Call::default()
+    }
+}
+
+/// `Consume`.
+pub(crate) async fn consume(grpc: &RateLimitServiceClient<Channel>, call: Call) -> Result<Decision, Status> {
+    let answer = grpc.clone().consume(ConsumeRequest { call: Some(call) }).await?;
+    Ok(answer.into_inner().decision.expect("a decision"))
+}
+
+/// `Check`.
+pub(crate) async fn peek(grpc: &RateLimitServiceClient<Channel>, call: Call) -> Result<Decision, Status> {
+    let answer = grpc.clone().check(CheckRequest { call: Some(call) }).await?;
+    Ok(answer.into_inner().decision.expect("a decision"))
+}
+
+/// Whether the call may pass. A verdict that says neither fails the test.
+pub(crate) fn allowed(decision: &Decision) -> bool {
+    match decision.verdict() {
+        Verdict::Allowed => true,
+        Verdict::Denied => false,
+        Verdict::Unspecified => panic!("no verdict: {decision:?}"),
+    }
+}
+
+/// The status of the quota called `name`.
+pub(crate) fn quota<'a>(decision: &'a Decision, name: &str) -> &'a QuotaStatus {
+    let found = decision.quotas.iter().find(|quota| quota.name == name);
+    found.unwrap_or_else(|| panic!("no quota {name}: {decision:?}"))
+}
+
+/// A timestamp in milliseconds.
+pub(crate) fn ms(at: &prost_types::Timestamp) -> u64 {
+    u64::try_from(at.seconds * 1000 + i64::from(at.nanos / 1_000_000)).expect("after 1970")
+}
+
+pub(crate) fn decided_at_ms(decision: &Decision) -> u64 {
+    ms(decision.decided_at.as_ref().expect("the store's time"))
+}

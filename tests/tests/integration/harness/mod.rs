@@ -1,0 +1,25 @@
+//! What the tests share: nodes in this process, nodes as processes, clients, policies, patience.
+
+mod clients;
+mod node;
+mod policy;
+mod process;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use clients::{Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, ms, peek, quota};
+pub(crate) use node::{Node, START, memory_node, redis_node, redis_on};
+pub(crate) use policy::{KEY, folder_with, hash_of, shop};
+pub(crate) use process::{Process, ProcessBuilder, signal};
+
+/// Asks again until `ask` has an answer, for at most `bound`.
+pub(crate) async fn until<T>(what: &str, bound: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < bound, "not within {bound:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

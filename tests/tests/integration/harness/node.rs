@@ -1,0 +1,102 @@
+//! A node in this process, with a clock of the test's own.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tollgate_core::{store::Store, time::Timestamp};
+use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tollgate_server::{
+    run::{Backend, Listeners, RunError, run},
+    settings::{Options, Settings},
+};
+use tollgate_store::{
+    clock::ManualClock,
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+};
+use tonic::transport::Channel;
+
+use super::{Rest, folder_with};
+
+/// Where every injected clock starts: 2025-03-03T00:00:00Z.
+pub(crate) const START: Timestamp = Timestamp::from_ms(1_740_960_000_000);
+
+/// A running node. Dropped, it stops.
+pub(crate) struct Node {
+    pub(crate) rest: Rest,
+    pub(crate) grpc: RateLimitServiceClient<Channel>,
+    pub(crate) channel: Channel,
+    pub(crate) grpc_address: String,
+    pub(crate) clock: Arc<ManualClock>,
+    /// The policy file, for tests that change it.
+    pub(crate) policy: PathBuf,
+    shutdown: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), RunError>>,
+    _folder: TempDir,
+}
+
+/// The settings of a node with this policy file and listeners of the test's choice.
+fn settings(policy: PathBuf) -> Settings {
+    let options = Options { policy: vec![policy], ..Options::default() };
+    options.settle(None).expect("the settings are good")
+}
+
+/// A node on a memory store.
+pub(crate) async fn memory_node(policy: &str) -> Node {
+    let clock = Arc::new(ManualClock::at(START));
+    let store = Arc::new(MemoryStore::new(Arc::clone(&clock), 100_000));
+    Node::start(policy, store, clock, "memory").await
+}
+
+/// A node on the Redis at `url`, whose scripts take the time from the node's clock.
+pub(crate) async fn redis_node(policy: &str, url: String) -> Node {
+    let clock = Arc::new(ManualClock::at(START));
+    let store = redis_on(url, &clock);
+    Node::start(policy, store, clock, "redis").await
+}
+
+/// A store with injected time; patient, as it is the time of the machine that tests wait for.
+pub(crate) fn redis_on(url: String, clock: &Arc<ManualClock>) -> Arc<RedisStore> {
+    let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(url) };
+    Arc::new(RedisStore::with_injected_clock(config, Arc::clone(clock)).expect("a Redis URL"))
+}
+
+impl Node {
+    async fn start(policy: &str, store: Arc<dyn Store>, clock: Arc<ManualClock>, kind: &'static str) -> Self {
+        let (folder, file) = folder_with(policy);
+        let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listeners = Listeners { http: bind().await, grpc: bind().await };
+        let http = listeners.http.local_addr().expect("an address");
+        let grpc = listeners.grpc.local_addr().expect("an address");
+        let (shutdown, stopped) = oneshot::channel();
+        let backend = Backend::new(store, Arc::clone(&clock) as _, kind);
+        let task = tokio::spawn(run(settings(file.clone()), backend, listeners, async {
+            let _ = stopped.await;
+        }));
+        let channel = Channel::from_shared(format!("http://{grpc}")).expect("an address").connect_lazy();
+        Self {
+            rest: Rest::new(&http.to_string()),
+            grpc: RateLimitServiceClient::new(channel.clone()),
+            channel,
+            grpc_address: grpc.to_string(),
+            clock,
+            policy: file,
+            shutdown: Some(shutdown),
+            task,
+            _folder: folder,
+        }
+    }
+
+    /// Stops the node and waits for its end.
+    pub(crate) async fn stop(&mut self) -> Result<(), RunError> {
+        drop(self.shutdown.take());
+        (&mut self.task).await.expect("the node did not panic")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,167 @@
+//! A node as a process of its own: the binary as production runs it, without the features of tests.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tonic::transport::Channel;
+
+use super::{Rest, until};
+
+/// The binary, built once, with the profile and into the folder of this test.
+fn tollgate() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("this test has a path");
+        let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+        let target = folder.parent().expect("target/<profile>");
+        let profile = match folder.file_name().and_then(|name| name.to_str()) {
+            Some("debug") => "dev",
+            Some(profile) => profile,
+            None => panic!("no profile in {}", folder.display()),
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "tollgate-server", "--bin", "tollgate", "--profile", profile])
+            .arg("--target-dir")
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .expect("cargo runs");
+        assert!(built.success(), "tollgate does not build");
+        folder.join("tollgate")
+    })
+}
+
+/// A process that is being put together.
+pub(crate) struct ProcessBuilder(Command);
+
+impl ProcessBuilder {
+    /// With the policy file at `policy`, on free loopback ports, and no variable of the test's own environment
+    /// that would change it.
+    pub(crate) fn new(policy: &Path) -> Self {
+        Self::bare().arg("--policy").arg(policy).arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
+    }
+
+    /// Without any setting.
+    pub(crate) fn bare() -> Self {
+        let mut command = Command::new(tollgate());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE_")) {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command)
+    }
+
+    pub(crate) fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.0.arg(arg);
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
+    /// A node on this Redis.
+    pub(crate) fn redis(self, url: &str) -> Self {
+        self.arg("--redis").arg(url)
+    }
+
+    /// Runs something that ends by itself, for at most half a minute.
+    pub(crate) fn output(mut self) -> (ExitStatus, String, String) {
+        let child = self.0.spawn().expect("the binary runs");
+        let id = child.id();
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(child.wait_with_output()));
+        let output = ended.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|_| {
+            signal(id, "KILL");
+            panic!("it should have ended by itself, and runs")
+        });
+        let output = output.expect("its output");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status, text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Starts a node, and returns once it said where it listens.
+    pub(crate) fn start(mut self) -> Process {
+        let mut child = self.0.spawn().expect("the binary runs");
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let mut from = child.stderr.take().expect("piped");
+        let to = Arc::clone(&stderr);
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(read @ 1..) = from.read(&mut chunk) {
+                to.lock().expect("no panic").extend_from_slice(&chunk[..read]);
+            }
+        });
+        let mut said = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        said.read_line(&mut line).expect("a line");
+        // What follows is read too, so that the node is never stuck in writing it.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        let after = |mark: &str| line.split_once(mark).and_then(|(_, rest)| rest.split([',', ';']).next());
+        let (Some(http), Some(grpc)) = (after("REST on http://"), after("gRPC on ")) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it said {line:?} and {}", String::from_utf8_lossy(&stderr.lock().expect("no panic")));
+        };
+        let channel = Channel::from_shared(format!("http://{}", grpc.trim())).expect("an address").connect_lazy();
+        Process {
+            rest: Rest::new(http),
+            grpc: RateLimitServiceClient::new(channel.clone()),
+            channel,
+            grpc_address: grpc.trim().to_owned(),
+            said: line.clone(),
+            child,
+            stderr,
+        }
+    }
+}
+
+/// A running process. Dropped, it is killed.
+pub(crate) struct Process {
+    pub(crate) rest: Rest,
+    pub(crate) grpc: RateLimitServiceClient<Channel>,
+    pub(crate) channel: Channel,
+    pub(crate) grpc_address: String,
+    /// The first line of its standard output.
+    pub(crate) said: String,
+    child: Child,
+    stderr: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Process {
+    /// Sends a signal, such as `HUP`.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// What it wrote to standard error so far.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.lock().expect("no panic")).into_owned()
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self, bound: Duration) -> ExitStatus {
+        until("the process ends", bound, async || self.child.try_wait().expect("a child process")).await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal to a process that the test started.
+pub(crate) fn signal(id: u32, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().expect("kill runs");
+    assert!(sent.success(), "no process {id}");
+}

@@ -1,0 +1,264 @@
+//! A process from start to end: settings, the commands beside the node, shutdown.
+//!
+//! Tried by breaking the server: gRPC that does not listen to the shutdown, and settings whose file goes before
+//! the variables and flags.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tollgate_store::testing::RedisServer;
+use tonic::Code;
+
+use crate::grpc::{Hanging, node_on};
+use crate::harness::{ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, until};
+
+/// Calls in work when SIGTERM comes are answered; later ones are refused as UNAVAILABLE or not accepted at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_drops_no_call_in_work() {
+    let (_folder, policy) = folder_with(&shop(100));
+    let mut node = ProcessBuilder::new(&policy).arg("--drain-timeout-ms=8000").start();
+    let (go, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let (grpc, rest) = (node.grpc.clone(), node.rest.clone());
+        let (go, done) = (Arc::clone(&go), Arc::clone(&done));
+        callers.spawn(async move {
+            while go.load(Ordering::Relaxed) {
+                if number % 2 == 0 {
+                    match consume(&grpc, call(account("load"), "bulk", &[])).await {
+                        Ok(decision) => assert!(allowed(&decision)),
+                        // The node is gone: the connection is refused, or the client, whose connection was closed,
+                        // says that it never sent the call (hyper's `Canceled`), or that the server went away in
+                        // good order before it took the call in (HTTP/2's GOAWAY without an error).
+                        Err(error) => {
+                            let said = format!("{error:?}");
+                            let unsent = said.contains("hyper::Error(Canceled")
+                                || (said.contains("GoAway") && said.contains("NO_ERROR"));
+                            let gone = error.code() == Code::Unavailable || unsent;
+                            return if gone { Ok(()) } else { Err(format!("{error:?}")) };
+                        }
+                    }
+                } else {
+                    let body = r#"{"caller":{"account":"load"},"resource":"bulk"}"#;
+                    let request = rest.request(reqwest::Method::POST, "/v1/consume");
+                    let sent = request.header("content-type", "application/json").body(body).send().await;
+                    match sent {
+                        Ok(answer) if answer.status().is_success() => drop(answer.bytes().await),
+                        Ok(answer) => return Err(format!("HTTP {}", answer.status())),
+                        Err(_) => return Ok(()),
+                    }
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+    until("calls are made", Duration::from_secs(10), async || (done.load(Ordering::Relaxed) > 200).then_some(())).await;
+    let told = Instant::now();
+    node.signal("TERM");
+    let status = node.ended(Duration::from_secs(10)).await;
+    assert!(told.elapsed() < Duration::from_secs(5), "idle, it waited for its bound: {:?}", told.elapsed());
+    go.store(false, Ordering::Relaxed);
+    assert_eq!(status.code(), Some(0), "{}", node.stderr());
+    let wrong: Vec<String> = callers.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(node.stderr().contains("node stopped"), "{}", node.stderr());
+}
+
+/// Calls that wait for Redis when SIGTERM comes get their decision.
+#[tokio::test]
+async fn sigterm_lets_calls_in_work_finish() {
+    let redis = RedisServer::start();
+    let (_folder, mut node) = node_on(&redis, 8_000);
+    let one = || call(account("a"), "model", &[]);
+    assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
+    let hanging = Hanging::of(&redis);
+    let (grpc, rest) = (node.grpc.clone(), node.rest.clone());
+    let over_grpc = tokio::spawn(async move { consume(&grpc, one()).await });
+    let body = r#"{"caller":{"account":"a"},"resource":"model"}"#;
+    let over_rest = tokio::spawn(async move { rest.post("/v1/consume", body).await });
+    until("both calls wait for Redis", Duration::from_secs(5), async || {
+        node.rest.text("/metrics").await.1.contains("tollgate_store_in_flight{store=\"redis\"} 2").then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    until("it takes no more calls", Duration::from_secs(5), async || {
+        tokio::net::TcpStream::connect(&node.grpc_address).await.err()
+    })
+    .await;
+    drop(hanging);
+    assert!(allowed(&over_grpc.await.unwrap().expect("a decision")));
+    let (status, answer) = over_rest.await.unwrap();
+    assert_eq!((status.as_u16(), &answer["verdict"]), (200, &"allowed".into()), "{answer}");
+    let status = node.ended(Duration::from_secs(10)).await;
+    assert_eq!(status.code(), Some(0), "{}", node.stderr());
+}
+
+/// A request that never ends holds a node no longer than its bound.
+#[tokio::test]
+async fn sigterm_waits_no_longer_than_its_bound() {
+    use tokio::io::AsyncWriteExt;
+    let (_folder, policy) = folder_with(&shop(100));
+    let mut node = ProcessBuilder::new(&policy).arg("--drain-timeout-ms=500").start();
+    let address = node.said.split("REST on http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
+    half.write_all(
+        b"POST /v1/consume HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
+    )
+    .await
+    .unwrap();
+    // The node answers others, so it has taken the half request in by then.
+    assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200);
+    let told = Instant::now();
+    node.signal("TERM");
+    let status = node.ended(Duration::from_secs(5)).await;
+    assert_eq!(status.code(), Some(0), "{}", node.stderr());
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_in_this_process_stops_when_told() {
+    let mut node = memory_node(&shop(100)).await;
+    assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
+    let ended = tokio::time::timeout(Duration::from_secs(5), node.stop()).await;
+    ended.expect("it stops").expect("without an error");
+}
+
+#[test]
+fn a_node_that_others_could_reach_does_not_start() {
+    for (setting, address) in [("http-listen", "0.0.0.0:0"), ("grpc-listen", "0.0.0.0:0"), ("http-listen", "[::]:0")] {
+        let (status, stdout, stderr) = ProcessBuilder::bare().arg(format!("--{setting}={address}")).output();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stdout.is_empty(), "{stdout}");
+        assert!(stderr.starts_with(&format!("{setting}: ")), "{stderr}");
+        assert!(stderr.contains("loopback"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_node_with_a_broken_policy_does_not_start() {
+    let (_folder, policy) = folder_with(&shop(100).replace("default_tier: paid", "default_tier: gold"));
+    let (status, _, stderr) = ProcessBuilder::new(&policy).output();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let line = 1 + shop(100).lines().position(|line| line.starts_with("default_tier")).unwrap();
+    assert!(stderr.contains(&format!("policy.yaml:{line}: default_tier")), "{stderr}");
+}
+
+#[test]
+fn check_policy_says_everything_that_is_wrong() {
+    let broken = shop(100)
+        .replace("limit: 20000", "limit: -1")
+        .replace("per: 2s", "per: 0s")
+        .replace("model: { class: text }", "model: { class: nonsense, color: red }")
+        .replace("default_tier: paid", "default_tier: gold");
+    let (_folder, policy) = folder_with(&broken);
+    let (status, _, stderr) = ProcessBuilder::bare().arg("check-policy").arg(&policy).output();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    for text in ["limit: -1", "per: 0s", "color: red", "default_tier: gold"] {
+        let line = 1 + broken.lines().position(|line| line.contains(text)).unwrap();
+        assert!(stderr.contains(&format!("policy.yaml:{line}: ")), "{text} (line {line}): {stderr}");
+    }
+    let (status, _, stderr) = ProcessBuilder::bare().arg("check-policy").arg("/nowhere.yaml").output();
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("/nowhere.yaml"), "{stderr}");
+}
+
+#[test]
+fn check_policy_accepts_what_is_deployed() {
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/policies");
+    for path in [policies.join("venice.yaml"), policies] {
+        let (status, stdout, stderr) = ProcessBuilder::bare().arg("check-policy").arg(&path).output();
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert!(stdout.contains("venice: "), "{stdout}");
+    }
+}
+
+#[test]
+fn help_names_every_setting_and_its_variable() {
+    let (status, help, _) = ProcessBuilder::bare().arg("--help").output();
+    assert_eq!(status.code(), Some(0));
+    let flags: Vec<&str> = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")).collect();
+    let settings: Vec<&str> = flags.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(settings.len() >= 16, "{settings:?}");
+    let unwrapped = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for setting in &settings {
+        let variable = match *setting {
+            "redis" => "TOLLGATE_REDIS_URL".to_owned(),
+            setting => format!("TOLLGATE_{}", setting.replace('-', "_").to_uppercase()),
+        };
+        assert!(unwrapped.contains(&format!("[env: {variable}")), "no {variable} for --{setting} in {help}");
+    }
+    for command in ["check-policy", "policy-schema", "openapi", "generate-key", "hash-key"] {
+        assert!(help.contains(command), "no {command}");
+    }
+}
+
+#[test]
+fn help_does_not_show_the_password_of_redis() {
+    let secret = "redis://:hunter2-hunter2@127.0.0.1:1";
+    let (_, help, _) = ProcessBuilder::bare().env("TOLLGATE_REDIS_URL", secret).arg("--help").output();
+    assert!(!help.contains("hunter2"), "{help}");
+}
+
+/// A flag goes before its variable, a variable before the file, the file before the default.
+#[tokio::test]
+async fn flags_go_before_variables_and_variables_before_the_file() {
+    let limit = async |node: &crate::harness::Process| {
+        let body = format!("{}{}", " ".repeat(3_000), r#"{"caller":{"account":"a"},"resource":"model"}"#);
+        node.rest.post("/v1/check", body).await.0.as_u16()
+    };
+    let (_folder, policy) = folder_with(&shop(100));
+    let config = policy.with_file_name("tollgate.conf");
+    let listen = "http-listen: 127.0.0.1:0\ngrpc-listen: 127.0.0.1:0\n";
+    std::fs::write(&config, format!("{listen}policy: [{}]\nmax-request-bytes: 1000\n", policy.display())).unwrap();
+    let from_file = || ProcessBuilder::bare().arg("--config").arg(&config);
+
+    let node = from_file().start();
+    assert_eq!(limit(&node).await, 413, "the file");
+    let (_, ready) = node.rest.json("/readyz").await;
+    assert_eq!(ready["domains"], serde_json::json!(["shop"]));
+    let node = from_file().env("TOLLGATE_MAX_REQUEST_BYTES", "100000").start();
+    assert_eq!(limit(&node).await, 200, "the variable before the file");
+    let node = from_file().env("TOLLGATE_MAX_REQUEST_BYTES", "100000").arg("--max-request-bytes=2000").start();
+    assert_eq!(limit(&node).await, 413, "the flag before the variable");
+    let node =
+        ProcessBuilder::bare().env("TOLLGATE_CONFIG", &config).env("TOLLGATE_MAX_REQUEST_BYTES", "100000").start();
+    assert_eq!(limit(&node).await, 200, "the file of the variable");
+}
+
+#[test]
+fn a_wrong_configuration_file_is_said_by_name() {
+    let (_folder, config) = folder_with("http-listen: 127.0.0.1:0\nhttp-port: 80\n");
+    let (status, _, stderr) = ProcessBuilder::bare().arg("--config").arg(&config).output();
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("policy.yaml") && stderr.contains("http-port"), "{stderr}");
+    let (status, _, stderr) = ProcessBuilder::bare().arg("--config=/nowhere.yaml").output();
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("/nowhere.yaml"), "{stderr}");
+    let (status, _, stderr) = ProcessBuilder::bare().arg("--max-request-bytes=0").output();
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("max-request-bytes"), "{stderr}");
+}
+
+/// A node that is given nothing runs the embedded policy, and what it prints works when pasted.
+#[tokio::test]
+async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {
+    let demo = concat!("tg_demoVeniceKey", "ForLoopbackUseOnly04QjPeg");
+    let body =
+        serde_json::json!({ "caller": { "api_key": demo }, "resource": "llama-3.3-70b", "usage": { "tokens": 1500 } });
+    let embedded = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
+    let (_, answer) = embedded.rest.post("/v1/consume", body.to_string()).await;
+    assert_eq!(answer["verdict"], "allowed", "{answer}");
+    let limits = embedded.rest.limits(demo).await;
+    assert_eq!(limits["data"]["apiTier"]["id"], "paid");
+    let venice = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/policies/venice.yaml");
+    let given = ProcessBuilder::new(&venice).start();
+    let (_, answer) = given.rest.post("/v1/consume", body.to_string()).await;
+    assert_eq!((&answer["verdict"], &answer["reason"]), (&"denied".into(), &"unknown_key".into()), "{answer}");
+}

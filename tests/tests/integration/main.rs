@@ -1,0 +1,27 @@
+//! The integration tests: whole nodes, in this process with the time injected or as processes of their
+//! own, against Redis servers of their own. One binary; every test may run beside every other.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod grpc;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod listing;
+#[cfg(test)]
+mod metrics;
+#[cfg(test)]
+mod openapi;
+#[cfg(test)]
+mod pacing;
+#[cfg(test)]
+mod promises;
+#[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod resilience;
+#[cfg(test)]
+mod wire;

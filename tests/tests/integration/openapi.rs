@@ -1,0 +1,41 @@
+//! The description of the REST API is what it was, and describes what is there.
+//!
+//! Tried by breaking the server: `deny_unknown_fields` left out of `CallBody` changes the snapshot.
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::harness::{ProcessBuilder, memory_node, shop};
+
+#[tokio::test]
+async fn the_description_is_as_it_was() {
+    let node = memory_node(&shop(100)).await;
+    let (status, description) = node.rest.json("/openapi.json").await;
+    assert_eq!(status, StatusCode::OK);
+    insta::assert_json_snapshot!("openapi", description);
+    let (_, printed, _) = ProcessBuilder::bare().arg("openapi").output();
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), description, "`tollgate openapi` says something else");
+}
+
+#[tokio::test]
+async fn every_described_path_answers_as_described() {
+    let node = memory_node(&shop(100)).await;
+    let (_, description) = node.rest.json("/openapi.json").await;
+    let paths = description["paths"].as_object().unwrap();
+    assert!(paths.len() >= 7, "{paths:?}");
+    for (path, methods) in paths {
+        for (method, operation) in methods.as_object().unwrap() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let answer = node.rest.request(method.clone(), path).send().await.unwrap();
+            let status = answer.status();
+            assert!(
+                status != StatusCode::NOT_FOUND && status != StatusCode::METHOD_NOT_ALLOWED,
+                "{method} {path}: {status}"
+            );
+            assert!(
+                operation["responses"].get(status.as_str()).is_some(),
+                "{method} {path}: {status} is not described"
+            );
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Redis that is absent, forgets its scripts, or restarts under load.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tollgate_proto::v1::Decision;
+use tollgate_store::testing::RedisServer;
+use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::{
+    grpc::{SERVICE, health},
+    harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, shop, until},
+};
+
+const DEADLINE: Duration = Duration::from_millis(500);
+/// What a loaded machine may take on top.
+const SLACK: Duration = Duration::from_secs(2);
+
+fn node_on(url: &str) -> (tempfile::TempDir, Process) {
+    let (folder, policy) = folder_with(&shop(100));
+    let deadline = format!("--store-deadline-ms={}", DEADLINE.as_millis());
+    (folder, ProcessBuilder::new(&policy).redis(url).arg(deadline).start())
+}
+
+async fn until_health(node: &Process, service: &str, status: ServingStatus) {
+    until(&format!("health of {service:?} is {status:?}"), Duration::from_secs(5), async || {
+        (health(&node.channel, service).await == Some(status)).then_some(())
+    })
+    .await;
+}
+
+/// Load balancers and Kubernetes probes ask for the node as a whole, which is the empty name.
+#[tokio::test]
+async fn the_health_of_the_whole_node_follows_its_store() {
+    let port = RedisServer::free_port();
+    let (_folder, node) = node_on(&format!("redis://127.0.0.1:{port}"));
+    until_health(&node, SERVICE, ServingStatus::NotServing).await;
+    until_health(&node, "", ServingStatus::NotServing).await;
+    let _redis = RedisServer::start_on(port);
+    until_health(&node, "", ServingStatus::Serving).await;
+}
+
+#[tokio::test]
+async fn a_node_without_redis_says_so_and_recovers_by_itself() {
+    let port = RedisServer::free_port();
+    let (_folder, node) = node_on(&format!("redis://127.0.0.1:{port}"));
+    let one = || call(account("a"), "model", &[]);
+
+    let (status, body) = node.rest.json("/readyz").await;
+    assert_eq!((status.as_u16(), &body["ready"]), (503, &serde_json::json!(false)), "{body}");
+    assert_eq!(body["store"]["ok"], false, "{body}");
+    assert!(body["store"]["detail"].as_str().unwrap().contains("store"), "{body}");
+    assert_eq!(body["policies"]["ok"], true, "{body}");
+    assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200, "the process lives");
+    until_health(&node, SERVICE, ServingStatus::NotServing).await;
+    for _ in 0..3 {
+        let started = Instant::now();
+        let error = consume(&node.grpc, one()).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+        assert!(started.elapsed() < DEADLINE + SLACK, "{:?}", started.elapsed());
+        let started = Instant::now();
+        let (status, body) = node.rest.post("/v1/consume", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
+        assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
+        assert!(started.elapsed() < DEADLINE + SLACK, "{:?}", started.elapsed());
+    }
+    let limits = node.rest.request(reqwest::Method::GET, "/api_keys/rate_limits").bearer_auth(crate::harness::KEY);
+    assert_eq!(limits.send().await.unwrap().status().as_u16(), 503);
+    // A wrong call is wrong whether Redis is there or not.
+    let wrong = consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap_err();
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+
+    let _redis = RedisServer::start_on(port);
+    let decision =
+        until("the node decides", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
+    assert!(allowed(&decision));
+    assert_eq!(quota(&decision, "requests_per_minute").used, 1, "refused calls were charged later");
+    until("it is ready", Duration::from_secs(10), async || {
+        (node.rest.text("/readyz").await.0.as_u16() == 200).then_some(())
+    })
+    .await;
+    until_health(&node, SERVICE, ServingStatus::Serving).await;
+}
+
+/// 16 callers call until told to stop. Returns every answer and how long it took.
+fn load(node: &Process, go: &Arc<AtomicBool>) -> tokio::task::JoinSet<Vec<(Result<Decision, Status>, Duration)>> {
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (grpc, go) = (node.grpc.clone(), Arc::clone(go));
+        callers.spawn(async move {
+            let mut answers = Vec::new();
+            while go.load(Ordering::Relaxed) {
+                let started = Instant::now();
+                let answer = consume(&grpc, call(account("load"), "bulk", &[("tokens", 3)])).await;
+                if answer.is_err() {
+                    // Not a wait to be right: a caller that is refused at once does not spin.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                answers.push((answer, started.elapsed()));
+            }
+            answers
+        });
+    }
+    callers
+}
+
+fn in_time(answers: &[(Result<Decision, Status>, Duration)]) {
+    for (answer, took) in answers {
+        if let Err(error) = answer {
+            assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+        }
+        assert!(*took < DEADLINE + SLACK, "{took:?}: {answer:?}");
+    }
+}
+
+fn admitted(answers: &[(Result<Decision, Status>, Duration)]) -> u64 {
+    answers.iter().filter(|(answer, _)| answer.as_ref().is_ok_and(allowed)).count() as u64
+}
+
+/// Calls that the node could not say anything of.
+fn unknown(answers: &[(Result<Decision, Status>, Duration)]) -> u64 {
+    answers.iter().filter(|(answer, _)| answer.is_err()).count() as u64
+}
+
+async fn charged(node: &Process) -> u64 {
+    let now = until("the node decides", Duration::from_secs(10), async || {
+        peek(&node.grpc, call(account("load"), "bulk", &[])).await.ok()
+    })
+    .await;
+    let requests = quota(&now, "requests_per_hour").used;
+    assert_eq!(quota(&now, "tokens_per_hour").used, 3 * requests, "a call charged one quota and not the other");
+    requests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn script_flush_under_load_loses_and_doubles_nothing() {
+    let redis = RedisServer::start();
+    let (_folder, node) = node_on(&redis.url());
+    let go = Arc::new(AtomicBool::new(true));
+    let callers = load(&node, &go);
+    let mut connection = redis.connection();
+    for _ in 0..40 {
+        let _: () = redis::cmd("SCRIPT").arg("FLUSH").query(&mut connection).unwrap();
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    go.store(false, Ordering::Relaxed);
+    let answers: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
+    in_time(&answers);
+    let (admitted, unknown, charged) = (admitted(&answers), unknown(&answers), charged(&node).await);
+    assert!(admitted > 100, "only {admitted} calls were admitted");
+    assert_eq!((unknown, charged), (0, admitted), "a call failed, or was charged twice or not at all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_redis_under_load_doubles_nothing() {
+    let mut redis = RedisServer::start();
+    let (_folder, node) = node_on(&redis.url());
+    let go = Arc::new(AtomicBool::new(true));
+    let callers = load(&node, &go);
+    until("calls are charged", Duration::from_secs(10), async || (charged(&node).await > 50).then_some(())).await;
+    redis.kill();
+    until("the loss is seen", Duration::from_secs(10), async || {
+        consume(&node.grpc, call(account("other"), "bulk", &[])).await.err()
+    })
+    .await;
+    redis.restart();
+    until("calls are charged again", Duration::from_secs(10), async || (charged(&node).await > 50).then_some(())).await;
+    go.store(false, Ordering::Relaxed);
+    let answers: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
+    in_time(&answers);
+    let after_restart = charged(&node).await;
+    // The server came back empty, so all it holds was charged after the restart, by calls that were answered or,
+    // at most, by calls whose answer was lost. Each answer's `used` counts on from the one before.
+    let answered: Vec<u64> = answers
+        .iter()
+        .filter_map(|(answer, _)| answer.as_ref().ok())
+        .filter(|decision| allowed(decision))
+        .map(|decision| quota(decision, "requests_per_hour").used)
+        .collect();
+    let lost = unknown(&answers);
+    assert!(lost > 0, "no call met the outage");
+    for used in 1..=after_restart {
+        let times = answered.iter().filter(|seen| **seen == used).count();
+        assert!(times <= 2, "{times} admissions with {used} used: once before the restart and once after it");
+    }
+    let missing = (1..=after_restart).filter(|used| !answered.contains(used)).count() as u64;
+    assert!(missing <= lost, "{missing} charges belong to no call; {lost} calls were not answered");
+}
