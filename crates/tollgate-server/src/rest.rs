@@ -15,7 +15,10 @@ use axum::{
 };
 use serde::Serialize;
 use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{
+    OpenApi, ToSchema,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
@@ -41,8 +44,19 @@ pub(crate) struct Bounds {
     title = "Tollgate",
     description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
     license(name = "Apache-2.0", identifier = "Apache-2.0")
-))]
+), modifiers(&ApiKey))]
 struct Description;
+
+/// Declares how callers show their API key.
+struct ApiKey;
+
+impl utoipa::Modify for ApiKey {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        let components = description.components.get_or_insert_default();
+        components.add_security_scheme("api_key", bearer);
+    }
+}
 
 fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())

@@ -1,7 +1,8 @@
 //! Redis against the specification, with the time injected.
 //!
-//! Tried by breaking `lua/ledger.lua`: `<=` for `<` in `expire`, an unsummed block in `close_block`, a
-//! column too narrow in `width_of`, `redate` left out: each fails here.
+//! Tried by breaking the scripts, one thing at a time: a group not flushed to the ring, a stale copy of the
+//! oldest group after a flush, a block summed without its first entry, a column too narrow for its cost,
+//! later-dated entries left as they are. Each fails here.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 

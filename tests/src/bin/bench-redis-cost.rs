@@ -54,13 +54,15 @@ for i = 1, #KEYS do
 end
 return over";
 
-/// A log per quota, all or nothing. Where every event costs one, its members are counted; otherwise a second
+/// A log per quota, all or nothing, that says as much as Tollgate's: what each quota has used and when it is
+/// free again, or how long to wait. Where every event costs one, its members are counted; otherwise a second
 /// key holds their sum, from which the costs of those that leave are taken off. KEYS: the logs, then the sums
 /// of those that have one; ARGV: per log cost, limit, window and the number of its sum or 0, then what makes a
 /// member unique, then the time. Keys live an hour at least, as the simulated time runs ahead of Redis's.
 const SORTED_SETS: &str = "
 local now = redis.call('TIME') now = tonumber(ARGV[#ARGV])
 local logs = (#ARGV - 2) / 4
+local reply = { 1, now }
 for i = 1, logs do
   local cost, limit, window = tonumber(ARGV[i * 4 - 3]), tonumber(ARGV[i * 4 - 2]), tonumber(ARGV[i * 4 - 1])
   local sum = tonumber(ARGV[i * 4])
@@ -79,7 +81,12 @@ for i = 1, logs do
       used = tonumber(redis.call('GET', KEYS[logs + sum]) or 0)
     end
   end
-  if used + cost > limit then return i end
+  if used + cost > limit then
+    local last = sum == 0 and used + cost - limit - 1 or 0
+    local first_to_leave = redis.call('ZRANGE', KEYS[i], last, last, 'WITHSCORES')
+    return { 0, now, i, used, first_to_leave[2] + window }
+  end
+  reply[#reply + 1], reply[#reply + 2] = used + cost, now + window
 end
 local time, unique = ARGV[#ARGV], ARGV[#ARGV - 1]
 for i = 1, logs do
@@ -91,7 +98,7 @@ for i = 1, logs do
     redis.call('PEXPIRE', KEYS[logs + sum], '3600000')
   end
 end
-return 0";
+return reply";
 
 /// One quota of the load: its window, its unit, and whether it counts for the key rather than the account.
 struct Quota(u64, &'static str, bool);
@@ -401,7 +408,7 @@ impl Runner {
                 }
                 bytes[0] == 0
             }
-            (Way::SortedSets, Value::Int(over)) => *over != 0,
+            (Way::SortedSets, Value::Array(said)) => said.first() == Some(&Value::Int(0)),
             _ => false,
         }
     }

@@ -211,7 +211,7 @@ fn the_schema_on_disk_is_the_one_of_these_types() {
     assert!(on_disk == generated, "{} is stale; run this test with UPDATE_SCHEMA=1", path.display());
 }
 
-/// Each row of the seed: a model, then the limits it must have, requests and tokens a minute.
+/// Each row of the page: a model, then the limits it must have, requests and tokens a minute.
 const VENICE: &[(&str, &[(&str, u32)])] = &[
     ("qwen3-4b", &[("RPM", 500), ("TPM", 5_000_000)]),
     ("text-embedding-bge-m3", &[("RPM", 500), ("TPM", 5_000_000)]),
@@ -250,7 +250,7 @@ fn finite(limits: &[(&str, u32)]) -> Vec<(String, Limit)> {
 }
 
 #[test]
-fn venice_has_every_row_of_its_seed() {
+fn venice_has_every_row_of_its_page() {
     let loaded = load(&policies().join("venice.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
     for (model, expected) in VENICE {
         assert_eq!(limits(&loaded, "demo", model), finite(expected), "{model}");
@@ -290,7 +290,7 @@ fn venice_has_a_demo_key_of_the_known_format() {
     assert!(key.demo && !key.revoked && key.kind == KeyKind::Inference);
 }
 
-/// The other two platforms of the seeds, in short: the format can say what they need.
+/// Two other platforms, in short: the format can say what they need.
 #[test]
 fn tiers_over_all_endpoints_calendar_days_and_wildcards() {
     let text = r"

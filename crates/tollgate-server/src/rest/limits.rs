@@ -1,5 +1,5 @@
 //! `GET /api_keys/rate_limits`: a caller reads its limits and where it stands, in the shape of the Venice
-//! document (`research/platforms.md`), with what a caller wants besides.
+//! API's own endpoint of this name, with what a caller wants besides.
 
 use axum::{
     Json,
