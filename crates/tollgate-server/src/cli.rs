@@ -90,6 +90,8 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|error| RunError::Serve(format!("signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    // Held from the start: until somebody listens to it, SIGHUP ends a process.
+    let _hangup = listen(SignalKind::hangup())?;
     let backend = Backend::of(&settings.store)?;
     let listeners = Listeners::bind(&settings).await?;
     if let Err(error) = print(&greeting(&settings, &listeners)) {

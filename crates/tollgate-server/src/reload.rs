@@ -3,21 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use notify::{RecursiveMode, Watcher};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::{signal::unix::Signal, sync::mpsc};
 
 use crate::policies::{Policies, one_text};
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Reloads the policies for as long as the node lives.
+/// Reloads the policies for as long as the node lives, on changes and on each of `hangups`.
 ///
 /// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
 /// link in its folder.
-pub(crate) async fn keep_fresh(policies: Arc<Policies>) {
+pub(crate) async fn keep_fresh(policies: Arc<Policies>, mut hangups: Signal) {
     // One waiting notice is enough: it says that something changed, not what.
     let (notice, mut changes) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -39,13 +36,6 @@ pub(crate) async fn keep_fresh(policies: Arc<Policies>) {
             tracing::warn!(%error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads its policies");
         }
     }
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => {
-            tracing::warn!(%error, "SIGHUP cannot be listened to");
-            return;
-        }
-    };
     loop {
         tokio::select! {
             Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,

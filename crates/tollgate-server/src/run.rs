@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
 use tollgate_core::store::Store;
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_store::{
@@ -135,6 +140,8 @@ pub async fn run(
     let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
+    // Before the files are read, so that no change between the two is missed.
+    let hangups = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
         .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
     let policies = Arc::new(policies);
@@ -155,7 +162,7 @@ pub async fn run(
     let (stop, stopped) = watch::channel(false);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let mut background = JoinSet::new();
-    background.spawn(reload::keep_fresh(policies));
+    background.spawn(reload::keep_fresh(policies, hangups));
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(telemetry, backend.sweep));
 
