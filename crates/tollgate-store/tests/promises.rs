@@ -182,6 +182,10 @@ fn an_exactly_paced_client_is_never_refused() {
                 bench.clock.set(start.plus_ms((call * 60_000).div_ceil(per_minute)));
                 let applied = bench.apply(&claims([1 << 40, 1 << 40, per_minute], 1), Mode::Try);
                 assert!(applied.allowed, "call {call} at {per_minute} a minute");
+                if call + 1 == per_minute {
+                    let more = bench.apply(&claims([1 << 40, 1 << 40, per_minute], 1), Mode::Try);
+                    assert!(!more.allowed, "the pace is not the limit");
+                }
             }
             bench.clock.advance_ms(60_000);
         }

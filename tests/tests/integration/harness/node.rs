@@ -57,7 +57,7 @@ pub(crate) async fn redis_node(policy: &str, url: String) -> Node {
 }
 
 /// A store with injected time; patient, as it is the time of the machine that tests wait for.
-pub(crate) fn redis_on(url: String, clock: &Arc<ManualClock>) -> Arc<RedisStore> {
+fn redis_on(url: String, clock: &Arc<ManualClock>) -> Arc<RedisStore> {
     let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(url) };
     Arc::new(RedisStore::with_injected_clock(config, Arc::clone(clock)).expect("a Redis URL"))
 }
