@@ -155,13 +155,13 @@ fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, Status> {
 
 fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
     match outcome {
-        Outcome::BadKey { why, at } => v1::Decision {
+        Outcome::BadKey { rejected, at } => v1::Decision {
             verdict: v1::Verdict::Denied.into(),
-            reason: reason(*why).into(),
+            reason: reason(rejected.why).into(),
             decided_at: Some(timestamp(*at)),
             ..v1::Decision::default()
         },
-        Outcome::Decided { identity, tier, resource, decision } => v1::Decision {
+        Outcome::Decided { identity, resolved, decision, .. } => v1::Decision {
             verdict: match decision.verdict {
                 Verdict::Allowed => v1::Verdict::Allowed,
                 Verdict::Wait(_) | Verdict::Never => v1::Verdict::Denied,
@@ -179,16 +179,16 @@ fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
             retry_after_ms: decision.retry_after_ms(),
             account: identity.account.id.to_string(),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
-            tier: (*tier).to_owned(),
-            resource: (*resource).to_owned(),
+            tier: resolved.tier().name.to_string(),
+            resource: resolved.resource().to_owned(),
         },
     }
 }
 
 fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
     match listed {
-        Listed::BadKey { why, at } => v1::GetRateLimitsResponse {
-            reason: reason(*why).into(),
+        Listed::BadKey { rejected, at } => v1::GetRateLimitsResponse {
+            reason: reason(rejected.why).into(),
             decided_at: Some(timestamp(*at)),
             ..v1::GetRateLimitsResponse::default()
         },

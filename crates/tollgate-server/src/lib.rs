@@ -10,6 +10,7 @@ pub mod policy_file;
 mod reload;
 mod rest;
 pub mod run;
+mod serve;
 mod service;
 pub mod settings;
 pub mod telemetry;

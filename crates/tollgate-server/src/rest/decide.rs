@@ -227,9 +227,9 @@ async fn decide(shared: &Shared, headers: &HeaderMap, body: &CallBody, mode: Mod
 
 fn decision(outcome: &Outcome<'_>) -> DecisionBody {
     match outcome {
-        Outcome::BadKey { why, at } => DecisionBody {
+        Outcome::BadKey { rejected, at } => DecisionBody {
             verdict: VerdictBody::Denied,
-            reason: Some(match why {
+            reason: Some(match rejected.why {
                 BadKey::Unknown => ReasonBody::UnknownKey,
                 BadKey::Revoked => ReasonBody::RevokedKey,
                 BadKey::Expired => ReasonBody::ExpiredKey,
@@ -243,7 +243,7 @@ fn decision(outcome: &Outcome<'_>) -> DecisionBody {
             resource: None,
             quotas: Vec::new(),
         },
-        Outcome::Decided { identity, tier, resource, decision } => DecisionBody {
+        Outcome::Decided { identity, resolved, decision, .. } => DecisionBody {
             verdict: match decision.verdict {
                 Verdict::Allowed => VerdictBody::Allowed,
                 Verdict::Wait(_) | Verdict::Never => VerdictBody::Denied,
@@ -258,8 +258,8 @@ fn decision(outcome: &Outcome<'_>) -> DecisionBody {
             retry_after_ms: decision.retry_after_ms(),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
-            tier: Some((*tier).to_owned()),
-            resource: Some((*resource).to_owned()),
+            tier: Some(resolved.tier().name.to_string()),
+            resource: Some(resolved.resource().to_owned()),
             quotas: decision.quotas.iter().map(quota).collect(),
         },
     }

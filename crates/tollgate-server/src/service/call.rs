@@ -1,0 +1,115 @@
+//! What is asked of the service, how much of it is borne, and what may be wrong with it.
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    policy::{MissingAttribute, ResolveError, UsageError},
+    store::StoreError,
+};
+
+/// The longest domain, account, key id or attribute name, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+/// The longest value of an attribute, in bytes.
+const MAX_VALUE_BYTES: usize = 256;
+/// The most units in a usage, and the most attributes.
+pub(crate) const MAX_ENTRIES: usize = 16;
+
+/// Who calls, as the call says it.
+#[derive(Clone, Copy)]
+pub(crate) enum CallerRef<'a> {
+    /// By the secret of a key.
+    Secret(&'a str),
+    /// By the id of a key.
+    KeyId(&'a str),
+    /// By the name of an account.
+    Account(&'a str),
+}
+
+/// A call, decoded but not yet checked.
+pub(crate) struct Call<'a> {
+    pub(crate) domain: &'a str,
+    pub(crate) caller: CallerRef<'a>,
+    pub(crate) resource: &'a str,
+    pub(crate) usage: SmallVec<[(&'a str, u64); 4]>,
+    pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
+}
+
+/// What a caller's listing asks for.
+pub(crate) struct Listing<'a> {
+    pub(crate) domain: &'a str,
+    pub(crate) caller: CallerRef<'a>,
+    pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    /// How many resources to pass over.
+    pub(crate) skip: usize,
+    /// How many to list.
+    pub(crate) take: usize,
+}
+
+/// Why a call was not decided.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The call is wrong. The text begins with the name of the field.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such domain.
+    #[error("domain: there is no domain {named:?}; there is: {known}")]
+    UnknownDomain { named: String, known: String },
+    /// The store did not decide.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ResolveError> for CallError {
+    fn from(error: ResolveError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<UsageError> for CallError {
+    fn from(error: UsageError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<MissingAttribute> for CallError {
+    fn from(error: MissingAttribute) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl CallError {
+    pub(super) fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
+        Self::Invalid(format!("{name}: {wrong}"))
+    }
+}
+
+pub(super) fn check_optional_name(field: &str, name: &str) -> Result<(), CallError> {
+    if name.is_empty() { Ok(()) } else { check_name(field, name) }
+}
+
+pub(super) fn check_name(field: &str, name: &str) -> Result<(), CallError> {
+    check_text(field, name, MAX_NAME_BYTES)
+}
+
+/// `field` is only put together for an error.
+fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
+    if text.is_empty() || text.len() > most || text.chars().any(char::is_control) {
+        return Err(CallError::field(field, format_args!("must have 1 to {most} bytes and no control characters")));
+    }
+    Ok(())
+}
+
+pub(super) fn check_attributes(attributes: &[(&str, &str)]) -> Result<(), CallError> {
+    if attributes.len() > MAX_ENTRIES {
+        return Err(CallError::field("attributes", format_args!("has more than {MAX_ENTRIES} entries")));
+    }
+    for (name, value) in attributes {
+        check_name("attributes", name)?;
+        check_text(format_args!("attributes.{name}"), value, MAX_VALUE_BYTES)?;
+    }
+    Ok(())
+}
+
+/// The value of the attribute called `name`.
+pub(super) fn find<'v>(attributes: &[(&str, &'v str)], name: &str) -> Option<&'v str> {
+    attributes.iter().find(|(have, _)| *have == name).map(|(_, value)| *value)
+}

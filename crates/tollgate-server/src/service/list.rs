@@ -1,0 +1,102 @@
+//! Listings: a caller's limits, and where it stands.
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    claim::{Applied, Claim, Mode},
+    decision::Decision,
+    policy::{ResolveError, Resolved, Usage},
+    time::Timestamp,
+};
+
+use crate::{
+    directory::Identity,
+    policies::Domain,
+    service::{
+        CallError, DecisionService, Listing, Rejected,
+        call::{check_attributes, find},
+    },
+};
+
+/// A listing asks the store for so many counters at once.
+const COUNTERS_AT_ONCE: usize = 16;
+
+/// The answer to a listing.
+pub(crate) enum Listed<'a> {
+    /// A page.
+    Page {
+        identity: &'a Identity,
+        domain: &'a Domain,
+        resources: Vec<(&'a str, Decision<'a>)>,
+        decided_at: Timestamp,
+        next: Option<usize>,
+    },
+    /// The API key is no good.
+    BadKey { rejected: &'a Rejected, at: Timestamp },
+}
+
+impl DecisionService {
+    /// Lists limits and where the caller stands, from the same counters as the decisions.
+    pub(crate) async fn list<R>(
+        &self,
+        listing: Listing<'_>,
+        render: impl FnOnce(&Listed<'_>) -> R,
+    ) -> Result<R, CallError> {
+        let domains = self.policies.current().clone();
+        let now = self.clock.now();
+        check_attributes(&listing.attributes)?;
+        let (domain, identity) = match self.identify(&domains, listing.domain, listing.caller, now)? {
+            Ok(found) => found,
+            Err(rejected) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
+        };
+        let caller = identity.caller();
+        let all = domain.policy.resolve_all(&caller);
+        let end = listing.skip.saturating_add(listing.take);
+        let next = (end < all.len()).then_some(end);
+        // A quota by an attribute that this caller cannot bring, such as `ip`, is no reason to show nothing.
+        let known = |name: &str| find(&listing.attributes, name).is_some();
+        let page = all.skip(listing.skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
+        let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
+        let (decisions, decided_at) = self.peek_all(&page, &listing.attributes, now).await?;
+        let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
+        Ok(render(&Listed::Page { identity: &identity, domain: &domain, resources, decided_at, next }))
+    }
+
+    /// Peeks at the counters of several resources, a bounded number in each call to the store.
+    async fn peek_all<'a>(
+        &self,
+        page: &[Resolved<'a>],
+        attributes: &[(&str, &str)],
+        now: Timestamp,
+    ) -> Result<(Vec<Decision<'a>>, Timestamp), CallError> {
+        let nothing = Usage::none();
+        let mut decisions = Vec::with_capacity(page.len());
+        let mut decided_at = now;
+        let mut rest = page;
+        while !rest.is_empty() {
+            let mut counters = 0;
+            let fitting = rest.iter().take_while(|resolved| {
+                counters += resolved.quotas().len();
+                counters <= COUNTERS_AT_ONCE
+            });
+            // One resource alone may have more; a call to it asks for as many.
+            let (together, later) = rest.split_at(fitting.count().max(1));
+            let claims_at = |now| {
+                let mut claims: SmallVec<[Claim; 8]> = SmallVec::new();
+                for resolved in together {
+                    claims.extend(resolved.claims(&nothing, |name| find(attributes, name), now)?);
+                }
+                Ok(claims)
+            };
+            let applied = self.apply(claims_at, Mode::Peek, now).await?;
+            decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
+            let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
+            for resolved in together {
+                let statuses = statuses.by_ref().take(resolved.quotas().len()).collect();
+                let applied = Applied { decided_at, allowed: true, statuses };
+                decisions.push(Decision::merge(resolved.quotas(), &applied));
+            }
+            rest = later;
+        }
+        Ok((decisions, decided_at))
+    }
+}
