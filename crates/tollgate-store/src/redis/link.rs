@@ -10,7 +10,7 @@ use std::{
 
 use redis::{
     Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub},
 };
 use tokio::sync::Semaphore;
 use tollgate_core::store::StoreError;
@@ -66,6 +66,7 @@ impl Script {
 pub struct Link(Arc<Shared>);
 
 struct Shared {
+    client: Client,
     connections: Box<[ConnectionManager]>,
     next: AtomicUsize,
     in_flight: Semaphore,
@@ -90,7 +91,7 @@ impl Link {
             .map(|_| ConnectionManager::new_lazy_with_config(client.clone(), settings.clone()).map_err(refused))
             .collect::<Result<_, _>>()?;
         let in_flight = Semaphore::new(config.max_in_flight);
-        Ok(Self(Arc::new(Shared { connections, next: AtomicUsize::new(0), in_flight, config })))
+        Ok(Self(Arc::new(Shared { client, connections, next: AtomicUsize::new(0), in_flight, config })))
     }
 
     /// What every key begins with.
@@ -120,6 +121,25 @@ impl Link {
                 }
                 result => result,
             }
+        })
+        .await
+    }
+
+    /// Runs one command.
+    pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
+        self.bounded(async {
+            let mut connection = self.connection();
+            connection.req_packed_command(command).await.and_then(Value::extract_error)
+        })
+        .await
+    }
+
+    /// A connection of its own that hears what is published on `channel` from now on, until it breaks.
+    pub async fn subscribe(&self, channel: &str) -> Result<PubSub, StoreError> {
+        self.in_time(async {
+            let mut heard = self.0.client.get_async_pubsub().await?;
+            heard.subscribe(channel).await?;
+            Ok(heard)
         })
         .await
     }
