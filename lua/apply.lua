@@ -6,7 +6,7 @@
 --          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
 --          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
 --          period (0 for sliding), unit u32, cost u56 to judge, charge u56 (0 where an earlier row charges the
---          same counter), limit u56 (2^53 - 1: unlimited)
+--          same counter, and where the cost is only judged), limit u56 (2^53 - 1: unlimited)
 -- reply    status u8 (0 denied, 1 allowed, 2 outside the time above: nothing was done), now u48 (ms), then for
 --          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, else from
 --          then on)

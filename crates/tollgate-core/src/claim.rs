@@ -75,12 +75,34 @@ pub struct Claim {
     pub cost: Amount,
     /// The limit in force.
     pub limit: Limit,
+    /// Whether the cost is charged, or only judged.
+    pub effect: Effect,
+}
+
+/// What a claim does to its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The cost is charged as the [`Mode`] says.
+    Charge,
+    /// The cost has to fit like any other, and is never charged, in whatever mode: a guard that one
+    /// call sets and others run into.
+    Judge,
+}
+
+impl Claim {
+    /// What this claim adds to its counter when the claims are charged.
+    pub const fn charge(&self) -> Amount {
+        match self.effect {
+            Effect::Charge => self.cost,
+            Effect::Judge => Amount::ZERO,
+        }
+    }
 }
 
 /// What to do with a list of claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Charge every claim if every claim fits, otherwise none.
+    /// Charge every claim ([`Effect::Charge`]) if every claim fits, otherwise none.
     Try,
     /// Charge every claim whatever the limits say, up to [`Amount::MAX`].
     Force,

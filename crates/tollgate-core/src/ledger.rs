@@ -49,7 +49,7 @@ pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Tim
             continue;
         }
         let mine = || from_here.iter().filter(|other| other.ledger == claim.ledger);
-        if charged && mine().any(|claim| claim.cost.get() > 0) {
+        if charged && mine().any(|claim| claim.charge() > Amount::ZERO) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine);
         } else if let Some(ledger) = ledgers.get(&claim.ledger) {
             ledger.follow_calendar_back(now, mine);
@@ -140,10 +140,10 @@ impl Ledger {
                 continue;
             }
             let mut costs = Costs::new();
-            for claim in claims().filter(|other| other.span == claim.span && other.cost.get() > 0) {
+            for claim in claims().filter(|other| other.span == claim.span && other.charge() > Amount::ZERO) {
                 let window = self.find_or_new(claim.span);
                 let column = window.column_or_new(claim.unit);
-                let cost = claim.cost.get().min(window.log.room(column));
+                let cost = claim.charge().get().min(window.log.room(column));
                 if costs.len() <= column {
                     costs.resize(column + 1, 0);
                 }

@@ -7,7 +7,7 @@ use std::{future::Future, pin::pin, sync::Arc, task::Context};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Claim, LedgerKey, Mode, Partition},
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
     window::{SlidingWindow, Span},
@@ -22,6 +22,7 @@ fn claims(account: &str, limit: u32) -> [Claim; 3] {
         unit: UnitId::of(unit),
         cost: Amount::from(cost),
         limit: Limit::Finite(Amount::from(limit)),
+        effect: Effect::Charge,
     })
 }
 

@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
+    amount::Amount,
     claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode},
     ledger::{Ledger, Ledgers, decide},
     store::{AnswerFuture, Store, StoreError},
@@ -81,7 +82,8 @@ impl<C: Clock> MemoryStore<C> {
         for (_, shard) in &mut locked.0 {
             shard.sweep_some(now);
             if mode != Mode::Peek {
-                shard.make_room(now, claims.len(), self.shard_capacity)?;
+                let charges = claims.iter().filter(|claim| claim.charge() > Amount::ZERO).count();
+                shard.make_room(now, charges, self.shard_capacity)?;
             }
         }
         Ok(Answer::Applied(decide(&mut locked, claims, mode, now)))
@@ -163,8 +165,8 @@ mod tests {
     use std::sync::Arc;
 
     use tollgate_core::{
-        amount::{Amount, Limit, UnitId},
-        claim::Partition,
+        amount::{Limit, UnitId},
+        claim::{Effect, Partition},
         window::SlidingWindow,
     };
 
@@ -178,6 +180,7 @@ mod tests {
             unit: UnitId::of("requests"),
             cost: Amount::from(1),
             limit: Limit::Finite(Amount::from(1)),
+            effect: Effect::Charge,
         }
     }
 

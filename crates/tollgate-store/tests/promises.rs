@@ -12,7 +12,7 @@ use proptest::{
 use tollgate_core::{
     EXACT_ENTRIES,
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Fit, LedgerKey, Mode, Partition},
+    claim::{Answer, Applied, Claim, Effect, Fit, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
     window::{SlidingWindow, Span},
@@ -47,6 +47,7 @@ fn claims(limits: [u64; 3], tokens: u64) -> Vec<Claim> {
         unit: UnitId::of(unit),
         cost: Amount::try_from(cost).unwrap(),
         limit: Limit::Finite(Amount::try_from(limit).unwrap()),
+        effect: Effect::Charge,
     })
     .to_vec()
 }
@@ -188,6 +189,41 @@ fn an_exactly_paced_client_is_never_refused() {
                 }
             }
             bench.clock.advance_ms(60_000);
+        }
+    });
+}
+
+/// A guard is judged like any other claim, and never charged, in whatever mode. Broken to try it: one that
+/// [`Mode::Force`] charges, one that is not judged.
+#[test]
+fn a_guard_stops_calls_and_is_never_charged_by_them() {
+    let step = (0_u64..700, prop::bool::weighted(0.2), prop_oneof![4 => Just(Mode::Try), 1 => Just(Mode::Force)]);
+    check(60, prop::collection::vec(step, 1..100), |bench, steps| {
+        let limits = [8, 400, 60];
+        let charged =
+            Claim { unit: UnitId::of("blocks"), limit: Limit::Finite(Amount::from(1)), ..claims(limits, 1)[0] };
+        let guard = Claim { effect: Effect::Judge, ..charged };
+        let mut on_until = START;
+        for (pause, sets, mode) in steps {
+            bench.clock.advance_ms(*pause);
+            let now = bench.clock.now();
+            if *sets {
+                let set = bench.apply(&[charged], Mode::Try).allowed;
+                assert_eq!(set, on_until <= now, "a guard that is set stays as it is");
+                on_until = if set { now.plus_ms(1_000) } else { on_until };
+            }
+            let on = on_until > now;
+            let (requests, spent, _) = bench.exact(1_000);
+            let fits = requests < limits[0] && spent + 10 <= limits[1] && bench.exact(60_000).0 < limits[2];
+            let applied = bench.apply(&[&[guard][..], &claims(limits, 10)].concat(), *mode);
+            assert_eq!(applied.allowed, fits && !on);
+            assert_eq!(applied.statuses[0].fit, if on { Fit::At(on_until) } else { Fit::Now });
+            assert_eq!(applied.statuses[0].used, Amount::from(u32::from(on)), "the guard is charged by nobody");
+            let counted = applied.allowed || *mode == Mode::Force;
+            assert_eq!(applied.statuses[1].used.get(), requests + u64::from(counted));
+            if counted {
+                bench.log.push((now, 1, 10));
+            }
         }
     });
 }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use redis::{Connection, Script, Value, cmd};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Claim, LedgerKey, Mode, Partition},
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
     window::{SlidingWindow, Span},
 };
 use tollgate_store::{redis::raw, testing::RedisServer};
@@ -456,6 +456,7 @@ fn claim(quota: &Quota, key: u64, limit: u64) -> Claim {
         unit: UnitId::of(quota.1),
         cost: Amount::try_from(cost(quota)).expect("a cost"),
         limit: Limit::Finite(Amount::try_from(limit).expect("a limit")),
+        effect: Effect::Charge,
     }
 }
 

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::Limit,
-    claim::{Claim, Partition},
+    claim::{Claim, Effect, Partition},
     policy::{
         Attribute, Chain, Override, Policy, Quota, Resource, Tier, TierId, Usage,
         draft::Counter,
@@ -208,7 +208,7 @@ impl<'a> Resolved<'a> {
                 None => quota.scope.ledger(&self.policy.domain, self.partition, value)?,
             };
             let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
-            claims.push(Claim { ledger, span, unit: quota.unit.id, cost, limit: *limit });
+            claims.push(Claim { ledger, span, unit: quota.unit.id, cost, limit: *limit, effect: Effect::Charge });
         }
         Ok(claims)
     }

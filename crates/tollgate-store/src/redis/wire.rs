@@ -35,15 +35,15 @@ impl Request {
     pub(super) fn new(prefix: &str, claims: &[Claim], mode: Mode) -> Self {
         let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::new();
         let mut rows: SmallVec<[Row; 8]> = SmallVec::with_capacity(claims.len());
-        for (claim, Claim { ledger, cost, .. }) in claims.iter().enumerate() {
-            let number = ledgers.iter().position(|known| known == ledger).unwrap_or_else(|| {
-                ledgers.push(*ledger);
+        for (at, claim) in claims.iter().enumerate() {
+            let number = ledgers.iter().position(|known| *known == claim.ledger).unwrap_or_else(|| {
+                ledgers.push(claim.ledger);
                 ledgers.len() - 1
             });
             rows.push(Row {
-                claim,
+                claim: at,
                 ledger: u8::try_from(number + 1).unwrap_or(u8::MAX),
-                charge: cost.get(),
+                charge: claim.charge().get(),
                 same_as: None,
             });
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, LedgerKey, Mode, Partition},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
     window::{Period, SlidingWindow, Span},
@@ -34,6 +34,7 @@ pub struct ClaimSpec {
     window: WindowSpec,
     cost: u64,
     limit: Option<u64>,
+    effect: Effect,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,7 @@ impl ClaimSpec {
             limit: self
                 .limit
                 .map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::try_from(limit).expect("a limit"))),
+            effect: self.effect,
         }
     }
 }
@@ -108,7 +110,7 @@ pub async fn compare(
 }
 
 /// Short sequences of everything: windows from 1 ms to 31 days, calendars, several scopes, units and limits
-/// at once, costs up to 2^53 - 1, every mode, and a clock that goes both ways.
+/// at once, costs up to 2^53 - 1, every mode and effect, and a clock that goes both ways.
 pub fn mixed() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => duration().prop_map(Step::Forward),
@@ -128,6 +130,7 @@ pub fn crowded(window_ms: u64, pause_ms: u64, calls: usize) -> impl Strategy<Val
         window: WindowSpec::Sliding(window_ms),
         cost,
         limit: Some(limit),
+        effect: Effect::Charge,
     };
     let cost = prop_oneof![20 => 1_u64..300, 2 => 1_u64..70_000, 1 => Just(5_000_000_000)];
     let limit = prop_oneof![9 => Just(1 << 50), 2 => 1_u64..200_000, 1 => 1_u64..20_000_000_000];
@@ -163,12 +166,16 @@ fn claim() -> impl Strategy<Value = ClaimSpec> {
         4 => (1_u64..200_000).prop_map(Some),
         1 => (1_u64..1 << 53).prop_map(Some),
     ];
-    (0_u8..2, 0_u8..2, 0_u8..3, window, cost, limit).prop_map(|(account, scope, unit, window, cost, limit)| ClaimSpec {
-        account,
-        scope,
-        unit,
-        window,
-        cost,
-        limit,
-    })
+    let effect = prop_oneof![6 => Just(Effect::Charge), 1 => Just(Effect::Judge)];
+    (0_u8..2, 0_u8..2, 0_u8..3, window, cost, limit, effect).prop_map(
+        |(account, scope, unit, window, cost, limit, effect)| ClaimSpec {
+            account,
+            scope,
+            unit,
+            window,
+            cost,
+            limit,
+            effect,
+        },
+    )
 }
