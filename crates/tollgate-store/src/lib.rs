@@ -1,7 +1,8 @@
-//! Stores: where the counters live. [`memory`] is the embedded default and runs the core's
-//! algorithm; [`redis`] shares the counters between any number of nodes and runs the scripts of
-//! `lua/`. Neither knows an account, a policy or a protocol.
+//! Stores. Counters live in [`memory`], the embedded default, which runs the core's algorithm, or in
+//! [`redis`], shared between any number of nodes, which runs the scripts of `lua/`; [`accounts`] and their keys
+//! likewise. None of them knows a policy or a protocol.
 
+pub mod accounts;
 pub mod clock;
 pub mod memory;
 pub mod redis;

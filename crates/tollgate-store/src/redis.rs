@@ -10,7 +10,7 @@ use tollgate_core::{
     store::{AnswerFuture, Store, StoreError},
 };
 
-use self::link::Script;
+pub(crate) use self::link::Script;
 pub use self::link::{Link, RedisConfig};
 
 /// The decision script, put together from `lua/`: a clock, the ledger, the decision.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "test code: to stop at the first surprise is what it is for")]
 
+pub mod accounts;
 pub mod conformance;
 mod server;
 

@@ -1,0 +1,258 @@
+//! Accounts in Redis, shared by any number of nodes.
+//!
+//! `tg{<partition>}account` is an account's record, beside its counters; `tg{<partition>}<event>` an event of
+//! it. `tg{<hash>}secret` and `tg{<name>}key` lead to the account of a key, `tg{<domain>}accounts` is the sorted
+//! set of a domain's accounts. Whatever leads to a record is written before the record and taken away after it,
+//! so that a crash in between leaves at most what leads to nothing.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use redis::{Cmd, FromRedisValue, Value, aio::PubSub};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tollgate_core::{
+    claim::{LedgerKey, Partition},
+    store::StoreError,
+};
+
+use super::{
+    AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
+    Saved,
+};
+use crate::redis::{Link, Script};
+
+/// How often a subscription is tried, and how long it may take to answer. A connection that broke without a
+/// word is found out within two of these.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The digits in front of a record.
+const VERSION_DIGITS: usize = 16;
+
+/// A store in Redis.
+pub struct RedisAccounts {
+    link: Link,
+    script: Script,
+}
+
+impl RedisAccounts {
+    /// A store at the other end of `link`, which others may use too.
+    pub fn on(link: Link) -> Self {
+        Self { link, script: Script::new(include_str!("../../../../lua/account.lua").to_owned()) }
+    }
+
+    fn key(&self, tag: &str, name: &str) -> String {
+        format!("{}{{{tag}}}{name}", self.link.key_prefix())
+    }
+
+    fn record_key(&self, domain: &str, id: &str) -> String {
+        self.key(&tag(Partition::of([domain, "account", id])), "account")
+    }
+
+    fn secret_key(&self, hash: &KeyHash) -> String {
+        self.key(&hash.encoded(), "secret")
+    }
+
+    fn id_key(&self, domain: &str, key: &str) -> String {
+        self.key(&tag(Partition::of([domain, "key", key])), "key")
+    }
+
+    fn list_key(&self, domain: &str) -> String {
+        self.key(domain, "accounts")
+    }
+
+    fn channel(&self) -> String {
+        format!("{}:accounts", self.link.key_prefix())
+    }
+
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        redis::from_redis_value(self.link.query(command).await?)
+            .map_err(|error| StoreError::Refused(format!("its answer cannot be read: {error}")))
+    }
+
+    async fn read<T: serde::de::DeserializeOwned>(&self, key: &str, skip: usize) -> Result<Option<T>, StoreError> {
+        let found: Option<Vec<u8>> = self.ask(Cmd::new().arg("GET").arg(key)).await?;
+        let Some(bytes) = found else { return Ok(None) };
+        let written = bytes.get(skip..).unwrap_or_default();
+        serde_json::from_slice(written)
+            .map(Some)
+            .map_err(|error| StoreError::Refused(format!("what it keeps at {key} cannot be read: {error}")))
+    }
+
+    async fn change(&self, change: &Change<'_>) -> Result<Saved, StoreError> {
+        let creates = change.before.is_none() && change.after.is_some();
+        if creates {
+            self.enlist(change).await?;
+        }
+        for (hash, key) in change.added() {
+            let (domain, account) = (change.domain.to_owned(), change.id.to_owned());
+            let place = json(&KeyPlace { domain, account, key: key.to_owned() })?;
+            self.ask::<()>(Cmd::new().arg("SET").arg(self.id_key(change.domain, key)).arg(json(&change.id)?)).await?;
+            self.ask::<()>(Cmd::new().arg("SET").arg(self.secret_key(&hash)).arg(place)).await?;
+        }
+        let saved = self.replace(change).await?;
+        // What is left to do is to tidy up; the change is made or not whatever becomes of it.
+        let _ = match saved {
+            Saved::Done if creates => self.enlist(change).await,
+            Saved::Done => self.tidy(change).await,
+            Saved::Conflict | Saved::Repeated => self.take_back(change).await,
+        };
+        Ok(saved)
+    }
+
+    async fn replace(&self, change: &Change<'_>) -> Result<Saved, StoreError> {
+        let before = change.before.map(|record| digits(record.version)).unwrap_or_default();
+        let after = match change.after {
+            Some(record) => digits(record.version) + &json(record)?,
+            None => String::new(),
+        };
+        let mut keys = vec![self.record_key(change.domain, change.id)];
+        let partition = Partition::of([change.domain, "account", change.id]);
+        keys.extend(change.event.map(|event| {
+            let name = LedgerKey::of(partition, ["event", event.id]).scope_bytes();
+            self.key(&tag(partition), &format!("event{}", URL_SAFE_NO_PAD.encode(name)))
+        }));
+        let told = json(&change.told())?;
+        let remember = change.event.map_or(0, |event| event.remember.as_millis());
+        let remember = u64::try_from(remember).unwrap_or(u64::MAX).clamp(1, 1 << 48);
+        let reply = self.link.script(&self.script, |verb, script| {
+            let mut command = Cmd::new();
+            command.arg(verb).arg(script).arg(keys.len()).arg(&keys);
+            command.arg(&before).arg(&after).arg(self.channel()).arg(&told).arg(remember);
+            command
+        });
+        match reply.await? {
+            Value::Int(0) => Ok(Saved::Conflict),
+            Value::Int(1) => Ok(Saved::Done),
+            Value::Int(2) => Ok(Saved::Repeated),
+            other => Err(StoreError::Refused(format!("the script replied {other:?}"))),
+        }
+    }
+
+    /// Puts the account into the list of its domain: before it is made, so that it is never missing there, and
+    /// after, as somebody who deleted it just before may be about to take it off.
+    async fn enlist(&self, change: &Change<'_>) -> Result<(), StoreError> {
+        self.ask(Cmd::new().arg("ZADD").arg(self.list_key(change.domain)).arg(0).arg(change.id)).await
+    }
+
+    /// Takes away what leads to secrets, keys and accounts that are gone.
+    async fn tidy(&self, change: &Change<'_>) -> Result<(), StoreError> {
+        for (hash, _) in change.gone() {
+            self.ask::<()>(Cmd::new().arg("DEL").arg(self.secret_key(&hash))).await?;
+        }
+        for key in change.gone_keys() {
+            self.ask::<()>(Cmd::new().arg("DEL").arg(self.id_key(change.domain, key))).await?;
+        }
+        if change.before.is_some() && change.after.is_none() {
+            self.ask::<()>(Cmd::new().arg("ZREM").arg(self.list_key(change.domain)).arg(change.id)).await?;
+            let made_again: bool =
+                self.ask(Cmd::new().arg("EXISTS").arg(self.record_key(change.domain, change.id))).await?;
+            if made_again {
+                self.enlist(change).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what leads to secrets and keys that did not come to be. They are random, so nobody else has them.
+    async fn take_back(&self, change: &Change<'_>) -> Result<(), StoreError> {
+        let told = change.told();
+        for hash in &told.secrets {
+            self.ask::<()>(Cmd::new().arg("DEL").arg(self.secret_key(hash))).await?;
+        }
+        for key in &told.keys {
+            self.ask::<()>(Cmd::new().arg("DEL").arg(self.id_key(change.domain, key))).await?;
+        }
+        Ok(())
+    }
+
+    async fn load_record(&self, domain: &str, id: &str) -> Result<Option<AccountRecord>, StoreError> {
+        self.read(&self.record_key(domain, id), VERSION_DIGITS).await
+    }
+
+    async fn page(&self, domain: &str, after: &str, take: usize) -> Result<Page, StoreError> {
+        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
+        let mut range = Cmd::new();
+        range.arg("ZRANGEBYLEX").arg(self.list_key(domain)).arg(from).arg("+").arg("LIMIT").arg(0).arg(take + 1);
+        let mut ids: Vec<String> = self.ask(&range).await?;
+        let more = ids.len() > take;
+        ids.truncate(take);
+        let mut accounts = Vec::with_capacity(ids.len());
+        for id in &ids {
+            // One that was just deleted, or is just being made, is not there.
+            accounts.extend(self.load_record(domain, id).await?);
+        }
+        Ok(Page { accounts, next: ids.pop().filter(|_| more) })
+    }
+
+    async fn listen(&self) -> Result<Changes, StoreError> {
+        let heard = self.link.subscribe(&self.channel()).await?;
+        let (tell, told) = mpsc::channel(MAX_WAITING_CHANGES);
+        tokio::spawn(pass_on(heard, tell));
+        Ok(Changes(told))
+    }
+}
+
+/// Passes on what is heard until the connection breaks, something is not understood, or nobody listens any more.
+async fn pass_on(heard: PubSub, tell: mpsc::Sender<Changed>) {
+    let (mut ping, mut messages) = heard.split();
+    let heartbeat = async {
+        loop {
+            tokio::time::sleep(HEARTBEAT).await;
+            match tokio::time::timeout(HEARTBEAT, ping.ping::<Value>()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    };
+    tokio::pin!(heartbeat);
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message,
+            () = &mut heartbeat => return,
+            () = tell.closed() => return,
+        };
+        let changed = message.and_then(|message| serde_json::from_slice(message.get_payload_bytes()).ok());
+        let Some(changed) = changed else { return };
+        if tell.try_send(changed).is_err() {
+            return;
+        }
+    }
+}
+
+fn tag(partition: Partition) -> String {
+    URL_SAFE_NO_PAD.encode(partition.bytes())
+}
+
+fn digits(version: u64) -> String {
+    format!("{version:0VERSION_DIGITS$}")
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Refused(format!("cannot be written: {error}")))
+}
+
+impl AccountStore for RedisAccounts {
+    fn load<'a>(&'a self, domain: &'a str, id: &'a str) -> AccountFuture<'a, Option<AccountRecord>> {
+        Box::pin(self.load_record(domain, id))
+    }
+
+    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyPlace>> {
+        Box::pin(async { self.read(&self.secret_key(hash), 0).await })
+    }
+
+    fn find_key<'a>(&'a self, domain: &'a str, key: &'a str) -> AccountFuture<'a, Option<String>> {
+        Box::pin(async move { self.read(&self.id_key(domain, key), 0).await })
+    }
+
+    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, Saved> {
+        Box::pin(async move { self.change(&change).await })
+    }
+
+    fn list<'a>(&'a self, domain: &'a str, after: &'a str, take: usize) -> AccountFuture<'a, Page> {
+        Box::pin(self.page(domain, after, take))
+    }
+
+    fn changes(&self) -> AccountFuture<'_, Changes> {
+        Box::pin(self.listen())
+    }
+}
