@@ -46,7 +46,9 @@ enum Command {
     Openapi,
     /// Make a new API key: print its secret, and the hash for a policy file
     GenerateKey,
-    /// Read a secret from standard input and print its hash for a policy file
+    /// Make a new token of a service or an administrator: print it, and the hash for a file of tokens
+    GenerateToken,
+    /// Read a secret from standard input and print its hash, for a policy file or a file of tokens
     HashKey,
 }
 
@@ -68,6 +70,10 @@ pub fn main() -> ExitCode {
         Some(Command::GenerateKey) => {
             let secret = key::generate();
             print(&format!("secret: {secret}\nhash: {}", KeyHash::of(&secret).to_text()))
+        }
+        Some(Command::GenerateToken) => {
+            let token = crate::auth::generate();
+            print(&format!("token: {token}\nhash: {}", KeyHash::of(&token).to_text()))
         }
         Some(Command::HashKey) => read_secret().and_then(|secret| print(&KeyHash::of(&secret).to_text())),
     };

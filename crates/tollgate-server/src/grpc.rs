@@ -1,5 +1,7 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
+mod guard;
+
 use std::{sync::Arc, time::Duration};
 
 use tollgate_core::{
@@ -12,7 +14,10 @@ use tollgate_core::{
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
+pub(crate) use guard::Guarded;
+
 use crate::{
+    auth::Reach,
     directory::BadKey,
     service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome},
     telemetry::traced,
@@ -56,10 +61,11 @@ impl Api {
         call: fn(T) -> Option<v1::Call>,
         mode: Mode,
     ) -> Result<v1::Decision, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach();
         let call = call(message).ok_or_else(|| Status::invalid_argument("call: is required"))?;
         let render = |outcome: &Outcome<'_>| decision(outcome, call.details);
-        self.run(&metadata, self.service.decide(from_wire(&call)?, mode, render)).await
+        self.run(&metadata, self.service.decide(from_wire(within, &call)?, mode, render)).await
     }
 }
 
@@ -79,7 +85,8 @@ impl RateLimitService for Api {
         &self,
         request: Request<v1::GetRateLimitsRequest>,
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach();
         let skip = match message.page_token.as_str() {
             "" => 0,
             token => token
@@ -93,7 +100,7 @@ impl RateLimitService for Api {
         };
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref())?;
-        let listing = Listing { domain: &message.domain, caller, attributes, skip, take };
+        let listing = Listing { within, domain: &message.domain, caller, attributes, skip, take };
         Ok(Response::new(self.run(&metadata, self.service.list(listing, listed)).await?))
     }
 }
@@ -125,6 +132,7 @@ impl From<CallError> for Status {
         match error {
             CallError::Invalid(_) => Self::invalid_argument(text),
             CallError::UnknownDomain { .. } => Self::not_found(text),
+            CallError::Forbidden { .. } => Self::permission_denied(text),
             CallError::Store(StoreError::Overloaded(_)) => Self::resource_exhausted(text),
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::unavailable(text)
@@ -133,8 +141,9 @@ impl From<CallError> for Status {
     }
 }
 
-fn from_wire(call: &v1::Call) -> Result<Call<'_>, Status> {
+fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Status> {
     Ok(Call {
+        within,
         domain: &call.domain,
         caller: caller(call.caller.as_ref())?,
         resource: &call.resource,

@@ -33,6 +33,26 @@ impl KeyHash {
         Self(bytes)
     }
 
+    /// The hash that `to_text` wrote.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("sha256:")?.as_bytes();
+        let mut hash = [0; 32];
+        if digits.len() != 64 {
+            return None;
+        }
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            // `from_str_radix` would take a sign.
+            let digits = pair.iter().all(u8::is_ascii_hexdigit).then_some(pair)?;
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+
+    /// The bytes that policies keep.
+    pub(crate) const fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Where to look for it.
     pub(crate) fn bucket(&self) -> [u8; 8] {
         let mut bucket = [0; 8];

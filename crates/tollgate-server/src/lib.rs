@@ -1,6 +1,7 @@
 //! The Tollgate node. [`run::run`] is all of it: listeners in, a running node out, until it is told to
 //! stop; the binary and the tests call the same function.
 
+pub mod auth;
 pub mod cli;
 mod directory;
 mod grpc;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -10,9 +10,11 @@ use arc_swap::ArcSwap;
 use tollgate_core::policy::Policy;
 
 use crate::{
+    auth::Reach,
     directory::{Directory, Key},
     key::KeyHash,
     policy_file::{self, LoadedPolicy, PolicyErrors},
+    reload::{Reload, folder_of},
     telemetry::{DomainMetrics, Telemetry},
 };
 
@@ -50,9 +52,17 @@ pub struct Policies {
 }
 
 impl Domains {
-    /// The domain of this name. No name stands for the only domain.
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Domain>> {
-        if name.is_empty() && self.0.len() == 1 { self.0.values().next() } else { self.0.get(name) }
+    /// The domain of this name. No name stands for the only one within reach.
+    pub(crate) fn get(&self, name: &str, within: &Reach) -> Option<&Arc<Domain>> {
+        if name.is_empty() {
+            let mut all = self.within(within);
+            return all.next().filter(|_| all.next().is_none());
+        }
+        self.0.get(name).filter(|_| within.permits(name))
+    }
+
+    fn within<'a, 'r>(&'a self, reach: &'r Reach) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
+        self.0.iter().filter(|(name, _)| reach.permits(name)).map(|(_, domain)| domain)
     }
 
     /// The names, in order.
@@ -62,9 +72,9 @@ impl Domains {
         names
     }
 
-    /// The key with this secret, in whatever domain.
-    pub(crate) fn by_secret(&self, hash: &KeyHash) -> Option<(&Arc<Domain>, &Arc<Key>)> {
-        self.0.values().find_map(|domain| domain.directory.by_secret(hash).map(|key| (domain, key)))
+    /// The key with this secret, in whatever domain within reach.
+    pub(crate) fn by_secret(&self, hash: &KeyHash, within: &Reach) -> Option<(&Arc<Domain>, &Arc<Key>)> {
+        self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|key| (domain, key)))
     }
 }
 
@@ -80,34 +90,9 @@ impl Policies {
         self.current.load()
     }
 
-    /// Loads the policies anew. If any file is wrong, everything stays as it is.
-    pub(crate) fn reload(&self) -> Result<(), Vec<PolicyErrors>> {
-        let read = self.read();
-        self.telemetry.policy_reloads(read.is_ok());
-        if let Ok(mut last_failure) = self.last_failure.lock() {
-            *last_failure = read.as_ref().err().map(|errors| one_text(errors));
-        }
-        self.current.store(Arc::new(read?));
-        Ok(())
-    }
-
     /// What was wrong with the files when they were last looked at, if they were.
     pub(crate) fn last_failure(&self) -> Option<String> {
         self.last_failure.lock().ok()?.clone()
-    }
-
-    /// The folders to watch for changes.
-    pub(crate) fn folders(&self) -> Vec<PathBuf> {
-        let Source::Paths(paths) = &self.source else { return Vec::new() };
-        let folder = |path: &PathBuf| match path.parent() {
-            _ if path.is_dir() => path.clone(),
-            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
-        let mut folders: Vec<PathBuf> = paths.iter().map(folder).collect();
-        folders.sort();
-        folders.dedup();
-        folders
     }
 
     fn read(&self) -> Result<Domains, Vec<PolicyErrors>> {
@@ -119,6 +104,27 @@ impl Policies {
             (domain, Arc::new(Domain { policy: loaded.policy, directory, metrics }))
         });
         Ok(Domains(domains.collect()))
+    }
+}
+
+impl Reload for Policies {
+    fn what(&self) -> &'static str {
+        "policies"
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        let Source::Paths(paths) = &self.source else { return Vec::new() };
+        paths.iter().map(|path| if path.is_dir() { path.clone() } else { folder_of(path) }).collect()
+    }
+
+    fn reload(&self) -> Result<(), String> {
+        let read = self.read().map_err(|errors| one_text(&errors));
+        self.telemetry.policy_reloads(read.is_ok());
+        if let Ok(mut last_failure) = self.last_failure.lock() {
+            *last_failure = read.as_ref().err().cloned();
+        }
+        self.current.store(Arc::new(read?));
+        Ok(())
     }
 }
 

@@ -1,20 +1,43 @@
-//! Hot reload: when a policy file changes, and on SIGHUP.
+//! Hot reload: of whatever stands in files, when they change, and on SIGHUP.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use notify::{RecursiveMode, Watcher};
-use tokio::{signal::unix::Signal, sync::mpsc};
-
-use crate::policies::{Policies, one_text};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Reloads the policies for as long as the node lives, on changes and on each of `hangups`.
+/// Something that was read from files, and can be read anew.
+pub(crate) trait Reload: Send + Sync + 'static {
+    /// What it is, for the log.
+    fn what(&self) -> &'static str;
+
+    /// The folders to watch for changes.
+    fn folders(&self) -> Vec<PathBuf>;
+
+    /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was.
+    fn reload(&self) -> Result<(), String>;
+}
+
+/// The folder of a file.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Reloads `part` for as long as the node lives, on changes and on each of `hangups`.
 ///
 /// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
 /// link in its folder.
-pub(crate) async fn keep_fresh(policies: Arc<Policies>, mut hangups: Signal) {
+pub(crate) async fn keep_fresh(part: Arc<dyn Reload>, mut hangups: watch::Receiver<()>) {
+    let what = part.what();
     // One waiting notice is enough: it says that something changed, not what.
     let (notice, mut changes) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -25,29 +48,38 @@ pub(crate) async fn keep_fresh(policies: Arc<Policies>, mut hangups: Signal) {
     let mut watcher = match watcher {
         Ok(watcher) => Some(watcher),
         Err(error) => {
-            tracing::warn!(%error, "policy files cannot be watched; SIGHUP still reloads them");
+            tracing::warn!(what, %error, "files cannot be watched; SIGHUP still reloads them");
             None
         }
     };
-    for folder in policies.folders() {
-        if let Some(watcher) = &mut watcher
-            && let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive)
-        {
-            tracing::warn!(%error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads its policies");
-        }
-    }
+    let mut seen = Vec::new();
     loop {
+        watch_new(&*part, watcher.as_mut(), &mut seen);
         tokio::select! {
             Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
-            Some(()) = hangups.recv() => {}
+            Ok(()) = hangups.changed() => {}
             else => return,
         }
         while changes.try_recv().is_ok() {}
-        let reloading = Arc::clone(&policies);
+        let reloading = Arc::clone(&part);
         match tokio::task::spawn_blocking(move || reloading.reload()).await {
-            Ok(Ok(())) => tracing::info!(domains = ?policies.current().names(), "policies reloaded"),
-            Ok(Err(errors)) => tracing::error!(errors = %one_text(&errors), "policies not reloaded; the old ones stay"),
-            Err(error) => tracing::error!(%error, "policies not reloaded; the old ones stay"),
+            Ok(Ok(())) => tracing::info!(what, "reloaded"),
+            Ok(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
+            Err(error) => tracing::error!(what, %error, "not reloaded; what was there stays"),
         }
+    }
+}
+
+/// Watches the folders that are not watched yet: a file may have come to name others.
+fn watch_new(part: &dyn Reload, watcher: Option<&mut RecommendedWatcher>, seen: &mut Vec<PathBuf>) {
+    let Some(watcher) = watcher else { return };
+    for folder in part.folders() {
+        if seen.contains(&folder) {
+            continue;
+        }
+        if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
+            tracing::warn!(what = part.what(), %error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads");
+        }
+        seen.push(folder);
     }
 }

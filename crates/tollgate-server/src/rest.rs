@@ -1,6 +1,7 @@
 //! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
 
 mod decide;
+mod guard;
 mod health;
 mod limits;
 
@@ -15,20 +16,21 @@ use axum::{
 };
 use serde::Serialize;
 use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
-use utoipa::{
-    OpenApi, ToSchema,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
-};
+use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
 
-use crate::service::{CallError, DecisionService};
+use crate::{
+    auth::{Doors, bearer},
+    service::{CallError, DecisionService},
+};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) service: Arc<DecisionService>,
+    pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<Health>,
 }
 
@@ -44,22 +46,11 @@ pub(crate) struct Bounds {
     title = "Tollgate",
     description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
     license(name = "Apache-2.0", identifier = "Apache-2.0")
-), modifiers(&ApiKey))]
+))]
 struct Description;
 
-/// Declares how callers show their API key.
-struct ApiKey;
-
-impl utoipa::Modify for ApiKey {
-    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
-        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        let components = description.components.get_or_insert_default();
-        components.add_security_scheme("api_key", bearer);
-    }
-}
-
 fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (routes, mut description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
         .routes(routes!(decide::check))
@@ -67,7 +58,9 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
-        .split_for_parts()
+        .split_for_parts();
+    guard::describe(&mut description);
+    (routes, description)
 }
 
 /// The description of the API, as `/openapi.json` serves it.
@@ -82,7 +75,7 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
     let (routes, description) = described();
     let description = Arc::new(description);
     let openapi = get(move || async move { Json(description.as_ref()).into_response() });
-    let guard = ServiceBuilder::new()
+    let bounds_layer = ServiceBuilder::new()
         .layer(axum::error_handling::HandleErrorLayer::new(|error: tower::BoxError| async move {
             if error.is::<tower::timeout::error::Elapsed>() {
                 ErrorBody::new("deadline_exceeded", "the call took too long").with(StatusCode::GATEWAY_TIMEOUT)
@@ -100,8 +93,10 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
         .method_not_allowed_fallback(|| async {
             ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
         })
-        .layer(guard)
+        .layer(bounds_layer)
         .layer(DefaultBodyLimit::max(bounds.body_bytes))
+        // Last, and so first on the way in: whoever may not enter costs nothing more.
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared.doors), guard::guard))
         .with_state(shared)
 }
 
@@ -138,6 +133,7 @@ impl CallError {
         match self {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
             Self::UnknownDomain { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "permission_denied"),
             Self::Store(StoreError::Overloaded(_)) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
             Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
@@ -184,8 +180,7 @@ fn traceparent(headers: &axum::http::HeaderMap) -> Option<&str> {
     headers.get("traceparent").and_then(|value| value.to_str().ok())
 }
 
-/// The token of `Authorization: Bearer …` (RFC 6750); the scheme in any case.
-fn bearer(headers: &axum::http::HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+/// The API key of an end user, in `Authorization: Bearer …`.
+fn api_key(headers: &axum::http::HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok().and_then(bearer)
 }

@@ -26,6 +26,7 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 
 use crate::{
+    auth::Doors,
     grpc,
     policies::{Policies, Source},
     reload, rest,
@@ -46,6 +47,9 @@ pub enum RunError {
     /// A policy is wrong: everything that is, a line each.
     #[error("{0}")]
     Policies(String),
+    /// A file of tokens is wrong: everything that is, a line each.
+    #[error("{0}")]
+    Credentials(String),
     /// The store cannot be set up.
     #[error("{0}")]
     Store(#[from] tollgate_core::store::StoreError),
@@ -141,8 +145,10 @@ pub async fn run(
     let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
-    // Before the files are read, so that no change between the two is missed.
-    let hangups = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
+    // Before the files are read, so that no hangup between the two is missed.
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
+    let (hangups, hung_up) = watch::channel(());
+    let doors = Arc::new(Doors::new(&settings.auth, &telemetry).map_err(RunError::Credentials)?);
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
         .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
     let policies = Arc::new(policies);
@@ -155,6 +161,7 @@ pub async fn run(
     let health = Arc::new(rest::Health {
         store: backend.store,
         policies: Arc::clone(&policies),
+        doors: Arc::clone(&doors),
         telemetry: Arc::clone(&telemetry),
         draining: AtomicBool::new(false),
     });
@@ -163,15 +170,30 @@ pub async fn run(
     let (stop, stopped) = watch::channel(false);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let mut background = JoinSet::new();
-    background.spawn(reload::keep_fresh(policies, hangups));
+    background.spawn(async move {
+        while let Some(()) = hangup.recv().await {
+            let _ = hangups.send(());
+        }
+    });
+    background.spawn(reload::keep_fresh(policies, hung_up.clone()));
+    for file in doors.files() {
+        background.spawn(reload::keep_fresh(Arc::clone(file) as _, hung_up.clone()));
+    }
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(telemetry, backend.sweep));
 
     let mut servers = JoinSet::new();
-    servers.spawn(serve_grpc(settings.clone(), Arc::clone(&service), health_service, listeners.grpc, stopped.clone()));
+    servers.spawn(serve_grpc(
+        settings.clone(),
+        Arc::clone(&service),
+        Arc::clone(&doors),
+        health_service,
+        listeners.grpc,
+        stopped.clone(),
+    ));
     servers.spawn(serve_http(
         settings.clone(),
-        rest::Shared { service, health: Arc::clone(&health) },
+        rest::Shared { service, doors, health: Arc::clone(&health) },
         listeners.http,
         stopped,
     ));

@@ -6,12 +6,13 @@ use tokio::{net::TcpListener, sync::watch};
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tonic::{server::NamedService, transport::server::TcpIncoming};
 
-use crate::{grpc, rest, run::RunError, service::DecisionService, settings::Settings};
+use crate::{auth::Doors, grpc, rest, run::RunError, service::DecisionService, settings::Settings};
 
 /// Serves gRPC until `stopped`, then finishes what is in work.
 pub(crate) async fn serve_grpc(
     settings: Settings,
     service: Arc<DecisionService>,
+    doors: Arc<Doors>,
     health: impl tonic::codegen::Service<
         tonic::codegen::http::Request<tonic::body::Body>,
         Response = tonic::codegen::http::Response<tonic::body::Body>,
@@ -31,6 +32,7 @@ pub(crate) async fn serve_grpc(
         .build_v1()?;
     let api = RateLimitServiceServer::new(grpc::Api::new(service, settings.call_timeout))
         .max_decoding_message_size(settings.max_request_bytes);
+    let api = grpc::Guarded::new(api, doors);
     let streams = u32::try_from(settings.max_concurrent_calls).unwrap_or(u32::MAX);
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(settings.max_concurrent_calls)

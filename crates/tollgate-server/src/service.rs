@@ -71,7 +71,9 @@ impl DecisionService {
         let decided = self.decide_unmeasured(call, mode, render).await;
         match &decided {
             Ok(_) => self.telemetry.decided_in(started.elapsed()),
-            Err(CallError::Invalid(_) | CallError::UnknownDomain { .. }) => self.telemetry.bad_request(),
+            Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
+                self.telemetry.bad_request();
+            }
             Err(CallError::Store(_)) => {}
         }
         decided
@@ -86,7 +88,7 @@ impl DecisionService {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         check_attributes(&call.attributes)?;
-        let (domain, identity) = match self.identify(&domains, call.domain, call.caller, now)? {
+        let (domain, identity) = match self.identify(&domains, call.within, call.domain, call.caller, now)? {
             Ok(found) => found,
             Err(rejected) => return Ok(render(&Outcome::BadKey { rejected: &rejected, at: now })),
         };

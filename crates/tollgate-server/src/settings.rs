@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::telemetry::LogFormat;
+use crate::{auth::AuthSettings, telemetry::LogFormat};
 
 /// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
 /// flags.
@@ -45,14 +45,22 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
     pub memory_max_scopes: Option<usize>,
 
-    /// Address for REST, metrics and health; loopback only, as callers are not authenticated yet
+    /// Address for REST, metrics and health; beyond loopback only with --service-tokens
     /// [default: 127.0.0.1:8080]
     #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<SocketAddr>,
 
-    /// Address for gRPC; loopback only, as callers are not authenticated yet [default: 127.0.0.1:8081]
+    /// Address for gRPC; beyond loopback only with --service-tokens [default: 127.0.0.1:8081]
     #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
+
+    /// File of the tokens that let services in, over gRPC and on /v1 [default: none; loopback is open to services]
+    #[arg(long, env = "TOLLGATE_SERVICE_TOKENS", value_name = "FILE")]
+    pub service_tokens: Option<PathBuf>,
+
+    /// File of the tokens that let administrators in, on /admin/v1 [default: none; nobody gets in]
+    #[arg(long, env = "TOLLGATE_ADMIN_TOKENS", value_name = "FILE")]
+    pub admin_tokens: Option<PathBuf>,
 
     /// Largest request body or message, in bytes [default: 65536]
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
@@ -90,6 +98,8 @@ pub struct Settings {
     pub http_listen: SocketAddr,
     /// Where gRPC listens.
     pub grpc_listen: SocketAddr,
+    /// Who gets in.
+    pub auth: AuthSettings,
     /// The largest request, in bytes.
     pub max_request_bytes: usize,
     /// Calls in work at once, on a gRPC connection and over REST.
@@ -161,9 +171,10 @@ impl Options {
             }
         }
         for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
-            if !address.ip().is_loopback() {
+            if !address.ip().is_loopback() && options.service_tokens.is_none() {
                 wrong.push(format!(
-                    "{name}: {address} is not a loopback address, and callers are not authenticated yet; listen on 127.0.0.1 or [::1]"
+                    "{name}: {address} is not a loopback address, so that services must be authenticated; \
+                     set service-tokens, or listen on 127.0.0.1 or [::1]"
                 ));
             }
         }
@@ -175,6 +186,7 @@ impl Options {
             store: redis.map_or(StoreSettings::Memory { max_scopes }, StoreSettings::Redis),
             http_listen,
             grpc_listen,
+            auth: AuthSettings { service_tokens: options.service_tokens, admin_tokens: options.admin_tokens },
             max_request_bytes,
             max_concurrent_calls,
             call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
@@ -195,6 +207,8 @@ impl Options {
             memory_max_scopes: self.memory_max_scopes.or(other.memory_max_scopes),
             http_listen: self.http_listen.or(other.http_listen),
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
+            service_tokens: self.service_tokens.or(other.service_tokens),
+            admin_tokens: self.admin_tokens.or(other.admin_tokens),
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
             max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
             call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),

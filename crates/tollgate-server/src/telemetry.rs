@@ -30,6 +30,7 @@ const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
 const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
+const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
 /// The metrics of one node. Nodes of one process keep theirs apart.
@@ -159,6 +160,12 @@ impl Telemetry {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
     }
+
+    /// Counts a reload of tokens or certificates.
+    pub(crate) fn credentials_reloaded(&self, what: &'static str, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
+    }
 }
 
 /// The decision counters of one domain, made when its policy is loaded: a call only counts up.
@@ -234,6 +241,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(BAD_REQUESTS, "Calls refused as wrong");
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
     counter(POLICY_RELOADS, "Reloads of the policy files");
+    counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
     gauge(BUILD_INFO, "1, with the version of the build");
 }
 

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod doors;
+#[cfg(test)]
 mod grpc;
 #[cfg(test)]
 mod harness;

@@ -10,6 +10,7 @@ use tollgate_core::{
 };
 
 use super::{draft, format};
+use crate::key::KeyHash;
 
 /// An account of the bootstrap section.
 #[derive(Debug, Clone)]
@@ -100,7 +101,7 @@ impl Checker<'_> {
     fn key(&mut self, key: &format::Key, place: &Place) -> Option<BootstrapKey> {
         self.unique("key id", &key.id.0, place.at("id"));
         self.unique("hash", &key.hash.0, place.at("hash"));
-        let hash = parse_hash(&key.hash.0);
+        let hash = KeyHash::parse(&key.hash.0).map(KeyHash::bytes);
         if hash.is_none() {
             self.mistakes.push((place.at("hash"), "must be `sha256:` and 64 hexadecimal digits".to_owned()));
         }
@@ -141,19 +142,6 @@ impl Checker<'_> {
             self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
         }
     }
-}
-
-fn parse_hash(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_prefix("sha256:")?.as_bytes();
-    let mut hash = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-        let pair = std::str::from_utf8(pair).ok()?;
-        *byte = u8::from_str_radix(pair, 16).ok()?;
-    }
-    Some(hash)
 }
 
 fn parse_time(text: &str) -> Option<Timestamp> {

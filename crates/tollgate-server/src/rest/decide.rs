@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 
 use super::{Body, ErrorBody, Shared, traceparent};
 use crate::{
+    auth::ServiceGrant,
     directory::BadKey,
     service::{Call, CallerRef, MAX_ENTRIES, Outcome},
     telemetry::traced,
@@ -190,8 +191,13 @@ enum WindowBody {
     (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
     (status = 504, description = "The call took too long", body = ErrorBody),
 ))]
-pub(super) async fn check(State(shared): State<Shared>, headers: HeaderMap, Body(call): Body<CallBody>) -> Response {
-    decide(&shared, &headers, &call, Mode::Peek).await
+pub(super) async fn check(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(call): Body<CallBody>,
+) -> Response {
+    decide(&shared, &grant, &headers, &call, Mode::Peek).await
 }
 
 /// Charges every quota of the call if all of them have room, and none otherwise.
@@ -205,12 +211,18 @@ pub(super) async fn check(State(shared): State<Shared>, headers: HeaderMap, Body
     (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
     (status = 504, description = "The call took too long", body = ErrorBody),
 ))]
-pub(super) async fn consume(State(shared): State<Shared>, headers: HeaderMap, Body(call): Body<CallBody>) -> Response {
-    decide(&shared, &headers, &call, Mode::Try).await
+pub(super) async fn consume(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(call): Body<CallBody>,
+) -> Response {
+    decide(&shared, &grant, &headers, &call, Mode::Try).await
 }
 
-async fn decide(shared: &Shared, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
+async fn decide(shared: &Shared, grant: &ServiceGrant, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
     let call = Call {
+        within: grant.reach(),
         domain: &body.domain,
         caller: match &body.caller {
             CallerBody::ApiKey(secret) => CallerRef::Secret(secret),

@@ -19,12 +19,13 @@ use tollgate_core::store::{Store, StoreError};
 use utoipa::ToSchema;
 
 use super::Shared;
-use crate::{policies::Policies, telemetry::Telemetry};
+use crate::{auth::Doors, policies::Policies, telemetry::Telemetry};
 
 /// What the node knows of itself.
 pub(crate) struct Health {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) policies: Arc<Policies>,
+    pub(crate) doors: Arc<Doors>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) draining: AtomicBool,
 }
@@ -37,6 +38,7 @@ pub(super) struct Readiness {
     lifecycle: &'static str,
     store: Part,
     policies: Part,
+    credentials: Part,
     /// The domains this node serves.
     domains: Vec<String>,
 }
@@ -62,17 +64,18 @@ impl Health {
     async fn readiness(&self) -> Readiness {
         let draining = self.draining.load(Ordering::Relaxed);
         let store = self.probe_store().await;
-        let failure = self.policies.last_failure();
+        let stays = |failure: Option<String>, what: &str| Part {
+            ok: failure.is_none(),
+            detail: failure
+                .map(|failure| format!("the last reload failed and the {what} before it are in force:\n{failure}")),
+        };
+        let credentials: Vec<String> = self.doors.files().filter_map(|file| file.last_failure()).collect();
         Readiness {
             ready: store.is_ok() && !draining,
             lifecycle: if draining { "draining" } else { "running" },
             store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
-            policies: Part {
-                ok: failure.is_none(),
-                detail: failure.map(|failure| {
-                    format!("the last reload failed and the policies before it are in force:\n{failure}")
-                }),
-            },
+            policies: stays(self.policies.last_failure(), "policies"),
+            credentials: stays((!credentials.is_empty()).then(|| credentials.join("\n")), "credentials"),
             domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),
         }
     }

@@ -13,8 +13,9 @@ use smallvec::SmallVec;
 use tollgate_core::{amount::Limit, decision::Decision, time::Timestamp, window::CalendarUnit, window::CalendarWindow};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Shared, bearer, traceparent};
+use super::{Shared, api_key, traceparent};
 use crate::{
+    auth::Reach,
     service::{CallError, CallerRef, Listed, Listing},
     telemetry::traced,
 };
@@ -97,7 +98,7 @@ pub(super) struct PlainError {
 }
 
 /// The caller's limits, and where it stands.
-#[utoipa::path(get, path = "/api_keys/rate_limits", params(Page), security(("api_key" = [])), responses(
+#[utoipa::path(get, path = "/api_keys/rate_limits", params(Page), responses(
     (status = 200, description = "The limits of the key and its account", body = LimitsBody),
     (status = 400, description = "The query is wrong", body = PlainError),
     (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),
@@ -117,18 +118,27 @@ pub(super) async fn get_rate_limits(
     if take == 0 || take > LARGEST_PAGE {
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
-    let Some(secret) = bearer(&headers) else { return unauthenticated() };
-    let listing = Listing { domain: "", caller: CallerRef::Secret(secret), attributes: SmallVec::new(), skip, take };
+    let Some(secret) = api_key(&headers) else { return unauthenticated() };
+    let listing = Listing {
+        within: &Reach::All,
+        domain: "",
+        caller: CallerRef::Secret(secret),
+        attributes: SmallVec::new(),
+        skip,
+        take,
+    };
     match traced(traceparent(&headers), shared.service.list(listing, limits)).await {
         Ok(Some(limits)) => Json(LimitsBody { data: limits }).into_response(),
         // A secret that cannot be one is as good as none.
-        Ok(None) | Err(CallError::Invalid(_) | CallError::UnknownDomain { .. }) => unauthenticated(),
+        Ok(None) | Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
+            unauthenticated()
+        }
         Err(error @ CallError::Store(_)) => plain(error.status().0, error.to_string()),
     }
 }
 
 /// The same, where clients of the Venice API expect it.
-#[utoipa::path(get, path = "/api/v1/api_keys/rate_limits", params(Page), security(("api_key" = [])), responses(
+#[utoipa::path(get, path = "/api/v1/api_keys/rate_limits", params(Page), responses(
     (status = 200, description = "The limits of the key and its account", body = LimitsBody),
     (status = 400, description = "The query is wrong", body = PlainError),
     (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),

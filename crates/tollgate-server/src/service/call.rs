@@ -6,6 +6,8 @@ use tollgate_core::{
     store::StoreError,
 };
 
+use crate::auth::Reach;
+
 /// The longest domain, account, key id or attribute name, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 /// The longest value of an attribute, in bytes.
@@ -26,6 +28,8 @@ pub(crate) enum CallerRef<'a> {
 
 /// A call, decoded but not yet checked.
 pub(crate) struct Call<'a> {
+    /// Where the calling service may act.
+    pub(crate) within: &'a Reach,
     pub(crate) domain: &'a str,
     pub(crate) caller: CallerRef<'a>,
     pub(crate) resource: &'a str,
@@ -35,6 +39,8 @@ pub(crate) struct Call<'a> {
 
 /// What a caller's listing asks for.
 pub(crate) struct Listing<'a> {
+    /// Where the calling service may act.
+    pub(crate) within: &'a Reach,
     pub(crate) domain: &'a str,
     pub(crate) caller: CallerRef<'a>,
     pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
@@ -53,6 +59,9 @@ pub(crate) enum CallError {
     /// There is no such domain.
     #[error("domain: there is no domain {named:?}; there is: {known}")]
     UnknownDomain { named: String, known: String },
+    /// The calling service may not act in this domain, if there is one.
+    #[error("domain: the caller may not act in {named:?}")]
+    Forbidden { named: String },
     /// The store did not decide.
     #[error(transparent)]
     Store(#[from] StoreError),

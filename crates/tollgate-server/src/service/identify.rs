@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tollgate_core::time::Timestamp;
 
 use crate::{
+    auth::Reach,
     directory::{BadKey, Identity},
     key::{self, KeyHash, MAX_SECRET_BYTES},
     policies::{Domain, Domains},
@@ -25,10 +26,12 @@ pub(crate) struct Rejected {
 }
 
 impl DecisionService {
-    /// The domain and the caller, or why the caller's key is no good.
+    /// The domain and the caller, or why the caller's key is no good. Keys are looked for only where the calling
+    /// service may act.
     pub(super) fn identify(
         &self,
         domains: &Domains,
+        within: &Reach,
         domain: &str,
         caller: CallerRef<'_>,
         now: Timestamp,
@@ -36,13 +39,13 @@ impl DecisionService {
         check_optional_name("domain", domain)?;
         let (domain, identity) = match caller {
             CallerRef::Secret(secret) if domain.is_empty() => {
-                match find_secret(secret, |hash| domains.by_secret(hash))? {
+                match find_secret(secret, |hash| domains.by_secret(hash, within))? {
                     Some((domain, key)) => (Some(domain), Some(Identity::of_key(key))),
-                    None => (domains.get(""), None),
+                    None => (domains.get("", within), None),
                 }
             }
             _ => {
-                let domain = find_domain(domains, domain)?;
+                let domain = find_domain(domains, within, domain)?;
                 let identity = match caller {
                     CallerRef::Secret(secret) => {
                         find_secret(secret, |hash| domain.directory.by_secret(hash).map(Identity::of_key))?
@@ -71,9 +74,15 @@ impl DecisionService {
     }
 }
 
-fn find_domain<'a>(domains: &'a Domains, name: &str) -> Result<&'a Arc<Domain>, CallError> {
-    domains.get(name).ok_or_else(|| {
-        let known = domains.names().join(", ");
+fn find_domain<'a>(domains: &'a Domains, within: &Reach, name: &str) -> Result<&'a Arc<Domain>, CallError> {
+    domains.get(name, within).ok_or_else(|| {
+        // The same whether or not there is such a domain, so that one platform does not learn of the others.
+        if !name.is_empty() && !within.permits(name) {
+            return CallError::Forbidden { named: name.to_owned() };
+        }
+        let mut known = domains.names();
+        known.retain(|name| within.permits(name));
+        let known = known.join(", ");
         CallError::UnknownDomain { named: name.to_owned(), known }
     })
 }

@@ -44,7 +44,7 @@ impl DecisionService {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         check_attributes(&listing.attributes)?;
-        let (domain, identity) = match self.identify(&domains, listing.domain, listing.caller, now)? {
+        let (domain, identity) = match self.identify(&domains, listing.within, listing.domain, listing.caller, now)? {
             Ok(found) => found,
             Err(rejected) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
         };

@@ -37,8 +37,8 @@ pub(crate) struct Node {
 }
 
 /// The settings of a node with this policy file and listeners of the test's choice.
-fn settings(policy: PathBuf) -> Settings {
-    let options = Options { policy: vec![policy], ..Options::default() };
+fn settings(options: Options, policy: PathBuf) -> Settings {
+    let options = Options { policy: vec![policy], ..options };
     options.settle(None).expect("the settings are good")
 }
 
@@ -46,14 +46,14 @@ fn settings(policy: PathBuf) -> Settings {
 pub(crate) async fn memory_node(policy: &str) -> Node {
     let clock = Arc::new(ManualClock::at(START));
     let store = Arc::new(MemoryStore::new(Arc::clone(&clock), 100_000));
-    Node::start(policy, store, clock, "memory").await
+    Node::start(policy, Options::default(), store, clock, "memory").await
 }
 
 /// A node on the Redis at `url`, whose scripts take the time from the node's clock.
 pub(crate) async fn redis_node(policy: &str, url: String) -> Node {
     let clock = Arc::new(ManualClock::at(START));
     let store = redis_on(url, &clock);
-    Node::start(policy, store, clock, "redis").await
+    Node::start(policy, Options::default(), store, clock, "redis").await
 }
 
 /// A store with injected time; patient, as it is the time of the machine that tests wait for.
@@ -63,7 +63,13 @@ fn redis_on(url: String, clock: &Arc<ManualClock>) -> Arc<RedisStore> {
 }
 
 impl Node {
-    async fn start(policy: &str, store: Arc<dyn Store>, clock: Arc<ManualClock>, kind: &'static str) -> Self {
+    async fn start(
+        policy: &str,
+        options: Options,
+        store: Arc<dyn Store>,
+        clock: Arc<ManualClock>,
+        kind: &'static str,
+    ) -> Self {
         let (folder, file) = folder_with(policy);
         let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let listeners = Listeners { http: bind().await, grpc: bind().await };
@@ -71,7 +77,7 @@ impl Node {
         let grpc = listeners.grpc.local_addr().expect("an address");
         let (shutdown, stopped) = oneshot::channel();
         let backend = Backend::new(store, Arc::clone(&clock) as _, kind);
-        let task = tokio::spawn(run(settings(file.clone()), backend, listeners, async {
+        let task = tokio::spawn(run(settings(options, file.clone()), backend, listeners, async {
             let _ = stopped.await;
         }));
         let channel = Channel::from_shared(format!("http://{grpc}")).expect("an address").connect_lazy();
