@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit},
     claim::{Applied, ClaimStatus, Fit},
-    policy::{ActiveQuota, Quota},
+    policy::{AbuseRule, ActiveQuota, Block, Quota, block_of},
     time::Timestamp,
 };
 
@@ -47,6 +47,9 @@ pub struct Decision<'a> {
     /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
     /// the one with the smallest part of its limit left. `None` if no quota applies.
     pub speaker: Option<usize>,
+    /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
+    /// whatever the quotas say; the verdict's wait includes it.
+    pub block: Option<Block<'a>>,
 }
 
 impl QuotaStatus<'_> {
@@ -60,27 +63,38 @@ impl QuotaStatus<'_> {
 }
 
 impl<'a> Decision<'a> {
-    /// Merges what the store said of the claims, which stand in the order of `quotas`.
-    pub fn merge(quotas: &[ActiveQuota<'a>], applied: &Applied) -> Self {
+    /// Merges what the store said of the claims, which stand in the order of `quotas` and, behind them,
+    /// `guards`.
+    pub fn merge(
+        quotas: &[ActiveQuota<'a>],
+        guards: impl IntoIterator<Item = &'a AbuseRule>,
+        applied: &Applied,
+    ) -> Self {
+        let of_guards = applied.statuses.iter().skip(quotas.len());
+        let blocks = guards.into_iter().zip(of_guards).filter_map(|(rule, guard)| block_of(rule, guard));
+        let block = blocks.reduce(|longest, next| if next.until > longest.until { next } else { longest });
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
+        let blocked = block.map(|block| Fit::At(block.until));
         let verdict =
-            quotas.iter().map(|quota| quota.fit).fold(Verdict::Allowed, |verdict, fit| match (verdict, fit) {
-                (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
-                (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
-                (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
-                (verdict, Fit::Now) => verdict,
+            quotas.iter().map(|quota| quota.fit).chain(blocked).fold(Verdict::Allowed, |verdict, fit| {
+                match (verdict, fit) {
+                    (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
+                    (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
+                    (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+                    (verdict, Fit::Now) => verdict,
+                }
             });
         let speaker = speaker(&quotas);
-        Self { verdict, decided_at: applied.decided_at, quotas, speaker }
+        Self { verdict, decided_at: applied.decided_at, quotas, speaker, block }
     }
 
     /// The decision about a call that no quota applies to.
     pub fn unlimited(now: Timestamp) -> Self {
-        Self { verdict: Verdict::Allowed, decided_at: now, quotas: SmallVec::new(), speaker: None }
+        Self { verdict: Verdict::Allowed, decided_at: now, quotas: SmallVec::new(), speaker: None, block: None }
     }
 
     /// The quota that speaks.

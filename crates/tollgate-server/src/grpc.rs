@@ -177,6 +177,7 @@ fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
             }
             .into(),
             reason: match decision.verdict {
+                _ if decision.block.is_some() => v1::Reason::Blocked,
                 Verdict::Allowed => v1::Reason::Unspecified,
                 Verdict::Wait(_) => v1::Reason::QuotaExceeded,
                 Verdict::Never => v1::Reason::CostAboveLimit,
@@ -190,6 +191,7 @@ fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
             tier: resolved.tier().name.to_string(),
             resource: resolved.resource().to_owned(),
+            blocked_until: decision.block.map(|block| timestamp(block.until)),
         },
     }
 }

@@ -117,8 +117,9 @@ impl DecisionService {
         now: Timestamp,
     ) -> Result<Decision<'a>, CallError> {
         let claims_at = |now| Ok(resolved.claims(usage, |name| find(attributes, name), now)?);
-        let applied = self.apply(claims_at, mode, now).await?;
-        Ok(applied.map_or_else(|| Decision::unlimited(now), |applied| Decision::merge(resolved.quotas(), &applied)))
+        let Some(applied) = self.apply(claims_at, mode, now).await? else { return Ok(Decision::unlimited(now)) };
+        let guards = resolved.guards(|name| find(attributes, name));
+        Ok(Decision::merge(resolved.quotas(), guards, &applied))
     }
 
     /// Asks the store, and once more where its clock is in another calendar period than the node's.

@@ -50,7 +50,7 @@ impl Builder {
     }
 
     /// The value, or nothing and its error noted.
-    fn checked<T>(&mut self, result: Result<T, impl Into<Problem>>, place: Place) -> Option<T> {
+    pub(super) fn checked<T>(&mut self, result: Result<T, impl Into<Problem>>, place: Place) -> Option<T> {
         result.map_err(|problem| self.error(place, problem)).ok()
     }
 
@@ -116,7 +116,7 @@ impl Builder {
         }
     }
 
-    fn scope(&mut self, names: Option<&[String]>, chain: Chain, place: &Place) -> Option<Arc<Scope>> {
+    pub(super) fn scope(&mut self, names: Option<&[String]>, chain: Chain, place: &Place) -> Option<Arc<Scope>> {
         let Some(names) = names else {
             return Some(match chain {
                 Chain::Account => self.scopes.account.clone(),

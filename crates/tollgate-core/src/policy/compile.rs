@@ -39,6 +39,11 @@ impl Policy {
                 }
             }
         }
+        let (abuse, authentication) = builder.abuse(draft, &root.at("abuse"));
+        for rule in abuse.iter().chain(&authentication) {
+            let each = if rule.scope.names_resource() { resources.len() } else { 1 };
+            (0..each).for_each(|resource| ledgers.add_rule(rule, resource));
+        }
         for (resource, problem) in ledgers.too_large() {
             let place = resource.map_or_else(|| root.at("tiers"), |at| resources[at].place.clone());
             builder.error(place, problem);
@@ -62,6 +67,8 @@ impl Policy {
                     plan_of: plans.table,
                     scopes,
                     ledgers,
+                    abuse,
+                    authentication,
                 }
                 .with_lookup())
             }

@@ -3,6 +3,8 @@
 //!
 //! [`Place`]: super::Place
 
+use std::ops::RangeInclusive;
+
 use indexmap::IndexMap;
 
 use crate::window::CalendarUnit;
@@ -28,6 +30,37 @@ pub struct Draft {
     pub tiers: IndexMap<String, TierDraft>,
     /// The tier of a new account.
     pub default_tier: String,
+    /// Who fails too often.
+    pub abuse: AbuseDraft,
+}
+
+/// What is done about callers that fail too often.
+#[derive(Clone, Debug, Default)]
+pub struct AbuseDraft {
+    /// The rules, by name.
+    pub rules: IndexMap<String, AbuseRuleDraft>,
+    /// The rule about failed authentications, by the attribute `ip`. Its statuses and scope say nothing.
+    pub authentication: Option<AbuseRuleDraft>,
+}
+
+/// One rule: more than `limit` failures block.
+#[derive(Clone, Debug)]
+pub struct AbuseRuleDraft {
+    /// Which answers are failures; none stands for all from 400 on.
+    pub statuses: Vec<RangeInclusive<u16>>,
+    /// Whether what the quotas refuse is a failure, if its status is.
+    pub counts_refusals: bool,
+    /// How many failures are borne.
+    pub limit: u64,
+    /// The length of the window in which they are counted, in milliseconds.
+    pub per_ms: u64,
+    /// The length of a block, in milliseconds.
+    pub block_ms: u64,
+    /// Whose failures; the default scope of the account's quotas if `None`.
+    pub scope: Option<Vec<String>>,
+    /// What a blocked caller is told, with `{limit}`, `{window_seconds}`, `{block_seconds}` and
+    /// `{wait_seconds}` in it.
+    pub message: Option<String>,
 }
 
 /// The scopes of quotas and overrides that name none.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     amount::AmountTooLarge,
-    policy::{MAX_OVERRIDES, pattern::BadPattern, quota::MAX_PLAN},
+    policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, quota::MAX_PLAN},
     window::{BadWindowLength, UnknownTimeZone},
 };
 
@@ -80,6 +80,18 @@ pub enum Problem {
     /// Overrides that could add more quotas than fit.
     #[error("at most {0} different counters (unit, window and scope) can be overridden")]
     TooManyOverriddenCounters(usize),
+    /// A range of statuses that holds none.
+    #[error("{0}-{1} holds no status; write the smaller one first")]
+    EmptyRange(u16, u16),
+    /// A placeholder that nothing stands for.
+    #[error("{{{0}}} stands for nothing; there is: {{limit}}, {{window_seconds}}, {{block_seconds}}, {{wait_seconds}}")]
+    Placeholder(String),
+    /// A rule with the name of the rule about failed authentications.
+    #[error("is the name of the rule about failed authentications; choose another")]
+    ReservedRule,
+    /// More abuse rules than a call may be guarded by.
+    #[error("at most {MAX_ABUSE_RULES} rules fit")]
+    TooManyAbuseRules,
     /// A scope that would not fit in the store.
     #[error(
         "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (2 for each window, and 4 \

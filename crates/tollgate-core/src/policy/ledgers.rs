@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     amount::UnitId,
-    policy::{Problem, Quota, Scope},
+    policy::{AbuseRule, Problem, Quota, Scope},
     window::{SlidingWindow, Window},
 };
 
@@ -26,12 +26,25 @@ type Counters = Vec<(SlidingWindow, UnitId)>;
 impl Ledgers {
     /// Counts a quota of a resource.
     pub(super) fn add(&mut self, quota: &Quota, resource: usize) {
-        let at = self.counted.iter().position(|(scope, _)| *scope == quota.scope).unwrap_or_else(|| {
-            self.counted.push((quota.scope.clone(), ByResource::new()));
+        count(self.counters_of(&quota.scope, resource), quota);
+    }
+
+    /// Counts what an abuse rule keeps for a resource.
+    pub(super) fn add_rule(&mut self, rule: &AbuseRule, resource: usize) {
+        let counters = self.counters_of(&rule.scope, resource);
+        for counter in rule.counters() {
+            if !counters.contains(&counter) {
+                counters.push(counter);
+            }
+        }
+    }
+
+    fn counters_of(&mut self, scope: &Arc<Scope>, resource: usize) -> &mut Counters {
+        let at = self.counted.iter().position(|(known, _)| known == scope).unwrap_or_else(|| {
+            self.counted.push((scope.clone(), ByResource::new()));
             self.counted.len() - 1
         });
-        let resource = quota.scope.names_resource().then_some(resource);
-        count(self.counted[at].1.entry(resource).or_default(), quota);
+        self.counted[at].1.entry(scope.names_resource().then_some(resource)).or_default()
     }
 
     /// The ledgers that are too large, with one of their resources.

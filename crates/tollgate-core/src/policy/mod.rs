@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::claim::Partition;
 
+mod abuse;
 mod builder;
 mod compile;
 pub mod draft;
@@ -21,6 +22,8 @@ mod scope;
 mod tests;
 mod usage;
 
+pub(crate) use abuse::block_of;
+pub use abuse::{AUTHENTICATION, AbuseRule, Block, MAX_ABUSE_RULES, Statuses, Watch};
 pub use error::{CompileError, Place, Problem, Step};
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{BadPattern, MAX_NAME_BYTES};
@@ -51,6 +54,8 @@ pub struct Policy {
     plan_of: Vec<usize>,
     scopes: Scopes,
     ledgers: ledgers::Ledgers,
+    abuse: Vec<AbuseRule>,
+    authentication: Option<AbuseRule>,
 }
 
 /// A tier of accounts.
@@ -143,6 +148,16 @@ impl Policy {
     /// The names of all quotas that rules give: a bounded set, good for labels.
     pub fn quota_names(&self) -> Vec<&str> {
         sorted(self.plans.iter().flat_map(|plan| plan.quotas.iter()).map(|quota| &*quota.name))
+    }
+
+    /// Who is blocked for failing too often, in the order of the file.
+    pub fn abuse_rules(&self) -> &[AbuseRule] {
+        &self.abuse
+    }
+
+    /// The rule about failed authentications, by the attribute `ip`.
+    pub fn authentication_rule(&self) -> Option<&AbuseRule> {
+        self.authentication.as_ref()
     }
 
     /// Where all counters of an account live. Computed once for an account, not for each call.

@@ -6,7 +6,7 @@ use crate::{
     amount::Limit,
     claim::{Claim, Effect, Partition},
     policy::{
-        Attribute, Chain, Override, Policy, Quota, Resource, Tier, TierId, Usage,
+        AbuseRule, Attribute, Chain, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
         draft::Counter,
         pattern::{MAX_NAME_BYTES, is_name},
     },
@@ -149,6 +149,32 @@ impl<'a> Resolved<'a> {
         &self.quotas
     }
 
+    /// The abuse rules that guard the call: those whose scope has a value for every attribute. A rule by an
+    /// attribute that the call does not bring has nobody to hold a failure against, and stays out.
+    pub fn guards<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = &'a AbuseRule>
+    where
+        'a: 'v,
+    {
+        let has_values = move |rule: &&AbuseRule| {
+            let has_value = |attribute: &Attribute| {
+                *attribute == Attribute::Account || self.value(attribute, &attributes).is_some()
+            };
+            rule.scope.attributes().iter().all(has_value)
+        };
+        self.policy.abuse_rules().iter().filter(has_values)
+    }
+
+    /// The abuse rules that guard the call, with the ledgers where they count its failures.
+    pub fn watches<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = Watch<'a>>
+    where
+        'a: 'v,
+    {
+        let rules = self.policy.abuse_rules().iter();
+        rules.filter_map(move |rule| {
+            rule.watch(&self.policy.domain, self.partition, |attribute| self.value(attribute, &attributes))
+        })
+    }
+
     /// Only the quotas whose scopes name nothing but account, key, resource and the attributes that are
     /// `known`.
     #[must_use]
@@ -179,8 +205,9 @@ impl<'a> Resolved<'a> {
         self.tier
     }
 
-    /// The claims of a call with this usage at `now`, one for each quota in the quotas' order.
-    /// `attributes` is asked for what scopes name besides account, key and resource.
+    /// The claims of a call with this usage at `now`: one for each quota in the quotas' order, and behind them
+    /// one for each of [`Resolved::guards`]. `attributes` is asked for what scopes name besides account, key
+    /// and resource.
     pub fn claims<'v>(
         &self,
         usage: &Usage,
@@ -191,25 +218,38 @@ impl<'a> Resolved<'a> {
         'a: 'v,
     {
         let value = |attribute: &Attribute| -> Result<&'v str, MissingAttribute> {
-            let found = match attribute {
-                Attribute::Resource => Some(self.name),
-                Attribute::ApiKey => self.key_id,
-                Attribute::Account => None,
-                Attribute::Other(name) => attributes(name),
-            };
+            let found = self.value(attribute, &attributes);
             found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
         };
-        let mut claims: SmallVec<[Claim; 8]> = SmallVec::with_capacity(self.quotas.len());
-        for (at, ActiveQuota { quota, limit }) in self.quotas.iter().enumerate() {
-            // Quotas mostly share a scope, and naming a ledger costs a hash.
-            let same = self.quotas[..at].iter().position(|before| before.quota.scope == quota.scope);
-            let ledger = match same.and_then(|before| claims.get(before)) {
-                Some(claim) => claim.ledger,
-                None => quota.scope.ledger(&self.policy.domain, self.partition, value)?,
-            };
+        let guards = self.policy.abuse_rules().len();
+        let mut claims: SmallVec<[Claim; 8]> = SmallVec::with_capacity(self.quotas.len() + guards);
+        // Quotas and guards mostly share a scope, and naming a ledger costs a hash.
+        let ledger = |scope: &Scope, before: &[Claim]| {
+            let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);
+            same.map_or_else(|| scope.ledger(&self.policy.domain, self.partition, value), |(_, claim)| Ok(claim.ledger))
+        };
+        for ActiveQuota { quota, limit } in &self.quotas {
+            let ledger = ledger(&quota.scope, &claims)?;
             let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
             claims.push(Claim { ledger, span, unit: quota.unit.id, cost, limit: *limit, effect: Effect::Charge });
         }
+        for rule in self.guards(&attributes) {
+            let ledger = ledger(&rule.scope, &claims)?;
+            claims.push(Watch { rule, ledger }.guard());
+        }
         Ok(claims)
+    }
+
+    /// What names the counter of `attribute`; the account is told apart by its partition.
+    fn value<'v>(&self, attribute: &Attribute, attributes: impl Fn(&str) -> Option<&'v str>) -> Option<&'v str>
+    where
+        'a: 'v,
+    {
+        match attribute {
+            Attribute::Account => Some(""),
+            Attribute::Resource => Some(self.name),
+            Attribute::ApiKey => self.key_id,
+            Attribute::Other(name) => attributes(name),
+        }
     }
 }

@@ -12,6 +12,8 @@ use crate::{
     window::CalendarUnit,
 };
 
+mod abuse;
+
 const MINUTE: WindowDraft = WindowDraft::Sliding { ms: 60_000 };
 const DAY: WindowDraft = WindowDraft::Sliding { ms: 86_400_000 };
 

@@ -1,9 +1,12 @@
 //! From the file's types to the core's draft. The shapes are the same, so that places are too.
 
+use std::ops::RangeInclusive;
+
 use indexmap::IndexMap;
 use tollgate_core::{
     policy::draft::{
-        Counter, DefaultScopes, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft,
+        AbuseDraft, AbuseRuleDraft, Counter, DefaultScopes, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft,
+        TierDraft, WindowDraft,
     },
     window::CalendarUnit,
 };
@@ -29,6 +32,10 @@ pub(super) fn of(file: format::PolicyFile) -> Draft {
         },
         tiers: each(file.tiers, tier),
         default_tier: file.default_tier.0,
+        abuse: AbuseDraft {
+            rules: each(file.abuse.rules, abuse_rule),
+            authentication: file.abuse.authentication.map(authentication_rule),
+        },
     }
 }
 
@@ -80,6 +87,44 @@ fn quota(quota: format::Quota) -> QuotaDraft {
         scope: quota.scope.map(|scope| words(scope.0)),
         name: quota.name.map(|name| name.0),
         label: quota.label.map(|label| label.0),
+    }
+}
+
+fn abuse_rule(rule: format::abuse::AbuseRule) -> AbuseRuleDraft {
+    AbuseRuleDraft {
+        statuses: rule.statuses.iter().map(statuses).collect(),
+        counts_refusals: rule.count_refusals,
+        limit: rule.limit.0,
+        per_ms: length_ms(&rule.per.0),
+        block_ms: length_ms(&rule.block.0),
+        scope: rule.scope.map(|scope| words(scope.0)),
+        message: rule.message.map(|message| message.0),
+    }
+}
+
+fn authentication_rule(rule: format::abuse::AuthenticationRule) -> AbuseRuleDraft {
+    AbuseRuleDraft {
+        statuses: Vec::new(),
+        counts_refusals: false,
+        limit: rule.limit.0,
+        per_ms: length_ms(&rule.per.0),
+        block_ms: length_ms(&rule.block.0),
+        scope: None,
+        message: rule.message.map(|message| message.0),
+    }
+}
+
+/// The statuses of a text that the schema let through; none, which is a mistake, for any other.
+fn statuses(status: &format::abuse::Status) -> RangeInclusive<u16> {
+    let text = match status {
+        format::abuse::Status::One(status) => return *status..=*status,
+        format::abuse::Status::Text(text) => &text.0,
+    };
+    let number = |text: &str| text.parse().unwrap_or(0);
+    match (text.strip_suffix("xx"), text.split_once('-')) {
+        (Some(hundred), _) => number(hundred) * 100..=number(hundred) * 100 + 99,
+        (_, Some((first, last))) => number(first)..=number(last),
+        _ => number(text)..=number(text),
     }
 }
 

@@ -27,6 +27,8 @@ macro_rules! text {
     };
 }
 
+pub(super) mod abuse;
+
 text! {
     /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
     Domain, r"^[a-z0-9-]+$", 63
@@ -66,6 +68,15 @@ text! {
 text! {
     /// `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w).
     Length, r"^(second|minute|hour|day|week|[1-9][0-9]{0,9}(ms|s|m|h|d|w))$", 16
+}
+
+text! {
+    /// Text of up to 512 characters, none of them a control character.
+    Message, r"^\P{Cc}+$", 512
+}
+text! {
+    /// `4xx`, a status such as `429`, or a range such as `500-599`.
+    StatusText, r"^([1-5]xx|[1-5][0-9]{2}|[1-5][0-9]{2}-[1-5][0-9]{2})$", 7
 }
 
 /// One platform's limits: its tiers, its classes of resources, their quotas, and who calls.
@@ -114,6 +125,9 @@ pub(super) struct PolicyFile {
     pub(super) tiers: IndexMap<String, Tier>,
     /// The tier of a new account.
     pub(super) default_tier: Name,
+    /// Who is blocked for failing too often.
+    #[serde(default)]
+    pub(super) abuse: abuse::Abuse,
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(super) bootstrap: Bootstrap,

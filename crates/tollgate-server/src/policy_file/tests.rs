@@ -58,7 +58,7 @@ bootstrap:
     policy.yaml:2: version: 2 must be at most 1
     policy.yaml:3: domain: "Venice AI" is not right here; it should be: 1 to 63 lower-case letters, digits and hyphens, such as `venice`
     policy.yaml:4: units[0]: "Tokens" is not right here; it should be: up to 32 lower-case letters, digits and underscores, starting with a letter
-    policy.yaml:5: limits: is not known here; the keys are: version, domain, units, scopes, classes, provider_classes, resources, unknown_resources, tiers, default_tier, bootstrap
+    policy.yaml:5: limits: is not known here; the keys are: version, domain, units, scopes, classes, provider_classes, resources, unknown_resources, tiers, default_tier, abuse, bootstrap
     policy.yaml:9: classes.text.quotas[0].per: "fortnight" is not right here; it should be: `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w)
     policy.yaml:10: classes.text.quotas[1].limit: -1 must be at least 0
     policy.yaml:11: classes.text.quotas[2].per.calendar: "year" is not one of: "second", "minute", "hour", "day", "week", "month"
@@ -337,4 +337,34 @@ default_tier: basic
     assert_snapshot!(said("basic", "prompt/anything"), @"prompt/*: requests_per_minute Finite(Amount(10)) [api_key, resource]");
     assert_snapshot!(said("premium", "prompt/anything"), @"prompt/*: requests_per_minute Finite(Amount(300)) [api_key]");
     assert_snapshot!(said("enterprise", "txt2img"), @"txt2img: requests_per_minute Unlimited [api_key]");
+}
+
+#[test]
+fn abuse_rules_are_checked_like_the_rest() {
+    let good = format!(
+        "{GOOD}abuse:\n  rules:\n    failed: {{ statuses: [4xx, 500, \"502-504\"], limit: 20, per: 30s, block: 1m, scope: [ip] }}\n  \
+         authentication: {{ limit: 10, per: minute, block: 5m }}\n"
+    );
+    let policy = parse("policy.yaml", &good).unwrap().policy;
+    let [failed] = policy.abuse_rules() else { panic!("one rule") };
+    let counted: Vec<u16> =
+        [399, 400, 499, 500, 501, 502, 504, 505].into_iter().filter(|s| failed.statuses.contains(*s)).collect();
+    assert_eq!(counted, [400, 499, 500, 502, 504]);
+    assert!(failed.counts_refusals);
+    assert_eq!((failed.limit.get(), failed.window.ms(), failed.block.ms()), (20, 30_000, 60_000));
+    assert_eq!(policy.authentication_rule().map(|rule| rule.block.ms()), Some(300_000));
+    let bad = format!(
+        "{GOOD}abuse:\n  rules:\n    Failed: {{ limit: 20, per: 30s, block: 30s }}\n    \
+         late: {{ statuses: [6xx, 99, 504-502], limit: -1, per: {{ calendar: day }}, block: 40d, message: \"wait {{time}}\" }}\n  \
+         authentication: {{ limit: 10, per: minute, statuses: [401] }}\n"
+    );
+    assert_snapshot!(report(&bad), @r#"
+    policy.yaml:7: abuse.rules.Failed: cannot be a name here; it should be: up to 32 lower-case letters, digits and underscores, starting with a letter
+    policy.yaml:8: abuse.rules.late.statuses[0]: "6xx" is not right here; it should be: `4xx`, a status such as `429`, or a range such as `500-599`
+    policy.yaml:8: abuse.rules.late.statuses[1]: 99 must be at least 100
+    policy.yaml:8: abuse.rules.late.limit: -1 is not right here; it should be: a whole number from 0 to 9007199254740991
+    policy.yaml:8: abuse.rules.late.per: a map must be a string
+    policy.yaml:9: abuse.authentication: needs the key block
+    policy.yaml:9: abuse.authentication.statuses: is not known here; the keys are: limit, per, block, message
+    "#);
 }

@@ -115,6 +115,9 @@ pub(super) struct DecisionBody {
     /// After so many milliseconds the same call is admitted, if nobody else calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// Until when an abuse rule blocks the caller, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,6 +150,8 @@ enum ReasonBody {
     RevokedKey,
     /// The API key has ended.
     ExpiredKey,
+    /// Too many failures: an abuse rule blocks the caller for a while.
+    Blocked,
 }
 
 /// One quota: what it allows, and where it stands after the decision.
@@ -249,6 +254,7 @@ fn decision(outcome: &Outcome<'_>) -> DecisionBody {
             decided_at: at.to_string(),
             quota: None,
             retry_after_ms: None,
+            blocked_until: None,
             account: None,
             api_key_id: None,
             tier: None,
@@ -261,6 +267,7 @@ fn decision(outcome: &Outcome<'_>) -> DecisionBody {
                 Verdict::Wait(_) | Verdict::Never => VerdictBody::Denied,
             },
             reason: match decision.verdict {
+                _ if decision.block.is_some() => Some(ReasonBody::Blocked),
                 Verdict::Allowed => None,
                 Verdict::Wait(_) => Some(ReasonBody::QuotaExceeded),
                 Verdict::Never => Some(ReasonBody::CostAboveLimit),
@@ -268,6 +275,7 @@ fn decision(outcome: &Outcome<'_>) -> DecisionBody {
             decided_at: decision.decided_at.to_string(),
             quota: decision.speaking().map(|quota| quota.quota.name.to_string()),
             retry_after_ms: decision.retry_after_ms(),
+            blocked_until: decision.block.map(|block| block.until.to_string()),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
             tier: Some(resolved.tier().name.to_string()),

@@ -71,11 +71,12 @@ impl DecisionService {
         let nothing = Usage::none();
         let mut decisions = Vec::with_capacity(page.len());
         let mut decided_at = now;
+        let value = |name: &str| find(attributes, name);
         let mut rest = page;
         while !rest.is_empty() {
             let mut counters = 0;
             let fitting = rest.iter().take_while(|resolved| {
-                counters += resolved.quotas().len();
+                counters += resolved.quotas().len() + resolved.guards(value).count();
                 counters <= COUNTERS_AT_ONCE
             });
             // One resource alone may have more; a call to it asks for as many.
@@ -83,7 +84,7 @@ impl DecisionService {
             let claims_at = |now| {
                 let mut claims: SmallVec<[Claim; 8]> = SmallVec::new();
                 for resolved in together {
-                    claims.extend(resolved.claims(&nothing, |name| find(attributes, name), now)?);
+                    claims.extend(resolved.claims(&nothing, value, now)?);
                 }
                 Ok(claims)
             };
@@ -91,9 +92,10 @@ impl DecisionService {
             decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
             let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
             for resolved in together {
-                let statuses = statuses.by_ref().take(resolved.quotas().len()).collect();
+                let claims = resolved.quotas().len() + resolved.guards(value).count();
+                let statuses = statuses.by_ref().take(claims).collect();
                 let applied = Applied { decided_at, allowed: true, statuses };
-                decisions.push(Decision::merge(resolved.quotas(), &applied));
+                decisions.push(Decision::merge(resolved.quotas(), resolved.guards(value), &applied));
             }
             rest = later;
         }
