@@ -12,7 +12,7 @@ import time
 
 SECONDS, ROUNDS = int(sys.argv[1]), int(sys.argv[2])
 NODE = pathlib.Path("target/release/tollgate")
-CONNECTIONS, STREAMS = 8, (8, 32)
+CONNECTIONS, STREAMS, MANY = 8, (8, 32), 100
 FLOORS = {"memory": 0.65, "redis": 0.4}
 POLICY = """
 version: 1
@@ -37,12 +37,30 @@ def field(number, payload):
     return bytes([number << 3 | 2, len(payload)]) + payload
 
 
-def consume(account):
-    """A ConsumeRequest with its gRPC prefix: one request and 1,500 tokens."""
-    usage = field(1, b"tokens") + bytes([2 << 3]) + b"\xdc\x0b"
-    call = field(1, b"bench") + field(2, field(3, account.encode())) + field(3, b"model") + field(4, usage)
-    message = field(1, call)
+def framed(message):
+    """A message with its gRPC prefix."""
     return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def call(account):
+    """A Call of one request and 1,500 tokens."""
+    usage = field(1, b"tokens") + bytes([2 << 3]) + b"\xdc\x0b"
+    return field(1, b"bench") + field(2, field(3, account.encode())) + field(3, b"model") + field(4, usage)
+
+
+def consume(account):
+    """A ConsumeRequest."""
+    return framed(field(1, call(account)))
+
+
+def batch(account):
+    """A ConsumeBatchRequest of MANY calls."""
+    return framed(field(1, call(account)) * MANY)
+
+
+def stream(account):
+    """A whole ConsumeStream of MANY calls, all with the id 7."""
+    return framed(bytes([1 << 3, 7]) + field(2, call(account))) * MANY
 
 
 def free_port():
@@ -84,7 +102,8 @@ def start_node(folder, arguments):
 
 def main():
     print(f"calls a second over gRPC, {CONNECTIONS} connections; medians of {ROUNDS} runs of {SECONDS} s,")
-    print("interleaved; Consume: three quotas (requests and tokens a minute, requests a day)")
+    print("interleaved; Consume: three quotas (requests and tokens a minute, requests a day); the times of batches and")
+    print("streams are of the whole")
     print()
     print(f"{'store':>7} {'streams':>7} {'call':>21} | {'calls/s':>8} {'p50 ms':>7} {'p99 ms':>7} | {'/Check':>7} {'floor':>6}")
     missed = []
@@ -113,14 +132,16 @@ def main():
 
 def measure(store, address, streams, folder):
     """h2load sends one body a run, so many keys take one h2load each, and have a health check of their own."""
-    health, consuming = "/grpc.health.v1.Health/Check", "/tollgate.v1.RateLimitService/Consume"
+    health, service = "/grpc.health.v1.Health/Check", "/tollgate.v1.RateLimitService/"
     nothing = b"\0" * 5
     many = [consume(f"account-{number}") for number in range(CONNECTIONS)]
     calls = {
         "Health/Check": (health, [nothing]),
-        "Consume, 1 key": (consuming, [consume("hot")]),
+        "Consume, 1 key": (service + "Consume", [consume("hot")]),
+        f"Batches of {MANY}": (service + "ConsumeBatch", [batch("hot")]),
+        f"Streams of {MANY}": (service + "ConsumeStream", [stream("hot")]),
         "Health/Check, 8 loads": (health, [nothing] * CONNECTIONS),
-        "Consume, 8 keys": (consuming, many),
+        "Consume, 8 keys": (service + "Consume", many),
     }
     runs = {call: [] for call in calls}
     for _ in range(ROUNDS):
@@ -129,8 +150,12 @@ def measure(store, address, streams, folder):
     middle = {call: [statistics.median(column) for column in zip(*results)] for call, results in runs.items()}
     missed, yardstick = [], 0
     for call, (rate, p50, p99) in middle.items():
+        if " of " in call:
+            rate *= MANY
         if call.startswith("Health"):
             yardstick, floor = rate, ""
+        elif " of " in call:
+            floor = ""
         else:
             floor = f"{FLOORS[store]:.2f}"
         ratio = rate / yardstick

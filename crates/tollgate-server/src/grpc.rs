@@ -1,6 +1,7 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
 mod guard;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,14 +13,13 @@ use tollgate_core::{
     window::Window,
 };
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-pub(crate) use guard::Guarded;
-
+pub(crate) use self::{guard::Guarded, stream::Bounds as StreamBounds};
 use crate::{
     auth::Reach,
     directory::BadKey,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome},
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch},
     telemetry::traced,
 };
 
@@ -28,14 +28,16 @@ const LARGEST_PAGE: usize = 100;
 /// How much earlier than the caller's own deadline a call is ended.
 const EARLIER: Duration = Duration::from_millis(3);
 
+#[derive(Clone)]
 pub(crate) struct Api {
     service: Arc<DecisionService>,
     timeout: Duration,
+    streams: StreamBounds,
 }
 
 impl Api {
-    pub(crate) fn new(service: Arc<DecisionService>, timeout: Duration) -> Self {
-        Self { service, timeout }
+    pub(crate) fn new(service: Arc<DecisionService>, timeout: Duration, streams: StreamBounds) -> Self {
+        Self { service, timeout, streams }
     }
 
     /// Does `work` under the caller's trace and within its deadline, or the node's own.
@@ -46,13 +48,14 @@ impl Api {
         metadata: &MetadataMap,
         work: impl Future<Output = Result<T, CallError>>,
     ) -> Result<T, Status> {
-        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-        let deadline = text("grpc-timeout").and_then(parse_timeout).map(|timeout| timeout.saturating_sub(EARLIER));
-        let timeout = deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        match tokio::time::timeout(timeout, traced(text("traceparent"), work)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(Status::deadline_exceeded("the call took too long")),
-        }
+        let work = traced(text(metadata, "traceparent"), work);
+        let done = tokio::time::timeout(self.timeout(metadata), work).await;
+        Ok(done.unwrap_or(Err(CallError::Late))?)
+    }
+
+    fn timeout(&self, metadata: &MetadataMap) -> Duration {
+        let deadline = text(metadata, "grpc-timeout").and_then(parse_timeout);
+        deadline.map_or(self.timeout, |deadline| deadline.saturating_sub(EARLIER).min(self.timeout))
     }
 
     async fn decide<T>(
@@ -62,10 +65,13 @@ impl Api {
         mode: Mode,
     ) -> Result<v1::Decision, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach();
-        let call = call(message).ok_or_else(|| Status::invalid_argument("call: is required"))?;
-        let render = |outcome: &Outcome<'_>| decision(outcome, call.details);
-        self.run(&metadata, self.service.decide(from_wire(within, &call)?, mode, render)).await
+        let (within, call) = (guard::grant(&extensions)?.reach(), call(message));
+        self.run(&metadata, self.decide_one(within, call.as_ref(), mode)).await
+    }
+
+    async fn decide_one(&self, within: &Reach, call: Option<&v1::Call>, mode: Mode) -> Result<v1::Decision, CallError> {
+        let call = call.ok_or_else(|| CallError::field("call", "is required"))?;
+        self.service.decide(from_wire(within, call)?, mode, |outcome| decision(outcome, call.details)).await
     }
 }
 
@@ -79,6 +85,39 @@ impl RateLimitService for Api {
     async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<v1::ConsumeResponse>, Status> {
         let decision = self.decide(request, |message| message.call, Mode::Try).await?;
         Ok(Response::new(v1::ConsumeResponse { decision: Some(decision) }))
+    }
+
+    async fn consume_batch(
+        &self,
+        request: Request<v1::ConsumeBatchRequest>,
+    ) -> Result<Response<v1::ConsumeBatchResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach();
+        check_batch(message.calls.len())?;
+        let calls = &message.calls;
+        let read = calls.iter().map(|call| from_wire(within, call)).collect();
+        let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, calls[at].details);
+        // tonic ends the whole batch at the caller's deadline, so a late call has to be known some time before.
+        let timeout = self.timeout(&metadata).mul_f32(0.9);
+        let decided = self.service.consume_each(read, timeout, render);
+        let results = traced(text(&metadata, "traceparent"), decided).await.into_iter().map(result).collect();
+        Ok(Response::new(v1::ConsumeBatchResponse { results }))
+    }
+
+    type ConsumeStreamStream = stream::Answers;
+
+    async fn consume_stream(
+        &self,
+        request: Request<Streaming<v1::ConsumeStreamRequest>>,
+    ) -> Result<Response<stream::Answers>, Status> {
+        let (metadata, extensions, calls) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach().clone();
+        let (to, answers) = self.streams.open()?;
+        let api = self.clone();
+        tokio::spawn(
+            async move { traced(text(&metadata, "traceparent"), stream::serve(api, within, calls, to)).await },
+        );
+        Ok(Response::new(answers))
     }
 
     async fn get_rate_limits(
@@ -103,6 +142,10 @@ impl RateLimitService for Api {
         let listing = Listing { within, domain: &message.domain, caller, attributes, skip, take };
         Ok(Response::new(self.run(&metadata, self.service.list(listing, listed)).await?))
     }
+}
+
+fn text<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    metadata.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// The header of a client's deadline: up to eight digits and a unit
@@ -133,6 +176,7 @@ impl From<CallError> for Status {
             CallError::Invalid(_) => Self::invalid_argument(text),
             CallError::UnknownDomain { .. } => Self::not_found(text),
             CallError::Forbidden { .. } => Self::permission_denied(text),
+            CallError::Late => Self::deadline_exceeded(text),
             CallError::Store(StoreError::Overloaded(_)) => Self::resource_exhausted(text),
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::unavailable(text)
@@ -141,7 +185,7 @@ impl From<CallError> for Status {
     }
 }
 
-fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Status> {
+fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
     Ok(Call {
         within,
         domain: &call.domain,
@@ -152,14 +196,27 @@ fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Stat
     })
 }
 
-fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, Status> {
+fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, CallError> {
     use v1::caller::By;
     match caller.and_then(|caller| caller.by.as_ref()) {
         Some(By::ApiKey(secret)) => Ok(CallerRef::Secret(secret)),
         Some(By::ApiKeyId(id)) => Ok(CallerRef::KeyId(id)),
         Some(By::Account(id)) => Ok(CallerRef::Account(id)),
-        None => Err(Status::invalid_argument("caller: must be one of api_key, api_key_id and account")),
+        None => Err(CallError::field("caller", "must be one of api_key, api_key_id and account")),
     }
+}
+
+/// One call's part of the answer to several.
+fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
+    use v1::call_result::Result as Of;
+    let result = decided.map_or_else(
+        |error| {
+            let status = Status::from(error);
+            Of::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
+        },
+        Of::Decision,
+    );
+    v1::CallResult { result: Some(result) }
 }
 
 fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {

@@ -1,5 +1,6 @@
 //! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
 
+mod batch;
 mod decide;
 mod guard;
 mod health;
@@ -32,13 +33,14 @@ pub(crate) struct Shared {
     pub(crate) service: Arc<DecisionService>,
     pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<Health>,
+    /// How long a call may take in all.
+    pub(crate) timeout: Duration,
 }
 
 /// What REST bears.
 pub(crate) struct Bounds {
     pub(crate) body_bytes: usize,
     pub(crate) concurrent_calls: usize,
-    pub(crate) timeout: Duration,
 }
 
 #[derive(OpenApi)]
@@ -55,6 +57,7 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(limits::get_rate_limits_v1))
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
+        .routes(routes!(batch::consume_batch))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
@@ -86,7 +89,7 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
         }))
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(bounds.concurrent_calls))
-        .layer(TimeoutLayer::new(bounds.timeout));
+        .layer(TimeoutLayer::new(shared.timeout));
     routes
         .route("/openapi.json", openapi)
         .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
@@ -134,6 +137,7 @@ impl CallError {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
             Self::UnknownDomain { .. } => (StatusCode::NOT_FOUND, "not_found"),
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "permission_denied"),
+            Self::Late => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
             Self::Store(StoreError::Overloaded(_)) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
             Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
@@ -142,10 +146,15 @@ impl CallError {
     }
 }
 
+impl ErrorDetail {
+    fn of(error: &CallError) -> Self {
+        Self { code: error.status().1, message: error.to_string() }
+    }
+}
+
 impl IntoResponse for CallError {
     fn into_response(self) -> Response {
-        let (status, code) = self.status();
-        ErrorBody::new(code, self.to_string()).with(status)
+        ErrorBody { error: ErrorDetail::of(&self) }.with(self.status().0)
     }
 }
 

@@ -193,7 +193,7 @@ pub async fn run(
     ));
     servers.spawn(serve_http(
         settings.clone(),
-        rest::Shared { service, doors, health: Arc::clone(&health) },
+        rest::Shared { service, doors, health: Arc::clone(&health), timeout: settings.call_timeout },
         listeners.http,
         stopped,
     ));

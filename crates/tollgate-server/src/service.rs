@@ -1,5 +1,6 @@
 //! The decision service: from a call, however it came, to its decision. It knows no protocol.
 
+mod batch;
 mod call;
 mod identify;
 mod list;
@@ -18,6 +19,7 @@ use tollgate_store::clock::Clock;
 
 use self::call::{check_attributes, find};
 pub(crate) use self::{
+    batch::check_batch,
     call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES},
     identify::Rejected,
     list::Listed,
@@ -74,7 +76,7 @@ impl DecisionService {
             Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
                 self.telemetry.bad_request();
             }
-            Err(CallError::Store(_)) => {}
+            Err(CallError::Late | CallError::Store(_)) => {}
         }
         decided
     }

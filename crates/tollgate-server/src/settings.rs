@@ -74,6 +74,18 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
     pub call_timeout_ms: Option<u64>,
 
+    /// Open `ConsumeStream`s; more are refused [default: 256]
+    #[arg(long, env = "TOLLGATE_MAX_STREAMS", value_name = "N")]
+    pub max_streams: Option<usize>,
+
+    /// Calls of one `ConsumeStream` without an answer that the client took; no more are read [default: 128]
+    #[arg(long, env = "TOLLGATE_STREAM_CALLS", value_name = "N")]
+    pub stream_calls: Option<usize>,
+
+    /// How long a `ConsumeStream` may be idle, in milliseconds [default: 300000]
+    #[arg(long, env = "TOLLGATE_STREAM_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub stream_idle_timeout_ms: Option<u64>,
+
     /// How long calls in work may take to end after SIGTERM, in milliseconds [default: 10000]
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
@@ -106,6 +118,12 @@ pub struct Settings {
     pub max_concurrent_calls: usize,
     /// How long a call may take in all.
     pub call_timeout: Duration,
+    /// Open streams at once.
+    pub max_streams: usize,
+    /// Calls of one stream without an answer that the client took.
+    pub stream_calls: usize,
+    /// How long a stream may be idle.
+    pub stream_idle_timeout: Duration,
     /// How long calls may take to end after the node was told to stop.
     pub drain_timeout: Duration,
     /// How logs are written.
@@ -155,6 +173,8 @@ impl Options {
         let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
         let max_request_bytes = at_least_one("max-request-bytes", options.max_request_bytes.unwrap_or(65_536));
         let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
+        let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
+        let stream_calls = at_least_one("stream-calls", options.stream_calls.unwrap_or(128));
         let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
         let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
         if let Some(redis) = &redis {
@@ -190,6 +210,9 @@ impl Options {
             max_request_bytes,
             max_concurrent_calls,
             call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
+            max_streams,
+            stream_calls,
+            stream_idle_timeout: Duration::from_millis(options.stream_idle_timeout_ms.unwrap_or(300_000).max(1)),
             drain_timeout: Duration::from_millis(options.drain_timeout_ms.unwrap_or(10_000)),
             log_format: options.log_format.unwrap_or(LogFormat::Pretty),
             log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
@@ -212,6 +235,9 @@ impl Options {
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
             max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
             call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),
+            max_streams: self.max_streams.or(other.max_streams),
+            stream_calls: self.stream_calls.or(other.stream_calls),
+            stream_idle_timeout_ms: self.stream_idle_timeout_ms.or(other.stream_idle_timeout_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
             log_format: self.log_format.or(other.log_format),
             log_filter: self.log_filter.or(other.log_filter),

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod bad_input;
+mod batch;
 #[cfg(test)]
 mod doors;
 #[cfg(test)]

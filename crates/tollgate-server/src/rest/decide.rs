@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 
 use super::{Body, ErrorBody, Shared, traceparent};
 use crate::{
-    auth::ServiceGrant,
+    auth::{Reach, ServiceGrant},
     directory::BadKey,
     service::{Call, CallerRef, MAX_ENTRIES, Outcome},
     telemetry::traced,
@@ -226,23 +226,29 @@ pub(super) async fn consume(
 }
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
-    let call = Call {
-        within: grant.reach(),
-        domain: &body.domain,
-        caller: match &body.caller {
-            CallerBody::ApiKey(secret) => CallerRef::Secret(secret),
-            CallerBody::ApiKeyId(id) => CallerRef::KeyId(id),
-            CallerBody::Account(id) => CallerRef::Account(id),
-        },
-        resource: &body.resource,
-        usage: body.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
-        attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-    };
+    let call = body.to_call(grant.reach());
     let decided = traced(traceparent(headers), shared.service.decide(call, mode, decision)).await;
     decided.map_or_else(IntoResponse::into_response, |decision| Json(decision).into_response())
 }
 
-fn decision(outcome: &Outcome<'_>) -> DecisionBody {
+impl CallBody {
+    pub(super) fn to_call<'a>(&'a self, within: &'a Reach) -> Call<'a> {
+        Call {
+            within,
+            domain: &self.domain,
+            caller: match &self.caller {
+                CallerBody::ApiKey(secret) => CallerRef::Secret(secret),
+                CallerBody::ApiKeyId(id) => CallerRef::KeyId(id),
+                CallerBody::Account(id) => CallerRef::Account(id),
+            },
+            resource: &self.resource,
+            usage: self.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
+            attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        }
+    }
+}
+
+pub(super) fn decision(outcome: &Outcome<'_>) -> DecisionBody {
     match outcome {
         Outcome::BadKey { rejected, at } => DecisionBody {
             verdict: VerdictBody::Denied,

@@ -133,7 +133,7 @@ pub(super) async fn get_rate_limits(
         Ok(None) | Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
             unauthenticated()
         }
-        Err(error @ CallError::Store(_)) => plain(error.status().0, error.to_string()),
+        Err(error @ (CallError::Late | CallError::Store(_))) => plain(error.status().0, error.to_string()),
     }
 }
 

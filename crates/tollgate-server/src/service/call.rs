@@ -62,6 +62,9 @@ pub(crate) enum CallError {
     /// The calling service may not act in this domain, if there is one.
     #[error("domain: the caller may not act in {named:?}")]
     Forbidden { named: String },
+    /// It was not decided in time.
+    #[error("the call took too long; whether it was charged is not known")]
+    Late,
     /// The store did not decide.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -86,7 +89,7 @@ impl From<MissingAttribute> for CallError {
 }
 
 impl CallError {
-    pub(super) fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
+    pub(crate) fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
         Self::Invalid(format!("{name}: {wrong}"))
     }
 }

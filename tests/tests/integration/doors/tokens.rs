@@ -254,3 +254,36 @@ fn generated_tokens_are_all_different_and_can_be_kept_as_a_hash() {
     assert!(token(&one).starts_with("tgt_") && token(&one).len() == 47, "{one}");
     assert!(one.contains(&format!("hash: {}", hash_of(&token(&one)))), "{one}");
 }
+
+/// The grant of a batch or a stream is asked for every call in it.
+#[tokio::test]
+async fn a_token_s_domains_hold_for_every_call_of_a_batch_and_a_stream() {
+    use tollgate_proto::v1::{ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of};
+    let folder = folder();
+    let node = start(&folder);
+    let calls = || ["shop", "other"].map(|domain| within(domain, call(account("a"), "model", &[])));
+    let check = |results: Vec<Option<Of>>| {
+        let [Some(Of::Decision(own)), Some(Of::Error(others))] = &results[..] else { panic!("{results:?}") };
+        assert!(allowed(own));
+        assert_eq!(Code::from(others.code), Code::PermissionDenied, "{others:?}");
+    };
+    let batch = with_token(SHOP, ConsumeBatchRequest { calls: calls().to_vec() });
+    let answer = node.grpc.clone().consume_batch(batch).await.unwrap().into_inner();
+    check(answer.results.into_iter().map(|result| result.result).collect());
+    let numbered =
+        calls().into_iter().zip(0..).map(|(call, id)| ConsumeStreamRequest { id, call: Some(call), timeout_ms: 0 });
+    let stream = with_token(SHOP, tokio_stream::iter(numbered.collect::<Vec<_>>()));
+    let mut answers = node.grpc.clone().consume_stream(stream).await.unwrap().into_inner();
+    let mut results = vec![None, None];
+    while let Some(answer) = answers.message().await.unwrap() {
+        results[usize::try_from(answer.id).unwrap()] = answer.result.unwrap().result;
+    }
+    check(results);
+    let nobody = node.grpc.clone().consume_batch(ConsumeBatchRequest { calls: calls().to_vec() }).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+    let body = r#"{"calls":[{"caller":{"account":"a"},"resource":"model","domain":"other"}]}"#;
+    let request = node.rest.request(Method::POST, "/v1/consume_batch").bearer_auth(SHOP);
+    let request = request.header("content-type", "application/json").body(body);
+    let answer: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["results"][0]["error"]["code"], "permission_denied", "{answer}");
+}

@@ -1,0 +1,119 @@
+//! `ConsumeStream`: calls as they come, answers as they are decided.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::Instant,
+};
+use tollgate_core::claim::Mode;
+use tollgate_proto::v1;
+use tonic::{Status, Streaming};
+
+use super::{Api, result};
+use crate::{auth::Reach, service::CallError};
+
+type Answer = Result<v1::ConsumeStreamResponse, Status>;
+
+/// What streams are given.
+#[derive(Clone)]
+pub(crate) struct Bounds {
+    /// A place for each open stream.
+    pub(crate) places: Arc<Semaphore>,
+    /// How many calls of one stream may be without an answer that the client took.
+    pub(crate) calls: usize,
+    /// A stream on which nothing happens for so long is ended.
+    pub(crate) idle: Duration,
+    /// Whether the node stops.
+    pub(crate) stopped: watch::Receiver<bool>,
+}
+
+/// The answers of one stream. Its place is free when the client has them all, or is gone.
+pub(crate) struct Answers {
+    answers: mpsc::Receiver<Answer>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Stream for Answers {
+    type Item = Answer;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+        self.answers.poll_recv(context)
+    }
+}
+
+impl Bounds {
+    /// Opens a stream: where its answers go, and where they come out.
+    pub(super) fn open(&self) -> Result<(mpsc::Sender<Answer>, Answers), Status> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| Status::resource_exhausted("the node has as many streams open as it bears"))?;
+        // One more, for the error that ends a stream.
+        let (to, answers) = mpsc::channel(self.calls + 1);
+        Ok((to, Answers { answers, _place: place }))
+    }
+}
+
+/// Decides the calls of one stream until it ends.
+///
+/// Every call has a place in the channel of answers before it is read. So what a client that takes no answers
+/// can make the node keep is bounded, no call in work ever waits for the client, and HTTP/2's flow control makes
+/// the client stop sending.
+pub(super) async fn serve(
+    api: Api,
+    within: Reach,
+    mut calls: Streaming<v1::ConsumeStreamRequest>,
+    answers: mpsc::Sender<Answer>,
+) {
+    let Ok(last_word) = answers.clone().reserve_owned().await else { return };
+    let (mut place, mut work) = (None, FuturesUnordered::new());
+    let mut stopped = api.streams.stopped.clone();
+    let (mut stopped, mut gone) = (pin!(stopped.wait_for(|stopped| *stopped)), pin!(answers.closed()));
+    let (idle, mut active) = (api.streams.idle, Instant::now());
+    let mut idle_check = pin!(tokio::time::sleep_until(active + idle));
+    let ended = loop {
+        tokio::select! {
+            Some(()) = work.next() => active = Instant::now(),
+            free = answers.clone().reserve_owned(), if place.is_none() => place = free.ok(),
+            call = calls.message(), if place.is_some() => match (call, place.take()) {
+                (Ok(Some(call)), Some(place)) => {
+                    active = Instant::now();
+                    work.push(answer(&api, &within, call, place));
+                }
+                (Ok(_), _) => break Ok(()),
+                (Err(status), _) => break Err(status),
+            },
+            () = &mut gone => return,
+            _ = &mut stopped => {
+                break Err(Status::unavailable("the node stops; what has no answer was not charged"));
+            }
+            () = &mut idle_check => {
+                if active.elapsed() >= idle {
+                    break Err(Status::deadline_exceeded(format!("stream: nothing happened for {idle:?}")));
+                }
+                idle_check.as_mut().reset(active + idle);
+            }
+        }
+    };
+    drop(place);
+    while work.next().await.is_some() {}
+    if let Err(status) = ended {
+        last_word.send(Err(status));
+    }
+}
+
+async fn answer(api: &Api, within: &Reach, message: v1::ConsumeStreamRequest, place: mpsc::OwnedPermit<Answer>) {
+    let v1::ConsumeStreamRequest { id, call, timeout_ms } = message;
+    let timeout = match timeout_ms {
+        0 => api.timeout,
+        ms => Duration::from_millis(u64::from(ms)).min(api.timeout),
+    };
+    let decided = tokio::time::timeout(timeout, api.decide_one(within, call.as_ref(), Mode::Try));
+    let decided = decided.await.unwrap_or(Err(CallError::Late));
+    place.send(Ok(v1::ConsumeStreamResponse { id, result: Some(result(decided)) }));
+}

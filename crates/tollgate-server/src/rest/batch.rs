@@ -1,0 +1,88 @@
+//! `POST /v1/consume_batch`: many calls at once, in JSON.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    Body, ErrorBody, ErrorDetail, Shared,
+    decide::{CallBody, DecisionBody, decision},
+    traceparent,
+};
+use crate::{
+    auth::{Reach, ServiceGrant},
+    service::{Call, CallError, check_batch},
+    telemetry::traced,
+};
+
+/// How much earlier than the request as a whole its calls are late.
+const EARLIER: Duration = Duration::from_millis(50);
+
+/// Many calls.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchBody {
+    /// Read one by one, so that a wrong one spoils no other.
+    #[schema(value_type = Vec<CallBody>, min_items = 1, max_items = 256)]
+    calls: Vec<Box<RawValue>>,
+}
+
+/// What became of them.
+#[derive(Debug, Serialize, ToSchema)]
+struct BatchResultBody {
+    /// One for each call, in the calls' order.
+    results: Vec<CallResultBody>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum CallResultBody {
+    /// It was decided; a denial is a decision too.
+    Decision(DecisionBody),
+    /// It was not: what `/v1/consume` would have said.
+    Error(ErrorDetail),
+}
+
+/// Consumes for 1 to 256 calls, of any callers. Each is decided for itself, all or nothing on its own quotas, and
+/// one that is wrong has an error of its own. They are decided side by side, in no order.
+#[utoipa::path(post, path = "/v1/consume_batch", request_body = BatchBody, responses(
+    (status = 200, description = "A result for each call", body = BatchResultBody),
+    (status = 400, description = "The request as a whole is wrong; the message names the field", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn consume_batch(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(batch): Body<BatchBody>,
+) -> Response {
+    if let Err(error) = check_batch(batch.calls.len()) {
+        return error.into_response();
+    }
+    let calls: Vec<Result<CallBody, serde_json::Error>> =
+        batch.calls.iter().map(|call| serde_json::from_str(call.get())).collect();
+    let within = grant.reach();
+    let calls = calls.iter().map(|read| to_call(within, read)).collect();
+    let decided =
+        shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), |_, outcome| decision(outcome));
+    let results = traced(traceparent(&headers), decided).await.into_iter().map(|decided| match decided {
+        Ok(decision) => CallResultBody::Decision(decision),
+        Err(error) => CallResultBody::Error(ErrorDetail::of(&error)),
+    });
+    Json(BatchResultBody { results: results.collect() }).into_response()
+}
+
+fn to_call<'a>(within: &'a Reach, read: &'a Result<CallBody, serde_json::Error>) -> Result<Call<'a>, CallError> {
+    read.as_ref().map(|call| call.to_call(within)).map_err(|error| CallError::field("call", error))
+}
