@@ -93,7 +93,9 @@ def load(address, path, bodies, streams, folder):
 
 
 def start_node(folder, arguments):
-    policy = folder / "bench.yaml"
+    # In a folder of its own: the node watches it, and h2load writes its log elsewhere.
+    policy = folder / "policies" / "bench.yaml"
+    policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)
     command = [NODE, "--policy", policy, "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     node = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
