@@ -8,6 +8,7 @@ mod codec;
     missing_docs,
     clippy::pedantic,
     clippy::allow_attributes,
+    clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
     reason = "generated; the documentation stands in the .proto file"
 )]

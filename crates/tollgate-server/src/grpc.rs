@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
-    decision::{Decision, QuotaStatus, Verdict},
+    decision::{Decision, QuotaStatus},
     time::Timestamp,
     window::Window,
 };
@@ -18,9 +18,11 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 pub(crate) use self::{guard::Guarded, stream::Bounds as StreamBounds};
 use crate::{
     auth::Reach,
+    dialect::{Facts, Rendered},
     directory::BadKey,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch},
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, Reason, check_batch},
     telemetry::traced,
+    uploads::Upload,
 };
 
 const DEFAULT_PAGE: usize = 50;
@@ -71,7 +73,7 @@ impl Api {
 
     async fn decide_one(&self, within: &Reach, call: Option<&v1::Call>, mode: Mode) -> Result<v1::Decision, CallError> {
         let call = call.ok_or_else(|| CallError::field("call", "is required"))?;
-        self.service.decide(from_wire(within, call)?, mode, |outcome| decision(outcome, call.details)).await
+        self.service.decide(from_wire(within, call)?, mode, |outcome| decision(outcome, call)).await
     }
 }
 
@@ -96,7 +98,7 @@ impl RateLimitService for Api {
         check_batch(message.calls.len())?;
         let calls = &message.calls;
         let read = calls.iter().map(|call| from_wire(within, call)).collect();
-        let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, calls[at].details);
+        let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, &calls[at]);
         // tonic ends the whole batch at the caller's deadline, so a late call has to be known some time before.
         let timeout = self.timeout(&metadata).mul_f32(0.9);
         let decided = self.service.consume_each(read, timeout, render);
@@ -193,6 +195,12 @@ fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Call
         resource: &call.resource,
         usage: call.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
         attributes: call.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        dialect: &call.dialect,
+        upload: call.upload.as_ref().map(|upload| Upload {
+            media_type: &upload.media_type,
+            bytes: upload.bytes,
+            duration_seconds: upload.duration_seconds,
+        }),
     })
 }
 
@@ -219,44 +227,44 @@ fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
     v1::CallResult { result: Some(result) }
 }
 
-fn decision(outcome: &Outcome<'_>, details: bool) -> v1::Decision {
+/// `call` says how much of it.
+fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
+    let said = v1::Decision {
+        verdict: outcome.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
+        reason: outcome.reason().map_or(v1::Reason::Unspecified, reason).into(),
+        rendered: call.render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
+        ..v1::Decision::default()
+    };
     match outcome {
-        Outcome::BadKey { rejected, at } => v1::Decision {
-            verdict: v1::Verdict::Denied.into(),
-            reason: reason(rejected.why).into(),
-            decided_at: Some(timestamp(*at)),
-            ..v1::Decision::default()
-        },
+        Outcome::BadKey { at, .. } => v1::Decision { decided_at: Some(timestamp(*at)), ..said },
         Outcome::Decided { identity, resolved, decision, .. } => v1::Decision {
-            verdict: match decision.verdict {
-                Verdict::Allowed => v1::Verdict::Allowed,
-                Verdict::Wait(_) | Verdict::Never => v1::Verdict::Denied,
-            }
-            .into(),
-            reason: match decision.verdict {
-                _ if decision.block.is_some() => v1::Reason::Blocked,
-                Verdict::Allowed => v1::Reason::Unspecified,
-                Verdict::Wait(_) => v1::Reason::QuotaExceeded,
-                Verdict::Never => v1::Reason::CostAboveLimit,
-            }
-            .into(),
             decided_at: Some(timestamp(decision.decided_at)),
-            quotas: quotas(decision, details),
-            quota: decision.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),
+            quotas: quotas(decision, call.details),
+            quota: outcome.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),
             retry_after_ms: decision.retry_after_ms(),
             account: identity.account.id.to_string(),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
             tier: resolved.tier().name.to_string(),
             resource: resolved.resource().to_owned(),
             blocked_until: decision.block.map(|block| timestamp(block.until)),
+            priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
+            ..said
         },
+    }
+}
+
+fn rendered(answer: Rendered) -> v1::RenderedResponse {
+    v1::RenderedResponse {
+        status: answer.status.into(),
+        headers: answer.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
+        body: answer.body.unwrap_or_default(),
     }
 }
 
 fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
     match listed {
         Listed::BadKey { rejected, at } => v1::GetRateLimitsResponse {
-            reason: reason(rejected.why).into(),
+            reason: reason(Reason::BadKey(rejected.why)).into(),
             decided_at: Some(timestamp(*at)),
             ..v1::GetRateLimitsResponse::default()
         },
@@ -319,11 +327,15 @@ fn window(window: &Window) -> v1::Window {
     v1::Window { kind: Some(kind) }
 }
 
-fn reason(why: BadKey) -> v1::Reason {
-    match why {
-        BadKey::Unknown => v1::Reason::UnknownKey,
-        BadKey::Revoked => v1::Reason::RevokedKey,
-        BadKey::Expired => v1::Reason::ExpiredKey,
+fn reason(reason: Reason) -> v1::Reason {
+    match reason {
+        Reason::QuotaExceeded => v1::Reason::QuotaExceeded,
+        Reason::CostAboveLimit => v1::Reason::CostAboveLimit,
+        Reason::Blocked => v1::Reason::Blocked,
+        Reason::UploadTooLarge => v1::Reason::UploadTooLarge,
+        Reason::BadKey(BadKey::Unknown) => v1::Reason::UnknownKey,
+        Reason::BadKey(BadKey::Revoked) => v1::Reason::RevokedKey,
+        Reason::BadKey(BadKey::Expired) => v1::Reason::ExpiredKey,
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod cli;
+mod dialect;
 mod directory;
 mod grpc;
 mod key;
@@ -15,5 +16,6 @@ mod serve;
 mod service;
 pub mod settings;
 pub mod telemetry;
+mod uploads;
 
 pub use rest::openapi_json;

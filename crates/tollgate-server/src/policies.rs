@@ -11,11 +11,13 @@ use tollgate_core::policy::Policy;
 
 use crate::{
     auth::Reach,
+    dialect::Dialects,
     directory::{Directory, Key},
     key::KeyHash,
     policy_file::{self, LoadedPolicy, PolicyErrors},
     reload::{Reload, folder_of},
     telemetry::{DomainMetrics, Telemetry},
+    uploads::Uploads,
 };
 
 /// The policy of a node that is given none.
@@ -36,6 +38,8 @@ pub(crate) struct Domain {
     pub(crate) policy: Arc<Policy>,
     pub(crate) directory: Directory,
     pub(crate) metrics: DomainMetrics,
+    pub(crate) dialects: Dialects,
+    pub(crate) uploads: Uploads,
 }
 
 /// All domains of one moment. Calls take one and keep it to their end.
@@ -101,7 +105,8 @@ impl Policies {
             let metrics = DomainMetrics::of(&self.telemetry, &loaded.policy);
             self.telemetry.policy_loaded(&domain);
             let directory = Directory::of(&loaded.bootstrap, self.demo);
-            (domain, Arc::new(Domain { policy: loaded.policy, directory, metrics }))
+            let LoadedPolicy { policy, dialects, uploads, .. } = loaded;
+            (domain, Arc::new(Domain { policy, directory, metrics, dialects, uploads }))
         });
         Ok(Domains(domains.collect()))
     }

@@ -10,14 +10,14 @@ use std::{sync::Arc, time::Instant};
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode},
-    decision::{Decision, Verdict},
+    decision::{Decision, QuotaStatus, Verdict},
     policy::{Resolved, Usage},
     store::{Store, StoreError},
     time::Timestamp,
 };
 use tollgate_store::clock::Clock;
 
-use self::call::{check_attributes, find};
+use self::call::{check_attributes, check_optional_name, find};
 pub(crate) use self::{
     batch::check_batch,
     call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES},
@@ -25,9 +25,11 @@ pub(crate) use self::{
     list::Listed,
 };
 use crate::{
-    directory::Identity,
+    dialect::{self, Dialect},
+    directory::{BadKey, Identity},
     policies::{Domain, Policies},
     telemetry::{InFlight, Telemetry},
+    uploads::TooLarge,
 };
 
 /// A node whose clock is behind the store's learns it from the first answer.
@@ -45,10 +47,65 @@ pub(crate) struct DecisionService {
 #[expect(clippy::large_enum_variant, reason = "nearly every answer is the large one, and none is moved")]
 pub(crate) enum Outcome<'a> {
     /// It was decided.
-    #[expect(dead_code, reason = "what renders an answer reads the domain")]
-    Decided { domain: &'a Domain, identity: &'a Identity, resolved: Resolved<'a>, decision: Decision<'a> },
+    Decided {
+        domain: &'a Domain,
+        identity: &'a Identity,
+        resolved: Resolved<'a>,
+        /// What the call would use.
+        usage: Usage,
+        decision: Decision<'a>,
+        /// An upload that may not pass, whatever the quotas say.
+        too_large: Option<TooLarge>,
+        dialect: &'a Dialect,
+    },
     /// The API key is no good.
-    BadKey { rejected: &'a Rejected, at: Timestamp },
+    BadKey { rejected: &'a Rejected, at: Timestamp, dialect: &'a Dialect },
+}
+
+/// Why a call may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// A quota has no room now.
+    QuotaExceeded,
+    /// The cost is above a limit itself.
+    CostAboveLimit,
+    /// The caller is blocked for a while.
+    Blocked,
+    /// The upload is larger than the resource takes.
+    UploadTooLarge,
+    /// The API key is no good.
+    BadKey(BadKey),
+}
+
+impl Outcome<'_> {
+    /// Why the call may not pass; `None` if it may.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::BadKey { rejected, .. } => Some(Reason::BadKey(rejected.why)),
+            Self::Decided { decision, .. } if decision.block.is_some() => Some(Reason::Blocked),
+            Self::Decided { too_large: Some(_), .. } => Some(Reason::UploadTooLarge),
+            Self::Decided { decision, .. } => match decision.verdict {
+                Verdict::Allowed => None,
+                Verdict::Wait(_) => Some(Reason::QuotaExceeded),
+                Verdict::Never => Some(Reason::CostAboveLimit),
+            },
+        }
+    }
+
+    /// The quota that speaks for the answer; none where no quota is asked.
+    pub(crate) fn speaking(&self) -> Option<&QuotaStatus<'_>> {
+        match self {
+            Self::Decided { decision, too_large: None, .. } => decision.speaking(),
+            Self::Decided { .. } | Self::BadKey { .. } => None,
+        }
+    }
+
+    /// The dialect that the call or its domain chose.
+    pub(crate) fn dialect(&self) -> &Dialect {
+        match self {
+            Self::BadKey { dialect, .. } | Self::Decided { dialect, .. } => dialect,
+        }
+    }
 }
 
 impl DecisionService {
@@ -90,24 +147,51 @@ impl DecisionService {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         check_attributes(&call.attributes)?;
+        check_optional_name("dialect", call.dialect)?;
         let (domain, identity) = match self.identify(&domains, call.within, call.domain, call.caller, now)? {
             Ok(found) => found,
-            Err(rejected) => return Ok(render(&Outcome::BadKey { rejected: &rejected, at: now })),
+            Err(rejected) => {
+                let dialect = match &rejected.domain {
+                    Some(domain) => domain.dialects.choose(call.dialect)?,
+                    None => dialect::without_domain(call.dialect)?,
+                };
+                return Ok(render(&Outcome::BadKey { rejected: &rejected, at: now, dialect }));
+            }
         };
+        let dialect = &**domain.dialects.choose(call.dialect)?;
         if call.usage.len() > MAX_ENTRIES {
             return Err(CallError::field("usage", format_args!("has more than {MAX_ENTRIES} units")));
         }
         let usage = domain.policy.usage(call.usage.iter().copied())?;
         let resolved = domain.policy.resolve(&identity.caller(), call.resource)?;
-        let decision = self.judge(&resolved, &usage, &call.attributes, mode, now).await?;
+        let too_large = match &call.upload {
+            Some(upload) => domain.uploads.check(call.resource, upload)?,
+            None => None,
+        };
+        let decision = if too_large.is_some() {
+            // Nothing is charged, and the answer still says where the caller stands.
+            self.judge(&resolved, &Usage::none(), &call.attributes, Mode::Peek, now).await?
+        } else {
+            self.judge(&resolved, &usage, &call.attributes, mode, now).await?
+        };
         if mode != Mode::Peek {
             let denied_by = match decision.verdict {
+                _ if decision.block.is_some() => Some("block"),
+                _ if too_large.is_some() => Some("upload"),
                 Verdict::Allowed => None,
                 Verdict::Wait(_) | Verdict::Never => decision.speaking().map(|quota| &*quota.quota.name),
             };
             domain.metrics.count(identity.account.tier, resolved.class(), denied_by);
         }
-        Ok(render(&Outcome::Decided { domain: &domain, identity: &identity, resolved, decision }))
+        Ok(render(&Outcome::Decided {
+            domain: &domain,
+            identity: &identity,
+            resolved,
+            usage,
+            decision,
+            too_large,
+            dialect,
+        }))
     }
 
     async fn judge<'a>(

@@ -201,7 +201,8 @@ impl DomainMetrics {
                 )
             };
             let by_class = classes.iter().map(|class| {
-                let denied = quotas.iter().map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
+                let denied = quotas.iter().chain(&["block", "upload"]);
+                let denied = denied.map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
                 let metrics = ClassMetrics {
                     allowed: labels(class, "allowed", ""),
                     denied: denied.collect(),
@@ -230,7 +231,10 @@ fn describe(recorder: &PrometheusRecorder) {
     let seconds = |name: &'static str, help: &'static str| {
         recorder.describe_histogram(name.into(), Some(Unit::Seconds), help.into());
     };
-    counter(DECISIONS, "Decisions by domain, tier, class of the resource, verdict, and the quota that denied");
+    counter(
+        DECISIONS,
+        "Decisions by domain, tier, class of the resource, verdict, and the quota that denied, or `block` or `upload`",
+    );
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
     seconds(STORE_SECONDS, "Time the store took to answer");
     counter(STORE_ERRORS, "Calls the store did not decide");

@@ -153,7 +153,7 @@ fn window(per: format::Per) -> WindowDraft {
 }
 
 /// The length of a text that the schema let through; 0, which no window has, for any other.
-fn length_ms(text: &str) -> u64 {
+pub(crate) fn length_ms(text: &str) -> u64 {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(at);
     let unit_ms = match unit {

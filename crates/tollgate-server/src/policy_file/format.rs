@@ -23,11 +23,13 @@ macro_rules! text {
         #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
         #[serde(transparent)]
         #[schemars(extend("pattern" = $pattern, "maxLength" = $max))]
-        pub(super) struct $name(pub(super) String);
+        pub(crate) struct $name(pub(crate) String);
     };
 }
 
 pub(super) mod abuse;
+pub(crate) mod dialect;
+pub(crate) mod uploads;
 
 text! {
     /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
@@ -128,6 +130,18 @@ pub(super) struct PolicyFile {
     /// Who is blocked for failing too often.
     #[serde(default)]
     pub(super) abuse: abuse::Abuse,
+    /// The dialect that answers are rendered in, unless a call chooses another: one of `dialects`, or a built-in
+    /// one. `ietf` unless given.
+    #[serde(default)]
+    #[schemars(with = "dialect::DialectName")]
+    pub(super) dialect: Option<dialect::DialectName>,
+    /// Dialects of the platform's own. A name of a built-in one stands for the own one here.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("DialectName"), "maxProperties" = 32))]
+    pub(super) dialects: IndexMap<String, dialect::Table>,
+    /// How large uploads may be.
+    #[serde(default)]
+    pub(super) uploads: uploads::Uploads,
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(super) bootstrap: Bootstrap,

@@ -5,6 +5,8 @@ use std::{collections::HashSet, fmt, io::Read, path::Path, sync::Arc};
 
 use tollgate_core::policy::{Place, Policy};
 
+use crate::{dialect::Dialects, uploads::Uploads};
+
 mod bootstrap;
 mod draft;
 mod format;
@@ -14,7 +16,9 @@ mod tests;
 mod yaml;
 
 pub use bootstrap::{BootstrapAccount, BootstrapKey, KeyKind};
+pub(crate) use draft::length_ms;
 pub use format::schema;
+pub(crate) use format::{dialect, uploads};
 
 /// The largest policy file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -26,6 +30,10 @@ pub struct LoadedPolicy {
     pub policy: Arc<Policy>,
     /// The accounts and keys that the file brings along.
     pub bootstrap: Vec<BootstrapAccount>,
+    /// How its decisions are rendered.
+    pub(crate) dialects: Dialects,
+    /// How large uploads may be.
+    pub(crate) uploads: Uploads,
 }
 
 /// Everything that is wrong with a policy file, in the order of its lines.
@@ -116,14 +124,21 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
 }
 
 fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)>> {
-    let format::PolicyFile { bootstrap, .. } = &file;
-    let bootstrap = bootstrap.clone();
+    let format::PolicyFile { bootstrap, dialect, dialects, uploads, .. } = file.clone();
     let policy = Policy::compile(&draft::of(file))
         .map_err(|errors| errors.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>());
-    let checked = bootstrap::check(&bootstrap, policy.as_ref().ok());
-    match (policy, checked) {
-        (Ok(policy), Ok(bootstrap)) => Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap }),
-        (policy, checked) => Err([policy.err(), checked.err()].into_iter().flatten().flatten().collect()),
+    let compiled = policy.as_ref().ok();
+    let bootstrap = bootstrap::check(&bootstrap, compiled);
+    let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), compiled);
+    let uploads = Uploads::of(&uploads, compiled);
+    match (policy, bootstrap, dialects, uploads) {
+        (Ok(policy), Ok(bootstrap), Ok(dialects), Ok(uploads)) => {
+            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, dialects, uploads })
+        }
+        (policy, bootstrap, dialects, uploads) => {
+            let mistakes = [policy.err(), bootstrap.err(), dialects.err(), uploads.err()];
+            Err(mistakes.into_iter().flatten().flatten().collect())
+        }
     }
 }
 

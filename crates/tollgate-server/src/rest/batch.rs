@@ -44,6 +44,7 @@ struct BatchResultBody {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly every result is the large one")]
 enum CallResultBody {
     /// It was decided; a denial is a decision too.
     Decision(DecisionBody),
@@ -70,12 +71,13 @@ pub(super) async fn consume_batch(
     if let Err(error) = check_batch(batch.calls.len()) {
         return error.into_response();
     }
-    let calls: Vec<Result<CallBody, serde_json::Error>> =
+    let read: Vec<Result<CallBody, serde_json::Error>> =
         batch.calls.iter().map(|call| serde_json::from_str(call.get())).collect();
     let within = grant.reach();
-    let calls = calls.iter().map(|read| to_call(within, read)).collect();
-    let decided =
-        shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), |_, outcome| decision(outcome));
+    let calls = read.iter().map(|read| to_call(within, read)).collect();
+    let render = |at: usize| read[at].as_ref().is_ok_and(|call| call.render);
+    let timeout = shared.timeout.saturating_sub(EARLIER);
+    let decided = shared.service.consume_each(calls, timeout, |at, outcome| decision(outcome, render(at)));
     let results = traced(traceparent(&headers), decided).await.into_iter().map(|decided| match decided {
         Ok(decision) => CallResultBody::Decision(decision),
         Err(error) => CallResultBody::Error(ErrorDetail::of(&error)),

@@ -15,7 +15,7 @@ use serde::{
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
-    decision::{QuotaStatus, Verdict},
+    decision::QuotaStatus,
     window::Window,
 };
 use utoipa::ToSchema;
@@ -23,9 +23,11 @@ use utoipa::ToSchema;
 use super::{Body, ErrorBody, Shared, traceparent};
 use crate::{
     auth::{Reach, ServiceGrant},
+    dialect::{Facts, Rendered},
     directory::BadKey,
-    service::{Call, CallerRef, MAX_ENTRIES, Outcome},
+    service::{Call, CallerRef, MAX_ENTRIES, Outcome, Reason},
     telemetry::traced,
+    uploads::Upload,
 };
 
 /// A call that wants to pass.
@@ -47,6 +49,32 @@ pub(super) struct CallBody {
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
+    /// The dialect of `rendered`; the domain's if absent.
+    #[serde(default)]
+    #[schema(max_length = 128)]
+    dialect: String,
+    /// Whether the answer comes with `rendered`.
+    #[serde(default)]
+    pub(super) render: bool,
+    /// What the call uploads, to be checked against the policy's limits.
+    #[serde(default)]
+    #[schema(value_type = UploadBody)]
+    upload: Option<UploadBody>,
+}
+
+/// An upload.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UploadBody {
+    /// `image`, `audio`, `video`, or a media type such as `audio/wav`.
+    #[schema(min_length = 1, max_length = 128)]
+    media_type: String,
+    /// Its size.
+    #[serde(default)]
+    bytes: u64,
+    /// How long it plays, rounded up.
+    #[serde(default)]
+    duration_seconds: u64,
 }
 
 /// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
@@ -126,8 +154,31 @@ pub(super) struct DecisionBody {
     tier: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resource: Option<String>,
+    /// The tier's priority, from 1 (low) to 4 (critical).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
     /// Every quota that applies to the call.
     quotas: Vec<QuotaBody>,
+    /// What the platform's own caller is to get, if the call asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rendered: Option<RenderedBody>,
+}
+
+/// An answer in a platform's dialect, to be copied as it is.
+#[derive(Debug, Serialize, ToSchema)]
+struct RenderedBody {
+    /// The HTTP status; 200 for a call that may pass.
+    status: u16,
+    headers: Vec<HeaderBody>,
+    /// JSON; absent if there is no body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct HeaderBody {
+    name: String,
+    value: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -152,6 +203,8 @@ enum ReasonBody {
     ExpiredKey,
     /// Too many failures: an abuse rule blocks the caller for a while.
     Blocked,
+    /// The upload is larger than the resource takes.
+    UploadTooLarge,
 }
 
 /// One quota: what it allows, and where it stands after the decision.
@@ -226,8 +279,8 @@ pub(super) async fn consume(
 }
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
-    let call = body.to_call(grant.reach());
-    let decided = traced(traceparent(headers), shared.service.decide(call, mode, decision)).await;
+    let decided = shared.service.decide(body.to_call(grant.reach()), mode, |outcome| decision(outcome, body.render));
+    let decided = traced(traceparent(headers), decided).await;
     decided.map_or_else(IntoResponse::into_response, |decision| Json(decision).into_response())
 }
 
@@ -244,51 +297,64 @@ impl CallBody {
             resource: &self.resource,
             usage: self.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
             attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+            dialect: &self.dialect,
+            upload: self.upload.as_ref().map(|upload| Upload {
+                media_type: &upload.media_type,
+                bytes: upload.bytes,
+                duration_seconds: upload.duration_seconds,
+            }),
         }
     }
 }
 
-pub(super) fn decision(outcome: &Outcome<'_>) -> DecisionBody {
+pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
+    let said = DecisionBody {
+        verdict: outcome.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
+        reason: outcome.reason().map(reason),
+        decided_at: String::new(),
+        quota: outcome.speaking().map(|quota| quota.quota.name.to_string()),
+        retry_after_ms: None,
+        blocked_until: None,
+        account: None,
+        api_key_id: None,
+        tier: None,
+        resource: None,
+        priority: None,
+        quotas: Vec::new(),
+        rendered: render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
+    };
     match outcome {
-        Outcome::BadKey { rejected, at } => DecisionBody {
-            verdict: VerdictBody::Denied,
-            reason: Some(match rejected.why {
-                BadKey::Unknown => ReasonBody::UnknownKey,
-                BadKey::Revoked => ReasonBody::RevokedKey,
-                BadKey::Expired => ReasonBody::ExpiredKey,
-            }),
-            decided_at: at.to_string(),
-            quota: None,
-            retry_after_ms: None,
-            blocked_until: None,
-            account: None,
-            api_key_id: None,
-            tier: None,
-            resource: None,
-            quotas: Vec::new(),
-        },
+        Outcome::BadKey { at, .. } => DecisionBody { decided_at: at.to_string(), ..said },
         Outcome::Decided { identity, resolved, decision, .. } => DecisionBody {
-            verdict: match decision.verdict {
-                Verdict::Allowed => VerdictBody::Allowed,
-                Verdict::Wait(_) | Verdict::Never => VerdictBody::Denied,
-            },
-            reason: match decision.verdict {
-                _ if decision.block.is_some() => Some(ReasonBody::Blocked),
-                Verdict::Allowed => None,
-                Verdict::Wait(_) => Some(ReasonBody::QuotaExceeded),
-                Verdict::Never => Some(ReasonBody::CostAboveLimit),
-            },
             decided_at: decision.decided_at.to_string(),
-            quota: decision.speaking().map(|quota| quota.quota.name.to_string()),
             retry_after_ms: decision.retry_after_ms(),
             blocked_until: decision.block.map(|block| block.until.to_string()),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
             tier: Some(resolved.tier().name.to_string()),
             resource: Some(resolved.resource().to_owned()),
+            priority: resolved.tier().priority,
             quotas: decision.quotas.iter().map(quota).collect(),
+            ..said
         },
     }
+}
+
+fn reason(reason: Reason) -> ReasonBody {
+    match reason {
+        Reason::QuotaExceeded => ReasonBody::QuotaExceeded,
+        Reason::CostAboveLimit => ReasonBody::CostAboveLimit,
+        Reason::Blocked => ReasonBody::Blocked,
+        Reason::UploadTooLarge => ReasonBody::UploadTooLarge,
+        Reason::BadKey(BadKey::Unknown) => ReasonBody::UnknownKey,
+        Reason::BadKey(BadKey::Revoked) => ReasonBody::RevokedKey,
+        Reason::BadKey(BadKey::Expired) => ReasonBody::ExpiredKey,
+    }
+}
+
+fn rendered(answer: Rendered) -> RenderedBody {
+    let headers = answer.headers.into_iter().map(|(name, value)| HeaderBody { name, value });
+    RenderedBody { status: answer.status, headers: headers.collect(), body: answer.body }
 }
 
 fn quota(status: &QuotaStatus<'_>) -> QuotaBody {

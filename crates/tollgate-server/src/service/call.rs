@@ -6,7 +6,11 @@ use tollgate_core::{
     store::StoreError,
 };
 
-use crate::auth::Reach;
+use crate::{
+    auth::Reach,
+    dialect::UnknownDialect,
+    uploads::{BadUpload, Upload},
+};
 
 /// The longest domain, account, key id or attribute name, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -35,6 +39,10 @@ pub(crate) struct Call<'a> {
     pub(crate) resource: &'a str,
     pub(crate) usage: SmallVec<[(&'a str, u64); 4]>,
     pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    /// The dialect of the answer; the domain's if empty.
+    pub(crate) dialect: &'a str,
+    /// What the call uploads.
+    pub(crate) upload: Option<Upload<'a>>,
 }
 
 /// What a caller's listing asks for.
@@ -84,6 +92,18 @@ impl From<UsageError> for CallError {
 
 impl From<MissingAttribute> for CallError {
     fn from(error: MissingAttribute) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<UnknownDialect> for CallError {
+    fn from(error: UnknownDialect) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<BadUpload> for CallError {
+    fn from(error: BadUpload) -> Self {
         Self::Invalid(error.to_string())
     }
 }

@@ -19,7 +19,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Rejected {
     /// The domain that the call named, or that the key belongs to, where that is known.
-    #[expect(dead_code, reason = "what renders an answer reads the domain")]
     pub(crate) domain: Option<Arc<Domain>>,
     /// What is wrong with it.
     pub(crate) why: BadKey,
