@@ -98,7 +98,7 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     // Held from the start: until somebody listens to it, SIGHUP ends a process.
     let _hangup = listen(SignalKind::hangup())?;
-    let backend = Backend::of(&settings.store)?;
+    let backend = Backend::of(&settings)?;
     let listeners = Listeners::bind(&settings).await?;
     if let Err(error) = print(&greeting(&settings, &listeners)) {
         tracing::debug!(error, "nobody reads standard output");

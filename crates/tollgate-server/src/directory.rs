@@ -1,14 +1,23 @@
-//! Who is who: accounts and their keys, found by secret, by id or by account.
+//! Who is who: accounts and their keys. Those of policy files are in a [`Directory`] of their domain; those of the
+//! store are read through [`Accounts`].
+
+mod cache;
+mod compile;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
 use tollgate_core::{
     claim::Partition,
-    policy::{Caller, CallerKey, Override, Policy, TierId},
+    policy::{Caller, CallerKey, Override, TierId},
+    store::StoreError,
     time::Timestamp,
 };
+use tollgate_store::accounts::KeyKind;
 
+pub(crate) use self::cache::Accounts;
 use crate::{key::KeyHash, policy_file::BootstrapAccount};
 
 /// An account of a domain.
@@ -25,7 +34,8 @@ pub(crate) struct Account {
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) id: Arc<str>,
-    pub(crate) account: Arc<Account>,
+    #[expect(dead_code, reason = "what shows an account to its keys asks for it")]
+    pub(crate) kind: KeyKind,
     pub(crate) expires_at: Option<Timestamp>,
     revoked: bool,
     overrides: Arc<[Override]>,
@@ -42,19 +52,22 @@ pub(crate) enum BadKey {
     Expired,
 }
 
-/// The accounts and keys of one domain.
-#[derive(Debug, Default)]
-pub(crate) struct Directory {
-    accounts: HashMap<Arc<str>, Arc<Account>>,
-    keys: HashMap<Arc<str>, Arc<Key>>,
-    secrets: HashMap<[u8; 8], Vec<(KeyHash, Arc<Key>)>>,
-}
-
 /// A caller that was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) account: Arc<Account>,
     pub(crate) key: Option<Arc<Key>>,
+    /// Why the store of accounts could not be asked. The identity is what was last known then, and good for saying
+    /// what is wrong with a call, not for deciding it.
+    doubt: Option<StoreError>,
+}
+
+/// The accounts and keys that the policy file of one domain brings along.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    accounts: HashMap<Arc<str>, Arc<Account>>,
+    keys: HashMap<Arc<str>, Identity>,
+    secrets: HashMap<[u8; 8], Vec<(KeyHash, Identity)>>,
 }
 
 impl Directory {
@@ -71,16 +84,17 @@ impl Directory {
                 balances: from.balances.clone(),
             });
             for from in from.keys.iter().filter(|key| demo || !key.demo) {
-                let key = Arc::new(Key {
+                let key = Key {
                     id: Arc::clone(&from.id),
-                    account: Arc::clone(&account),
+                    kind: from.kind,
                     expires_at: from.expires_at,
                     revoked: from.revoked,
                     overrides: Arc::clone(&from.overrides),
-                });
+                };
+                let identity = Identity::certain(Arc::clone(&account), Some(Arc::new(key)));
                 let hash = KeyHash::from_bytes(from.hash);
-                directory.keys.insert(Arc::clone(&key.id), Arc::clone(&key));
-                directory.secrets.entry(hash.bucket()).or_default().push((hash, key));
+                directory.keys.insert(Arc::clone(&from.id), identity.clone());
+                directory.secrets.entry(hash.bucket()).or_default().push((hash, identity));
             }
             directory.accounts.insert(Arc::clone(&account.id), account);
         }
@@ -89,27 +103,17 @@ impl Directory {
 
     /// The key with this secret's hash. Hashes that share their first bytes are compared in constant
     /// time; which of those exist tells nothing about a secret.
-    pub(crate) fn by_secret(&self, hash: &KeyHash) -> Option<&Arc<Key>> {
+    pub(crate) fn by_secret(&self, hash: &KeyHash) -> Option<&Identity> {
         let candidates = self.secrets.get(&hash.bucket())?;
-        candidates.iter().find(|(known, _)| known.matches(hash)).map(|(_, key)| key)
+        candidates.iter().find(|(known, _)| known.matches(hash)).map(|(_, identity)| identity)
     }
 
-    pub(crate) fn by_id(&self, id: &str) -> Option<&Arc<Key>> {
+    pub(crate) fn by_id(&self, id: &str) -> Option<&Identity> {
         self.keys.get(id)
     }
 
-    /// The account called `id`. One that is not known is on the default tier, so that a platform may
-    /// start with no accounts at all; the calling service vouches for the name.
-    pub(crate) fn account(&self, id: &str, policy: &Policy) -> Arc<Account> {
-        self.accounts.get(id).cloned().unwrap_or_else(|| {
-            Arc::new(Account {
-                id: id.into(),
-                partition: policy.account_partition(id),
-                tier: policy.default_tier(),
-                overrides: Arc::default(),
-                balances: IndexMap::new(),
-            })
-        })
+    pub(crate) fn account(&self, id: &str) -> Option<&Arc<Account>> {
+        self.accounts.get(id)
     }
 }
 
@@ -127,8 +131,14 @@ impl Key {
 }
 
 impl Identity {
-    pub(crate) fn of_key(key: &Arc<Key>) -> Self {
-        Self { account: Arc::clone(&key.account), key: Some(Arc::clone(key)) }
+    pub(crate) fn certain(account: Arc<Account>, key: Option<Arc<Key>>) -> Self {
+        Self { account, key, doubt: None }
+    }
+
+    /// Fails if the store of accounts could not be asked. Whatever decides, or shows what concerns the caller, asks
+    /// this first.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.doubt.clone().map_or(Ok(()), Err)
     }
 
     /// As policies see a caller.

@@ -12,7 +12,7 @@ use tollgate_core::policy::Policy;
 use crate::{
     auth::Reach,
     dialect::Dialects,
-    directory::{Directory, Key},
+    directory::{Directory, Identity},
     key::KeyHash,
     policy_file::{self, LoadedPolicy, PolicyErrors},
     reload::{Reload, folder_of},
@@ -76,9 +76,9 @@ impl Domains {
         names
     }
 
-    /// The key with this secret, in whatever domain within reach.
-    pub(crate) fn by_secret(&self, hash: &KeyHash, within: &Reach) -> Option<(&Arc<Domain>, &Arc<Key>)> {
-        self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|key| (domain, key)))
+    /// The key of a policy file with this secret, in whatever domain within reach.
+    pub(crate) fn by_secret(&self, hash: &KeyHash, within: &Reach) -> Option<(&Arc<Domain>, &Identity)> {
+        self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|identity| (domain, identity)))
     }
 }
 

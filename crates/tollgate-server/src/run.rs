@@ -18,15 +18,17 @@ use tokio::{
 use tollgate_core::store::Store;
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_store::{
+    accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
     clock::{Clock, SystemClock},
     memory::MemoryStore,
-    redis::RedisStore,
+    redis::{Link, RedisStore},
 };
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 
 use crate::{
     auth::Doors,
+    directory::Accounts,
     grpc,
     policies::{Policies, Source},
     reload, rest,
@@ -99,6 +101,8 @@ impl Listeners {
 pub struct Backend {
     /// Keeps the counters.
     pub store: Arc<dyn Store>,
+    /// Keeps accounts and keys.
+    pub accounts: Arc<dyn AccountStore>,
     /// Tells the node which calendar period it probably is, and whether a key has ended.
     pub clock: Arc<dyn Clock>,
     /// For the metrics: `memory` or `redis`.
@@ -110,28 +114,39 @@ pub struct Backend {
 
 impl Backend {
     /// The backend the settings ask for. Does not wait for Redis.
-    pub fn of(settings: &StoreSettings) -> Result<Self, RunError> {
+    pub fn of(settings: &Settings) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        match settings {
+        let elsewhere = settings.accounts.redis.clone().map(Link::open).transpose()?;
+        let accounts = |link: Option<Link>| -> Arc<dyn AccountStore> {
+            match elsewhere.or(link) {
+                Some(link) => Arc::new(RedisAccounts::on(link)),
+                None => Arc::new(MemoryAccounts::new(settings.accounts.max_in_memory)),
+            }
+        };
+        match &settings.store {
             StoreSettings::Memory { max_scopes } => {
                 let store = Arc::new(MemoryStore::new(SystemClock, *max_scopes));
                 let sweep = Box::new({
                     let store = Arc::clone(&store);
                     move || store.sweep()
                 });
-                Ok(Self { store, clock, kind: "memory", connections: 0, sweep: Some(sweep) })
+                let accounts = accounts(None);
+                Ok(Self { store, accounts, clock, kind: "memory", connections: 0, sweep: Some(sweep) })
             }
             StoreSettings::Redis(config) => {
                 let connections = config.connections;
-                let store = Arc::new(RedisStore::connect(config.clone())?);
-                Ok(Self { store, clock, kind: "redis", connections, sweep: None })
+                let link = Link::open(config.clone())?;
+                let store = Arc::new(RedisStore::on(link.clone()));
+                let accounts = accounts(Some(link));
+                Ok(Self { store, accounts, clock, kind: "redis", connections, sweep: None })
             }
         }
     }
 
-    /// A store and a clock of a test's own.
+    /// A store and a clock of a test's own, with accounts in memory.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
-        Self { store, clock, kind, connections: 0, sweep: None }
+        let accounts = Arc::new(MemoryAccounts::new(100_000));
+        Self { store, accounts, clock, kind, connections: 0, sweep: None }
     }
 }
 
@@ -152,9 +167,12 @@ pub async fn run(
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
         .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
     let policies = Arc::new(policies);
+    let accounts =
+        Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&telemetry)));
     let service = Arc::new(DecisionService::new(
         Arc::clone(&policies),
         Arc::clone(&backend.store),
+        Arc::clone(&accounts),
         Arc::clone(&backend.clock),
         Arc::clone(&telemetry),
     ));
@@ -179,6 +197,9 @@ pub async fn run(
     for file in doors.files() {
         background.spawn(reload::keep_fresh(Arc::clone(file) as _, hung_up.clone()));
     }
+    // Before calls come, so that what they read of accounts is remembered.
+    let changes = accounts.hear().await;
+    background.spawn(accounts.listen(changes));
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(telemetry, backend.sweep));
 

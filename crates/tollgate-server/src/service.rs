@@ -26,7 +26,7 @@ pub(crate) use self::{
 };
 use crate::{
     dialect::{self, Dialect},
-    directory::{BadKey, Identity},
+    directory::{Accounts, BadKey, Identity},
     policies::{Domain, Policies},
     telemetry::{InFlight, Telemetry},
     uploads::TooLarge,
@@ -39,6 +39,7 @@ const PERIOD_ATTEMPTS: usize = 3;
 pub(crate) struct DecisionService {
     policies: Arc<Policies>,
     store: Arc<dyn Store>,
+    accounts: Arc<Accounts>,
     clock: Arc<dyn Clock>,
     telemetry: Arc<Telemetry>,
 }
@@ -112,10 +113,11 @@ impl DecisionService {
     pub(crate) fn new(
         policies: Arc<Policies>,
         store: Arc<dyn Store>,
+        accounts: Arc<Accounts>,
         clock: Arc<dyn Clock>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        Self { policies, store, clock, telemetry }
+        Self { policies, store, accounts, clock, telemetry }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -148,7 +150,7 @@ impl DecisionService {
         let now = self.clock.now();
         check_attributes(&call.attributes)?;
         check_optional_name("dialect", call.dialect)?;
-        let (domain, identity) = match self.identify(&domains, call.within, call.domain, call.caller, now)? {
+        let (domain, identity) = match self.identify(&domains, call.within, call.domain, call.caller, now).await? {
             Ok(found) => found,
             Err(rejected) => {
                 let dialect = match &rejected.domain {
@@ -168,6 +170,7 @@ impl DecisionService {
             Some(upload) => domain.uploads.check(call.resource, upload)?,
             None => None,
         };
+        identity.check()?;
         let decision = if too_large.is_some() {
             // Nothing is charged, and the answer still says where the caller stands.
             self.judge(&resolved, &Usage::none(), &call.attributes, Mode::Peek, now).await?

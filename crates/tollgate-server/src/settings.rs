@@ -45,6 +45,23 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
     pub memory_max_scopes: Option<usize>,
 
+    /// Redis that keeps accounts and keys [default: the one that keeps the counters, or this process's memory]
+    #[arg(long, env = "TOLLGATE_ACCOUNTS_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub accounts_redis: Option<String>,
+
+    /// Accounts that memory keeps at once, without Redis [default: 100000]
+    #[arg(long, env = "TOLLGATE_MEMORY_MAX_ACCOUNTS", value_name = "N")]
+    pub memory_max_accounts: Option<usize>,
+
+    /// Accounts, keys and secrets, each, that a node remembers [default: 100000]
+    #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_ENTRIES", value_name = "N")]
+    pub account_cache_entries: Option<usize>,
+
+    /// How long a node believes what it remembers of an account while it hears of no change, in milliseconds
+    /// [default: 60000]
+    #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
+    pub account_cache_ttl_ms: Option<u64>,
+
     /// Address for REST, metrics and health; beyond loopback only with --service-tokens
     /// [default: 127.0.0.1:8080]
     #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
@@ -106,6 +123,8 @@ pub struct Settings {
     pub policy: Vec<PathBuf>,
     /// The store.
     pub store: StoreSettings,
+    /// Accounts and keys.
+    pub accounts: AccountSettings,
     /// Where REST listens.
     pub http_listen: SocketAddr,
     /// Where gRPC listens.
@@ -144,6 +163,28 @@ pub enum StoreSettings {
     Redis(tollgate_store::redis::RedisConfig),
 }
 
+/// Where accounts and keys are, and what a node remembers of them.
+#[derive(Clone)]
+pub struct AccountSettings {
+    /// A Redis of their own.
+    pub redis: Option<tollgate_store::redis::RedisConfig>,
+    /// How many accounts memory keeps at most.
+    pub max_in_memory: usize,
+    /// What a node remembers.
+    pub cache: CacheBounds,
+}
+
+/// How much a node remembers of accounts, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheBounds {
+    /// How many accounts, secrets and key ids, each; an account with many keys counts as several.
+    pub entries: usize,
+    /// How long an entry is believed if nothing is heard of it.
+    pub lifetime: Duration,
+    /// How long a call waits for what is not remembered, in all.
+    pub deadline: Duration,
+}
+
 impl Options {
     /// These options, completed by those of the configuration file and by the defaults.
     ///
@@ -160,8 +201,8 @@ impl Options {
             value
         };
         let redis = options.redis.map(tollgate_store::redis::RedisConfig::new).map(|mut redis| {
-            if let Some(prefix) = options.redis_key_prefix {
-                redis.key_prefix = prefix;
+            if let Some(prefix) = &options.redis_key_prefix {
+                redis.key_prefix.clone_from(prefix);
             }
             redis.connections =
                 at_least_one("redis-connections", options.redis_connections.unwrap_or(redis.connections));
@@ -171,6 +212,20 @@ impl Options {
             redis
         });
         let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
+        let deadline = options.store_deadline_ms.map_or(Duration::from_millis(250), Duration::from_millis);
+        let accounts = AccountSettings {
+            redis: options.accounts_redis.map(|url| tollgate_store::redis::RedisConfig {
+                key_prefix: options.redis_key_prefix.clone().unwrap_or_else(|| "tg".to_owned()),
+                deadline,
+                ..tollgate_store::redis::RedisConfig::new(url)
+            }),
+            max_in_memory: at_least_one("memory-max-accounts", options.memory_max_accounts.unwrap_or(100_000)),
+            cache: CacheBounds {
+                entries: at_least_one("account-cache-entries", options.account_cache_entries.unwrap_or(100_000)),
+                lifetime: Duration::from_millis(options.account_cache_ttl_ms.unwrap_or(60_000)),
+                deadline,
+            },
+        };
         let max_request_bytes = at_least_one("max-request-bytes", options.max_request_bytes.unwrap_or(65_536));
         let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
         let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
@@ -203,6 +258,7 @@ impl Options {
         }
         Ok(Settings {
             policy: options.policy,
+            accounts,
             store: redis.map_or(StoreSettings::Memory { max_scopes }, StoreSettings::Redis),
             http_listen,
             grpc_listen,
@@ -228,6 +284,10 @@ impl Options {
             store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),
             store_max_in_flight: self.store_max_in_flight.or(other.store_max_in_flight),
             memory_max_scopes: self.memory_max_scopes.or(other.memory_max_scopes),
+            accounts_redis: self.accounts_redis.or(other.accounts_redis),
+            memory_max_accounts: self.memory_max_accounts.or(other.memory_max_accounts),
+            account_cache_entries: self.account_cache_entries.or(other.account_cache_entries),
+            account_cache_ttl_ms: self.account_cache_ttl_ms.or(other.account_cache_ttl_ms),
             http_listen: self.http_listen.or(other.http_listen),
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
             service_tokens: self.service_tokens.or(other.service_tokens),

@@ -31,6 +31,11 @@ const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
+const ACCOUNT_LOOKUPS: &str = "tollgate_account_lookups_total";
+const ACCOUNT_INVALIDATIONS: &str = "tollgate_account_invalidations_total";
+const ACCOUNT_FEED_UP: &str = "tollgate_account_feed_up";
+const ACCOUNT_STORE_ERRORS: &str = "tollgate_account_store_errors_total";
+const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
 /// The metrics of one node. Nodes of one process keep theirs apart.
@@ -46,6 +51,26 @@ pub struct Telemetry {
     store_was_up: AtomicBool,
     key_refusals: [Counter; 3],
     bad_requests: Counter,
+    accounts: AccountMetrics,
+}
+
+struct AccountMetrics {
+    lookups: [Counter; 3],
+    invalidations: Counter,
+    feed_up: Gauge,
+    store_errors: Counter,
+    overrides_left_out: Counter,
+}
+
+/// How something was found of an account.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CacheResult {
+    /// The node remembered it.
+    Hit,
+    /// It was read from the store.
+    Miss,
+    /// It was read from the store, as what the node remembers is not to be trusted.
+    Bypass,
 }
 
 struct StoreErrors {
@@ -79,6 +104,14 @@ impl Telemetry {
             store_was_up: AtomicBool::new(true),
             key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
+            accounts: AccountMetrics {
+                lookups: ["hit", "miss", "bypass"]
+                    .map(|result| counter(&recorder, ACCOUNT_LOOKUPS, &[("result", result)])),
+                invalidations: counter(&recorder, ACCOUNT_INVALIDATIONS, &[]),
+                feed_up: gauge(&recorder, ACCOUNT_FEED_UP, &[]),
+                store_errors: counter(&recorder, ACCOUNT_STORE_ERRORS, &[]),
+                overrides_left_out: counter(&recorder, OVERRIDES_LEFT_OUT, &[]),
+            },
             handle,
             recorder,
         };
@@ -116,6 +149,32 @@ impl Telemetry {
             BadKey::Expired => expired,
         }
         .increment(1);
+    }
+
+    pub(crate) fn account_cache(&self, result: CacheResult) {
+        let [hit, miss, bypass] = &self.accounts.lookups;
+        match result {
+            CacheResult::Hit => hit,
+            CacheResult::Miss => miss,
+            CacheResult::Bypass => bypass,
+        }
+        .increment(1);
+    }
+
+    pub(crate) fn account_invalidated(&self) {
+        self.accounts.invalidations.increment(1);
+    }
+
+    pub(crate) fn account_feed(&self, up: bool) {
+        self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    pub(crate) fn account_store_failed(&self) {
+        self.accounts.store_errors.increment(1);
+    }
+
+    pub(crate) fn overrides_left_out(&self, count: usize) {
+        self.accounts.overrides_left_out.increment(count as u64);
     }
 
     /// Counts a call to the store. A store that goes away or comes back is logged once.
@@ -246,6 +305,11 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
+    counter(ACCOUNT_LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
+    counter(ACCOUNT_INVALIDATIONS, "Changes of accounts that the node heard of");
+    gauge(ACCOUNT_FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
+    counter(ACCOUNT_STORE_ERRORS, "Look-ups that the store of accounts did not answer");
+    counter(OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
     gauge(BUILD_INFO, "1, with the version of the build");
 }
 

@@ -8,9 +8,9 @@ use tollgate_core::{
     policy::{Chain, Override, Place, Policy, TierId},
     time::Timestamp,
 };
+use tollgate_store::accounts::{KeyHash, KeyKind};
 
 use super::{draft, format};
-use crate::key::KeyHash;
 
 /// An account of the bootstrap section.
 #[derive(Debug, Clone)]
@@ -46,15 +46,6 @@ pub struct BootstrapKey {
     pub overrides: Arc<[Override]>,
     /// Whether it is only good on a node that runs the embedded default.
     pub demo: bool,
-}
-
-/// What a key may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyKind {
-    /// Call, and read what concerns itself.
-    Inference,
-    /// Also read what concerns the whole account.
-    Admin,
 }
 
 type Mistakes = Vec<(Place, String)>;

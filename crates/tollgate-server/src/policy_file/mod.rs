@@ -3,7 +3,8 @@
 
 use std::{collections::HashSet, fmt, io::Read, path::Path, sync::Arc};
 
-use tollgate_core::policy::{Place, Policy};
+use serde_json::Value;
+use tollgate_core::policy::{Place, Policy, draft::OverrideDraft};
 
 use crate::{dialect::Dialects, uploads::Uploads};
 
@@ -15,7 +16,7 @@ mod structure;
 mod tests;
 mod yaml;
 
-pub use bootstrap::{BootstrapAccount, BootstrapKey, KeyKind};
+pub use bootstrap::{BootstrapAccount, BootstrapKey};
 pub(crate) use draft::length_ms;
 pub use format::schema;
 pub(crate) use format::{dialect, uploads};
@@ -90,6 +91,11 @@ pub fn parse(file: &str, text: &str) -> Result<LoadedPolicy, PolicyErrors> {
     })
 }
 
+/// The draft of an override that was written in the format of policy files, if it can be read.
+pub(crate) fn read_override(written: &Value) -> Option<OverrideDraft> {
+    serde_json::from_value(written.clone()).ok().map(|over| draft::of_override(&over))
+}
+
 /// Reads YAML of another kind with the same bounds: the configuration file.
 pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     let document = yaml::read(text).map_err(|error| format!("line {}: {}", error.line, error.message))?;
@@ -101,7 +107,7 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         return Err(vec![at_start(format!("is too large; a policy file has at most {MAX_FILE_BYTES} bytes"))]);
     }
     let yaml::Document { value, lines } = yaml::read(text).map_err(|error| vec![error])?;
-    let checked = structure::check(value);
+    let checked = structure::check(value, &format::schema());
     let mut errors = checked.mistakes.clone();
     // What is left after a structural mistake may be checked further, if it can still be read.
     match serde_json::from_value::<format::PolicyFile>(checked.rest.clone()) {

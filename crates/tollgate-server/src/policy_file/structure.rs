@@ -10,8 +10,6 @@ use jsonschema::{
 use serde_json::Value;
 use tollgate_core::policy::{Place, Step};
 
-use super::format;
-
 /// What the schema says of a file.
 pub(super) struct Checked {
     pub(super) mistakes: Vec<(Place, String)>,
@@ -35,10 +33,9 @@ impl Checked {
     }
 }
 
-/// Checks the structure of a file.
-pub(super) fn check(mut value: Value) -> Checked {
-    let schema = format::schema();
-    let validator = match jsonschema::validator_for(&schema) {
+/// Checks the structure of a file, or of a part of one.
+pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
+    let validator = match jsonschema::validator_for(schema) {
         Ok(validator) => validator,
         Err(error) => {
             let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
@@ -49,7 +46,7 @@ pub(super) fn check(mut value: Value) -> Checked {
     let mut mistakes = Vec::new();
     let mut unknown = Vec::new();
     for error in validator.iter_errors(&value) {
-        describe(&error, &schema, &mut mistakes);
+        describe(&error, schema, &mut mistakes);
         if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
             unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
         } else if let Some(item) = item_around(place_of(&error)) {

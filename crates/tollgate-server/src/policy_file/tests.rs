@@ -287,7 +287,7 @@ fn venice_has_a_demo_key_of_the_known_format() {
     let key = &loaded.bootstrap[0].keys[0];
     let secret = concat!("tg_", "demoVeniceKeyForLoopbackUseOnly0", "4QjPeg");
     assert_eq!(key.hash[..], Sha256::digest(secret)[..]);
-    assert!(key.demo && !key.revoked && key.kind == KeyKind::Inference);
+    assert!(key.demo && !key.revoked && key.kind == tollgate_store::accounts::KeyKind::Inference);
 }
 
 /// Two other platforms, in short: the format can say what they need.

@@ -27,7 +27,7 @@ pub(crate) struct Rejected {
 impl DecisionService {
     /// The domain and the caller, or why the caller's key is no good. Keys are looked for only where the calling
     /// service may act.
-    pub(super) fn identify(
+    pub(super) async fn identify(
         &self,
         domains: &Domains,
         within: &Reach,
@@ -36,40 +36,67 @@ impl DecisionService {
         now: Timestamp,
     ) -> Result<Result<(Arc<Domain>, Identity), Rejected>, CallError> {
         check_optional_name("domain", domain)?;
-        let (domain, identity) = match caller {
-            CallerRef::Secret(secret) if domain.is_empty() => {
-                match find_secret(secret, |hash| domains.by_secret(hash, within))? {
-                    Some((domain, key)) => (Some(domain), Some(Identity::of_key(key))),
-                    None => (domains.get("", within), None),
+        let found = match caller {
+            CallerRef::Secret(secret) => {
+                let named = if domain.is_empty() { None } else { Some(find_domain(domains, within, domain)?) };
+                match check_secret(secret)? {
+                    Some(hash) => self.find_secret(domains, within, named, &hash, now).await?,
+                    None => Err((named.or_else(|| domains.get("", within)), BadKey::Unknown)),
                 }
             }
-            _ => {
+            CallerRef::KeyId(id) => {
                 let domain = find_domain(domains, within, domain)?;
-                let identity = match caller {
-                    CallerRef::Secret(secret) => {
-                        find_secret(secret, |hash| domain.directory.by_secret(hash).map(Identity::of_key))?
-                    }
-                    CallerRef::KeyId(id) => {
-                        check_name("caller.api_key_id", id)?;
-                        domain.directory.by_id(id).map(Identity::of_key)
-                    }
-                    CallerRef::Account(id) => {
-                        check_name("caller.account", id)?;
-                        Some(Identity { account: domain.directory.account(id, &domain.policy), key: None })
-                    }
+                check_name("caller.api_key_id", id)?;
+                let identity = match domain.directory.by_id(id) {
+                    Some(identity) => Some(identity.clone()),
+                    None => self.accounts.by_key_id(id, &domain.policy, now).await?,
                 };
-                (Some(domain), identity)
+                identity.map(|identity| (domain, identity)).ok_or((Some(domain), BadKey::Unknown))
+            }
+            CallerRef::Account(id) => {
+                let domain = find_domain(domains, within, domain)?;
+                check_name("caller.account", id)?;
+                let identity = match domain.directory.account(id) {
+                    Some(account) => Identity::certain(Arc::clone(account), None),
+                    None => self.accounts.by_name(id, &domain.policy, now).await,
+                };
+                Ok((domain, identity))
             }
         };
-        let why = match (&domain, identity) {
-            (Some(domain), Some(identity)) => match identity.key.as_ref().map_or(Ok(()), |key| key.check(now)) {
-                Ok(()) => return Ok(Ok((Arc::clone(domain), identity))),
-                Err(why) => why,
-            },
-            _ => BadKey::Unknown,
+        let checked = found.and_then(|(domain, identity)| {
+            let good = identity.key.as_ref().map_or(Ok(()), |key| key.check(now));
+            good.map(|()| (Arc::clone(domain), identity)).map_err(|why| (Some(domain), why))
+        });
+        Ok(checked.map_err(|(domain, why)| {
+            self.telemetry.key_refused(why);
+            Rejected { domain: domain.cloned(), why }
+        }))
+    }
+
+    /// The caller with this secret, in the domain that was named, or else in whatever domain within reach.
+    async fn find_secret<'a>(
+        &self,
+        domains: &'a Domains,
+        within: &Reach,
+        named: Option<&'a Arc<Domain>>,
+        hash: &KeyHash,
+        now: Timestamp,
+    ) -> Result<Result<(&'a Arc<Domain>, Identity), (Option<&'a Arc<Domain>>, BadKey)>, CallError> {
+        let in_files = match named {
+            Some(domain) => domain.directory.by_secret(hash).map(|identity| (domain, identity)),
+            None => domains.by_secret(hash, within),
         };
-        self.telemetry.key_refused(why);
-        Ok(Err(Rejected { domain: domain.cloned(), why }))
+        if let Some((domain, identity)) = in_files {
+            return Ok(Ok((domain, identity.clone())));
+        }
+        let unknown = Ok(Err((named.or_else(|| domains.get("", within)), BadKey::Unknown)));
+        let Some(place) = self.accounts.place_of(hash).await? else { return unknown };
+        let of_the_name = |domain: &&Arc<Domain>| **domain.policy.domain() == *place.domain;
+        let Some(domain) = named.or_else(|| domains.get(&place.domain, within)).filter(of_the_name) else {
+            return unknown;
+        };
+        let found = self.accounts.by_secret(&place, hash, &domain.policy, now).await?;
+        Ok(found.map(|identity| (domain, identity)).map_err(|why| (Some(domain), why)))
     }
 }
 
@@ -86,9 +113,10 @@ fn find_domain<'a>(domains: &'a Domains, within: &Reach, name: &str) -> Result<&
     })
 }
 
-fn find_secret<T>(secret: &str, find: impl FnOnce(&KeyHash) -> Option<T>) -> Result<Option<T>, CallError> {
+/// The hash to look for; `None` if this cannot be a key.
+fn check_secret(secret: &str) -> Result<Option<KeyHash>, CallError> {
     if secret.is_empty() || secret.len() > MAX_SECRET_BYTES {
         return Err(CallError::field("caller.api_key", format_args!("must have 1 to {MAX_SECRET_BYTES} bytes")));
     }
-    Ok(if key::is_plausible(secret) { find(&KeyHash::of(secret)) } else { None })
+    Ok(key::is_plausible(secret).then(|| KeyHash::of(secret)))
 }

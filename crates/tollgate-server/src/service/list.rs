@@ -44,10 +44,12 @@ impl DecisionService {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         check_attributes(&listing.attributes)?;
-        let (domain, identity) = match self.identify(&domains, listing.within, listing.domain, listing.caller, now)? {
-            Ok(found) => found,
-            Err(rejected) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
-        };
+        let (domain, identity) =
+            match self.identify(&domains, listing.within, listing.domain, listing.caller, now).await? {
+                Ok(found) => found,
+                Err(rejected) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
+            };
+        identity.check()?;
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
         let end = listing.skip.saturating_add(listing.take);

@@ -148,6 +148,26 @@ impl KeyHash {
         })
     }
 
+    /// The hash that [`KeyHash::to_text`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("sha256:")?.as_bytes();
+        let mut hash = [0; 32];
+        if digits.len() != 64 {
+            return None;
+        }
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            // `from_str_radix` would take a sign.
+            let digits = pair.iter().all(u8::is_ascii_hexdigit).then_some(pair)?;
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+
+    /// The bytes that policies keep.
+    pub const fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// As stores write it.
     pub(super) fn encoded(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)

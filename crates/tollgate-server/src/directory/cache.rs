@@ -1,0 +1,287 @@
+//! What a node remembers of the store's accounts, so that a call need not wait for the store.
+//!
+//! What is remembered is trusted as long as the node hears of changes: every change takes away what it touches. When
+//! the feed of changes ends, one may be missed, so nothing is trusted (every call reads the store) until there is a
+//! new feed, and then everything is forgotten. Each entry carries the generation of trust in which its reading began;
+//! only those of the present generation count. An entry that is being read while a change takes it away is not kept
+//! (the cache gives its placeholder up). As the last net, entries end after a while.
+
+use std::{
+    future::Future,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use quick_cache::{Equivalent, Weighter, sync::Cache};
+use tollgate_core::{policy::Policy, store::StoreError, time::Timestamp};
+use tollgate_store::accounts::{AccountStore, Changed, Changes, KeyPlace};
+
+use super::{BadKey, Identity, compile::Known};
+use crate::{
+    key::KeyHash,
+    settings::CacheBounds,
+    telemetry::{CacheResult, InFlight, Telemetry},
+};
+
+/// How long a node waits before it tries again to hear of changes.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(1);
+
+/// The accounts of the store, as a node remembers them.
+pub(crate) struct Accounts {
+    store: Arc<dyn AccountStore>,
+    bounds: CacheBounds,
+    /// Even while the node hears of changes. Each change of that begins a new one.
+    generation: AtomicU64,
+    places: Cache<KeyHash, Entry<Option<Arc<KeyPlace>>>>,
+    keys: Cache<Name, Entry<Option<Arc<str>>>>,
+    known: Cache<Name, Entry<Arc<Known>>, ByWeight>,
+    telemetry: Arc<Telemetry>,
+}
+
+/// A name within a domain.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Name {
+    domain: Arc<str>,
+    name: Arc<str>,
+}
+
+/// The same, borrowed; it hashes alike.
+#[derive(Clone, Copy, Hash)]
+struct NameRef<'a> {
+    domain: &'a str,
+    name: &'a str,
+}
+
+impl Equivalent<Name> for NameRef<'_> {
+    fn equivalent(&self, name: &Name) -> bool {
+        *self.domain == *name.domain && *self.name == *name.name
+    }
+}
+
+impl NameRef<'_> {
+    fn to_owned(self) -> Name {
+        Name { domain: self.domain.into(), name: self.name.into() }
+    }
+}
+
+/// Something that was read from the store.
+#[derive(Clone)]
+struct Entry<T> {
+    value: T,
+    generation: u64,
+    read_at: Instant,
+}
+
+#[derive(Clone)]
+struct ByWeight;
+
+impl Weighter<Name, Entry<Arc<Known>>> for ByWeight {
+    fn weight(&self, _: &Name, entry: &Entry<Arc<Known>>) -> u64 {
+        entry.value.weight()
+    }
+}
+
+impl Accounts {
+    pub(crate) fn new(store: Arc<dyn AccountStore>, bounds: CacheBounds, telemetry: Arc<Telemetry>) -> Self {
+        let entries = bounds.entries;
+        Self {
+            store,
+            bounds,
+            generation: AtomicU64::new(1),
+            places: Cache::new(entries),
+            keys: Cache::new(entries),
+            known: Cache::with_weighter(entries, entries as u64, ByWeight),
+            telemetry,
+        }
+    }
+
+    /// Where the key with this secret might be.
+    pub(crate) async fn place_of(&self, hash: &KeyHash) -> Result<Option<Arc<KeyPlace>>, StoreError> {
+        let read = async { Ok(self.store.find_secret(hash).await?.map(Arc::new)) };
+        let found = self.through(&self.places, hash, || *hash, |_| true, read).await;
+        found.map_err(|(error, _)| error)
+    }
+
+    /// The caller with the key `place` leads to, presented by its secret.
+    pub(crate) async fn by_secret(
+        &self,
+        place: &KeyPlace,
+        hash: &KeyHash,
+        policy: &Arc<Policy>,
+        now: Timestamp,
+    ) -> Result<Result<Identity, BadKey>, StoreError> {
+        let (known, doubt) = self.known(&place.account, policy, now).await?;
+        let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(BadKey::Unknown)) };
+        Ok(key.check_secret(hash, now).map(|()| Identity {
+            account: Arc::clone(&known.account),
+            key: Some(Arc::clone(&key.key)),
+            doubt,
+        }))
+    }
+
+    /// The caller with the key of this id.
+    pub(crate) async fn by_key_id(
+        &self,
+        id: &str,
+        policy: &Arc<Policy>,
+        now: Timestamp,
+    ) -> Result<Option<Identity>, StoreError> {
+        let name = NameRef { domain: policy.domain(), name: id };
+        let read = async { Ok(self.store.find_key(policy.domain(), id).await?.map(Arc::from)) };
+        let found = self.through(&self.keys, &name, || name.to_owned(), |_| true, read).await;
+        let Some(account) = found.map_err(|(error, _)| error)? else { return Ok(None) };
+        let (known, doubt) = self.known(&account, policy, now).await?;
+        let found = known.keys.get(id);
+        Ok(found.map(|key| Identity { account: Arc::clone(&known.account), key: Some(Arc::clone(&key.key)), doubt }))
+    }
+
+    /// The account called `id`, for whose name the calling service vouches. While the store cannot answer and nothing
+    /// is known, it is taken for one of the default tier, in doubt.
+    pub(crate) async fn by_name(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
+        match self.known(id, policy, now).await {
+            Ok((known, doubt)) => Identity { account: Arc::clone(&known.account), key: None, doubt },
+            Err(error) => Identity { account: Known::unknown(id, policy).account, key: None, doubt: Some(error) },
+        }
+    }
+
+    /// The account, and why the store could not be asked if this is what was last known.
+    async fn known(
+        &self,
+        id: &str,
+        policy: &Arc<Policy>,
+        now: Timestamp,
+    ) -> Result<(Arc<Known>, Option<StoreError>), StoreError> {
+        let name = NameRef { domain: policy.domain(), name: id };
+        let good =
+            |known: &Arc<Known>| Arc::ptr_eq(&known.policy, policy) && known.good_until.is_none_or(|end| end > now);
+        let read = async {
+            let record = self.store.load(policy.domain(), id).await?;
+            let known = record.map_or_else(|| Known::unknown(id, policy), |record| Known::of(&record, policy, now));
+            self.telemetry.overrides_left_out(known.left_out);
+            Ok(Arc::new(known))
+        };
+        match self.through(&self.known, &name, || name.to_owned(), good, read).await {
+            Ok(known) => Ok((known, None)),
+            // Handles of tiers belong to their policy.
+            Err((error, Some(last))) if Arc::ptr_eq(&last.policy, policy) => Ok((last, Some(error))),
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    /// What `cache` has for `key` if it is to be believed, or else what `read` finds. Of many who miss the same, one
+    /// reads. With an error comes what was last known.
+    async fn through<K, Q, V, W>(
+        &self,
+        cache: &Cache<K, Entry<V>, W>,
+        key: &Q,
+        owned: impl FnOnce() -> K,
+        good: impl Fn(&V) -> bool,
+        read: impl Future<Output = Result<V, StoreError>>,
+    ) -> Result<V, (StoreError, Option<V>)>
+    where
+        K: Clone + Eq + Hash,
+        Q: Hash + Equivalent<K>,
+        V: Clone,
+        W: Weighter<K, Entry<V>> + Clone,
+    {
+        let generation = self.generation.load(Ordering::Acquire);
+        let believed = |entry: &Entry<V>| {
+            entry.generation == generation && entry.read_at.elapsed() < self.bounds.lifetime && good(&entry.value)
+        };
+        let last = cache.get(key);
+        if let Some(entry) = last.as_ref().filter(|entry| believed(entry)) {
+            self.telemetry.account_cache(CacheResult::Hit);
+            return Ok(entry.value.clone());
+        }
+        let found = self.in_time(async {
+            if !is_trusted(generation) {
+                self.telemetry.account_cache(CacheResult::Bypass);
+                return read.await;
+            }
+            self.telemetry.account_cache(CacheResult::Miss);
+            cache.remove_if(key, |entry| !believed(entry));
+            match cache.get_value_or_guard_async(&owned()).await {
+                Ok(entry) if believed(&entry) => Ok(entry.value),
+                Ok(_) => read.await,
+                Err(guard) => {
+                    let value = read.await?;
+                    // Not kept if a change took the place away meanwhile.
+                    let _ = guard.insert(Entry { value: value.clone(), generation, read_at: Instant::now() });
+                    Ok(value)
+                }
+            }
+        });
+        found.await.map_err(|error| (error, last.map(|entry| entry.value)))
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let _in_flight = InFlight::new(&self.telemetry);
+        let bound = self.bounds.deadline;
+        let answer = tokio::time::timeout(bound, work)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Indeterminate(format!("accounts took longer than {bound:?}"))));
+        answer.inspect_err(|_| self.telemetry.account_store_failed())
+    }
+
+    /// Begins to hear of changes, if the store lets it at once.
+    pub(crate) async fn hear(&self) -> Option<Changes> {
+        let feed = self.store.changes().await;
+        if feed.is_ok() {
+            self.trust();
+        }
+        feed.inspect_err(|error| tracing::debug!(%error, "changes of accounts cannot be heard yet")).ok()
+    }
+
+    /// Listens for as long as the node lives, to `feed` first.
+    pub(crate) async fn listen(self: Arc<Self>, mut feed: Option<Changes>) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            if let Some(mut feed) = feed.take() {
+                while let Some(change) = feed.next().await {
+                    self.forget(&change);
+                }
+                self.distrust();
+                pause = RETRY_FIRST;
+                tracing::warn!("changes of accounts are not heard; every call reads them");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LAST);
+            feed = self.hear().await;
+        }
+    }
+
+    /// From now on every change is heard; what was read before does not count.
+    fn trust(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.places.clear();
+        self.keys.clear();
+        self.known.clear();
+        self.telemetry.account_feed(true);
+        tracing::info!("changes of accounts are heard");
+    }
+
+    fn distrust(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.telemetry.account_feed(false);
+    }
+
+    fn forget(&self, change: &Changed) {
+        self.telemetry.account_invalidated();
+        self.known.remove(&NameRef { domain: &change.domain, name: &change.account });
+        for hash in &change.secrets {
+            self.places.remove(hash);
+        }
+        for key in &change.keys {
+            self.keys.remove(&NameRef { domain: &change.domain, name: key });
+        }
+    }
+}
+
+fn is_trusted(generation: u64) -> bool {
+    generation.is_multiple_of(2)
+}
