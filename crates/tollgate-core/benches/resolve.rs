@@ -21,6 +21,7 @@ fn draft() -> Draft {
         scope: Some(vec![scope.to_owned(), "resource".to_owned()]),
         name: None,
         label: None,
+        shadow: false,
     };
     let class = |at: u64| {
         let quotas = vec![

@@ -1,5 +1,7 @@
 //! Merging: from the statuses of the claims to the one decision about a call.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use crate::{
@@ -31,7 +33,7 @@ pub struct QuotaStatus<'a> {
     pub used: Amount,
     /// See [`ClaimStatus::resets_at`].
     pub resets_at: Timestamp,
-    /// Whether the call fitted.
+    /// Whether the call fitted. A shadow quota does not deny a call that did not.
     pub fit: Fit,
 }
 
@@ -50,9 +52,21 @@ pub struct Decision<'a> {
     /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
     /// whatever the quotas say; the verdict's wait includes it.
     pub block: Option<Block<'a>>,
+    /// The block of a shadow rule that would have been on.
+    pub shadow_block: Option<Block<'a>>,
 }
 
 impl QuotaStatus<'_> {
+    /// Whether it denies the call.
+    pub fn denies(&self) -> bool {
+        self.fit != Fit::Now && !self.quota.shadow
+    }
+
+    /// Whether it would deny the call, were it no shadow.
+    pub fn would_deny(&self) -> bool {
+        self.fit != Fit::Now && self.quota.shadow
+    }
+
     /// What could be admitted now; `None` if unlimited.
     pub fn remaining(&self) -> Option<Amount> {
         match self.limit {
@@ -72,29 +86,40 @@ impl<'a> Decision<'a> {
     ) -> Self {
         let of_guards = applied.statuses.iter().skip(quotas.len());
         let blocks = guards.into_iter().zip(of_guards).filter_map(|(rule, guard)| block_of(rule, guard));
-        let block = blocks.reduce(|longest, next| if next.until > longest.until { next } else { longest });
+        let (mut block, mut shadow_block): (Option<Block<'a>>, Option<Block<'a>>) = (None, None);
+        for next in blocks {
+            let longest = if next.rule.shadow { &mut shadow_block } else { &mut block };
+            *longest = longest.filter(|longest| longest.until >= next.until).or(Some(next));
+        }
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
         let blocked = block.map(|block| Fit::At(block.until));
-        let verdict =
-            quotas.iter().map(|quota| quota.fit).chain(blocked).fold(Verdict::Allowed, |verdict, fit| {
-                match (verdict, fit) {
-                    (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
-                    (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
-                    (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
-                    (verdict, Fit::Now) => verdict,
-                }
-            });
+        let verdict = quotas.iter().filter(|quota| !quota.quota.shadow).map(|quota| quota.fit).chain(blocked).fold(
+            Verdict::Allowed,
+            |verdict, fit| match (verdict, fit) {
+                (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
+                (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
+                (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+                (verdict, Fit::Now) => verdict,
+            },
+        );
         let speaker = speaker(&quotas);
-        Self { verdict, decided_at: applied.decided_at, quotas, speaker, block }
+        Self { verdict, decided_at: applied.decided_at, quotas, speaker, block, shadow_block }
     }
 
     /// The decision about a call that no quota applies to.
     pub fn unlimited(now: Timestamp) -> Self {
-        Self { verdict: Verdict::Allowed, decided_at: now, quotas: SmallVec::new(), speaker: None, block: None }
+        let (verdict, quotas) = (Verdict::Allowed, SmallVec::new());
+        Self { verdict, decided_at: now, quotas, speaker: None, block: None, shadow_block: None }
+    }
+
+    /// What would have refused the call, were it no shadow: the names of quotas and abuse rules.
+    pub fn shadow_refusals(&self) -> impl Iterator<Item = &'a Arc<str>> {
+        let rule = self.shadow_block.map(|block| &block.rule.name);
+        self.quotas.iter().filter(|status| status.would_deny()).map(|status| &status.quota.name).chain(rule)
     }
 
     /// The quota that speaks.
@@ -118,7 +143,9 @@ fn speaker(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         Fit::At(at) => Some(at.as_ms()),
         Fit::Never => Some(u64::MAX),
     };
-    let denying = quotas.iter().enumerate().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
+    // A shadow says nothing aloud.
+    let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
+    let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
     // The first of equals, as the policy's order is the reader's.
     let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
     longest.map(|(at, _)| at).or_else(|| {
@@ -127,7 +154,7 @@ fn speaker(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
             // a.0/a.1 > b.0/b.1, in whole numbers.
             if u128::from(a.0) * u128::from(b.1) > u128::from(b.0) * u128::from(a.1) { next } else { best }
         };
-        (0..quotas.len()).reduce(tighter)
+        enforced().map(|(at, _)| at).reduce(tighter)
     })
 }
 

@@ -246,6 +246,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
             tier: resolved.tier().name.to_string(),
             resource: resolved.resource().to_owned(),
+            shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             blocked_until: decision.block.map(|block| timestamp(block.until)),
             priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
             ..said
@@ -301,11 +302,12 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
         used: status.used.get(),
         remaining: status.remaining().map(Amount::get),
         resets_at: Some(timestamp(status.resets_at)),
-        denies: status.fit != Fit::Now,
+        denies: status.denies(),
         retry_at: match status.fit {
-            Fit::At(at) => Some(timestamp(at)),
-            Fit::Now | Fit::Never => None,
+            Fit::At(at) if status.denies() => Some(timestamp(at)),
+            Fit::At(_) | Fit::Now | Fit::Never => None,
         },
+        shadow: quota.shadow,
         details: details.then(|| v1::QuotaDetails {
             label: quota.label.to_string(),
             unit: quota.unit.name.to_string(),

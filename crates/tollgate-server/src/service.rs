@@ -185,6 +185,8 @@ impl DecisionService {
                 Verdict::Wait(_) | Verdict::Never => decision.speaking().map(|quota| &*quota.quota.name),
             };
             domain.metrics.count(identity.account.tier, resolved.class(), denied_by);
+            let shadows = decision.shadow_refusals().map(|name| &**name);
+            domain.metrics.count_shadows(&identity.account, resolved.class(), shadows);
         }
         Ok(render(&Outcome::Decided {
             domain: &domain,
@@ -206,9 +208,10 @@ impl DecisionService {
         now: Timestamp,
     ) -> Result<Decision<'a>, CallError> {
         let claims_at = |now| Ok(resolved.claims(usage, |name| find(attributes, name), now)?);
-        let Some(applied) = self.apply(claims_at, mode, now).await? else { return Ok(Decision::unlimited(now)) };
-        let guards = resolved.guards(|name| find(attributes, name));
-        Ok(Decision::merge(resolved.quotas(), guards, &applied))
+        let Some(mut applied) = self.apply(claims_at, mode, now).await? else { return Ok(Decision::unlimited(now)) };
+        let guards = || resolved.guards(|name| find(attributes, name));
+        resolved.judge_shadow(usage, guards(), mode, &mut applied);
+        Ok(Decision::merge(resolved.quotas(), guards(), &applied))
     }
 
     /// Asks the store, and once more where its clock is in another calendar period than the node's.

@@ -1,6 +1,8 @@
 //! Metrics and logs. Every metric is declared here once, with its help; label values come from policies,
 //! never from callers.
 
+mod shadow;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -15,11 +17,14 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tollgate_core::policy::{Policy, TierId};
 use tracing::Instrument;
 
+use self::shadow::ShadowLog;
+
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
 const LATENCIES: [f64; 14] =
     [50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.5e-3, 3e-3, 6e-3, 12e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0];
 
 const DECISIONS: &str = "tollgate_decisions_total";
+const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
 const DECISION_SECONDS: &str = "tollgate_decision_duration_seconds";
 const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
 const STORE_ERRORS: &str = "tollgate_store_errors_total";
@@ -230,6 +235,7 @@ impl Telemetry {
 /// The decision counters of one domain, made when its policy is loaded: a call only counts up.
 pub(crate) struct DomainMetrics {
     by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
+    shadow_log: ShadowLog,
 }
 
 struct ClassMetrics {
@@ -237,6 +243,8 @@ struct ClassMetrics {
     denied: HashMap<Box<str>, Counter>,
     /// For quotas that only an override brought in.
     denied_by_other: Counter,
+    shadow: HashMap<Box<str>, Counter>,
+    shadow_other: Counter,
 }
 
 impl std::fmt::Debug for DomainMetrics {
@@ -248,6 +256,7 @@ impl std::fmt::Debug for DomainMetrics {
 impl DomainMetrics {
     pub(crate) fn of(telemetry: &Telemetry, policy: &Policy) -> Self {
         let quotas = policy.quota_names();
+        let shadows = policy.shadow_names();
         let mut classes: Vec<&str> = policy.class_names();
         classes.push("");
         let by_tier = policy.tiers().iter().map(|tier| {
@@ -260,18 +269,25 @@ impl DomainMetrics {
                 )
             };
             let by_class = classes.iter().map(|class| {
+                let shadow = |quota| {
+                    let labels =
+                        [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class), ("quota", quota)];
+                    counter(&telemetry.recorder, SHADOW_REFUSALS, &labels)
+                };
                 let denied = quotas.iter().chain(&["block", "upload"]);
                 let denied = denied.map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
                 let metrics = ClassMetrics {
                     allowed: labels(class, "allowed", ""),
                     denied: denied.collect(),
                     denied_by_other: labels(class, "denied", "other"),
+                    shadow: shadows.iter().map(|quota| (Box::from(*quota), shadow(quota))).collect(),
+                    shadow_other: shadow("other"),
                 };
                 (Box::from(*class), metrics)
             });
             (tier.id, by_class.collect())
         });
-        Self { by_tier: by_tier.collect() }
+        Self { by_tier: by_tier.collect(), shadow_log: ShadowLog::of(Arc::clone(policy.domain())) }
     }
 
     /// Counts a decision; `denied_by` is the quota that speaks for a refusal.
@@ -294,6 +310,7 @@ fn describe(recorder: &PrometheusRecorder) {
         DECISIONS,
         "Decisions by domain, tier, class of the resource, verdict, and the quota that denied, or `block` or `upload`",
     );
+    counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
     seconds(STORE_SECONDS, "Time the store took to answer");
     counter(STORE_ERRORS, "Calls the store did not decide");

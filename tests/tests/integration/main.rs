@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod bad_input;
+#[cfg(test)]
 mod batch;
 #[cfg(test)]
 mod doors;
@@ -26,5 +27,7 @@ mod promises;
 mod reload;
 #[cfg(test)]
 mod resilience;
+#[cfg(test)]
+mod shadow;
 #[cfg(test)]
 mod wire;

@@ -43,6 +43,8 @@ pub struct AbuseRule {
     pub block: SlidingWindow,
     /// Whose failures are counted together, and who is blocked.
     pub scope: Arc<Scope>,
+    /// Whether it only says whom it would refuse.
+    pub shadow: bool,
     message: Template,
     failures: UnitId,
     blocks: UnitId,
@@ -121,7 +123,9 @@ impl AbuseRule {
 impl<'a> Watch<'a> {
     /// Refuses while a block is on; never charged.
     pub fn guard(&self) -> Claim {
-        Claim { effect: Effect::Judge, ..self.block() }
+        let block = self.block();
+        let limit = if self.rule.shadow { Limit::Unlimited } else { block.limit };
+        Claim { effect: Effect::Judge, limit, ..block }
     }
 
     /// One failure, to be charged whatever the limit, and the guard.
@@ -268,6 +272,7 @@ impl Builder {
             window: window?,
             block: block?,
             scope: scope?,
+            shadow: self.shadow && name != AUTHENTICATION,
             message: message?,
             failures: unit("failures"),
             blocks: unit("blocks"),

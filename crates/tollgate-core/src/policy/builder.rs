@@ -26,6 +26,8 @@ pub(super) struct Builder {
     pub(super) units: Vec<Unit>,
     pub(super) scopes: Scopes,
     pub(super) rules: Vec<Vec<Quota>>,
+    /// Whether every quota is a shadow.
+    pub(super) shadow: bool,
     /// Each once, as a calendar remembers the current period.
     calendars: Vec<Arc<CalendarWindow>>,
 }
@@ -36,13 +38,13 @@ impl Builder {
         let mut errors = Vec::new();
         let units = units(&draft.units, &mut errors);
         let scopes = default_scopes(&draft.scopes, &mut errors);
-        Self { errors, units, scopes, rules: Vec::new(), calendars: Vec::new() }
+        Self { errors, units, scopes, rules: Vec::new(), shadow: draft.shadow, calendars: Vec::new() }
     }
 
     /// The units and scopes of a policy, to check its overrides.
     pub(super) fn of(policy: &Policy) -> Self {
         let (units, scopes) = (policy.units.clone(), policy.scopes.clone());
-        Self { errors: Vec::new(), units, scopes, rules: Vec::new(), calendars: Vec::new() }
+        Self { errors: Vec::new(), units, scopes, rules: Vec::new(), shadow: policy.shadow, calendars: Vec::new() }
     }
 
     pub(super) fn error(&mut self, place: Place, problem: impl Into<Problem>) {
@@ -70,7 +72,8 @@ impl Builder {
         let mut quotas: Vec<(usize, Quota)> = Vec::with_capacity(drafts.len());
         for (at, draft) in drafts.iter().enumerate() {
             let Some(quota) = self.quota(draft, Chain::Account, &place.at(at)) else { continue };
-            match quotas.iter().find(|(_, before)| before.same_counter(&quota)) {
+            let same = |before: &Quota| before.same_counter(&quota) && before.shadow == quota.shadow;
+            match quotas.iter().find(|(_, before)| same(before)) {
                 Some((first, _)) => self.error(place.at(at), Problem::SameCounter(*first)),
                 None => quotas.push((at, quota)),
             }
@@ -95,7 +98,7 @@ impl Builder {
         let given = |text: &Option<String>| text.as_deref().map(Arc::from);
         let name = given(&draft.name).unwrap_or_else(|| default_name(&unit, &window).into());
         let label = given(&draft.label).unwrap_or_else(|| default_label(&unit, &window).into());
-        Some(Quota { name, label, unit, window, limit, scope })
+        Some(Quota { name, label, unit, window, limit, scope, shadow: draft.shadow || self.shadow })
     }
 
     fn window(&mut self, draft: &WindowDraft, place: &Place) -> Option<Window> {

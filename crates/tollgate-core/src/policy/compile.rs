@@ -69,6 +69,7 @@ impl Policy {
                     ledgers,
                     abuse,
                     authentication,
+                    shadow: draft.shadow,
                 }
                 .with_lookup())
             }

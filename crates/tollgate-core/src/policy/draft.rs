@@ -32,6 +32,8 @@ pub struct Draft {
     pub default_tier: String,
     /// Who fails too often.
     pub abuse: AbuseDraft,
+    /// Whether every quota and every abuse rule is a shadow.
+    pub shadow: bool,
 }
 
 /// What is done about callers that fail too often.
@@ -97,6 +99,8 @@ pub struct QuotaDraft {
     pub name: Option<String>,
     /// The quota's label, instead of one such as `RPM`.
     pub label: Option<String>,
+    /// Whether it only says whom it would refuse.
+    pub shadow: bool,
 }
 
 /// A window.

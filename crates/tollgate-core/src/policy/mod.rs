@@ -18,6 +18,7 @@ mod plan;
 mod quota;
 mod resolve;
 mod scope;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -56,6 +57,7 @@ pub struct Policy {
     ledgers: ledgers::Ledgers,
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,
+    shadow: bool,
 }
 
 /// A tier of accounts.
@@ -148,6 +150,14 @@ impl Policy {
     /// The names of all quotas that rules give: a bounded set, good for labels.
     pub fn quota_names(&self) -> Vec<&str> {
         sorted(self.plans.iter().flat_map(|plan| plan.quotas.iter()).map(|quota| &*quota.name))
+    }
+
+    /// The names of all shadow quotas that rules give, and of all shadow rules about abuse: a bounded set, good for
+    /// labels.
+    pub fn shadow_names(&self) -> Vec<&str> {
+        let quotas = self.plans.iter().flat_map(|plan| plan.quotas.iter()).filter(|quota| quota.shadow);
+        let rules = self.abuse.iter().filter(|rule| rule.shadow).map(|rule| &*rule.name);
+        sorted(quotas.map(|quota| &*quota.name).chain(rules))
     }
 
     /// Who is blocked for failing too often, in the order of the file.

@@ -36,6 +36,8 @@ pub struct Quota {
     pub limit: Limit,
     /// Whose counter.
     pub scope: Arc<Scope>,
+    /// Whether it only says whom it would refuse: it is charged, and never denies.
+    pub shadow: bool,
 }
 
 impl Unit {

@@ -228,10 +228,18 @@ impl<'a> Resolved<'a> {
             let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);
             same.map_or_else(|| scope.ledger(&self.policy.domain, self.partition, value), |(_, claim)| Ok(claim.ledger))
         };
-        for ActiveQuota { quota, limit } in &self.quotas {
+        for active in &self.quotas {
+            let quota = active.quota;
             let ledger = ledger(&quota.scope, &claims)?;
             let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
-            claims.push(Claim { ledger, span, unit: quota.unit.id, cost, limit: *limit, effect: Effect::Charge });
+            claims.push(Claim {
+                ledger,
+                span,
+                unit: quota.unit.id,
+                cost,
+                limit: active.enforced(),
+                effect: Effect::Charge,
+            });
         }
         for rule in self.guards(&attributes) {
             let ledger = ledger(&rule.scope, &claims)?;

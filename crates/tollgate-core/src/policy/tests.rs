@@ -27,7 +27,7 @@ fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<Stri
 
 fn quota(unit: &str, per: WindowDraft, limit: u64, scope: &[&str]) -> QuotaDraft {
     let scope = (!scope.is_empty()).then(|| names(scope));
-    QuotaDraft { unit: unit.to_owned(), per, limit: Some(limit), scope, name: None, label: None }
+    QuotaDraft { unit: unit.to_owned(), per, limit: Some(limit), scope, name: None, label: None, shadow: false }
 }
 
 fn per_minute(limit: u64) -> QuotaDraft {

@@ -50,9 +50,9 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
     list.finish()
 }
 
-/// The quotas that are limited. A name stands for one policy only, so of several the strictest.
+/// The quotas that are limited, and no shadows. A name stands for one policy only, so of several the strictest.
 fn limiting<'f>(facts: &'f Facts<'f>) -> impl Iterator<Item = &'f QuotaStatus<'f>> {
-    let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited;
+    let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited && !status.quota.shadow;
     facts.quotas.iter().enumerate().filter(move |(_, status)| limited(status)).filter_map(move |(at, status)| {
         let twins = facts.quotas.iter().enumerate().filter(|(_, twin)| twin.quota.name == status.quota.name);
         let strictest = twins.filter(|(_, twin)| limited(twin)).min_by_key(|(_, twin)| strictness(twin));

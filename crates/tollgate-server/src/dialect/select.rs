@@ -19,7 +19,7 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    /// Where the quota stands that is meant: of several, as the account's and the key's, the one that refuses for
+    /// Where the quota stands that is meant, never a shadow: of several, as the account's and the key's, the one that refuses for
     /// longest, and otherwise the one with the least left. The first of equals, as the policy's order is the reader's.
     pub(super) fn choose(&self, quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         let matching = quotas.iter().enumerate().filter(|(_, status)| self.matches(status));
@@ -28,7 +28,8 @@ impl Selector {
 
     fn matches(&self, status: &QuotaStatus<'_>) -> bool {
         let quota = status.quota;
-        self.unit.is_none_or(|unit| quota.unit.id == unit)
+        !quota.shadow
+            && self.unit.is_none_or(|unit| quota.unit.id == unit)
             && self.length_ms.is_none_or(|length| length_ms(&quota.window) == Some(length))
             && self.name.as_ref().is_none_or(|name| *quota.name == **name)
     }

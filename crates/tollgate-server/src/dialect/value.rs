@@ -96,7 +96,7 @@ impl<'f> Seen<'f> {
 /// The names of the quotas that refuse the call, each once.
 fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
     let mut names: Vec<&str> = Vec::new();
-    for status in facts.quotas.iter().filter(|status| status.fit != Fit::Now) {
+    for status in facts.quotas.iter().filter(|status| status.denies()) {
         if !names.contains(&&*status.quota.name) {
             names.push(&status.quota.name);
         }

@@ -32,6 +32,7 @@ pub(super) fn of(file: format::PolicyFile) -> Draft {
         },
         tiers: each(file.tiers, tier),
         default_tier: file.default_tier.0,
+        shadow: file.shadow,
         abuse: AbuseDraft {
             rules: each(file.abuse.rules, abuse_rule),
             authentication: file.abuse.authentication.map(authentication_rule),
@@ -87,6 +88,7 @@ fn quota(quota: format::Quota) -> QuotaDraft {
         scope: quota.scope.map(|scope| words(scope.0)),
         name: quota.name.map(|name| name.0),
         label: quota.label.map(|label| label.0),
+        shadow: quota.shadow,
     }
 }
 

@@ -127,6 +127,10 @@ pub(super) struct PolicyFile {
     pub(super) tiers: IndexMap<String, Tier>,
     /// The tier of a new account.
     pub(super) default_tier: Name,
+    /// Whether every quota and abuse rule of the policy is a shadow: it counts, says whom it would refuse, and refuses
+    /// nobody.
+    #[serde(default)]
+    pub(super) shadow: bool,
     /// Who is blocked for failing too often.
     #[serde(default)]
     pub(super) abuse: abuse::Abuse,
@@ -258,6 +262,10 @@ pub(super) struct Quota {
     #[serde(default)]
     #[schemars(with = "Label")]
     pub(super) label: Option<Label>,
+    /// Whether it only counts, and says whom it would refuse. A shadow may stand beside an enforced quota on the same
+    /// counter, to try another limit.
+    #[serde(default)]
+    pub(super) shadow: bool,
 }
 
 /// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.

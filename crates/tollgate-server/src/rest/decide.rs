@@ -157,6 +157,9 @@ pub(super) struct DecisionBody {
     /// The tier's priority, from 1 (low) to 4 (critical).
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
+    /// The shadow quotas and abuse rules that would have refused the call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shadow_refusals: Vec<String>,
     /// Every quota that applies to the call.
     quotas: Vec<QuotaBody>,
     /// What the platform's own caller is to get, if the call asked for it.
@@ -229,6 +232,9 @@ struct QuotaBody {
     /// When this quota would admit the call, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<String>,
+    /// Whether it only says whom it would refuse, and never denies.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    shadow: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -320,6 +326,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         tier: None,
         resource: None,
         priority: None,
+        shadow_refusals: Vec::new(),
         quotas: Vec::new(),
         rendered: render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
     };
@@ -334,6 +341,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
             tier: Some(resolved.tier().name.to_string()),
             resource: Some(resolved.resource().to_owned()),
             priority: resolved.tier().priority,
+            shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             quotas: decision.quotas.iter().map(quota).collect(),
             ..said
         },
@@ -377,10 +385,11 @@ fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
         used: status.used.get(),
         remaining: status.remaining().map(Amount::get),
         resets_at: status.resets_at.to_string(),
-        denies: status.fit != Fit::Now,
+        denies: status.denies(),
         retry_at: match status.fit {
-            Fit::At(at) => Some(at.to_string()),
-            Fit::Now | Fit::Never => None,
+            Fit::At(at) if status.denies() => Some(at.to_string()),
+            Fit::At(_) | Fit::Now | Fit::Never => None,
         },
+        shadow: quota.shadow,
     }
 }

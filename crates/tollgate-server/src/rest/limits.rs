@@ -89,6 +89,9 @@ struct LimitBody {
     remaining: u64,
     /// When nothing of now will count any more, RFC 3339.
     resets_at: String,
+    /// Whether nothing is refused by it yet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    shadow: bool,
 }
 
 /// An error as the Venice document has it.
@@ -186,6 +189,7 @@ fn of_resource(decision: &Decision<'_>) -> Vec<LimitBody> {
         used: status.used.get(),
         remaining: limit.saturating_sub(status.used).get(),
         resets_at: status.resets_at.to_string(),
+        shadow: status.quota.shadow,
     });
     body.collect()
 }

@@ -1,0 +1,168 @@
+//! Shadow mode on every store: it admits what would be admitted without it, and what it says it would have
+//! refused is what an exact log of the calls that happened would.
+//!
+//! Tried by breaking the core: shadow quotas that are asked with their limit, and judged with the call's own cost
+//! counted twice.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::{sync::Arc, time::Duration};
+
+use indexmap::IndexMap;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tollgate_core::{
+    claim::{Answer, Fit, Mode},
+    decision::{Decision, Verdict},
+    policy::{
+        Caller, Policy,
+        draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
+    },
+    store::Store,
+};
+use tollgate_store::{
+    clock::{Clock, ManualClock},
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+    testing::{RedisServer, conformance::START},
+};
+
+/// A quota of a generated policy: unit, window, limit, whether it is a shadow.
+type Row = (usize, usize, u64, bool);
+const UNITS: [&str; 2] = ["requests", "tokens"];
+const WINDOWS: [u64; 2] = [1_000, 20_000];
+
+fn policy(domain: &str, rows: &[Row], all: bool) -> Policy {
+    let quotas = rows.iter().enumerate().map(|(at, (unit, window, limit, shadow))| QuotaDraft {
+        unit: UNITS[*unit].to_owned(),
+        per: WindowDraft::Sliding { ms: WINDOWS[*window] },
+        limit: Some(*limit),
+        scope: None,
+        name: Some(format!("quota_{at}")),
+        label: None,
+        shadow: *shadow,
+    });
+    let resource = ResourceDraft { quotas: Some(quotas.collect()), ..ResourceDraft::default() };
+    let draft = Draft {
+        domain: domain.to_owned(),
+        units: vec!["tokens".to_owned()],
+        resources: IndexMap::from([("model".to_owned(), resource)]),
+        tiers: IndexMap::from([("paid".to_owned(), TierDraft::default())]),
+        default_tier: "paid".to_owned(),
+        shadow: all,
+        ..Draft::default()
+    };
+    Policy::compile(&draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+/// Decides as a node does: the verdict, and the numbers of the shadows that would have refused.
+fn decide(
+    runtime: &tokio::runtime::Runtime,
+    store: &dyn Store,
+    clock: &ManualClock,
+    policy: &Policy,
+    tokens: u64,
+    mode: Mode,
+) -> (Verdict, Vec<usize>) {
+    let partition = policy.account_partition("a");
+    let caller = Caller { partition, tier: policy.default_tier(), account_overrides: &[], key: None };
+    let resolved = policy.resolve(&caller, "model").unwrap();
+    let usage = policy.usage([("tokens", tokens)]).unwrap();
+    let claims = resolved.claims(&usage, |_| None, clock.now()).unwrap();
+    if claims.is_empty() {
+        return (Verdict::Allowed, Vec::new());
+    }
+    let Answer::Applied(mut applied) = runtime.block_on(store.apply(&claims, mode)).unwrap() else {
+        panic!("no calendar here")
+    };
+    resolved.judge_shadow(&usage, [], mode, &mut applied);
+    let decision = Decision::merge(resolved.quotas(), [], &applied);
+    assert!(decision.speaking().is_none_or(|status| !status.quota.shadow), "a shadow says nothing aloud");
+    for status in decision.quotas.iter().filter(|status| status.fit != Fit::Now) {
+        assert!(status.denies() != status.would_deny());
+    }
+    let number = |name: &Arc<str>| name.strip_prefix("quota_").unwrap().parse().unwrap();
+    (decision.verdict, decision.shadow_refusals().map(number).collect())
+}
+
+fn check(
+    runtime: &tokio::runtime::Runtime,
+    store: &dyn Store,
+    clock: &ManualClock,
+    rows: &[Row],
+    all: bool,
+    load: &[(u64, u64, bool)],
+) {
+    clock.set(START);
+    let with = policy("with", rows, all);
+    let enforced: Vec<Row> = rows.iter().filter(|(.., shadow)| !shadow && !all).copied().collect();
+    let without = policy("without", &enforced, false);
+    let mut log: Vec<(u64, [u64; 2])> = Vec::new();
+    for (pause, tokens, peeks) in load {
+        clock.advance_ms(*pause);
+        let now = clock.now().as_ms();
+        let cost = [1, *tokens];
+        // A refusal of the exact log, of calls that were admitted.
+        let refuses = |(_, (unit, window, limit, shadow)): &(usize, &Row)| {
+            let inside = log.iter().filter(|(at, _)| at + WINDOWS[*window] > now);
+            let used: u64 = inside.map(|(_, costs)| costs[*unit]).sum();
+            (*shadow || all) && used + cost[*unit] > *limit
+        };
+        let expected: Vec<usize> = rows.iter().enumerate().filter(refuses).map(|(at, _)| at).collect();
+        let mode = if *peeks { Mode::Peek } else { Mode::Try };
+        let (verdict, refusals) = decide(runtime, store, clock, &with, *tokens, mode);
+        let (plain, _) = decide(runtime, store, clock, &without, *tokens, mode);
+        assert_eq!(verdict, plain, "shadows change no verdict");
+        assert_eq!(refusals, expected, "{rows:?} at {now}");
+        if verdict == Verdict::Allowed && mode == Mode::Try {
+            log.push((now, cost));
+        }
+    }
+}
+
+#[test]
+fn shadows_refuse_nobody_and_know_whom_they_would_have() {
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let row = (0..2_usize, 0..2_usize, 0_u64..30, any::<bool>());
+    let rows = prop::collection::vec(row, 1..6).prop_map(|mut rows| {
+        // A counter has one enforced quota, and one shadow beside it.
+        let mut seen = Vec::new();
+        rows.retain(|(unit, window, _, shadow)| {
+            let new = !seen.contains(&(*unit, *window, *shadow));
+            seen.push((*unit, *window, *shadow));
+            new
+        });
+        rows
+    });
+    let load = prop::collection::vec((0_u64..600, 1_u64..12, prop::bool::weighted(0.2)), 1..60);
+    let config = Config { cases: 60, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let case = std::cell::Cell::new(0);
+    let outcome = TestRunner::new(config).run(&(rows, prop::bool::weighted(0.2), load), |(mut rows, all, load)| {
+        if all {
+            for row in &mut rows {
+                row.3 = false;
+            }
+            rows.sort_by_key(|(unit, window, ..)| (*unit, *window));
+            rows.dedup_by_key(|(unit, window, ..)| (*unit, *window));
+        }
+        case.set(case.get() + 1);
+        let clock = Arc::new(ManualClock::at(START));
+        let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
+        check(&runtime, &memory, &clock, &rows, all, &load);
+        let redis = {
+            let _inside = runtime.enter();
+            let config = RedisConfig {
+                key_prefix: format!("case{}", case.get()),
+                deadline: Duration::from_secs(20),
+                ..RedisConfig::new(server.url())
+            };
+            RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
+        };
+        check(&runtime, &redis, &clock, &rows, all, &load);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
