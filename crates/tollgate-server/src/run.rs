@@ -21,7 +21,7 @@ use tollgate_store::{
     accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
     clock::{Clock, SystemClock},
     memory::MemoryStore,
-    redis::{Link, RedisStore},
+    redis::{Link, RedisConfig, RedisStore},
 };
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -109,6 +109,7 @@ pub struct Backend {
     pub kind: &'static str,
     /// For the metrics.
     pub connections: usize,
+    link: Option<Link>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -116,7 +117,7 @@ impl Backend {
     /// The backend the settings ask for. Does not wait for Redis.
     pub fn of(settings: &Settings) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let elsewhere = settings.accounts.redis.clone().map(Link::open).transpose()?;
+        let elsewhere = settings.accounts.redis.as_deref().cloned().map(Link::open).transpose()?;
         let accounts = |link: Option<Link>| -> Arc<dyn AccountStore> {
             match elsewhere.or(link) {
                 Some(link) => Arc::new(RedisAccounts::on(link)),
@@ -131,14 +132,14 @@ impl Backend {
                     move || store.sweep()
                 });
                 let accounts = accounts(None);
-                Ok(Self { store, accounts, clock, kind: "memory", connections: 0, sweep: Some(sweep) })
+                Ok(Self { store, accounts, clock, kind: "memory", connections: 0, link: None, sweep: Some(sweep) })
             }
             StoreSettings::Redis(config) => {
                 let connections = config.connections;
-                let link = Link::open(config.clone())?;
+                let link = Link::open(RedisConfig::clone(config))?;
                 let store = Arc::new(RedisStore::on(link.clone()));
-                let accounts = accounts(Some(link));
-                Ok(Self { store, accounts, clock, kind: "redis", connections, sweep: None })
+                let accounts = accounts(Some(link.clone()));
+                Ok(Self { store, accounts, clock, kind: "redis", connections, link: Some(link), sweep: None })
             }
         }
     }
@@ -146,7 +147,7 @@ impl Backend {
     /// A store and a clock of a test's own, with accounts in memory.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
-        Self { store, accounts, clock, kind, connections: 0, sweep: None }
+        Self { store, accounts, clock, kind, connections: 0, link: None, sweep: None }
     }
 }
 
@@ -158,6 +159,9 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
+    if let Some(link) = &backend.link {
+        telemetry.watch(link.clone());
+    }
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
     // Before the files are read, so that no hangup between the two is missed.

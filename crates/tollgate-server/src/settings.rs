@@ -1,5 +1,7 @@
 //! Settings: by flag, else by environment variable, else by configuration file, else by default.
 
+mod redis;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -21,15 +23,44 @@ pub struct Options {
     #[serde(default)]
     pub policy: Vec<PathBuf>,
 
-    /// Redis that keeps the counters, shared by all nodes [default: this process's memory]
+    /// Redis that keeps the counters, shared by all nodes, as in `redis://user:password@host:port/db`; the schemes are
+    /// `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: this process's memory]
     #[arg(long, env = "TOLLGATE_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
+
+    /// User at Redis, if the URL does not name it
+    #[arg(long, env = "TOLLGATE_REDIS_USER", value_name = "NAME")]
+    pub redis_user: Option<String>,
+
+    /// File with the password at Redis, if the URL does not hold it
+    #[arg(long, env = "TOLLGATE_REDIS_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// User at the sentinels, whose users are their own
+    #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_USER", value_name = "NAME")]
+    pub redis_sentinel_user: Option<String>,
+
+    /// File with the password at the sentinels
+    #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_sentinel_password_file: Option<PathBuf>,
+
+    /// Certificates of the authorities that vouch for Redis, PEM [default: the system's]
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_CA", value_name = "FILE")]
+    pub redis_tls_ca: Option<PathBuf>,
+
+    /// This node's certificate for Redis, PEM
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_CERT", value_name = "FILE")]
+    pub redis_tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, PEM
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_KEY", value_name = "FILE")]
+    pub redis_tls_key: Option<PathBuf>,
 
     /// What every key in Redis begins with [default: tg]
     #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
     pub redis_key_prefix: Option<String>,
 
-    /// Connections to Redis that all calls share [default: 2]
+    /// Connections to each Redis server that all calls share [default: 2]
     #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
     pub redis_connections: Option<usize>,
 
@@ -160,14 +191,14 @@ pub enum StoreSettings {
         max_scopes: usize,
     },
     /// Redis.
-    Redis(tollgate_store::redis::RedisConfig),
+    Redis(Box<tollgate_store::redis::RedisConfig>),
 }
 
 /// Where accounts and keys are, and what a node remembers of them.
 #[derive(Clone)]
 pub struct AccountSettings {
     /// A Redis of their own.
-    pub redis: Option<tollgate_store::redis::RedisConfig>,
+    pub redis: Option<Box<tollgate_store::redis::RedisConfig>>,
     /// How many accounts memory keeps at most.
     pub max_in_memory: usize,
     /// What a node remembers.
@@ -194,31 +225,20 @@ impl Options {
         let from_file = file.map(read).transpose()?.unwrap_or_default();
         let options = self.or(from_file);
         let mut wrong = Vec::new();
+        let redis = options.redis.as_deref().map(|url| redis::config(url, &options, &mut wrong));
+        let accounts_redis =
+            options.accounts_redis.as_deref().map(|url| Box::new(redis::config(url, &options, &mut wrong)));
+        wrong.dedup();
         let mut at_least_one = |name: &str, value: usize| {
             if value == 0 {
                 wrong.push(format!("{name}: must be at least 1"));
             }
             value
         };
-        let redis = options.redis.map(tollgate_store::redis::RedisConfig::new).map(|mut redis| {
-            if let Some(prefix) = &options.redis_key_prefix {
-                redis.key_prefix.clone_from(prefix);
-            }
-            redis.connections =
-                at_least_one("redis-connections", options.redis_connections.unwrap_or(redis.connections));
-            redis.max_in_flight =
-                at_least_one("store-max-in-flight", options.store_max_in_flight.unwrap_or(redis.max_in_flight));
-            redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
-            redis
-        });
         let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
         let deadline = options.store_deadline_ms.map_or(Duration::from_millis(250), Duration::from_millis);
         let accounts = AccountSettings {
-            redis: options.accounts_redis.map(|url| tollgate_store::redis::RedisConfig {
-                key_prefix: options.redis_key_prefix.clone().unwrap_or_else(|| "tg".to_owned()),
-                deadline,
-                ..tollgate_store::redis::RedisConfig::new(url)
-            }),
+            redis: accounts_redis,
             max_in_memory: at_least_one("memory-max-accounts", options.memory_max_accounts.unwrap_or(100_000)),
             cache: CacheBounds {
                 entries: at_least_one("account-cache-entries", options.account_cache_entries.unwrap_or(100_000)),
@@ -232,19 +252,6 @@ impl Options {
         let stream_calls = at_least_one("stream-calls", options.stream_calls.unwrap_or(128));
         let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
         let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
-        if let Some(redis) = &redis {
-            if redis.deadline.is_zero() {
-                wrong.push("store-deadline-ms: must be at least 1".to_owned());
-            }
-            if redis.key_prefix.len() > 32
-                || redis.key_prefix.contains(['{', '}'])
-                || redis.key_prefix.contains(char::is_control)
-            {
-                wrong.push(
-                    "redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned(),
-                );
-            }
-        }
         for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
             if !address.ip().is_loopback() && options.service_tokens.is_none() {
                 wrong.push(format!(
@@ -259,7 +266,7 @@ impl Options {
         Ok(Settings {
             policy: options.policy,
             accounts,
-            store: redis.map_or(StoreSettings::Memory { max_scopes }, StoreSettings::Redis),
+            store: redis.map_or(StoreSettings::Memory { max_scopes }, |redis| StoreSettings::Redis(Box::new(redis))),
             http_listen,
             grpc_listen,
             auth: AuthSettings { service_tokens: options.service_tokens, admin_tokens: options.admin_tokens },
@@ -279,6 +286,13 @@ impl Options {
         Self {
             policy: if self.policy.is_empty() { other.policy } else { self.policy },
             redis: self.redis.or(other.redis),
+            redis_user: self.redis_user.or(other.redis_user),
+            redis_password_file: self.redis_password_file.or(other.redis_password_file),
+            redis_sentinel_user: self.redis_sentinel_user.or(other.redis_sentinel_user),
+            redis_sentinel_password_file: self.redis_sentinel_password_file.or(other.redis_sentinel_password_file),
+            redis_tls_ca: self.redis_tls_ca.or(other.redis_tls_ca),
+            redis_tls_cert: self.redis_tls_cert.or(other.redis_tls_cert),
+            redis_tls_key: self.redis_tls_key.or(other.redis_tls_key),
             redis_key_prefix: self.redis_key_prefix.or(other.redis_key_prefix),
             redis_connections: self.redis_connections.or(other.redis_connections),
             store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),

@@ -6,7 +6,7 @@ mod shadow;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -15,6 +15,7 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tollgate_core::policy::{Policy, TierId};
+use tollgate_store::redis::{Link, LinkStatus};
 use tracing::Instrument;
 
 use self::shadow::ShadowLog;
@@ -31,6 +32,9 @@ const STORE_ERRORS: &str = "tollgate_store_errors_total";
 const STORE_IN_FLIGHT: &str = "tollgate_store_in_flight";
 const STORE_CONNECTIONS: &str = "tollgate_store_connections";
 const STORE_UP: &str = "tollgate_store_up";
+const STORE_FAULTS: &str = "tollgate_store_faults_total";
+const STORE_SERVERS: &str = "tollgate_store_servers";
+const STORE_RESTING: &str = "tollgate_store_breakers_open";
 const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
 const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
@@ -54,6 +58,7 @@ pub struct Telemetry {
     pub(crate) store_in_flight: Gauge,
     store_up: Gauge,
     store_was_up: AtomicBool,
+    link: OnceLock<Link>,
     key_refusals: [Counter; 3],
     bad_requests: Counter,
     accounts: AccountMetrics,
@@ -107,6 +112,7 @@ impl Telemetry {
             store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
             store_up: gauge(&recorder, STORE_UP, &[("store", store)]),
             store_was_up: AtomicBool::new(true),
+            link: OnceLock::new(),
             key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
             accounts: AccountMetrics {
@@ -128,6 +134,9 @@ impl Telemetry {
 
     /// The metrics as Prometheus reads them.
     pub(crate) fn render(&self) -> String {
+        if let Some(link) = self.link.get() {
+            self.link_seen(&link.status());
+        }
         self.handle.render()
     }
 
@@ -209,6 +218,21 @@ impl Telemetry {
             } else {
                 tracing::warn!(error, "store does not answer");
             }
+        }
+    }
+
+    /// Measures the way to Redis, too.
+    pub(crate) fn watch(&self, link: Link) {
+        let _ = self.link.set(link);
+    }
+
+    fn link_seen(&self, status: &LinkStatus) {
+        for (fault, met) in &status.faults {
+            counter(&self.recorder, STORE_FAULTS, &[("fault", fault.name())]).absolute(*met);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a handful of servers")]
+        for (name, servers) in [(STORE_SERVERS, status.servers), (STORE_RESTING, status.resting)] {
+            gauge(&self.recorder, name, &[]).set(servers as f64);
         }
     }
 
@@ -317,6 +341,9 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
     gauge(STORE_CONNECTIONS, "Connections the calls to the store share");
     gauge(STORE_UP, "Whether the store answered its last probe");
+    counter(STORE_FAULTS, "What went wrong on the way to Redis, by name");
+    gauge(STORE_SERVERS, "Redis servers that this node talks to");
+    gauge(STORE_RESTING, "Redis servers that are left alone because they did not answer");
     counter(KEY_REFUSALS, "Calls refused for their API key");
     counter(BAD_REQUESTS, "Calls refused as wrong");
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");

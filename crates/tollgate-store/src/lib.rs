@@ -3,6 +3,7 @@
 //! likewise. None of them knows a policy or a protocol.
 
 pub mod accounts;
+pub mod breaker;
 pub mod clock;
 pub mod memory;
 pub mod redis;

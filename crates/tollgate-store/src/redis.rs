@@ -1,6 +1,7 @@
 //! Counters in Redis, shared by any number of nodes.
 
 mod link;
+mod split;
 mod wire;
 
 use std::pin::Pin;
@@ -11,7 +12,8 @@ use tollgate_core::{
 };
 
 pub(crate) use self::link::Script;
-pub use self::link::{Link, RedisConfig};
+pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
+use self::{split::Bounds, wire::Validity};
 
 /// The decision script, put together from `lua/`: a clock, the ledger, the decision.
 const APPLY: &str = concat!(
@@ -54,15 +56,28 @@ impl RedisStore {
         Ok(Self { link: Link::open(config)?, script, clock: Some(Box::new(move || clock.now())) })
     }
 
-    /// How many calls are under way.
-    pub fn in_flight(&self) -> usize {
-        self.link.in_flight()
+    /// The way to Redis.
+    pub fn link(&self) -> &Link {
+        &self.link
     }
 
     async fn apply_in_time(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
-        let request = wire::Request::new(self.link.key_prefix(), claims, mode);
+        let deadline = self.link.deadline();
+        if self.link.is_cluster() && split::is_needed(claims) {
+            split::apply(self, claims, mode, deadline).await
+        } else {
+            self.run(claims, mode, Bounds { validity: Validity::of(claims), deadline }).await
+        }
+    }
+
+    /// Claims that one script reaches.
+    async fn run(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<Answer, StoreError> {
+        let request = wire::Request::within(self.link.key_prefix(), claims, mode, bounds.validity);
         let clock = self.clock.as_ref().map(|clock| clock().as_ms());
-        let reply = self.link.script(&self.script, |verb, script| request.command(verb, script, clock)).await?;
+        let reply = self
+            .link
+            .script_until(bounds.deadline, &self.script, |verb, script| request.command(verb, script, clock))
+            .await?;
         request.read_reply(&reply)
     }
 }
@@ -89,7 +104,7 @@ pub mod raw {
 
     /// The keys and the packed argument of one decision.
     pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<u8>) {
-        let request = super::wire::Request::new(prefix, claims, mode);
+        let request = super::wire::Request::within(prefix, claims, mode, super::Validity::of(claims));
         (request.keys.into_vec(), request.packed)
     }
 }

@@ -1,29 +1,61 @@
-//! The way to one Redis: a few connections that all calls share, a deadline, a bound on what is under way.
+//! The way to Redis: who serves, a few connections that all calls share, a deadline, a bound on what is under way.
+
+mod cluster;
+mod fault;
+mod node;
+mod sentinel;
+mod target;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use redis::{
-    Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub},
+use redis::{Arg, Cmd, Value, aio::PubSub};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout_at},
 };
-use tokio::sync::Semaphore;
 use tollgate_core::store::StoreError;
 
-/// How to reach Redis, and what to bear. Without `Debug`, as the URL may hold a password.
+use self::{
+    cluster::Cluster,
+    fault::{Failure, Remedy},
+    node::Node,
+    sentinel::Sentinels,
+    target::Target,
+};
+pub use self::{fault::Fault, target::RedisTls};
+
+/// So many times one request follows a redirection or tries again; each time the server ran nothing.
+const MOST_HOPS: usize = 5;
+/// How long a request waits before it tries a slot on the move again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
+
+/// How to reach Redis, and what to bear. Without `Debug`, as it may hold passwords and keys.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/db]`.
+    /// `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix:///path`,
+    /// `redis+sentinel://[user:password@]host[:port][,host…]/service[/db]`,
+    /// `redis+cluster://[user:password@]host[:port][,host…]`, and `rediss+…` for TLS.
     pub url: String,
+    /// The user, if the URL does not name it.
+    pub user: Option<String>,
+    /// The password, if the URL does not hold it.
+    pub password: Option<String>,
+    /// The user at the sentinels.
+    pub sentinel_user: Option<String>,
+    /// The password at the sentinels.
+    pub sentinel_password: Option<String>,
+    /// Certificates for TLS; without them the system's authorities are trusted.
+    pub tls: Option<RedisTls>,
     /// What every key begins with, so that several deployments can share a server.
     pub key_prefix: String,
-    /// How many connections the calls of this node share. Each carries any number of calls at once,
-    /// in pipelines.
+    /// How many connections to each server the calls of this node share. Each carries any number of calls
+    /// at once, in pipelines.
     pub connections: usize,
     /// How long a call may take in all, waiting included.
     pub deadline: Duration,
@@ -36,6 +68,11 @@ impl RedisConfig {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            user: None,
+            password: None,
+            sentinel_user: None,
+            sentinel_password: None,
+            tls: None,
             key_prefix: "tg".into(),
             connections: 2,
             deadline: Duration::from_millis(250),
@@ -57,20 +94,37 @@ impl Script {
     }
 }
 
-/// The way to one Redis. Concurrent calls share pipelines on a few connections, which reconnect by
-/// themselves; nothing is sent twice except a script that the server said it does not know. Clones share
-/// the connections and the bounds.
+/// The way to one Redis, Sentinel group or Redis Cluster. Concurrent calls share pipelines on a few connections,
+/// which reconnect by themselves, behind a breaker for each server. Nothing is sent twice except what the server
+/// said it did not run: a script it does not know, a redirection, a slot on the move. Clones share everything.
 ///
 /// Every answer or error comes within the deadline.
 #[derive(Clone)]
 pub struct Link(Arc<Shared>);
 
 struct Shared {
-    client: Client,
-    connections: Box<[ConnectionManager]>,
-    next: AtomicUsize,
+    route: Route,
     in_flight: Semaphore,
+    faults: [AtomicU64; Fault::ALL.len()],
     config: RedisConfig,
+}
+
+/// Who serves.
+enum Route {
+    Single(Arc<Node>),
+    Sentinel(Sentinels),
+    Cluster(Cluster),
+}
+
+/// What a link has seen, for metrics.
+#[derive(Clone, Debug)]
+pub struct LinkStatus {
+    /// How often each fault was met since the start.
+    pub faults: Vec<(Fault, u64)>,
+    /// How many servers the link talks to.
+    pub servers: usize,
+    /// How many of them are left alone because they did not answer.
+    pub resting: usize,
 }
 
 impl Link {
@@ -78,20 +132,19 @@ impl Link {
     ///
     /// Must be called within a Tokio runtime.
     pub fn open(config: RedisConfig) -> Result<Self, StoreError> {
-        let refused = |error: RedisError| StoreError::Refused(format!("the Redis URL: {error}"));
-        let client = Client::open(config.url.as_str()).map_err(refused)?;
-        // The deadline of each call is our own; one connection attempt at a time is made when a call
-        // finds none, and everybody waits for that one.
-        let settings = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(config.max_in_flight.clamp(64, 1024));
-        let connections = (0..config.connections.max(1))
-            .map(|_| ConnectionManager::new_lazy_with_config(client.clone(), settings.clone()).map_err(refused))
-            .collect::<Result<_, _>>()?;
+        let (connections, buffer) = (config.connections.max(1), config.max_in_flight.clamp(64, 1024));
+        let connect = move |info| Node::new(info, connections, buffer);
+        let route = match Target::of(&config)? {
+            Target::Single(info) => Route::Single(connect(info)),
+            Target::Sentinel { sentinels, service, master } => {
+                let certificates = target::certificates(config.tls.as_ref());
+                Route::Sentinel(Sentinels::follow(sentinels, &service, &master, certificates, connect)?)
+            }
+            Target::Cluster(seeds) => Route::Cluster(Cluster::follow(seeds, connect)),
+        };
         let in_flight = Semaphore::new(config.max_in_flight);
-        Ok(Self(Arc::new(Shared { client, connections, next: AtomicUsize::new(0), in_flight, config })))
+        let faults = [const { AtomicU64::new(0) }; Fault::ALL.len()];
+        Ok(Self(Arc::new(Shared { route, in_flight, faults, config })))
     }
 
     /// What every key begins with.
@@ -99,9 +152,36 @@ impl Link {
         &self.0.config.key_prefix
     }
 
+    /// Whether keys live in slots, so that one script reaches only those of one hash tag.
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self.0.route, Route::Cluster(_))
+    }
+
+    /// By when a call that comes now must have its answer.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.0.config.deadline
+    }
+
     /// How many calls are under way.
     pub fn in_flight(&self) -> usize {
         self.0.config.max_in_flight - self.0.in_flight.available_permits()
+    }
+
+    /// What the link has seen.
+    pub fn status(&self) -> LinkStatus {
+        let nodes = self.0.nodes();
+        LinkStatus {
+            faults: Fault::ALL.into_iter().zip(self.0.faults.iter().map(|met| met.load(Ordering::Relaxed))).collect(),
+            servers: nodes.len(),
+            resting: nodes.iter().filter(|node| node.is_resting()).count(),
+        }
+    }
+
+    /// Runs one command. In a cluster it goes to the slot of its first key.
+    pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
+        let deadline = self.deadline();
+        let _permit = self.0.permit()?;
+        Ok(self.0.send(command, deadline).await?)
     }
 
     /// Runs `script`; `command` completes `EVALSHA sha` or `EVAL code` with the keys and arguments.
@@ -110,80 +190,204 @@ impl Link {
         script: &Script,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection();
-            let by_hash = command("EVALSHA", &script.sha);
-            match connection.req_packed_command(&by_hash).await.and_then(Value::extract_error) {
-                // The server says that it ran nothing, so this cannot charge twice.
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    let in_full = command("EVAL", &script.code);
-                    connection.req_packed_command(&in_full).await.and_then(Value::extract_error)
-                }
-                result => result,
-            }
-        })
-        .await
+        self.script_until(self.deadline(), script, command).await
     }
 
-    /// Runs one command.
-    pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
-        self.bounded(async {
-            let mut connection = self.connection();
-            connection.req_packed_command(command).await.and_then(Value::extract_error)
-        })
-        .await
+    /// As [`Link::script`], for one of several that share a deadline.
+    pub(crate) async fn script_until(
+        &self,
+        deadline: Instant,
+        script: &Script,
+        command: impl Fn(&str, &str) -> Cmd,
+    ) -> Result<Value, StoreError> {
+        let _permit = self.0.permit()?;
+        match self.0.send(&command("EVALSHA", &script.sha), deadline).await {
+            // The server says that it ran nothing, so this cannot charge twice.
+            Err(failure) if failure.fault == Fault::NoScript => {
+                Ok(self.0.send(&command("EVAL", &script.code), deadline).await?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// A connection of its own that hears what is published on `channel` from now on, until it breaks.
     pub async fn subscribe(&self, channel: &str) -> Result<PubSub, StoreError> {
-        self.in_time(async {
-            let mut heard = self.0.client.get_async_pubsub().await?;
+        let deadline = self.deadline();
+        let mut command = redis::cmd("SUBSCRIBE");
+        let node = self.0.node(command.arg(channel), deadline).await?;
+        let subscribed = timeout_at(deadline, async {
+            let mut heard = redis::Client::open(node.info.clone())?.get_async_pubsub().await?;
             heard.subscribe(channel).await?;
             Ok(heard)
-        })
-        .await
+        });
+        match subscribed.await {
+            Ok(result) => result.map_err(|error| Failure::to_connect(&error).into()),
+            Err(_) => Err(StoreError::Unreachable("no subscription within the deadline".into())),
+        }
     }
 
-    /// Whether the server answers.
+    /// Whether a server answers; in a cluster, whether any does.
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection();
         // Outside the bound: a probe must get through when calls do not.
-        match self.in_time(async move { connection.req_packed_command(&redis::cmd("PING")).await }).await? {
-            Value::SimpleString(text) if text == "PONG" => Ok(()),
-            other => Err(StoreError::Refused(format!("PING was answered {other:?}"))),
+        let deadline = self.deadline();
+        let mut failure = match &self.0.route {
+            Route::Single(_) => Failure::new(Fault::Unconnected, "no server"),
+            Route::Sentinel(sentinels) => match sentinels.master(deadline).await {
+                Ok(_) => Failure::new(Fault::Unconnected, "no master"),
+                Err(failure) => failure,
+            },
+            Route::Cluster(cluster) => match cluster.master(None, deadline).await {
+                Ok(_) => Failure::new(Fault::Unconnected, "no master"),
+                Err(failure) => failure,
+            },
+        };
+        let nodes = self.0.nodes();
+        for (at, node) in nodes.iter().enumerate() {
+            let share = u32::try_from(nodes.len() - at).unwrap_or(u32::MAX);
+            let now = Instant::now();
+            match node.ping(now + deadline.saturating_duration_since(now) / share).await {
+                Ok(()) => return Ok(()),
+                Err(met) => failure = met,
+            }
         }
-    }
-
-    async fn bounded(&self, work: impl Future<Output = Result<Value, RedisError>>) -> Result<Value, StoreError> {
-        let _permit = self.0.in_flight.try_acquire().map_err(|_| {
-            StoreError::Overloaded(format!("{} calls to Redis are under way", self.0.config.max_in_flight))
-        })?;
-        self.in_time(work).await
-    }
-
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.0.config.deadline, work).await {
-            Ok(result) => result.map_err(|error| store_error(&error)),
-            Err(_) => Err(StoreError::Indeterminate(format!("Redis took longer than {:?}", self.0.config.deadline))),
-        }
-    }
-
-    fn connection(&self) -> ConnectionManager {
-        let next = self.0.next.fetch_add(1, Ordering::Relaxed);
-        self.0.connections[next % self.0.connections.len()].clone()
+        self.0.met(&failure, None);
+        Err(failure.into())
     }
 }
 
-/// What an error of the client says about the charge.
-fn store_error(error: &RedisError) -> StoreError {
-    let text = error.to_string();
-    match error.kind() {
-        _ if error.is_connection_refusal() => StoreError::Unreachable(text),
-        // The connection broke, or never came to be: the client does not tell which.
-        ErrorKind::Io => StoreError::Indeterminate(text),
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading | ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown,
-        ) => StoreError::Unreachable(text),
-        _ => StoreError::Refused(text),
+impl Shared {
+    fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
+        self.in_flight
+            .try_acquire()
+            .map_err(|_| StoreError::Overloaded(format!("{} calls to Redis are under way", self.config.max_in_flight)))
+    }
+
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        match &self.route {
+            Route::Single(node) => vec![Arc::clone(node)],
+            Route::Sentinel(sentinels) => sentinels.now().into_iter().collect(),
+            Route::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+
+    async fn node(&self, command: &Cmd, deadline: Instant) -> Result<Arc<Node>, Failure> {
+        match &self.route {
+            Route::Single(node) => Ok(Arc::clone(node)),
+            Route::Sentinel(sentinels) => sentinels.master(deadline).await,
+            Route::Cluster(cluster) => cluster.master(key_of(command), deadline).await,
+        }
+    }
+
+    /// Sends a command to whom it belongs, and where it is sent on to.
+    async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+        let mut node = self.node(command, deadline).await?;
+        let mut asking = false;
+        for _ in 0..MOST_HOPS {
+            let failure = match node.send(command, asking, deadline).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            self.met(&failure, Some(&node));
+            asking = failure.fault == Fault::Ask;
+            node = match (failure.fault, &self.route) {
+                (Fault::Moved | Fault::Ask, Route::Cluster(cluster)) => cluster.redirected(&failure.detail, &node)?,
+                (Fault::TryAgain, Route::Cluster(_)) => {
+                    if timeout_at(deadline, sleep(TRY_AGAIN_AFTER)).await.is_err() {
+                        return Err(failure);
+                    }
+                    self.node(command, deadline).await?
+                }
+                _ => return Err(failure),
+            };
+        }
+        Err(Failure::new(Fault::Moved, "the cluster sends the request from node to node"))
+    }
+
+    /// Counts a fault and does what it asks for besides an answer.
+    fn met(&self, failure: &Failure, node: Option<&Node>) {
+        if let Some(at) = Fault::ALL.iter().position(|fault| *fault == failure.fault) {
+            self.faults[at].fetch_add(1, Ordering::Relaxed);
+        }
+        if failure.fault.remedy() != Remedy::Relocate {
+            return;
+        }
+        match &self.route {
+            // The name may lead to another server by now.
+            Route::Single(_) if failure.fault == Fault::ReadOnly => {
+                if let Some(node) = node {
+                    node.reconnect();
+                }
+            }
+            Route::Single(_) => {}
+            Route::Sentinel(sentinels) => sentinels.doubt(),
+            Route::Cluster(cluster) => cluster.doubt(),
+        }
+    }
+}
+
+/// The first key of a command: behind the number of keys for a script, else the first argument.
+fn key_of(command: &Cmd) -> Option<&[u8]> {
+    let argument = |at| match command.args_iter().nth(at) {
+        Some(Arg::Simple(bytes)) => Some(bytes),
+        _ => None,
+    };
+    match argument(0)? {
+        b"EVALSHA" | b"EVAL" => argument(2).filter(|keys| *keys != b"0").and_then(|_| argument(3)),
+        _ => argument(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(url: &str) -> Result<Link, String> {
+        Link::open(RedisConfig::new(url)).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn urls_choose_the_topology_and_mistakes_are_named() {
+        for good in [
+            "redis://h",
+            "redis://:p@h:1/2",
+            "rediss://user:p%40ss@h",
+            "unix:///run/redis.sock?db=1",
+            "redis+sentinel://:p@a,b:2,c/mymaster/3",
+            "rediss+sentinel://a/mymaster",
+            "redis+cluster://user:p@a:1,b:2",
+            "rediss+cluster://a",
+        ] {
+            assert!(opened(good).is_ok(), "{good}: {:?}", opened(good).err());
+        }
+        for (bad, said) in [
+            ("localhost", "has no scheme"),
+            ("http://h", "has the scheme \"http\", not one of redis, "),
+            ("redis+sentinel://a,b", "names no service"),
+            ("redis+sentinel://a,,b/m", "an empty one between commas"),
+            ("redis+cluster://a/1", "names a database"),
+            ("redis://h/one", "atabase"),
+        ] {
+            let error = opened(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
+            assert!(error.contains(said), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_of_commands() {
+        let command = |words: &[&str]| {
+            let mut command = Cmd::new();
+            for word in words {
+                command.arg(word);
+            }
+            command
+        };
+        for (words, key) in [
+            (&["GET", "k"][..], Some("k")),
+            (&["EVALSHA", "sha", "2", "k", "l", "argument"], Some("k")),
+            (&["EVAL", "code", "0", "argument"], None),
+            (&["PING"], None),
+        ] {
+            assert_eq!(key_of(&command(words)), key.map(str::as_bytes), "{words:?}");
+        }
     }
 }

@@ -32,7 +32,8 @@ struct Row {
 }
 
 impl Request {
-    pub(super) fn new(prefix: &str, claims: &[Claim], mode: Mode) -> Self {
+    /// A request that does nothing outside `validity`.
+    pub(super) fn within(prefix: &str, claims: &[Claim], mode: Mode, validity: Validity) -> Self {
         let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::new();
         let mut rows: SmallVec<[Row; 8]> = SmallVec::with_capacity(claims.len());
         for (at, claim) in claims.iter().enumerate() {
@@ -67,7 +68,7 @@ impl Request {
             }
         }
         let keys = ledgers.iter().map(|ledger| key(prefix, ledger)).collect();
-        Self { keys, packed: pack(claims, &rows, mode), rows }
+        Self { keys, packed: pack(claims, &rows, mode, validity), rows }
     }
 
     /// `EVALSHA hash …` or `EVAL code …`; `clock` is the tests' time.
@@ -116,20 +117,33 @@ fn window_of(span: Span) -> (u8, u32) {
     }
 }
 
-fn pack(claims: &[Claim], rows: &[Row], mode: Mode) -> Vec<u8> {
+/// The time in which all calendar periods of a call are the current ones, in ms.
+#[derive(Clone, Copy)]
+pub(super) struct Validity {
+    from: u64,
+    till: u64,
+}
+
+impl Validity {
+    pub(super) fn of(claims: &[Claim]) -> Self {
+        let mut validity = Self { from: 0, till: NEVER };
+        for claim in claims {
+            if let Span::Calendar { period, .. } = claim.span {
+                validity.from = period.start.as_ms().max(validity.from);
+                validity.till = period.end.as_ms().min(validity.till);
+            }
+        }
+        validity
+    }
+}
+
+fn pack(claims: &[Claim], rows: &[Row], mode: Mode, Validity { from, till }: Validity) -> Vec<u8> {
     let mut packed = Vec::with_capacity(HEAD + rows.len() * ROW);
     packed.push(match mode {
         Mode::Try => 0,
         Mode::Force => 1,
         Mode::Peek => 2,
     });
-    let (mut from, mut till) = (0, NEVER);
-    for claim in claims {
-        if let Span::Calendar { period, .. } = claim.span {
-            from = period.start.as_ms().max(from);
-            till = period.end.as_ms().min(till);
-        }
-    }
     put::<6>(&mut packed, from);
     put::<6>(&mut packed, till);
     for row in rows {

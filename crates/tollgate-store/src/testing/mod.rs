@@ -6,5 +6,6 @@
 pub mod accounts;
 pub mod conformance;
 mod server;
+pub mod topologies;
 
 pub use server::RedisServer;

@@ -12,6 +12,7 @@ pub struct RedisServer {
     child: Child,
     port: u16,
     folder: TempDir,
+    options: Vec<String>,
 }
 
 impl RedisServer {
@@ -20,7 +21,17 @@ impl RedisServer {
     /// # Panics
     /// When `redis-server` is not installed or does not start.
     pub fn start() -> Self {
-        Self::start_on(Self::free_port())
+        Self::start_with(&[])
+    }
+
+    /// Starts a server with further options, such as `["--maxmemory", "5mb"]`. `{folder}` in an option is the
+    /// server's own folder.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_with(options: &[&str]) -> Self {
+        // Another test may take the port between its choice and its use.
+        (0..5).find_map(|_| Self::try_start(Self::free_port(), options).ok()).expect("redis-server starts")
     }
 
     /// Starts a server on `port`.
@@ -28,11 +39,7 @@ impl RedisServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start_on(port: u16) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let child = spawn(port, &folder);
-        let mut server = Self { child, port, folder };
-        server.wait_until_up();
-        server
+        Self::try_start(port, &[]).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A loopback port that nobody listens on.
@@ -44,9 +51,19 @@ impl RedisServer {
         listener.local_addr().expect("an address").port()
     }
 
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// `redis://127.0.0.1:port`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Where the server works.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// A blocking connection for looking behind the store's back.
@@ -57,33 +74,77 @@ impl RedisServer {
         redis::Client::open(self.url()).and_then(|client| client.get_connection()).expect("the server answers")
     }
 
+    /// Runs a command, such as `"CONFIG SET maxmemory 1"`, and returns its reply.
+    ///
+    /// # Panics
+    /// When the server is gone or refuses.
+    pub fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        let mut words = redis::Cmd::new();
+        command.split(' ').for_each(|word| {
+            words.arg(word);
+        });
+        words.query(&mut self.connection()).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
     /// Kills the server.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Kills the server and starts it again on the same port, empty.
+    /// Stops the server as it is, as a stalled machine does; [`RedisServer::resume`] lets it go on.
+    ///
+    /// # Panics
+    /// When the server is gone.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a paused server go on.
+    ///
+    /// # Panics
+    /// When the server is gone.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "no redis-server on port {}", self.port);
+    }
+
+    /// Kills the server and starts it again on the same port, empty unless its options save its data.
     ///
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, &self.folder);
-        self.wait_until_up();
+        self.child = spawn(self.port, &self.folder, &self.options);
+        self.wait_until_up().unwrap_or_else(|error| panic!("{error}"));
     }
 
-    fn wait_until_up(&mut self) {
+    pub(super) fn try_start(port: u16, options: &[&str]) -> Result<Self, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let own = folder.path().to_string_lossy().into_owned();
+        let options: Vec<String> = options.iter().map(|option| option.replace("{folder}", &own)).collect();
+        let child = spawn(port, &folder, &options);
+        let mut server = Self { child, port, folder, options };
+        server.wait_until_up()?;
+        Ok(server)
+    }
+
+    fn wait_until_up(&mut self) -> Result<(), String> {
         for _ in 0..500 {
             if let Some(status) = self.child.try_wait().expect("a child process") {
-                panic!("redis-server ended at once: {status}");
+                let said = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                return Err(format!("redis-server ended at once: {status}: {said}"));
             }
             if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
-                return;
+                return Ok(());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("redis-server did not listen on port {} within 5 s", self.port);
+        Err(format!("redis-server did not listen on port {} within 5 s", self.port))
     }
 }
 
@@ -93,12 +154,21 @@ impl Drop for RedisServer {
     }
 }
 
-fn spawn(port: u16, folder: &TempDir) -> Child {
+/// Options that come later win.
+fn spawn(port: u16, folder: &TempDir, options: &[String]) -> Child {
     Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-        .args(["--dir", &folder.path().to_string_lossy()])
+        // A sentinel keeps its notes in a file, which has to be the first argument.
+        .args(options.iter().filter(|option| is_notes(option)))
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(if options.iter().any(|option| option == "--sentinel") { &[][..] } else { &["--save", ""] })
+        .args(["--dir", &folder.path().to_string_lossy(), "--logfile", "log"])
+        .args(options.iter().filter(|option| !is_notes(option)))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("redis-server is installed (tests/run installs it)")
+}
+
+fn is_notes(option: &str) -> bool {
+    option.ends_with("/sentinel.conf")
 }

@@ -1,0 +1,56 @@
+//! The settings of Redis, read into what the store wants.
+
+use std::{path::Path, time::Duration};
+
+use tollgate_store::redis::{RedisConfig, RedisTls};
+
+use super::Options;
+
+/// What the options say about the Redis at `url`; `wrong` gets a line for each mistake.
+pub(super) fn config(url: &str, options: &Options, wrong: &mut Vec<String>) -> RedisConfig {
+    let mut redis = RedisConfig::new(url);
+    if let Some(prefix) = &options.redis_key_prefix {
+        redis.key_prefix.clone_from(prefix);
+    }
+    redis.user.clone_from(&options.redis_user);
+    redis.sentinel_user.clone_from(&options.redis_sentinel_user);
+    let mut read = |name, path: Option<&Path>| {
+        path.and_then(|path| match std::fs::read(path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                wrong.push(format!("{name}: {}: {error}", path.display()));
+                None
+            }
+        })
+    };
+    let password = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned();
+    redis.password = read("redis-password-file", options.redis_password_file.as_deref()).map(password);
+    redis.sentinel_password =
+        read("redis-sentinel-password-file", options.redis_sentinel_password_file.as_deref()).map(password);
+    let ca = read("redis-tls-ca", options.redis_tls_ca.as_deref());
+    let certificate = read("redis-tls-cert", options.redis_tls_cert.as_deref());
+    let key = read("redis-tls-key", options.redis_tls_key.as_deref());
+    if options.redis_tls_cert.is_some() != options.redis_tls_key.is_some() {
+        wrong.push("redis-tls-cert: needs redis-tls-key beside it, and the other way round".to_owned());
+    }
+    let identity = certificate.zip(key);
+    let tls = url.starts_with("rediss") && (ca.is_some() || identity.is_some());
+    redis.tls = tls.then_some(RedisTls { ca, identity });
+    redis.connections = options.redis_connections.unwrap_or(redis.connections);
+    redis.max_in_flight = options.store_max_in_flight.unwrap_or(redis.max_in_flight);
+    redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
+    for (name, zero) in [
+        ("redis-connections", redis.connections == 0),
+        ("store-max-in-flight", redis.max_in_flight == 0),
+        ("store-deadline-ms", redis.deadline.is_zero()),
+    ] {
+        if zero {
+            wrong.push(format!("{name}: must be at least 1"));
+        }
+    }
+    let prefix = &redis.key_prefix;
+    if prefix.len() > 32 || prefix.contains(['{', '}']) || prefix.contains(char::is_control) {
+        wrong.push("redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned());
+    }
+    redis
+}

@@ -1,0 +1,310 @@
+//! What can go wrong on the way to Redis, by name, and what each means for the charge.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tollgate_core::store::StoreError;
+
+/// What went wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// There is no connection, and none came to be in time: nothing was sent.
+    Unconnected,
+    /// The breaker is open: nothing was sent.
+    Resting,
+    /// The request was sent, and no answer came in time.
+    NoAnswer,
+    /// The connection broke while the request was on it.
+    Broken,
+    /// `NOSCRIPT`: the server does not know the script and ran nothing.
+    NoScript,
+    /// `MOVED`: another node has the slot. Nothing was run.
+    Moved,
+    /// `ASK`: another node has the slot's new keys. Nothing was run.
+    Ask,
+    /// `TRYAGAIN`: the slot is on the move and its keys are on both nodes. Nothing was run.
+    TryAgain,
+    /// `LOADING`: the server reads its data set. Nothing was run.
+    Loading,
+    /// `BUSY`: another script holds the server. Nothing was run.
+    Busy,
+    /// `READONLY`: the server is a replica, after a failover for one. Nothing was written.
+    ReadOnly,
+    /// `CLUSTERDOWN`: the cluster does not serve the slot. Nothing was run.
+    ClusterDown,
+    /// `MASTERDOWN`: a replica without its master. Nothing was run.
+    MasterDown,
+    /// `NOREPLICAS`: too few replicas by `min-replicas-to-write`. Nothing was written.
+    NoReplicas,
+    /// `OOM`: the memory is at `maxmemory`. Redis refuses before a script's first write: nothing was written.
+    OutOfMemory,
+    /// `MISCONF`: the server cannot save its data and stopped to write. Nothing was written.
+    Misconfigured,
+    /// `NOPERM`: the user may not do this. Refused before the first write.
+    NoPermission,
+    /// `NOAUTH`, `WRONGPASS`: the credentials are missing or wrong.
+    Unauthenticated,
+    /// `CROSSSLOT`: the keys are in several slots. Nothing was run.
+    CrossSlot,
+    /// A counter was written by another version of the scripts. Nothing was written.
+    OtherVersion,
+    /// Anything else that the server said no to.
+    Refused,
+}
+
+/// What to do about a fault besides telling the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing.
+    None,
+    /// Connect anew.
+    Reconnect,
+    /// Find out anew who serves, and connect there.
+    Relocate,
+}
+
+impl Fault {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 21] = [
+        Self::Unconnected,
+        Self::Resting,
+        Self::NoAnswer,
+        Self::Broken,
+        Self::NoScript,
+        Self::Moved,
+        Self::Ask,
+        Self::TryAgain,
+        Self::Loading,
+        Self::Busy,
+        Self::ReadOnly,
+        Self::ClusterDown,
+        Self::MasterDown,
+        Self::NoReplicas,
+        Self::OutOfMemory,
+        Self::Misconfigured,
+        Self::NoPermission,
+        Self::Unauthenticated,
+        Self::CrossSlot,
+        Self::OtherVersion,
+        Self::Refused,
+    ];
+
+    /// The name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unconnected => "unconnected",
+            Self::Resting => "breaker_open",
+            Self::NoAnswer => "no_answer",
+            Self::Broken => "broken",
+            Self::NoScript => "noscript",
+            Self::Moved => "moved",
+            Self::Ask => "ask",
+            Self::TryAgain => "tryagain",
+            Self::Loading => "loading",
+            Self::Busy => "busy",
+            Self::ReadOnly => "readonly",
+            Self::ClusterDown => "clusterdown",
+            Self::MasterDown => "masterdown",
+            Self::NoReplicas => "noreplicas",
+            Self::OutOfMemory => "oom",
+            Self::Misconfigured => "misconf",
+            Self::NoPermission => "noperm",
+            Self::Unauthenticated => "noauth",
+            Self::CrossSlot => "crossslot",
+            Self::OtherVersion => "version",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Whether the server gave no sign that it works, which is what a breaker counts.
+    pub(super) const fn is_silence(self) -> bool {
+        matches!(
+            self,
+            Self::Unconnected
+                | Self::NoAnswer
+                | Self::Broken
+                | Self::Loading
+                | Self::Busy
+                | Self::ClusterDown
+                | Self::MasterDown
+        )
+    }
+
+    pub(super) const fn remedy(self) -> Remedy {
+        match self {
+            Self::Broken | Self::Unauthenticated => Remedy::Reconnect,
+            Self::Unconnected
+            | Self::Resting
+            | Self::NoAnswer
+            | Self::Moved
+            | Self::ReadOnly
+            | Self::ClusterDown
+            | Self::MasterDown
+            | Self::NoReplicas => Remedy::Relocate,
+            Self::NoScript
+            | Self::Ask
+            | Self::TryAgain
+            | Self::Loading
+            | Self::Busy
+            | Self::OutOfMemory
+            | Self::Misconfigured
+            | Self::NoPermission
+            | Self::CrossSlot
+            | Self::OtherVersion
+            | Self::Refused => Remedy::None,
+        }
+    }
+
+    fn of(error: &RedisError) -> Self {
+        match error.kind() {
+            ErrorKind::Server(kind) => Self::of_server(kind, error.detail().unwrap_or_default()),
+            ErrorKind::Extension => Self::of_code(error.code().unwrap_or_default()),
+            ErrorKind::AuthenticationFailed => Self::Unauthenticated,
+            // The client gives up a connection whose answers it cannot read.
+            ErrorKind::Io | ErrorKind::Parse => Self::Broken,
+            _ => Self::Refused,
+        }
+    }
+
+    fn of_server(kind: ServerErrorKind, detail: &str) -> Self {
+        match kind {
+            ServerErrorKind::NoScript => Self::NoScript,
+            ServerErrorKind::Moved => Self::Moved,
+            ServerErrorKind::Ask => Self::Ask,
+            ServerErrorKind::TryAgain => Self::TryAgain,
+            ServerErrorKind::BusyLoading => Self::Loading,
+            ServerErrorKind::ReadOnly => Self::ReadOnly,
+            ServerErrorKind::ClusterDown => Self::ClusterDown,
+            ServerErrorKind::MasterDown => Self::MasterDown,
+            ServerErrorKind::CrossSlot => Self::CrossSlot,
+            ServerErrorKind::NoPerm => Self::NoPermission,
+            // Before version 7 an error within a script comes as text: `ERR Error running script (call to
+            // f_…): @user_script:1: -OOM command not allowed …`.
+            ServerErrorKind::ResponseError if detail.contains("rror running script") => detail
+                .split_ascii_whitespace()
+                .find_map(|word| word.strip_prefix('-').map(Self::of_code))
+                .unwrap_or(Self::Refused),
+            _ => Self::Refused,
+        }
+    }
+
+    fn of_code(code: &str) -> Self {
+        match code {
+            "OOM" => Self::OutOfMemory,
+            "BUSY" => Self::Busy,
+            "NOAUTH" | "WRONGPASS" => Self::Unauthenticated,
+            "NOREPLICAS" => Self::NoReplicas,
+            "MISCONF" => Self::Misconfigured,
+            "READONLY" => Self::ReadOnly,
+            "NOPERM" => Self::NoPermission,
+            "CLUSTERDOWN" => Self::ClusterDown,
+            "TGVERSION" => Self::OtherVersion,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// A fault and what the server or the system said of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(super) fault: Fault,
+    pub(super) text: String,
+    /// What the server said behind the name of its error.
+    pub(super) detail: String,
+}
+
+impl Failure {
+    pub(super) fn new(fault: Fault, text: impl Into<String>) -> Self {
+        Self { fault, text: text.into(), detail: String::new() }
+    }
+
+    /// That of an answer, or of a request that may have been sent.
+    pub(super) fn of(error: &RedisError) -> Self {
+        let detail = error.detail().unwrap_or_default().to_owned();
+        Self { detail, ..Self::new(Fault::of(error), error.to_string()) }
+    }
+
+    /// That of a connection that did not come to be.
+    pub(super) fn to_connect(error: &RedisError) -> Self {
+        match Fault::of(error) {
+            fault @ (Fault::Unauthenticated | Fault::NoPermission) => Self::new(fault, error.to_string()),
+            _ => Self::new(Fault::Unconnected, error.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        let Failure { fault, text, .. } = failure;
+        match fault {
+            Fault::NoAnswer | Fault::Broken => Self::Indeterminate(text),
+            Fault::Unconnected
+            | Fault::Resting
+            | Fault::Moved
+            | Fault::Ask
+            | Fault::TryAgain
+            | Fault::Loading
+            | Fault::Busy
+            | Fault::ReadOnly
+            | Fault::ClusterDown
+            | Fault::MasterDown
+            | Fault::NoReplicas => Self::Unreachable(text),
+            Fault::NoScript
+            | Fault::OutOfMemory
+            | Fault::Misconfigured
+            | Fault::NoPermission
+            | Fault::Unauthenticated
+            | Fault::CrossSlot
+            | Fault::OtherVersion
+            | Fault::Refused => Self::Refused(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the server sends them.
+    fn fault(reply: &str) -> Fault {
+        let value = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+        Failure::of(&value.extract_error().unwrap_err()).fault
+    }
+
+    #[test]
+    fn every_refusal_of_the_server_has_its_name() {
+        for (reply, expected) in [
+            ("NOSCRIPT No matching script. Please use EVAL.", Fault::NoScript),
+            ("MOVED 3999 127.0.0.1:6381", Fault::Moved),
+            ("ASK 3999 127.0.0.1:6381", Fault::Ask),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Fault::TryAgain),
+            ("LOADING Redis is loading the dataset in memory", Fault::Loading),
+            ("BUSY Redis is busy running a script.", Fault::Busy),
+            ("READONLY You can't write against a read only replica. script: f1, on @user_script:1.", Fault::ReadOnly),
+            ("CLUSTERDOWN Hash slot not served", Fault::ClusterDown),
+            ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Fault::MasterDown),
+            ("NOREPLICAS Not enough good replicas to write.", Fault::NoReplicas),
+            ("OOM command not allowed when used memory > 'maxmemory'. script: f1", Fault::OutOfMemory),
+            ("MISCONF Redis is configured to save RDB snapshots", Fault::Misconfigured),
+            ("NOPERM User tollgate has no permissions to run the 'evalsha' command", Fault::NoPermission),
+            ("NOAUTH Authentication required.", Fault::Unauthenticated),
+            ("WRONGPASS invalid username-password pair or user is disabled.", Fault::Unauthenticated),
+            ("CROSSSLOT Keys in request don't hash to the same slot", Fault::CrossSlot),
+            ("TGVERSION a counter is of version 2", Fault::OtherVersion),
+            ("ERR wrong number of arguments", Fault::Refused),
+            (
+                "ERR Error running script (call to f_1): @user_script:9: -OOM command not allowed when used memory",
+                Fault::OutOfMemory,
+            ),
+            ("ERR Error running script (call to f_1): @user_script:9: -READONLY You can't write", Fault::ReadOnly),
+        ] {
+            assert_eq!(fault(reply), expected, "{reply}");
+        }
+    }
+
+    #[test]
+    fn only_a_request_that_may_have_run_is_indeterminate() {
+        for fault in Fault::ALL {
+            let unknown = matches!(StoreError::from(Failure::new(fault, "")), StoreError::Indeterminate(_));
+            assert_eq!(unknown, matches!(fault, Fault::NoAnswer | Fault::Broken), "{fault:?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! One Redis server: a few connections that all calls share, kept up by themselves, behind a breaker.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::fault::{Failure, Fault, Remedy};
+use crate::breaker::{Backoff, Breaker};
+
+/// How long one attempt to connect may take, name lookup, TLS and login included.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// The pauses between attempts to connect.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// A connection that lived for less is not made anew at once.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// A server. Dropped, its connections end.
+pub(crate) struct Node {
+    pub(super) info: ConnectionInfo,
+    lines: Box<[Line]>,
+    next: AtomicUsize,
+    breaker: Arc<Breaker>,
+}
+
+/// One connection, and the task that makes it anew when it is lost.
+struct Line {
+    state: watch::Receiver<State>,
+    /// The number of the latest connection that is lost.
+    lost: watch::Sender<u64>,
+    task: AbortHandle,
+}
+
+#[derive(Clone)]
+enum State {
+    /// The first attempt, or the one after a loss, is under way: worth waiting for.
+    Connecting,
+    /// The connection, and its number.
+    Up(MultiplexedConnection, u64),
+    /// The last attempt failed, and the next will come.
+    Down(Failure),
+}
+
+impl Node {
+    /// A server, and connections to it that are made from now on. Must be called within a Tokio runtime.
+    pub(super) fn new(info: ConnectionInfo, connections: usize, buffer: usize) -> Arc<Self> {
+        let breaker = Arc::new(Breaker::default());
+        let lines = (0..connections).map(|_| Line::start(info.clone(), buffer, Arc::clone(&breaker))).collect();
+        Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker })
+    }
+
+    /// Sends one command, once, behind `ASKING` if the server is only about to get the slot.
+    pub(super) async fn send(&self, command: &Cmd, asking: bool, deadline: Instant) -> Result<Value, Failure> {
+        let pass = self.breaker.enter(Instant::now()).map_err(|rest| {
+            let text = format!("{} does not answer; next try in {} ms", self.info.addr(), rest.as_millis());
+            Failure::new(Fault::Resting, text)
+        })?;
+        let line = &self.lines[self.next.fetch_add(1, Ordering::Relaxed) % self.lines.len()];
+        let result = line.send(command, asking, deadline).await;
+        match &result {
+            Err(failure) if failure.fault.is_silence() => {
+                let opened = pass.failed(Instant::now());
+                if opened && failure.fault == Fault::NoAnswer {
+                    // The way may be gone without a sign of it, and new connections find another.
+                    self.reconnect();
+                }
+            }
+            _ => pass.succeeded(),
+        }
+        result
+    }
+
+    /// Sends a command that calls do not wait for, whatever the breaker says.
+    pub(super) async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+        self.lines[0].send(command, false, deadline).await
+    }
+
+    /// Whether the server answers, asked whatever the breaker says. The answer tells the breaker.
+    pub(super) async fn ping(&self, deadline: Instant) -> Result<(), Failure> {
+        let mut last = Failure::new(Fault::Unconnected, "no connection");
+        for line in &self.lines {
+            match line.send(&redis::cmd("PING"), false, deadline).await {
+                Ok(_) => {
+                    self.breaker.close();
+                    return Ok(());
+                }
+                Err(failure) => last = failure,
+            }
+        }
+        Err(last)
+    }
+
+    /// Gives up the connections and makes new ones.
+    pub(super) fn reconnect(&self) {
+        for line in &self.lines {
+            let number = match &*line.state.borrow() {
+                State::Up(_, number) => *number,
+                State::Connecting | State::Down(_) => continue,
+            };
+            line.give_up(number);
+        }
+    }
+
+    /// Whether calls are refused because the server did not answer.
+    pub(super) fn is_resting(&self) -> bool {
+        self.breaker.is_open()
+    }
+}
+
+impl Line {
+    fn start(info: ConnectionInfo, buffer: usize, breaker: Arc<Breaker>) -> Self {
+        let (to, state) = watch::channel(State::Connecting);
+        let (lost, seen) = watch::channel(0);
+        let task = tokio::spawn(keep(info, buffer, breaker, to, seen)).abort_handle();
+        Self { state, lost, task }
+    }
+
+    async fn send(&self, command: &Cmd, asking: bool, deadline: Instant) -> Result<Value, Failure> {
+        let (mut connection, number) = self.connection(deadline).await?;
+        let answered = timeout_at(deadline, async {
+            if !asking {
+                return connection.req_packed_command(command).await.and_then(Value::extract_error);
+            }
+            // In one message, as other calls share the connection and ASKING is for the next command only.
+            let mut both = redis::pipe();
+            both.cmd("ASKING").add_command(command.clone());
+            let mut replies = connection.req_packed_commands(&both, 0, 2).await?;
+            replies.pop().unwrap_or(Value::Nil).extract_error()
+        });
+        let failure = match answered.await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => Failure::of(&error),
+            Err(_) => Failure::new(Fault::NoAnswer, "no answer within the deadline"),
+        };
+        if failure.fault.remedy() == Remedy::Reconnect {
+            self.give_up(number);
+        }
+        Err(failure)
+    }
+
+    /// The connection, waited for only while an attempt may soon succeed.
+    async fn connection(&self, deadline: Instant) -> Result<(MultiplexedConnection, u64), Failure> {
+        let mut state = self.state.clone();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Up(connection, number) => return Ok((connection.clone(), *number)),
+                State::Down(failure) => return Err(failure.clone()),
+                State::Connecting => {}
+            }
+            match timeout_at(deadline, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Failure::new(Fault::Unconnected, "the connection is closed")),
+                Err(_) => return Err(Failure::new(Fault::Unconnected, "no connection within the deadline")),
+            }
+        }
+    }
+
+    fn give_up(&self, number: u64) {
+        self.lost.send_if_modified(|lost| {
+            let news = *lost < number;
+            *lost = number.max(*lost);
+            news
+        });
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Connects, and again whenever the connection is lost, with growing pauses.
+async fn keep(
+    info: ConnectionInfo,
+    buffer: usize,
+    breaker: Arc<Breaker>,
+    state: watch::Sender<State>,
+    mut lost: watch::Receiver<u64>,
+) {
+    // The deadlines are our own.
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(buffer);
+    let mut pauses = Backoff::between(PAUSES.0, PAUSES.1);
+    for number in 1.. {
+        let connected = timeout(CONNECT_WITHIN, async {
+            let mut connection =
+                Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
+            // A stalled server takes connections in, too.
+            match connection.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
+                Err(error) if Failure::of(&error).fault.remedy() == Remedy::Reconnect => Err(error),
+                _ => Ok(connection),
+            }
+        });
+        match connected.await {
+            Ok(Ok(connection)) => {
+                let since = Instant::now();
+                breaker.close();
+                state.send_replace(State::Up(connection, number));
+                if lost.wait_for(|lost| *lost >= number).await.is_err() {
+                    return;
+                }
+                state.send_replace(State::Connecting);
+                if since.elapsed() >= SHORT_LIFE {
+                    pauses.reset();
+                    continue;
+                }
+            }
+            Ok(Err(error)) => {
+                state.send_replace(State::Down(Failure::to_connect(&error)));
+            }
+            Err(_) => {
+                let text = format!("{}: no connection within {CONNECT_WITHIN:?}", info.addr());
+                state.send_replace(State::Down(Failure::new(Fault::Unconnected, text)));
+            }
+        }
+        tokio::time::sleep(pauses.pause()).await;
+    }
+}

@@ -1,0 +1,226 @@
+//! The conformance suite on Redis as production runs it, and what a failover and a move of slots do to calls.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::test_runner::{Config, TestRunner};
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    store::{Store, StoreError},
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{
+    clock::ManualClock,
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+    testing::{
+        RedisServer,
+        conformance::{START, compare, mixed},
+        topologies::{RedisCluster, SecureRedis, SentinelTrio},
+    },
+};
+
+/// Plays generated sequences as `conformance.rs` does, on whatever `config` leads to.
+fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(u32) -> String) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let case = std::cell::Cell::new(0);
+    let mut runner =
+        TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() });
+    let outcome = runner.run(&mixed(), |steps| {
+        case.set(case.get() + 1);
+        runtime.block_on(async {
+            let clock = Arc::new(ManualClock::at(START));
+            let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock));
+            let nodes: Vec<Box<dyn Store>> = (0..2)
+                .map(|_| {
+                    let config = RedisConfig {
+                        key_prefix: prefix(case.get()),
+                        connections: 1,
+                        deadline: Duration::from_secs(20),
+                        ..config.clone()
+                    };
+                    Box::new(RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()) as Box<dyn Store>
+                })
+                .collect();
+            compare(&memory, &nodes, &clock, &steps).await;
+        });
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+fn own_prefix(case: u32) -> String {
+    format!("case{case}")
+}
+
+#[test]
+fn a_cluster_conforms_over_several_slots_too() {
+    let cluster = RedisCluster::start();
+    conforms(&RedisConfig::new(cluster.url()), 60, own_prefix);
+}
+
+#[test]
+fn a_master_under_sentinels_conforms() {
+    let trio = SentinelTrio::start();
+    conforms(&RedisConfig::new(trio.url()), 40, own_prefix);
+}
+
+#[test]
+fn tls_with_client_certificates_and_an_acl_conforms() {
+    let secure = SecureRedis::start();
+    // Within the keys that the ACL lets it at.
+    conforms(&secure.config(), 40, |case| format!("tg{{{case}}}"));
+}
+
+#[test]
+fn a_unix_socket_conforms() {
+    let server = RedisServer::start_with(&["--unixsocket", "{folder}/redis.sock"]);
+    conforms(&RedisConfig::new(format!("unix://{}/redis.sock", server.folder().display())), 20, own_prefix);
+}
+
+fn claim(account: &str, limit: u32) -> Claim {
+    Claim {
+        ledger: LedgerKey::of(Partition::of([account]), ["r"]),
+        span: Span::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()),
+        unit: UnitId::of("requests"),
+        cost: Amount::from(1),
+        limit: Limit::Finite(Amount::from(limit)),
+        effect: Effect::Charge,
+    }
+}
+
+fn used(answer: &Answer) -> u64 {
+    match answer {
+        Answer::Applied(applied) => applied.statuses[0].used.get(),
+        Answer::OutsidePeriod(at) => panic!("outside a period at {at}"),
+    }
+}
+
+/// Calls once for each of 40 accounts, which live in as many slots, until every one is admitted. Returns the errors
+/// met on the way.
+async fn one_each(store: &RedisStore, round: u64) -> Vec<StoreError> {
+    let mut errors = Vec::new();
+    for account in 0..40 {
+        let claims = [claim(&account.to_string(), 1_000)];
+        let started = std::time::Instant::now();
+        loop {
+            assert!(started.elapsed() < Duration::from_secs(10), "{errors:?}");
+            match store.apply(&claims, Mode::Try).await {
+                Ok(answer) => {
+                    assert!(used(&answer) >= round, "a charge is lost");
+                    break;
+                }
+                Err(error) => errors.push(error),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    errors
+}
+
+/// Slots on the move: half of their keys are here (TRYAGAIN, ASK), then all are there (MOVED).
+#[tokio::test]
+async fn calls_follow_slots_on_the_move() {
+    let cluster = RedisCluster::start();
+    let store = RedisStore::connect(RedisConfig { connections: 1, ..RedisConfig::new(cluster.url()) }).unwrap();
+    one_each(&store, 1).await;
+    let (from, to) = (&cluster.servers[0], &cluster.servers[1]);
+    let (from_id, to_id): (String, String) = (from.run("CLUSTER MYID"), to.run("CLUSTER MYID"));
+    let keys: Vec<String> = from.run("KEYS *");
+    let slots: Vec<u16> = keys.iter().map(|key| from.run(&format!("CLUSTER KEYSLOT {key}"))).collect();
+    assert!(slots.len() > 3, "the accounts are spread over the masters: {keys:?}");
+    for slot in &slots {
+        let _: () = to.run(&format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}"));
+        let _: () = from.run(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}"));
+    }
+    assert_eq!(one_each(&store, 2).await, [], "keys that are still here");
+    for key in &keys {
+        let _: () = from.run(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port()));
+    }
+    assert_eq!(one_each(&store, 3).await, [], "keys that are there already: ASK");
+    let faults = |name| {
+        let status = store.link().status();
+        status.faults.iter().find(|(fault, _)| fault.name() == name).map_or(0, |(_, met)| *met)
+    };
+    assert!(faults("ask") >= slots.len() as u64, "nobody was asked: {:?}", store.link().status());
+    for slot in &slots {
+        for server in &cluster.servers[..3] {
+            let _: () = server.run(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
+        }
+    }
+    assert_eq!(one_each(&store, 4).await, [], "slots that are there: MOVED");
+    assert!(faults("moved") >= 1, "nobody was moved: {:?}", store.link().status());
+}
+
+/// A replica takes over, by command and then because its master died.
+#[tokio::test]
+async fn calls_follow_a_failover_of_the_cluster() {
+    let mut cluster = RedisCluster::start();
+    let store = RedisStore::connect(RedisConfig::new(cluster.url())).unwrap();
+    one_each(&store, 1).await;
+    let _: () = cluster.servers[3].run("CLUSTER FAILOVER");
+    one_each(&store, 2).await;
+    cluster.wait_until_whole();
+    one_each(&store, 3).await;
+    cluster.servers[1].kill();
+    one_each(&store, 4).await;
+}
+
+#[tokio::test]
+async fn calls_follow_a_failover_of_the_sentinels() {
+    let mut trio = SentinelTrio::start();
+    let store = RedisStore::connect(RedisConfig::new(trio.url())).unwrap();
+    one_each(&store, 1).await;
+    let _: () = trio.sentinels[0].run("SENTINEL FAILOVER tollgate");
+    let before = trio.servers[0].port();
+    let switched = std::time::Instant::now();
+    while trio.master() == Some(0) {
+        assert!(switched.elapsed() < Duration::from_secs(15), "the sentinels do not switch from {before}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Until the store follows, which it hears of at once, the old master takes charges in that are lost.
+    let master = trio.master().unwrap();
+    while !trio.servers[master].run::<String>("INFO commandstats").contains("cmdstat_eval") {
+        assert!(switched.elapsed() < Duration::from_secs(15), "the store does not follow");
+        let _ = store.apply(&[claim("another", 1_000)], Mode::Try).await;
+    }
+    one_each(&store, 2).await;
+    trio.wait_until_whole();
+    let master = trio.master().unwrap();
+    trio.servers[master].kill();
+    one_each(&store, 3).await;
+}
+
+/// All or nothing across slots, as far as it goes: a refusal by any part that is seen beforehand charges nothing.
+#[tokio::test]
+async fn a_refusal_by_one_slot_charges_no_other() {
+    let cluster = RedisCluster::start();
+    let store = RedisStore::connect(RedisConfig::new(cluster.url())).unwrap();
+    let claims = [claim("account", 1_000), claim("pool", 3), claim("address", 1_000)];
+    for number in 1..=10 {
+        let Answer::Applied(applied) = store.apply(&claims, Mode::Try).await.unwrap() else { panic!() };
+        assert_eq!(applied.allowed, number <= 3);
+        assert!(applied.statuses.iter().all(|status| status.used.get() == number.min(3)), "{applied:?}");
+    }
+}
+
+/// Wrong credentials, a wrong authority and a missing right are said by name, and nothing hangs.
+#[tokio::test]
+async fn what_is_wrong_with_a_secure_server_is_said() {
+    let secure = SecureRedis::start();
+    let error = async |config: RedisConfig| {
+        let store = RedisStore::connect(config).unwrap();
+        store.apply(&[claim("a", 1)], Mode::Try).await.unwrap_err().to_string()
+    };
+    let good = RedisConfig { deadline: Duration::from_secs(5), ..secure.config() };
+    let said = error(RedisConfig { url: good.url.replace(SecureRedis::PASSWORD, "wrong"), ..good.clone() }).await;
+    assert!(said.contains("WRONGPASS") || said.contains("uthentication"), "{said}");
+    assert!(!said.contains("wrong\""), "the password is said: {said}");
+    let said = error(RedisConfig { tls: SecureRedis::start().config().tls, ..good.clone() }).await;
+    assert!(said.contains("ertificate"), "{said}");
+    let said = error(RedisConfig { key_prefix: "other".into(), ..good.clone() }).await;
+    assert!(said.to_lowercase().contains("permission") || said.contains("NoPerm"), "{said}");
+    assert!(RedisStore::connect(good).unwrap().apply(&[claim("a", 1)], Mode::Try).await.is_ok());
+}
