@@ -1,4 +1,5 @@
--- Decides a list of claims, all or nothing, in one step.
+-- Decides a list of claims, all or nothing, in one step. answer.lua ends the script that does no more than
+-- that; scripts that do more have a part of theirs in front and one behind.
 --
 -- KEYS     the ledgers, each once
 -- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
@@ -106,6 +107,7 @@ for _ = 1, 2 do
         end
       else
         if h[d + 2] < start then
+          h[d] = h[d] + 1
           for x = 1, columns do h[d + 3 + x] = 0 end
         elseif h[d + 2] > start then
           behind = behind or {}
@@ -274,7 +276,3 @@ if behind then
     rebuild(KEYS[k], ledgers[k], {})
   end
 end
-
--- Cutting a constant makes one string, repeating and joining makes two.
-local format = rows <= 4 and sub('<BI6I7I6I6I7I6I6I7I6I6I7I6I6', 1, 4 + rows * 6) or '<BI6' .. rep('I7I6I6', rows)
-return pack(format, unpack(reply, 1, 2 + rows * 3))

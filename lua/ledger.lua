@@ -7,8 +7,8 @@
 -- them back with one call, to the same place (offset 5):
 --
 --   h[1] until when the key lives (ms), h[2] t, the index of the first static field
---   per log, at d: number of the oldest entry, entries, time of the oldest, time of the latest (calendar: 0,
---     0, start, end); per column what is in the window
+--   per log, at d: number of the oldest entry, entries, time of the oldest, time of the latest (calendar: its
+--     number, 0, start, end); per column what is in the window
 --   per sliding log, behind these: per column the cost of the latest entry; the three entries before it; the
 --     group of the oldest
 --   h[t] format of the dynamic fields, h[t + 1] number of logs
@@ -17,7 +17,9 @@
 --
 -- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot
 -- n % capacity for as long as it lives, so its number is its address: time u32 (mod 2^32), and per column
--- the cost (1, 2, 4 or 7 bytes: the column's width).
+-- the cost (1, 2, 4 or 7 bytes: the column's width). A log's first number is the time when it began, so that
+-- no number is that of an entry of a log that is over; a calendar count has another number each time it begins
+-- anew.
 --
 -- Four entries whose numbers have the same n / 4 are a group. The group of the latest entry is pending: it
 -- is in the header only, and is written to the ring as a whole when the next group begins. The header's copy
@@ -188,7 +190,7 @@ local function rare(now, shortest_ttl)
       if logs[l].kind == kind and logs[l].id == id then log = logs[l] end
     end
     if not log then
-      log = { kind = kind, id = id, head = 0, count = 0, oldest = start, latest = finish, times = {}, columns = {} }
+      log = { kind = kind, id = id, head = now, count = 0, oldest = start, latest = finish, times = {}, columns = {} }
       logs[#logs + 1] = log
     end
     log.charged = true
@@ -213,6 +215,8 @@ local function rare(now, shortest_ttl)
         for x = 1, #log.columns do
           if log.columns[x].total > 0 or (log.columns[x].charge or 0) > 0 then columns[#columns + 1] = log.columns[x] end
         end
+        -- Entries of which all was given back keep their numbers.
+        if #columns == 0 and log.count > 0 then columns[1] = log.columns[1] end
       end
       log.columns = columns
       if #columns > 0 then used[#used + 1] = log end
@@ -295,7 +299,7 @@ local function rare(now, shortest_ttl)
       offset = offset + #rings[l]
       for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do dynamic[#dynamic + 1] = value end
       for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].total end
-      dynamic_formats[l + 1], dynamic_size = 'I5HI6I6' .. rep('I7', #columns), dynamic_size + 19 + 7 * #columns
+      dynamic_formats[l + 1], dynamic_size = 'I6HI6I6' .. rep('I7', #columns), dynamic_size + 20 + 7 * #columns
       if sliding then
         local before, group = log.before_latest, log.oldest_group
         for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].costs[log.count] or 0 end

@@ -90,6 +90,11 @@ impl UnitId {
         Self(stable_id(name.as_bytes()))
     }
 
+    /// The id with this number, which was [`UnitId::get`] of one.
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The number stores write down.
     pub const fn get(self) -> u32 {
         self.0

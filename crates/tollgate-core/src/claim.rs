@@ -27,6 +27,11 @@ impl Partition {
     pub const fn bytes(self) -> [u8; 12] {
         self.0
     }
+
+    /// The partition of these bytes, which were [`Partition::bytes`] of one.
+    pub const fn from_bytes(bytes: [u8; 12]) -> Self {
+        Self(bytes)
+    }
 }
 
 /// One scope's counters: a partition, and the scope's values within it.
@@ -42,6 +47,11 @@ impl LedgerKey {
     /// length-prefixed parts, enough within one partition.
     pub fn of<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
         Self { partition, scope: digest(parts) }
+    }
+
+    /// The ledger of these bytes, which were [`LedgerKey::scope_bytes`] of one in `partition`.
+    pub const fn from_bytes(partition: Partition, scope: [u8; 8]) -> Self {
+        Self { partition, scope }
     }
 
     /// The bytes stores build their keys from, behind the partition's.
@@ -90,11 +100,11 @@ pub enum Effect {
 }
 
 impl Claim {
-    /// What this claim adds to its counter when the claims are charged.
+    /// What this claim adds to its counter when the claims are charged. Slots are held, not charged.
     pub const fn charge(&self) -> Amount {
-        match self.effect {
-            Effect::Charge => self.cost,
-            Effect::Judge => Amount::ZERO,
+        match (self.effect, self.span) {
+            (Effect::Judge, _) | (_, Span::Slots) => Amount::ZERO,
+            (Effect::Charge, _) => self.cost,
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::{
     amount::{Amount, UnitId},
     claim::{Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode},
     log::{Costs, Log, Reading},
+    reservation::{Charge, ReservationId, Window},
+    slots::Slots,
     time::Timestamp,
     window::Span,
 };
@@ -36,6 +38,24 @@ impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {
 /// The caller has made sure that `now` lies in every calendar period of the claims. Counters named
 /// by several claims are charged once, and judged by every limit.
 pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Timestamp) -> Applied {
+    decide_for(ledgers, claims, mode, now, None)
+}
+
+/// Who takes slots and wants to know where it was charged.
+pub(crate) struct Holder<'a> {
+    pub(crate) id: ReservationId,
+    pub(crate) ttl_ms: u32,
+    pub(crate) charges: &'a mut Vec<Charge>,
+}
+
+/// As [`decide`]; if the claims are charged, `holder` takes the slots too.
+pub(crate) fn decide_for(
+    ledgers: &mut impl Ledgers,
+    claims: &[Claim],
+    mode: Mode,
+    now: Timestamp,
+    mut holder: Option<Holder<'_>>,
+) -> Applied {
     let readings = read(ledgers, claims, now);
     let allowed = readings.iter().all(|reading| reading.fit == Fit::Now);
     let charged = match mode {
@@ -50,9 +70,18 @@ pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Tim
         }
         let mine = || from_here.iter().filter(|other| other.ledger == claim.ledger);
         if charged && mine().any(|claim| claim.charge() > Amount::ZERO) {
-            ledgers.get_or_new(&claim.ledger).charge(now, mine);
+            ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
+                if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, Window::of(span)) {
+                    note(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
+                }
+            });
         } else if let Some(ledger) = ledgers.get(&claim.ledger) {
             ledger.follow_calendar_back(now, mine);
+        }
+    }
+    if let (true, Some(holder)) = (charged, holder) {
+        for claim in claims.iter().filter(|claim| claim.span == Span::Slots && claim.cost > Amount::ZERO) {
+            ledgers.get_or_new(&claim.ledger).slots.take(holder.id, holder.ttl_ms, now);
         }
     }
     // What was charged changes how much is used and when it is gone, not whether it fitted.
@@ -65,11 +94,28 @@ pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Tim
     Applied { decided_at: now, allowed, statuses: statuses.collect() }
 }
 
+/// Whether a calendar period of the claims is not the one of `now`.
+pub fn outside_period(claims: &[Claim], now: Timestamp) -> bool {
+    claims.iter().any(|claim| matches!(claim.span, Span::Calendar { period, .. } if !period.contains(now)))
+}
+
+/// Puts a charge beside the counter that it was made on.
+fn note(charges: &mut [Charge], made: Charge) {
+    let same =
+        |known: &&mut Charge| known.ledger == made.ledger && known.window == made.window && known.unit == made.unit;
+    if let Some(known) = charges.iter_mut().find(same) {
+        *known = made;
+    }
+}
+
 fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 8]> {
     let nothing = Ledger::default();
     let readings = claims.iter().map(|claim| match ledgers.get(&claim.ledger) {
         Some(ledger) => {
-            ledger.redate(now);
+            match claim.span {
+                Span::Slots => ledger.slots.redate(now),
+                Span::Sliding(_) | Span::Calendar { .. } => ledger.redate(now),
+            }
             ledger.read(claim, now)
         }
         None => nothing.read(claim, now),
@@ -81,6 +127,7 @@ fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVe
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     windows: SmallVec<[WindowLog; 2]>,
+    slots: Slots,
 }
 
 #[derive(Clone, Debug)]
@@ -92,14 +139,34 @@ struct WindowLog {
 impl Ledger {
     /// Whether nothing in the ledger counts at `now` or later: it may then be forgotten.
     pub fn is_over(&self, now: Timestamp) -> bool {
-        self.windows.iter().all(|window| window.is_over(now))
+        self.windows.iter().all(|window| window.is_over(now)) && self.slots.is_free(now)
+    }
+
+    /// Takes up to the amount of a charge out of where it was made, as far as that still counts. Returns how
+    /// much was taken.
+    pub(crate) fn refund(&mut self, charge: &Charge, now: Timestamp) -> Amount {
+        self.redate(now);
+        let window = self.windows.iter_mut().find(|window| window.log.is_window(charge.window));
+        let taken = window.and_then(|window| {
+            let column = window.column(charge.unit)?;
+            Some(window.log.refund(charge.number, column, charge.amount.get(), now))
+        });
+        Amount::try_from(taken.unwrap_or(0)).unwrap_or(Amount::MAX)
+    }
+
+    /// Who holds slots.
+    pub(crate) fn slots(&mut self) -> &mut Slots {
+        &mut self.slots
     }
 
     fn read(&self, claim: &Claim, now: Timestamp) -> Reading {
         let Claim { span, cost, limit, .. } = *claim;
         match self.windows.iter().find(|window| window.log.is_of(span)) {
             Some(window) => window.log.read(window.column(claim.unit), span, now, cost, limit),
-            None => Log::new(span).read(None, span, now, cost, limit),
+            None => match Log::new(span, now) {
+                Some(empty) => empty.read(None, span, now, cost, limit),
+                None => self.slots.read(now, cost, limit),
+            },
         }
     }
 
@@ -119,21 +186,27 @@ impl Ledger {
         };
         if self.windows.iter().any(ahead) {
             self.settle(now, claims);
+            self.windows.retain(|window| !window.is_over(now));
         }
     }
 
-    /// Takes out what has left the windows of the claims, and windows that hold nothing at all.
+    /// Takes out what has left the windows of the claims.
     fn settle<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
         for window in &mut self.windows {
             if let Some(claim) = claims().find(|claim| window.log.is_of(claim.span)) {
                 window.log.settle(claim.span, now);
             }
         }
-        self.windows.retain(|window| !window.is_over(now));
     }
 
-    /// Charges the claims, those of one window as one event.
-    fn charge<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
+    /// Charges the claims, those of one window as one event, and drops windows that hold nothing. `noted` is
+    /// told of every counter that was charged, with the number of its entry and the amount.
+    fn charge<'a, I: Iterator<Item = &'a Claim>>(
+        &mut self,
+        now: Timestamp,
+        claims: impl Fn() -> I,
+        mut noted: impl FnMut(Span, UnitId, u64, Amount),
+    ) {
         self.settle(now, &claims);
         for (at, claim) in claims().enumerate() {
             if claims().take(at).any(|earlier| earlier.span == claim.span) {
@@ -141,7 +214,7 @@ impl Ledger {
             }
             let mut costs = Costs::new();
             for claim in claims().filter(|other| other.span == claim.span && other.charge() > Amount::ZERO) {
-                let window = self.find_or_new(claim.span);
+                let Some(window) = self.find_or_new(claim.span, now) else { continue };
                 let column = window.column_or_new(claim.unit);
                 let cost = claim.charge().get().min(window.log.room(column));
                 if costs.len() <= column {
@@ -149,18 +222,27 @@ impl Ledger {
                 }
                 costs[column] = costs[column].max(cost);
             }
-            if costs.iter().any(|cost| *cost > 0) {
-                self.find_or_new(claim.span).log.charge(now, &costs);
+            if costs.iter().any(|cost| *cost > 0)
+                && let Some(window) = self.find_or_new(claim.span, now)
+            {
+                let number = window.log.charge(now, &costs);
+                for (unit, cost) in window.units.iter().zip(&costs).filter(|(_, cost)| **cost > 0) {
+                    noted(claim.span, *unit, number, Amount::try_from(*cost).unwrap_or(Amount::MAX));
+                }
             }
         }
+        self.windows.retain(|window| !window.is_over(now));
     }
 
-    fn find_or_new(&mut self, span: Span) -> &mut WindowLog {
-        let at = self.windows.iter().position(|window| window.log.is_of(span)).unwrap_or_else(|| {
-            self.windows.push(WindowLog { log: Log::new(span), units: SmallVec::new() });
+    fn find_or_new(&mut self, span: Span, now: Timestamp) -> Option<&mut WindowLog> {
+        let known = self.windows.iter().position(|window| window.log.is_of(span));
+        let at = if let Some(at) = known {
+            at
+        } else {
+            self.windows.push(WindowLog { log: Log::new(span, now)?, units: SmallVec::new() });
             self.windows.len() - 1
-        });
-        &mut self.windows[at]
+        };
+        self.windows.get_mut(at)
     }
 }
 

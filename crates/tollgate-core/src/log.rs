@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit},
     claim::Fit,
+    reservation::Window,
     time::Timestamp,
     window::{Period, SlidingWindow, Span},
 };
@@ -40,12 +41,18 @@ pub(crate) struct Reading {
 }
 
 impl Log {
-    pub(crate) fn new(span: Span) -> Self {
+    /// An empty log; `None` for what has no window. Its numbers begin with the time, so that they are not
+    /// those of a log that was here before and is over: no log takes more than one number a millisecond.
+    pub(crate) fn new(span: Span, now: Timestamp) -> Option<Self> {
+        let number = now.as_ms();
         match span {
             Span::Sliding(window) => {
-                Self::Sliding(SlidingLog { window, entries: VecDeque::new(), totals: Costs::new() })
+                Some(Self::Sliding(SlidingLog { window, number, entries: VecDeque::new(), totals: Costs::new() }))
             }
-            Span::Calendar { id, period } => Self::Calendar(CalendarCount { id, period, totals: Costs::new() }),
+            Span::Calendar { id, period } => {
+                Some(Self::Calendar(CalendarCount { id, number, period, totals: Costs::new() }))
+            }
+            Span::Slots => None,
         }
     }
 
@@ -53,6 +60,15 @@ impl Log {
         match (self, span) {
             (Self::Sliding(log), Span::Sliding(window)) => log.window == window,
             (Self::Calendar(count), Span::Calendar { id, .. }) => count.id == id,
+            _ => false,
+        }
+    }
+
+    /// The same, for a window of which no period is known.
+    pub(crate) fn is_window(&self, window: Window) -> bool {
+        match (self, window) {
+            (Self::Sliding(log), Window::Sliding(window)) => log.window == window,
+            (Self::Calendar(count), Window::Calendar(id)) => count.id == id,
             _ => false,
         }
     }
@@ -69,7 +85,7 @@ impl Log {
         let live = match (self, span) {
             (Self::Sliding(log), _) => log.totals_at(now),
             (Self::Calendar(count), Span::Calendar { period, .. }) => count.totals_in(period),
-            (Self::Calendar(_), Span::Sliding(_)) => Costs::new(),
+            (Self::Calendar(_), Span::Sliding(_) | Span::Slots) => Costs::new(),
         };
         let used = column.and_then(|column| live.get(column)).copied().unwrap_or(0);
         let resets_at = match (self, span) {
@@ -118,18 +134,39 @@ impl Log {
         match (self, span) {
             (Self::Sliding(log), _) => log.expire(now),
             (Self::Calendar(count), Span::Calendar { period, .. }) => {
+                if count.period.start < period.start {
+                    count.number += 1;
+                }
                 count.totals = count.totals_in(period);
                 count.period = period;
             }
-            (Self::Calendar(_), Span::Sliding(_)) => {}
+            (Self::Calendar(_), Span::Sliding(_) | Span::Slots) => {}
         }
     }
 
-    /// Adds an event to a settled log.
-    pub(crate) fn charge(&mut self, now: Timestamp, costs: &[u64]) {
+    /// Adds an event to a settled log. Returns the number of the entry that holds it.
+    pub(crate) fn charge(&mut self, now: Timestamp, costs: &[u64]) -> u64 {
         match self {
             Self::Sliding(log) => log.charge(now, costs),
-            Self::Calendar(count) => add(&mut count.totals, costs),
+            Self::Calendar(count) => {
+                add(&mut count.totals, costs);
+                count.number
+            }
+        }
+    }
+
+    /// Takes up to `amount` of a column out of the entry with this number, where that still counts at `now`.
+    /// Returns how much was taken. The entry keeps its place, so that numbers stay addresses.
+    pub(crate) fn refund(&mut self, number: u64, column: usize, amount: u64, now: Timestamp) -> u64 {
+        match self {
+            Self::Sliding(log) => log.refund(number, column, amount, now),
+            Self::Calendar(count) if count.number == number && count.period.end > now => {
+                let Some(total) = count.totals.get_mut(column) else { return 0 };
+                let taken = amount.min(*total);
+                *total -= taken;
+                taken
+            }
+            Self::Calendar(_) => 0,
         }
     }
 
@@ -155,6 +192,8 @@ impl Log {
 #[derive(Clone, Debug)]
 pub(crate) struct SlidingLog {
     window: SlidingWindow,
+    /// The number of the oldest entry, or of the next one if there is none. An entry's number never changes.
+    number: u64,
     entries: VecDeque<Entry>,
     totals: Costs,
 }
@@ -166,7 +205,7 @@ struct Entry {
 }
 
 impl SlidingLog {
-    fn charge(&mut self, now: Timestamp, costs: &[u64]) {
+    fn charge(&mut self, now: Timestamp, costs: &[u64]) -> u64 {
         add(&mut self.totals, costs);
         let crowded = self.entries.len() >= EXACT_ENTRIES;
         let full = self.entries.len() >= MOST_ENTRIES;
@@ -180,6 +219,18 @@ impl SlidingLog {
             }
             _ => self.entries.push_back(Entry { at: now, costs: costs.into() }),
         }
+        self.number + self.entries.len() as u64 - 1
+    }
+
+    fn refund(&mut self, number: u64, column: usize, amount: u64, now: Timestamp) -> u64 {
+        let at = number.checked_sub(self.number).and_then(|at| usize::try_from(at).ok());
+        let window_ms = u64::from(self.window.ms());
+        let entry = at.and_then(|at| self.entries.get_mut(at)).filter(|entry| entry.at.plus_ms(window_ms) > now);
+        let Some(held) = entry.and_then(|entry| entry.costs.get_mut(column)) else { return 0 };
+        let taken = amount.min(*held);
+        *held -= taken;
+        self.totals[column] -= taken;
+        taken
     }
 
     fn expire(&mut self, now: Timestamp) {
@@ -188,6 +239,7 @@ impl SlidingLog {
         {
             subtract(&mut self.totals, &oldest.costs);
             self.entries.pop_front();
+            self.number += 1;
         }
     }
 
@@ -222,6 +274,8 @@ impl SlidingLog {
 #[derive(Clone, Debug)]
 pub(crate) struct CalendarCount {
     id: u32,
+    /// Another one whenever the count began anew.
+    number: u64,
     period: Period,
     totals: Costs,
 }

@@ -2,7 +2,10 @@
 
 use std::{future::Future, pin::Pin};
 
-use crate::claim::{Answer, Claim, Mode};
+use crate::{
+    claim::{Answer, Claim, LedgerKey, Mode, Partition},
+    reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+};
 
 /// Why a store did not decide.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,20 +26,46 @@ pub enum StoreError {
     Refused(String),
 }
 
-/// The future of one answer.
-pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Result<Answer, StoreError>> + Send + 'a>>;
+/// The future of a store's answer.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// The future of one answer to [`Store::apply`].
+pub type AnswerFuture<'a> = StoreFuture<'a, Answer>;
 
 /// Keeps the counters, and decides claims against them.
 ///
-/// The promise: [`Store::apply`] takes effect as one atomic step, as [`crate::ledger::decide`] does
-/// it, at one moment of one clock that all users of the store share. Either every claim is charged
-/// or none is, whatever the number of nodes and the concurrency. After an error nothing was
-/// charged, unless the error is [`StoreError::Indeterminate`]. An answer, or an error, comes within
-/// a bound that the store states.
+/// The promise: each method takes effect as one atomic step, as the function of
+/// [`crate::ledger`] or [`crate::reservation`] that it names does it, at one moment of one clock
+/// that all users of the store share. Either every claim is charged or none is, whatever the number
+/// of nodes and the concurrency. After an error nothing changed, unless the error is
+/// [`StoreError::Indeterminate`]; then a call with a request id may be made again, and so may every
+/// [`Store::close`] and [`Store::extend`]. An answer, or an error, comes within a bound that the
+/// store states.
 pub trait Store: Send + Sync + 'static {
-    /// Applies up to [`crate::claim::MAX_CLAIMS`] claims.
+    /// Applies up to [`crate::claim::MAX_CLAIMS`] claims: [`crate::ledger::decide`]. Those in
+    /// [`crate::window::Span::Slots`] are judged, and nothing is held.
     fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a>;
 
+    /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::reservation::admit`].
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission>;
+
+    /// What became of a reservation: [`crate::reservation::look`].
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked>;
+
+    /// Ends a reservation: [`crate::reservation::close`]. Refunds and debts together are at most
+    /// [`crate::claim::MAX_CLAIMS`] each.
+    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure>;
+
+    /// Lets a reservation live on: [`crate::reservation::extend`]. `slots` are the reservation's, from
+    /// [`Store::look`].
+    fn extend<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        ttl_ms: u32,
+        slots: &'a [LedgerKey],
+    ) -> StoreFuture<'a, Extension>;
+
     /// Whether the store can be reached now. For readiness, not for the way of a call.
-    fn ready<'a>(&'a self) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
+    fn ready(&self) -> StoreFuture<'_, ()>;
 }

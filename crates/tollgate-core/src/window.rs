@@ -63,6 +63,12 @@ pub enum CalendarUnit {
 }
 
 impl CalendarUnit {
+    /// The unit with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Second, Self::Minute, Self::Hour, Self::Day, Self::Week, Self::Month];
+        all.into_iter().find(|unit| unit.name() == name)
+    }
+
     /// The unit's English name, lower case.
     pub const fn name(self) -> &'static str {
         match self {
@@ -114,6 +120,11 @@ impl CalendarWindow {
         let name = found.iana_name().unwrap_or("UTC");
         let id = stable_id(format!("{}/{name}", unit.name()).as_bytes());
         Ok(Self { unit, zone: found, id, latest: ArcSwapOption::empty() })
+    }
+
+    /// The same for the same unit and time zone, on every node.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// The unit of the periods.
@@ -188,6 +199,8 @@ pub enum Window {
     Sliding(SlidingWindow),
     /// From one calendar boundary to the next.
     Calendar(Arc<CalendarWindow>),
+    /// No window: what is held at this moment, by reservations that have neither ended nor run out.
+    Concurrent,
 }
 
 /// What a store needs to know of a window to count in it now.
@@ -202,6 +215,8 @@ pub enum Span {
         /// Outside it, the store charges nothing and says what time it is.
         period: Period,
     },
+    /// The slots that reservations hold.
+    Slots,
 }
 
 impl Window {
@@ -210,6 +225,7 @@ impl Window {
         match self {
             Self::Sliding(window) => Span::Sliding(*window),
             Self::Calendar(window) => Span::Calendar { id: window.id, period: window.period_at(now) },
+            Self::Concurrent => Span::Slots,
         }
     }
 
@@ -219,6 +235,7 @@ impl Window {
         match (self, other) {
             (Self::Sliding(a), Self::Sliding(b)) => a == b,
             (Self::Calendar(a), Self::Calendar(b)) => a.id == b.id,
+            (Self::Concurrent, Self::Concurrent) => true,
             _ => false,
         }
     }

@@ -320,6 +320,7 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
 fn window(window: &Window) -> v1::Window {
     use v1::window::Kind;
     let kind = match window {
+        Window::Concurrent => return v1::Window { kind: Some(Kind::Concurrent(v1::Concurrent {})) },
         Window::Sliding(sliding) => Kind::SlidingMs(u64::from(sliding.ms())),
         Window::Calendar(calendar) => Kind::Calendar(v1::CalendarPeriod {
             unit: calendar.unit().name().to_owned(),

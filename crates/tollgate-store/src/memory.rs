@@ -1,15 +1,15 @@
 //! Counters in this process's memory: the embedded default, for one node.
 
-use std::pin::Pin;
-
 use indexmap::IndexMap;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode},
-    ledger::{Ledger, Ledgers, decide},
-    store::{AnswerFuture, Store, StoreError},
+    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Partition},
+    ledger::{Ledger, Ledgers, decide, outside_period},
+    records::Records,
+    reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, ReservationId, Terms},
+    store::{AnswerFuture, Store, StoreError, StoreFuture},
     time::Timestamp,
     window::Span,
 };
@@ -31,13 +31,15 @@ pub struct MemoryStore<C> {
 struct Shard {
     forgets: bool,
     ledgers: IndexMap<LedgerKey, Ledger>,
+    records: Records,
     sweep_at: usize,
     full_until: Timestamp,
 }
 
 impl<C: Clock> MemoryStore<C> {
-    /// A store for up to about `max_ledgers` scopes that hold something at the same time. A call
-    /// that would bring in one more is an error, as dropping a live counter would lift its limit.
+    /// A store for up to about `max_ledgers` scopes that hold something at the same time, and as many
+    /// reservations and request ids. A call that would bring in one more is an error, as dropping a live
+    /// counter would lift its limit.
     pub fn new(clock: C, max_ledgers: usize) -> Self {
         Self::with_shards(clock, max_ledgers, true)
     }
@@ -49,7 +51,13 @@ impl<C: Clock> MemoryStore<C> {
     }
 
     fn with_shards(clock: C, max_ledgers: usize, forgets: bool) -> Self {
-        let shard = || Shard { forgets, ledgers: IndexMap::new(), sweep_at: 0, full_until: Timestamp::default() };
+        let shard = || Shard {
+            forgets,
+            ledgers: IndexMap::new(),
+            records: Records::default(),
+            sweep_at: 0,
+            full_until: Timestamp::default(),
+        };
         let shards = (0..SHARDS).map(|_| Mutex::new(shard())).collect();
         Self { clock, shards, shard_capacity: max_ledgers.div_ceil(SHARDS).max(MAX_CLAIMS) }
     }
@@ -67,26 +75,48 @@ impl<C: Clock> MemoryStore<C> {
         }
     }
 
+    /// How many reservations and request ids are kept now, those included that have ended.
+    pub fn records(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().records.len()).sum()
+    }
+
     fn apply_now(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
-        let mut shards: SmallVec<[usize; 4]> = claims.iter().map(|claim| shard_of(&claim.ledger)).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let guards = shards.iter().map(|shard| (*shard, self.shards[*shard].lock())).collect();
-        // Read under the locks, so that time does not run backwards between two decisions.
-        let now = self.clock.now();
-        let elsewhen = |claim: &Claim| matches!(claim.span, Span::Calendar { period, .. } if !period.contains(now));
-        if claims.iter().any(elsewhen) {
+        let (mut locked, now) = self.lock(claims.iter().map(|claim| claim.ledger.partition));
+        if outside_period(claims, now) {
             return Ok(Answer::OutsidePeriod(now));
         }
-        let mut locked = Locked(guards);
-        for (_, shard) in &mut locked.0 {
-            shard.sweep_some(now);
-            if mode != Mode::Peek {
-                let charges = claims.iter().filter(|claim| claim.charge() > Amount::ZERO).count();
-                shard.make_room(now, charges, self.shard_capacity)?;
-            }
+        if mode != Mode::Peek {
+            locked.make_room(claims, 0, now, self.shard_capacity)?;
         }
         Ok(Answer::Applied(decide(&mut locked, claims, mode, now)))
+    }
+
+    fn admit_now(&self, claims: &[Claim], terms: &Terms<'_>) -> Result<Admission, StoreError> {
+        let partitions = claims.iter().map(|claim| claim.ledger.partition);
+        let (mut locked, now) = self.lock(partitions.chain([terms.home]));
+        locked.make_room(claims, 2, now, self.shard_capacity)?;
+        Ok(reservation::admit(&mut locked, claims, terms, now))
+    }
+
+    fn close_now(&self, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Result<Closure, StoreError> {
+        let refunds = closing.refunds.iter().map(|charge| charge.ledger);
+        let debts = closing.debts.iter().map(|claim| claim.ledger);
+        let touched = refunds.chain(debts).chain(closing.slots.iter().copied()).map(|ledger| ledger.partition);
+        let (mut locked, now) = self.lock(touched.chain([home]));
+        locked.make_room(closing.debts, 0, now, self.shard_capacity)?;
+        Ok(reservation::close(&mut locked, home, id, closing, now))
+    }
+
+    /// Locks the shards of these partitions, looks after them, and says what time it is: under the locks, so
+    /// that time does not run backwards between two decisions.
+    fn lock(&self, partitions: impl Iterator<Item = Partition>) -> (Locked<'_>, Timestamp) {
+        let mut shards: SmallVec<[usize; 4]> = partitions.map(shard_of).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut locked = Locked(shards.iter().map(|shard| (*shard, self.shards[*shard].lock())).collect());
+        let now = self.clock.now();
+        locked.0.iter_mut().for_each(|(_, shard)| shard.sweep_some(now));
+        (locked, now)
     }
 }
 
@@ -95,14 +125,41 @@ impl<C: Clock> Store for MemoryStore<C> {
         Box::pin(std::future::ready(self.apply_now(claims, mode)))
     }
 
-    fn ready<'a>(&'a self) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>> {
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+        Box::pin(std::future::ready(self.admit_now(claims, terms)))
+    }
+
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+        let (mut locked, now) = self.lock([home].into_iter());
+        Box::pin(std::future::ready(Ok(reservation::look(&mut locked, home, id, now))))
+    }
+
+    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+        Box::pin(std::future::ready(self.close_now(home, id, closing)))
+    }
+
+    fn extend<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        ttl_ms: u32,
+        slots: &'a [LedgerKey],
+    ) -> StoreFuture<'a, Extension> {
+        let (mut locked, now) = self.lock(slots.iter().map(|ledger| ledger.partition).chain([home]));
+        Box::pin(std::future::ready(Ok(reservation::extend(&mut locked, home, id, ttl_ms, slots, now))))
+    }
+
+    fn ready(&self) -> StoreFuture<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 }
 
 impl Shard {
-    /// Looks at the next two ledgers. A round takes half as many calls as there are ledgers.
+    /// Looks at the next two ledgers and records. A round takes half as many calls as there are ledgers.
     fn sweep_some(&mut self, now: Timestamp) {
+        if self.forgets {
+            self.records.sweep_some(now);
+        }
         for _ in 0..2 {
             match self.ledgers.get_index(self.sweep_at) {
                 Some((_, ledger)) if self.forgets && ledger.is_over(now) => {
@@ -115,14 +172,18 @@ impl Shard {
     }
 
     fn sweep_all(&mut self, now: Timestamp) {
+        self.records.sweep(now);
         self.ledgers.retain(|_, ledger| !ledger.is_over(now));
         self.ledgers.shrink_to(self.ledgers.len() * 2);
     }
 
-    /// Makes sure that `wanted` new ledgers fit. A shard that is full of live ones is swept at most
+    /// Makes sure that `wanted` new ledgers and as many records fit. A shard that is full of live ones is swept at most
     /// every 100 ms, so that a flood of new counters does not buy a full sweep with every call.
-    fn make_room(&mut self, now: Timestamp, wanted: usize, capacity: usize) -> Result<(), StoreError> {
-        let fits = |shard: &Self| shard.ledgers.len() + wanted <= capacity;
+    fn make_room(&mut self, now: Timestamp, wanted: usize, records: usize, capacity: usize) -> Result<(), StoreError> {
+        let fits = |shard: &Self| {
+            shard.ledgers.len().saturating_add(wanted) <= capacity
+                && shard.records.len().saturating_add(records) <= capacity
+        };
         if fits(self) {
             return Ok(());
         }
@@ -137,26 +198,38 @@ impl Shard {
 struct Locked<'a>(SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>);
 
 impl Locked<'_> {
-    #[expect(clippy::expect_used, reason = "apply_now locks the shard of every claim before it decides")]
-    fn shard(&mut self, key: &LedgerKey) -> &mut Shard {
-        let shard = shard_of(key);
+    /// Makes room in every shard for what `claims` charge or hold, and for so many records.
+    fn make_room(&mut self, claims: &[Claim], records: usize, now: Timestamp, most: usize) -> Result<(), StoreError> {
+        let charges = claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == Span::Slots).count();
+        self.0.iter_mut().try_for_each(|(_, shard)| shard.make_room(now, charges, records, most))
+    }
+
+    #[expect(clippy::expect_used, reason = "the shard of every claim and record is locked before it is looked for")]
+    fn shard(&mut self, partition: Partition) -> &mut Shard {
+        let shard = shard_of(partition);
         &mut self.0.iter_mut().find(|(held, _)| *held == shard).expect("a claim's shard is locked").1
     }
 }
 
 impl Ledgers for Locked<'_> {
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger> {
-        self.shard(key).ledgers.get_mut(key)
+        self.shard(key.partition).ledgers.get_mut(key)
     }
 
     fn get_or_new(&mut self, key: &LedgerKey) -> &mut Ledger {
-        self.shard(key).ledgers.entry(*key).or_default()
+        self.shard(key.partition).ledgers.entry(*key).or_default()
+    }
+}
+
+impl Books for Locked<'_> {
+    fn records(&mut self, home: Partition) -> &mut Records {
+        &mut self.shard(home).records
     }
 }
 
 /// The partition is a hash already; its first byte spreads evenly.
-fn shard_of(key: &LedgerKey) -> usize {
-    let [first, ..] = key.partition.bytes();
+fn shard_of(partition: Partition) -> usize {
+    let [first, ..] = partition.bytes();
     usize::from(first) % SHARDS
 }
 

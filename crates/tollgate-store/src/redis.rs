@@ -1,31 +1,64 @@
 //! Counters in Redis, shared by any number of nodes.
 
 mod link;
+mod records;
 mod split;
 mod wire;
 
-use std::pin::Pin;
-
+use redis::Value;
+use tokio::time::Instant;
 use tollgate_core::{
-    claim::{Answer, Claim, Mode},
-    store::{AnswerFuture, Store, StoreError},
+    claim::{Answer, Claim, LedgerKey, Mode, Partition},
+    reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+    store::{AnswerFuture, Store, StoreError, StoreFuture},
+    window::Span,
 };
 
 pub(crate) use self::link::Script;
 pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
-use self::{split::Bounds, wire::Validity};
+use self::{
+    records::{Admit, Close},
+    split::Bounds,
+    wire::{Request, Validity},
+};
 
-/// The decision script, put together from `lua/`: a clock, the ledger, the decision.
-const APPLY: &str = concat!(
-    include_str!("../../../lua/clock.lua"),
-    include_str!("../../../lua/ledger.lua"),
-    include_str!("../../../lua/apply.lua")
-);
+/// The scripts, put together from `lua/`, behind the clock that goes in front.
+struct Scripts {
+    apply: Script,
+    admit: Script,
+    look: Script,
+    close: Script,
+    extend: Script,
+}
 
-/// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`].
+macro_rules! lua {
+    ($($name:literal)+) => { concat!($(include_str!(concat!("../../../lua/", $name, ".lua"))),+) };
+}
+
+const APPLY: &str = lua!("ledger" "apply" "answer");
+const ADMIT: &str = lua!("ledger" "record" "slots" "admit" "apply" "admitted");
+const LOOK: &str = lua!("record" "look");
+const CLOSE: &str = lua!("ledger" "record" "close" "apply" "closed");
+const EXTEND: &str = lua!("record" "slots" "extend");
+
+impl Scripts {
+    fn behind(clock: &str) -> Self {
+        let script = |code: &str| Script::new([clock, code].concat());
+        Self {
+            apply: script(APPLY),
+            admit: script(ADMIT),
+            look: script(LOOK),
+            close: script(CLOSE),
+            extend: script(EXTEND),
+        }
+    }
+}
+
+/// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`], and so is every other
+/// operation.
 pub struct RedisStore {
     link: Link,
-    script: Script,
+    scripts: Scripts,
     clock: Option<InjectedClock>,
 }
 
@@ -41,19 +74,14 @@ impl RedisStore {
 
     /// A store at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        Self { link, script: Script::new(APPLY.to_owned()), clock: None }
+        Self { link, scripts: Scripts::behind(lua!("clock")), clock: None }
     }
 
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
     #[cfg(feature = "testing")]
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
-        let code = concat!(
-            include_str!("../../../lua/clock_injected.lua"),
-            include_str!("../../../lua/ledger.lua"),
-            include_str!("../../../lua/apply.lua")
-        );
-        let script = Script::new(code.to_owned());
-        Ok(Self { link: Link::open(config)?, script, clock: Some(Box::new(move || clock.now())) })
+        let scripts = Scripts::behind(lua!("clock_injected"));
+        Ok(Self { link: Link::open(config)?, scripts, clock: Some(Box::new(move || clock.now())) })
     }
 
     /// The way to Redis.
@@ -72,13 +100,26 @@ impl RedisStore {
 
     /// Claims that one script reaches.
     async fn run(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<Answer, StoreError> {
-        let request = wire::Request::within(self.link.key_prefix(), claims, mode, bounds.validity);
+        let prefix = self.link.key_prefix();
+        if claims.iter().any(|claim| claim.span == Span::Slots) {
+            let admit = Admit::new(prefix, claims, mode, bounds.validity, None);
+            let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), bounds.deadline).await?;
+            return admit.request.read_reply(wire::bytes_of(&reply)?);
+        }
+        let request = Request::within(prefix, claims, mode, bounds.validity);
+        let reply = self.script(&self.scripts.apply, &[&request.keys], &[&request.packed], bounds.deadline).await?;
+        request.read_reply(wire::bytes_of(&reply)?)
+    }
+
+    async fn script(
+        &self,
+        script: &Script,
+        keys: &[&[String]],
+        args: &[&[u8]],
+        deadline: Instant,
+    ) -> Result<Value, StoreError> {
         let clock = self.clock.as_ref().map(|clock| clock().as_ms());
-        let reply = self
-            .link
-            .script_until(bounds.deadline, &self.script, |verb, script| request.command(verb, script, clock))
-            .await?;
-        request.read_reply(&reply)
+        self.link.script_until(deadline, script, |verb, script| wire::command(verb, script, keys, args, clock)).await
     }
 }
 
@@ -87,24 +128,69 @@ impl Store for RedisStore {
         Box::pin(self.apply_in_time(claims, mode))
     }
 
-    fn ready<'a>(&'a self) -> Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>> {
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+        Box::pin(async {
+            let validity = Validity::of(claims);
+            let admit = Admit::new(self.link.key_prefix(), claims, Mode::Try, validity, Some(terms));
+            let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), self.link.deadline()).await?;
+            admit.read_reply(wire::bytes_of(&reply)?)
+        })
+    }
+
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+        Box::pin(async move {
+            let keys = [records::reservation_key(self.link.key_prefix(), home, id)];
+            let reply = self.script(&self.scripts.look, &[&keys], &[], self.link.deadline()).await?;
+            records::read_looked(home, wire::bytes_of(&reply)?)
+        })
+    }
+
+    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+        Box::pin(async move {
+            let close = Close::new(self.link.key_prefix(), home, id, closing);
+            let args: [&[u8]; 3] = [&close.debts.packed, &close.refunds, &close.body];
+            let keys: [&[String]; 2] = [&close.debts.keys, &close.keys];
+            let reply = self.script(&self.scripts.close, &keys, &args, self.link.deadline()).await?;
+            records::read_closure(wire::bytes_of(&reply)?)
+        })
+    }
+
+    fn extend<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        ttl_ms: u32,
+        slots: &'a [LedgerKey],
+    ) -> StoreFuture<'a, Extension> {
+        Box::pin(async move {
+            let prefix = self.link.key_prefix();
+            let record = [records::reservation_key(prefix, home, id)];
+            let scopes: Vec<String> = slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
+            let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
+            let deadline = self.link.deadline();
+            let reply = self.script(&self.scripts.extend, &[&record, &scopes], &[&terms], deadline).await?;
+            records::read_extension(wire::bytes_of(&reply)?)
+        })
+    }
+
+    fn ready(&self) -> StoreFuture<'_, ()> {
         Box::pin(self.link.ping())
     }
 }
 
-/// The script and its arguments as they are, for benches that run them without a store.
+/// The scripts and their arguments as they are, for benches that run them without a store.
 #[cfg(feature = "testing")]
 pub mod raw {
     use tollgate_core::claim::{Claim, Mode};
 
     /// The decision script behind a clock of the bench's own.
     pub fn script(clock: &str) -> String {
-        [clock, include_str!("../../../lua/ledger.lua"), include_str!("../../../lua/apply.lua")].concat()
+        [clock, super::APPLY].concat()
     }
 
     /// The keys and the packed argument of one decision.
     pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<u8>) {
-        let request = super::wire::Request::within(prefix, claims, mode, super::Validity::of(claims));
+        let request = super::Request::within(prefix, claims, mode, super::Validity::of(claims));
         (request.keys.into_vec(), request.packed)
     }
 }

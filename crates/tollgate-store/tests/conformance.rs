@@ -19,7 +19,7 @@ use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::{
         RedisServer,
-        conformance::{START, Step, compare, crowded, mixed},
+        conformance::{START, Step, compare, crowded, mixed, reserved},
     },
 };
 
@@ -63,9 +63,17 @@ fn every_key_is_bounded(server: &RedisServer) {
     for key in keys {
         let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
         assert!(ttl > 0, "{key} has no TTL");
-        let length: usize = redis::cmd("STRLEN").arg(&key).query(&mut connection).unwrap();
-        assert!(length <= 65_536, "{key} has {length} bytes");
+        let kind: String = redis::cmd("TYPE").arg(&key).query(&mut connection).unwrap();
+        if kind == "string" {
+            let length: usize = redis::cmd("STRLEN").arg(&key).query(&mut connection).unwrap();
+            assert!(length <= 65_536, "{key} has {length} bytes");
+        }
     }
+}
+
+#[test]
+fn redis_agrees_on_reservations() {
+    check(reserved(), 200);
 }
 
 #[test]

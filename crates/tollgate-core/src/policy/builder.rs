@@ -11,8 +11,9 @@ use crate::{
         draft::{DefaultScopes, Draft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
         pattern::Pattern,
         plan::{CompiledResource, RuleId, TierRules},
-        quota::{default_label, default_name},
+        quota::{CONCURRENT_REQUESTS, default_label, default_name},
     },
+    reservation::MAX_SLOTS,
     window::{CalendarWindow, SlidingWindow, Window},
 };
 
@@ -83,12 +84,24 @@ impl Builder {
     }
 
     pub(super) fn quota(&mut self, draft: &QuotaDraft, chain: Chain, place: &Place) -> Option<Quota> {
-        let unit = self.units.iter().find(|unit| *unit.name == draft.unit).cloned();
+        let concurrent = draft.unit == CONCURRENT_REQUESTS;
+        let known = || self.units.iter().find(|unit| *unit.name == draft.unit).cloned();
+        let unit = if concurrent { Some(Unit::named(CONCURRENT_REQUESTS)) } else { known() };
         if unit.is_none() {
             let known: Vec<String> = self.units.iter().map(|unit| unit.name.to_string()).collect();
             self.unknown("unit", &draft.unit, &known, place.at("unit"));
         }
         let window = self.window(&draft.per, &place.at("per"));
+        match (&window, concurrent) {
+            (Some(Window::Concurrent), false) => self.error(place.at("per"), Problem::NoWindow),
+            (Some(Window::Sliding(_) | Window::Calendar(_)), true) => {
+                self.error(place.at("per"), Problem::ConcurrentWindow);
+            }
+            _ => {}
+        }
+        if concurrent && draft.limit.is_none_or(|limit| limit > u64::from(MAX_SLOTS)) {
+            self.error(place.at("limit"), Problem::TooManySlots);
+        }
         let limit = match draft.limit {
             Some(limit) => self.checked(Amount::try_from(limit), place.at("limit")).map(Limit::Finite),
             None => Some(Limit::Unlimited),
@@ -103,6 +116,7 @@ impl Builder {
 
     fn window(&mut self, draft: &WindowDraft, place: &Place) -> Option<Window> {
         match draft {
+            WindowDraft::Concurrent => Some(Window::Concurrent),
             WindowDraft::Sliding { ms } => {
                 self.checked(SlidingWindow::from_ms(*ms), place.clone()).map(Window::Sliding)
             }
@@ -153,7 +167,7 @@ impl Builder {
     }
 
     fn resource(&mut self, name: &str, resource: &ResourceDraft, draft: &Draft, place: Place) -> CompiledResource {
-        let ResourceDraft { class, provider_class, quotas, counter } = resource;
+        let ResourceDraft { class, provider_class, quotas, counter, estimates } = resource;
         let before = self.errors.len();
         if let Some(class) = class.as_ref().filter(|class| !draft.classes.contains_key(*class)) {
             self.unknown("class", class, draft.classes.keys(), place.at("class"));
@@ -169,8 +183,14 @@ impl Builder {
             rule = Some(self.rules.len() - 1);
         }
         let arc = |text: &Option<String>| text.as_deref().map(Arc::from);
-        let known =
-            Resource { name: name.into(), class: arc(class), provider_class: arc(provider_class), counter: *counter };
+        let estimates = self.estimates(estimates, &place.at("estimates"));
+        let known = Resource {
+            name: name.into(),
+            class: arc(class),
+            provider_class: arc(provider_class),
+            counter: *counter,
+            estimates,
+        };
         CompiledResource { known, pattern, rule, place }
     }
 
@@ -233,6 +253,10 @@ fn units(names: &[String], errors: &mut Vec<CompileError>) -> Vec<Unit> {
     for (at, name) in names.iter().enumerate() {
         let unit = Unit::named(name);
         match units.iter().find(|known| known.id == unit.id) {
+            _ if name == CONCURRENT_REQUESTS => {
+                let problem = Problem::BuiltInUnit(name.clone());
+                errors.push(CompileError { place: Place::root().at("units").at(at), problem });
+            }
             Some(known) if known.name == unit.name => {}
             Some(known) => {
                 let problem = Problem::UnitClash(name.clone(), known.name.to_string());

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::policy::{
-    CompileError, Place, Policy, Tier, TierId,
+    CompileError, Place, Policy, Resource, Tier, TierId,
     builder::Builder,
     draft::Draft,
+    estimate::ClassEstimates,
     ledgers::Ledgers,
     plan::{Plans, Rules, TierRules},
 };
@@ -17,7 +18,18 @@ impl Policy {
         let mut builder = Builder::new(draft);
         let classes = builder.rules(&draft.classes, &root.at("classes"));
         let provider_classes = builder.rules(&draft.provider_classes, &root.at("provider_classes"));
-        let resources = builder.resources(draft);
+        let mut resources = builder.resources(draft);
+        let class_estimates: ClassEstimates = draft
+            .class_estimates
+            .iter()
+            .map(|(name, of)| (name.clone(), builder.estimates(of, &root.at("classes").at(&**name).at("estimates"))))
+            .collect();
+        let estimates = builder.estimates(&draft.estimates, &root.at("estimates"));
+        for Resource { class, estimates: of, .. } in resources.iter_mut().map(|resource| &mut resource.known) {
+            let of_class = class.as_deref().and_then(|class| class_estimates.get(class));
+            Builder::inherit(of, of_class.map_or(&[], Vec::as_slice));
+            Builder::inherit(of, &estimates);
+        }
         let tiers: Vec<TierRules> = draft
             .tiers
             .iter()

@@ -34,6 +34,24 @@ pub struct Draft {
     pub abuse: AbuseDraft,
     /// Whether every quota and every abuse rule is a shadow.
     pub shadow: bool,
+    /// Estimates where neither the resource nor its class has one of the unit.
+    pub estimates: EstimatesDraft,
+    /// Estimates of classes.
+    pub class_estimates: IndexMap<String, EstimatesDraft>,
+}
+
+/// What reservations take of a unit where the call does not say: the sum of these inputs.
+pub type EstimatesDraft = IndexMap<String, Vec<InputDraft>>;
+
+/// A number that comes with a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputDraft {
+    /// Its name, such as `max_tokens`.
+    pub input: String,
+    /// What it is where the call does not bring it.
+    pub default: u64,
+    /// More than this counts as this.
+    pub at_most: Option<u64>,
 }
 
 /// What is done about callers that fail too often.
@@ -118,6 +136,8 @@ pub enum WindowDraft {
         /// In which time zone of the IANA database.
         zone: String,
     },
+    /// None, for concurrent requests.
+    Concurrent,
 }
 
 /// One resource or wildcard.
@@ -131,6 +151,8 @@ pub struct ResourceDraft {
     pub quotas: RuleDraft,
     /// The counters of a wildcard's matches.
     pub counter: Counter,
+    /// Its own estimates; for other units, those of its class.
+    pub estimates: EstimatesDraft,
 }
 
 /// How the matches of a wildcard count, where a scope names the resource.

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::{
     amount::AmountTooLarge,
     policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, quota::MAX_PLAN},
+    reservation::MAX_SLOTS,
     window::{BadWindowLength, UnknownTimeZone},
 };
 
@@ -44,6 +45,27 @@ pub enum Problem {
     /// A limit beyond counting.
     #[error("{0}; write `unlimited` for no limit")]
     Limit(#[from] AmountTooLarge),
+    /// A quota without a window.
+    #[error("is required: how long the window is; only concurrent_requests have none")]
+    NoWindow,
+    /// A window for concurrent requests.
+    #[error("concurrent_requests have no window; leave it out")]
+    ConcurrentWindow,
+    /// More concurrent requests than can be held, or no limit.
+    #[error("concurrent_requests need a limit, of at most {MAX_SLOTS}; leave the quota out where there is none")]
+    TooManySlots,
+    /// A unit that is there already.
+    #[error("{0:?} is always there; leave it out")]
+    BuiltInUnit(String),
+    /// An estimate of nothing, or of too much.
+    #[error("needs from 1 to {0} inputs")]
+    Inputs(usize),
+    /// An estimate that names an input twice.
+    #[error("{0:?} is named twice; once is enough")]
+    RepeatedInput(String),
+    /// A default that is cut at once.
+    #[error("is above `at_most`")]
+    DefaultAboveMost,
     /// A priority that does not exist.
     #[error("must be from 1 (low) to 4 (critical)")]
     Priority,

@@ -11,6 +11,7 @@ mod builder;
 mod compile;
 pub mod draft;
 mod error;
+mod estimate;
 mod ledgers;
 mod overrides;
 mod pattern;
@@ -26,9 +27,10 @@ mod usage;
 pub(crate) use abuse::block_of;
 pub use abuse::{AUTHENTICATION, AbuseRule, Block, MAX_ABUSE_RULES, Statuses, Watch};
 pub use error::{CompileError, Place, Problem, Step};
+pub use estimate::Estimate;
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{BadPattern, MAX_NAME_BYTES};
-pub use quota::{Quota, Unit};
+pub use quota::{CONCURRENT_REQUESTS, Quota, Unit};
 pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, Resolved};
 pub use scope::{Attribute, Chain, Scope};
 pub use usage::{Usage, UsageError};
@@ -89,6 +91,8 @@ pub struct Resource {
     pub provider_class: Option<Arc<str>>,
     /// The counters of a wildcard's matches.
     pub counter: draft::Counter,
+    /// What reservations take where the call does not say.
+    pub estimates: Vec<Estimate>,
 }
 
 /// The quotas of one tier and resource: first the account's, from `key_from` on the key's.

@@ -12,6 +12,9 @@ use crate::{
 /// overrides add.
 pub(super) const MAX_PLAN: usize = 16;
 
+/// The unit of slots: a quota of it has no window, and every reservation holds one.
+pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
+
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
@@ -58,9 +61,10 @@ impl Quota {
     }
 }
 
-/// `requests_per_minute`, `tokens_per_30s`, `requests_per_calendar_day`.
+/// `requests_per_minute`, `tokens_per_30s`, `requests_per_calendar_day`, `concurrent_requests`.
 pub(super) fn default_name(unit: &Unit, window: &Window) -> String {
     match window {
+        Window::Concurrent => unit.name.to_string(),
         Window::Calendar(calendar) => format!("{}_per_calendar_{}", unit.name, calendar.unit().name()),
         Window::Sliding(sliding) => {
             let ms = sliding.ms();
@@ -72,14 +76,16 @@ pub(super) fn default_name(unit: &Unit, window: &Window) -> String {
     }
 }
 
-/// `RPM`, `TPD`, `RPMo`; `TP30S` for other lengths.
+/// `RPM`, `TPD`, `RPMo`; `TP30S` for other lengths; `CR` for concurrent requests.
 pub(super) fn default_label(unit: &Unit, window: &Window) -> String {
     let first = unit.name.chars().next().map(|c| c.to_ascii_uppercase()).unwrap_or_default();
     let named = match window {
         Window::Calendar(calendar) => Some(calendar.unit()),
         Window::Sliding(sliding) => named_length(sliding.ms()),
+        Window::Concurrent => None,
     };
     match (named, window) {
+        (_, Window::Concurrent) => "CR".to_owned(),
         (Some(CalendarUnit::Second), _) => format!("{first}PS"),
         (Some(CalendarUnit::Minute), _) => format!("{first}PM"),
         (Some(CalendarUnit::Hour), _) => format!("{first}PH"),

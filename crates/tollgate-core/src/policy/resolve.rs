@@ -6,7 +6,7 @@ use crate::{
     amount::Limit,
     claim::{Claim, Effect, Partition},
     policy::{
-        AbuseRule, Attribute, Chain, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
+        AbuseRule, Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
         draft::Counter,
         pattern::{MAX_NAME_BYTES, is_name},
     },
@@ -193,6 +193,11 @@ impl<'a> Resolved<'a> {
     /// The resource's size class or type: of the policy's own, few names.
     pub fn class(&self) -> Option<&'a str> {
         self.resource.class.as_deref()
+    }
+
+    /// What a reservation takes where the call does not say.
+    pub(super) fn estimates(&self) -> &'a [Estimate] {
+        &self.resource.estimates
     }
 
     /// The class of the upstream provider.

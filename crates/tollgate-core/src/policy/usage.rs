@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::{Amount, AmountTooLarge, UnitId},
-    policy::Policy,
+    policy::{CONCURRENT_REQUESTS, Policy},
 };
 
 /// How much of each unit a call uses. It always uses requests.
@@ -50,6 +50,23 @@ impl Usage {
     /// No usage at all, for looking at counters.
     pub fn none() -> Self {
         Self { amounts: SmallVec::new() }
+    }
+
+    /// With the slot that a reservation takes.
+    #[must_use]
+    pub fn with_slot(mut self) -> Self {
+        self.set(UnitId::of(CONCURRENT_REQUESTS), Amount::from(1));
+        self
+    }
+
+    /// What is used, by unit.
+    pub fn amounts(&self) -> &[(UnitId, Amount)] {
+        &self.amounts
+    }
+
+    pub(super) fn set(&mut self, unit: UnitId, amount: Amount) {
+        self.amounts.retain(|(have, _)| *have != unit);
+        self.amounts.push((unit, amount));
     }
 
     /// How much of `unit`; zero if the call does not speak of it.

@@ -46,7 +46,7 @@ pub(super) fn strictness(status: &QuotaStatus<'_>) -> (Reverse<u64>, Amount, boo
     (Reverse(refuses_until), remaining.unwrap_or(Amount::MAX), remaining.is_none())
 }
 
-/// The nominal length of a window; months have none.
+/// The nominal length of a window; months have none, nor have concurrent requests.
 pub(super) fn length_ms(window: &Window) -> Option<u64> {
     match window {
         Window::Sliding(sliding) => Some(u64::from(sliding.ms())),
@@ -58,5 +58,6 @@ pub(super) fn length_ms(window: &Window) -> Option<u64> {
             CalendarUnit::Week => Some(604_800_000),
             CalendarUnit::Month => None,
         },
+        Window::Concurrent => None,
     }
 }

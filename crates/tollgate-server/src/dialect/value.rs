@@ -185,7 +185,7 @@ fn window(window: &Window) -> Cow<'static, str> {
         (Some(604_800_000), _) => "week".into(),
         (Some(ms), _) => go_duration(ms).into(),
         (None, Window::Calendar(calendar)) => calendar.unit().name().into(),
-        (None, Window::Sliding(_)) => "".into(),
+        (None, Window::Sliding(_) | Window::Concurrent) => "".into(),
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use indexmap::IndexMap;
 use tollgate_core::{
     policy::draft::{
-        AbuseDraft, AbuseRuleDraft, Counter, DefaultScopes, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft,
-        TierDraft, WindowDraft,
+        AbuseDraft, AbuseRuleDraft, Counter, DefaultScopes, Draft, EstimatesDraft, InputDraft, OverrideDraft,
+        QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft,
     },
     window::CalendarUnit,
 };
@@ -23,6 +23,8 @@ pub(super) fn of(file: format::PolicyFile) -> Draft {
             account: file.scopes.account.map_or(default.account, |scope| words(scope.0)),
             key: file.scopes.key.map_or(default.key, |scope| words(scope.0)),
         },
+        class_estimates: file.classes.iter().map(|(name, class)| (name.clone(), estimates(&class.estimates))).collect(),
+        estimates: estimates(&file.estimates),
         classes: each(file.classes, |class| rule(class.quotas)),
         provider_classes: each(file.provider_classes, |class| rule(class.quotas)),
         resources: each(file.resources, resource),
@@ -73,7 +75,17 @@ fn resource(resource: format::Resource) -> ResourceDraft {
             format::Counter::Shared => Counter::Shared,
             format::Counter::Each => Counter::Each,
         },
+        estimates: estimates(&resource.estimates),
     }
+}
+
+fn estimates(of: &format::estimates::Estimates) -> EstimatesDraft {
+    let input = |input: &format::estimates::Input| InputDraft {
+        input: input.input.0.clone(),
+        default: input.default,
+        at_most: input.at_most,
+    };
+    of.0.iter().map(|(unit, inputs)| (unit.clone(), inputs.iter().map(input).collect())).collect()
 }
 
 fn rule(quotas: Option<format::Quotas>) -> RuleDraft {
@@ -137,7 +149,8 @@ fn limit(limit: format::Limit) -> Option<u64> {
     }
 }
 
-fn window(per: format::Per) -> WindowDraft {
+fn window(per: Option<format::Per>) -> WindowDraft {
+    let Some(per) = per else { return WindowDraft::Concurrent };
     match per {
         format::Per::Trailing(length) => WindowDraft::Sliding { ms: length_ms(&length.0) },
         format::Per::Calendar(calendar) => WindowDraft::Calendar {

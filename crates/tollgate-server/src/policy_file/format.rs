@@ -29,6 +29,7 @@ macro_rules! text {
 
 pub(super) mod abuse;
 pub(crate) mod dialect;
+pub(super) mod estimates;
 pub(crate) mod uploads;
 
 text! {
@@ -146,6 +147,10 @@ pub(super) struct PolicyFile {
     /// How large uploads may be.
     #[serde(default)]
     pub(super) uploads: uploads::Uploads,
+    /// What reservations take of a unit where neither the call says it nor the resource or its class has an
+    /// estimate of it, by unit.
+    #[serde(default)]
+    pub(super) estimates: estimates::Estimates,
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(super) bootstrap: Bootstrap,
@@ -189,6 +194,9 @@ pub(super) struct Class {
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(super) quotas: Option<Quotas>,
+    /// What reservations of the class take of a unit where the call does not say, by unit.
+    #[serde(default)]
+    pub(super) estimates: estimates::Estimates,
 }
 
 /// A resource, or all that match a wildcard.
@@ -210,6 +218,9 @@ pub(super) struct Resource {
     /// Whether the matches of a wildcard share one counter (the default), or each have their own.
     #[serde(default)]
     pub(super) counter: Counter,
+    /// What its reservations take of a unit where the call does not say, by unit; other units as the class has it.
+    #[serde(default)]
+    pub(super) estimates: estimates::Estimates,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
@@ -244,10 +255,13 @@ impl Default for UnknownResources {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Quota {
-    /// What is counted: `requests`, or one of `units`.
+    /// What is counted: `requests`, one of `units`, or `concurrent_requests`: those that hold a slot, from their
+    /// reservation until it is settled, cancelled or has run out.
     pub(super) unit: Word,
-    /// The window.
-    pub(super) per: Per,
+    /// The window; `concurrent_requests` have none.
+    #[serde(default)]
+    #[schemars(with = "Per")]
+    pub(super) per: Option<Per>,
     /// How much fits in a window.
     pub(super) limit: Limit,
     /// Whose counter it is.
@@ -365,8 +379,10 @@ pub(super) struct Override {
     pub(super) resource: Option<ResourceName>,
     /// What is counted.
     pub(super) unit: Word,
-    /// The window.
-    pub(super) per: Per,
+    /// The window; `concurrent_requests` have none.
+    #[serde(default)]
+    #[schemars(with = "Per")]
+    pub(super) per: Option<Per>,
     /// How much fits in a window.
     pub(super) limit: Limit,
     /// Only the quota of this scope. A counter that several accounts share is only meant if its scope

@@ -240,8 +240,13 @@ struct QuotaBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum WindowBody {
+    /// No window: what is held at this moment.
+    Concurrent,
     SlidingMs(u64),
-    Calendar { unit: String, zone: String },
+    Calendar {
+        unit: String,
+        zone: String,
+    },
 }
 
 /// Says what `consume` would, and charges nothing.
@@ -372,6 +377,7 @@ fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
         label: quota.label.to_string(),
         unit: quota.unit.name.to_string(),
         window: match &quota.window {
+            Window::Concurrent => WindowBody::Concurrent,
             Window::Sliding(sliding) => WindowBody::SlidingMs(u64::from(sliding.ms())),
             Window::Calendar(calendar) => {
                 WindowBody::Calendar { unit: calendar.unit().name().to_owned(), zone: calendar.zone().to_owned() }

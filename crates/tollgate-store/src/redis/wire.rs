@@ -1,11 +1,11 @@
-//! What crosses the wire to `lua/apply.lua` and back. The layout is stated there.
+//! What crosses the wire to `lua/apply.lua` and `lua/admit.lua` and back. The layouts are stated there.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use redis::{Cmd, Value};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode},
+    claim::{Answer, Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode, Partition},
     store::StoreError,
     time::Timestamp,
     window::Span,
@@ -19,16 +19,19 @@ const NEVER: u64 = (1 << 48) - 1;
 pub(super) struct Request {
     pub(super) keys: SmallVec<[String; 4]>,
     pub(super) packed: Vec<u8>,
-    rows: SmallVec<[Row; 8]>,
+    pub(super) ledgers: SmallVec<[LedgerKey; 4]>,
+    pub(super) rows: SmallVec<[Row; 8]>,
+    /// The claims on slots, by their index. They have no rows here.
+    pub(super) on_slots: SmallVec<[usize; 2]>,
 }
 
 /// Where a claim's row stands, and which earlier row charges the same counter.
 #[derive(Clone, Copy)]
-struct Row {
-    claim: usize,
-    ledger: u8,
+pub(super) struct Row {
+    pub(super) claim: usize,
+    pub(super) ledger: u8,
     charge: u64,
-    same_as: Option<usize>,
+    pub(super) same_as: Option<usize>,
 }
 
 impl Request {
@@ -36,7 +39,12 @@ impl Request {
     pub(super) fn within(prefix: &str, claims: &[Claim], mode: Mode, validity: Validity) -> Self {
         let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::new();
         let mut rows: SmallVec<[Row; 8]> = SmallVec::with_capacity(claims.len());
+        let mut on_slots = SmallVec::new();
         for (at, claim) in claims.iter().enumerate() {
+            if claim.span == Span::Slots {
+                on_slots.push(at);
+                continue;
+            }
             let number = ledgers.iter().position(|known| *known == claim.ledger).unwrap_or_else(|| {
                 ledgers.push(claim.ledger);
                 ledgers.len() - 1
@@ -68,34 +76,19 @@ impl Request {
             }
         }
         let keys = ledgers.iter().map(|ledger| key(prefix, ledger)).collect();
-        Self { keys, packed: pack(claims, &rows, mode, validity), rows }
-    }
-
-    /// `EVALSHA hash …` or `EVAL code …`; `clock` is the tests' time.
-    pub(super) fn command(&self, verb: &str, script: &str, clock: Option<u64>) -> Cmd {
-        let mut command = Cmd::with_capacity(5 + self.keys.len(), 128 + script.len() + self.packed.len());
-        command.arg(verb).arg(script).arg(self.keys.len());
-        for key in &self.keys {
-            command.arg(key.as_str());
-        }
-        command.arg(self.packed.as_slice());
-        if let Some(clock) = clock {
-            command.arg(clock);
-        }
-        command
+        Self { keys, packed: pack(claims, &rows, mode, validity), ledgers, rows, on_slots }
     }
 
     /// Reads the script's reply.
-    pub(super) fn read_reply(&self, reply: &Value) -> Result<Answer, StoreError> {
-        let Value::BulkString(bytes) = reply else { return Err(unreadable()) };
-        let mut rest = bytes.as_slice();
+    pub(super) fn read_reply(&self, mut rest: &[u8]) -> Result<Answer, StoreError> {
         let status = take(&mut rest, 1).ok_or_else(unreadable)?;
         let decided_at = Timestamp::from_ms(take(&mut rest, 6).ok_or_else(unreadable)?);
         if status == 2 {
             return Ok(Answer::OutsidePeriod(decided_at));
         }
         let blank = ClaimStatus { used: Amount::ZERO, resets_at: decided_at, fit: Fit::Now };
-        let mut statuses: SmallVec<[ClaimStatus; 8]> = SmallVec::from_elem(blank, self.rows.len());
+        let claims = self.rows.len() + self.on_slots.len();
+        let mut statuses: SmallVec<[ClaimStatus; 8]> = SmallVec::from_elem(blank, claims);
         for row in &self.rows {
             let mut status = read_status(&mut rest).ok_or_else(unreadable)?;
             if let Some(first) = row.same_as {
@@ -105,15 +98,42 @@ impl Request {
             }
             statuses[row.claim] = status;
         }
+        for claim in &self.on_slots {
+            statuses[*claim] = read_status(&mut rest).ok_or_else(unreadable)?;
+        }
         Ok(Answer::Applied(Applied { decided_at, allowed: status == 1, statuses }))
     }
 }
 
+/// `EVALSHA hash …` or `EVAL code …`; `clock` is the tests' time.
+pub(super) fn command(verb: &str, script: &str, keys: &[&[String]], args: &[&[u8]], clock: Option<u64>) -> Cmd {
+    let number: usize = keys.iter().map(|keys| keys.len()).sum();
+    let bytes: usize = args.iter().map(|arg| arg.len()).sum();
+    let mut command = Cmd::with_capacity(4 + number + args.len(), 128 + script.len() + bytes);
+    command.arg(verb).arg(script).arg(number);
+    for key in keys.iter().copied().flatten() {
+        command.arg(key.as_str());
+    }
+    for arg in args {
+        command.arg(*arg);
+    }
+    if let Some(clock) = clock {
+        command.arg(clock);
+    }
+    command
+}
+
+/// The bytes of a script's reply.
+pub(super) fn bytes_of(reply: &Value) -> Result<&[u8], StoreError> {
+    if let Value::BulkString(bytes) = reply { Ok(bytes) } else { Err(unreadable()) }
+}
+
 /// Orders windows: kind, then id.
-fn window_of(span: Span) -> (u8, u32) {
+pub(super) fn window_of(span: Span) -> (u8, u32) {
     match span {
         Span::Sliding(window) => (1, window.ms()),
         Span::Calendar { id, .. } => (2, id),
+        Span::Slots => (3, 0),
     }
 }
 
@@ -150,7 +170,7 @@ fn pack(claims: &[Claim], rows: &[Row], mode: Mode, Validity { from, till }: Val
         let claim = &claims[row.claim];
         let (kind, id) = window_of(claim.span);
         let (start, end) = match claim.span {
-            Span::Sliding(_) => (0, 0),
+            Span::Sliding(_) | Span::Slots => (0, 0),
             Span::Calendar { period, .. } => (period.start.as_ms(), period.end.as_ms()),
         };
         packed.extend([row.ledger, kind]);
@@ -166,18 +186,24 @@ fn pack(claims: &[Claim], rows: &[Row], mode: Mode, Validity { from, till }: Val
 }
 
 /// Appends the low `N` bytes of a number, little endian.
-fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
+pub(super) fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
     to.extend(number.to_le_bytes().into_iter().take(N));
 }
 
 /// `tg{<partition>}<scope>`: all ledgers of a partition share a hash tag, and so a cluster slot.
 fn key(prefix: &str, ledger: &LedgerKey) -> String {
-    let mut key = String::with_capacity(prefix.len() + 29);
+    key_in(prefix, ledger.partition, "", &ledger.scope_bytes())
+}
+
+/// A key in a partition: `kind` tells what it is of from the ledgers, which have none.
+pub(super) fn key_in(prefix: &str, partition: Partition, kind: &str, name: &[u8]) -> String {
+    let mut key = String::with_capacity(prefix.len() + 41);
     key.push_str(prefix);
     key.push('{');
-    URL_SAFE_NO_PAD.encode_string(ledger.partition.bytes(), &mut key);
+    URL_SAFE_NO_PAD.encode_string(partition.bytes(), &mut key);
     key.push('}');
-    URL_SAFE_NO_PAD.encode_string(ledger.scope_bytes(), &mut key);
+    key.push_str(kind);
+    URL_SAFE_NO_PAD.encode_string(name, &mut key);
     key
 }
 
@@ -192,12 +218,12 @@ fn read_status(rest: &mut &[u8]) -> Option<ClaimStatus> {
     Some(ClaimStatus { used, resets_at, fit })
 }
 
-fn unreadable() -> StoreError {
+pub(super) fn unreadable() -> StoreError {
     StoreError::Refused("the script's reply cannot be read".into())
 }
 
 /// Takes a little-endian number of `size` bytes off the front.
-fn take(bytes: &mut &[u8], size: usize) -> Option<u64> {
+pub(super) fn take(bytes: &mut &[u8], size: usize) -> Option<u64> {
     let (number, rest) = bytes.split_at_checked(size)?;
     *bytes = rest;
     Some(number.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    reservation::{Admission, Charge, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms, shape_of},
     store::Store,
     time::Timestamp,
     window::{Period, SlidingWindow, Span},
@@ -23,6 +24,13 @@ pub enum Step {
     Back(u64),
     /// Calls a store.
     Apply(Mode, Vec<ClaimSpec>),
+    /// Admits: as a reservation for so long, with a request id, remembered for so long.
+    Admit(Vec<ClaimSpec>, Option<u32>, Option<(u8, u32)>),
+    /// Closes one of the reservations made so far, or one that never was: gives back a share of each charge (in
+    /// quarters, in turn), and charges debts.
+    Close(u8, Vec<u8>, Vec<ClaimSpec>),
+    /// Extends one of them.
+    Extend(u8, u32),
 }
 
 /// A claim before the time is known.
@@ -45,6 +53,7 @@ enum WindowSpec {
         ms: u64,
         late: bool,
     },
+    Slots,
 }
 
 /// Where every sequence starts: Monday, 2025-03-03T00:00:00Z.
@@ -63,11 +72,12 @@ impl ClaimSpec {
                     period: Period { start, end: start.plus_ms(ms) },
                 }
             }
+            WindowSpec::Slots => Span::Slots,
         };
         Claim {
             ledger: LedgerKey::of(partition, [self.scope.to_string().as_str()]),
             span,
-            unit: UnitId::of(["requests", "tokens", "images"][usize::from(self.unit)]),
+            unit: UnitId::of(["requests", "tokens", "images", "slots"][usize::from(self.unit)]),
             cost: Amount::try_from(self.cost).expect("a cost"),
             limit: self
                 .limit
@@ -89,24 +99,119 @@ pub async fn compare(
     clock: &Arc<ManualClock>,
     steps: &[Step],
 ) -> u64 {
-    let (mut calls, mut most_used) = (0, 0);
+    let (mut calls, mut most_used, mut reservations) = (0, 0, Vec::new());
     for (at, step) in steps.iter().enumerate() {
+        let other = others[calls % others.len()].as_ref();
+        let place = || format!("step {at} at {}: {step:?}", clock.now());
+        let claims = |specs: &[ClaimSpec]| specs.iter().map(|spec| spec.claim(clock.now())).collect::<Vec<_>>();
+        calls += 1;
         match step {
             Step::Forward(ms) => clock.advance_ms(*ms),
             Step::Back(ms) => clock.set(Timestamp::from_ms(clock.now().as_ms() - ms)),
             Step::Apply(mode, specs) => {
-                let claims: Vec<Claim> = specs.iter().map(|spec| spec.claim(clock.now())).collect();
+                let claims = claims(specs);
                 let expected = specification.apply(&claims, *mode).await;
-                let answer = others[calls % others.len()].apply(&claims, *mode).await;
-                assert_eq!(answer, expected, "step {at} at {}: {step:?}", clock.now());
+                let answer = other.apply(&claims, *mode).await;
+                assert_eq!(answer, expected, "{}", place());
                 if let Ok(Answer::Applied(applied)) = &answer {
                     most_used = applied.statuses.first().map_or(0, |status| status.used.get()).max(most_used);
                 }
-                calls += 1;
+            }
+            Step::Admit(specs, hold_ms, request) => {
+                let claims = claims(specs);
+                let home = claims.first().map_or(Partition::of(["nobody"]), |claim| claim.ledger.partition);
+                let id = ReservationId(made_id(at));
+                let note = at.to_le_bytes();
+                let hold = hold_ms.map(|ttl_ms| Hold { id, ttl_ms, note: &note });
+                let digest = |number: u8| [shape_of(&claims).to_le_bytes(), [number; 8]].concat();
+                let request = request.map(|(number, ttl_ms)| RequestMark {
+                    id: [number; 16],
+                    digest: digest(number).try_into().expect("16 bytes"),
+                    ttl_ms,
+                });
+                let terms = Terms { home, hold, request };
+                let expected = specification.admit(&claims, &terms).await;
+                let answer = other.admit(&claims, &terms).await;
+                assert_eq!(answer, expected, "{}", place());
+                if matches!((&answer, hold), (Ok(Admission::Decided(applied)), Some(_)) if applied.allowed) {
+                    reservations.push((home, id));
+                }
+            }
+            Step::Close(which, shares, debts) => {
+                let (home, id) = pick(&reservations, *which);
+                let (looked, mine) = (specification.look(home, id).await, other.look(home, id).await);
+                assert_eq!(numberless(mine.clone()), numberless(looked.clone()), "{}", place());
+                let mut debts = claims(debts);
+                debts.retain(|claim| claim.span != Span::Slots);
+                let note = [*which; 3];
+                let expected = end(specification, (home, id), looked.ok(), shares, &debts, &note).await;
+                let answer = end(other, (home, id), mine.ok(), shares, &debts, &note).await;
+                assert_eq!(answer, expected, "{}", place());
+            }
+            Step::Extend(which, ttl_ms) => {
+                let (home, id) = pick(&reservations, *which);
+                let held = match specification.look(home, id).await {
+                    Ok(Looked::Open { reservation, .. }) => reservation.slots,
+                    _ => Vec::new(),
+                };
+                let expected = specification.extend(home, id, *ttl_ms, &held).await;
+                let answer = other.extend(home, id, *ttl_ms, &held).await;
+                assert_eq!(answer, expected, "{}", place());
             }
         }
     }
     most_used
+}
+
+/// Closes a reservation by what the store itself said of it.
+async fn end(
+    store: &dyn Store,
+    (home, id): (Partition, ReservationId),
+    looked: Option<Looked>,
+    shares: &[u8],
+    debts: &[Claim],
+    note: &[u8],
+) -> Result<tollgate_core::reservation::Closure, tollgate_core::store::StoreError> {
+    let Some(Looked::Open { reservation: Reservation { mut charges, slots, .. }, .. }) = looked else {
+        let closing = Closing { digest: [0; 16], refunds: &[], debts, slots: &[], note };
+        return store.close(home, id, &closing).await;
+    };
+    charges.sort_by_key(place_of);
+    let mut refunds = charges.clone();
+    for (charge, quarters) in refunds.iter_mut().zip(shares.iter().cycle()) {
+        let share = u128::from(charge.amount.get()) * u128::from(*quarters) / 4;
+        charge.amount = Amount::try_from(u64::try_from(share).expect("a share")).expect("a share");
+    }
+    let closing = Closing { digest: [7; 16], refunds: &refunds, debts, slots: &slots, note };
+    store.close(home, id, &closing).await
+}
+
+fn pick(made: &[(Partition, ReservationId)], which: u8) -> (Partition, ReservationId) {
+    let recent = made.len().saturating_sub(usize::from(which) + 1);
+    made.get(recent).copied().unwrap_or((Partition::of(["nobody"]), ReservationId([0; 16])))
+}
+
+fn made_id(at: usize) -> [u8; 16] {
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&at.to_le_bytes());
+    id
+}
+
+/// Stores number their entries as they like.
+fn numberless(
+    looked: Result<Looked, tollgate_core::store::StoreError>,
+) -> Result<Looked, tollgate_core::store::StoreError> {
+    looked.map(|mut looked| {
+        if let Looked::Open { reservation, .. } = &mut looked {
+            reservation.charges.iter_mut().for_each(|charge| charge.number = 0);
+            reservation.charges.sort_by_key(place_of);
+        }
+        looked
+    })
+}
+
+fn place_of(charge: &Charge) -> (LedgerKey, tollgate_core::reservation::Window, UnitId) {
+    (charge.ledger, charge.window, charge.unit)
 }
 
 /// Short sequences of everything: windows from 1 ms to 31 days, calendars, several scopes, units and limits
@@ -116,8 +221,66 @@ pub fn mixed() -> impl Strategy<Value = Vec<Step>> {
         4 => duration().prop_map(Step::Forward),
         1 => duration().prop_map(Step::Back),
         15 => (mode(), prop::collection::vec(claim(), 1..6)).prop_map(|(mode, claims)| Step::Apply(mode, claims)),
+        6 => admission(prop::collection::vec(claim(), 0..6)),
+        4 => closing(),
+        1 => (0_u8..4, ttl()).prop_map(|(which, ttl)| Step::Extend(which, ttl)),
     ];
     prop::collection::vec(step, 1..120)
+}
+
+/// Sequences of reservations on one account: few counters, so that refunds meet shared and coalesced entries,
+/// expired ones, other reservations' slots, and a clock that goes both ways.
+pub fn reserved() -> impl Strategy<Value = Vec<Step>> {
+    let claims = |slots: bool, tokens: u64, limit: u64, window: u64| {
+        let claim = |unit, window, cost, limit| ClaimSpec {
+            account: 0,
+            scope: 0,
+            unit,
+            window,
+            cost,
+            limit: Some(limit),
+            effect: Effect::Charge,
+        };
+        let mut claims = vec![
+            claim(0, WindowSpec::Sliding(window), 1, 1 << 40),
+            claim(1, WindowSpec::Sliding(window), tokens, limit),
+            claim(1, WindowSpec::Sliding(86_400_000), tokens, 1 << 40),
+            claim(1, WindowSpec::Calendar { ms: 60_000, late: false }, tokens, 1 << 40),
+        ];
+        if slots {
+            claims.push(claim(3, WindowSpec::Slots, 1, 5));
+            claims.push(ClaimSpec { scope: 1, ..claim(3, WindowSpec::Slots, 1, 8) });
+        }
+        claims
+    };
+    let specs = (any::<bool>(), 0_u64..70_000, 1_u64..400_000, prop::sample::select(vec![50, 1_000, 60_000]))
+        .prop_map(move |(slots, tokens, limit, window)| claims(slots, tokens, limit, window));
+    let step = prop_oneof![
+        6 => prop_oneof![Just(1), 0_u64..60, 0_u64..5_000, 0_u64..70_000].prop_map(Step::Forward),
+        1 => prop_oneof![0_u64..60, 0_u64..70_000].prop_map(Step::Back),
+        8 => admission(specs.clone()),
+        2 => (mode(), specs).prop_map(|(mode, claims)| Step::Apply(mode, claims)),
+        7 => closing(),
+        2 => (0_u8..8, ttl()).prop_map(|(which, ttl)| Step::Extend(which, ttl)),
+    ];
+    prop::collection::vec(step, 1..300)
+}
+
+fn admission(claims: impl Strategy<Value = Vec<ClaimSpec>>) -> impl Strategy<Value = Step> {
+    let hold = prop::option::weighted(0.8, ttl());
+    let request = prop::option::weighted(0.3, (0_u8..6, ttl()));
+    (claims, hold, request).prop_map(|(claims, hold, request)| Step::Admit(claims, hold, request))
+}
+
+fn closing() -> impl Strategy<Value = Step> {
+    let debts = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(claim(), 0..3)];
+    let which = prop_oneof![3 => 0_u8..3, 1 => 0_u8..20];
+    (which, prop::collection::vec(0_u8..5, 1..4), debts)
+        .prop_map(|(which, shares, debts)| Step::Close(which, shares, debts))
+}
+
+fn ttl() -> impl Strategy<Value = u32> {
+    prop_oneof![1_u32..100, 1_u32..10_000, 1_u32..3_600_000]
 }
 
 /// Long sequences on one counter of `window_ms`, with steps of up to `pause_ms` in between: windows that
@@ -137,7 +300,13 @@ pub fn crowded(window_ms: u64, pause_ms: u64, calls: usize) -> impl Strategy<Val
     let pause = prop_oneof![4_000 => 0..=pause_ms, 1 => 0..=window_ms, 1 => Just(window_ms * 2 / 3)];
     let call = (mode(), cost, limit, pause, 0_u32..1_000).prop_map(move |(mode, cost, limit, pause, odd)| {
         let pause = if odd == 0 { Step::Back(pause) } else { Step::Forward(pause) };
-        [pause, Step::Apply(mode, vec![claim(0, 1, 1 << 50), claim(1, cost, limit)])]
+        let claims = vec![claim(0, 1, 1 << 50), claim(1, cost, limit)];
+        // Some are reserved, and closed at once or when many others have come.
+        match odd {
+            1..200 => [pause, Step::Admit(claims, Some(3_600_000), None)],
+            200..300 => [pause, Step::Close(u8::try_from(odd % 100).unwrap_or(0), vec![4, 2, 3], Vec::new())],
+            _ => [pause, Step::Apply(mode, claims)],
+        }
     });
     prop::collection::vec(call, calls / 2..calls).prop_map(|calls| calls.into_iter().flatten().collect())
 }
@@ -156,6 +325,7 @@ fn claim() -> impl Strategy<Value = ClaimSpec> {
             .prop_map(WindowSpec::Sliding),
         1 => (prop::sample::select(vec![1_000, 60_000, 86_400_000]), prop::bool::weighted(0.05))
             .prop_map(|(ms, late)| WindowSpec::Calendar { ms, late }),
+        1 => Just(WindowSpec::Slots),
     ];
     let cost =
         prop_oneof![1 => Just(0), 10 => 1_u64..4, 4 => 1_u64..70_000, 1 => 1_u64..1 << 40, 1 => Just((1 << 53) - 1)];

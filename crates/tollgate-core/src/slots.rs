@@ -1,0 +1,80 @@
+//! Slots: what reservations hold of a concurrency quota. As with the windows' algorithm, this is the
+//! specification.
+
+use crate::{
+    amount::{Amount, Limit},
+    claim::Fit,
+    log::Reading,
+    reservation::ReservationId,
+    time::Timestamp,
+};
+
+/// Who holds a slot of one scope, and until when. A reservation holds one slot at most.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots(Vec<Held>);
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    by: ReservationId,
+    taken_at: Timestamp,
+    ttl_ms: u32,
+}
+
+impl Held {
+    fn ends_at(&self) -> Timestamp {
+        self.taken_at.plus_ms(u64::from(self.ttl_ms))
+    }
+}
+
+impl Slots {
+    /// Whether nobody holds a slot at `now` or later.
+    pub(crate) fn is_free(&self, now: Timestamp) -> bool {
+        self.0.iter().all(|held| held.ends_at() <= now)
+    }
+
+    /// When the clock went back: what was taken later counts as taken now, so that nothing is held for longer
+    /// than its time to live.
+    pub(crate) fn redate(&mut self, now: Timestamp) {
+        self.0.iter_mut().for_each(|held| held.taken_at = held.taken_at.min(now));
+    }
+
+    /// Reads how many are held at `now`, for a call that wants `cost`.
+    pub(crate) fn read(&self, now: Timestamp, cost: Amount, limit: Limit) -> Reading {
+        let mut ends: Vec<Timestamp> = self.0.iter().map(Held::ends_at).filter(|ends_at| *ends_at > now).collect();
+        ends.sort_unstable();
+        let (used, cost, ceiling) = (ends.len() as u64, cost.get(), limit.ceiling().get());
+        let resets_at = ends.last().copied().unwrap_or(now);
+        let fit = if cost == 0 || used + cost <= ceiling {
+            Fit::Now
+        } else if cost > ceiling {
+            Fit::Never
+        } else {
+            // So many have to end first, and the last of them frees the place.
+            let freeing = usize::try_from(used + cost - ceiling - 1).ok().and_then(|at| ends.get(at));
+            freeing.map_or(Fit::Never, |at| Fit::At(*at))
+        };
+        Reading { used, resets_at, fit }
+    }
+
+    /// Takes a slot for `ttl_ms`. Those that have ended leave.
+    pub(crate) fn take(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
+        self.0.retain(|held| held.ends_at() > now && held.by != by);
+        self.0.push(Held { by, taken_at: now, ttl_ms });
+    }
+
+    /// Holds on to a slot for `ttl_ms` more, unless it has ended already. Then it stays lost, as others may have
+    /// taken its place.
+    pub(crate) fn extend(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
+        self.redate(now);
+        if self.0.iter().any(|held| held.by == by && held.ends_at() > now) {
+            self.take(by, ttl_ms, now);
+        } else {
+            self.release(by);
+        }
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn release(&mut self, by: ReservationId) {
+        self.0.retain(|held| held.by != by);
+    }
+}

@@ -1,0 +1,126 @@
+-- Ends a reservation: gives back what it did not use, charges what it used besides, and releases its slots. This
+-- part stands in front of apply.lua, which charges; closed.lua stands behind it.
+--
+-- KEYS     the ledgers; the scopes of its slots; its record
+-- ARGV[1]  the debts as claims to be forced, see apply.lua
+-- ARGV[2]  its id (16 bytes), the number of scopes of slots u8, and a row of 23 bytes for each charge to give back:
+--          ledger u8, kind u8, id u32, unit u32, number of the entry u48, amount u56; little endian
+-- ARGV[3]  the digest of this end (16 bytes), and a note
+-- reply    status u8: 0 there is none, or it has ended; 2 outside the periods of the debts, and now u48 (ms);
+--          nothing was done. 1 it is closed now, 3 it was closed before: from when on u48 (ms), what was given
+--          back for each row (number of them u8, u56 each), and ARGV[3] of then
+-- cost     per ledger of the rows one read and one write of its header; for a row whose entry is no longer in the
+--          header a read and a write of its cost, and the same for its block's sum; then as apply.lua
+-- record   state 1: closed: the reply from the time on
+
+local reservation_key = KEYS[#KEYS]
+local state, from, ttl, record = recall(reservation_key)
+if not state then return '\0' end
+if state ~= 0 then return '\3' .. string.sub(record, 12) end
+do
+  local earliest, latest_end = struct.unpack('<I6I6', ARGV[1], 2)
+  if now < earliest or now >= latest_end then return struct.pack('<BI6', 2, now) end
+end
+
+local VERSION, SLIDING, GROUP, BLOCK, TWO_32 = 1, 1, 4, 32, 4294967296
+local id, slot_scopes = struct.unpack('<c16B', ARGV[2])
+local refunds, refunded, headers = (#ARGV[2] - 17) / 23, {}, {}
+
+-- The header of a ledger, with nothing in it that is dated later than now.
+local function header_of(key)
+  local raw = redis.call('GETRANGE', key, 0, 399)
+  if raw == '' then return false end
+  local version, length, format = struct.unpack('<BHH', raw)
+  if version ~= VERSION then return nil, 'TGVERSION a counter is of version ' .. version end
+  if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
+  local h = { struct.unpack(string.sub(raw, length - format + 1, length), raw, 6) }
+  local s = h[2] + 2
+  for _ = 1, h[h[2] + 1] do
+    local d = h[s + 3]
+    if h[s] == SLIDING and h[d + 3] > now and h[d + 1] > 0 then
+      local _, rebuild = rare(now, shortest_ttl)
+      return rebuild(key, h, {})
+    end
+    s = s + 8 + 2 * h[s + 1]
+  end
+  return h
+end
+
+-- Takes up to `amount` of a column out of the entry with this number. It stands in the header, where it is the
+-- latest, or in the pending group; else in the ring, and in the header's copy of the oldest group if it is of
+-- that; and the sum of its block is in the directory once the next block has begun.
+local function take_out(key, h, s, column, number, amount)
+  local columns, d, capacity, ring, size = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6]
+  local seq, latest, horizon = h[d], h[d + 3], now - h[s + 2]
+  local last = seq + h[d + 1] - 1
+  if number < seq or number > last then return 0 end
+  if number == last then
+    local held = d + 3 + columns + column
+    if latest <= horizon then return 0 end
+    if amount > h[held] then amount = h[held] end
+    h[held] = h[held] - amount
+    return amount
+  end
+  local pending, oldest, field, at, bytes = last - last % GROUP, seq - seq % GROUP, nil, 0, nil
+  local ring_at = ring + number % capacity * size
+  if number >= pending then
+    field, at = d + 4 + 2 * columns, (number - last + GROUP - 1) * size
+  elseif number < oldest + GROUP then
+    field, at = d + 5 + 2 * columns, (number - oldest) * size
+  end
+  bytes = field and h[field] or redis.call('GETRANGE', key, ring_at, ring_at + size - 1)
+  local offset, width = at + 4, h[s + 7 + 2 * column]
+  for x = 1, column - 1 do offset = offset + h[s + 7 + 2 * x] end
+  local time = latest - (latest - struct.unpack('<I4', bytes, at + 1)) % TWO_32
+  if time <= horizon then return 0 end
+  local held = struct.unpack('<I' .. width, bytes, offset + 1)
+  if amount > held then amount = held end
+  local rest = struct.pack('<I' .. width, held - amount)
+  if field then h[field] = string.sub(bytes, 1, offset) .. rest .. string.sub(bytes, offset + width + 1) end
+  if number < pending then
+    redis.call('SETRANGE', key, ring_at + offset - at, rest)
+    local block = math.floor(number / BLOCK)
+    if capacity > BLOCK and last >= (block + 1) * BLOCK then
+      local lines = capacity / BLOCK
+      local sum_at = ring + (block % lines - lines) * (4 + 7 * columns) + 7 * column - 3
+      local sum = struct.unpack('<I7', redis.call('GETRANGE', key, sum_at, sum_at + 6))
+      redis.call('SETRANGE', key, sum_at, struct.pack('<I7', sum - amount))
+    end
+  end
+  return amount
+end
+
+-- All headers are read before anything is written.
+for r = 0, refunds - 1 do
+  local k = struct.unpack('<B', ARGV[2], 18 + r * 23)
+  if headers[k] == nil then
+    local h, wrong = header_of(KEYS[k])
+    if wrong then return redis.error_reply(wrong) end
+    headers[k] = h
+  end
+end
+for r = 0, refunds - 1 do
+  local k, kind, window, unit, number, amount = struct.unpack('<BBI4I4I6I7', ARGV[2], 18 + r * 23)
+  local h, taken = headers[k], 0
+  local s = h and h[2] + 2
+  for _ = 1, h and h[h[2] + 1] or 0 do
+    local d = h[s + 3]
+    if h[s] == kind and h[s + 2] == window then
+      for x = 1, h[s + 1] do
+        if h[s + 6 + 2 * x] == unit then
+          if kind == SLIDING then
+            taken = take_out(KEYS[k], h, s, x, number, amount)
+          elseif h[d] == number and h[d + 3] > now then
+            taken = h[d + 3 + x] < amount and h[d + 3 + x] or amount
+          end
+          h[d + 3 + x] = h[d + 3 + x] - taken
+        end
+      end
+    end
+    s = s + 8 + 2 * h[s + 1]
+  end
+  refunded[r + 1] = taken
+end
+for k, h in pairs(headers) do
+  if h then redis.call('SETRANGE', KEYS[k], 5, struct.pack(h[h[2]], unpack(h, 1, h[2] - 1))) end
+end

@@ -1,0 +1,24 @@
+-- Lets a reservation, and the slots it holds, live on from now.
+--
+-- KEYS     its record, then the scopes of its slots
+-- ARGV[1]  its id (16 bytes), and for how long u32 (ms)
+-- reply    empty: there is none, or it has ended; else 0 u8 and when it ends u48 (ms); or 1 u8 if it is closed, and
+--          what stands in its record behind the first 11 bytes
+
+local state, _, old_ttl, value = recall(KEYS[1])
+if not state then return '' end
+if state ~= 0 then return '\1' .. string.sub(value, 12) end
+local id, ttl = struct.unpack('<c16I4', ARGV[1])
+for k = 2, #KEYS do
+  redate_slots(KEYS[k])
+  local member = id .. struct.pack('<I4', old_ttl)
+  local ends_at = redis.call('ZSCORE', KEYS[k], member)
+  if ends_at then
+    redis.call('ZREM', KEYS[k], member)
+    -- One that has ended stays lost, as others may have taken its place.
+    if tonumber(ends_at) > now then take_slot(KEYS[k], id, ttl) end
+  end
+end
+redis.call('SETRANGE', KEYS[1], 1, struct.pack('<I6I4', now, ttl))
+redis.call('PEXPIRE', KEYS[1], ttl > shortest_ttl and ttl or shortest_ttl)
+return struct.pack('<BI6', 0, now + ttl)
