@@ -74,6 +74,11 @@ pub(crate) struct UnknownDialect {
 }
 
 impl Dialect {
+    /// The HTTP status on an occasion.
+    pub(crate) fn status(&self, occasion: Occasion) -> u16 {
+        self.answers[occasion.index()].status
+    }
+
     /// What the platform's callers get to see.
     pub(crate) fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();

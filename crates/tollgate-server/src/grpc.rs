@@ -1,6 +1,7 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
 mod guard;
+mod report;
 mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -144,6 +145,16 @@ impl RateLimitService for Api {
         let listing = Listing { within, domain: &message.domain, caller, attributes, skip, take };
         Ok(Response::new(self.run(&metadata, self.service.list(listing, listed)).await?))
     }
+
+    async fn report_outcome(
+        &self,
+        request: Request<v1::ReportOutcomeRequest>,
+    ) -> Result<Response<v1::ReportOutcomeResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach();
+        let reported = self.service.report(report::from_wire(within, &message)?, report::to_wire);
+        Ok(Response::new(self.run(&metadata, reported).await?))
+    }
 }
 
 fn text<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
@@ -237,6 +248,13 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
     };
     match outcome {
         Outcome::BadKey { at, .. } => v1::Decision { decided_at: Some(timestamp(*at)), ..said },
+        Outcome::Barred { block, at, .. } => v1::Decision {
+            decided_at: Some(timestamp(*at)),
+            retry_after_ms: Some(block.until.ms_since(*at)),
+            blocked_until: Some(timestamp(block.until)),
+            block_message: block.message(*at),
+            ..said
+        },
         Outcome::Decided { identity, resolved, decision, .. } => v1::Decision {
             decided_at: Some(timestamp(decision.decided_at)),
             quotas: quotas(decision, call.details),
@@ -248,6 +266,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             resource: resolved.resource().to_owned(),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             blocked_until: decision.block.map(|block| timestamp(block.until)),
+            block_message: decision.block.map(|block| block.message(decision.decided_at)).unwrap_or_default(),
             priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
             ..said
         },
@@ -269,6 +288,12 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
             decided_at: Some(timestamp(*at)),
             ..v1::GetRateLimitsResponse::default()
         },
+        Listed::Barred { block, at } => v1::GetRateLimitsResponse {
+            reason: v1::Reason::Blocked.into(),
+            decided_at: Some(timestamp(*at)),
+            blocked_until: Some(timestamp(block.until)),
+            ..v1::GetRateLimitsResponse::default()
+        },
         Listed::Page { identity, domain, resources, decided_at, next } => v1::GetRateLimitsResponse {
             reason: v1::Reason::Unspecified.into(),
             resources: resources
@@ -276,6 +301,7 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
                 .map(|(resource, decision)| v1::ResourceLimits {
                     resource: (*resource).to_owned(),
                     quotas: quotas(decision, true),
+                    blocked_until: decision.block.map(|block| timestamp(block.until)),
                 })
                 .collect(),
             next_page_token: next.map(|skip| skip.to_string()).unwrap_or_default(),
@@ -283,6 +309,7 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
             account: identity.account.id.to_string(),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
             tier: domain.policy.tier(identity.account.tier).map(|tier| tier.name.to_string()).unwrap_or_default(),
+            blocked_until: None,
         },
     }
 }

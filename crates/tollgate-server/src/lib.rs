@@ -1,6 +1,7 @@
 //! The Tollgate node. [`run::run`] is all of it: listeners in, a running node out, until it is told to
 //! stop; the binary and the tests call the same function.
 
+mod abuse;
 pub mod auth;
 pub mod cli;
 mod dialect;

@@ -5,6 +5,7 @@ mod decide;
 mod guard;
 mod health;
 mod limits;
+mod report;
 
 use std::{sync::Arc, time::Duration};
 
@@ -58,6 +59,7 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
+        .routes(routes!(report::report_outcome))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))

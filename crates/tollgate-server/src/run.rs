@@ -179,6 +179,7 @@ pub async fn run(
         Arc::clone(&accounts),
         Arc::clone(&backend.clock),
         Arc::clone(&telemetry),
+        None,
     ));
     let health = Arc::new(rest::Health {
         store: backend.store,

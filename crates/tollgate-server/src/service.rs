@@ -1,5 +1,7 @@
 //! The decision service: from a call, however it came, to its decision. It knows no protocol.
 
+mod abuse;
+mod attributes;
 mod batch;
 mod call;
 mod identify;
@@ -11,20 +13,22 @@ use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode},
     decision::{Decision, QuotaStatus, Verdict},
-    policy::{Resolved, Usage},
+    policy::{AbuseRule, Block, Resolved, Usage, Watch},
     store::{Store, StoreError},
     time::Timestamp,
 };
 use tollgate_store::clock::Clock;
 
-use self::call::{check_attributes, check_optional_name, find};
+use self::{abuse::TurnedAway, attributes::Attributes, call::check_optional_name};
 pub(crate) use self::{
+    abuse::{Report, Reported},
     batch::check_batch,
     call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES},
     identify::Rejected,
     list::Listed,
 };
 use crate::{
+    abuse::KnownBlocks,
     dialect::{self, Dialect},
     directory::{Accounts, BadKey, Identity},
     policies::{Domain, Policies},
@@ -42,6 +46,9 @@ pub(crate) struct DecisionService {
     accounts: Arc<Accounts>,
     clock: Arc<dyn Clock>,
     telemetry: Arc<Telemetry>,
+    /// About keys that are no good, where nobody knows of which domain.
+    login_rule: Option<AbuseRule>,
+    blocks: KnownBlocks,
 }
 
 /// The answer to a call.
@@ -61,6 +68,8 @@ pub(crate) enum Outcome<'a> {
     },
     /// The API key is no good.
     BadKey { rejected: &'a Rejected, at: Timestamp, dialect: &'a Dialect },
+    /// The client address is blocked, whoever calls from there: too many keys were no good.
+    Barred { domain: Option<&'a Domain>, block: Block<'a>, at: Timestamp, dialect: &'a Dialect },
 }
 
 /// Why a call may not pass.
@@ -83,6 +92,7 @@ impl Outcome<'_> {
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::BadKey { rejected, .. } => Some(Reason::BadKey(rejected.why)),
+            Self::Barred { .. } => Some(Reason::Blocked),
             Self::Decided { decision, .. } if decision.block.is_some() => Some(Reason::Blocked),
             Self::Decided { too_large: Some(_), .. } => Some(Reason::UploadTooLarge),
             Self::Decided { decision, .. } => match decision.verdict {
@@ -97,14 +107,14 @@ impl Outcome<'_> {
     pub(crate) fn speaking(&self) -> Option<&QuotaStatus<'_>> {
         match self {
             Self::Decided { decision, too_large: None, .. } => decision.speaking(),
-            Self::Decided { .. } | Self::BadKey { .. } => None,
+            Self::Decided { .. } | Self::BadKey { .. } | Self::Barred { .. } => None,
         }
     }
 
     /// The dialect that the call or its domain chose.
     pub(crate) fn dialect(&self) -> &Dialect {
         match self {
-            Self::BadKey { dialect, .. } | Self::Decided { dialect, .. } => dialect,
+            Self::BadKey { dialect, .. } | Self::Barred { dialect, .. } | Self::Decided { dialect, .. } => dialect,
         }
     }
 }
@@ -116,8 +126,9 @@ impl DecisionService {
         accounts: Arc<Accounts>,
         clock: Arc<dyn Clock>,
         telemetry: Arc<Telemetry>,
+        login_rule: Option<AbuseRule>,
     ) -> Self {
-        Self { policies, store, accounts, clock, telemetry }
+        Self { policies, store, accounts, clock, telemetry, login_rule, blocks: KnownBlocks::default() }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -148,16 +159,22 @@ impl DecisionService {
     ) -> Result<R, CallError> {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
-        check_attributes(&call.attributes)?;
+        let attributes = Attributes::check(&call.attributes)?;
         check_optional_name("dialect", call.dialect)?;
-        let (domain, identity) = match self.identify(&domains, call.within, call.domain, call.caller, now).await? {
-            Ok(found) => found,
-            Err(rejected) => {
-                let dialect = match &rejected.domain {
+        let entered = self.enter(&domains, call.within, call.domain, call.caller, &attributes, now).await?;
+        let (domain, identity) = match entered {
+            Ok(entered) => entered,
+            Err(away) => {
+                let dialect = match away.domain() {
                     Some(domain) => domain.dialects.choose(call.dialect)?,
                     None => dialect::without_domain(call.dialect)?,
                 };
-                return Ok(render(&Outcome::BadKey { rejected: &rejected, at: now, dialect }));
+                return Ok(render(&match &away {
+                    TurnedAway::BadKey(rejected) => Outcome::BadKey { rejected, at: now, dialect },
+                    TurnedAway::Barred { domain, block } => {
+                        Outcome::Barred { domain: *domain, block: *block, at: now, dialect }
+                    }
+                }));
             }
         };
         let dialect = &**domain.dialects.choose(call.dialect)?;
@@ -171,47 +188,55 @@ impl DecisionService {
             None => None,
         };
         identity.check()?;
+        let gate = Self::gate(&domain, call.caller, &attributes);
         let decision = if too_large.is_some() {
             // Nothing is charged, and the answer still says where the caller stands.
-            self.judge(&resolved, &Usage::none(), &call.attributes, Mode::Peek, now).await?
+            self.judge(&resolved, &Usage::none(), &attributes, gate, Mode::Peek, now).await?
         } else {
-            self.judge(&resolved, &usage, &call.attributes, mode, now).await?
+            self.judge(&resolved, &usage, &attributes, gate, mode, now).await?
         };
         if mode != Mode::Peek {
-            let denied_by = match decision.verdict {
-                _ if decision.block.is_some() => Some("block"),
+            let denied_by = match (&decision.block, decision.verdict) {
+                (Some(block), _) => Some(&*block.rule.name),
                 _ if too_large.is_some() => Some("upload"),
-                Verdict::Allowed => None,
-                Verdict::Wait(_) | Verdict::Never => decision.speaking().map(|quota| &*quota.quota.name),
+                (None, Verdict::Allowed) => None,
+                (None, Verdict::Wait(_) | Verdict::Never) => decision.speaking().map(|quota| &*quota.quota.name),
             };
             domain.metrics.count(identity.account.tier, resolved.class(), denied_by);
             let shadows = decision.shadow_refusals().map(|name| &**name);
             domain.metrics.count_shadows(&identity.account, resolved.class(), shadows);
         }
-        Ok(render(&Outcome::Decided {
-            domain: &domain,
-            identity: &identity,
-            resolved,
-            usage,
-            decision,
-            too_large,
-            dialect,
-        }))
+        let (domain, identity) = (&*domain, &identity);
+        let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect };
+        if mode != Mode::Peek {
+            self.count_refusal(&outcome, &attributes).await;
+        }
+        Ok(render(&outcome))
     }
 
     async fn judge<'a>(
         &self,
         resolved: &Resolved<'a>,
         usage: &Usage,
-        attributes: &[(&str, &str)],
+        attributes: &Attributes<'_>,
+        gate: Option<Watch<'a>>,
         mode: Mode,
         now: Timestamp,
     ) -> Result<Decision<'a>, CallError> {
-        let claims_at = |now| Ok(resolved.claims(usage, |name| find(attributes, name), now)?);
+        let value = |name: &str| attributes.get(name);
+        let claims_at = |now| {
+            let mut claims = resolved.claims(usage, value, now)?;
+            claims.extend(gate.map(|gate| gate.guard()));
+            Ok(claims)
+        };
         let Some(mut applied) = self.apply(claims_at, mode, now).await? else { return Ok(Decision::unlimited(now)) };
-        let guards = || resolved.guards(|name| find(attributes, name));
+        let guards = || resolved.guards(value).chain(gate.map(|gate| gate.rule));
         resolved.judge_shadow(usage, guards(), mode, &mut applied);
-        Ok(Decision::merge(resolved.quotas(), guards(), &applied))
+        let decision = Decision::merge(resolved.quotas(), guards(), &applied);
+        if let Some(gate) = gate {
+            self.remember(&gate, &decision, now);
+        }
+        Ok(decision)
     }
 
     /// Asks the store, and once more where its clock is in another calendar period than the node's.

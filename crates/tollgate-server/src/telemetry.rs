@@ -14,7 +14,7 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tollgate_core::policy::{Policy, TierId};
+use tollgate_core::policy::{AUTHENTICATION, Policy, TierId};
 use tollgate_store::redis::{Link, LinkStatus};
 use tracing::Instrument;
 
@@ -37,6 +37,8 @@ const STORE_SERVERS: &str = "tollgate_store_servers";
 const STORE_RESTING: &str = "tollgate_store_breakers_open";
 const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
 const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
+const REPORTS: &str = "tollgate_outcome_reports_total";
+const BLOCKS: &str = "tollgate_blocks_total";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
@@ -240,6 +242,11 @@ impl Telemetry {
         self.store_up.set(if up { 1.0 } else { 0.0 });
     }
 
+    /// Counts a block of an address where no domain is known.
+    pub(crate) fn address_blocked(&self) {
+        counter(&self.recorder, BLOCKS, &[("domain", ""), ("rule", AUTHENTICATION)]).increment(1);
+    }
+
     pub(crate) fn policy_loaded(&self, domain: &str) {
         gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
     }
@@ -260,6 +267,9 @@ impl Telemetry {
 pub(crate) struct DomainMetrics {
     by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
     shadow_log: ShadowLog,
+    /// Reports that no rule counted, and those that one did.
+    reports: [Counter; 2],
+    blocks: HashMap<Box<str>, Counter>,
 }
 
 struct ClassMetrics {
@@ -279,7 +289,10 @@ impl std::fmt::Debug for DomainMetrics {
 
 impl DomainMetrics {
     pub(crate) fn of(telemetry: &Telemetry, policy: &Policy) -> Self {
-        let quotas = policy.quota_names();
+        let mut quotas = policy.quota_names();
+        let rules = policy.abuse_rules().iter().chain(policy.authentication_rule()).map(|rule| &*rule.name);
+        // What denies a call is a quota or a rule.
+        quotas.extend(rules.clone());
         let shadows = policy.shadow_names();
         let mut classes: Vec<&str> = policy.class_names();
         classes.push("");
@@ -298,7 +311,7 @@ impl DomainMetrics {
                         [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class), ("quota", quota)];
                     counter(&telemetry.recorder, SHADOW_REFUSALS, &labels)
                 };
-                let denied = quotas.iter().chain(&["block", "upload"]);
+                let denied = quotas.iter().chain(&["upload"]);
                 let denied = denied.map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
                 let metrics = ClassMetrics {
                     allowed: labels(class, "allowed", ""),
@@ -311,10 +324,26 @@ impl DomainMetrics {
             });
             (tier.id, by_class.collect())
         });
-        Self { by_tier: by_tier.collect(), shadow_log: ShadowLog::of(Arc::clone(policy.domain())) }
+        let by_tier = by_tier.collect();
+        let of_domain = |name, label| counter(&telemetry.recorder, name, &[("domain", &**policy.domain()), label]);
+        let reports = ["false", "true"].map(|counted| of_domain(REPORTS, ("counted", counted)));
+        let blocks = rules.map(|rule| (Box::from(rule), of_domain(BLOCKS, ("rule", rule)))).collect();
+        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks }
     }
 
-    /// Counts a decision; `denied_by` is the quota that speaks for a refusal.
+    /// Counts a reported outcome.
+    pub(crate) fn reported(&self, counted: bool) {
+        self.reports[usize::from(counted)].increment(1);
+    }
+
+    /// Counts a block that began.
+    pub(crate) fn blocked(&self, rule: &str) {
+        if let Some(blocks) = self.blocks.get(rule) {
+            blocks.increment(1);
+        }
+    }
+
+    /// Counts a decision; `denied_by` is the quota that speaks for a refusal, or the rule that blocks.
     pub(crate) fn count(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
         let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
         match denied_by {
@@ -346,6 +375,8 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(STORE_RESTING, "Redis servers that are left alone because they did not answer");
     counter(KEY_REFUSALS, "Calls refused for their API key");
     counter(BAD_REQUESTS, "Calls refused as wrong");
+    counter(REPORTS, "Reported outcomes by domain, and whether an abuse rule counted them as failures");
+    counter(BLOCKS, "Blocks that began, by domain and abuse rule");
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");

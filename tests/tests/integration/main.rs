@@ -2,6 +2,8 @@
 //! own, against Redis servers of their own. One binary; every test may run beside every other.
 
 #[cfg(test)]
+mod abuse;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod batch;

@@ -59,6 +59,13 @@ pub struct Block<'a> {
     pub until: Timestamp,
 }
 
+impl Block<'_> {
+    /// What the blocked caller is told at `now`.
+    pub fn message(&self, now: Timestamp) -> String {
+        self.rule.message(self.until.ms_since(now))
+    }
+}
+
 /// A rule, and the ledger where it counts one caller's failures.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch<'a> {
@@ -128,7 +135,7 @@ impl<'a> Watch<'a> {
         Claim { effect: Effect::Judge, limit, ..block }
     }
 
-    /// One failure, to be charged whatever the limit, and the guard.
+    /// One failure, to be charged unless a block is on, and whether one is: of a shadow rule too.
     pub fn failure(&self) -> [Claim; 2] {
         let failure = Claim {
             ledger: self.ledger,
@@ -138,7 +145,7 @@ impl<'a> Watch<'a> {
             limit: Limit::Unlimited,
             effect: Effect::Charge,
         };
-        [failure, self.guard()]
+        [failure, Claim { effect: Effect::Judge, ..self.block() }]
     }
 
     /// A block, to be charged if none is on.

@@ -80,7 +80,7 @@ struct UploadBody {
 /// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
 /// nobody.
 #[derive(Debug)]
-struct Entries<T>(Vec<(String, T)>);
+pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {
@@ -128,6 +128,16 @@ pub(super) enum CallerBody {
     Account(String),
 }
 
+impl CallerBody {
+    pub(super) fn caller(&self) -> CallerRef<'_> {
+        match self {
+            Self::ApiKey(secret) => CallerRef::Secret(secret),
+            Self::ApiKeyId(id) => CallerRef::KeyId(id),
+            Self::Account(id) => CallerRef::Account(id),
+        }
+    }
+}
+
 /// A decision.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DecisionBody {
@@ -146,6 +156,9 @@ pub(super) struct DecisionBody {
     /// Until when an abuse rule blocks the caller, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
+    /// What a blocked caller is told, in the words of the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,7 +206,7 @@ enum VerdictBody {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum ReasonBody {
+pub(super) enum ReasonBody {
     /// A quota has no room now.
     QuotaExceeded,
     /// The cost is above a limit itself: waiting does not help.
@@ -300,11 +313,7 @@ impl CallBody {
         Call {
             within,
             domain: &self.domain,
-            caller: match &self.caller {
-                CallerBody::ApiKey(secret) => CallerRef::Secret(secret),
-                CallerBody::ApiKeyId(id) => CallerRef::KeyId(id),
-                CallerBody::Account(id) => CallerRef::Account(id),
-            },
+            caller: self.caller.caller(),
             resource: &self.resource,
             usage: self.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
             attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
@@ -326,6 +335,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         quota: outcome.speaking().map(|quota| quota.quota.name.to_string()),
         retry_after_ms: None,
         blocked_until: None,
+        block_message: None,
         account: None,
         api_key_id: None,
         tier: None,
@@ -337,10 +347,18 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
     };
     match outcome {
         Outcome::BadKey { at, .. } => DecisionBody { decided_at: at.to_string(), ..said },
+        Outcome::Barred { block, at, .. } => DecisionBody {
+            decided_at: at.to_string(),
+            retry_after_ms: Some(block.until.ms_since(*at)),
+            blocked_until: Some(block.until.to_string()),
+            block_message: Some(block.message(*at)),
+            ..said
+        },
         Outcome::Decided { identity, resolved, decision, .. } => DecisionBody {
             decided_at: decision.decided_at.to_string(),
             retry_after_ms: decision.retry_after_ms(),
             blocked_until: decision.block.map(|block| block.until.to_string()),
+            block_message: decision.block.map(|block| block.message(decision.decided_at)),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
             tier: Some(resolved.tier().name.to_string()),
@@ -353,7 +371,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
     }
 }
 
-fn reason(reason: Reason) -> ReasonBody {
+pub(super) fn reason(reason: Reason) -> ReasonBody {
     match reason {
         Reason::QuotaExceeded => ReasonBody::QuotaExceeded,
         Reason::CostAboveLimit => ReasonBody::CostAboveLimit,

@@ -14,8 +14,6 @@ use crate::{
 
 /// The longest domain, account, key id or attribute name, in bytes.
 const MAX_NAME_BYTES: usize = 128;
-/// The longest value of an attribute, in bytes.
-const MAX_VALUE_BYTES: usize = 256;
 /// The most units in a usage, and the most attributes.
 pub(crate) const MAX_ENTRIES: usize = 16;
 
@@ -123,25 +121,9 @@ pub(super) fn check_name(field: &str, name: &str) -> Result<(), CallError> {
 }
 
 /// `field` is only put together for an error.
-fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
+pub(super) fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
     if text.is_empty() || text.len() > most || text.chars().any(char::is_control) {
         return Err(CallError::field(field, format_args!("must have 1 to {most} bytes and no control characters")));
     }
     Ok(())
-}
-
-pub(super) fn check_attributes(attributes: &[(&str, &str)]) -> Result<(), CallError> {
-    if attributes.len() > MAX_ENTRIES {
-        return Err(CallError::field("attributes", format_args!("has more than {MAX_ENTRIES} entries")));
-    }
-    for (name, value) in attributes {
-        check_name("attributes", name)?;
-        check_text(format_args!("attributes.{name}"), value, MAX_VALUE_BYTES)?;
-    }
-    Ok(())
-}
-
-/// The value of the attribute called `name`.
-pub(super) fn find<'v>(attributes: &[(&str, &'v str)], name: &str) -> Option<&'v str> {
-    attributes.iter().find(|(have, _)| *have == name).map(|(_, value)| *value)
 }

@@ -4,17 +4,14 @@ use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Claim, Mode},
     decision::Decision,
-    policy::{ResolveError, Resolved, Usage},
+    policy::{Block, ResolveError, Resolved, Usage},
     time::Timestamp,
 };
 
 use crate::{
     directory::Identity,
     policies::Domain,
-    service::{
-        CallError, DecisionService, Listing, Rejected,
-        call::{check_attributes, find},
-    },
+    service::{CallError, DecisionService, Listing, Rejected, abuse::TurnedAway, attributes::Attributes},
 };
 
 /// A listing asks the store for so many counters at once.
@@ -32,6 +29,8 @@ pub(crate) enum Listed<'a> {
     },
     /// The API key is no good.
     BadKey { rejected: &'a Rejected, at: Timestamp },
+    /// The client address is blocked.
+    Barred { block: Block<'a>, at: Timestamp },
 }
 
 impl DecisionService {
@@ -43,22 +42,23 @@ impl DecisionService {
     ) -> Result<R, CallError> {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
-        check_attributes(&listing.attributes)?;
-        let (domain, identity) =
-            match self.identify(&domains, listing.within, listing.domain, listing.caller, now).await? {
-                Ok(found) => found,
-                Err(rejected) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
-            };
+        let attributes = Attributes::check(&listing.attributes)?;
+        let entered = self.enter(&domains, listing.within, listing.domain, listing.caller, &attributes, now).await?;
+        let (domain, identity) = match entered {
+            Ok(entered) => entered,
+            Err(TurnedAway::BadKey(rejected)) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
+            Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Listed::Barred { block, at: now })),
+        };
         identity.check()?;
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
         let end = listing.skip.saturating_add(listing.take);
         let next = (end < all.len()).then_some(end);
         // A quota by an attribute that this caller cannot bring, such as `ip`, is no reason to show nothing.
-        let known = |name: &str| find(&listing.attributes, name).is_some();
+        let known = |name: &str| attributes.get(name).is_some();
         let page = all.skip(listing.skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
         let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
-        let (decisions, decided_at) = self.peek_all(&page, &listing.attributes, now).await?;
+        let (decisions, decided_at) = self.peek_all(&page, &attributes, now).await?;
         let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
         Ok(render(&Listed::Page { identity: &identity, domain: &domain, resources, decided_at, next }))
     }
@@ -67,13 +67,13 @@ impl DecisionService {
     async fn peek_all<'a>(
         &self,
         page: &[Resolved<'a>],
-        attributes: &[(&str, &str)],
+        attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<(Vec<Decision<'a>>, Timestamp), CallError> {
         let nothing = Usage::none();
         let mut decisions = Vec::with_capacity(page.len());
         let mut decided_at = now;
-        let value = |name: &str| find(attributes, name);
+        let value = |name: &str| attributes.get(name);
         let mut rest = page;
         while !rest.is_empty() {
             let mut counters = 0;

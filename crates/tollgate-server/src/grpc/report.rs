@@ -1,0 +1,36 @@
+//! `ReportOutcome` on the wire.
+
+use tollgate_proto::v1;
+use tonic::Status;
+
+use super::{caller, reason, timestamp};
+use crate::{
+    auth::Reach,
+    service::{Reason, Report, Reported},
+};
+
+pub(super) fn from_wire<'a>(within: &'a Reach, report: &'a v1::ReportOutcomeRequest) -> Result<Report<'a>, Status> {
+    Ok(Report {
+        within,
+        domain: &report.domain,
+        caller: caller(report.caller.as_ref())?,
+        resource: &report.resource,
+        attributes: report.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        status: report.status,
+    })
+}
+
+pub(super) fn to_wire(reported: &Reported<'_>) -> v1::ReportOutcomeResponse {
+    let (reason, counted, block, at) = match reported {
+        Reported::Taken { counted, block, at } => (v1::Reason::Unspecified, *counted, *block, *at),
+        Reported::BadKey { rejected, at } => (reason(Reason::BadKey(rejected.why)), 0, None, *at),
+        Reported::Barred { block, at } => (v1::Reason::Blocked, 0, Some(*block), *at),
+    };
+    v1::ReportOutcomeResponse {
+        reason: reason.into(),
+        counted: u32::try_from(counted).unwrap_or(u32::MAX),
+        blocked_until: block.map(|block| timestamp(block.until)),
+        block_message: block.map(|block| block.message(at)).unwrap_or_default(),
+        decided_at: Some(timestamp(at)),
+    }
+}

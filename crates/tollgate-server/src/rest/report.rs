@@ -1,0 +1,104 @@
+//! `POST /v1/report_outcome`: the RPC in JSON.
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Body, ErrorBody, Shared,
+    decide::{CallerBody, Entries, ReasonBody, reason},
+    traceparent,
+};
+use crate::{
+    auth::ServiceGrant,
+    service::{Reason, Report, Reported},
+    telemetry::traced,
+};
+
+/// How a call was answered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReportBody {
+    /// The policy's domain. May be left out where the deployment serves only one.
+    #[serde(default)]
+    domain: String,
+    caller: CallerBody,
+    /// What was called: a model or an endpoint.
+    #[schema(min_length = 1, max_length = 128)]
+    resource: String,
+    /// The attributes of the call, such as `ip`.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    attributes: Entries<String>,
+    /// The HTTP status of the answer.
+    #[schema(minimum = 100, maximum = 599)]
+    status: u32,
+}
+
+/// What became of a report.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReportedBody {
+    /// Why the report was not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<ReasonBody>,
+    /// How many abuse rules counted it as a failure. None does while it blocks.
+    counted: usize,
+    /// Until when the caller is blocked now, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
+    /// What a blocked caller is told, in the words of the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_message: Option<String>,
+    /// The time by the clock of the counters' store, RFC 3339.
+    decided_at: String,
+}
+
+/// Says how a call that was admitted was answered, for the abuse rules of the policy. What Tollgate itself refused
+/// is counted already.
+#[utoipa::path(post, path = "/v1/report_outcome", request_body = ReportBody, responses(
+    (status = 200, description = "What became of the report", body = ReportedBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such domain", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn report_outcome(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(body): Body<ReportBody>,
+) -> Response {
+    let report = Report {
+        within: grant.reach(),
+        domain: &body.domain,
+        caller: body.caller.caller(),
+        resource: &body.resource,
+        attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        status: body.status,
+    };
+    let reported = traced(traceparent(&headers), shared.service.report(report, reported)).await;
+    reported.map_or_else(IntoResponse::into_response, |reported| Json(reported).into_response())
+}
+
+fn reported(reported: &Reported<'_>) -> ReportedBody {
+    let (why, counted, block, at) = match reported {
+        Reported::Taken { counted, block, at } => (None, *counted, *block, *at),
+        Reported::BadKey { rejected, at } => (Some(reason(Reason::BadKey(rejected.why))), 0, None, *at),
+        Reported::Barred { block, at } => (Some(ReasonBody::Blocked), 0, Some(*block), *at),
+    };
+    ReportedBody {
+        reason: why,
+        counted,
+        blocked_until: block.map(|block| block.until.to_string()),
+        block_message: block.map(|block| block.message(at)),
+        decided_at: at.to_string(),
+    }
+}

@@ -1,0 +1,283 @@
+//! Failures: what is reported, what the quotas refused, and keys that are no good; and the blocks that too many
+//! of them bring.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    claim::{Applied, Mode, Partition},
+    decision::Decision,
+    policy::{AUTHENTICATION, AbuseRule, Block, Watch},
+    time::Timestamp,
+};
+
+use crate::{
+    auth::Reach,
+    dialect::Occasion,
+    directory::Identity,
+    policies::{Domain, Domains},
+    service::{CallError, CallerRef, DecisionService, Outcome, Reason, Rejected, attributes::Attributes},
+};
+
+/// Why a caller is turned away before its call is looked at.
+pub(super) enum TurnedAway<'a> {
+    /// Its key is no good.
+    BadKey(Rejected),
+    /// Its address is blocked, as too many keys from there were no good.
+    Barred { domain: Option<&'a Domain>, block: Block<'a> },
+}
+
+impl TurnedAway<'_> {
+    /// The domain that it called in, where that is known.
+    pub(super) fn domain(&self) -> Option<&Domain> {
+        match self {
+            Self::BadKey(rejected) => rejected.domain.as_deref(),
+            Self::Barred { domain, .. } => *domain,
+        }
+    }
+}
+
+/// How a call was answered, decoded but not yet checked.
+pub(crate) struct Report<'a> {
+    /// Where the calling service may act.
+    pub(crate) within: &'a Reach,
+    pub(crate) domain: &'a str,
+    pub(crate) caller: CallerRef<'a>,
+    pub(crate) resource: &'a str,
+    pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    pub(crate) status: u32,
+}
+
+/// The answer to a report.
+pub(crate) enum Reported<'a> {
+    /// It was taken.
+    Taken {
+        /// How many rules counted it.
+        counted: usize,
+        /// The block that is on now.
+        block: Option<Block<'a>>,
+        at: Timestamp,
+    },
+    /// The API key is no good.
+    BadKey { rejected: &'a Rejected, at: Timestamp },
+    /// The client address is blocked.
+    Barred { block: Block<'a>, at: Timestamp },
+}
+
+impl DecisionService {
+    /// Takes a report.
+    pub(crate) async fn report<R>(
+        &self,
+        report: Report<'_>,
+        render: impl FnOnce(&Reported<'_>) -> R,
+    ) -> Result<R, CallError> {
+        let reported = self.report_unmeasured(report, render).await;
+        if let Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) = &reported {
+            self.telemetry.bad_request();
+        }
+        reported
+    }
+
+    async fn report_unmeasured<R>(
+        &self,
+        report: Report<'_>,
+        render: impl FnOnce(&Reported<'_>) -> R,
+    ) -> Result<R, CallError> {
+        let status = u16::try_from(report.status).ok().filter(|status| (100..=599).contains(status));
+        let status = status.ok_or_else(|| CallError::field("status", "must be an HTTP status from 100 to 599"))?;
+        let domains = self.policies.current().clone();
+        let now = self.clock.now();
+        let attributes = Attributes::check(&report.attributes)?;
+        let entered = self.enter(&domains, report.within, report.domain, report.caller, &attributes, now).await?;
+        let (domain, identity) = match entered {
+            Ok(entered) => entered,
+            Err(TurnedAway::BadKey(rejected)) => return Ok(render(&Reported::BadKey { rejected: &rejected, at: now })),
+            Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Reported::Barred { block, at: now })),
+        };
+        identity.check()?;
+        let caller = identity.caller();
+        let resolved = domain.policy.resolve(&caller, report.resource)?;
+        let watches = resolved.watches(|name| attributes.get(name));
+        let (counting, others): (Watches<'_>, Watches<'_>) =
+            watches.partition(|watch| watch.rule.statuses.contains(status));
+        let (mut counted, mut at) = (0, now);
+        let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
+        for watch in counting {
+            let failed = self.count_failure(&domain, watch, now).await?;
+            counted += usize::from(failed.counted);
+            blocks.extend(failed.block.filter(|block| !block.rule.shadow));
+            at = failed.at;
+        }
+        let guards = |_| Ok(others.iter().map(Watch::guard).collect());
+        if let Some(seen) = self.apply(guards, Mode::Peek, now).await? {
+            blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
+            at = seen.decided_at;
+        }
+        let block = blocks.into_iter().max_by_key(|block| block.until);
+        domain.metrics.reported(counted > 0);
+        Ok(render(&Reported::Taken { counted, block, at }))
+    }
+
+    /// Counts a refusal of this node as the failure that it is for the caller. Whatever becomes of that, the
+    /// refusal stands.
+    pub(super) async fn count_refusal(&self, outcome: &Outcome<'_>, attributes: &Attributes<'_>) {
+        let Outcome::Decided { domain, resolved, decision, dialect, .. } = outcome else { return };
+        let status = match outcome.reason() {
+            // An answer because of a block is no failure: it would feed on itself.
+            None | Some(Reason::Blocked) => return,
+            Some(reason) => dialect.status(Occasion::Refused(reason)),
+        };
+        for watch in resolved.watches(|name| attributes.get(name)) {
+            if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
+                let _ = self.count_failure(domain, watch, decision.decided_at).await;
+            }
+        }
+    }
+
+    /// The caller, unless it is turned away. A key that is no good counts against the address it came from, and
+    /// an address that is known to be blocked is turned away before its key is looked up.
+    pub(super) async fn enter<'d>(
+        &'d self,
+        domains: &'d Domains,
+        within: &Reach,
+        domain: &str,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+        now: Timestamp,
+    ) -> Result<Result<(Arc<Domain>, Identity), TurnedAway<'d>>, CallError> {
+        // Whoever brings an id or a name has authenticated the caller by other means.
+        let by_secret = matches!(caller, CallerRef::Secret(_));
+        let ip = attributes.ip().filter(|_| by_secret);
+        let named = domains.get(domain, within).map(|domain| &**domain);
+        if let Some(block) = ip.and_then(|ip| self.barred(named, ip, now)) {
+            return Ok(Err(TurnedAway::Barred { domain: named, block }));
+        }
+        let rejected = match self.identify(domains, within, domain, caller, now).await? {
+            Ok(found) => return Ok(Ok(found)),
+            Err(rejected) => rejected,
+        };
+        let of_key = rejected.domain.as_ref().and_then(|domain| domains.get(domain.policy.domain(), &Reach::All));
+        let domain = of_key.map(|domain| &**domain);
+        let block = match ip {
+            Some(ip) => self.failed_to_authenticate(domain, ip, now).await,
+            None => None,
+        };
+        Ok(Err(block.map_or(TurnedAway::BadKey(rejected), |block| TurnedAway::Barred { domain, block })))
+    }
+
+    /// Guards a call against its address, if it came by a secret.
+    pub(super) fn gate<'d>(
+        domain: &'d Domain,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+    ) -> Option<Watch<'d>> {
+        let ip = attributes.ip().filter(|_| matches!(caller, CallerRef::Secret(_)))?;
+        watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
+    }
+
+    /// Remembers a block that a call ran into at its gate.
+    pub(super) fn remember(&self, gate: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
+        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, gate.rule)) {
+            self.blocks.remember(gate.ledger, now, block.until.ms_since(decision.decided_at));
+        }
+    }
+
+    fn barred<'d>(&'d self, domain: Option<&'d Domain>, ip: &str, now: Timestamp) -> Option<Block<'d>> {
+        let (rule, name) = self.rule_of(domain)?;
+        let ledger = || Some(watch_address(rule, name, ip)?.ledger);
+        self.blocks.until(ledger, now).map(|until| Block { rule, until })
+    }
+
+    /// Counts a key that was no good; returns the block that was on already. Where the store does not answer,
+    /// the key is no good all the same.
+    async fn failed_to_authenticate<'d>(
+        &'d self,
+        domain: Option<&'d Domain>,
+        ip: &str,
+        now: Timestamp,
+    ) -> Option<Block<'d>> {
+        let (rule, name) = self.rule_of(domain)?;
+        let watch = watch_address(rule, name, ip)?;
+        let failed = self.count_in_store(watch, now).await.ok()?;
+        if let Some(block) = failed.block {
+            self.blocks.remember(watch.ledger, now, block.until.ms_since(failed.at));
+        }
+        if failed.is_new {
+            match domain {
+                Some(domain) => domain.metrics.blocked(&rule.name),
+                None => self.telemetry.address_blocked(),
+            }
+        }
+        failed.block.filter(|_| !failed.counted)
+    }
+
+    /// The rule about keys that are no good, and the domain it counts in: none where the domain is not known.
+    fn rule_of<'d>(&'d self, domain: Option<&'d Domain>) -> Option<(&'d AbuseRule, &'d str)> {
+        match domain {
+            Some(domain) => domain.policy.authentication_rule().map(|rule| (rule, &**domain.policy.domain())),
+            None => self.login_rule.as_ref().map(|rule| (rule, "")),
+        }
+    }
+
+    async fn count_failure<'a>(
+        &self,
+        domain: &Domain,
+        watch: Watch<'a>,
+        now: Timestamp,
+    ) -> Result<Failed<'a>, CallError> {
+        let failed = self.count_in_store(watch, now).await?;
+        if failed.is_new && !watch.rule.shadow {
+            domain.metrics.blocked(&watch.rule.name);
+        }
+        Ok(failed)
+    }
+
+    /// Counts one failure, unless a block is on: what was under way when it began must neither lengthen it nor
+    /// bring the next. One failure too many sets the block, as nobody else can while it is on.
+    async fn count_in_store<'a>(&self, watch: Watch<'a>, now: Timestamp) -> Result<Failed<'a>, CallError> {
+        let applied = self.apply(|_| Ok(SmallVec::from_iter(watch.failure())), Mode::Try, now).await?;
+        let Some(Applied { decided_at: at, statuses, .. }) = applied else { return Ok(Failed::not_counted(now)) };
+        let [failures, guard] = &statuses[..] else { return Ok(Failed::not_counted(at)) };
+        if let Some(block) = watch.block_of(guard) {
+            return Ok(Failed { block: Some(block), ..Failed::not_counted(at) });
+        }
+        if failures.used <= watch.rule.limit {
+            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+        }
+        let applied = self.apply(|_| Ok(SmallVec::from_iter([watch.block()])), Mode::Try, at).await?;
+        let Some(Applied { decided_at: at, allowed: is_new, statuses }) = applied else {
+            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+        };
+        let block = statuses.first().and_then(|status| match watch.block_of(status) {
+            None => Some(Block { rule: watch.rule, until: status.resets_at }),
+            on => on,
+        });
+        Ok(Failed { counted: true, is_new, block, at })
+    }
+}
+
+type Watches<'a> = SmallVec<[Watch<'a>; 2]>;
+
+/// What became of a failure.
+struct Failed<'a> {
+    /// Whether it was counted.
+    counted: bool,
+    /// The block that is on now.
+    block: Option<Block<'a>>,
+    /// Whether this failure brought it.
+    is_new: bool,
+    at: Timestamp,
+}
+
+impl Failed<'_> {
+    fn not_counted(at: Timestamp) -> Self {
+        Self { counted: false, block: None, is_new: false, at }
+    }
+}
+
+/// The failures of an address, as [`counted_address`](crate::abuse::counted_address) names it.
+fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<Watch<'a>> {
+    // No account has a part in it.
+    let nobody = Partition::of([domain, AUTHENTICATION]);
+    rule.watch(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))
+}
