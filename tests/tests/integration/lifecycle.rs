@@ -172,11 +172,16 @@ fn check_policy_says_everything_that_is_wrong() {
 #[test]
 fn check_policy_accepts_what_is_deployed() {
     let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/policies");
-    for path in [policies.join("venice.yaml"), policies] {
-        let (status, stdout, stderr) = ProcessBuilder::bare().arg("check-policy").arg(&path).output();
+    let domains = ["deapi", "tiered-chat", "venice"];
+    for name in domains {
+        let file = policies.join(format!("{name}.yaml"));
+        let (status, stdout, stderr) = ProcessBuilder::bare().arg("check-policy").arg(file).output();
         assert_eq!(status.code(), Some(0), "{stderr}");
-        assert!(stdout.contains("venice: "), "{stdout}");
+        assert!(stdout.starts_with(&format!("{name}: ")), "{stdout}");
     }
+    let (_, stdout, _) = ProcessBuilder::bare().arg("check-policy").arg(&policies).output();
+    let checked: Vec<&str> = stdout.lines().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(checked, domains);
 }
 
 #[test]

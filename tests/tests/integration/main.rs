@@ -8,6 +8,8 @@ mod bad_input;
 #[cfg(test)]
 mod batch;
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod doors;
 #[cfg(test)]
 mod grpc;
@@ -27,6 +29,8 @@ mod pacing;
 mod promises;
 #[cfg(test)]
 mod reload;
+#[cfg(test)]
+mod rendering;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tollgate_core::{amount::Limit, claim::Fit};
+use tollgate_core::{amount::Limit, decision::QuotaStatus};
 
 use super::{
     Occasion,
@@ -70,8 +70,7 @@ impl Header {
         let value = match &self.content {
             Content::Text(text) => Some(text.to_string()),
             Content::FirstRefusing(pairs) => {
-                let refuses =
-                    |selector| seen.quota(About::Selected(selector)).is_some_and(|status| status.fit != Fit::Now);
+                let refuses = |selector| seen.quota(About::Selected(selector)).is_some_and(QuotaStatus::denies);
                 let first = pairs.iter().find(|(selector, _)| refuses(*selector));
                 first.map(|(_, text)| text.to_string()).or_else(|| fixed(&self.missing))
             }

@@ -273,6 +273,20 @@ fn of_several_quotas_the_strictest_is_meant() {
     assert_eq!(selector.choose(&[]), None);
 }
 
+/// Shadows refuse nobody, and callers do not hear of them.
+#[test]
+fn shadows_are_not_spoken_of() {
+    let loaded = policy("shadow: true\n");
+    let usage = loaded.policy.usage([]).unwrap();
+    let quotas = quotas(&loaded.policy);
+    let statuses: Vec<_> = quotas.iter().map(|quota| status(quota, Some(1), 2, 9, Fit::At(NOW.plus_ms(9)))).collect();
+    let facts = Facts { speaker: None, ..facts(Occasion::Allowed, &statuses, &usage) };
+    for name in ["venice", "openai", "deapi", "ietf"] {
+        let rendered = built_in::named(name).unwrap().render(&facts);
+        assert_eq!(rendered, Rendered { status: 200, headers: Vec::new(), body: None }, "{name}");
+    }
+}
+
 /// A quota's limit, use and wait.
 fn numbers() -> impl Strategy<Value = (Option<u32>, u32, u64, Option<u64>)> {
     (prop::option::of(any::<u32>()), any::<u32>(), 0..40_000_000_000_u64, prop::option::of(1..40_000_000_000_u64))

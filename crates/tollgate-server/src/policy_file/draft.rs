@@ -16,7 +16,8 @@ use super::format;
 /// The draft of a file.
 pub(super) fn of(file: format::PolicyFile) -> Draft {
     let default = DefaultScopes::default();
-    Draft {
+    let of_quotas = file.scopes.quotas.map(|scope| words(scope.0));
+    let mut draft = Draft {
         domain: file.domain.0,
         units: words(file.units),
         scopes: DefaultScopes {
@@ -39,7 +40,26 @@ pub(super) fn of(file: format::PolicyFile) -> Draft {
             rules: each(file.abuse.rules, abuse_rule),
             authentication: file.abuse.authentication.map(authentication_rule),
         },
+    };
+    if let Some(scope) = of_quotas {
+        for quota in quotas_of(&mut draft) {
+            quota.scope.get_or_insert_with(|| scope.clone());
+        }
     }
+    draft
+}
+
+/// Every quota of every rule.
+fn quotas_of(draft: &mut Draft) -> impl Iterator<Item = &mut QuotaDraft> {
+    let resources = draft.resources.values_mut().chain(&mut draft.unknown_resources);
+    let of_resources = resources.map(|resource| &mut resource.quotas);
+    let of_tiers = draft.tiers.values_mut().flat_map(|tier| {
+        let TierDraft { quotas, resources, classes, provider_classes, .. } = tier;
+        let rules = resources.values_mut().chain(classes.values_mut()).chain(provider_classes.values_mut());
+        rules.chain(std::iter::once(quotas))
+    });
+    let of_classes = draft.classes.values_mut().chain(draft.provider_classes.values_mut());
+    of_classes.chain(of_resources).chain(of_tiers).flatten().flatten()
 }
 
 /// The draft of an override.

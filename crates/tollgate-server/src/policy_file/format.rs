@@ -160,7 +160,11 @@ pub(super) struct PolicyFile {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DefaultScopes {
-    /// For quotas, and for overrides of accounts. `[account, resource]` unless given.
+    /// For quotas; that of `account` unless given. `[api_key, resource]` limits every key apart.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(super) quotas: Option<Scope>,
+    /// For overrides of accounts. `[account, resource]` unless given.
     #[serde(default)]
     #[schemars(with = "Scope")]
     pub(super) account: Option<Scope>,

@@ -290,38 +290,12 @@ fn venice_has_a_demo_key_of_the_known_format() {
     assert!(key.demo && !key.revoked && key.kind == tollgate_store::accounts::KeyKind::Inference);
 }
 
-/// Two other platforms, in short: the format can say what they need.
+/// Scopes by default and by quota, calendar days and wildcards, as the other shipped policies have them.
 #[test]
-fn tiers_over_all_endpoints_calendar_days_and_wildcards() {
-    let text = r"
-version: 1
-domain: deapi
-resources:
-  txt2img: {}
-  prompt/*: {}
-tiers:
-  basic:
-    is_charged: false
-    resources:
-      txt2img:
-        quotas:
-          - { unit: requests, per: minute, limit: 3, scope: [api_key, resource] }
-          - { unit: requests, per: { calendar: day }, limit: 100, scope: [api_key, resource] }
-      prompt/*:
-        quotas:
-          - { unit: requests, per: minute, limit: 10, scope: [api_key, resource] }
-  premium:
-    is_charged: true
-    quotas: [{ unit: requests, per: minute, limit: 300, scope: [api_key] }]
-  enterprise:
-    is_charged: true
-    priority: 4
-    quotas: [{ unit: requests, per: minute, limit: unlimited, scope: [api_key] }]
-default_tier: basic
-";
-    let loaded = parse("deapi.yaml", text).unwrap_or_else(|errors| panic!("{errors}"));
-    let policy = &loaded.policy;
-    let said = |tier: &str, resource: &str| {
+fn scopes_windows_and_wildcards_of_the_shipped_policies() {
+    let said = |file: &str, tier: &str, resource: &str| {
+        let loaded = load(&policies().join(file)).unwrap_or_else(|errors| panic!("{errors}"));
+        let policy = &loaded.policy;
         let caller = Caller {
             partition: policy.account_partition("a"),
             tier: policy.tier_named(tier).unwrap(),
@@ -333,10 +307,28 @@ default_tier: basic
         let quotas = quotas.map(|active| format!("{} {:?} [{}]", active.quota.name, active.limit, active.quota.scope));
         format!("{}: {}", resolved.resource(), quotas.collect::<Vec<_>>().join(", "))
     };
-    assert_snapshot!(said("basic", "txt2img"), @"txt2img: requests_per_minute Finite(Amount(3)) [api_key, resource], requests_per_calendar_day Finite(Amount(100)) [api_key, resource]");
-    assert_snapshot!(said("basic", "prompt/anything"), @"prompt/*: requests_per_minute Finite(Amount(10)) [api_key, resource]");
-    assert_snapshot!(said("premium", "prompt/anything"), @"prompt/*: requests_per_minute Finite(Amount(300)) [api_key]");
-    assert_snapshot!(said("enterprise", "txt2img"), @"txt2img: requests_per_minute Unlimited [api_key]");
+    assert_snapshot!(said("deapi.yaml", "basic", "txt2img"), @"txt2img: requests_per_minute Finite(Amount(3)) [api_key, resource], requests_per_calendar_day Finite(Amount(100)) [api_key, resource]");
+    assert_snapshot!(said("deapi.yaml", "basic", "prompt/any"), @"prompt/*: requests_per_minute Finite(Amount(10)) [api_key, resource], requests_per_calendar_day Finite(Amount(100)) [api_key, resource]");
+    assert_snapshot!(said("deapi.yaml", "premium", "prompt/any"), @"prompt/*: requests_per_minute Finite(Amount(300)) [api_key]");
+    assert_snapshot!(said("tiered-chat.yaml", "enterprise", "audio"), @"audio: requests_per_minute Unlimited [api_key], tokens_per_minute Unlimited [api_key], requests_per_day Unlimited [api_key]");
+}
+
+/// One line makes an account's limits those of each of its keys.
+#[test]
+fn venice_can_limit_every_key_apart() {
+    let text = std::fs::read_to_string(policies().join("venice.yaml")).unwrap();
+    let changed = text.replace("\n  quotas: [account, resource]\n", "\n  quotas: [api_key, resource]\n");
+    assert_ne!(changed, text);
+    let policy = parse("venice.yaml", &changed).unwrap_or_else(|errors| panic!("{errors}")).policy;
+    let caller = Caller {
+        partition: policy.account_partition("a"),
+        tier: policy.default_tier(),
+        account_overrides: &[],
+        key: Some(CallerKey { id: "k", overrides: &[] }),
+    };
+    let resolved = policy.resolve(&caller, "llama-3.3-70b").unwrap();
+    let scopes: Vec<String> = resolved.quotas().iter().map(|active| active.quota.scope.to_string()).collect();
+    assert_eq!(scopes, ["api_key, resource", "api_key, resource"]);
 }
 
 #[test]

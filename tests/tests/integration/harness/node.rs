@@ -37,23 +37,33 @@ pub(crate) struct Node {
 }
 
 /// The settings of a node with this policy file and listeners of the test's choice.
-fn settings(options: Options, policy: PathBuf) -> Settings {
-    let options = Options { policy: vec![policy], ..options };
+fn settings(mut options: Options, policy: PathBuf) -> Settings {
+    options.policy.push(policy);
     options.settle(None).expect("the settings are good")
 }
 
 /// A node on a memory store.
 pub(crate) async fn memory_node(policy: &str) -> Node {
+    memory_node_with(Options::default(), policy).await
+}
+
+/// A node on a memory store, with these options and, besides the files they name, this policy.
+pub(crate) async fn memory_node_with(options: Options, policy: &str) -> Node {
     let clock = Arc::new(ManualClock::at(START));
     let store = Arc::new(MemoryStore::new(Arc::clone(&clock), 100_000));
-    Node::start(policy, Options::default(), store, clock, "memory").await
+    Node::start(policy, options, store, clock, "memory").await
 }
 
 /// A node on the Redis at `url`, whose scripts take the time from the node's clock.
 pub(crate) async fn redis_node(policy: &str, url: String) -> Node {
+    redis_node_with(Options::default(), policy, url).await
+}
+
+/// The same, with these options and, besides the files they name, this policy.
+pub(crate) async fn redis_node_with(options: Options, policy: &str, url: String) -> Node {
     let clock = Arc::new(ManualClock::at(START));
     let store = redis_on(url, &clock);
-    Node::start(policy, Options::default(), store, clock, "redis").await
+    Node::start(policy, options, store, clock, "redis").await
 }
 
 /// A store with injected time; patient, as it is the time of the machine that tests wait for.

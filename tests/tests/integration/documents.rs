@@ -1,0 +1,157 @@
+//! The shipped policies against the public documents they were made from. The rows stand here once more, written out
+//! from the documents and not read from the policies; every row is driven to its limit and one further, and the whole
+//! answer is compared. One node serves all three platforms.
+
+mod deapi;
+mod tiered_chat;
+mod venice;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tollgate_proto::v1::{Call, Caller, ConsumeRequest, Decision, Upload, caller::By};
+use tollgate_server::settings::Options;
+use tollgate_store::clock::Clock as _;
+
+use crate::harness::{Node, memory_node_with, redis_node_with};
+
+/// A node that serves the three shipped policies.
+struct Platforms {
+    node: Node,
+    _folder: TempDir,
+}
+
+/// What a platform's caller gets: status, headers and body.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    status: u32,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+/// The shipped policy of a platform.
+fn shipped(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/policies").join(name);
+    std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// Accounts with keys of the same ids: `free-1` is the first key of the account `free-1` on the tier `free`.
+fn with_keys(policy: &str, tiers: &[&str], keys: usize) -> String {
+    let accounts = tiers.iter().flat_map(|tier| (1..=keys).map(move |number| (tier, format!("{tier}-{number}"))));
+    let accounts: Vec<Value> = accounts
+        .map(|(tier, id)| {
+            let hash = crate::harness::hash_of(&format!("sk-document-{id}"));
+            json!({ "id": id, "tier": tier, "keys": [{ "id": id, "hash": hash, "kind": "inference" }] })
+        })
+        .collect();
+    // JSON is YAML.
+    format!("{policy}\nbootstrap: {}\n", json!({ "accounts": accounts }))
+}
+
+impl Platforms {
+    /// In memory, or on the Redis at this URL; `change` may change the text of deAPI's policy.
+    async fn start(redis: Option<String>, change: impl FnOnce(String) -> String) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).expect("the policy is written");
+            file
+        };
+        let tiered_chat = with_keys(&shipped("tiered-chat.yaml"), &["free", "basic", "pro", "enterprise"], 4);
+        let deapi = with_keys(&change(shipped("deapi.yaml")), &["basic", "premium"], 4);
+        let policy = vec![write("tiered-chat.yaml", &tiered_chat), write("deapi.yaml", &deapi)];
+        let options = Options { policy, ..Options::default() };
+        let venice = shipped("venice.yaml");
+        let node = match redis {
+            None => memory_node_with(options, &venice).await,
+            Some(url) => redis_node_with(options, &venice, url).await,
+        };
+        Self { node, _folder: folder }
+    }
+
+    async fn in_memory() -> Self {
+        Self::start(None, |policy| policy).await
+    }
+
+    /// The injected time.
+    fn ms(&self) -> u64 {
+        self.node.clock.now().as_ms()
+    }
+
+    fn seconds(&self) -> u64 {
+        self.ms().div_ceil(1000)
+    }
+
+    /// `Consume` over gRPC, rendered.
+    async fn consume(&self, call: Call) -> Answer {
+        rendered(self.decide(call).await)
+    }
+
+    async fn decide(&self, call: Call) -> Decision {
+        let call = Call { render: true, ..call };
+        let answer = self.node.grpc.clone().consume(ConsumeRequest { call: Some(call) }).await.expect("a decision");
+        answer.into_inner().decision.expect("a decision")
+    }
+
+    /// A call that must be refused: `Consume` over gRPC, `Check` and `Consume` over REST say the same.
+    async fn refused(&self, call: Call) -> Answer {
+        let answer = self.consume(call.clone()).await;
+        assert_ne!(answer.status, 200, "{answer:?}");
+        for path in ["/v1/check", "/v1/consume"] {
+            assert_eq!(self.post(path, &call).await, answer, "{path}");
+        }
+        answer
+    }
+
+    /// The same over REST.
+    async fn post(&self, path: &str, call: &Call) -> Answer {
+        let caller = match call.caller.as_ref().and_then(|caller| caller.by.as_ref()).expect("a caller") {
+            By::ApiKey(secret) => json!({ "api_key": secret }),
+            By::ApiKeyId(id) => json!({ "api_key_id": id }),
+            By::Account(id) => json!({ "account": id }),
+        };
+        let mut body = json!({
+            "domain": call.domain, "caller": caller, "resource": call.resource, "usage": call.usage, "render": true,
+        });
+        if let Some(Upload { media_type, bytes, duration_seconds }) = &call.upload {
+            body["upload"] = json!({ "media_type": media_type, "bytes": bytes, "duration_seconds": duration_seconds });
+        }
+        let (status, decision) = self.node.rest.post(path, body.to_string()).await;
+        assert_eq!(status, 200, "{decision}");
+        let rendered = &decision["rendered"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let headers = rendered["headers"].as_array().expect("headers").iter();
+        Answer {
+            status: rendered["status"].as_u64().and_then(|status| u32::try_from(status).ok()).expect("a status"),
+            headers: headers.map(|header| (text(&header["name"]), text(&header["value"]))).collect(),
+            body: text(&rendered["body"]),
+        }
+    }
+}
+
+fn rendered(decision: Decision) -> Answer {
+    let rendered = decision.rendered.expect("a rendered answer");
+    let headers = rendered.headers.into_iter().map(|header| (header.name, header.value));
+    Answer { status: rendered.status, headers: headers.collect(), body: rendered.body }
+}
+
+/// An answer, written out.
+fn answer(status: u32, headers: &[(&str, &str)], body: &str) -> Answer {
+    let mut all: Vec<(String, String)> = Vec::new();
+    if !body.is_empty() {
+        all.push(("Content-Type".to_owned(), "application/json".to_owned()));
+    }
+    all.extend(headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Answer { status, headers: all, body: body.to_owned() }
+}
+
+fn call(domain: &str, by: By, resource: &str, usage: &[(&str, u64)]) -> Call {
+    Call {
+        domain: domain.to_owned(),
+        caller: Some(Caller { by: Some(by) }),
+        resource: resource.to_owned(),
+        usage: usage.iter().map(|(unit, amount)| ((*unit).to_owned(), *amount)).collect(),
+        ..Call::default()
+    }
+}

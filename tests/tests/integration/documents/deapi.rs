@@ -1,0 +1,208 @@
+//! "Limits & Quotas" of deAPI.
+
+use tollgate_proto::v1::{Call, Reason, Upload, caller::By};
+
+use super::{Answer, Platforms, answer};
+
+/// Endpoint, requests a minute, daily limit: "Basic Tier (Free)", every row.
+const ROWS: [(&str, u64, u64); 18] = [
+    ("txt2img", 3, 100),
+    ("img2img", 3, 100),
+    ("txt2audio", 3, 50),
+    ("txt2video", 1, 15),
+    ("img2video", 1, 15),
+    ("aud2video", 1, 15),
+    ("txt2music", 1, 15),
+    ("transcribe", 3, 50),
+    ("vid2txt", 3, 50),
+    ("aud2txt", 3, 50),
+    ("videofile2txt", 3, 50),
+    ("audiofile2txt", 3, 50),
+    ("img2txt", 5, 100),
+    ("txt2embedding", 10, 100),
+    ("img-rmbg", 5, 100),
+    ("img-upscale", 5, 100),
+    ("videos/replace", 1, 15),
+    ("prompt/*", 10, 100),
+];
+
+const DAY: u64 = 86_400;
+const MB: u64 = 1_048_576;
+
+fn call(key: &str, endpoint: &str) -> Call {
+    super::call("deapi", By::ApiKeyId(key.to_owned()), endpoint, &[])
+}
+
+/// Endpoints of a row; the last one matches several.
+fn endpoints(row: &str) -> Vec<String> {
+    match row.strip_suffix('*') {
+        Some(prefix) => vec![format!("{prefix}enhance"), format!("{prefix}image")],
+        None => vec![row.to_owned()],
+    }
+}
+
+/// "Rate Limit Headers", and the body.
+fn too_many(minute: (u64, u64), daily: Option<(u64, u64)>, kind: &str, retry_after: u64) -> Answer {
+    let text = |(limit, remaining): (u64, u64)| (limit.to_string(), remaining.to_string());
+    let ((limit, remaining), daily) = (text(minute), daily.map(text));
+    let retry_after = retry_after.to_string();
+    let mut headers = vec![("X-RateLimit-Limit", &*limit), ("X-RateLimit-Remaining", &*remaining)];
+    if let Some((limit, remaining)) = &daily {
+        headers.push(("X-RateLimit-Daily-Limit", limit));
+        headers.push(("X-RateLimit-Daily-Remaining", remaining));
+    }
+    headers.extend([("X-RateLimit-Type", kind), ("Retry-After", &*retry_after)]);
+    answer(429, &headers, r#"{"message":"Too Many Attempts."}"#)
+}
+
+#[tokio::test]
+async fn every_row_of_the_basic_tier() {
+    let platforms = Platforms::in_memory().await;
+    let admitted = answer(200, &[], "");
+    for (row, per_minute, per_day) in ROWS {
+        let mut endpoints = endpoints(row).into_iter().cycle();
+        let mut call = || call("basic-1", &endpoints.next().expect("an endpoint"));
+        // From a quarter of a second after midnight, UTC; the last row ended after another midnight.
+        let next_midnight = |now: u64| now.next_multiple_of(DAY * 1000);
+        platforms.node.clock.advance_ms(next_midnight(platforms.ms()) - platforms.ms() + 250);
+        let mut today = 0;
+        while today < per_day {
+            let in_this_minute = per_minute.min(per_day - today);
+            for _ in 0..in_this_minute {
+                assert_eq!(platforms.consume(call()).await, admitted, "{row}: request {today} of the day");
+                today += 1;
+            }
+            if today == per_day {
+                break;
+            }
+            platforms.node.clock.advance_ms(20_000);
+            let refused = too_many((per_minute, 0), Some((per_day, per_day - today)), "minute", 40);
+            assert_eq!(platforms.refused(call()).await, refused, "{row}: one more in a minute");
+            platforms.node.clock.advance_ms(40_000);
+        }
+        // In the minute of the last request both limits may be hit; a minute later only the daily one is.
+        let left = per_minute - ((per_day - 1) % per_minute + 1);
+        let wait = (next_midnight(platforms.ms()) - platforms.ms()).div_ceil(1000);
+        let refused = too_many((per_minute, left), Some((per_day, 0)), "daily", wait);
+        assert_eq!(platforms.refused(call()).await, refused, "{row}: request {} of the day", per_day + 1);
+        platforms.node.clock.advance_ms(60_000);
+        let refused = too_many((per_minute, per_minute), Some((per_day, 0)), "daily", wait - 60);
+        assert_eq!(platforms.refused(call()).await, refused, "{row}: a minute later");
+        platforms.node.clock.advance_ms((wait - 60) * 1000);
+        assert_eq!(platforms.consume(call()).await, admitted, "{row}: the next day");
+    }
+}
+
+/// Both limits hit shortly before midnight: the type is `daily`, though the minute's wait is longer.
+#[tokio::test]
+async fn of_both_limits_the_daily_one_is_named() {
+    let platforms = Platforms::in_memory().await;
+    for _ in 0..14 {
+        assert_eq!(platforms.consume(call("basic-2", "txt2video")).await.status, 200);
+        platforms.node.clock.advance_ms(60_000);
+    }
+    let to_midnight = DAY - platforms.seconds() % DAY;
+    platforms.node.clock.advance_ms((to_midnight - 10) * 1000);
+    assert_eq!(platforms.consume(call("basic-2", "txt2video")).await.status, 200);
+    let refused = too_many((1, 0), Some((15, 0)), "daily", 60);
+    assert_eq!(platforms.refused(call("basic-2", "txt2video")).await, refused);
+}
+
+/// "300 (all endpoints)", "Daily Limit: Unlimited".
+#[tokio::test]
+async fn premium_is_one_counter_over_all_endpoints() {
+    let platforms = Platforms::in_memory().await;
+    let all: Vec<String> = ROWS.iter().flat_map(|(row, ..)| endpoints(row)).collect();
+    // More than any daily limit, three minutes running.
+    for _ in 0..3 {
+        for number in 0..300 {
+            let endpoint = &all[number % all.len()];
+            assert_eq!(platforms.consume(call("premium-1", endpoint)).await, answer(200, &[], ""), "{number}");
+        }
+        platforms.node.clock.advance_ms(1_500);
+        for endpoint in &all {
+            let refused = too_many((300, 0), None, "minute", 59);
+            assert_eq!(platforms.refused(call("premium-1", endpoint)).await, refused, "{endpoint}");
+        }
+        platforms.node.clock.advance_ms(58_500);
+    }
+}
+
+/// The other reading of the document is a setting.
+#[tokio::test]
+async fn premium_may_be_counted_by_endpoint() {
+    let each = |policy: String| {
+        let changed = policy.replace("limit: 300, scope: [api_key] }", "limit: 300 }");
+        assert_ne!(changed, policy);
+        changed
+    };
+    let platforms = Platforms::start(None, each).await;
+    for (row, ..) in ROWS {
+        let endpoint = endpoints(row).remove(0);
+        let all = Call { usage: [("requests".to_owned(), 300)].into(), ..call("premium-1", &endpoint) };
+        assert_eq!(platforms.consume(all).await, answer(200, &[], ""), "{row}");
+        let refused = too_many((300, 0), None, "minute", 60);
+        assert_eq!(platforms.refused(call("premium-1", &endpoint)).await, refused, "{row}");
+    }
+}
+
+fn upload(endpoint: &str, media_type: &str, bytes: u64, duration_seconds: u64) -> Call {
+    let upload = Upload { media_type: media_type.to_owned(), bytes, duration_seconds };
+    Call { upload: Some(upload), ..call("premium-2", endpoint) }
+}
+
+/// "File Upload Limits", every row.
+#[tokio::test]
+async fn every_row_of_the_upload_limits() {
+    let platforms = Platforms::in_memory().await;
+    let rows = [
+        ("img2img", "image", 10, "image"),
+        ("img-upscale", "image/png", 10, "image"),
+        ("transcribe", "audio", 10, "audio file"),
+        ("audiofile2txt", "audio/mpeg", 10, "audio file"),
+        ("aud2video", "audio", 20, "audio file"),
+        ("aud2video", "audio/wav", 20, "audio file"),
+        ("videofile2txt", "video", 10, "video file"),
+        ("videos/replace", "video/mp4", 10, "video file"),
+        ("aud2video", "image", 10, "image"),
+    ];
+    for (endpoint, media, megabytes, said) in rows {
+        let most = megabytes * MB;
+        let passes = platforms.consume(upload(endpoint, media, most, 36_000)).await;
+        assert_eq!(passes, answer(200, &[], ""), "{endpoint}: {media}");
+        let bytes = most + 1;
+        let message = format!(
+            r#"{{"message":"The {said} has {bytes} bytes; {endpoint} takes at most {megabytes} MB ({most} bytes)."}}"#
+        );
+        let refused = platforms.refused(upload(endpoint, media, bytes, 0)).await;
+        assert_eq!(refused, answer(413, &[], &message), "{endpoint}: {media}");
+        let length = platforms.consume(upload(endpoint, media, 1, 36_001)).await;
+        let message =
+            format!(r#"{{"message":"The {said} lasts 36001 seconds; {endpoint} takes at most 600 minutes."}}"#);
+        let plays = !media.starts_with("image");
+        let expected = if plays { answer(413, &[], &message) } else { answer(200, &[], "") };
+        assert_eq!(length, expected, "{endpoint}: {media}");
+    }
+}
+
+/// An upload that may not pass charges nothing, and the decision says where the caller stands.
+#[tokio::test]
+async fn a_refused_upload_charges_nothing() {
+    let platforms = Platforms::in_memory().await;
+    let large = || Call { caller: call("basic-3", "aud2video").caller, ..upload("aud2video", "audio", 20 * MB + 1, 0) };
+    for _ in 0..5 {
+        let decision = platforms.decide(large()).await;
+        assert_eq!(decision.reason(), Reason::UploadTooLarge);
+        assert_eq!((decision.quota.as_str(), decision.retry_after_ms), ("", None));
+        assert!(decision.quotas.iter().all(|quota| quota.used == 0 && !quota.denies), "{decision:?}");
+    }
+    assert_eq!(platforms.consume(call("basic-3", "aud2video")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_good() {
+    let platforms = Platforms::in_memory().await;
+    let call = super::call("deapi", By::ApiKey("sk-nobody".to_owned()), "txt2img", &[]);
+    let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"message":"Unauthenticated."}"#);
+    assert_eq!(platforms.refused(call).await, expected);
+}

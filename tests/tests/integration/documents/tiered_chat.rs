@@ -1,0 +1,170 @@
+//! "Rate Limits" of the tiered chat platform.
+
+use tollgate_proto::v1::{Call, caller::By};
+use tollgate_store::testing::RedisServer;
+
+use super::{Answer, Platforms, answer};
+
+/// Tier, requests a minute, tokens a minute, requests a day, priority.
+type Row = (&'static str, u64, u64, u64, &'static str);
+
+/// "Rate Limit Tiers"; Enterprise is unlimited.
+const ROWS: [Row; 3] =
+    [("free", 10, 40_000, 500, "1"), ("basic", 50, 200_000, 10_000, "2"), ("pro", 100, 1_000_000, 100_000, "3")];
+
+const RESOURCES: [&str; 3] = ["chat", "images", "audio"];
+
+fn call(key: &str, resource: &str, usage: &[(&str, u64)]) -> Call {
+    super::call("tiered-chat", By::ApiKeyId(key.to_owned()), resource, usage)
+}
+
+/// "Rate Limit Headers": limit, used and reset of requests a minute.
+fn headers(
+    status: u32,
+    (limit, used, reset): (u64, u64, u64),
+    (resource, priority): (&str, &str),
+    more: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let (limit, remaining, used, reset) =
+        (limit.to_string(), (limit - used).to_string(), used.to_string(), reset.to_string());
+    let mut headers = vec![
+        ("X-RateLimit-Limit", &*limit),
+        ("X-RateLimit-Remaining", &*remaining),
+        ("X-RateLimit-Reset", &*reset),
+        ("X-RateLimit-Resource", resource),
+        ("X-RateLimit-Used", &*used),
+        ("X-Request-Priority", priority),
+    ];
+    headers.extend(more);
+    answer(status, &headers, body)
+}
+
+fn exceeded(seconds: u64) -> String {
+    format!(
+        r#"{{"error":{{"type":"rate_limit_error","message":"Rate limit exceeded. Please retry after {seconds} seconds.","code":"rate_limit_exceeded"}}}}"#
+    )
+}
+
+/// One counter of each key over all resources, whichever is called.
+async fn requests_a_minute(platforms: &Platforms) {
+    for (tier, per_minute, _, _, priority) in ROWS {
+        let key = format!("{tier}-1");
+        platforms.node.clock.advance_ms(60_250);
+        let first = platforms.seconds();
+        let mut resources = RESOURCES.into_iter().cycle();
+        for used in 1..=per_minute {
+            let resource = resources.next().expect("a resource");
+            let expected = headers(200, (per_minute, used, first + 60), (resource, priority), &[], "");
+            assert_eq!(platforms.consume(call(&key, resource, &[])).await, expected, "{tier}: request {used}");
+        }
+        platforms.node.clock.advance_ms(48_000);
+        for resource in RESOURCES {
+            let about = (per_minute, per_minute, first + 60);
+            let expected = headers(429, about, (resource, priority), &[("Retry-After", "12")], &exceeded(12));
+            assert_eq!(platforms.refused(call(&key, resource, &[])).await, expected, "{tier}: one more");
+        }
+        platforms.node.clock.advance_ms(12_000);
+        assert_eq!(platforms.consume(call(&key, "chat", &[])).await.status, 200, "{tier}: after Retry-After");
+    }
+}
+
+async fn tokens_a_minute(platforms: &Platforms) {
+    for (tier, per_minute, tokens, _, priority) in ROWS {
+        let call = |tokens| call(&format!("{tier}-2"), "chat", &[("tokens", tokens)]);
+        let about = ("chat", priority);
+        let start = platforms.seconds();
+        let message = format!(
+            r#"{{"error":{{"type":"invalid_request_error","message":"Request too large: it needs {} tokens, and the limit is {tokens} per minute.","code":"request_too_large"}}}}"#,
+            tokens + 1
+        );
+        let never = headers(413, (per_minute, 0, start), about, &[("x-should-retry", "false")], &message);
+        assert_eq!(platforms.refused(call(tokens + 1)).await, never, "{tier}: above the limit itself");
+        let admitted = headers(200, (per_minute, 1, start + 60), about, &[], "");
+        assert_eq!(platforms.consume(call(tokens)).await, admitted, "{tier}: all at once");
+        // The headers speak of requests, which have room; the seconds are those of the tokens.
+        let refused = headers(429, (per_minute, 1, start + 60), about, &[("Retry-After", "60")], &exceeded(60));
+        assert_eq!(platforms.refused(call(1)).await, refused, "{tier}: one more");
+    }
+}
+
+/// A trailing day: as much as a minute takes, minute by minute.
+async fn requests_a_day(platforms: &Platforms) {
+    for (tier, per_minute, _, per_day, priority) in ROWS {
+        let key = format!("{tier}-3");
+        let full_minute = || call(&key, "chat", &[("requests", per_minute)]);
+        let first = platforms.seconds();
+        for _ in 0..per_day / per_minute {
+            let expected =
+                headers(200, (per_minute, per_minute, platforms.seconds() + 60), ("chat", priority), &[], "");
+            assert_eq!(platforms.consume(full_minute()).await, expected, "{tier}");
+            platforms.node.clock.advance_ms(60_000);
+        }
+        let (now, wait) = (platforms.seconds(), first + 86_400 - platforms.seconds());
+        let more = [("Retry-After", &*wait.to_string()), ("x-should-retry", "false")];
+        let refused = headers(429, (per_minute, 0, now), ("chat", priority), &more, &exceeded(wait));
+        assert_eq!(platforms.refused(call(&key, "chat", &[])).await, refused, "{tier}: request {}", per_day + 1);
+        platforms.node.clock.advance_ms(wait * 1000);
+        assert_eq!(platforms.consume(call(&key, "chat", &[])).await.status, 200, "{tier}: a day later");
+    }
+}
+
+#[tokio::test]
+async fn every_row_in_memory() {
+    let platforms = Platforms::in_memory().await;
+    requests_a_minute(&platforms).await;
+    tokens_a_minute(&platforms).await;
+    requests_a_day(&platforms).await;
+}
+
+#[tokio::test]
+async fn every_row_in_redis() {
+    let redis = RedisServer::start();
+    let platforms = Platforms::start(Some(redis.url()), |policy| policy).await;
+    requests_a_minute(&platforms).await;
+    tokens_a_minute(&platforms).await;
+    requests_a_day(&platforms).await;
+}
+
+/// "Enterprise: Unlimited, Unlimited, Unlimited".
+#[tokio::test]
+async fn enterprise_is_unlimited() {
+    let platforms = Platforms::in_memory().await;
+    for number in 1..=200_u64 {
+        let usage = [("requests", 1_000), ("tokens", 10_000_000)];
+        let used = (number * 1_000).to_string();
+        let expected = [("X-RateLimit-Resource", "audio"), ("X-RateLimit-Used", &*used), ("X-Request-Priority", "4")];
+        assert_eq!(platforms.consume(call("enterprise-1", "audio", &usage)).await, answer(200, &expected, ""));
+    }
+}
+
+/// The priority comes with the decision too, for those who do not ask for an answer.
+#[tokio::test]
+async fn the_priority_is_the_tiers() {
+    let platforms = Platforms::in_memory().await;
+    for (tier, priority) in [("free", 1), ("basic", 2), ("pro", 3), ("enterprise", 4)] {
+        let decision = platforms.decide(call(&format!("{tier}-1"), "chat", &[])).await;
+        assert_eq!(decision.priority, priority, "{tier}");
+        let body = format!(r#"{{"domain":"tiered-chat","caller":{{"api_key_id":"{tier}-1"}},"resource":"chat"}}"#);
+        let (_, decision) = platforms.node.rest.post("/v1/check", body).await;
+        assert_eq!(decision["priority"], priority, "{tier}");
+    }
+}
+
+/// Limits are those of a key, and keys are told apart.
+#[tokio::test]
+async fn keys_are_counted_apart() {
+    let platforms = Platforms::in_memory().await;
+    let full = |key| call(key, "chat", &[("requests", 10)]);
+    assert_eq!(platforms.consume(full("free-1")).await.status, 200);
+    assert_eq!(platforms.refused(full("free-1")).await.status, 429);
+    assert_eq!(platforms.consume(full("free-2")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_good() {
+    let platforms = Platforms::in_memory().await;
+    let call = super::call("tiered-chat", By::ApiKey("sk-nobody".to_owned()), "chat", &[]);
+    let body = r#"{"error":{"type":"authentication_error","message":"Invalid API key.","code":"invalid_api_key"}}"#;
+    assert_eq!(platforms.refused(call).await, answer(401, &[("WWW-Authenticate", "Bearer")], body));
+}

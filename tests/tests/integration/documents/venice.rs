@@ -1,0 +1,169 @@
+//! "Rate Limits" of the Venice API.
+
+use tollgate_proto::v1::{Call, caller::By};
+
+use super::{Answer, Platforms, answer};
+
+/// Class, a model of it, requests a minute, tokens a minute.
+type Row = (&'static str, &'static str, u64, Option<u64>);
+
+/// "Text & Embedding Models", "Image Models" and "Audio Models", every row.
+const ROWS: [Row; 16] = [
+    ("X-Small", "qwen3-4b", 500, Some(5_000_000)),
+    ("Small", "venice-uncensored", 150, Some(3_000_000)),
+    ("Medium", "llama-3.3-70b", 100, Some(2_000_000)),
+    ("Large", "zai-org-glm-5-1", 100, Some(2_000_000)),
+    ("DeepInfra", "deepseek-v3.2", 150, Some(10_000_000)),
+    ("Anthropic (direct)", "claude-opus-4-6", 500, Some(5_000_000)),
+    ("xAI (direct)", "grok-41-fast", 500, Some(10_000_000)),
+    ("OpenRouter", "openai-gpt-52", 1_000, None),
+    ("Parasail", "kimi-k2-5", 1_000, None),
+    ("Default", "venice-sd35", 20, None),
+    ("Bytedance", "seedream-v4", 50, None),
+    ("Fal", "flux-2-pro", 50, None),
+    ("xAI grok-imagine", "grok-imagine-image", 120, None),
+    ("xAI grok-imagine (pro)", "grok-imagine-image-pro", 20, None),
+    ("Text-to-speech (TTS)", "tts-kokoro", 60, None),
+    ("Speech-to-text (ASR)", "nvidia/parakeet-tdt-0.6b-v3", 60, None),
+];
+
+/// "Video & Music Models: Not rate-limited".
+const NOT_LIMITED: [&str; 4] =
+    ["wan-2.5-preview-text-to-video", "sora-2-text-to-video", "elevenlabs-music", "minimax-music-v2"];
+
+fn call(account: &str, model: &str, usage: &[(&str, u64)]) -> Call {
+    super::call("venice", By::Account(account.to_owned()), model, usage)
+}
+
+/// The headers of "Response Headers", as they stand on every answer.
+struct Headers {
+    requests: (u64, u64, u64),
+    tokens: Option<(u64, u64, u64)>,
+}
+
+impl Headers {
+    fn on(&self, status: u32, more: &[(&str, &str)], body: &str) -> Answer {
+        let numbers = |(limit, remaining, reset): (u64, u64, u64)| [limit, remaining, reset].map(|n| n.to_string());
+        let [limit, remaining, reset] = &numbers(self.requests);
+        let tokens = self.tokens.map(numbers);
+        let mut headers = vec![
+            ("x-ratelimit-limit-requests", &**limit),
+            ("x-ratelimit-remaining-requests", &**remaining),
+            ("x-ratelimit-reset-requests", &**reset),
+        ];
+        if let Some([limit, remaining, reset]) = &tokens {
+            headers.push(("x-ratelimit-limit-tokens", limit));
+            headers.push(("x-ratelimit-remaining-tokens", remaining));
+            headers.push(("x-ratelimit-reset-tokens", reset));
+        }
+        headers.extend(more);
+        answer(status, &headers, body)
+    }
+}
+
+#[tokio::test]
+async fn every_row_of_requests_a_minute() {
+    let platforms = Platforms::in_memory().await;
+    for (class, model, per_minute, tokens) in ROWS {
+        let usage: &[(&str, u64)] = if tokens.is_some() { &[("tokens", 10)] } else { &[] };
+        let call = || call("requests", model, usage);
+        // 7.5 s after a full second.
+        platforms.node.clock.advance_ms(67_500);
+        let first = platforms.seconds();
+        for number in 1..=per_minute {
+            let expected = Headers {
+                requests: (per_minute, per_minute - number, first + 60),
+                tokens: tokens.map(|limit| (limit, limit - 10 * number, 60)),
+            };
+            assert_eq!(platforms.consume(call()).await, expected.on(200, &[], ""), "{class}: request {number}");
+        }
+        platforms.node.clock.advance_ms(47_250);
+        let refused = Headers {
+            requests: (per_minute, 0, first + 60),
+            tokens: tokens.map(|limit| (limit, limit - 10 * per_minute, 13)),
+        };
+        let refused = refused.on(429, &[("Retry-After", "13")], r#"{"error":"Rate limit exceeded"}"#);
+        assert_eq!(platforms.refused(call()).await, refused, "{class}: request {}", per_minute + 1);
+        platforms.node.clock.advance_ms(13_000);
+        assert_eq!(platforms.consume(call()).await.status, 200, "{class}: after Retry-After");
+    }
+}
+
+#[tokio::test]
+async fn every_row_of_tokens_a_minute() {
+    let platforms = Platforms::in_memory().await;
+    for (class, model, per_minute, tokens) in ROWS {
+        let call = |tokens| call("tokens", model, &[("tokens", tokens)]);
+        let start = platforms.seconds();
+        let Some(limit) = tokens else {
+            // "None": whatever it takes.
+            let expected = Headers { requests: (per_minute, per_minute - 1, start + 60), tokens: None };
+            assert_eq!(platforms.consume(call(9_007_199_254_740_991)).await, expected.on(200, &[], ""), "{class}");
+            continue;
+        };
+        let headers = |requests, remaining, reset: u64| Headers {
+            requests: (per_minute, per_minute - requests, start + reset),
+            tokens: Some((limit, remaining, reset)),
+        };
+        // Above the limit itself: not now, and not later.
+        let message = format!(
+            r#"{{"error":"Request too large: it needs {} tokens, and the limit is {limit} per minute"}}"#,
+            limit + 1
+        );
+        let never = platforms.refused(call(limit + 1)).await;
+        assert_eq!(never, headers(0, limit, 0).on(413, &[("x-should-retry", "false")], &message), "{class}");
+        assert_eq!(platforms.consume(call(limit)).await, headers(1, 0, 60).on(200, &[], ""), "{class}: all at once");
+        let refused = headers(1, 0, 60).on(429, &[("Retry-After", "60")], r#"{"error":"Rate limit exceeded"}"#);
+        assert_eq!(platforms.refused(call(1)).await, refused, "{class}: one more");
+    }
+}
+
+#[tokio::test]
+async fn video_and_music_are_not_limited() {
+    let platforms = Platforms::in_memory().await;
+    for model in NOT_LIMITED {
+        for _ in 0..50 {
+            let admitted = platforms.consume(call("video", model, &[("requests", 1_000_000)])).await;
+            assert_eq!(admitted, answer(200, &[], ""), "{model}");
+        }
+    }
+}
+
+/// "Each model resolves to a model-specific override if one exists", for partners with numbers of their own.
+#[tokio::test]
+async fn a_partner_has_limits_of_its_own() {
+    let platforms = Platforms::in_memory().await;
+    for (model, requests, tokens) in [
+        ("llama-3.3-70b", 1_000, Some(20_000_000)),
+        ("claude-sonnet-4-6", 2_000, Some(20_000_000)),
+        ("venice-sd35", 200, None),
+        ("qwen3-4b", 500, Some(5_000_000)),
+    ] {
+        let start = platforms.seconds();
+        let usage: &[(&str, u64)] =
+            if tokens.is_some() { &[("requests", requests), ("tokens", 1)] } else { &[("requests", requests)] };
+        let expected =
+            Headers { requests: (requests, 0, start + 60), tokens: tokens.map(|limit| (limit, limit - 1, 60)) };
+        assert_eq!(platforms.consume(call("demo-partner", model, usage)).await, expected.on(200, &[], ""), "{model}");
+        assert_eq!(platforms.refused(call("demo-partner", model, &[])).await.status, 429, "{model}");
+    }
+}
+
+/// Counters are the account's and the model's.
+#[tokio::test]
+async fn accounts_and_models_are_counted_apart() {
+    let platforms = Platforms::in_memory().await;
+    let full = |account, model| call(account, model, &[("requests", 20)]);
+    for (account, model) in [("a", "venice-sd35"), ("a", "upscaler"), ("b", "venice-sd35")] {
+        assert_eq!(platforms.consume(full(account, model)).await.status, 200, "{account} {model}");
+    }
+    assert_eq!(platforms.refused(full("a", "venice-sd35")).await.status, 429);
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_good() {
+    let platforms = Platforms::in_memory().await;
+    let call = super::call("venice", By::ApiKey("sk-nobody".to_owned()), "llama-3.3-70b", &[]);
+    let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#);
+    assert_eq!(platforms.refused(call).await, expected);
+}

@@ -1,0 +1,142 @@
+//! Rendered answers: on request, in the dialect that the call or its domain chose.
+
+use serde_json::{Value, json};
+use tollgate_proto::v1::{Call, Caller, Decision, RenderedResponse, Upload};
+use tonic::Code;
+
+use crate::harness::{KEY, Node, account, api_key, call, consume, memory_node, peek, shop};
+
+/// The shop, answering in a dialect of its own; prompts are counted each.
+fn shop_with_a_dialect() -> String {
+    let own = r#"
+dialect: own
+dialects:
+  own:
+    headers:
+      - { name: X-Own-Resource, value: resource }
+      - { name: X-Own-Account, value: account }
+    answers:
+      quota_exceeded: { body: { "what": "{resource} of {account}", "wait": "{retry_after}" } }
+"#;
+    shop(2).replace(r#""prompt/*": { class: text }"#, r#""prompt/*": { class: text, counter: each }"#) + own
+}
+
+async fn rendered(node: &Node, call: Call) -> RenderedResponse {
+    let call = Call { render: true, ..call };
+    consume(&node.grpc, call).await.expect("a decision").rendered.expect("a rendered answer")
+}
+
+fn header<'a>(answer: &'a RenderedResponse, name: &str) -> Option<&'a str> {
+    answer.headers.iter().find(|header| header.name == name).map(|header| header.value.as_str())
+}
+
+#[tokio::test]
+async fn a_call_chooses_its_dialect() {
+    let node = memory_node(&shop_with_a_dialect()).await;
+    let full = Call { usage: [("requests".to_owned(), 2)].into(), ..call(account("a"), "model", &[]) };
+    assert_eq!(header(&rendered(&node, full).await, "X-Own-Resource"), Some("model"));
+    let one_more = |dialect: &str| Call { dialect: dialect.to_owned(), ..call(account("a"), "model", &[]) };
+    let own = rendered(&node, one_more("")).await;
+    assert_eq!((own.status, own.body.as_str()), (429, r#"{"what":"model of a","wait":60}"#));
+    assert_eq!(own, rendered(&node, one_more("own")).await);
+    let ietf = rendered(&node, one_more("ietf")).await;
+    assert_eq!(header(&ietf, "RateLimit"), Some(r#""requests_per_minute";r=0;t=60, "tokens_per_minute";r=20000"#));
+    let openai = rendered(&node, one_more("openai")).await;
+    assert_eq!(header(&openai, "retry-after-ms"), Some("60000"));
+    assert_eq!(rendered(&node, one_more("none")).await, RenderedResponse { status: 429, ..Default::default() });
+}
+
+#[tokio::test]
+async fn nothing_is_rendered_unasked() {
+    let node = memory_node(&shop_with_a_dialect()).await;
+    let decision = consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
+    assert_eq!(decision.rendered, None);
+    let body = r#"{"caller":{"account":"a"},"resource":"model"}"#;
+    let (_, decision) = node.rest.post("/v1/consume", body).await;
+    assert_eq!(decision.get("rendered"), None, "{decision}");
+}
+
+#[tokio::test]
+async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_charged() {
+    let node = memory_node(&shop_with_a_dialect()).await;
+    let wrong = [
+        (
+            Call { dialect: "klingon".to_owned(), ..Call::default() },
+            "dialect: there is no dialect \"klingon\"; there is: own, venice, ",
+        ),
+        (Call { dialect: "x".repeat(129), ..Call::default() }, "dialect: must have 1 to 128 bytes"),
+        (
+            Call { upload: Some(Upload { media_type: "pdf".to_owned(), ..Upload::default() }), ..Call::default() },
+            "upload.media_type: must be ",
+        ),
+    ];
+    for (wrong, said) in wrong {
+        let call = Call { caller: Some(account("a")), resource: "model".to_owned(), ..wrong };
+        let status = consume(&node.grpc, call.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().starts_with(said), "{status:?}");
+        let mut body = json!({ "caller": { "account": "a" }, "resource": "model", "dialect": call.dialect });
+        if let Some(upload) = &call.upload {
+            body["upload"] = json!({ "media_type": upload.media_type });
+        }
+        let (status, error) = node.rest.post("/v1/consume", body.to_string()).await;
+        assert_eq!(status, 400);
+        assert_eq!(error["error"]["message"].as_str().map(|message| message.starts_with(said)), Some(true), "{error}");
+    }
+    let now = peek(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
+    assert!(now.quotas.iter().all(|quota| quota.used == 0), "{now:?}");
+}
+
+/// Names come from outside; they can break neither a header nor a body.
+#[tokio::test]
+async fn names_cannot_break_an_answer() {
+    let node = memory_node(&shop_with_a_dialect()).await;
+    let (prompt, who) = (r#"prompt/{limit}","wait":0,"é%"#, r#"a "b\ {retry_after}"#);
+    let call = || call(account(who), prompt, &[("requests", 2)]);
+    let admitted = rendered(&node, call()).await;
+    assert_eq!(header(&admitted, "X-Own-Resource"), Some(r#"prompt/{limit}","wait":0,"%C3%A9%25"#));
+    let refused = rendered(&node, call()).await;
+    let body: Value = serde_json::from_str(&refused.body).unwrap();
+    assert_eq!(body, json!({ "what": format!("{prompt} of {who}"), "wait": 60 }));
+    assert_eq!(body.as_object().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_bad_key_is_a_rendered_401() {
+    let node = memory_node(&shop_with_a_dialect().replace("dialect: own", "dialect: openai")).await;
+    for (secret, reason) in [("sk-integration-revoked", "revoked_key"), ("sk-integration-expired", "expired_key")] {
+        let answer = rendered(&node, call(api_key(secret), "model", &[])).await;
+        assert_eq!(answer.status, 401);
+        assert_eq!(header(&answer, "www-authenticate"), Some("Bearer"));
+        assert!(answer.body.contains("Incorrect API key provided."), "{answer:?}");
+        let body = json!({ "caller": { "api_key": secret }, "resource": "model", "render": true });
+        let (_, decision) = node.rest.post("/v1/check", body.to_string()).await;
+        assert_eq!(decision["reason"], reason);
+        assert_eq!(decision["rendered"]["body"], answer.body);
+    }
+    let good = Decision { rendered: None, ..consume(&node.grpc, call(api_key(KEY), "model", &[])).await.unwrap() };
+    assert_eq!(good.api_key_id, "acme-good");
+}
+
+/// A batch renders the calls that ask.
+#[tokio::test]
+async fn a_batch_renders_the_calls_that_ask() {
+    use tollgate_proto::v1::{ConsumeBatchRequest, call_result::Result as Of};
+    let node = memory_node(&shop_with_a_dialect()).await;
+    let one = |render| Call { render, ..call(Caller { by: account("a").by }, "model", &[]) };
+    let calls = vec![one(false), one(true)];
+    let answer = node.grpc.clone().consume_batch(ConsumeBatchRequest { calls }).await.unwrap().into_inner();
+    let rendered: Vec<bool> = answer
+        .results
+        .iter()
+        .map(|result| matches!(&result.result, Some(Of::Decision(decision)) if decision.rendered.is_some()))
+        .collect();
+    assert_eq!(rendered, [false, true]);
+    let calls = json!([
+        { "caller": { "account": "b" }, "resource": "model", "render": true },
+        { "caller": { "account": "b" }, "resource": "model" },
+    ]);
+    let (_, answer) = node.rest.post("/v1/consume_batch", json!({ "calls": calls }).to_string()).await;
+    assert_eq!(answer["results"][0]["decision"]["rendered"]["status"], 200, "{answer}");
+    assert_eq!(answer["results"][1]["decision"].get("rendered"), None, "{answer}");
+}
