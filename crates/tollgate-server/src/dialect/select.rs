@@ -19,8 +19,9 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    /// Where the quota stands that is meant, never a shadow: of several, as the account's and the key's, the one that refuses for
-    /// longest, and otherwise the one with the least left. The first of equals, as the policy's order is the reader's.
+    /// Where the quota stands that is meant, never a shadow: of several, as the account's and the key's, the one that
+    /// refuses for longest, and otherwise the one with the least left. The first of equals, as the policy's order is
+    /// the reader's.
     pub(super) fn choose(&self, quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         let matching = quotas.iter().enumerate().filter(|(_, status)| self.matches(status));
         matching.min_by_key(|(_, status)| strictness(status)).map(|(at, _)| at)

@@ -1,6 +1,6 @@
 //! "Rate Limits" of the Venice API.
 
-use tollgate_proto::v1::{Call, caller::By};
+use tollgate_proto::v1::{Call, ReportOutcomeRequest, caller::By};
 
 use super::{Answer, Platforms, answer};
 
@@ -158,6 +158,41 @@ async fn accounts_and_models_are_counted_apart() {
         assert_eq!(platforms.consume(full(account, model)).await.status, 200, "{account} {model}");
     }
     assert_eq!(platforms.refused(full("a", "venice-sd35")).await.status, 429);
+}
+
+/// "Abuse Protection: more than 20 failed requests in 30 seconds".
+#[tokio::test]
+async fn too_many_failed_requests_are_blocked() {
+    let platforms = Platforms::in_memory().await;
+    let model = "llama-3.3-70b";
+    let attempt = || call("failing", model, &[("tokens", 100)]);
+    let start = platforms.seconds();
+    for failures in 0..=20 {
+        let requests = failures + 1;
+        let expected = Headers {
+            requests: (100, 100 - requests, start + 60 + failures),
+            tokens: Some((2_000_000, 2_000_000 - 100 * requests, 60)),
+        };
+        assert_eq!(platforms.consume(attempt()).await, expected.on(200, &[], ""), "after {failures} failures");
+        let report = ReportOutcomeRequest {
+            domain: "venice".to_owned(),
+            caller: attempt().caller,
+            resource: model.to_owned(),
+            status: 500,
+            ..ReportOutcomeRequest::default()
+        };
+        platforms.node.grpc.clone().report_outcome(report).await.unwrap();
+        platforms.node.clock.advance_ms(if failures == 20 { 500 } else { 1_000 });
+    }
+    // Half a second into a block of thirty.
+    let blocked = Headers { requests: (100, 79, start + 50), tokens: Some((2_000_000, 1_997_900, 30)) };
+    let sentence = concat!(
+        r#"{"error":"Too many failed attempts (> 20) resulting in a non-success status code. "#,
+        r#"Please wait 30s and try again."}"#
+    );
+    assert_eq!(platforms.refused(attempt()).await, blocked.on(429, &[("Retry-After", "30")], sentence));
+    platforms.node.clock.advance_ms(29_500);
+    assert_eq!(platforms.consume(attempt()).await.status, 200, "the block is over");
 }
 
 #[tokio::test]
