@@ -1,14 +1,32 @@
 //! Who gets in: service and admin callers, and the domains they may act in. It knows no protocol beyond the
-//! `Authorization` header, which REST and gRPC share.
+//! headers that REST and gRPC share.
 
+mod address;
+mod certificate;
+mod hosts;
+mod throttle;
 mod tokens;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::http::{HeaderMap, header};
+use tollgate_store::clock::Clock;
 
-use crate::telemetry::Telemetry;
-pub(crate) use tokens::{TokenFile, generate};
+pub(crate) use self::{
+    address::ClientAddr,
+    certificate::{CertificateName, names_of},
+    tokens::{generate, read_bounded},
+};
+pub use self::{
+    address::{ForwardedHeader, TrustedProxies},
+    hosts::Hosts,
+};
+use self::{throttle::Throttle, tokens::TokenFile};
+use crate::{
+    reload::Reload,
+    telemetry::Telemetry,
+    tls::{Tls, TlsSettings},
+};
 
 /// Which domains a caller may act in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +85,14 @@ impl AdminGrant {
     }
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// What the client's certificate says, if it showed one.
+    pub(crate) certificate: Vec<CertificateName>,
+}
+
 /// Why a caller does not get in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -76,78 +102,180 @@ pub(crate) enum Refusal {
     /// What it shows is not known.
     #[error("authorization: is not a {0} token that this node knows")]
     Unknown(&'static str),
+    /// It shows a certificate that is nobody's.
+    #[error("the client certificate is good, and is not that of a service that this node knows")]
+    UnknownCertificate,
     /// Nobody could get in.
     #[error("authorization: this node has no admin tokens; start it with --admin-tokens")]
     NoAdmins,
+    /// Too many attempts from its address failed.
+    #[error("too many attempts from this address failed; try again in {retry_after_s} s")]
+    TooManyFailures { retry_after_s: u64 },
+    /// It means another host.
+    #[error("host: is not a name of this node; set allowed-hosts if it should be")]
+    WrongHost,
 }
 
-/// Where the tokens are.
-#[derive(Clone, Debug, Default)]
-pub struct AuthSettings {
+/// What the doors of a node are like.
+#[derive(Clone, Debug)]
+pub struct DoorSettings {
     /// The tokens of services; none for a node on loopback that is open to them.
     pub service_tokens: Option<PathBuf>,
     /// The tokens of administrators; none for a node without admin routes.
     pub admin_tokens: Option<PathBuf>,
+    /// Certificates; none for plain text.
+    pub tls: Option<TlsSettings>,
+    /// By which names REST is called.
+    pub hosts: Hosts,
+    /// Who may name the callers behind it.
+    pub proxies: TrustedProxies,
+    /// How many attempts to log in may fail in 30 seconds from one address; 0 for any number.
+    pub max_login_failures: u32,
 }
 
 /// The doors of a node, and who has a key.
 pub(crate) struct Doors {
     services: Option<Arc<TokenFile>>,
     admins: Option<Arc<TokenFile>>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    hosts: Hosts,
+    proxies: TrustedProxies,
+    throttle: Throttle,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Doors {
     /// # Errors
     /// Everything that is wrong with the files, a line each.
-    pub(crate) fn new(settings: &AuthSettings, telemetry: &Arc<Telemetry>) -> Result<Self, String> {
-        let load = |what, path: &Option<PathBuf>| {
-            path.as_ref().map(|path| TokenFile::load(what, path, Arc::clone(telemetry)).map(Arc::new)).transpose()
+    pub(crate) fn new(
+        settings: DoorSettings,
+        clock: Arc<dyn Clock>,
+        telemetry: &Arc<Telemetry>,
+    ) -> Result<Self, String> {
+        let load = |what, path: Option<PathBuf>| {
+            path.map(|path| TokenFile::load(what, &path, Arc::clone(telemetry)).map(Arc::new)).transpose()
         };
-        let services = load("service_tokens", &settings.service_tokens);
-        let admins = load("admin_tokens", &settings.admin_tokens);
-        match (services, admins) {
-            (Ok(services), Ok(admins)) => Ok(Self { services, admins }),
-            (services, admins) => {
-                Err([services.err(), admins.err()].into_iter().flatten().collect::<Vec<_>>().join("\n"))
+        let services = load("service_tokens", settings.service_tokens);
+        let admins = load(tokens::ADMINS, settings.admin_tokens);
+        let tls = settings.tls.map(|tls| Tls::load(tls, Arc::clone(telemetry)).map(Arc::new)).transpose();
+        match (services, admins, tls) {
+            (Ok(services), Ok(admins), Ok(tls)) => Ok(Self {
+                services,
+                admins,
+                tls,
+                hosts: settings.hosts,
+                proxies: settings.proxies,
+                throttle: Throttle::new(clock, settings.max_login_failures),
+                telemetry: Arc::clone(telemetry),
+            }),
+            (services, admins, tls) => {
+                let wrong = [services.err(), admins.err(), tls.err()];
+                Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"))
             }
         }
     }
 
-    /// The files that may change.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &Arc<TokenFile>> {
-        [&self.services, &self.admins].into_iter().flatten()
+    /// What may change while the node runs.
+    pub(crate) fn parts(&self) -> Vec<Arc<dyn Reload>> {
+        let tokens = [&self.services, &self.admins].into_iter().flatten().map(|file| Arc::clone(file) as _);
+        tokens.chain(self.tls.iter().map(|tls| Arc::clone(tls) as _)).collect()
+    }
+
+    /// The address of the caller.
+    pub(crate) fn client(&self, peer: &Peer, headers: &HeaderMap) -> ClientAddr {
+        self.proxies.client(peer.address, headers)
+    }
+
+    /// Whether the request means this node: a page of another name, opened in a browser beside the node, does not.
+    pub(crate) fn host(&self, host: Option<&str>) -> Result<(), Refusal> {
+        if self.hosts.permit(host) { Ok(()) } else { Err(self.turned_away("any", Refusal::WrongHost)) }
     }
 
     /// The grant of a service. Without service tokens every caller has one for everything; the settings see
     /// to it that such a node listens on loopback only.
-    pub(crate) fn service(&self, headers: &HeaderMap) -> Result<ServiceGrant, Refusal> {
+    pub(crate) async fn service(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        from: ClientAddr,
+    ) -> Result<ServiceGrant, Refusal> {
         let Some(services) = &self.services else {
             return Ok(ServiceGrant(Grant { name: "loopback".into(), reach: Reach::All }));
         };
-        let token = token(headers).ok_or(Refusal::Missing("service"))?;
-        services.find(token).map(ServiceGrant).ok_or(Refusal::Unknown("service"))
+        let found = match token(headers) {
+            // Whoever shows a token is judged by it, whatever else it shows.
+            Some(token) => self.login(services, token, "service", from).await,
+            None if peer.certificate.is_empty() => Err(Refusal::Missing("service")),
+            None => services.find_certificate(&peer.certificate).ok_or(Refusal::UnknownCertificate),
+        };
+        found.map(ServiceGrant).map_err(|refusal| self.turned_away("service", refusal))
     }
 
     /// The grant of an administrator.
-    pub(crate) fn admin(&self, headers: &HeaderMap) -> Result<AdminGrant, Refusal> {
-        let admins = self.admins.as_ref().ok_or(Refusal::NoAdmins)?;
-        let token = token(headers).ok_or(Refusal::Missing("admin"))?;
-        admins.find(token).map(AdminGrant).ok_or(Refusal::Unknown("admin"))
+    pub(crate) async fn admin(&self, headers: &HeaderMap, from: ClientAddr) -> Result<AdminGrant, Refusal> {
+        let found = match (&self.admins, token(headers)) {
+            (None, _) => Err(Refusal::NoAdmins),
+            (Some(_), None) => Err(Refusal::Missing("admin")),
+            (Some(admins), Some(token)) => self.login(admins, token, "admin", from).await,
+        };
+        found.map(AdminGrant).map_err(|refusal| self.turned_away("admin", refusal))
+    }
+
+    /// Whether an end user may show an API key at all.
+    pub(crate) async fn key(&self, from: ClientAddr) -> Result<(), Refusal> {
+        self.throttle.admits(from).await.map_err(|refusal| self.turned_away("key", refusal))
+    }
+
+    /// Counts an API key that was no good.
+    pub(crate) async fn bad_key(&self, from: ClientAddr) {
+        self.turned_away("key", Refusal::Unknown("key"));
+        self.throttle.failed(from).await;
+    }
+
+    /// Forgets the addresses that no longer fail.
+    pub(crate) fn sweep(&self) {
+        self.throttle.sweep();
+    }
+
+    async fn login(
+        &self,
+        tokens: &TokenFile,
+        token: &str,
+        kind: &'static str,
+        from: ClientAddr,
+    ) -> Result<Grant, Refusal> {
+        self.throttle.admits(from).await?;
+        let found = tokens.find(token);
+        if found.is_none() {
+            self.throttle.failed(from).await;
+        }
+        found.ok_or(Refusal::Unknown(kind))
+    }
+
+    fn turned_away(&self, door: &'static str, refusal: Refusal) -> Refusal {
+        let reason = match refusal {
+            Refusal::Missing(_) | Refusal::NoAdmins => "missing",
+            Refusal::Unknown(_) | Refusal::UnknownCertificate => "unknown",
+            Refusal::TooManyFailures { .. } => "too_many_failures",
+            Refusal::WrongHost => "wrong_host",
+        };
+        self.telemetry.turned_away(door, reason);
+        refusal
     }
 }
 
-/// What stands in the one `Authorization` header: the token of `Bearer …` (RFC 6750), the scheme in any case;
-/// empty, and so good for nothing, if it is anything else. Several headers are as good as a wrong one: a
-/// proxy may have judged the other.
-fn token(headers: &HeaderMap) -> Option<&str> {
+/// What stands in the one `Authorization` header: the token of `Bearer …` (RFC 6750); empty, and so good for
+/// nothing, if it is anything else. Several headers are as good as a wrong one: a proxy may have judged the
+/// other.
+pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let first = all.next()?;
     let one = if all.next().is_none() { first.to_str().ok() } else { None };
     Some(one.and_then(bearer).unwrap_or(""))
 }
 
-/// The token of `Bearer …` (RFC 6750); the scheme in any case.
-pub(crate) fn bearer(value: &str) -> Option<&str> {
+/// The token of `Bearer …`; the scheme in any case.
+fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
 }

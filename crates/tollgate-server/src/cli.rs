@@ -119,11 +119,14 @@ fn greeting(settings: &Settings, listeners: &Listeners) -> String {
     let (http, grpc) = (address(&listeners.http), address(&listeners.grpc));
     let memory = matches!(settings.store, StoreSettings::Memory { .. });
     let counters = if memory { "in this process's memory" } else { "in Redis" };
+    let scheme = if settings.doors.tls.is_some() { "https" } else { "http" };
+    let ops = listeners.ops.as_ref().map(|ops| format!(", health and metrics on http://{}", address(ops)));
     let listening = format!(
-        "tollgate {} listens: REST on http://{http}, gRPC on {grpc}; counters {counters}",
-        env!("CARGO_PKG_VERSION")
+        "tollgate {} listens: REST on {scheme}://{http}, gRPC on {grpc}{}; counters {counters}",
+        env!("CARGO_PKG_VERSION"),
+        ops.unwrap_or_default()
     );
-    if !memory || !settings.policy.is_empty() {
+    if !memory || !settings.policy.is_empty() || settings.doors.service_tokens.is_some() || scheme == "https" {
         return listening;
     }
     let call =

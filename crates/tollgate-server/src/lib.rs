@@ -13,10 +13,11 @@ pub mod policy_file;
 mod reload;
 mod rest;
 pub mod run;
-mod serve;
+pub mod serve;
 mod service;
 pub mod settings;
 pub mod telemetry;
+pub mod tls;
 mod uploads;
 
 pub use rest::openapi_json;

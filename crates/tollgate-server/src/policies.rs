@@ -94,11 +94,6 @@ impl Policies {
         self.current.load()
     }
 
-    /// What was wrong with the files when they were last looked at, if they were.
-    pub(crate) fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().ok()?.clone()
-    }
-
     fn read(&self) -> Result<Domains, Vec<PolicyErrors>> {
         let loaded = read_all(&self.source)?;
         let domains = loaded.into_iter().map(|(domain, loaded)| {
@@ -130,6 +125,10 @@ impl Reload for Policies {
         }
         self.current.store(Arc::new(read?));
         Ok(())
+    }
+
+    fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().ok()?.clone()
     }
 }
 

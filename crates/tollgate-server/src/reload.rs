@@ -2,10 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +23,38 @@ pub(crate) trait Reload: Send + Sync + 'static {
 
     /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was.
     fn reload(&self) -> Result<(), String>;
+
+    /// What was wrong with the files when they were last looked at, if anything was.
+    fn last_failure(&self) -> Option<String>;
+}
+
+/// What was read from files when they last held.
+pub(crate) struct Kept<T> {
+    current: ArcSwap<T>,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl<T> Kept<T> {
+    pub(crate) fn new(read: T) -> Self {
+        Self { current: ArcSwap::from_pointee(read), last_failure: Mutex::new(None) }
+    }
+
+    pub(crate) fn current(&self) -> Guard<Arc<T>> {
+        self.current.load()
+    }
+
+    /// Keeps what was read anew; after a failure, what was there.
+    pub(crate) fn renew(&self, read: Result<T, String>) -> Result<(), String> {
+        if let Ok(mut last_failure) = self.last_failure.lock() {
+            *last_failure = read.as_ref().err().cloned();
+        }
+        self.current.store(Arc::new(read?));
+        Ok(())
+    }
+
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().ok()?.clone()
+    }
 }
 
 /// The folder of a file.

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRequest, rejection::JsonRejection},
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -24,7 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use health::Health;
 
 use crate::{
-    auth::{Doors, bearer},
+    auth::Doors,
     service::{CallError, DecisionService},
 };
 
@@ -44,6 +44,17 @@ pub(crate) struct Bounds {
     pub(crate) concurrent_calls: usize,
 }
 
+/// What a listener offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// The API alone.
+    Api,
+    /// What operators read: health and metrics.
+    Operations,
+    /// Both.
+    Everything,
+}
+
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Tollgate",
@@ -52,18 +63,24 @@ pub(crate) struct Bounds {
 ))]
 struct Description;
 
-fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
-    let (routes, mut description) = OpenApiRouter::with_openapi(Description::openapi())
+fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
+    let api = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
-        .routes(routes!(report::report_outcome))
+        .routes(routes!(report::report_outcome));
+    let operations = OpenApiRouter::new()
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
-        .routes(routes!(health::metrics))
-        .split_for_parts();
+        .routes(routes!(health::metrics));
+    let (routes, mut description) = match offer {
+        Offer::Api => api,
+        Offer::Operations => operations,
+        Offer::Everything => api.merge(operations),
+    }
+    .split_for_parts();
     guard::describe(&mut description);
     (routes, description)
 }
@@ -73,11 +90,12 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
 /// # Errors
 /// None in practice; that of the JSON writer.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
-    described().1.to_pretty_json()
+    described(Offer::Everything).1.to_pretty_json()
 }
 
-pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
-    let (routes, description) = described();
+pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
+    let (routes, _) = described(offer);
+    let (_, description) = described(Offer::Everything);
     let description = Arc::new(description);
     let openapi = get(move || async move { Json(description.as_ref()).into_response() });
     let bounds_layer = ServiceBuilder::new()
@@ -92,8 +110,8 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds) -> Router {
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(bounds.concurrent_calls))
         .layer(TimeoutLayer::new(shared.timeout));
+    let routes = if offer == Offer::Operations { routes } else { routes.route("/openapi.json", openapi) };
     routes
-        .route("/openapi.json", openapi)
         .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
         .method_not_allowed_fallback(|| async {
             ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
@@ -189,9 +207,4 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
 /// The caller's trace, if it sent one.
 fn traceparent(headers: &axum::http::HeaderMap) -> Option<&str> {
     headers.get("traceparent").and_then(|value| value.to_str().ok())
-}
-
-/// The API key of an end user, in `Authorization: Bearer …`.
-fn api_key(headers: &axum::http::HeaderMap) -> Option<&str> {
-    headers.get(header::AUTHORIZATION)?.to_str().ok().and_then(bearer)
 }

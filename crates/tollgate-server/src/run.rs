@@ -32,7 +32,7 @@ use crate::{
     grpc,
     policies::{Policies, Source},
     reload, rest,
-    serve::{serve_grpc, serve_http},
+    serve::Servers,
     service::DecisionService,
     settings::{Settings, StoreSettings},
     telemetry::Telemetry,
@@ -49,7 +49,7 @@ pub enum RunError {
     /// A policy is wrong: everything that is, a line each.
     #[error("{0}")]
     Policies(String),
-    /// A file of tokens is wrong: everything that is, a line each.
+    /// A file of tokens or certificates is wrong: everything that is, a line each.
     #[error("{0}")]
     Credentials(String),
     /// The store cannot be set up.
@@ -82,6 +82,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// For gRPC.
     pub grpc: TcpListener,
+    /// For health and metrics, if not beside REST.
+    pub ops: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -93,6 +95,10 @@ impl Listeners {
         Ok(Self {
             http: bind("http-listen", settings.http_listen).await?,
             grpc: bind("grpc-listen", settings.grpc_listen).await?,
+            ops: match settings.ops_listen {
+                Some(address) => Some(bind("ops-listen", address).await?),
+                None => None,
+            },
         })
     }
 }
@@ -167,7 +173,8 @@ pub async fn run(
     // Before the files are read, so that no hangup between the two is missed.
     let mut hangup = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
     let (hangups, hung_up) = watch::channel(());
-    let doors = Arc::new(Doors::new(&settings.auth, &telemetry).map_err(RunError::Credentials)?);
+    let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &telemetry);
+    let doors = Arc::new(doors.map_err(RunError::Credentials)?);
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
         .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
     let policies = Arc::new(policies);
@@ -199,30 +206,26 @@ pub async fn run(
         }
     });
     background.spawn(reload::keep_fresh(policies, hung_up.clone()));
-    for file in doors.files() {
-        background.spawn(reload::keep_fresh(Arc::clone(file) as _, hung_up.clone()));
+    for part in doors.parts() {
+        background.spawn(reload::keep_fresh(part, hung_up.clone()));
     }
     // Before calls come, so that what they read of accounts is remembered.
     let changes = accounts.hear().await;
     background.spawn(accounts.listen(changes));
     background.spawn(report_health(Arc::clone(&health), reporter));
-    background.spawn(tidy(telemetry, backend.sweep));
+    background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
 
+    let drain_timeout = settings.drain_timeout;
+    let servers_of =
+        Servers { settings, service, doors, health: Arc::clone(&health), telemetry, stopped: stopped.clone() };
     let mut servers = JoinSet::new();
-    servers.spawn(serve_grpc(
-        settings.clone(),
-        Arc::clone(&service),
-        Arc::clone(&doors),
-        health_service,
-        listeners.grpc,
-        stopped.clone(),
-    ));
-    servers.spawn(serve_http(
-        settings.clone(),
-        rest::Shared { service, doors, health: Arc::clone(&health), timeout: settings.call_timeout },
-        listeners.http,
-        stopped,
-    ));
+    servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stopped.clone()));
+    servers.spawn(servers_of.rest(listeners.http).serve(stopped));
+    // Operators see how the node drains: what they read ends with it.
+    let (_running, never) = watch::channel(false);
+    if let Some(ops) = listeners.ops {
+        background.spawn(servers_of.ops(ops).serve(never));
+    }
 
     let early = tokio::select! {
         () = shutdown => None,
@@ -230,7 +233,7 @@ pub async fn run(
     };
     health.draining.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
-    let drained = tokio::time::timeout(settings.drain_timeout, async {
+    let drained = tokio::time::timeout(drain_timeout, async {
         let mut result = early.flatten().map_or(Ok(()), flatten);
         while let Some(ended) = servers.join_next().await {
             result = result.and(flatten(ended));
@@ -238,15 +241,15 @@ pub async fn run(
         result
     });
     let result = drained.await.unwrap_or_else(|_| {
-        tracing::warn!(timeout = ?settings.drain_timeout, "calls still in work are dropped");
+        tracing::warn!(timeout = ?drain_timeout, "calls still in work are dropped");
         Ok(())
     });
     tracing::info!("node stopped");
     result
 }
 
-fn flatten(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> Result<(), RunError> {
-    ended.unwrap_or_else(|error| Err(RunError::Serve(error.to_string())))
+fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
+    ended.map_err(|error| RunError::Serve(error.to_string()))
 }
 
 /// Keeps the gRPC health service in step with the store and the lifecycle.
@@ -263,11 +266,12 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
     }
 }
 
-async fn tidy(telemetry: Arc<Telemetry>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
+async fn tidy(telemetry: Arc<Telemetry>, doors: Arc<Doors>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
     let mut ticks = tokio::time::interval(TIDY_EVERY);
     loop {
         ticks.tick().await;
         telemetry.upkeep();
+        doors.sweep();
         if let Some(sweep) = &sweep {
             sweep();
         }

@@ -1,88 +1,114 @@
-//! The servers: gRPC and REST, from a listener to the last answer.
+//! What a node serves: gRPC, REST, and what operators read.
 
-use std::{sync::Arc, time::Duration};
+mod activity;
+mod server;
 
+use std::sync::Arc;
+
+use axum::Router;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
-use tonic::{server::NamedService, transport::server::TcpIncoming};
+use tonic::{
+    codegen::{Service, http},
+    server::NamedService,
+    service::Routes,
+};
 
-use crate::{auth::Doors, grpc, rest, run::RunError, service::DecisionService, settings::Settings};
+pub use self::server::ConnectionBounds;
+use self::server::Server;
+use crate::{
+    auth::Doors,
+    grpc,
+    rest::{self, Offer},
+    run::RunError,
+    service::DecisionService,
+    settings::Settings,
+    telemetry::Telemetry,
+    tls::Speaks,
+};
 
-/// How many bytes of a gRPC stream, and of all streams of a connection, are taken in before they are read. Small
-/// messages cost more than their bytes, and h2 ends a connection (`ENHANCE_YOUR_CALM`) that has buffered frames
-/// for more than half of its window: so a window of one stream must run out well before.
-const STREAM_WINDOW: u32 = 32 << 10;
-const CONNECTION_WINDOW: u32 = 2 << 20;
-
-/// Serves gRPC until `stopped`, then finishes what is in work.
-pub(crate) async fn serve_grpc(
-    settings: Settings,
-    service: Arc<DecisionService>,
-    doors: Arc<Doors>,
-    health: impl tonic::codegen::Service<
-        tonic::codegen::http::Request<tonic::body::Body>,
-        Response = tonic::codegen::http::Response<tonic::body::Body>,
-        Error = std::convert::Infallible,
-        Future: Send + 'static,
-    > + NamedService
-    + Clone
-    + Send
-    + Sync
-    + 'static,
-    listener: TcpListener,
-    stopped: watch::Receiver<bool>,
-) -> Result<(), RunError> {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let streams = grpc::StreamBounds {
-        places: Arc::new(Semaphore::new(settings.max_streams)),
-        calls: settings.stream_calls,
-        idle: settings.stream_idle_timeout,
-        stopped: stopped.clone(),
-    };
-    let api = RateLimitServiceServer::new(grpc::Api::new(service, settings.call_timeout, streams))
-        .max_decoding_message_size(settings.max_request_bytes);
-    let api = grpc::Guarded::new(api, doors);
-    let streams = u32::try_from(settings.max_concurrent_calls).unwrap_or(u32::MAX);
-    tonic::transport::Server::builder()
-        .concurrency_limit_per_connection(settings.max_concurrent_calls)
-        .max_concurrent_streams(streams)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(api)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), wait(stopped))
-        .await
-        .map_err(|error| RunError::Serve(format!("gRPC: {error}")))
+/// What the servers of a node share.
+pub(crate) struct Servers {
+    pub(crate) settings: Settings,
+    pub(crate) service: Arc<DecisionService>,
+    pub(crate) doors: Arc<Doors>,
+    pub(crate) health: Arc<rest::Health>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) stopped: watch::Receiver<bool>,
 }
 
-/// The same for REST.
-pub(crate) async fn serve_http(
-    settings: Settings,
-    shared: rest::Shared,
-    listener: TcpListener,
-    stopped: watch::Receiver<bool>,
-) -> Result<(), RunError> {
-    use axum::serve::ListenerExt;
-    let bounds =
-        rest::Bounds { body_bytes: settings.max_request_bytes, concurrent_calls: settings.max_concurrent_calls };
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    axum::serve(listener, rest::router(shared, &bounds))
-        .with_graceful_shutdown(wait(stopped))
-        .await
-        .map_err(|error| RunError::Serve(format!("HTTP: {error}")))
-}
+impl Servers {
+    /// gRPC.
+    pub(crate) fn grpc(
+        &self,
+        listener: TcpListener,
+        health: impl Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Server, RunError> {
+        let settings = &self.settings;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let streams = grpc::StreamBounds {
+            places: Arc::new(Semaphore::new(settings.max_streams)),
+            calls: settings.stream_calls,
+            idle: settings.stream_idle_timeout,
+            stopped: self.stopped.clone(),
+        };
+        let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
+        let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.max_request_bytes);
+        let api = grpc::Guarded::new(api, Arc::clone(&self.doors), settings.call_timeout);
+        let routes = Routes::new(health).add_service(reflection).add_service(api).prepare();
+        Ok(self.server("grpc", listener, Speaks::Http2, routes.into_axum_router()))
+    }
 
-async fn wait(mut stopped: watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+    /// REST; with what operators read, unless that has a listener of its own.
+    pub(crate) fn rest(&self, listener: TcpListener) -> Server {
+        let offer = if self.settings.ops_listen.is_some() { Offer::Api } else { Offer::Everything };
+        self.server("http", listener, Speaks::Http, self.router(offer))
+    }
+
+    /// What operators read: in plain text and open to whoever reaches it, as scrapers and probes are.
+    pub(crate) fn ops(&self, listener: TcpListener) -> Server {
+        Server { tls: None, ..self.server("ops", listener, Speaks::Http, self.router(Offer::Operations)) }
+    }
+
+    fn router(&self, offer: Offer) -> Router {
+        let shared = rest::Shared {
+            service: Arc::clone(&self.service),
+            doors: Arc::clone(&self.doors),
+            health: Arc::clone(&self.health),
+            timeout: self.settings.call_timeout,
+        };
+        let bounds = rest::Bounds {
+            body_bytes: self.settings.max_request_bytes,
+            concurrent_calls: self.settings.max_concurrent_calls,
+        };
+        rest::router(shared, &bounds, offer)
+    }
+
+    fn server(&self, name: &'static str, listener: TcpListener, speaks: Speaks, router: Router) -> Server {
+        Server {
+            name,
+            listener,
+            router,
+            speaks,
+            tls: self.doors.tls.clone(),
+            bounds: self.settings.connections.clone(),
+            calls: self.settings.max_concurrent_calls,
+            telemetry: Arc::clone(&self.telemetry),
+        }
+    }
 }

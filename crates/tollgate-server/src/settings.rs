@@ -1,5 +1,6 @@
 //! Settings: by flag, else by environment variable, else by configuration file, else by default.
 
+mod doors;
 mod redis;
 
 use std::{
@@ -11,7 +12,11 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::{auth::AuthSettings, telemetry::LogFormat};
+use crate::{
+    auth::{DoorSettings, ForwardedHeader},
+    serve::ConnectionBounds,
+    telemetry::LogFormat,
+};
 
 /// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
 /// flags.
@@ -93,12 +98,12 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
     pub account_cache_ttl_ms: Option<u64>,
 
-    /// Address for REST, metrics and health; beyond loopback only with --service-tokens
+    /// Address for REST, metrics and health; beyond loopback only with --service-tokens and TLS
     /// [default: 127.0.0.1:8080]
     #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<SocketAddr>,
 
-    /// Address for gRPC; beyond loopback only with --service-tokens [default: 127.0.0.1:8081]
+    /// Address for gRPC; beyond loopback only with --service-tokens and TLS [default: 127.0.0.1:8081]
     #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
 
@@ -109,6 +114,65 @@ pub struct Options {
     /// File of the tokens that let administrators in, on /admin/v1 [default: none; nobody gets in]
     #[arg(long, env = "TOLLGATE_ADMIN_TOKENS", value_name = "FILE")]
     pub admin_tokens: Option<PathBuf>,
+
+    /// Certificate of the node, PEM; with --tls-key REST and gRPC are served by TLS alone
+    #[arg(long, env = "TOLLGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the node's certificate, PEM
+    #[arg(long, env = "TOLLGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities of client certificates, PEM; --service-tokens says whose certificate acts where
+    #[arg(long, env = "TOLLGATE_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Listen beyond loopback without TLS, as something else encrypts, such as a mesh
+    #[arg(
+        long,
+        env = "TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub plaintext_beyond_loopback: Option<bool>,
+
+    /// Address for metrics and health alone, in plain text and open to all [default: beside REST]
+    #[arg(long, env = "TOLLGATE_OPS_LISTEN", value_name = "ADDR")]
+    pub ops_listen: Option<SocketAddr>,
+
+    /// Names, without ports, by which REST is called [default: those of loopback on loopback, else any]
+    #[arg(long, env = "TOLLGATE_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+
+    /// Networks of proxies that are trusted to name the caller [default: none]
+    #[arg(long, env = "TOLLGATE_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+
+    /// Header in which they name it [default: x-forwarded-for]
+    #[arg(long, env = "TOLLGATE_FORWARDED_HEADER", value_name = "NAME")]
+    pub forwarded_header: Option<ForwardedHeader>,
+
+    /// Attempts to log in that may fail in 30 s from one address, before it is turned away for 30 s; 0 for any
+    /// number [default: 20]
+    #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
+    pub max_login_failures: Option<u32>,
+
+    /// Connections on each listener at once; more are closed [default: 4096]
+    #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<u64>,
+
+    /// How long an HTTP/1 client may take until its next request's headers are there, in milliseconds
+    /// [default: 30000]
+    #[arg(long, env = "TOLLGATE_HEADER_TIMEOUT_MS", value_name = "MS")]
+    pub header_timeout_ms: Option<u64>,
+
+    /// How long a connection may be without a call, in milliseconds [default: 300000]
+    #[arg(long, env = "TOLLGATE_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub idle_timeout_ms: Option<u64>,
 
     /// Largest request body or message, in bytes [default: 65536]
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
@@ -160,8 +224,12 @@ pub struct Settings {
     pub http_listen: SocketAddr,
     /// Where gRPC listens.
     pub grpc_listen: SocketAddr,
+    /// Where health and metrics listen, if not beside REST.
+    pub ops_listen: Option<SocketAddr>,
     /// Who gets in.
-    pub auth: AuthSettings,
+    pub doors: DoorSettings,
+    /// What connections may cost.
+    pub connections: ConnectionBounds,
     /// The largest request, in bytes.
     pub max_request_bytes: usize,
     /// Calls in work at once, on a gRPC connection and over REST.
@@ -229,6 +297,7 @@ impl Options {
         let accounts_redis =
             options.accounts_redis.as_deref().map(|url| Box::new(redis::config(url, &options, &mut wrong)));
         wrong.dedup();
+        let settled = doors::settle(&options, &mut wrong);
         let mut at_least_one = |name: &str, value: usize| {
             if value == 0 {
                 wrong.push(format!("{name}: must be at least 1"));
@@ -250,16 +319,6 @@ impl Options {
         let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
         let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
         let stream_calls = at_least_one("stream-calls", options.stream_calls.unwrap_or(128));
-        let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
-        let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
-        for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
-            if !address.ip().is_loopback() && options.service_tokens.is_none() {
-                wrong.push(format!(
-                    "{name}: {address} is not a loopback address, so that services must be authenticated; \
-                     set service-tokens, or listen on 127.0.0.1 or [::1]"
-                ));
-            }
-        }
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
         }
@@ -267,9 +326,11 @@ impl Options {
             policy: options.policy,
             accounts,
             store: redis.map_or(StoreSettings::Memory { max_scopes }, |redis| StoreSettings::Redis(Box::new(redis))),
-            http_listen,
-            grpc_listen,
-            auth: AuthSettings { service_tokens: options.service_tokens, admin_tokens: options.admin_tokens },
+            http_listen: settled.http_listen,
+            grpc_listen: settled.grpc_listen,
+            ops_listen: settled.ops_listen,
+            doors: settled.doors,
+            connections: settled.connections,
             max_request_bytes,
             max_concurrent_calls,
             call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
@@ -306,6 +367,18 @@ impl Options {
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
             service_tokens: self.service_tokens.or(other.service_tokens),
             admin_tokens: self.admin_tokens.or(other.admin_tokens),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
+            tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
+            plaintext_beyond_loopback: self.plaintext_beyond_loopback.or(other.plaintext_beyond_loopback),
+            ops_listen: self.ops_listen.or(other.ops_listen),
+            allowed_hosts: if self.allowed_hosts.is_empty() { other.allowed_hosts } else { self.allowed_hosts },
+            trusted_proxies: if self.trusted_proxies.is_empty() { other.trusted_proxies } else { self.trusted_proxies },
+            forwarded_header: self.forwarded_header.or(other.forwarded_header),
+            max_login_failures: self.max_login_failures.or(other.max_login_failures),
+            max_connections: self.max_connections.or(other.max_connections),
+            header_timeout_ms: self.header_timeout_ms.or(other.header_timeout_ms),
+            idle_timeout_ms: self.idle_timeout_ms.or(other.idle_timeout_ms),
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
             max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
             call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),
@@ -359,6 +432,6 @@ mod tests {
         ] {
             assert!(said.contains(name), "{said}");
         }
-        assert_eq!(said.lines().count(), 4, "{said}");
+        assert_eq!(said.lines().count(), 5, "{said}");
     }
 }

@@ -47,6 +47,10 @@ const ACCOUNT_INVALIDATIONS: &str = "tollgate_account_invalidations_total";
 const ACCOUNT_FEED_UP: &str = "tollgate_account_feed_up";
 const ACCOUNT_STORE_ERRORS: &str = "tollgate_account_store_errors_total";
 const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
+const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
+const TURNED_AWAY: &str = "tollgate_turned_away_total";
+const CONNECTIONS: &str = "tollgate_connections";
+const CONNECTIONS_CUT: &str = "tollgate_connections_cut_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
 /// The metrics of one node. Nodes of one process keep theirs apart.
@@ -261,6 +265,26 @@ impl Telemetry {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
     }
+
+    pub(crate) fn certificate_ends(&self, at_s: i64) {
+        #[expect(clippy::cast_precision_loss, reason = "exact for 285 million years")]
+        gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);
+    }
+
+    /// Counts a caller that was not let in.
+    pub(crate) fn turned_away(&self, door: &'static str, reason: &'static str) {
+        counter(&self.recorder, TURNED_AWAY, &[("door", door), ("reason", reason)]).increment(1);
+    }
+
+    /// The open connections of a listener.
+    pub(crate) fn connections(&self, listener: &'static str) -> Gauge {
+        gauge(&self.recorder, CONNECTIONS, &[("listener", listener)])
+    }
+
+    /// Counts a connection that the node ended or did not take.
+    pub(crate) fn connection_cut(&self, listener: &'static str, reason: &'static str) {
+        counter(&self.recorder, CONNECTIONS_CUT, &[("listener", listener), ("reason", reason)]).increment(1);
+    }
 }
 
 /// The decision counters of one domain, made when its policy is loaded: a call only counts up.
@@ -385,6 +409,10 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(ACCOUNT_FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
     counter(ACCOUNT_STORE_ERRORS, "Look-ups that the store of accounts did not answer");
     counter(OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
+    gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
+    counter(TURNED_AWAY, "Callers that were not let in, by door and reason");
+    gauge(CONNECTIONS, "Open connections");
+    counter(CONNECTIONS_CUT, "Connections that the node ended or did not take, by reason");
     gauge(BUILD_INFO, "1, with the version of the build");
 }
 

@@ -1,3 +1,8 @@
-//! Who gets in: service tokens and admin tokens, and the domains they are bound to.
+//! Who gets in: tokens, certificates, hosts, connections, and how often one may fail.
 
+mod listeners;
+mod logins;
+mod routes;
+mod secrets;
+mod tls;
 mod tokens;

@@ -109,7 +109,7 @@ async fn sigterm_waits_no_longer_than_its_bound() {
     let address = node.said.split("REST on http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
     half.write_all(
-        b"POST /v1/consume HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
+        b"POST /v1/consume HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
     )
     .await
     .unwrap();
@@ -189,7 +189,7 @@ fn help_names_every_setting_and_its_variable() {
     let (status, help, _) = ProcessBuilder::bare().arg("--help").output();
     assert_eq!(status.code(), Some(0));
     let flags: Vec<&str> = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")).collect();
-    let settings: Vec<&str> = flags.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    let settings: Vec<&str> = flags.iter().filter_map(|line| line.split([' ', '[']).next()).collect();
     assert!(settings.len() >= 16, "{settings:?}");
     let unwrapped = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for setting in &settings {

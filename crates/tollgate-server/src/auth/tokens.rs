@@ -1,31 +1,36 @@
 //! Files of tokens: who is known by which token, and where it may act.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
-use arc_swap::ArcSwap;
 use rand::{Rng, distr::Alphanumeric};
 use serde::Deserialize;
+use serde_path_to_error::Segment;
 
-use super::{Grant, Reach};
+use super::{CertificateName, Grant, Reach};
 use crate::{
     key::{KeyHash, MAX_SECRET_BYTES},
     policy_file::{self, MAX_FILE_BYTES},
-    reload::{Reload, folder_of},
+    reload::{Kept, Reload, folder_of},
     telemetry::Telemetry,
 };
 
+/// What the file of the administrators is called.
+pub(super) const ADMINS: &str = "admin_tokens";
 /// The most tokens of a file: each one that is presented is compared with all.
 const MAX_TOKENS: usize = 1_000;
 /// The shortest token that a file may hold in plain, in bytes; 32 random letters and digits are 190 bits.
 const MIN_TOKEN_BYTES: usize = 32;
 /// The fewest different characters of such a token: random ones have more, and typed ones fewer.
 const MIN_DIFFERENT: usize = 10;
+/// The keys of the file.
+const KEYS: [&str; 9] = ["tokens", "name", "hash", "file", "certificate", "domains", "uri", "dns", "common_name"];
+const BAD_HASH: &str = "must be `sha256:` and 64 hexadecimal digits";
 const PREFIX: &str = "tgt_";
 const RANDOM: usize = 43;
 
@@ -39,13 +44,13 @@ pub(crate) struct TokenFile {
     what: &'static str,
     path: PathBuf,
     telemetry: Arc<Telemetry>,
-    current: ArcSwap<Tokens>,
-    last_failure: Mutex<Option<String>>,
+    tokens: Kept<Tokens>,
 }
 
 #[derive(Default)]
 struct Tokens {
     entries: Vec<(KeyHash, Grant)>,
+    certificates: HashMap<CertificateName, Grant>,
     /// Files that hold a token each.
     secrets: Vec<PathBuf>,
 }
@@ -53,8 +58,8 @@ struct Tokens {
 impl TokenFile {
     /// Reads the file at `path`. `what` names it for metrics and logs.
     pub(crate) fn load(what: &'static str, path: &Path, telemetry: Arc<Telemetry>) -> Result<Self, String> {
-        let current = ArcSwap::from_pointee(Tokens::read(path)?);
-        Ok(Self { what, path: path.to_owned(), telemetry, current, last_failure: Mutex::new(None) })
+        let tokens = Kept::new(Tokens::read(what, path)?);
+        Ok(Self { what, path: path.to_owned(), telemetry, tokens })
     }
 
     /// The grant of whoever presents `token`.
@@ -65,14 +70,15 @@ impl TokenFile {
             return None;
         }
         let hash = KeyHash::of(token);
-        let tokens = self.current.load();
+        let tokens = self.tokens.current();
         let look = |found, (known, grant)| if hash.matches(known) { Some(grant) } else { found };
         tokens.entries.iter().map(|(known, grant)| (known, grant)).fold(None, look).cloned()
     }
 
-    /// What was wrong with the file when it was last looked at, if it was.
-    pub(crate) fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().ok()?.clone()
+    /// The grant of the holder of a certificate with these names, the first that is known.
+    pub(super) fn find_certificate(&self, names: &[CertificateName]) -> Option<Grant> {
+        let tokens = self.tokens.current();
+        names.iter().find_map(|name| tokens.certificates.get(name)).cloned()
     }
 }
 
@@ -82,17 +88,17 @@ impl Reload for TokenFile {
     }
 
     fn folders(&self) -> Vec<PathBuf> {
-        std::iter::once(&self.path).chain(&self.current.load().secrets).map(|path| folder_of(path)).collect()
+        std::iter::once(&self.path).chain(&self.tokens.current().secrets).map(|path| folder_of(path)).collect()
     }
 
     fn reload(&self) -> Result<(), String> {
-        let read = Tokens::read(&self.path);
+        let read = Tokens::read(self.what, &self.path);
         self.telemetry.credentials_reloaded(self.what, read.is_ok());
-        if let Ok(mut last_failure) = self.last_failure.lock() {
-            *last_failure = read.as_ref().err().cloned();
-        }
-        self.current.store(Arc::new(read?));
-        Ok(())
+        self.tokens.renew(read)
+    }
+
+    fn last_failure(&self) -> Option<String> {
+        self.tokens.last_failure()
     }
 }
 
@@ -109,11 +115,12 @@ struct WrittenToken {
     name: String,
     hash: Option<String>,
     file: Option<PathBuf>,
+    certificate: Option<CertificateName>,
     domains: WrittenDomains,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "domains: must be `all` or a list of names")]
+#[serde(untagged, expecting = "must be `all` or a list of names")]
 enum WrittenDomains {
     All(AllDomains),
     Only(Vec<String>),
@@ -126,10 +133,10 @@ enum AllDomains {
 }
 
 impl Tokens {
-    fn read(path: &Path) -> Result<Self, String> {
+    fn read(what: &str, path: &Path) -> Result<Self, String> {
         let file = path.display();
         let text = read_bounded(path, MAX_FILE_BYTES).map_err(|error| format!("{file}: {error}"))?;
-        let written: Written = policy_file::read_yaml(&text).map_err(|error| format!("{file}: {error}"))?;
+        let written = policy_file::read_yaml(&text).and_then(understand).map_err(|error| format!("{file}: {error}"))?;
         let mut wrong = Vec::new();
         let mut tokens = Self::default();
         if written.tokens.len() > MAX_TOKENS {
@@ -143,26 +150,6 @@ impl Tokens {
             } else if !names.insert(token.name.clone()) {
                 mistake("name", "is the name of another token; each needs its own");
             }
-            let hash = match (&token.hash, &token.file) {
-                (Some(hash), None) => {
-                    let hash = KeyHash::parse(hash);
-                    if hash.is_none() {
-                        mistake("hash", "must be `sha256:` and 64 hexadecimal digits");
-                    }
-                    hash
-                }
-                (None, Some(secret)) => {
-                    // As seen from the file that names it.
-                    let secret = folder_of(path).join(secret);
-                    let hash = plain(&secret);
-                    tokens.secrets.push(secret);
-                    hash.map_err(|error| mistake("file", &error)).ok()
-                }
-                _ => {
-                    mistake("hash", "give the token as one of `hash` and `file`");
-                    None
-                }
-            };
             let reach = match token.domains {
                 WrittenDomains::All(AllDomains::All) => Reach::All,
                 WrittenDomains::Only(domains) => {
@@ -172,17 +159,69 @@ impl Tokens {
                     Reach::Only(Arc::new(domains.into_iter().map(Into::into).collect::<BTreeSet<_>>()))
                 }
             };
-            let Some(hash) = hash else { continue };
-            if !hashes.insert(hash.to_text()) {
-                mistake("hash", "is the token of another entry; each needs its own");
+            let grant = Grant { name: token.name.into(), reach };
+            let (field, hash) = match (&token.hash, &token.file, token.certificate) {
+                (Some(hash), None, None) => ("hash", KeyHash::parse(hash).ok_or_else(|| BAD_HASH.to_owned())),
+                (None, Some(secret), None) => {
+                    // As seen from the file that names it.
+                    let secret = folder_of(path).join(secret);
+                    let hash = plain(&secret);
+                    tokens.secrets.push(secret);
+                    ("file", hash)
+                }
+                (None, None, Some(_)) if what == ADMINS => {
+                    mistake("certificate", "lets services in; an administrator needs a token");
+                    continue;
+                }
+                (None, None, Some(name)) => {
+                    if name.text().is_empty() {
+                        mistake("certificate", "must have a name");
+                    } else if tokens.certificates.insert(name.canonical(), grant).is_some() {
+                        mistake("certificate", "is the name of another entry; each needs its own");
+                    }
+                    continue;
+                }
+                _ => {
+                    mistake("hash", "give one of `hash`, `file` and `certificate`");
+                    continue;
+                }
+            };
+            match hash {
+                Err(error) => mistake(field, &error),
+                Ok(hash) if !hashes.insert(hash.bytes()) => {
+                    mistake(field, "is the token of another entry; each needs its own");
+                }
+                Ok(hash) => tokens.entries.push((hash, grant)),
             }
-            tokens.entries.push((hash, Grant { name: token.name.into(), reach }));
         }
         if wrong.is_empty() {
             return Ok(tokens);
         }
         Err(wrong.into_iter().map(|wrong| format!("{file}: {wrong}")).collect::<Vec<_>>().join("\n"))
     }
+}
+
+fn understand(value: serde_json::Value) -> Result<Written, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        // What stands in the file is not repeated: it may be a token that was put in the wrong place.
+        let known = |segment: &&Segment| match segment {
+            Segment::Map { key } => KEYS.contains(&key.as_str()),
+            _ => true,
+        };
+        let place = error.path().iter().take_while(known).fold(String::new(), |place, segment| match segment {
+            Segment::Map { key } if !place.is_empty() => format!("{place}.{key}"),
+            segment => format!("{place}{segment}"),
+        });
+        let said = error.into_inner().to_string();
+        let said = match said.rsplit_once(", expected ") {
+            Some((found, expected)) if found.starts_with("unknown field") => {
+                format!("has a key that is not {expected}")
+            }
+            Some((_, expected)) => format!("must be {expected}"),
+            None => said,
+        };
+        if place.is_empty() { said } else { format!("{place}: {said}") }
+    })
 }
 
 /// The hash of the token that a file holds in plain, as a mounted secret does.
@@ -202,7 +241,8 @@ fn plain(path: &Path) -> Result<KeyHash, String> {
     Ok(KeyHash::of(token))
 }
 
-fn read_bounded(path: &Path, most: u64) -> Result<String, String> {
+/// A file's text, of at most so many bytes.
+pub(crate) fn read_bounded(path: &Path, most: u64) -> Result<String, String> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_string(&mut text));
     match read {
@@ -221,7 +261,7 @@ mod tests {
         std::fs::write(folder.path().join("secret"), secret).unwrap();
         let file = folder.path().join("tokens.yaml");
         std::fs::write(&file, text).unwrap();
-        Tokens::read(&file)
+        Tokens::read(ADMINS, &file)
     }
 
     #[test]
@@ -244,7 +284,14 @@ mod tests {
             assert!(said.contains(&format!("tokens[{at}].{field}: ")), "{at} {field}: {said}");
         }
         assert_eq!(said.lines().count(), 6, "{said}");
-        for (text, place) in [("tokens: [{ name: a }]", "domains"), ("token: []", "token"), ("\t", "line 1")] {
+        for (text, place) in [
+            ("tokens: [{ name: a }]", "tokens[0]: missing field `domains`"),
+            ("tokens: [{ name: a, domains: 7 }]", "tokens[0].domains: must be `all` or a list of names"),
+            ("tokens: [{ name: a, secret: b }]", "tokens[0]: has a key that is not one of `name`"),
+            ("tokens: plain", "tokens: must be a sequence"),
+            ("token: []", "has a key that is not `tokens`"),
+            ("\t", "line 1"),
+        ] {
             let said = read(text, "").err().unwrap();
             assert!(said.contains(place) && said.contains("tokens.yaml"), "{said}");
         }

@@ -5,28 +5,35 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tonic::{
     Extensions, Status,
     body::Body,
     codegen::{Service, http},
+    metadata::MetadataValue,
     server::NamedService,
 };
 
-use crate::auth::{Doors, Refusal, ServiceGrant};
+use crate::auth::{Doors, Peer, Refusal, ServiceGrant};
 
-/// A gRPC service that only services with a grant may call. The grant comes along as an extension of each
-/// request.
+/// How much longer than a call a message may take in all, until its answer begins.
+const LONGER: Duration = Duration::from_secs(5);
+
+/// A gRPC service that only services with a grant may call. The grant and the caller's address come along as
+/// extensions of each request.
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     inner: S,
     doors: Arc<Doors>,
+    timeout: Duration,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(inner: S, doors: Arc<Doors>) -> Self {
-        Self { inner, doors }
+    /// `timeout` is how long a call may take once it was read.
+    pub(crate) fn new(inner: S, doors: Arc<Doors>, timeout: Duration) -> Self {
+        Self { inner, doors, timeout: timeout.saturating_add(LONGER) }
     }
 }
 
@@ -36,7 +43,9 @@ impl<S: NamedService> NamedService for Guarded<S> {
 
 impl<S, B> Service<http::Request<B>> for Guarded<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible, Future: Send + 'static>,
+    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -47,14 +56,34 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        match self.doors.service(request.headers()) {
-            Ok(grant) => {
-                request.extensions_mut().insert(grant);
-                Box::pin(self.inner.call(request))
+        let doors = Arc::clone(&self.doors);
+        let timeout = self.timeout;
+        // The one that was polled is the one to call.
+        let waiting = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, waiting);
+        Box::pin(async move {
+            match enter(&doors, request.headers(), request.extensions()).await {
+                Ok((from, grant)) => {
+                    request.extensions_mut().insert(from);
+                    request.extensions_mut().insert(grant);
+                }
+                Err(refusal) => return Ok(Status::from(refusal).into_http()),
             }
-            Err(refusal) => Box::pin(std::future::ready(Ok(Status::from(refusal).into_http()))),
-        }
+            // A message that is sent forever holds its call no longer than this.
+            let answered = tokio::time::timeout(timeout, inner.call(request)).await;
+            answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the call took too long").into_http()))
+        })
     }
+}
+
+async fn enter(
+    doors: &Doors,
+    headers: &http::HeaderMap,
+    extensions: &http::Extensions,
+) -> Result<(crate::auth::ClientAddr, ServiceGrant), Refusal> {
+    let peer = extensions.get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?;
+    let from = doors.client(peer, headers);
+    Ok((from, doors.service(headers, peer, from).await?))
 }
 
 /// The grant of a request that passed the door.
@@ -67,7 +96,15 @@ impl From<Refusal> for Status {
         let text = refusal.to_string();
         // The HTTP statuses stand in rest/guard.rs, in the same order.
         match refusal {
-            Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::NoAdmins => Self::unauthenticated(text),
+            Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::UnknownCertificate | Refusal::NoAdmins => {
+                Self::unauthenticated(text)
+            }
+            Refusal::TooManyFailures { retry_after_s } => {
+                let mut status = Self::resource_exhausted(text);
+                status.metadata_mut().insert("retry-after", MetadataValue::from(retry_after_s));
+                status
+            }
+            Refusal::WrongHost => Self::invalid_argument(text),
         }
     }
 }

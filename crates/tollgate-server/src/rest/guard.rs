@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request, State},
-    http::{HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderValue, StatusCode, header, request::Parts, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -15,7 +15,7 @@ use utoipa::openapi::{
 };
 
 use super::ErrorBody;
-use crate::auth::{AdminGrant, Doors, Refusal, ServiceGrant};
+use crate::auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token};
 
 /// What a route asks of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,34 +43,67 @@ impl Door {
     }
 }
 
-/// Lets a request through with its grant, or answers it.
+/// Lets a request through with its grant and the caller's address, or answers it.
 pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
     // is nothing to enter.
-    let Some(route) = request.extensions().get::<MatchedPath>() else { return next.run(request).await };
-    let entered = match Door::of(route.as_str()) {
-        Door::Open | Door::Key => Ok(()),
-        Door::Service => doors.service(request.headers()).map(|grant| {
-            request.extensions_mut().insert(grant);
-        }),
-        Door::Admin => doors.admin(request.headers()).map(|grant| {
-            request.extensions_mut().insert(grant);
-        }),
-    };
-    match entered {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+    let route = request.extensions().get::<MatchedPath>();
+    let door = route.map_or(Door::Open, |route| Door::of(route.as_str()));
+    if door == Door::Open {
+        return next.run(request).await;
     }
+    let shown = token(request.headers()).is_some();
+    let from = match enter(&doors, door, &mut request).await {
+        Ok(from) => from,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let answer = next.run(request).await;
+    if door == Door::Key && shown && answer.status() == StatusCode::UNAUTHORIZED {
+        doors.bad_key(from).await;
+    }
+    answer
+}
+
+async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<ClientAddr, Refusal> {
+    // HTTP/2 has the host in the target.
+    let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    doors.host(request.uri().authority().map(Authority::as_str).or(named))?;
+    let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?);
+    let from = doors.client(&peer, request.headers());
+    match door {
+        Door::Open => {}
+        Door::Key => doors.key(from).await?,
+        Door::Service => {
+            let grant = doors.service(request.headers(), &peer, from).await?;
+            request.extensions_mut().insert(grant);
+        }
+        Door::Admin => {
+            let grant = doors.admin(request.headers(), from).await?;
+            request.extensions_mut().insert(grant);
+        }
+    }
+    request.extensions_mut().insert(from);
+    Ok(from)
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         // The gRPC statuses stand in grpc/guard.rs, in the same order.
         let (status, code) = match self {
-            Self::Missing(_) | Self::Unknown(_) | Self::NoAdmins => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            Self::Missing(_) | Self::Unknown(_) | Self::UnknownCertificate | Self::NoAdmins => {
+                (StatusCode::UNAUTHORIZED, "unauthenticated")
+            }
+            Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
+            Self::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
         };
         let mut response = ErrorBody::new(code, self.to_string()).with(status);
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let headers = response.headers_mut();
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Self::TooManyFailures { retry_after_s } = self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+        }
         response
     }
 }
@@ -88,6 +121,14 @@ impl<S: Send + Sync> FromRequestParts<S> for AdminGrant {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         parts.extensions.get().cloned().ok_or(Refusal::Missing("admin"))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ClientAddr {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parts.extensions.get().copied().ok_or(Refusal::Missing("service"))
     }
 }
 
@@ -116,13 +157,17 @@ fn describe_door(operation: &mut Operation, door: Door) {
         return;
     }
     operation.security = Some(vec![SecurityRequirement::new(scheme_of(door), Vec::<String>::new())]);
-    let statuses: &[(&str, &str)] = match door {
+    let of_tokens: &[(&str, &str)] = match door {
         Door::Open | Door::Key => &[],
         Door::Service | Door::Admin => {
             &[("401", "The token is missing or unknown"), ("403", "The token may not act in this domain")]
         }
     };
-    for (status, said) in statuses {
+    let of_all = [
+        ("421", "The host is not a name of this node"),
+        ("429", "Too many attempts to log in failed from this address, or the node has more to do than it takes in"),
+    ];
+    for (status, said) in of_tokens.iter().chain(&of_all) {
         let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name("ErrorBody"))));
         let response = ResponseBuilder::new().description(*said).content("application/json", body).build();
         operation.responses.responses.entry((*status).to_owned()).or_insert(RefOr::T(response));

@@ -19,7 +19,7 @@ use tollgate_core::store::{Store, StoreError};
 use utoipa::ToSchema;
 
 use super::Shared;
-use crate::{auth::Doors, policies::Policies, telemetry::Telemetry};
+use crate::{auth::Doors, policies::Policies, reload::Reload, telemetry::Telemetry};
 
 /// What the node knows of itself.
 pub(crate) struct Health {
@@ -69,7 +69,7 @@ impl Health {
             detail: failure
                 .map(|failure| format!("the last reload failed and the {what} before it are in force:\n{failure}")),
         };
-        let credentials: Vec<String> = self.doors.files().filter_map(|file| file.last_failure()).collect();
+        let credentials: Vec<String> = self.doors.parts().iter().filter_map(|part| part.last_failure()).collect();
         Readiness {
             ready: store.is_ok() && !draining,
             lifecycle: if draining { "draining" } else { "running" },

@@ -13,9 +13,9 @@ use smallvec::SmallVec;
 use tollgate_core::{amount::Limit, decision::Decision, time::Timestamp, window::CalendarUnit, window::CalendarWindow};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Shared, api_key, traceparent};
+use super::{Shared, traceparent};
 use crate::{
-    auth::Reach,
+    auth::{Reach, token},
     service::{CallError, CallerRef, Listed, Listing},
     telemetry::traced,
 };
@@ -121,7 +121,7 @@ pub(super) async fn get_rate_limits(
     if take == 0 || take > LARGEST_PAGE {
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
-    let Some(secret) = api_key(&headers) else { return unauthenticated() };
+    let Some(secret) = token(&headers) else { return unauthenticated() };
     let listing = Listing {
         within: &Reach::All,
         domain: "",

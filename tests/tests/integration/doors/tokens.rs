@@ -61,6 +61,7 @@ fn start(folder: &Folder) -> Process {
         .arg(&folder.services)
         .arg("--admin-tokens")
         .arg(&folder.admins)
+        .arg("--max-login-failures=0")
         .start()
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Node {
 /// The settings of a node with this policy file and listeners of the test's choice.
 fn settings(mut options: Options, policy: PathBuf) -> Settings {
     options.policy.push(policy);
+    // Tests try many a bad key from the one address they have.
+    options.max_login_failures.get_or_insert(0);
     options.settle(None).expect("the settings are good")
 }
 
@@ -82,7 +84,7 @@ impl Node {
     ) -> Self {
         let (folder, file) = folder_with(policy);
         let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let listeners = Listeners { http: bind().await, grpc: bind().await };
+        let listeners = Listeners { http: bind().await, grpc: bind().await, ops: None };
         let http = listeners.http.local_addr().expect("an address");
         let grpc = listeners.grpc.local_addr().expect("an address");
         let (shutdown, stopped) = oneshot::channel();

@@ -106,7 +106,8 @@ impl ProcessBuilder {
         // What follows is read too, so that the node is never stuck in writing it.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         let after = |mark: &str| line.split_once(mark).and_then(|(_, rest)| rest.split([',', ';']).next());
-        let (Some(http), Some(grpc)) = (after("REST on http://"), after("gRPC on ")) else {
+        let http = after("REST on http://").or_else(|| after("REST on https://"));
+        let (Some(http), Some(grpc)) = (http, after("gRPC on ")) else {
             let _ = child.kill();
             let _ = child.wait();
             panic!("it said {line:?} and {}", String::from_utf8_lossy(&stderr.lock().expect("no panic")));
@@ -117,6 +118,7 @@ impl ProcessBuilder {
             grpc: RateLimitServiceClient::new(channel.clone()),
             channel,
             grpc_address: grpc.trim().to_owned(),
+            http_address: http.to_owned(),
             said: line.clone(),
             child,
             stderr,
@@ -130,6 +132,7 @@ pub(crate) struct Process {
     pub(crate) grpc: RateLimitServiceClient<Channel>,
     pub(crate) channel: Channel,
     pub(crate) grpc_address: String,
+    pub(crate) http_address: String,
     /// The first line of its standard output.
     pub(crate) said: String,
     child: Child,

@@ -1,0 +1,177 @@
+//! Where a node listens, and who gets in: settings that only together are right or wrong.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::http::uri::Authority;
+use ipnet::IpNet;
+
+use super::Options;
+use crate::{
+    auth::{DoorSettings, Hosts, TrustedProxies},
+    serve::ConnectionBounds,
+    tls::TlsSettings,
+};
+
+/// These settings, settled.
+pub(super) struct Settled {
+    pub(super) http_listen: SocketAddr,
+    pub(super) grpc_listen: SocketAddr,
+    pub(super) ops_listen: Option<SocketAddr>,
+    pub(super) doors: DoorSettings,
+    pub(super) connections: ConnectionBounds,
+}
+
+/// Settles them; adds what is wrong to `wrong`, a line each.
+pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
+    let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+    let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
+    let tls = tls(options, wrong);
+    for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
+        if address.ip().is_loopback() {
+            continue;
+        }
+        if options.service_tokens.is_none() {
+            wrong.push(format!(
+                "{name}: {address} is not a loopback address, so that services must be authenticated: \
+                 set service-tokens, or listen on 127.0.0.1 or [::1]"
+            ));
+        }
+        if tls.is_none() && options.plaintext_beyond_loopback != Some(true) {
+            wrong.push(format!(
+                "{name}: {address} is not a loopback address, so that tokens would be sent in the clear: \
+                 set tls-cert and tls-key, or plaintext-beyond-loopback if something else encrypts"
+            ));
+        }
+    }
+    let allowed: Vec<String> = options.allowed_hosts.iter().filter_map(|host| host_name(host, wrong)).collect();
+    let proxies = options.trusted_proxies.iter().filter_map(|network| proxy(network, wrong)).collect();
+    let mut at_least_one = |name: &str, value: u64| {
+        if value == 0 {
+            wrong.push(format!("{name}: must be at least 1"));
+        }
+        value
+    };
+    let connections = ConnectionBounds {
+        most: usize::try_from(at_least_one("max-connections", options.max_connections.unwrap_or(4_096)))
+            .unwrap_or(usize::MAX)
+            .min(tokio::sync::Semaphore::MAX_PERMITS),
+        header_timeout: ms(at_least_one("header-timeout-ms", options.header_timeout_ms.unwrap_or(30_000))),
+        idle_timeout: ms(at_least_one("idle-timeout-ms", options.idle_timeout_ms.unwrap_or(300_000))),
+    };
+    Settled {
+        http_listen,
+        grpc_listen,
+        ops_listen: options.ops_listen,
+        doors: DoorSettings {
+            service_tokens: options.service_tokens.clone(),
+            admin_tokens: options.admin_tokens.clone(),
+            tls,
+            hosts: Hosts { loopback: http_listen.ip().is_loopback(), allowed },
+            proxies: TrustedProxies { networks: proxies, header: options.forwarded_header.unwrap_or_default() },
+            max_login_failures: options.max_login_failures.unwrap_or(20),
+        },
+        connections,
+    }
+}
+
+fn tls(options: &Options, wrong: &mut Vec<String>) -> Option<TlsSettings> {
+    if options.tls_client_ca.is_some() {
+        if options.tls_cert.is_none() {
+            wrong.push("tls-client-ca: needs tls-cert and tls-key".to_owned());
+        }
+        if options.service_tokens.is_none() {
+            wrong.push("tls-client-ca: needs service-tokens, which say whose certificate acts where".to_owned());
+        }
+    }
+    match (&options.tls_cert, &options.tls_key) {
+        (Some(certificate), Some(key)) => Some(TlsSettings {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: options.tls_client_ca.clone(),
+        }),
+        (None, None) => None,
+        (Some(_), None) => {
+            wrong.push("tls-key: is missing; tls-cert needs it".to_owned());
+            None
+        }
+        (None, Some(_)) => {
+            wrong.push("tls-cert: is missing; tls-key needs it".to_owned());
+            None
+        }
+    }
+}
+
+fn host_name(host: &str, wrong: &mut Vec<String>) -> Option<String> {
+    let parsed = host.parse::<Authority>().ok();
+    // An authority is a name alone if nothing stands before or behind it.
+    let name = parsed.filter(|authority| authority.host() == host);
+    if name.is_none() {
+        wrong.push(format!("allowed-hosts: {host:?} must be a host name without a port"));
+    }
+    name.map(|name| name.host().trim_matches(['[', ']']).trim_end_matches('.').to_owned())
+}
+
+fn proxy(network: &str, wrong: &mut Vec<String>) -> Option<IpNet> {
+    let parsed = network.parse().or_else(|_| network.parse().map(|address: std::net::IpAddr| IpNet::from(address)));
+    if parsed.is_err() {
+        wrong.push(format!("trusted-proxies: {network:?} must be a network such as 10.0.0.0/8, or an address"));
+    }
+    parsed.ok()
+}
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(yaml: &str) -> Vec<String> {
+        let options: Options = crate::policy_file::read_yaml(yaml).unwrap();
+        let mut wrong = Vec::new();
+        settle(&options, &mut wrong);
+        wrong
+    }
+
+    #[test]
+    fn beyond_loopback_services_are_authenticated_and_the_way_is_encrypted() {
+        let both = wrong("http-listen: 0.0.0.0:80");
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert!(both[0].contains("set service-tokens") && both[1].contains("set tls-cert"), "{both:?}");
+        let clear = wrong("{ http-listen: '0.0.0.0:80', grpc-listen: '[::]:81', service-tokens: t }");
+        assert_eq!(clear.len(), 2, "{clear:?}");
+        assert!(clear[1].starts_with("grpc-listen: [::]:81 ") && clear[1].contains("plaintext-beyond-loopback"));
+        for good in [
+            "{}",
+            "{ http-listen: '0.0.0.0:80', service-tokens: t, plaintext-beyond-loopback: true }",
+            "{ grpc-listen: '0.0.0.0:80', service-tokens: t, tls-cert: c, tls-key: k }",
+            "{ ops-listen: '0.0.0.0:80' }",
+        ] {
+            assert_eq!(wrong(good), [""; 0], "{good}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_said_by_name() {
+        for (yaml, said) in [
+            ("tls-cert: c", "tls-key: is missing"),
+            ("tls-key: k", "tls-cert: is missing"),
+            ("{ tls-client-ca: c, service-tokens: t }", "tls-client-ca: needs tls-cert"),
+            ("{ tls-client-ca: c, tls-cert: c, tls-key: k }", "tls-client-ca: needs service-tokens"),
+            ("allowed-hosts: ['a.example:80']", "allowed-hosts: \"a.example:80\""),
+            ("allowed-hosts: ['https://a.example']", "allowed-hosts: "),
+            ("trusted-proxies: ['10.0.0.0/40']", "trusted-proxies: \"10.0.0.0/40\""),
+            ("trusted-proxies: [proxy.example]", "trusted-proxies: "),
+            ("max-connections: 0", "max-connections: must"),
+            ("idle-timeout-ms: 0", "idle-timeout-ms: must"),
+        ] {
+            let wrong = wrong(yaml);
+            assert!(wrong.len() == 1 && wrong[0].starts_with(said), "{yaml}: {wrong:?}");
+        }
+        assert_eq!(
+            wrong("{ allowed-hosts: [a.example, '[::1]', 10.0.0.1], trusted-proxies: [10.0.0.1, 'fd00::/8'] }"),
+            [""; 0]
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! TLS: certificates and keys in files, read anew when they change.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    auth::read_bounded,
+    reload::{Kept, Reload, folder_of},
+    telemetry::Telemetry,
+};
+
+/// The largest file of certificates, in bytes.
+const MAX_PEM_BYTES: u64 = 1 << 20;
+
+/// Where the certificates are.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    /// The node's certificate, and those between it and its authority; PEM.
+    pub certificate: PathBuf,
+    /// The key of the node's certificate; PEM.
+    pub key: PathBuf,
+    /// The authorities of client certificates; PEM. Without them no client is asked for one.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Which protocols a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+    /// HTTP/2 alone, as gRPC does.
+    Http2,
+}
+
+/// The certificates in force.
+pub(crate) struct Tls {
+    settings: TlsSettings,
+    telemetry: Arc<Telemetry>,
+    configs: Kept<Configs>,
+}
+
+struct Configs {
+    http: Arc<ServerConfig>,
+    http2: Arc<ServerConfig>,
+    /// When the certificate ends, in seconds since 1970.
+    ends_at: i64,
+}
+
+impl Tls {
+    /// # Errors
+    /// Everything that is wrong with the files, a line each, with the name of the setting.
+    pub(crate) fn load(settings: TlsSettings, telemetry: Arc<Telemetry>) -> Result<Self, String> {
+        let configs = read(&settings)?;
+        telemetry.certificate_ends(configs.ends_at);
+        Ok(Self { settings, telemetry, configs: Kept::new(configs) })
+    }
+
+    /// What takes in the next connection.
+    pub(crate) fn acceptor(&self, speaks: Speaks) -> TlsAcceptor {
+        let configs = self.configs.current();
+        TlsAcceptor::from(Arc::clone(match speaks {
+            Speaks::Http => &configs.http,
+            Speaks::Http2 => &configs.http2,
+        }))
+    }
+}
+
+impl Reload for Tls {
+    fn what(&self) -> &'static str {
+        "certificates"
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        let TlsSettings { certificate, key, client_ca } = &self.settings;
+        [certificate, key].into_iter().chain(client_ca).map(|file| folder_of(file)).collect()
+    }
+
+    fn reload(&self) -> Result<(), String> {
+        let read = read(&self.settings);
+        self.telemetry.credentials_reloaded(self.what(), read.is_ok());
+        if let Ok(configs) = &read {
+            self.telemetry.certificate_ends(configs.ends_at);
+        }
+        self.configs.renew(read)
+    }
+
+    fn last_failure(&self) -> Option<String> {
+        self.configs.last_failure()
+    }
+}
+
+fn read(settings: &TlsSettings) -> Result<Configs, String> {
+    let certificates = certificates("tls-cert", &settings.certificate);
+    let key = pem("tls-key", &settings.key).and_then(|text| {
+        PrivateKeyDer::from_pem_slice(text.as_bytes())
+            .map_err(|_| format!("tls-key: {}: has no private key in PEM", settings.key.display()))
+    });
+    let roots = settings.client_ca.as_deref().map(roots).transpose();
+    let (certificates, key, roots) = match (certificates, key, roots) {
+        (Ok(certificates), Ok(key), Ok(roots)) => (certificates, key, roots),
+        (certificates, key, roots) => {
+            let wrong = [certificates.err(), key.err(), roots.err()];
+            return Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"));
+        }
+    };
+    let unusable = |error: &dyn std::fmt::Display| format!("tls-cert: {}: {error}", settings.certificate.display());
+    let ends_at = certificates
+        .first()
+        .and_then(|first| x509_parser::parse_x509_certificate(first).ok())
+        .map(|(_, first)| first.validity().not_after.timestamp())
+        .ok_or_else(|| unusable(&"holds something that is no certificate"))?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(&error))?;
+    let builder = match roots {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            // A caller may show a token instead; whoever shows a certificate must show a good one.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| format!("tls-client-ca: {error}"))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let config = builder
+        .with_single_cert(certificates, key)
+        .map_err(|error| unusable(&format_args!("does not go with the key of tls-key: {error}")))?;
+    let speaking = |protocols: &[&[u8]]| {
+        let mut config = config.clone();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    };
+    Ok(Configs { http: speaking(&[b"h2", b"http/1.1"]), http2: speaking(&[b"h2"]), ends_at })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("tls-client-ca", path)? {
+        roots.add(certificate).map_err(|error| format!("tls-client-ca: {}: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = pem(setting, path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    certificates
+        .ok()
+        .filter(|certificates| !certificates.is_empty())
+        .ok_or_else(|| format!("{setting}: {}: has no certificate in PEM", path.display()))
+}
+
+fn pem(setting: &str, path: &Path) -> Result<String, String> {
+    read_bounded(path, MAX_PEM_BYTES).map_err(|error| format!("{setting}: {}: {error}", path.display()))
+}

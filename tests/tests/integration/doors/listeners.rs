@@ -1,0 +1,173 @@
+//! Listeners and their connections: what they offer, by which name they are called, and what they bear.
+//!
+//! Tried by breaking the server: no semaphore before a connection, no timer for headers, and an idle time that
+//! also ends connections with a call in work.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::harness::{
+    KEY, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, shop, until,
+};
+
+const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
+
+fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
+    let (folder, policy) = folder_with(&shop(100));
+    let builder = ProcessBuilder::new(&policy).arg("--ops-listen=127.0.0.1:0");
+    (folder, settings.iter().fold(builder, ProcessBuilder::arg).start())
+}
+
+fn ops(node: &Process) -> Rest {
+    let address = node.said.split("health and metrics on http://").nth(1).unwrap();
+    Rest::new(address.split([',', ';']).next().unwrap().trim())
+}
+
+/// Waits until the node has closed the connection; what it said before that.
+async fn closed(stream: &mut TcpStream) -> String {
+    let mut said = Vec::new();
+    let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut said)).await;
+    // A connection that is reset is closed too.
+    let _ = read.expect("the node should have closed the connection");
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test]
+async fn health_and_metrics_move_to_their_own_listener() {
+    let (_folder, node) = node(&[]);
+    let ops = ops(&node);
+    for route in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(ops.text(route).await.0, StatusCode::OK, "{route}");
+        assert_eq!(node.rest.text(route).await.0, StatusCode::NOT_FOUND, "{route}");
+    }
+    for route in ["/openapi.json", "/api_keys/rate_limits", "/v1/consume"] {
+        assert_eq!(ops.text(route).await.0, StatusCode::NOT_FOUND, "{route}");
+    }
+    assert_eq!(node.rest.text("/openapi.json").await.0, StatusCode::OK);
+    let (_, metrics) = ops.text("/metrics").await;
+    assert!(metrics.contains(r#"tollgate_connections{listener="ops"} 1"#), "{metrics}");
+}
+
+/// A page in a browser beside the node cannot talk to it under a name of its own.
+#[tokio::test]
+async fn loopback_is_called_by_its_own_names_alone() {
+    let (folder, policy) = folder_with(&shop(100));
+    let admins = folder.path().join("admins.yaml");
+    std::fs::write(&admins, format!("tokens: [{{ name: root, hash: '{}', domains: all }}]", hash_of(ADMIN))).unwrap();
+    let builder = ProcessBuilder::new(&policy).arg("--allowed-hosts=limits.example").arg("--admin-tokens");
+    let node = builder.arg(&admins).start();
+    let port = node.http_address.rsplit(':').next().unwrap();
+    let (_, description) = node.rest.json("/openapi.json").await;
+    let routes: Vec<&String> = description["paths"].as_object().unwrap().keys().collect();
+    let status = async |method: &Method, route: &str, token: &str, host: &str| {
+        let request = node.rest.request(method.clone(), route).bearer_auth(token).header("host", host);
+        request.send().await.unwrap().status()
+    };
+    for (route, method, token) in [("/v1/consume", Method::POST, "none"), ("/api_keys/rate_limits", Method::GET, KEY)] {
+        assert!(routes.iter().any(|known| *known == route), "{route}");
+        for host in
+            ["evil.example", &format!("evil.example:{port}"), "127.0.0.1.evil.example", "user@localhost", "10.0.0.1"]
+        {
+            assert_eq!(status(&method, route, token, host).await, StatusCode::MISDIRECTED_REQUEST, "{route} {host}");
+        }
+        for host in ["localhost", &format!("LOCALHOST:{port}"), "127.0.0.1", &format!("[::1]:{port}"), "limits.example"]
+        {
+            assert_ne!(status(&method, route, token, host).await, StatusCode::MISDIRECTED_REQUEST, "{route} {host}");
+        }
+    }
+    // The host is looked at before the token, so that a page does not learn whether it has a good one.
+    for route in routes.into_iter().filter(|route| route.starts_with("/admin/")) {
+        let answer = status(&Method::GET, route, ADMIN, "evil.example").await;
+        assert!(matches!(answer, StatusCode::MISDIRECTED_REQUEST | StatusCode::METHOD_NOT_ALLOWED), "{route} {answer}");
+    }
+    // Probes come by address.
+    assert_eq!(status(&Method::GET, "/healthz", "none", "10.0.0.1").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
+    let (_folder, node) = node(&["--header-timeout-ms=300", "--idle-timeout-ms=600"]);
+    let ops = ops(&node);
+    let mut watch =
+        HealthClient::new(node.channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+
+    // Header by header, for ever.
+    let mut slow = TcpStream::connect(&node.http_address).await.unwrap();
+    slow.write_all(b"GET /api_keys/rate_limits HTTP/1.1\r\nhost: localhost\r\n").await.unwrap();
+    let cut = timeout(Duration::from_secs(15), async {
+        while slow.write_all(b"x-more: 1\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    cut.await.expect("the node should have closed the connection");
+
+    // Nothing at all, on each listener.
+    for address in [&node.http_address, &node.grpc_address] {
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        closed(&mut silent).await;
+    }
+    // HTTP/2 without a call: the preface, then nothing.
+    let mut idle = TcpStream::connect(&node.grpc_address).await.unwrap();
+    idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    closed(&mut idle).await;
+
+    // All the while a connection with a call in work stays.
+    while let Ok(news) = timeout(Duration::from_millis(50), watch.message()).await {
+        assert!(matches!(news, Ok(Some(_))), "the watch has ended: {news:?}");
+    }
+    assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
+    let (_, metrics) = ops.text("/metrics").await;
+    for listener in ["http", "grpc"] {
+        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="idle"}}"#);
+        assert!(metrics.contains(&cut), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn there_are_no_more_connections_than_the_bound() {
+    let (_folder, node) = node(&["--max-connections=3"]);
+    let ops = ops(&node);
+    for (listener, address) in [("http", &node.http_address), ("grpc", &node.grpc_address)] {
+        let open = format!(r#"tollgate_connections{{listener="{listener}"}} 3"#);
+        let full = async || ops.text("/metrics").await.1.contains(&open).then_some(());
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(TcpStream::connect(address).await.unwrap());
+        }
+        until("all are taken in", Duration::from_secs(5), full).await;
+        for _ in 0..5 {
+            let mut more = TcpStream::connect(address).await.unwrap();
+            assert_eq!(closed(&mut more).await, "", "{listener}");
+        }
+        let (_, metrics) = ops.text("/metrics").await;
+        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="too_many"}} 5"#);
+        assert!(metrics.contains(&cut), "{metrics}");
+        drop(held);
+        // There is room again.
+        until("a call goes through", Duration::from_secs(5), async || match listener {
+            "http" => node.rest.request(Method::GET, "/openapi.json").send().await.ok().map(drop),
+            _ => consume(&node.grpc, call(account("a"), "free", &[])).await.ok().map(drop),
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn headers_have_a_largest_size() {
+    let (_folder, node) = node(&[]);
+    let large = node.rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth("k".repeat(20_000));
+    assert_eq!(large.send().await.unwrap().status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let many = (0..200).fold(node.rest.request(Method::GET, "/api_keys/rate_limits"), |request, n| {
+        request.header(format!("x-{n}"), "1")
+    });
+    assert_eq!(many.send().await.unwrap().status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    assert_eq!(node.rest.text("/openapi.json").await.0, StatusCode::OK);
+}

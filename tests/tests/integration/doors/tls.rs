@@ -1,0 +1,286 @@
+//! TLS, client certificates, and certificates that change.
+//!
+//! Tried by breaking the server: a certificate's common name looked up whatever its alternative names, and a pair of
+//! certificate and key that is never read anew.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tollgate_proto::v1::{ConsumeRequest, rate_limit_service_client::RateLimitServiceClient};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+
+use crate::harness::{Process, ProcessBuilder, account, call, folder_with, hash_of, shop, until};
+
+const TOKEN: &str = "tgt_integration-token-of-the-shop-0123456789";
+
+/// An authority that signs certificates.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, PEM.
+#[derive(Clone)]
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn issue(&self, common_name: &str, alternative: &[SanType]) -> Pair {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.subject_alt_names = alternative.to_vec();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Pair { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
+    /// A certificate for a node on loopback.
+    fn node(&self) -> Pair {
+        self.issue("node", &[dns("localhost"), SanType::IpAddress([127, 0, 0, 1].into())])
+    }
+}
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
+}
+
+fn uri(name: &str) -> SanType {
+    SanType::URI(name.try_into().unwrap())
+}
+
+struct Files {
+    folder: TempDir,
+    policy: std::path::PathBuf,
+}
+
+impl Files {
+    fn new(pair: &Pair, client_ca: &str) -> Self {
+        let (folder, policy) = folder_with(&shop(100));
+        let files = Self { folder, policy };
+        files.put(pair);
+        std::fs::write(files.path("ca.pem"), client_ca).unwrap();
+        let tokens = format!(
+            "tokens:\n\
+             - {{ name: token, hash: '{}', domains: [shop] }}\n\
+             - {{ name: by-uri, certificate: {{ uri: 'spiffe://mesh/shop' }}, domains: [shop] }}\n\
+             - {{ name: by-dns, certificate: {{ dns: Shop.Internal }}, domains: [shop] }}\n\
+             - {{ name: by-name, certificate: {{ common_name: shop-batch }}, domains: all }}\n\
+             - {{ name: elsewhere, certificate: {{ dns: other.internal }}, domains: [other] }}\n",
+            hash_of(TOKEN)
+        );
+        std::fs::write(files.path("tokens.yaml"), tokens).unwrap();
+        files
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// As mounts do it: each file is replaced as a whole.
+    fn put(&self, pair: &Pair) {
+        let replace = |name: &str, text: &str| {
+            std::fs::write(self.path("beside"), text).unwrap();
+            std::fs::rename(self.path("beside"), self.path(name)).unwrap();
+        };
+        replace("node.key", &pair.key);
+        replace("node.pem", &pair.certificate);
+    }
+
+    fn start(&self) -> Process {
+        let with = |builder: ProcessBuilder, flag: &str, file: &str| builder.arg(flag).arg(self.path(file));
+        let builder = with(ProcessBuilder::new(&self.policy), "--tls-cert", "node.pem");
+        let builder = with(builder, "--tls-key", "node.key");
+        let builder = with(builder, "--tls-client-ca", "ca.pem");
+        with(builder, "--service-tokens", "tokens.yaml").arg("--ops-listen=127.0.0.1:0").start()
+    }
+}
+
+fn grpc(node: &Process, ca: &str, identity: Option<&Pair>) -> RateLimitServiceClient<Channel> {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    if let Some(Pair { certificate, key }) = identity {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    let endpoint = Channel::from_shared(format!("https://{}", node.grpc_address)).unwrap();
+    RateLimitServiceClient::new(endpoint.tls_config(tls).unwrap().connect_lazy())
+}
+
+async fn consume(client: &RateLimitServiceClient<Channel>, token: Option<&str>) -> Result<(), Status> {
+    let mut request = tonic::Request::new(ConsumeRequest { call: Some(call(account("a"), "free", &[])) });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    client.clone().consume(request).await.map(drop)
+}
+
+/// A TLS connection to `address`, speaking HTTP/1.1.
+async fn connect(address: &str, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+}
+
+/// The certificate that new connections are shown.
+async fn shown(node: &Process, ca: &str) -> Option<CertificateDer<'static>> {
+    let stream = connect(&node.http_address, ca, None).await.ok()?;
+    Some(stream.get_ref().1.peer_certificates()?.first()?.clone().into_owned())
+}
+
+async fn ask(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
+    let body = r#"{"caller":{"account":"a"},"resource":"free"}"#;
+    let request = format!(
+        "POST /v1/check HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = vec![0; 4096];
+    let read = stream.read(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
+}
+
+fn ops(node: &Process) -> crate::harness::Rest {
+    let address = node.said.split("health and metrics on http://").nth(1).unwrap();
+    crate::harness::Rest::new(address.split([',', ';']).next().unwrap())
+}
+
+#[tokio::test]
+async fn a_good_certificate_opens_the_domains_of_its_name_and_no_other_does() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let files = Files::new(&authority.node(), &authority.pem());
+    let node = files.start();
+    let ca = authority.pem();
+    let code = async |identity: Option<Pair>, token: Option<&str>| {
+        consume(&grpc(&node, &ca, identity.as_ref()), token).await.err().map(|status| status.code())
+    };
+    assert_eq!(code(None, None).await, Some(Code::Unauthenticated), "neither certificate nor token");
+    assert_eq!(code(None, Some(TOKEN)).await, None, "a token alone");
+    for (pair, expected) in [
+        (authority.issue("x", &[uri("spiffe://mesh/shop")]), None),
+        (authority.issue("x", &[dns("elsewhere.internal"), dns("shop.internal")]), None),
+        (authority.issue("shop-batch", &[]), None),
+        // It reaches no domain of this node.
+        (authority.issue("x", &[dns("other.internal")]), Some(Code::NotFound)),
+        (authority.issue("x", &[]), Some(Code::Unauthenticated)),
+        // Names of another kind, and a common name beside alternative ones.
+        (authority.issue("spiffe://mesh/shop", &[]), Some(Code::Unauthenticated)),
+        (authority.issue("shop.internal", &[]), Some(Code::Unauthenticated)),
+        (authority.issue("x", &[dns("shop-batch")]), Some(Code::Unauthenticated)),
+        (authority.issue("shop-batch", &[dns("x.internal")]), Some(Code::Unauthenticated)),
+    ] {
+        assert_eq!(code(Some(pair.clone()), None).await, expected);
+        // A token decides, whatever the certificate.
+        assert_eq!(code(Some(pair.clone()), Some("tgt_wrong")).await, Some(Code::Unauthenticated));
+        assert_eq!(code(Some(pair), Some(TOKEN)).await, None);
+    }
+    let mut stream = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
+    let answer = ask(&mut stream).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+
+    // Signed by somebody else: no connection at all, with a token or without.
+    let bad = stranger.issue("x", &[uri("spiffe://mesh/shop")]);
+    assert!(code(Some(bad.clone()), Some(TOKEN)).await.is_some_and(|code| code != Code::Unauthenticated));
+    let refused = match connect(&node.http_address, &ca, Some(&bad)).await {
+        Ok(mut stream) => ask(&mut stream).await.map(|answer| assert_eq!(answer, "")).is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a certificate of a stranger's was taken");
+    // And no plain text.
+    assert!(node.rest.request(reqwest::Method::GET, "/healthz").send().await.is_err());
+    let (_, metrics) = ops(&node).text("/metrics").await;
+    assert!(metrics.contains(r#"tollgate_connections_cut_total{listener="http",reason="handshake"}"#), "{metrics}");
+    assert!(metrics.contains("tollgate_tls_certificate_end_timestamp_seconds "), "{metrics}");
+}
+
+#[tokio::test]
+async fn certificates_change_under_open_connections() {
+    let authority = Authority::new();
+    let (old, new) = (authority.node(), authority.node());
+    let der = |pair: &Pair| CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
+    let files = Files::new(&old, &authority.pem());
+    let node = files.start();
+    let ca = authority.pem();
+    assert_eq!(shown(&node, &ca).await, Some(der(&old)));
+    let mut open = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
+    assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "));
+    let over_grpc = grpc(&node, &ca, Some(&authority.issue("shop-batch", &[])));
+    consume(&over_grpc, None).await.unwrap();
+
+    files.put(&new);
+    until("the new certificate is shown", Duration::from_secs(10), async || {
+        (shown(&node, &ca).await? == der(&new)).then_some(())
+    })
+    .await;
+    assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
+    consume(&over_grpc, None).await.unwrap();
+
+    // A certificate without its key, and one that is none: the good pair stays.
+    for broken in
+        [Pair { certificate: old.certificate.clone(), ..new.clone() }, Pair { certificate: "x".into(), ..new.clone() }]
+    {
+        files.put(&broken);
+        until("the failure is said", Duration::from_secs(10), async || {
+            let (_, ready) = ops(&node).json("/readyz").await;
+            let said = ready["credentials"]["detail"].as_str()?.contains("tls-cert: ");
+            (said && ready["ready"] == true).then_some(())
+        })
+        .await;
+        assert_eq!(shown(&node, &ca).await, Some(der(&new)));
+        files.put(&new);
+        until("all is well again", Duration::from_secs(10), async || {
+            let (_, ready) = ops(&node).json("/readyz").await;
+            (ready["credentials"]["ok"] == true).then_some(())
+        })
+        .await;
+    }
+}
+
+#[test]
+fn a_node_with_wrong_certificates_does_not_start() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.node(), &authority.pem());
+    let said = |certificate: &Path, key: &Path| {
+        let builder = ProcessBuilder::new(&files.policy).arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+        let (status, _, stderr) = builder.output();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        stderr
+    };
+    let (pem, key) = (files.path("node.pem"), files.path("node.key"));
+    assert!(said(&files.path("ca.pem"), &key).contains("does not go with the key of tls-key"));
+    let both = said(&key, &pem);
+    assert!(both.contains("tls-cert: ") && both.contains("tls-key: "), "{both}");
+    assert!(said(&files.path("nothing"), &key).contains("nothing: cannot be read"));
+}
