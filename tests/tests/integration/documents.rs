@@ -2,6 +2,7 @@
 //! from the documents and not read from the policies; every row is driven to its limit and one further, and the whole
 //! answer is compared. One node serves all three platforms.
 
+mod clients;
 mod deapi;
 mod tiered_chat;
 mod venice;

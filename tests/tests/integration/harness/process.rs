@@ -50,10 +50,16 @@ impl ProcessBuilder {
 
     /// Without any setting.
     pub(crate) fn bare() -> Self {
-        let mut command = Command::new(tollgate());
+        let mut builder = Self::program(tollgate());
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE_")) {
-            command.env_remove(name);
+            builder.0.env_remove(name);
         }
+        builder
+    }
+
+    /// Another program.
+    pub(crate) fn program(program: &Path) -> Self {
+        let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(command)
     }
