@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use insta::assert_snapshot;
 use proptest::prelude::*;
 use tollgate_core::{
@@ -287,6 +289,24 @@ fn shadows_are_not_spoken_of() {
     }
 }
 
+/// A policy with a dialect that says every name there is.
+static SHOP: LazyLock<LoadedPolicy> = LazyLock::new(|| {
+    policy(
+        r#"
+dialects:
+  names:
+    headers:
+      - { name: A, value: resource }
+      - { name: B, value: tier }
+      - { name: C, value: account }
+      - { name: D, value: message }
+      - { name: E, value: violated }
+    answers:
+      quota_exceeded: { body: { x: "{resource} {tier}", y: "{account}" } }
+"#,
+    )
+});
+
 /// A quota's limit, use and wait.
 fn numbers() -> impl Strategy<Value = (Option<u32>, u32, u64, Option<u64>)> {
     (prop::option::of(any::<u32>()), any::<u32>(), 0..40_000_000_000_u64, prop::option::of(1..40_000_000_000_u64))
@@ -308,9 +328,8 @@ proptest! {
         wait in 0..40_000_000_000_u64,
         which in 0..TABLES.len(),
     ) {
-        let loaded = policy("");
-        let usage = loaded.policy.usage([("tokens", 7)]).unwrap();
-        let quotas = quotas(&loaded.policy);
+        let usage = SHOP.policy.usage([("tokens", 7)]).unwrap();
+        let quotas = quotas(&SHOP.policy);
         let occasion = Occasion::ALL[occasion];
         let statuses: Vec<QuotaStatus<'_>> = quotas
             .iter()
@@ -333,12 +352,8 @@ proptest! {
             account: Some(&account),
             ..facts(occasion, &statuses, &usage)
         };
-        let extra = policy(
-            "dialects:\n  all:\n    headers:\n      - { name: A, value: resource }\n      - { name: B, value: tier }\n      \
-             - { name: C, value: account }\n      - { name: D, value: message }\n      - { name: E, value: violated }\n    \
-             answers: { quota_exceeded: { body: { \"x\": \"{resource} {tier}\", y: \"{account}\" } } }\n",
-        );
-        for dialect in [built_in::named(TABLES[which].0).unwrap(), extra.dialects.choose("all").unwrap()] {
+        let names = SHOP.dialects.choose("names").unwrap();
+        for dialect in [built_in::named(TABLES[which].0).unwrap(), names] {
             let rendered = dialect.render(&facts);
             prop_assert!((200..600).contains(&rendered.status));
             for (name, value) in &rendered.headers {
@@ -352,7 +367,7 @@ proptest! {
             }
             let promised = TABLES[which].0 != "none" && waits;
             let said = rendered.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("retry-after"));
-            prop_assert!(said == promised || std::ptr::eq(dialect, extra.dialects.choose("all").unwrap()));
+            prop_assert!(said == promised || std::ptr::eq(dialect, names));
             if let Some(body) = &rendered.body {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(body).is_ok(), "{}", body);
             }
