@@ -1,7 +1,4 @@
 //! Listeners and their connections: what they offer, by which name they are called, and what they bear.
-//!
-//! Tried by breaking the server: no semaphore before a connection, no timer for headers, and an idle time that
-//! also ends connections with a call in work.
 
 use std::time::Duration;
 

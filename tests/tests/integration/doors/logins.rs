@@ -1,7 +1,4 @@
 //! How often one address may fail to log in.
-//!
-//! Tried by breaking the server: a throttle that is asked after the token was compared, and one that forgets
-//! whom it blocks.
 
 use reqwest::{Method, StatusCode};
 use tollgate_proto::v1::ConsumeRequest;

@@ -1,6 +1,4 @@
 //! Every route there is, tried without what it asks for.
-//!
-//! Tried by breaking the server: a route of services that is named among the open ones.
 
 use proptest::{
     prelude::*,

@@ -1,6 +1,4 @@
 //! What a node never writes down.
-//!
-//! Tried by breaking the server: a line of the log with the headers of a request.
 
 use reqwest::Method;
 

@@ -1,7 +1,4 @@
 //! TLS, client certificates, and certificates that change.
-//!
-//! Tried by breaking the server: a certificate's common name looked up whatever its alternative names, and a pair of
-//! certificate and key that is never read anew.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -1,6 +1,4 @@
 //! Tokens of services and administrators.
-//!
-//! Tried by breaking the server: keys looked for in every domain, and a file of tokens that is never read anew.
 
 use std::{path::PathBuf, time::Duration};
 
