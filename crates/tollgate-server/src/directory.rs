@@ -34,7 +34,6 @@ pub(crate) struct Account {
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) id: Arc<str>,
-    #[expect(dead_code, reason = "what shows an account to its keys asks for it")]
     pub(crate) kind: KeyKind,
     pub(crate) expires_at: Option<Timestamp>,
     revoked: bool,

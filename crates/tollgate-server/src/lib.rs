@@ -10,6 +10,7 @@ mod grpc;
 mod key;
 pub mod policies;
 pub mod policy_file;
+mod refusals;
 mod reload;
 mod rest;
 pub mod run;

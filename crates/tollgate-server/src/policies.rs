@@ -14,7 +14,7 @@ use crate::{
     dialect::Dialects,
     directory::{Directory, Identity},
     key::KeyHash,
-    policy_file::{self, LoadedPolicy, PolicyErrors},
+    policy_file::{self, LoadedPolicy, PolicyErrors, SelfService},
     reload::{Reload, folder_of},
     telemetry::{DomainMetrics, Telemetry},
     uploads::Uploads,
@@ -40,6 +40,7 @@ pub(crate) struct Domain {
     pub(crate) metrics: DomainMetrics,
     pub(crate) dialects: Dialects,
     pub(crate) uploads: Uploads,
+    pub(crate) self_service: SelfService,
 }
 
 /// All domains of one moment. Calls take one and keep it to their end.
@@ -65,7 +66,7 @@ impl Domains {
         self.0.get(name).filter(|_| within.permits(name))
     }
 
-    fn within<'a, 'r>(&'a self, reach: &'r Reach) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
+    pub(crate) fn within<'a, 'r>(&'a self, reach: &'r Reach) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
         self.0.iter().filter(|(name, _)| reach.permits(name)).map(|(_, domain)| domain)
     }
 
@@ -100,8 +101,8 @@ impl Policies {
             let metrics = DomainMetrics::of(&self.telemetry, &loaded.policy);
             self.telemetry.policy_loaded(&domain);
             let directory = Directory::of(&loaded.bootstrap, self.demo);
-            let LoadedPolicy { policy, dialects, uploads, .. } = loaded;
-            (domain, Arc::new(Domain { policy, directory, metrics, dialects, uploads }))
+            let LoadedPolicy { policy, dialects, uploads, self_service, .. } = loaded;
+            (domain, Arc::new(Domain { policy, directory, metrics, dialects, uploads, self_service }))
         });
         Ok(Domains(domains.collect()))
     }

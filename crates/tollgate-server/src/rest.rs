@@ -67,6 +67,8 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
     let api = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
+        .routes(routes!(limits::log::get_log))
+        .routes(routes!(limits::log::get_log_v1))
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))

@@ -22,6 +22,7 @@ use tollgate_store::{
     clock::{Clock, SystemClock},
     memory::MemoryStore,
     redis::{Link, RedisConfig, RedisStore},
+    refusals::{RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
 };
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -31,6 +32,7 @@ use crate::{
     directory::Accounts,
     grpc,
     policies::{Policies, Source},
+    refusals::Refusals,
     reload, rest,
     serve::Servers,
     service::DecisionService,
@@ -42,6 +44,9 @@ use crate::{
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often an idle node tidies up.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
+
+/// So many accounts have their refusals kept in memory.
+const MAX_LOGGED_ACCOUNTS: usize = 10_000;
 
 /// A node could not be built, or stopped serving by itself.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +114,8 @@ pub struct Backend {
     pub store: Arc<dyn Store>,
     /// Keeps accounts and keys.
     pub accounts: Arc<dyn AccountStore>,
+    /// Keeps the last refusals.
+    pub refusals: Arc<dyn RefusalLog>,
     /// Tells the node which calendar period it probably is, and whether a key has ended.
     pub clock: Arc<dyn Clock>,
     /// For the metrics: `memory` or `redis`.
@@ -137,24 +144,31 @@ impl Backend {
                     let store = Arc::clone(&store);
                     move || store.sweep()
                 });
-                let accounts = accounts(None);
-                Ok(Self { store, accounts, clock, kind: "memory", connections: 0, link: None, sweep: Some(sweep) })
+                let (accounts, refusals) = (accounts(None), in_memory());
+                let kind = "memory";
+                Ok(Self { store, accounts, refusals, clock, kind, connections: 0, link: None, sweep: Some(sweep) })
             }
             StoreSettings::Redis(config) => {
                 let connections = config.connections;
                 let link = Link::open(RedisConfig::clone(config))?;
                 let store = Arc::new(RedisStore::on(link.clone()));
                 let accounts = accounts(Some(link.clone()));
-                Ok(Self { store, accounts, clock, kind: "redis", connections, link: Some(link), sweep: None })
+                let refusals = Arc::new(RedisRefusals::on(link.clone()));
+                let kind = "redis";
+                Ok(Self { store, accounts, refusals, clock, kind, connections, link: Some(link), sweep: None })
             }
         }
     }
 
-    /// A store and a clock of a test's own, with accounts in memory.
+    /// A store and a clock of a test's own, with accounts and refusals in memory.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
-        Self { store, accounts, clock, kind, connections: 0, link: None, sweep: None }
+        Self { store, accounts, refusals: in_memory(), clock, kind, connections: 0, link: None, sweep: None }
     }
+}
+
+fn in_memory() -> Arc<dyn RefusalLog> {
+    Arc::new(MemoryRefusals::new(MAX_LOGGED_ACCOUNTS))
 }
 
 /// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound.
@@ -180,13 +194,14 @@ pub async fn run(
     let policies = Arc::new(policies);
     let accounts =
         Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&telemetry)));
+    let refusals = Arc::new(Refusals::new(backend.refusals, Arc::clone(&telemetry)));
     let service = Arc::new(DecisionService::new(
         Arc::clone(&policies),
         Arc::clone(&backend.store),
         Arc::clone(&accounts),
         Arc::clone(&backend.clock),
         Arc::clone(&telemetry),
-        None,
+        Arc::clone(&refusals),
     ));
     let health = Arc::new(rest::Health {
         store: backend.store,
@@ -212,6 +227,7 @@ pub async fn run(
     // Before calls come, so that what they read of accounts is remembered.
     let changes = accounts.hear().await;
     background.spawn(accounts.listen(changes));
+    background.spawn(Arc::clone(&refusals).keep_writing());
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
 
@@ -238,6 +254,7 @@ pub async fn run(
         while let Some(ended) = servers.join_next().await {
             result = result.and(flatten(ended));
         }
+        refusals.flush().await;
         result
     });
     let result = drained.await.unwrap_or_else(|_| {

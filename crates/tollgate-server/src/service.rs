@@ -6,6 +6,7 @@ mod batch;
 mod call;
 mod identify;
 mod list;
+mod log;
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,7 +14,7 @@ use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode},
     decision::{Decision, QuotaStatus, Verdict},
-    policy::{AbuseRule, Block, Resolved, Usage, Watch},
+    policy::{Block, Resolved, Usage, Watch},
     store::{Store, StoreError},
     time::Timestamp,
 };
@@ -26,12 +27,14 @@ pub(crate) use self::{
     call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES},
     identify::Rejected,
     list::Listed,
+    log::Logged,
 };
 use crate::{
     abuse::KnownBlocks,
     dialect::{self, Dialect},
     directory::{Accounts, BadKey, Identity},
     policies::{Domain, Policies},
+    refusals::Refusals,
     telemetry::{InFlight, Telemetry},
     uploads::TooLarge,
 };
@@ -46,8 +49,7 @@ pub(crate) struct DecisionService {
     accounts: Arc<Accounts>,
     clock: Arc<dyn Clock>,
     telemetry: Arc<Telemetry>,
-    /// About keys that are no good, where nobody knows of which domain.
-    login_rule: Option<AbuseRule>,
+    refusals: Arc<Refusals>,
     blocks: KnownBlocks,
 }
 
@@ -126,9 +128,9 @@ impl DecisionService {
         accounts: Arc<Accounts>,
         clock: Arc<dyn Clock>,
         telemetry: Arc<Telemetry>,
-        login_rule: Option<AbuseRule>,
+        refusals: Arc<Refusals>,
     ) -> Self {
-        Self { policies, store, accounts, clock, telemetry, login_rule, blocks: KnownBlocks::default() }
+        Self { policies, store, accounts, clock, telemetry, refusals, blocks: KnownBlocks::default() }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -209,6 +211,7 @@ impl DecisionService {
         let (domain, identity) = (&*domain, &identity);
         let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect };
         if mode != Mode::Peek {
+            self.note_refusal(&outcome);
             self.count_refusal(&outcome, &attributes).await;
         }
         Ok(render(&outcome))

@@ -39,6 +39,8 @@ const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
 const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
 const REPORTS: &str = "tollgate_outcome_reports_total";
 const BLOCKS: &str = "tollgate_blocks_total";
+const REFUSALS_DROPPED: &str = "tollgate_refusal_log_dropped_total";
+const REFUSALS_WAITING: &str = "tollgate_refusal_log_waiting";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
@@ -67,6 +69,7 @@ pub struct Telemetry {
     link: OnceLock<Link>,
     key_refusals: [Counter; 3],
     bad_requests: Counter,
+    refusals_waiting: Gauge,
     accounts: AccountMetrics,
 }
 
@@ -121,6 +124,7 @@ impl Telemetry {
             link: OnceLock::new(),
             key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
+            refusals_waiting: gauge(&recorder, REFUSALS_WAITING, &[]),
             accounts: AccountMetrics {
                 lookups: ["hit", "miss", "bypass"]
                     .map(|result| counter(&recorder, ACCOUNT_LOOKUPS, &[("result", result)])),
@@ -244,6 +248,16 @@ impl Telemetry {
 
     pub(crate) fn store_probed(&self, up: bool) {
         self.store_up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    /// Counts refusals that do not get into the log.
+    pub(crate) fn refusals_dropped(&self, reason: &'static str, number: u64) {
+        counter(&self.recorder, REFUSALS_DROPPED, &[("reason", reason)]).increment(number);
+    }
+
+    pub(crate) fn refusals_waiting(&self, number: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        self.refusals_waiting.set(number as f64);
     }
 
     /// Counts a block of an address where no domain is known.
@@ -401,6 +415,11 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(BAD_REQUESTS, "Calls refused as wrong");
     counter(REPORTS, "Reported outcomes by domain, and whether an abuse rule counted them as failures");
     counter(BLOCKS, "Blocks that began, by domain and abuse rule");
+    counter(
+        REFUSALS_DROPPED,
+        "Refusals that are missing in the log: the queue was full, or the store did not take them",
+    );
+    gauge(REFUSALS_WAITING, "Refusals that wait to be written to the log");
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");

@@ -7,5 +7,6 @@ pub mod breaker;
 pub mod clock;
 pub mod memory;
 pub mod redis;
+pub mod refusals;
 #[cfg(feature = "testing")]
 pub mod testing;

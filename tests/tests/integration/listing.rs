@@ -22,7 +22,7 @@ fn catalogue() -> String {
     let resources: Vec<String> = (0..RESOURCES).map(resource).collect();
     let resources = resources.concat();
     format!(
-        "version: 1\ndomain: catalogue\nresources:\n{resources}tiers:\n  paid: {{ is_charged: true }}\ndefault_tier: paid\n\
+        "version: 1\ndomain: catalogue\nself_service: venice\nresources:\n{resources}tiers:\n  paid: {{ is_charged: true }}\ndefault_tier: paid\n\
          bootstrap:\n  accounts:\n    - id: acme\n      tier: paid\n      keys: [{{ id: good, hash: \"{}\", kind: inference }}]\n",
         hash_of(KEY)
     )

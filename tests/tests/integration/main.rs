@@ -34,6 +34,8 @@ mod rendering;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]
+mod self_service;
+#[cfg(test)]
 mod shadow;
 #[cfg(test)]
 mod wire;

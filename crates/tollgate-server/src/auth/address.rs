@@ -2,12 +2,14 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use crate::abuse::counted_address;
 
 /// The address of a caller, behind all proxies that are trusted to name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,13 +18,13 @@ pub(crate) struct ClientAddr(IpAddr);
 /// As it is counted by: an IPv6 address by its /64, as a caller has all addresses of its network.
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(address) => write!(f, "{address}"),
-            IpAddr::V6(address) => {
-                let network = Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX));
-                write!(f, "{network}/64")
-            }
-        }
+        f.write_str(&counted_address(self.0))
+    }
+}
+
+impl ClientAddr {
+    pub(crate) fn ip(self) -> IpAddr {
+        self.0
     }
 }
 

@@ -132,6 +132,11 @@ pub(super) struct PolicyFile {
     /// nobody.
     #[serde(default)]
     pub(super) shadow: bool,
+    /// How callers read their limits at `/api_keys/rate_limits`: `venice`, as at the Venice API, or `plain`.
+    /// Unless given, `venice` with the dialect of this name, and `plain` with any other.
+    #[serde(default)]
+    #[schemars(with = "SelfService")]
+    pub(super) self_service: Option<SelfService>,
     /// Who is blocked for failing too often.
     #[serde(default)]
     pub(super) abuse: abuse::Abuse,
@@ -154,6 +159,13 @@ pub(super) struct PolicyFile {
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(super) bootstrap: Bootstrap,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SelfService {
+    Venice,
+    Plain,
 }
 
 /// The scopes of quotas and overrides that name none.

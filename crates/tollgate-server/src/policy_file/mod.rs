@@ -18,6 +18,7 @@ mod yaml;
 
 pub use bootstrap::{BootstrapAccount, BootstrapKey};
 pub(crate) use draft::length_ms;
+pub(crate) use format::SelfService;
 pub use format::schema;
 pub(crate) use format::{dialect, uploads};
 
@@ -35,6 +36,8 @@ pub struct LoadedPolicy {
     pub(crate) dialects: Dialects,
     /// How large uploads may be.
     pub(crate) uploads: Uploads,
+    /// How its callers read their limits.
+    pub(crate) self_service: SelfService,
 }
 
 /// Everything that is wrong with a policy file, in the order of its lines.
@@ -130,7 +133,9 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
 }
 
 fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)>> {
-    let format::PolicyFile { bootstrap, dialect, dialects, uploads, .. } = file.clone();
+    let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, .. } = file.clone();
+    let speaks_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
+    let self_service = self_service.unwrap_or(if speaks_venice { SelfService::Venice } else { SelfService::Plain });
     let policy = Policy::compile(&draft::of(file))
         .map_err(|errors| errors.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>());
     let compiled = policy.as_ref().ok();
@@ -139,7 +144,7 @@ fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)
     let uploads = Uploads::of(&uploads, compiled);
     match (policy, bootstrap, dialects, uploads) {
         (Ok(policy), Ok(bootstrap), Ok(dialects), Ok(uploads)) => {
-            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, dialects, uploads })
+            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, dialects, uploads, self_service })
         }
         (policy, bootstrap, dialects, uploads) => {
             let mistakes = [policy.err(), bootstrap.err(), dialects.err(), uploads.err()];

@@ -225,7 +225,7 @@ pub(super) enum ReasonBody {
 
 /// One quota: what it allows, and where it stands after the decision.
 #[derive(Debug, Serialize, ToSchema)]
-struct QuotaBody {
+pub(super) struct QuotaBody {
     name: String,
     label: String,
     unit: String,
@@ -388,7 +388,7 @@ fn rendered(answer: Rendered) -> RenderedBody {
     RenderedBody { status: answer.status, headers: headers.collect(), body: answer.body }
 }
 
-fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
+pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
     let quota = status.quota;
     QuotaBody {
         name: quota.name.to_string(),

@@ -1,21 +1,25 @@
-//! `GET /api_keys/rate_limits`: a caller reads its limits and where it stands, in the shape of the Venice
-//! API's own endpoint of this name, with what a caller wants besides.
+//! Self-service: a caller reads its limits, where it stands, and what was refused.
+
+pub(super) mod log;
+mod plain;
+mod venice;
 
 use axum::{
     Json,
     extract::{Query, State, rejection::QueryRejection},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tollgate_core::{amount::Limit, decision::Decision, time::Timestamp, window::CalendarUnit, window::CalendarWindow};
+use tollgate_core::{policy::Block, time::Timestamp};
 use utoipa::{IntoParams, ToSchema};
 
+use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{Shared, traceparent};
 use crate::{
-    auth::{Reach, token},
+    auth::{ClientAddr, Reach, token},
+    policy_file::SelfService,
     service::{CallError, CallerRef, Listed, Listing},
     telemetry::traced,
 };
@@ -30,68 +34,18 @@ const LARGEST_PAGE: usize = 500;
 pub(super) struct Page {
     /// How many resources at most, 1 to 500; 200 if absent.
     limit: Option<usize>,
-    /// `nextCursor` of the previous answer.
+    /// `nextCursor`, or `next_cursor`, of the previous answer.
     cursor: Option<usize>,
 }
 
+/// A caller's limits, in the shape that the domain chose.
 #[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct LimitsBody {
-    data: Limits,
-}
-
-/// A caller's limits.
-#[expect(clippy::struct_field_names, reason = "the document's names")]
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct Limits {
-    /// Whether the key may call at all.
-    access_permitted: bool,
-    api_tier: ApiTier,
-    /// What the account has to spend, by currency.
-    #[schema(value_type = std::collections::HashMap<String, f64>)]
-    balances: IndexMap<String, f64>,
-    /// When the key ends, RFC 3339; `null` if it does not.
-    key_expiration: Option<String>,
-    /// The next midnight, UTC.
-    next_epoch_begins: String,
-    rate_limits: Vec<ResourceBody>,
-    /// The time by the clock of the counters' store, RFC 3339.
-    decided_at: String,
-    /// Absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_cursor: Option<usize>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct ApiTier {
-    id: String,
-    is_charged: bool,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct ResourceBody {
-    api_model_id: String,
-    /// Empty if the resource is not limited.
-    rate_limits: Vec<LimitBody>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct LimitBody {
-    amount: u64,
-    /// `RPM`, `TPM`, `RPD` …
-    r#type: String,
-    used: u64,
-    /// What could be admitted now.
-    remaining: u64,
-    /// When nothing of now will count any more, RFC 3339.
-    resets_at: String,
-    /// Whether nothing is refused by it yet.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    shadow: bool,
+#[serde(untagged)]
+enum LimitsBody {
+    /// `self_service: venice`.
+    Venice(VeniceLimits),
+    /// `self_service: plain`.
+    Plain(PlainLimits),
 }
 
 /// An error as the Venice document has it.
@@ -105,12 +59,13 @@ pub(super) struct PlainError {
     (status = 200, description = "The limits of the key and its account", body = LimitsBody),
     (status = 400, description = "The query is wrong", body = PlainError),
     (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),
-    (status = 429, description = "The node has more to do than it takes in", body = PlainError),
+    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
     (status = 503, description = "The counters cannot be reached within the deadline", body = PlainError),
     (status = 504, description = "The call took too long", body = super::ErrorBody),
 ))]
 pub(super) async fn get_rate_limits(
     State(shared): State<Shared>,
+    from: ClientAddr,
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
@@ -122,22 +77,16 @@ pub(super) async fn get_rate_limits(
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
+    let from = from.ip().to_string();
     let listing = Listing {
         within: &Reach::All,
         domain: "",
         caller: CallerRef::Secret(secret),
-        attributes: SmallVec::new(),
+        attributes: SmallVec::from_iter([("ip", &*from)]),
         skip,
         take,
     };
-    match traced(traceparent(&headers), shared.service.list(listing, limits)).await {
-        Ok(Some(limits)) => Json(LimitsBody { data: limits }).into_response(),
-        // A secret that cannot be one is as good as none.
-        Ok(None) | Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
-            unauthenticated()
-        }
-        Err(error @ (CallError::Late | CallError::Store(_))) => plain(error.status().0, error.to_string()),
-    }
+    traced(traceparent(&headers), shared.service.list(listing, limits)).await.unwrap_or_else(failed)
 }
 
 /// The same, where clients of the Venice API expect it.
@@ -145,57 +94,49 @@ pub(super) async fn get_rate_limits(
     (status = 200, description = "The limits of the key and its account", body = LimitsBody),
     (status = 400, description = "The query is wrong", body = PlainError),
     (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),
-    (status = 429, description = "The node has more to do than it takes in", body = PlainError),
+    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
     (status = 503, description = "The counters cannot be reached within the deadline", body = PlainError),
     (status = 504, description = "The call took too long", body = super::ErrorBody),
 ))]
 pub(super) async fn get_rate_limits_v1(
     state: State<Shared>,
+    from: ClientAddr,
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
-    get_rate_limits(state, headers, page).await
+    get_rate_limits(state, from, headers, page).await
 }
 
-fn limits(listed: &Listed<'_>) -> Option<Limits> {
-    let Listed::Page { identity, domain, resources, decided_at, next } = listed else { return None };
-    let tier = domain.policy.tier(identity.account.tier)?;
-    Some(Limits {
-        access_permitted: true,
-        api_tier: ApiTier { id: tier.name.to_string(), is_charged: tier.is_charged },
-        balances: identity.account.balances.clone(),
-        key_expiration: identity.key.as_ref().and_then(|key| key.expires_at).map(|at| at.to_string()),
-        next_epoch_begins: next_midnight(*decided_at).to_string(),
-        rate_limits: resources
-            .iter()
-            .map(|(name, decision)| ResourceBody {
-                api_model_id: (*name).to_owned(),
-                rate_limits: of_resource(decision),
-            })
-            .collect(),
-        decided_at: decided_at.to_string(),
-        next_cursor: *next,
-    })
+fn limits(listed: &Listed<'_>) -> Response {
+    let body = match listed {
+        Listed::BadKey { .. } => None,
+        Listed::Barred { block, at } => return barred(block, *at),
+        Listed::Page { identity, domain, resources, decided_at, next } => match domain.self_service {
+            SelfService::Venice => {
+                VeniceLimits::of((*identity, *domain), resources, *decided_at, *next).map(LimitsBody::Venice)
+            }
+            SelfService::Plain => {
+                PlainLimits::of((*identity, *domain), resources, *decided_at, *next).map(LimitsBody::Plain)
+            }
+        },
+    };
+    body.map_or_else(unauthenticated, |body| Json(body).into_response())
 }
 
-fn of_resource(decision: &Decision<'_>) -> Vec<LimitBody> {
-    let limited = decision.quotas.iter().filter_map(|status| match status.limit {
-        Limit::Finite(limit) => Some((status, limit)),
-        Limit::Unlimited => None,
-    });
-    let body = limited.map(|(status, limit)| LimitBody {
-        amount: limit.get(),
-        r#type: status.quota.label.to_string(),
-        used: status.used.get(),
-        remaining: limit.saturating_sub(status.used).get(),
-        resets_at: status.resets_at.to_string(),
-        shadow: status.quota.shadow,
-    });
-    body.collect()
+/// What whoever calls from a blocked address is told.
+fn barred(block: &Block<'_>, now: Timestamp) -> Response {
+    let wait = block.until.ms_since(now).div_ceil(1000);
+    let mut response = plain(StatusCode::TOO_MANY_REQUESTS, block.message(now));
+    response.headers_mut().insert(header::RETRY_AFTER, wait.into());
+    response
 }
 
-fn next_midnight(now: Timestamp) -> Timestamp {
-    CalendarWindow::new(CalendarUnit::Day, "UTC").map_or(now, |day| day.period_at(now).end)
+fn failed(error: CallError) -> Response {
+    match error {
+        // A secret that cannot be one is as good as none.
+        CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. } => unauthenticated(),
+        error => plain(error.status().0, error.to_string()),
+    }
 }
 
 fn unauthenticated() -> Response {

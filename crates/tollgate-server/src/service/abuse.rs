@@ -137,7 +137,7 @@ impl DecisionService {
     /// The caller, unless it is turned away. A key that is no good counts against the address it came from, and
     /// an address that is known to be blocked is turned away before its key is looked up.
     pub(super) async fn enter<'d>(
-        &'d self,
+        &self,
         domains: &'d Domains,
         within: &Reach,
         domain: &str,
@@ -149,7 +149,8 @@ impl DecisionService {
         let by_secret = matches!(caller, CallerRef::Secret(_));
         let ip = attributes.ip().filter(|_| by_secret);
         let named = domains.get(domain, within).map(|domain| &**domain);
-        if let Some(block) = ip.and_then(|ip| self.barred(named, ip, now)) {
+        let rule = Self::rule_of(domains, within, named);
+        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.barred(rule, ip, now)) {
             return Ok(Err(TurnedAway::Barred { domain: named, block }));
         }
         let rejected = match self.identify(domains, within, domain, caller, now).await? {
@@ -158,8 +159,8 @@ impl DecisionService {
         };
         let of_key = rejected.domain.as_ref().and_then(|domain| domains.get(domain.policy.domain(), &Reach::All));
         let domain = of_key.map(|domain| &**domain);
-        let block = match ip {
-            Some(ip) => self.failed_to_authenticate(domain, ip, now).await,
+        let block = match ip.zip(Self::rule_of(domains, within, domain)) {
+            Some((ip, rule)) => self.failed_to_authenticate(rule, domain, ip, now).await,
             None => None,
         };
         Ok(Err(block.map_or(TurnedAway::BadKey(rejected), |block| TurnedAway::Barred { domain, block })))
@@ -175,6 +176,19 @@ impl DecisionService {
         watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
     }
 
+    /// The block that is on at the gate of a call, for what asks no other counter.
+    pub(super) async fn gate_block<'d>(
+        &self,
+        domain: &'d Domain,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+        now: Timestamp,
+    ) -> Result<Option<Block<'d>>, CallError> {
+        let Some(gate) = Self::gate(domain, caller, attributes) else { return Ok(None) };
+        let seen = self.apply(|_| Ok(SmallVec::from_iter([gate.guard()])), Mode::Peek, now).await?;
+        Ok(seen.and_then(|seen| gate.block_of(seen.statuses.first()?)))
+    }
+
     /// Remembers a block that a call ran into at its gate.
     pub(super) fn remember(&self, gate: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
         if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, gate.rule)) {
@@ -182,8 +196,7 @@ impl DecisionService {
         }
     }
 
-    fn barred<'d>(&'d self, domain: Option<&'d Domain>, ip: &str, now: Timestamp) -> Option<Block<'d>> {
-        let (rule, name) = self.rule_of(domain)?;
+    fn barred<'d>(&self, (rule, name): (&'d AbuseRule, &str), ip: &str, now: Timestamp) -> Option<Block<'d>> {
         let ledger = || Some(watch_address(rule, name, ip)?.ledger);
         self.blocks.until(ledger, now).map(|until| Block { rule, until })
     }
@@ -191,12 +204,12 @@ impl DecisionService {
     /// Counts a key that was no good; returns the block that was on already. Where the store does not answer,
     /// the key is no good all the same.
     async fn failed_to_authenticate<'d>(
-        &'d self,
-        domain: Option<&'d Domain>,
+        &self,
+        (rule, name): (&'d AbuseRule, &str),
+        domain: Option<&Domain>,
         ip: &str,
         now: Timestamp,
     ) -> Option<Block<'d>> {
-        let (rule, name) = self.rule_of(domain)?;
         let watch = watch_address(rule, name, ip)?;
         let failed = self.count_in_store(watch, now).await.ok()?;
         if let Some(block) = failed.block {
@@ -211,12 +224,20 @@ impl DecisionService {
         failed.block.filter(|_| !failed.counted)
     }
 
-    /// The rule about keys that are no good, and the domain it counts in: none where the domain is not known.
-    fn rule_of<'d>(&'d self, domain: Option<&'d Domain>) -> Option<(&'d AbuseRule, &'d str)> {
-        match domain {
-            Some(domain) => domain.policy.authentication_rule().map(|rule| (rule, &**domain.policy.domain())),
-            None => self.login_rule.as_ref().map(|rule| (rule, "")),
+    /// The rule about keys that are no good, and the domain it counts in. Where the domain is not known, it is the
+    /// strictest of all domains within reach, and counts in none.
+    fn rule_of<'d>(
+        domains: &'d Domains,
+        within: &Reach,
+        domain: Option<&'d Domain>,
+    ) -> Option<(&'d AbuseRule, &'d str)> {
+        if let Some(domain) = domain {
+            return domain.policy.authentication_rule().map(|rule| (rule, &**domain.policy.domain()));
         }
+        let rules = domains.within(within).filter_map(|domain| domain.policy.authentication_rule());
+        // Whatever the order of the domains.
+        let strictness = |rule: &&AbuseRule| (rule.limit, rule.window, std::cmp::Reverse(rule.block));
+        rules.min_by_key(strictness).map(|rule| (rule, ""))
     }
 
     async fn count_failure<'a>(

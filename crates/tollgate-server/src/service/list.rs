@@ -50,6 +50,9 @@ impl DecisionService {
             Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Listed::Barred { block, at: now })),
         };
         identity.check()?;
+        if let Some(block) = self.gate_block(&domain, listing.caller, &attributes, now).await? {
+            return Ok(render(&Listed::Barred { block, at: now }));
+        }
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
         let end = listing.skip.saturating_add(listing.take);

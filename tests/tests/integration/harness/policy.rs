@@ -19,6 +19,7 @@ pub(crate) fn shop(requests_a_minute: u64) -> String {
     format!(
         r#"version: 1
 domain: shop
+self_service: venice
 units: [tokens]
 classes:
   text:

@@ -1,0 +1,226 @@
+//! The way of a refusal into the log: off the way of the call, through a bounded queue.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use indexmap::IndexMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tollgate_core::{claim::Partition, store::StoreError};
+use tollgate_store::refusals::{KEPT, Refusal, RefusalLog};
+
+use crate::telemetry::Telemetry;
+
+/// The most refusals that wait, over all accounts.
+const MAX_WAITING: usize = 10_000;
+/// An account is written at most so often, however often it is refused.
+const WRITE_EVERY: Duration = Duration::from_millis(100);
+/// How long to wait after the store did not take a refusal.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The log of refusals, and what waits to be written there.
+///
+/// Of each account at most as many wait as are kept, so that one that floods takes nobody else's place. When the
+/// queue is full, what comes is dropped and counted.
+pub(crate) struct Refusals {
+    log: Arc<dyn RefusalLog>,
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+    telemetry: Arc<Telemetry>,
+    most: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Oldest first; the account that waits longest comes first.
+    accounts: IndexMap<Partition, VecDeque<Refusal>>,
+    refusals: usize,
+}
+
+impl Refusals {
+    pub(crate) fn new(log: Arc<dyn RefusalLog>, telemetry: Arc<Telemetry>) -> Self {
+        // So that both series are there before anything is lost.
+        for reason in ["full", "store"] {
+            telemetry.refusals_dropped(reason, 0);
+        }
+        Self { log, waiting: Mutex::default(), wake: Notify::new(), telemetry, most: MAX_WAITING }
+    }
+
+    /// Notes a refusal of an account. Never waits.
+    pub(crate) fn note(&self, account: Partition, refusal: Refusal) {
+        let waiting = &mut *self.waiting.lock();
+        let of_account = waiting.accounts.get_mut(&account);
+        match of_account {
+            // The log would forget the oldest at once.
+            Some(of_account) if of_account.len() >= KEPT => {
+                of_account.pop_front();
+                of_account.push_back(refusal);
+            }
+            _ if waiting.refusals >= self.most => return self.telemetry.refusals_dropped("full", 1),
+            Some(of_account) => {
+                of_account.push_back(refusal);
+                waiting.refusals += 1;
+            }
+            None => {
+                waiting.accounts.insert(account, VecDeque::from([refusal]));
+                waiting.refusals += 1;
+            }
+        }
+        self.telemetry.refusals_waiting(waiting.refusals);
+        self.wake.notify_one();
+    }
+
+    /// The account's refusals, newest first.
+    pub(crate) async fn latest(&self, account: Partition) -> Result<Vec<Refusal>, StoreError> {
+        self.log.latest(account).await
+    }
+
+    /// Writes what waits, for as long as the node runs.
+    pub(crate) async fn keep_writing(self: Arc<Self>) {
+        loop {
+            self.wake.notified().await;
+            let pause = if self.write_all().await.is_ok() { WRITE_EVERY } else { RETRY_AFTER };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Writes what waits, once more before the node ends.
+    pub(crate) async fn flush(&self) {
+        if let Err(error) = self.write_all().await {
+            let lost = self.waiting.lock().refusals;
+            self.telemetry.refusals_dropped("store", lost as u64);
+            tracing::warn!(%error, lost, "refusals were not written to the log");
+        }
+    }
+
+    /// Writes account by account. What the store did not take waits on.
+    async fn write_all(&self) -> Result<(), StoreError> {
+        // As many as there are now; who is refused meanwhile has its turn the next time.
+        let accounts = self.waiting.lock().accounts.len();
+        for _ in 0..accounts {
+            let Some((account, mut refusals)) = self.waiting.lock().take() else { return Ok(()) };
+            if let Err(error) = self.log.append(account, refusals.make_contiguous()).await {
+                self.put_back(account, refusals);
+                return Err(error);
+            }
+            self.telemetry.refusals_waiting(self.waiting.lock().refusals);
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, account: Partition, mut refusals: VecDeque<Refusal>) {
+        let waiting = &mut *self.waiting.lock();
+        let newer = waiting.accounts.shift_remove(&account).unwrap_or_default();
+        waiting.refusals -= newer.len();
+        refusals.extend(newer);
+        let room = KEPT.min(self.most.saturating_sub(waiting.refusals));
+        let beyond = refusals.len().saturating_sub(KEPT);
+        let dropped = refusals.len().saturating_sub(room);
+        refusals.drain(..dropped);
+        // What the log would forget at once is no loss.
+        self.telemetry.refusals_dropped("full", (dropped - beyond) as u64);
+        waiting.refusals += refusals.len();
+        if !refusals.is_empty() {
+            waiting.accounts.insert(account, refusals);
+        }
+        self.wake.notify_one();
+    }
+}
+
+impl Waiting {
+    fn take(&mut self) -> Option<(Partition, VecDeque<Refusal>)> {
+        let (account, refusals) = self.accounts.shift_remove_index(0)?;
+        self.refusals -= refusals.len();
+        Some((account, refusals))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tollgate_store::refusals::{RefusalFuture, memory::MemoryRefusals};
+
+    use super::*;
+
+    /// A log that can be told to fail.
+    struct Fragile {
+        inner: MemoryRefusals,
+        broken: AtomicBool,
+    }
+
+    impl RefusalLog for Fragile {
+        fn append<'a>(&'a self, account: Partition, refusals: &'a [Refusal]) -> RefusalFuture<'a, ()> {
+            if self.broken.load(Ordering::SeqCst) {
+                return Box::pin(std::future::ready(Err(StoreError::Unreachable("told to fail".into()))));
+            }
+            assert!(refusals.len() <= KEPT, "no batch is larger than what is kept");
+            self.inner.append(account, refusals)
+        }
+
+        fn latest(&self, account: Partition) -> RefusalFuture<'_, Vec<Refusal>> {
+            self.inner.latest(account)
+        }
+    }
+
+    fn account(number: usize) -> Partition {
+        Partition::of(["account", number.to_string().as_str()])
+    }
+
+    fn refusal(at_ms: u64) -> Refusal {
+        Refusal { key: None, resource: "model".into(), tier: "paid".into(), label: "RPM".into(), at_ms }
+    }
+
+    fn refusals(most: usize) -> (Refusals, Arc<Fragile>, Arc<Telemetry>) {
+        let log = Arc::new(Fragile { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false) });
+        let telemetry = Arc::new(Telemetry::new("memory", 0).unwrap());
+        let mut refusals = Refusals::new(Arc::clone(&log) as _, Arc::clone(&telemetry));
+        refusals.most = most;
+        (refusals, log, telemetry)
+    }
+
+    fn metric(telemetry: &Telemetry, series: &str) -> u64 {
+        let text = telemetry.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+        line.unwrap_or_else(|| panic!("no {series} in {text}"))
+    }
+
+    const DROPPED: &str = "tollgate_refusal_log_dropped_total{reason=\"full\"}";
+    const WAITING: &str = "tollgate_refusal_log_waiting";
+
+    /// Broken to try it: the flood's refusals kept beyond fifty, drops not counted, the new put before the old.
+    #[tokio::test]
+    async fn a_flood_takes_nobody_else_s_place_and_drops_are_counted() {
+        let (refusals, log, telemetry) = refusals(120);
+        (0..5_000).for_each(|at| refusals.note(account(0), refusal(at)));
+        assert_eq!(metric(&telemetry, WAITING), 50);
+        assert_eq!(metric(&telemetry, DROPPED), 0, "the log would have forgotten the others");
+        (0..50).for_each(|at| refusals.note(account(1), refusal(at)));
+        (0..50).for_each(|at| refusals.note(account(2), refusal(at)));
+        assert_eq!((metric(&telemetry, WAITING), metric(&telemetry, DROPPED)), (120, 30));
+        refusals.write_all().await.unwrap();
+        assert_eq!(metric(&telemetry, WAITING), 0);
+        let kept = |number| log.latest(account(number));
+        let times: Vec<u64> = kept(0).await.unwrap().iter().map(|refusal| refusal.at_ms).collect();
+        assert_eq!(times, (4_950..5_000).rev().collect::<Vec<_>>(), "the last fifty, newest first");
+        assert_eq!(kept(1).await.unwrap().len(), 50);
+        assert_eq!(kept(2).await.unwrap().len(), 20);
+    }
+
+    #[tokio::test]
+    async fn what_the_store_did_not_take_waits_in_order() {
+        let (refusals, log, telemetry) = refusals(120);
+        (0..30).for_each(|at| refusals.note(account(0), refusal(at)));
+        log.broken.store(true, Ordering::SeqCst);
+        assert!(refusals.write_all().await.is_err());
+        assert_eq!(metric(&telemetry, DROPPED), 0);
+        (30..70).for_each(|at| refusals.note(account(0), refusal(at)));
+        log.broken.store(false, Ordering::SeqCst);
+        refusals.write_all().await.unwrap();
+        let times: Vec<u64> = log.latest(account(0)).await.unwrap().iter().map(|refusal| refusal.at_ms).collect();
+        assert_eq!(times, (20..70).rev().collect::<Vec<_>>());
+        refusals.note(account(0), refusal(70));
+        log.broken.store(true, Ordering::SeqCst);
+        refusals.flush().await;
+        assert_eq!(metric(&telemetry, "tollgate_refusal_log_dropped_total{reason=\"store\"}"), 1, "lost at the end");
+    }
+}

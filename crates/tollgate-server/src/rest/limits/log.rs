@@ -1,0 +1,114 @@
+//! `GET /api_keys/rate_limits/log`: the last refusals of an account.
+
+use axum::{
+    Json,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tollgate_core::time::Timestamp;
+use tollgate_store::refusals::Refusal;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{PlainError, barred, failed, plain, unauthenticated};
+use crate::{
+    auth::{ClientAddr, token},
+    rest::{Shared, traceparent},
+    service::Logged,
+    telemetry::traced,
+};
+
+/// Whose refusals.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub(in crate::rest) struct Whose {
+    /// Only those of this key. An INFERENCE key sees its own anyway, and may ask for no other.
+    #[param(max_length = 128)]
+    api_key_id: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::rest) struct LogBody {
+    /// `list`.
+    object: &'static str,
+    /// The last 50 of the account at most, newest first.
+    data: Vec<LogEntry>,
+}
+
+/// A call that was refused.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct LogEntry {
+    /// `null` if the call came by no key.
+    api_key_id: Option<String>,
+    /// What was called.
+    model_id: String,
+    rate_limit_tier: String,
+    /// The label of the quota that refused, such as `RPM`, or `FAILED_REQUESTS` for a block.
+    rate_limit_type: String,
+    /// By the clock of the counters' store, RFC 3339.
+    timestamp: String,
+}
+
+/// The calls that were refused last.
+#[utoipa::path(get, path = "/api_keys/rate_limits/log", params(Whose), responses(
+    (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
+    (status = 400, description = "The query is wrong", body = PlainError),
+    (status = 401, description = "There is no good API key in the Authorization header, or it may not see that", body = PlainError),
+    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
+    (status = 503, description = "The log cannot be reached within the deadline", body = PlainError),
+    (status = 504, description = "The call took too long", body = crate::rest::ErrorBody),
+))]
+pub(in crate::rest) async fn get_log(
+    State(shared): State<Shared>,
+    from: ClientAddr,
+    headers: HeaderMap,
+    whose: Result<Query<Whose>, QueryRejection>,
+) -> Response {
+    let whose = match whose {
+        Ok(Query(whose)) => whose,
+        Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    let Some(secret) = token(&headers) else { return unauthenticated() };
+    let from = from.ip().to_string();
+    let attributes = [("ip", &*from)];
+    let answer = shared.service.log(secret, &attributes, whose.api_key_id.as_deref(), |logged| match logged {
+        Logged::Refusals(refusals) => {
+            Json(LogBody { object: "list", data: refusals.iter().map(entry).collect() }).into_response()
+        }
+        Logged::BadKey => unauthenticated(),
+        Logged::Barred { block, at } => barred(block, *at),
+        Logged::NotAdmin => plain(StatusCode::UNAUTHORIZED, "Admin API key required".to_owned()),
+    });
+    traced(traceparent(&headers), answer).await.unwrap_or_else(failed)
+}
+
+/// The same, where clients of the Venice API expect it.
+#[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(Whose), responses(
+    (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
+    (status = 400, description = "The query is wrong", body = PlainError),
+    (status = 401, description = "There is no good API key in the Authorization header, or it may not see that", body = PlainError),
+    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
+    (status = 503, description = "The log cannot be reached within the deadline", body = PlainError),
+    (status = 504, description = "The call took too long", body = crate::rest::ErrorBody),
+))]
+pub(in crate::rest) async fn get_log_v1(
+    state: State<Shared>,
+    from: ClientAddr,
+    headers: HeaderMap,
+    whose: Result<Query<Whose>, QueryRejection>,
+) -> Response {
+    get_log(state, from, headers, whose).await
+}
+
+fn entry(refusal: &Refusal) -> LogEntry {
+    LogEntry {
+        api_key_id: refusal.key.clone(),
+        model_id: refusal.resource.clone(),
+        rate_limit_tier: refusal.tier.clone(),
+        rate_limit_type: refusal.label.clone(),
+        timestamp: Timestamp::from_ms(refusal.at_ms).to_string(),
+    }
+}

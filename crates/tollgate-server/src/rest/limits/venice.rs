@@ -1,0 +1,126 @@
+//! A caller's limits in the shape of the Venice API's own endpoint, with what a caller wants besides.
+
+use indexmap::IndexMap;
+use serde::Serialize;
+use tollgate_core::{amount::Limit, decision::Decision, time::Timestamp, window::CalendarUnit, window::CalendarWindow};
+use utoipa::ToSchema;
+
+use crate::{directory::Identity, policies::Domain};
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct VeniceLimits {
+    data: Limits,
+}
+
+/// A caller's limits.
+#[expect(clippy::struct_field_names, reason = "the document's names")]
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Limits {
+    /// Whether the key may call at all: not while an abuse rule blocks it from every resource.
+    access_permitted: bool,
+    api_tier: ApiTier,
+    /// What the account has to spend, by currency.
+    #[schema(value_type = std::collections::HashMap<String, f64>)]
+    balances: IndexMap<String, f64>,
+    /// When the key ends, RFC 3339; `null` if it does not.
+    key_expiration: Option<String>,
+    /// The next midnight, UTC.
+    next_epoch_begins: String,
+    rate_limits: Vec<ResourceBody>,
+    /// The time by the clock of the counters' store, RFC 3339.
+    decided_at: String,
+    /// Until when an abuse rule blocks the caller from any of these resources, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
+    /// Absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<usize>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ApiTier {
+    id: String,
+    is_charged: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ResourceBody {
+    api_model_id: String,
+    /// Empty if the resource is not limited.
+    rate_limits: Vec<LimitBody>,
+    /// Until when an abuse rule blocks the caller from it, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct LimitBody {
+    amount: u64,
+    /// `RPM`, `TPM`, `RPD` …
+    r#type: String,
+    used: u64,
+    /// What could be admitted now.
+    remaining: u64,
+    /// When nothing of now will count any more, RFC 3339.
+    resets_at: String,
+    /// Whether nothing is refused by it yet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    shadow: bool,
+}
+
+impl VeniceLimits {
+    pub(super) fn of(
+        (identity, domain): (&Identity, &Domain),
+        resources: &[(&str, Decision<'_>)],
+        decided_at: Timestamp,
+        next: Option<usize>,
+    ) -> Option<Self> {
+        let tier = domain.policy.tier(identity.account.tier)?;
+        let blocks = || resources.iter().filter_map(|(_, decision)| decision.block);
+        let data = Limits {
+            access_permitted: !blocks()
+                .any(|block| block.rule.scope.attributes().iter().all(|of| of.name() != "resource")),
+            api_tier: ApiTier { id: tier.name.to_string(), is_charged: tier.is_charged },
+            balances: identity.account.balances.clone(),
+            key_expiration: identity.key.as_ref().and_then(|key| key.expires_at).map(|at| at.to_string()),
+            next_epoch_begins: next_midnight(decided_at).to_string(),
+            rate_limits: resources
+                .iter()
+                .map(|(name, decision)| ResourceBody {
+                    api_model_id: (*name).to_owned(),
+                    rate_limits: of_resource(decision),
+                    blocked_until: decision.block.map(|block| block.until.to_string()),
+                })
+                .collect(),
+            decided_at: decided_at.to_string(),
+            blocked_until: blocks().map(|block| block.until).max().map(|until| until.to_string()),
+            next_cursor: next,
+        };
+        Some(Self { data })
+    }
+}
+
+fn of_resource(decision: &Decision<'_>) -> Vec<LimitBody> {
+    let limited = decision.quotas.iter().filter_map(|status| match status.limit {
+        Limit::Finite(limit) => Some((status, limit)),
+        Limit::Unlimited => None,
+    });
+    let body = limited.map(|(status, limit)| LimitBody {
+        amount: limit.get(),
+        r#type: status.quota.label.to_string(),
+        used: status.used.get(),
+        remaining: limit.saturating_sub(status.used).get(),
+        resets_at: status.resets_at.to_string(),
+        shadow: status.quota.shadow,
+    });
+    body.collect()
+}
+
+fn next_midnight(now: Timestamp) -> Timestamp {
+    CalendarWindow::new(CalendarUnit::Day, "UTC").map_or(now, |day| day.period_at(now).end)
+}

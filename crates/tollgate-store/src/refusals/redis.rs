@@ -1,0 +1,64 @@
+//! Refusals in Redis: `tg{<partition>}refusals` is a list beside the account's counters, the newest first.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use redis::Cmd;
+use tollgate_core::{claim::Partition, store::StoreError};
+
+use super::{KEPT, KEPT_FOR, Refusal, RefusalFuture, RefusalLog};
+use crate::redis::{Link, Script};
+
+/// A log in Redis.
+pub struct RedisRefusals {
+    link: Link,
+    script: Script,
+}
+
+impl RedisRefusals {
+    /// A log at the other end of `link`, which others may use too.
+    pub fn on(link: Link) -> Self {
+        Self { link, script: Script::new(include_str!("../../../../lua/refusals.lua").to_owned()) }
+    }
+
+    fn key(&self, account: Partition) -> String {
+        format!("{}{{{}}}refusals", self.link.key_prefix(), URL_SAFE_NO_PAD.encode(account.bytes()))
+    }
+
+    async fn push(&self, account: Partition, refusals: &[Refusal]) -> Result<(), StoreError> {
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        let unreadable =
+            |error: serde_json::Error| StoreError::Refused(format!("a refusal cannot be written: {error}"));
+        let written: Vec<String> =
+            refusals.iter().map(serde_json::to_string).collect::<Result<_, _>>().map_err(unreadable)?;
+        let key = self.key(account);
+        let kept_ms = u64::try_from(KEPT_FOR.as_millis()).unwrap_or(u64::MAX);
+        let command = |verb: &str, script: &str| {
+            let mut command = Cmd::new();
+            command.arg(verb).arg(script).arg(1).arg(&key).arg(KEPT).arg(kept_ms).arg(&written);
+            command
+        };
+        self.link.script(&self.script, command).await.map(drop)
+    }
+
+    async fn read(&self, account: Partition) -> Result<Vec<Refusal>, StoreError> {
+        let mut command = redis::cmd("LRANGE");
+        command.arg(self.key(account)).arg(0).arg(KEPT - 1);
+        let unreadable =
+            |error: &dyn std::fmt::Display| StoreError::Refused(format!("its answer cannot be read: {error}"));
+        let written: Vec<String> =
+            redis::from_redis_value(self.link.query(&command).await?).map_err(|error| unreadable(&error))?;
+        let read = written.iter().map(|text| serde_json::from_str(text).map_err(|error| unreadable(&error)));
+        read.collect()
+    }
+}
+
+impl RefusalLog for RedisRefusals {
+    fn append<'a>(&'a self, account: Partition, refusals: &'a [Refusal]) -> RefusalFuture<'a, ()> {
+        Box::pin(self.push(account, refusals))
+    }
+
+    fn latest(&self, account: Partition) -> RefusalFuture<'_, Vec<Refusal>> {
+        Box::pin(self.read(account))
+    }
+}
