@@ -67,7 +67,6 @@ impl ServiceGrant {
     }
 }
 
-#[expect(dead_code, reason = "the admin routes read it")]
 impl AdminGrant {
     /// The name of its token, for the log.
     pub(crate) fn name(&self) -> &str {
@@ -77,11 +76,6 @@ impl AdminGrant {
     /// The domains it may act in.
     pub(crate) fn reach(&self) -> &Reach {
         &self.0.reach
-    }
-
-    /// Whether it may act in `domain`.
-    pub(crate) fn permits(&self, domain: &str) -> bool {
-        self.0.reach.permits(domain)
     }
 }
 

@@ -17,7 +17,7 @@ use tollgate_core::{
 };
 use tollgate_store::accounts::KeyKind;
 
-pub(crate) use self::cache::Accounts;
+pub(crate) use self::{cache::Accounts, compile::fitting};
 use crate::{key::KeyHash, policy_file::BootstrapAccount};
 
 /// An account of a domain.

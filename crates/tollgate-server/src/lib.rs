@@ -2,6 +2,7 @@
 //! stop; the binary and the tests call the same function.
 
 mod abuse;
+mod admin;
 pub mod auth;
 pub mod cli;
 mod dialect;

@@ -14,7 +14,7 @@ use crate::{
     dialect::Dialects,
     directory::{Directory, Identity},
     key::KeyHash,
-    policy_file::{self, LoadedPolicy, PolicyErrors, SelfService},
+    policy_file::{self, AccountRules, LoadedPolicy, PolicyErrors, SelfService},
     reload::{Reload, folder_of},
     telemetry::{DomainMetrics, Telemetry},
     uploads::Uploads,
@@ -37,6 +37,7 @@ pub enum Source {
 pub(crate) struct Domain {
     pub(crate) policy: Arc<Policy>,
     pub(crate) directory: Directory,
+    pub(crate) accounts: AccountRules,
     pub(crate) metrics: DomainMetrics,
     pub(crate) dialects: Dialects,
     pub(crate) uploads: Uploads,
@@ -101,8 +102,8 @@ impl Policies {
             let metrics = DomainMetrics::of(&self.telemetry, &loaded.policy);
             self.telemetry.policy_loaded(&domain);
             let directory = Directory::of(&loaded.bootstrap, self.demo);
-            let LoadedPolicy { policy, dialects, uploads, self_service, .. } = loaded;
-            (domain, Arc::new(Domain { policy, directory, metrics, dialects, uploads, self_service }))
+            let LoadedPolicy { policy, accounts, dialects, uploads, self_service, .. } = loaded;
+            (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
         });
         Ok(Domains(domains.collect()))
     }

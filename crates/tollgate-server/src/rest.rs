@@ -1,5 +1,6 @@
 //! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
 
+mod admin;
 mod batch;
 mod decide;
 mod guard;
@@ -24,6 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use health::Health;
 
 use crate::{
+    admin::Admin,
     auth::Doors,
     service::{CallError, DecisionService},
 };
@@ -32,6 +34,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) service: Arc<DecisionService>,
+    pub(crate) admin: Arc<Admin>,
     pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<Health>,
     /// How long a call may take in all.
@@ -72,7 +75,8 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
-        .routes(routes!(report::report_outcome));
+        .routes(routes!(report::report_outcome))
+        .merge(admin::routes());
     let operations = OpenApiRouter::new()
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

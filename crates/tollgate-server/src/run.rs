@@ -28,6 +28,7 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 
 use crate::{
+    admin::Admin,
     auth::Doors,
     directory::Accounts,
     grpc,
@@ -203,6 +204,8 @@ pub async fn run(
         Arc::clone(&telemetry),
         Arc::clone(&refusals),
     ));
+    let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
+    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, known, clock));
     let health = Arc::new(rest::Health {
         store: backend.store,
         policies: Arc::clone(&policies),
@@ -233,7 +236,7 @@ pub async fn run(
 
     let drain_timeout = settings.drain_timeout;
     let servers_of =
-        Servers { settings, service, doors, health: Arc::clone(&health), telemetry, stopped: stopped.clone() };
+        Servers { settings, service, admin, doors, health: Arc::clone(&health), telemetry, stopped: stopped.clone() };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stopped.clone()));
     servers.spawn(servers_of.rest(listeners.http).serve(stopped));

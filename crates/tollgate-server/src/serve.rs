@@ -20,6 +20,7 @@ use tonic::{
 pub use self::server::ConnectionBounds;
 use self::server::Server;
 use crate::{
+    admin::Admin,
     auth::Doors,
     grpc,
     rest::{self, Offer},
@@ -34,6 +35,7 @@ use crate::{
 pub(crate) struct Servers {
     pub(crate) settings: Settings,
     pub(crate) service: Arc<DecisionService>,
+    pub(crate) admin: Arc<Admin>,
     pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<rest::Health>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -88,6 +90,7 @@ impl Servers {
     fn router(&self, offer: Offer) -> Router {
         let shared = rest::Shared {
             service: Arc::clone(&self.service),
+            admin: Arc::clone(&self.admin),
             doors: Arc::clone(&self.doors),
             health: Arc::clone(&self.health),
             timeout: self.settings.call_timeout,

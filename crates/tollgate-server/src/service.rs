@@ -24,8 +24,8 @@ use self::{abuse::TurnedAway, attributes::Attributes, call::check_optional_name}
 pub(crate) use self::{
     abuse::{Report, Reported},
     batch::check_batch,
-    call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES},
-    identify::Rejected,
+    call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES, check_name},
+    identify::{Rejected, find_domain},
     list::Listed,
     log::Logged,
 };

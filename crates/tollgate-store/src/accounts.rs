@@ -128,7 +128,7 @@ impl Changes {
 
 impl Change<'_> {
     /// What listeners are told.
-    fn told(&self) -> Changed {
+    pub fn told(&self) -> Changed {
         let new = self.after.into_iter().flat_map(|after| &after.keys);
         let known = |id: &str| self.before.is_some_and(|before| before.keys.contains_key(id));
         Changed {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod abuse;
 #[cfg(test)]
+mod accounts;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod batch;

@@ -244,6 +244,7 @@ impl Accounts {
             if let Some(mut feed) = feed.take() {
                 while let Some(change) = feed.next().await {
                     self.forget(&change);
+                    self.telemetry.account_invalidated();
                 }
                 self.distrust();
                 pause = RETRY_FIRST;
@@ -270,8 +271,8 @@ impl Accounts {
         self.telemetry.account_feed(false);
     }
 
-    fn forget(&self, change: &Changed) {
-        self.telemetry.account_invalidated();
+    /// Forgets what a change touches.
+    pub(crate) fn forget(&self, change: &Changed) {
         self.known.remove(&NameRef { domain: &change.domain, name: &change.account });
         for hash in &change.secrets {
             self.places.remove(hash);

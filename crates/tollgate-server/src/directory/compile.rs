@@ -131,25 +131,24 @@ impl Compiler<'_> {
         if drafts.is_empty() {
             return Arc::default();
         }
-        self.fitting(&drafts, chain).into()
+        let written = drafts.len();
+        let drafts = fitting(self.policy, drafts, chain);
+        self.left_out += written - drafts.len();
+        self.policy.overrides(&drafts, chain, &Place::root()).unwrap_or_default().into()
     }
+}
 
-    /// All that fit. Where one does not, each is tried in its turn beside those before it.
-    fn fitting(&mut self, drafts: &[OverrideDraft], chain: Chain) -> Vec<Override> {
-        let place = Place::root();
-        if let Ok(overrides) = self.policy.overrides(drafts, chain, &place) {
-            return overrides;
-        }
-        let (mut fitting, mut compiled) = (Vec::new(), Vec::new());
-        for draft in drafts {
-            fitting.push(draft.clone());
-            if let Ok(overrides) = self.policy.overrides(&fitting, chain, &place) {
-                compiled = overrides;
-            } else {
-                fitting.pop();
-                self.left_out += 1;
-            }
-        }
-        compiled
+/// The drafts that fit the policy, each tried in its turn beside those before it where not all do.
+pub(crate) fn fitting(policy: &Policy, drafts: Vec<OverrideDraft>, chain: Chain) -> Vec<OverrideDraft> {
+    let fits = |drafts: &[OverrideDraft]| policy.overrides(drafts, chain, &Place::root()).is_ok();
+    if fits(&drafts) {
+        return drafts;
     }
+    drafts.into_iter().fold(Vec::new(), |mut fitting, draft| {
+        fitting.push(draft);
+        if !fits(&fitting) {
+            fitting.pop();
+        }
+        fitting
+    })
 }

@@ -135,7 +135,8 @@ impl Checker<'_> {
     }
 }
 
-fn parse_time(text: &str) -> Option<Timestamp> {
+/// A time as RFC 3339 writes it.
+pub(crate) fn parse_time(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_ms)
 }

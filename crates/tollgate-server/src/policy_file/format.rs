@@ -13,6 +13,11 @@ pub fn schema() -> Value {
     schema.to_value()
 }
 
+/// The JSON Schema of one override.
+pub(super) fn override_schema() -> Value {
+    schemars::schema_for!(Override).to_value()
+}
+
 fn names(of: &str) -> Value {
     json!({ "$ref": format!("#/$defs/{of}") })
 }
@@ -28,6 +33,7 @@ macro_rules! text {
 }
 
 pub(super) mod abuse;
+pub(super) mod accounts;
 pub(crate) mod dialect;
 pub(super) mod estimates;
 pub(crate) mod uploads;
@@ -156,6 +162,13 @@ pub(super) struct PolicyFile {
     /// estimate of it, by unit.
     #[serde(default)]
     pub(super) estimates: estimates::Estimates,
+    /// Events that move accounts from one tier to another, such as payments.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(super) promotions: Vec<accounts::Promotion>,
+    /// What is borne of keys.
+    #[serde(default)]
+    pub(super) keys: accounts::Keys,
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(super) bootstrap: Bootstrap,

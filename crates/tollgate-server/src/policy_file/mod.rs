@@ -8,6 +8,7 @@ use tollgate_core::policy::{Place, Policy, draft::OverrideDraft};
 
 use crate::{dialect::Dialects, uploads::Uploads};
 
+mod accounts;
 mod bootstrap;
 mod draft;
 mod format;
@@ -16,6 +17,8 @@ mod structure;
 mod tests;
 mod yaml;
 
+pub(crate) use accounts::AccountRules;
+pub(crate) use bootstrap::parse_time;
 pub use bootstrap::{BootstrapAccount, BootstrapKey};
 pub(crate) use draft::length_ms;
 pub(crate) use format::SelfService;
@@ -32,6 +35,8 @@ pub struct LoadedPolicy {
     pub policy: Arc<Policy>,
     /// The accounts and keys that the file brings along.
     pub bootstrap: Vec<BootstrapAccount>,
+    /// What it says of accounts in the store.
+    pub(crate) accounts: AccountRules,
     /// How its decisions are rendered.
     pub(crate) dialects: Dialects,
     /// How large uploads may be.
@@ -99,6 +104,11 @@ pub(crate) fn read_override(written: &Value) -> Option<OverrideDraft> {
     serde_json::from_value(written.clone()).ok().map(|over| draft::of_override(&over))
 }
 
+/// What is wrong with the structure of an override in the format of policy files.
+pub(crate) fn check_override(written: &Value) -> Vec<(Place, String)> {
+    structure::check(written.clone(), &format::override_schema()).mistakes
+}
+
 /// Reads YAML of another kind with the same bounds: the configuration file.
 pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     let document = yaml::read(text).map_err(|error| format!("line {}: {}", error.line, error.message))?;
@@ -133,7 +143,7 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
 }
 
 fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)>> {
-    let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, .. } = file.clone();
+    let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, promotions, keys, .. } = file.clone();
     let speaks_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
     let self_service = self_service.unwrap_or(if speaks_venice { SelfService::Venice } else { SelfService::Plain });
     let policy = Policy::compile(&draft::of(file))
@@ -142,12 +152,13 @@ fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)
     let bootstrap = bootstrap::check(&bootstrap, compiled);
     let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), compiled);
     let uploads = Uploads::of(&uploads, compiled);
-    match (policy, bootstrap, dialects, uploads) {
-        (Ok(policy), Ok(bootstrap), Ok(dialects), Ok(uploads)) => {
-            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, dialects, uploads, self_service })
+    let accounts = AccountRules::of(&keys, promotions, compiled);
+    match (policy, bootstrap, accounts, dialects, uploads) {
+        (Ok(policy), Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) => {
+            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, accounts, dialects, uploads, self_service })
         }
-        (policy, bootstrap, dialects, uploads) => {
-            let mistakes = [policy.err(), bootstrap.err(), dialects.err(), uploads.err()];
+        (policy, bootstrap, accounts, dialects, uploads) => {
+            let mistakes = [policy.err(), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];
             Err(mistakes.into_iter().flatten().flatten().collect())
         }
     }

@@ -116,7 +116,7 @@ pub(super) fn check_optional_name(field: &str, name: &str) -> Result<(), CallErr
     if name.is_empty() { Ok(()) } else { check_name(field, name) }
 }
 
-pub(super) fn check_name(field: &str, name: &str) -> Result<(), CallError> {
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), CallError> {
     check_text(field, name, MAX_NAME_BYTES)
 }
 

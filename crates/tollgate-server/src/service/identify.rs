@@ -100,7 +100,8 @@ impl DecisionService {
     }
 }
 
-fn find_domain<'a>(domains: &'a Domains, within: &Reach, name: &str) -> Result<&'a Arc<Domain>, CallError> {
+/// The domain called `name`, or the only one within reach if that is empty.
+pub(crate) fn find_domain<'a>(domains: &'a Domains, within: &Reach, name: &str) -> Result<&'a Arc<Domain>, CallError> {
     domains.get(name, within).ok_or_else(|| {
         // The same whether or not there is such a domain, so that one platform does not learn of the others.
         if !name.is_empty() && !within.permits(name) {

@@ -1,0 +1,163 @@
+//! `/admin/v1`: accounts and keys of the store, for administrators.
+
+mod accounts;
+mod keys;
+mod shapes;
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, Query},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utoipa::{IntoParams, IntoResponses};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{ErrorBody, Shared};
+use crate::{admin::AdminError, service::CallError};
+
+/// The most that a page of a list has.
+const LARGEST_PAGE: usize = 100;
+const DEFAULT_PAGE: usize = 50;
+
+pub(super) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(accounts::create, accounts::list))
+        .routes(routes!(accounts::get, accounts::patch, accounts::delete))
+        .routes(routes!(accounts::put_override, accounts::clear_override))
+        .routes(routes!(accounts::tell))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::get, keys::patch))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::put_override, keys::clear_override))
+}
+
+/// In which domain.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct InDomain {
+    /// The domain; the only one that the token reaches if absent.
+    #[serde(default)]
+    domain: String,
+}
+
+/// In which domain, and which part of a list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Part {
+    /// The domain; the only one that the token reaches if absent.
+    #[serde(default)]
+    domain: String,
+    /// How many at most, 1 to 100; 50 if absent.
+    limit: Option<usize>,
+    /// `next_cursor` of the previous answer.
+    #[serde(default)]
+    cursor: String,
+}
+
+impl Part {
+    fn take(&self) -> Result<usize, AdminError> {
+        match self.limit.unwrap_or(DEFAULT_PAGE) {
+            take @ 1..=LARGEST_PAGE => Ok(take),
+            _ => Err(CallError::field("limit", format_args!("must be from 1 to {LARGEST_PAGE}")).into()),
+        }
+    }
+}
+
+/// The values in a path.
+struct At<T>(T);
+
+/// The query.
+struct Asked<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let found = Path::<T>::from_request_parts(parts, state).await;
+        found.map(|Path(found)| Self(found)).map_err(|wrong| invalid(format!("path: {}", wrong.body_text())))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Asked<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let found = Query::<T>::from_request_parts(parts, state).await;
+        found.map(|Query(found)| Self(found)).map_err(|wrong| invalid(format!("query: {}", wrong.body_text())))
+    }
+}
+
+fn invalid(message: String) -> Response {
+    ErrorBody::new("invalid_argument", message).with(StatusCode::BAD_REQUEST)
+}
+
+/// The version that the caller last saw, from `If-Match` (RFC 9110, 13.1.1), if it insists on one.
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, AdminError> {
+    let wrong = || CallError::field("if-match", "must be one ETag as an answer had it, such as \"1740960000000\"");
+    let mut all = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = all.next() else { return Ok(None) };
+    let text = if all.next().is_none() { value.to_str().ok() } else { None };
+    let text = text.ok_or_else(wrong)?.trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    Ok(Some(version.and_then(|version| version.parse().ok()).ok_or_else(wrong)?))
+}
+
+/// An answer with the version of the account.
+fn versioned(status: StatusCode, version: u64, body: impl Serialize) -> Response {
+    let mut response = (status, Json(body)).into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    // A secret may be in it.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// What may go wrong on any admin route, besides what its door says.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "for the description of the API")]
+enum Failures {
+    #[response(status = 400, description = "The request is wrong; the message names the field")]
+    Invalid(ErrorBody),
+    #[response(status = 404, description = "There is no such domain, account, key or override")]
+    NotFound(ErrorBody),
+    #[response(status = 409, description = "It exists already, is defined in the policy file, or as many as fit exist")]
+    Conflict(ErrorBody),
+    #[response(status = 412, description = "The account is not of the version in If-Match")]
+    Changed(ErrorBody),
+    #[response(status = 413, description = "The body is too large")]
+    TooLarge(ErrorBody),
+    #[response(status = 415, description = "The body is not JSON by its content type")]
+    NotJson(ErrorBody),
+    #[response(status = 429, description = "The node, or the store, has more to do than it takes in")]
+    Full(ErrorBody),
+    #[response(
+        status = 503,
+        description = "The store cannot be reached within the deadline; a change may have been made"
+    )]
+    Unavailable(ErrorBody),
+    #[response(status = 504, description = "The call took too long; a change may have been made")]
+    Late(ErrorBody),
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        let (status, code) = match &self {
+            Self::Call(error) => error.status(),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            Self::Exists(_) => (StatusCode::CONFLICT, "already_exists"),
+            Self::Refused(_) => (StatusCode::CONFLICT, "failed_precondition"),
+            Self::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
+            Self::Contended => (StatusCode::CONFLICT, "aborted"),
+        };
+        ErrorBody::new(code, self.to_string()).with(status)
+    }
+}

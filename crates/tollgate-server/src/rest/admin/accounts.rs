@@ -1,0 +1,151 @@
+//! Accounts: made, listed, changed, deleted, promoted.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    Asked, At, Failures, InDomain, Part, if_match,
+    shapes::{
+        AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, OverrideBody, Promoted,
+    },
+    versioned,
+};
+use crate::{
+    admin::{AccountPatch, AdminError, NewAccount, Whose},
+    auth::AdminGrant,
+    rest::{Body, Shared},
+};
+
+/// Make an account.
+#[utoipa::path(post, path = "/admin/v1/accounts", params(InDomain), request_body = NewAccountBody, responses(
+    (status = 201, description = "It is made", body = AccountBody), Failures))]
+pub(super) async fn create(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    Asked(at): Asked<InDomain>,
+    Body(new): Body<NewAccountBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let record = desk.create_account(NewAccount { id: new.id, tier: new.tier, balances: new.balances }).await?;
+    Ok(versioned(StatusCode::CREATED, record.version, AccountBody::of(&record, desk.now())))
+}
+
+/// List accounts.
+#[utoipa::path(get, path = "/admin/v1/accounts", params(Part), responses(
+    (status = 200, description = "A page", body = AccountPage), Failures))]
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    Asked(part): Asked<Part>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &part.domain)?;
+    let page = desk.accounts(&part.cursor, part.take()?).await?;
+    let now = desk.now();
+    let accounts = page.accounts.iter().map(|record| AccountBody::of(record, now)).collect();
+    Ok(Json(AccountPage { accounts, next_cursor: page.next }).into_response())
+}
+
+/// Read an account.
+#[utoipa::path(get, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
+    (status = 200, description = "The account", body = AccountBody), Failures))]
+pub(super) async fn get(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let record = desk.account(&account).await?;
+    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
+}
+
+/// Change an account's tier or balances.
+#[utoipa::path(patch, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain),
+    request_body = AccountPatchBody, responses(
+    (status = 200, description = "It is changed", body = AccountBody), Failures))]
+pub(super) async fn patch(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(patch): Body<AccountPatchBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let patch = AccountPatch { tier: patch.tier, balances: patch.balances };
+    let record = desk.patch_account(&account, patch, if_match(&headers)?).await?;
+    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
+}
+
+/// Delete an account and its keys. What it used stays counted until its windows end.
+#[utoipa::path(delete, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
+    (status = 204, description = "It is deleted"), Failures))]
+pub(super) async fn delete(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    desk.delete_account(&account, if_match(&headers)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Set a limit of the account's own, under a name.
+#[utoipa::path(put, path = "/admin/v1/accounts/{account}/overrides/{name}",
+    params(("account" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
+    (status = 200, description = "It is set", body = AccountBody), Failures))]
+pub(super) async fn put_override(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At((account, name)): At<(String, String)>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(over): Body<OverrideBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let record = desk.put_override(Whose::Account(&account), &name, over.record()?, if_match(&headers)?).await?;
+    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
+}
+
+/// Clear a limit of the account's own.
+#[utoipa::path(delete, path = "/admin/v1/accounts/{account}/overrides/{name}",
+    params(("account" = String, Path), ("name" = String, Path), InDomain), responses(
+    (status = 200, description = "It is cleared", body = AccountBody), Failures))]
+pub(super) async fn clear_override(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At((account, name)): At<(String, String)>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let record = desk.clear_override(Whose::Account(&account), &name, if_match(&headers)?).await?;
+    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
+}
+
+/// Tell of something that happened to an account, such as a payment, which may move it to another tier.
+#[utoipa::path(post, path = "/admin/v1/accounts/{account}/events", params(("account" = String, Path), InDomain),
+    request_body = EventBody, responses(
+    (status = 200, description = "It is noted, now or before", body = EventAnswer), Failures))]
+pub(super) async fn tell(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+    Body(event): Body<EventBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let told = desk.tell(&account, &event.id, &event.r#type).await?;
+    let answer = EventAnswer {
+        account: told.account.as_ref().map(|record| AccountBody::of(record, desk.now())),
+        promoted: told.promoted.map(|(from, to)| Promoted { from, to }),
+        repeated: told.repeated,
+    };
+    Ok(Json(answer).into_response())
+}

@@ -1,0 +1,171 @@
+//! Keys: made, listed, changed, rotated, revoked.
+
+use std::time::Duration;
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use tollgate_core::time::Timestamp;
+
+use super::{
+    Asked, At, Failures, InDomain, Part, if_match,
+    shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody, time},
+    versioned,
+};
+use crate::{
+    admin::{AdminError, Issued, KeyOf, KeyPatch, NewKey, Whose},
+    auth::AdminGrant,
+    rest::{Body, Shared},
+};
+
+/// Make a key. Its secret is in the answer, and never shown again.
+#[utoipa::path(post, path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), InDomain),
+    request_body = NewKeyBody, responses(
+    (status = 201, description = "It is made", body = IssuedBody), Failures))]
+pub(super) async fn create(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(new): Body<NewKeyBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
+    let new = NewKey { kind: new.kind.into(), description: new.description, expires_at };
+    let issued = desk.create_key(&account, new, if_match(&headers)?).await?;
+    issued_answer(StatusCode::CREATED, issued, desk.now())
+}
+
+/// List an account's keys.
+#[utoipa::path(get, path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), Part), responses(
+    (status = 200, description = "A page", body = KeyPage), Failures))]
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(part): Asked<Part>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &part.domain)?;
+    let (take, now) = (part.take()?, desk.now());
+    let record = desk.account(&account).await?;
+    // The key of the cursor may be gone by now; then the list begins anew.
+    let skip = record.keys.get_index_of(&part.cursor).map_or(0, |at| at + 1);
+    let page: Vec<_> = record.keys.iter().skip(skip).take(take).collect();
+    let more = skip + page.len() < record.keys.len();
+    let next_cursor = page.last().filter(|_| more).map(|(id, _)| (*id).clone());
+    let keys = page.into_iter().map(|(id, key)| KeyBody::of(&record, id, key, now)).collect();
+    Ok(versioned(StatusCode::OK, record.version, KeyPage { keys, next_cursor }))
+}
+
+/// Read a key.
+#[utoipa::path(get, path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain), responses(
+    (status = 200, description = "The key", body = KeyBody), Failures))]
+pub(super) async fn get(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(key): At<String>,
+    Asked(at): Asked<InDomain>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    answer(&desk.key(&key).await?, desk.now())
+}
+
+/// Change a key's description, or when it ends.
+#[utoipa::path(patch, path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain),
+    request_body = KeyPatchBody, responses(
+    (status = 200, description = "It is changed", body = KeyBody), Failures))]
+pub(super) async fn patch(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(key): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(patch): Body<KeyPatchBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let end = |text: Option<String>| text.as_deref().map(|text| time("expires_at", text)).transpose();
+    let patch = KeyPatch { description: patch.description, expires_at: patch.expires_at.map(end).transpose()? };
+    answer(&desk.patch_key(&key, patch, if_match(&headers)?).await?, desk.now())
+}
+
+/// Give a key another secret. It keeps its id, and so its counters; the answer has the secret.
+#[utoipa::path(post, path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), InDomain),
+    request_body = RotationBody, responses(
+    (status = 200, description = "It has another secret", body = IssuedBody), Failures))]
+pub(super) async fn rotate(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(key): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(rotation): Body<RotationBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let overlap = Duration::from_secs(rotation.overlap_s);
+    let issued = desk.rotate_key(&key, overlap, if_match(&headers)?).await?;
+    issued_answer(StatusCode::OK, issued, desk.now())
+}
+
+/// Withdraw a key, for good. One that is withdrawn already stays so.
+#[utoipa::path(post, path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), InDomain), responses(
+    (status = 200, description = "It is withdrawn", body = KeyBody), Failures))]
+pub(super) async fn revoke(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(key): At<String>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    answer(&desk.revoke_key(&key, if_match(&headers)?).await?, desk.now())
+}
+
+/// Set a limit of the key's own, under a name.
+#[utoipa::path(put, path = "/admin/v1/keys/{key}/overrides/{name}",
+    params(("key" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
+    (status = 200, description = "It is set", body = KeyBody), Failures))]
+pub(super) async fn put_override(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At((key, name)): At<(String, String)>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+    Body(over): Body<OverrideBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let account = desk.put_override(Whose::Key(&key), &name, over.record()?, if_match(&headers)?).await?;
+    answer(&KeyOf { account, id: key }, desk.now())
+}
+
+/// Clear a limit of the key's own.
+#[utoipa::path(delete, path = "/admin/v1/keys/{key}/overrides/{name}",
+    params(("key" = String, Path), ("name" = String, Path), InDomain), responses(
+    (status = 200, description = "It is cleared", body = KeyBody), Failures))]
+pub(super) async fn clear_override(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At((key, name)): At<(String, String)>,
+    Asked(at): Asked<InDomain>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let account = desk.clear_override(Whose::Key(&key), &name, if_match(&headers)?).await?;
+    answer(&KeyOf { account, id: key }, desk.now())
+}
+
+fn body(key: &KeyOf, now: Timestamp) -> Result<KeyBody, AdminError> {
+    let gone = || AdminError::NotFound(format!("key: there is no key {:?}", key.id));
+    Ok(KeyBody::of(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
+}
+
+fn answer(key: &KeyOf, now: Timestamp) -> Result<Response, AdminError> {
+    Ok(versioned(StatusCode::OK, key.account.version, body(key, now)?))
+}
+
+fn issued_answer(status: StatusCode, issued: Issued, now: Timestamp) -> Result<Response, AdminError> {
+    let Issued { key, secret } = issued;
+    Ok(versioned(status, key.account.version, IssuedBody { key: body(&key, now)?, secret }))
+}

@@ -1,0 +1,305 @@
+//! The JSON of `/admin/v1`.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use tollgate_core::time::Timestamp;
+use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord, OverrideRecord};
+use utoipa::ToSchema;
+
+use crate::{admin::AdminError, policy_file::parse_time, service::CallError};
+
+/// An account to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewAccountBody {
+    /// Its id: 1 to 128 bytes without control characters, unique in the domain.
+    pub(super) id: String,
+    /// Its tier; the policy's default tier if absent.
+    pub(super) tier: Option<String>,
+    /// What it has to spend, by currency; shown, never judged by.
+    #[serde(default)]
+    #[schema(value_type = std::collections::HashMap<String, f64>)]
+    pub(super) balances: IndexMap<String, f64>,
+}
+
+/// What is to be different of an account; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AccountPatchBody {
+    pub(super) tier: Option<String>,
+    #[schema(value_type = Option<std::collections::HashMap<String, f64>>)]
+    pub(super) balances: Option<IndexMap<String, f64>>,
+}
+
+/// A limit of one account or key, as policy files write it, and when it ends.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OverrideBody {
+    /// Only for this resource, or for those that match a wildcard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<Value>,
+    /// What is counted.
+    #[schema(value_type = String)]
+    unit: Value,
+    /// The window: `minute`, `30s` …, or `{"calendar": "day", "zone": "UTC"}`.
+    per: Value,
+    /// How much fits in a window, or `unlimited`.
+    limit: Value,
+    /// Only the quota of this scope.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    scope: Option<Value>,
+    /// When it stops to apply, RFC 3339; never if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+}
+
+impl OverrideBody {
+    pub(super) fn record(self) -> Result<OverrideRecord, AdminError> {
+        let expires_at = self.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
+        let given = [("resource", self.resource), ("scope", self.scope)];
+        let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let written = [("unit", self.unit), ("per", self.per), ("limit", self.limit)].into_iter().chain(given);
+        let written = written.map(|(name, value)| (name.to_owned(), value)).collect();
+        Ok(OverrideRecord { written: Value::Object(written), expires_at })
+    }
+
+    fn of(record: &OverrideRecord) -> Self {
+        let field = |name: &str| record.written.get(name).cloned();
+        Self {
+            resource: field("resource"),
+            unit: field("unit").unwrap_or_default(),
+            per: field("per").unwrap_or_default(),
+            limit: field("limit").unwrap_or_default(),
+            scope: field("scope"),
+            expires_at: record.expires_at.map(|at| at.to_string()),
+        }
+    }
+}
+
+/// An account.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AccountBody {
+    id: String,
+    domain: String,
+    /// Grows with every change; also the `ETag`.
+    version: u64,
+    tier: String,
+    #[schema(value_type = std::collections::HashMap<String, f64>)]
+    balances: IndexMap<String, f64>,
+    /// Its own limits, by name.
+    #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
+    overrides: IndexMap<String, OverrideBody>,
+    /// How many of its keys are good.
+    active_keys: usize,
+    created_at: String,
+    changed_at: String,
+}
+
+impl AccountBody {
+    pub(super) fn of(record: &AccountRecord, now: Timestamp) -> Self {
+        Self {
+            id: record.id.clone(),
+            domain: record.domain.clone(),
+            version: record.version,
+            tier: record.tier.clone(),
+            balances: record.balances.clone(),
+            overrides: overrides(&record.overrides),
+            active_keys: record.keys.values().filter(|key| key.is_active(now)).count(),
+            created_at: record.created_at.to_string(),
+            changed_at: record.changed_at.to_string(),
+        }
+    }
+}
+
+fn overrides(records: &IndexMap<String, OverrideRecord>) -> IndexMap<String, OverrideBody> {
+    records.iter().map(|(name, record)| (name.clone(), OverrideBody::of(record))).collect()
+}
+
+/// A page of accounts, by the order of their ids. Those of the policy file are not among them.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AccountPage {
+    pub(super) accounts: Vec<AccountBody>,
+    /// Absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next_cursor: Option<String>,
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// Call, and read what concerns itself.
+    Inference,
+    /// Also read what concerns the whole account.
+    Admin,
+}
+
+impl From<Kind> for KeyKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Inference => Self::Inference,
+            Kind::Admin => Self::Admin,
+        }
+    }
+}
+
+/// A key to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewKeyBody {
+    pub(super) kind: Kind,
+    /// What it is for: up to 64 characters.
+    #[serde(default)]
+    pub(super) description: String,
+    /// When it ends, RFC 3339; never if absent.
+    pub(super) expires_at: Option<String>,
+}
+
+/// What is to be different of a key; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyPatchBody {
+    pub(super) description: Option<String>,
+    /// When it ends, RFC 3339; `null`: never.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    #[expect(clippy::option_option, reason = "absent, null and a time are three things")]
+    pub(super) expires_at: Option<Option<String>>,
+}
+
+/// Tells `null` from what is absent.
+#[expect(clippy::option_option, reason = "absent, null and a time are three things")]
+fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+/// How a key gets another secret.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RotationBody {
+    /// For how many seconds the secret before stays good, at most 2592000; 0 if absent. The one before that is no
+    /// good from now on.
+    #[serde(default)]
+    pub(super) overlap_s: u64,
+}
+
+/// A key, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct KeyBody {
+    id: String,
+    account: String,
+    domain: String,
+    kind: Kind,
+    /// How its secret begins.
+    prefix: String,
+    description: String,
+    state: State,
+    created_at: String,
+    /// When it ends; absent if never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    /// When it was withdrawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked_at: Option<String>,
+    /// When it got its present secret, if that is not its first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotated_at: Option<String>,
+    /// Until when the secret before is good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_good_until: Option<String>,
+    /// Its own limits, by name.
+    #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
+    overrides: IndexMap<String, OverrideBody>,
+}
+
+/// Whether a key is good.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Active,
+    Expired,
+    Revoked,
+}
+
+impl KeyBody {
+    pub(super) fn of(account: &AccountRecord, id: &str, key: &KeyRecord, now: Timestamp) -> Self {
+        let text = |time: Option<Timestamp>| time.map(|time| time.to_string());
+        let previous = key.previous.as_ref().map(|previous| previous.good_until).filter(|end| *end > now);
+        Self {
+            id: id.to_owned(),
+            account: account.id.clone(),
+            domain: account.domain.clone(),
+            kind: match key.kind {
+                KeyKind::Inference => Kind::Inference,
+                KeyKind::Admin => Kind::Admin,
+            },
+            prefix: key.prefix.clone(),
+            description: key.description.clone(),
+            state: match key.revoked_at {
+                Some(_) => State::Revoked,
+                None if key.is_active(now) => State::Active,
+                None => State::Expired,
+            },
+            created_at: key.created_at.to_string(),
+            expires_at: text(key.expires_at),
+            revoked_at: text(key.revoked_at),
+            rotated_at: text(key.rotated_at),
+            previous_good_until: text(previous),
+            overrides: overrides(&key.overrides),
+        }
+    }
+}
+
+/// A page of an account's keys, oldest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct KeyPage {
+    pub(super) keys: Vec<KeyBody>,
+    /// Absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next_cursor: Option<String>,
+}
+
+/// A key with its secret, which is never shown again.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct IssuedBody {
+    pub(super) key: KeyBody,
+    pub(super) secret: String,
+}
+
+/// Something that happened to an account, such as a payment.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventBody {
+    /// Its id, such as that of the payment: told again within 30 days, it does nothing.
+    pub(super) id: String,
+    /// Its type, as `promotions` of the policy name it, such as `payment`.
+    pub(super) r#type: String,
+}
+
+/// What an event did.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EventAnswer {
+    /// The account now; absent if it is not in the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) account: Option<AccountBody>,
+    /// The tiers that it moved from and to; absent if it did not move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) promoted: Option<Promoted>,
+    /// Whether the event was told before, and so did nothing now.
+    pub(super) repeated: bool,
+}
+
+/// A move from tier to tier.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Promoted {
+    pub(super) from: String,
+    pub(super) to: String,
+}
+
+/// A time of a request.
+pub(super) fn time(field: &str, text: &str) -> Result<Timestamp, AdminError> {
+    let wrong = || CallError::field(field, "is not a time; write it like 2027-01-31T00:00:00Z").into();
+    parse_time(text).ok_or_else(wrong)
+}

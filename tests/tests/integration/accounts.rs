@@ -1,0 +1,171 @@
+//! Accounts and keys of the store: administered over REST, known to every node.
+
+mod admin;
+mod everywhere;
+mod isolation;
+mod proxy;
+
+use std::path::{Path, PathBuf};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Process, ProcessBuilder, Rest, folder_with, hash_of};
+
+/// The token of who may administer every domain.
+const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
+/// The token of who may administer `other` alone.
+const OTHER_ADMIN: &str = "tgt_integration-token-of-the-others-admin-8265";
+
+/// Two domains that differ in their names alone, and admin tokens.
+struct World {
+    policies: PathBuf,
+    tokens: PathBuf,
+    _kept: TempDir,
+}
+
+fn policy(domain: &str) -> String {
+    format!(
+        "version: 1\n\
+         domain: {domain}\n\
+         units: [tokens]\n\
+         scopes: {{ account: [account, resource], key: [api_key, resource] }}\n\
+         resources:\n\
+         \x20 model: {{ quotas: [] }}\n\
+         tiers:\n\
+         \x20 basic:\n\
+         \x20   is_charged: false\n\
+         \x20   resources:\n\
+         \x20     model: {{ quotas: [{{ unit: requests, per: hour, limit: 10 }}, {{ unit: requests, per: {{ calendar: day }}, limit: 12 }}] }}\n\
+         \x20 premium:\n\
+         \x20   is_charged: true\n\
+         \x20   resources:\n\
+         \x20     model: {{ quotas: [{{ unit: requests, per: hour, limit: 300 }}] }}\n\
+         default_tier: basic\n\
+         promotions: [{{ on: payment, from: basic, to: premium }}]\n\
+         keys: {{ max_active: 3 }}\n\
+         bootstrap:\n\
+         \x20 accounts:\n\
+         \x20   - {{ id: fixed, tier: premium, keys: [{{ id: fixed-1, kind: admin, hash: '{}' }}] }}\n",
+        hash_of(&format!("secret of {domain}"))
+    )
+}
+
+impl World {
+    fn new() -> Self {
+        let (folder, _) = folder_with("");
+        let policies = folder.path().join("policies");
+        std::fs::create_dir(&policies).unwrap();
+        for domain in ["shop", "other"] {
+            std::fs::write(policies.join(format!("{domain}.yaml")), policy(domain)).unwrap();
+        }
+        let tokens = folder.path().join("admins.yaml");
+        let entries = format!(
+            "tokens:\n- {{ name: root, hash: '{}', domains: all }}\n- {{ name: other, hash: '{}', domains: [other] }}\n",
+            hash_of(ADMIN),
+            hash_of(OTHER_ADMIN)
+        );
+        std::fs::write(&tokens, entries).unwrap();
+        Self { policies, tokens, _kept: folder }
+    }
+
+    fn process(&self) -> ProcessBuilder {
+        ProcessBuilder::new(&self.policies).arg("--admin-tokens").arg(&self.tokens)
+    }
+
+    /// A node on this Redis.
+    fn node(&self, redis: &str) -> Process {
+        self.process().redis(redis).start()
+    }
+
+    fn policy_file(&self, domain: &str) -> PathBuf {
+        Path::new(&self.policies).join(format!("{domain}.yaml"))
+    }
+}
+
+/// An administrator of a domain.
+#[derive(Clone)]
+struct Client {
+    rest: Rest,
+    token: &'static str,
+    domain: &'static str,
+}
+
+impl Client {
+    fn new(node: &Process) -> Self {
+        Self { rest: node.rest.clone(), token: ADMIN, domain: "shop" }
+    }
+
+    fn in_domain(&self, domain: &'static str) -> Self {
+        Self { domain, ..self.clone() }
+    }
+
+    /// The status and the body, of a path below `/admin/v1`.
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let (status, _, body) = self.ask_if(method, path, body, None).await;
+        (status, body)
+    }
+
+    /// The same with `If-Match`, and the answer's `ETag`.
+    async fn ask_if(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        if_match: Option<&str>,
+    ) -> (StatusCode, String, Value) {
+        let sign = if path.contains('?') { '&' } else { '?' };
+        let path = format!("/admin/v1{path}{sign}domain={}", self.domain);
+        let mut request = self.rest.request(method, &path).bearer_auth(self.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        if let Some(tag) = if_match {
+            request = request.header("if-match", tag);
+        }
+        let answer = request.send().await.expect("an answer");
+        let status = answer.status();
+        let tag = answer.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned()).unwrap_or_default();
+        let text = answer.text().await.expect("a text");
+        (status, tag, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// The body of an answer that says that all is well.
+    async fn good(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let (status, answer) = self.ask(method.clone(), path, body).await;
+        assert!(status.is_success(), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    async fn create(&self, id: &str, tier: &str) -> Value {
+        self.good(Method::POST, "/accounts", Some(json!({"id": id, "tier": tier}))).await
+    }
+
+    async fn tier(&self, id: &str, tier: &str) {
+        self.good(Method::PATCH, &format!("/accounts/{id}"), Some(json!({"tier": tier}))).await;
+    }
+
+    /// The id and the secret of a new key.
+    async fn key(&self, account: &str) -> (String, String) {
+        let issued =
+            self.good(Method::POST, &format!("/accounts/{account}/keys"), Some(json!({"kind": "inference"}))).await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (text(&issued["key"]["id"]), text(&issued["secret"]))
+    }
+}
+
+/// Asks a node over REST for a call of `model`; the body of the answer.
+async fn call(rest: &Rest, verb: &str, caller: Value) -> Value {
+    let body = json!({"caller": caller, "resource": "model", "domain": "shop"});
+    let (status, answer) = rest.post(&format!("/v1/{verb}"), body.to_string()).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    answer
+}
+
+/// The limit and what is used of requests an hour.
+fn hourly(decision: &Value) -> (u64, u64) {
+    let quotas = decision["quotas"].as_array().unwrap_or_else(|| panic!("no quotas: {decision}"));
+    let hourly = quotas.iter().find(|quota| quota["name"] == "requests_per_hour").expect("requests an hour");
+    (hourly["limit"].as_u64().unwrap(), hourly["used"].as_u64().unwrap())
+}

@@ -1,0 +1,376 @@
+//! The admin API, on one node with its embedded store.
+//!
+//! Tried by breaking the server: `If-Match` not looked at, keys not counted, an account of the policy file changed, an
+//! override not checked against the policy, the event's id not passed on. Each fails here.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly};
+
+#[tokio::test]
+async fn an_account_from_its_making_to_its_end() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    let body = json!({"id": "acme", "balances": {"USD": 1.5}});
+    let (status, tag, made) = admin.ask_if(Method::POST, "/accounts", Some(body.clone()), None).await;
+    assert_eq!((status, &made["tier"], &made["domain"]), (StatusCode::CREATED, &json!("basic"), &json!("shop")));
+    assert_eq!(tag, format!("\"{}\"", made["version"]));
+    assert_eq!(made["balances"], json!({"USD": 1.5}));
+    let (status, answer) = admin.ask(Method::POST, "/accounts", Some(body)).await;
+    assert_eq!((status, &answer["error"]["code"]), (StatusCode::CONFLICT, &json!("already_exists")), "{answer}");
+    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await, made);
+
+    // A change upon an old version is none.
+    let patch = Some(json!({"tier": "premium"}));
+    let (status, newer, changed) = admin.ask_if(Method::PATCH, "/accounts/acme", patch.clone(), Some(&tag)).await;
+    assert_eq!((status, &changed["tier"]), (StatusCode::OK, &json!("premium")));
+    let back = Some(json!({"tier": "basic"}));
+    let (status, _, answer) = admin.ask_if(Method::PATCH, "/accounts/acme", back.clone(), Some(&tag)).await;
+    assert_eq!(status, StatusCode::PRECONDITION_FAILED, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("if-match: "), "{answer}");
+    let (status, _, _) = admin.ask_if(Method::PATCH, "/accounts/acme", back, Some(&newer)).await;
+    assert_eq!(status, StatusCode::OK);
+    admin.good(Method::PATCH, "/accounts/acme", patch).await;
+
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 300);
+    let (status, _) = admin.ask(Method::DELETE, "/accounts/acme", None).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, _) = admin.ask(Method::GET, "/accounts/acme", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10, "the default tier");
+}
+
+#[tokio::test]
+async fn accounts_are_listed_page_by_page() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    let mut expected: Vec<String> = (0..7).map(|number| format!("account {number} ü/?#")).collect();
+    for id in expected.iter().rev() {
+        admin.create(id, "basic").await;
+        admin.in_domain("other").create(&format!("other {id}"), "basic").await;
+    }
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = admin.good(Method::GET, &format!("/accounts?limit=3&cursor={}", escaped(&cursor)), None).await;
+        let accounts = page["accounts"].as_array().unwrap();
+        assert!(accounts.len() <= 3);
+        listed.extend(accounts.iter().map(|account| account["id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        next.clone_into(&mut cursor);
+    }
+    expected.sort();
+    assert_eq!(listed, expected);
+    let path = format!("/accounts/{}", escaped(&expected[0]));
+    assert_eq!(admin.good(Method::GET, &path, None).await["id"], expected[0]);
+}
+
+fn escaped(text: &str) -> String {
+    text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"))
+}
+
+#[tokio::test]
+async fn a_key_s_life() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let body = json!({"kind": "admin", "description": "for the build", "expires_at": "2099-01-31T00:00:00Z"});
+    let (status, issued) = admin.ask(Method::POST, "/accounts/acme/keys", Some(body)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (key, secret) = (&issued["key"], issued["secret"].as_str().unwrap());
+    let id = key["id"].as_str().unwrap();
+    assert_eq!((&key["kind"], &key["state"], &key["account"]), (&json!("admin"), &json!("active"), &json!("acme")));
+    assert_eq!(
+        (&key["description"], &key["expires_at"]),
+        (&json!("for the build"), &json!("2099-01-31T00:00:00.000Z"))
+    );
+    assert_eq!(key["prefix"], secret[..8], "people know it by its beginning");
+
+    let used = call(&node.rest, "consume", json!({"api_key": secret})).await;
+    assert_eq!((&used["account"], &used["api_key_id"], hourly(&used)), (&json!("acme"), &json!(id), (10, 1)));
+    let by_id = call(&node.rest, "consume", json!({"api_key_id": id})).await;
+    assert_eq!(hourly(&by_id), (10, 2));
+    // No answer ever shows the secret again.
+    for path in [format!("/keys/{id}"), "/accounts/acme/keys".to_owned(), "/accounts/acme".to_owned()] {
+        let shown = admin.good(Method::GET, &path, None).await.to_string();
+        assert!(!shown.contains(&secret[9..]), "{shown}");
+    }
+
+    let path = format!("/keys/{id}");
+    let patched = admin.good(Method::PATCH, &path, Some(json!({"expires_at": null}))).await;
+    assert_eq!((patched.get("expires_at"), &patched["description"]), (None, &json!("for the build")));
+    let patched = admin.good(Method::PATCH, &path, Some(json!({"description": "new"}))).await;
+    assert_eq!(patched["description"], "new");
+
+    // With an overlap both secrets are good, and the key keeps its counters.
+    let rotate = format!("/keys/{id}/rotate");
+    let rotated = admin.good(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await;
+    let second = rotated["secret"].as_str().unwrap();
+    assert_ne!(second, secret);
+    assert!(rotated["key"]["previous_good_until"].is_string(), "{rotated}");
+    for secret in [secret, second] {
+        assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], id);
+    }
+    // Without one, the one before is no good from now on, nor the one before that.
+    let rotated = admin.good(Method::POST, &rotate, Some(json!({}))).await;
+    let third = rotated["secret"].as_str().unwrap();
+    for old in [secret, second] {
+        let refused = call(&node.rest, "consume", json!({"api_key": old})).await;
+        assert_eq!(refused["verdict"], "denied", "{refused}");
+    }
+    assert_eq!(hourly(&call(&node.rest, "consume", json!({"api_key": third})).await), (10, 5));
+
+    let revoked = admin.good(Method::POST, &format!("/keys/{id}/revoke"), None).await;
+    assert_eq!(revoked["state"], "revoked");
+    let again = admin.good(Method::POST, &format!("/keys/{id}/revoke"), None).await;
+    assert_eq!(again, revoked, "it stays as it is");
+    let refused = call(&node.rest, "consume", json!({"api_key": third})).await;
+    assert_eq!((&refused["verdict"], &refused["reason"]), (&json!("denied"), &json!("revoked_key")), "{refused}");
+    let (status, _) = admin.ask(Method::POST, &rotate, Some(json!({}))).await;
+    assert_eq!(status, StatusCode::CONFLICT, "a key that is no good stays so");
+}
+
+#[tokio::test]
+async fn keys_are_counted_and_listed() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(admin.key("acme").await.0);
+    }
+    let one_more = Some(json!({"kind": "inference"}));
+    let (status, answer) = admin.ask(Method::POST, "/accounts/acme/keys", one_more).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("keys: "), "{answer}");
+    admin.good(Method::POST, &format!("/keys/{}/revoke", ids[1]), None).await;
+    ids.push(admin.key("acme").await.0);
+    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["active_keys"], 3);
+
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = admin.good(Method::GET, &format!("/accounts/acme/keys?limit=3&cursor={cursor}"), None).await;
+        listed.extend(page["keys"].as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        next.clone_into(&mut cursor);
+    }
+    assert_eq!(listed, ids, "oldest first, revoked ones too");
+}
+
+/// An override changes the limit and keeps what was used; what the policy does not know is refused.
+#[tokio::test]
+async fn overrides_are_set_and_cleared() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let (key, secret) = admin.key("acme").await;
+    for _ in 0..4 {
+        call(&node.rest, "consume", json!({"api_key": secret})).await;
+    }
+    let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": "2099-01-01T00:00:00Z"});
+    let path = "/accounts/acme/overrides/black-friday";
+    let set = admin.good(Method::PUT, path, Some(over)).await;
+    let shown = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": "2099-01-01T00:00:00.000Z"});
+    assert_eq!(set["overrides"]["black-friday"], shown);
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"api_key": secret})).await), (50, 4));
+    let (status, answer) = admin
+        .ask(
+            Method::PUT,
+            "/accounts/acme/overrides/again",
+            Some(json!({"resource": "model", "unit": "requests", "per": "1h", "limit": 9})),
+        )
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "the same counter twice: {answer}");
+    admin.good(Method::DELETE, path, None).await;
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"api_key": secret})).await), (10, 4));
+    let (status, _) = admin.ask(Method::DELETE, path, None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+
+    // The key's own is beside the account's, and neither loosens the other.
+    let own = json!({"unit": "tokens", "per": "minute", "limit": 7});
+    admin.good(Method::PUT, &format!("/keys/{key}/overrides/tokens"), Some(own)).await;
+    let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
+    let names: Vec<&str> = decision["quotas"].as_array().unwrap().iter().map(|q| q["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"tokens_per_minute") && names.contains(&"requests_per_hour"), "{names:?}");
+    admin.good(Method::DELETE, &format!("/keys/{key}/overrides/tokens"), None).await;
+}
+
+#[tokio::test]
+async fn a_payment_promotes_once_and_keeps_what_was_used() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    for account in ["known", "unknown"] {
+        if account == "known" {
+            admin.create(account, "basic").await;
+        }
+        let caller = || json!({"account": account});
+        for _ in 0..10 {
+            assert_eq!(call(&node.rest, "consume", caller()).await["verdict"], "allowed");
+        }
+        let refused = call(&node.rest, "consume", caller()).await;
+        assert_eq!((&refused["verdict"], refused["quotas"].as_array().unwrap().len()), (&json!("denied"), 2));
+
+        let path = format!("/accounts/{account}/events");
+        let payment = || Some(json!({"id": "pi_1", "type": "payment"}));
+        let told = admin.good(Method::POST, &path, payment()).await;
+        assert_eq!(told["promoted"], json!({"from": "basic", "to": "premium"}));
+        assert_eq!((&told["account"]["tier"], &told["repeated"]), (&json!("premium"), &json!(false)));
+        let after = call(&node.rest, "consume", caller()).await;
+        assert_eq!((&after["verdict"], hourly(&after)), (&json!("allowed"), (300, 11)), "the used count stays");
+        assert_eq!(after["quotas"].as_array().unwrap().len(), 1, "the daily limit is gone: {after}");
+
+        // Somebody puts it back; the payment told again does not move it, another does.
+        admin.tier(account, "basic").await;
+        let again = admin.good(Method::POST, &path, payment()).await;
+        assert_eq!((&again["repeated"], again.get("promoted")), (&json!(true), None), "{again}");
+        assert_eq!(again["account"]["tier"], "basic");
+        let other = admin.good(Method::POST, &path, Some(json!({"id": "pi_2", "type": "payment"}))).await;
+        assert_eq!(other["account"]["tier"], "premium");
+        // One that moves nothing is remembered too.
+        let third = || Some(json!({"id": "pi_3", "type": "payment"}));
+        assert_eq!(admin.good(Method::POST, &path, third()).await["repeated"], false);
+        assert_eq!(admin.good(Method::POST, &path, third()).await["repeated"], true);
+    }
+    let (status, answer) =
+        admin.ask(Method::POST, "/accounts/known/events", Some(json!({"id": "x", "type": "refund"}))).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("type: "), "{answer}");
+}
+
+#[tokio::test]
+async fn what_the_policy_file_defines_is_changed_there() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    let used = call(&node.rest, "consume", json!({"api_key": "secret of shop"})).await;
+    assert_eq!(used["account"], "fixed");
+    let premium = || Some(json!({"tier": "premium"}));
+    for (method, path, body) in [
+        (Method::POST, "/accounts", Some(json!({"id": "fixed"}))),
+        (Method::PATCH, "/accounts/fixed", premium()),
+        (Method::DELETE, "/accounts/fixed", None),
+        (Method::POST, "/accounts/fixed/keys", Some(json!({"kind": "inference"}))),
+        (Method::POST, "/accounts/fixed/events", Some(json!({"id": "1", "type": "payment"}))),
+        (Method::POST, "/keys/fixed-1/revoke", None),
+        (Method::PATCH, "/keys/fixed-1", Some(json!({"description": "x"}))),
+        (Method::DELETE, "/keys/fixed-1/overrides/x", None),
+    ] {
+        let (status, answer) = admin.ask(method.clone(), path, body).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{method} {path}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("policy file"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_requests_name_the_field_and_change_nothing() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let (key, _) = admin.key("acme").await;
+    let before = admin.good(Method::GET, "/accounts/acme", None).await;
+    let long = "x".repeat(129);
+    let over = |change: Value| {
+        let mut over = json!({"unit": "requests", "per": "hour", "limit": 5});
+        over.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        over
+    };
+    let rotate = format!("/keys/{key}/rotate");
+    let patch = format!("/keys/{key}");
+    let (accounts, keys, set) = ("/accounts", "/accounts/acme/keys", "/accounts/acme/overrides/o");
+    let cases = [
+        (Method::POST, accounts, json!({"id": ""}), "id: "),
+        (Method::POST, accounts, json!({"id": long}), "id: "),
+        (Method::POST, accounts, json!({"id": "a\nb"}), "id: "),
+        (Method::POST, accounts, json!({}), "body: "),
+        (Method::POST, accounts, json!({"id": "x", "unknown": 1}), "body: "),
+        (Method::POST, accounts, json!({"id": "x", "tier": "gold"}), "tier: "),
+        (Method::POST, accounts, json!({"id": "x", "balances": {"": 1.0}}), "balances: "),
+        (Method::POST, "/accounts?limit=3", json!({"id": "x"}), "query: "),
+        (Method::PATCH, "/accounts/acme", json!({"tier": "gold"}), "tier: "),
+        (Method::POST, keys, json!({"kind": "root"}), "body: "),
+        (Method::POST, keys, json!({"kind": "admin", "description": "x".repeat(65)}), "description: "),
+        (Method::POST, keys, json!({"kind": "admin", "expires_at": "tomorrow"}), "expires_at: "),
+        (Method::POST, keys, json!({"kind": "admin", "expires_at": "2001-01-01T00:00:00Z"}), "expires_at: "),
+        (Method::PATCH, &patch, json!({"expires_at": "2001-01-01T00:00:00Z"}), "expires_at: "),
+        (Method::POST, &rotate, json!({"overlap_s": 2_592_001}), "overlap_s: "),
+        (Method::PUT, "/accounts/acme/overrides/a%20b", over(json!({})), "override: "),
+        (Method::PUT, set, over(json!({"unit": "bananas"})), "unit: "),
+        (Method::PUT, set, over(json!({"unit": 1})), "unit: "),
+        (Method::PUT, set, over(json!({"per": "fortnight"})), "per: "),
+        (Method::PUT, set, over(json!({"limit": -1})), "limit: "),
+        (Method::PUT, set, over(json!({"limit": 1.5})), "limit: "),
+        (Method::PUT, set, over(json!({"resource": "no-such"})), "resource: "),
+        (Method::PUT, set, over(json!({"scope": ["api_key"]})), "scope: "),
+        (Method::PUT, set, over(json!({"expires_at": "2001-01-01T00:00:00Z"})), "expires_at: "),
+        (Method::POST, "/accounts/acme/events", json!({"id": "", "type": "payment"}), "id: "),
+    ];
+    for (method, path, body, field) in cases {
+        let (status, answer) = admin.ask(method.clone(), path, Some(body.clone())).await;
+        let said = answer["error"]["message"].as_str().unwrap_or_default();
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path} {body}: {answer}");
+        assert!(said.starts_with(field), "{method} {path} {body}: {said}");
+    }
+    for (path, field) in
+        [("/accounts?limit=0", "limit: "), ("/accounts?limit=101", "limit: "), ("/accounts?x=1", "query: ")]
+    {
+        let (status, answer) = admin.ask(Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(answer["error"]["message"].as_str().unwrap().starts_with(field), "{path}: {answer}");
+    }
+    for tag in ["5", "\"x\"", "W/\"1\"", "\"1\", \"2\""] {
+        let (status, _, answer) = admin.ask_if(Method::DELETE, "/accounts/acme", None, Some(tag)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{tag}: {answer}");
+    }
+    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await, before);
+}
+
+/// Every admin route is closed to whoever has no admin token, and to one of another domain.
+#[tokio::test]
+async fn only_administrators_get_in_and_only_into_their_domains() {
+    let world = World::new();
+    let node = world.process().start();
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let (key, secret) = admin.key("acme").await;
+    let (_, description) = node.rest.json("/openapi.json").await;
+    let routes = description["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with("/admin/"));
+    let mut seen = 0;
+    for (path, methods) in routes {
+        let path = path.replace("{account}", "acme").replace("{key}", &key).replace("{name}", "x");
+        for method in methods.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let ask = |token: Option<&str>, domain: &str| {
+                let request = node.rest.request(method.clone(), &format!("{path}?domain={domain}"));
+                let request = request.json(&json!({"id": "new", "type": "payment", "kind": "admin", "unit": "requests", "per": "hour", "limit": 1}));
+                token.map_or(request.try_clone().unwrap(), |token| request.bearer_auth(token)).send()
+            };
+            for token in [None, Some("tgt_wrong"), Some(secret.as_str()), Some("")] {
+                assert_eq!(ask(token, "shop").await.unwrap().status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+            }
+            for domain in ["shop", "no-such"] {
+                let answer = ask(Some(OTHER_ADMIN), domain).await.unwrap().status();
+                let wrong_body = answer == StatusCode::BAD_REQUEST;
+                assert!(answer == StatusCode::FORBIDDEN || wrong_body, "{method} {path}: {answer}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 15, "{seen} routes");
+    // Without a domain the token's only one is meant; with several the caller must say.
+    let others = Client { token: OTHER_ADMIN, ..admin.in_domain("") };
+    assert_eq!(others.create("mine", "basic").await["domain"], "other");
+    let (status, answer) = admin.in_domain("").ask(Method::GET, "/accounts", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
+    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["tier"], "basic");
+    // Nobody gets in where there are no tokens.
+    let closed = crate::harness::ProcessBuilder::new(&world.policy_file("shop")).start();
+    let answer = closed.rest.request(Method::GET, "/admin/v1/accounts").bearer_auth(ADMIN).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+}

@@ -1,0 +1,269 @@
+//! Changes take effect on every node: three processes on one Redis.
+//!
+//! Tried by breaking the server: changes not published, not listened to, and the cache trusted while the subscription is
+//! cut. Each fails here.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tollgate_store::testing::RedisServer;
+
+use super::{Client, World, call, hourly, proxy::Proxy};
+use crate::harness::{Process, Rest, until};
+
+/// Within this a change is effective on every node.
+const BOUND: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn metric(rest: &Rest, name: &str) -> u64 {
+    let (_, metrics) = rest.text("/metrics").await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("0").to_owned();
+    line.parse().unwrap()
+}
+
+async fn until_feed(node: &Process, up: bool) {
+    until(&format!("changes are heard: {up}"), PATIENCE, async || {
+        (metric(&node.rest, "tollgate_account_feed_up").await == u64::from(up)).then_some(())
+    })
+    .await;
+}
+
+/// How long after `from` every node answers as `effective` wants it.
+async fn effective_on_all(
+    nodes: &[Process],
+    from: Instant,
+    caller: &Value,
+    effective: impl Fn(&Value) -> bool + Copy,
+) -> Duration {
+    let asked = nodes.iter().map(|node| async {
+        loop {
+            let answer = call(&node.rest, "check", caller.clone()).await;
+            if effective(&answer) {
+                return from.elapsed();
+            }
+            assert!(from.elapsed() < PATIENCE, "never effective: {answer}");
+        }
+    });
+    let mut slowest = Duration::ZERO;
+    let mut asked: Vec<_> = asked.map(Box::pin).collect();
+    // All at once, by hand: each is polled until it is done.
+    std::future::poll_fn(|context| {
+        asked.retain_mut(|one| match one.as_mut().poll(context) {
+            std::task::Poll::Ready(took) => {
+                slowest = slowest.max(took);
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if asked.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    slowest
+}
+
+/// One change at a time while nothing else happens. Measured from before the change is asked for, to the answer of the
+/// last node that shows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let nodes = [world.node(&redis.url()), world.node(&redis.url()), world.node(&redis.url())];
+    for node in &nodes {
+        until_feed(node, true).await;
+    }
+    let mut took: Vec<(&str, Duration)> = Vec::new();
+    for round in 0..5 {
+        let admin = Client::new(&nodes[round % 3]);
+        let id = format!("acme-{round}");
+        let account = json!({"account": id});
+        let limit_is = |limit| move |answer: &Value| hourly(answer).0 == limit;
+        let denied = |answer: &Value| answer["verdict"] == "denied";
+        let allowed = |answer: &Value| answer["verdict"] == "allowed";
+        // Every node remembers that it is not there, and used counts are to stay.
+        effective_on_all(&nodes, Instant::now(), &account, limit_is(10)).await;
+        call(&nodes[0].rest, "consume", account.clone()).await;
+
+        let from = Instant::now();
+        admin.create(&id, "premium").await;
+        took.push(("account", effective_on_all(&nodes, from, &account, limit_is(300)).await));
+        let from = Instant::now();
+        admin.tier(&id, "basic").await;
+        took.push(("tier", effective_on_all(&nodes, from, &account, limit_is(10)).await));
+        let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 77});
+        let path = format!("/accounts/{id}/overrides/sale");
+        let from = Instant::now();
+        admin.good(Method::PUT, &path, Some(over)).await;
+        took.push(("override", effective_on_all(&nodes, from, &account, limit_is(77)).await));
+        let from = Instant::now();
+        admin.good(Method::DELETE, &path, None).await;
+        took.push(("override", effective_on_all(&nodes, from, &account, limit_is(10)).await));
+        let from = Instant::now();
+        admin.good(Method::POST, &format!("/accounts/{id}/events"), Some(json!({"id": "p", "type": "payment"}))).await;
+        took.push(("payment", effective_on_all(&nodes, from, &account, limit_is(300)).await));
+        assert_eq!(hourly(&call(&nodes[2].rest, "check", account.clone()).await).1, 1, "the used count stays");
+
+        let from = Instant::now();
+        let (key, secret) = admin.key(&id).await;
+        let caller = json!({"api_key": secret});
+        took.push(("key", effective_on_all(&nodes, from, &caller, allowed).await));
+        let from = Instant::now();
+        let rotated = admin.good(Method::POST, &format!("/keys/{key}/rotate"), Some(json!({}))).await;
+        took.push(("rotation", effective_on_all(&nodes, from, &caller, denied).await));
+        let caller = json!({"api_key": rotated["secret"]});
+        took.push(("rotation", effective_on_all(&nodes, from, &caller, allowed).await));
+        let from = Instant::now();
+        admin.good(Method::POST, &format!("/keys/{key}/revoke"), None).await;
+        took.push(("revocation", effective_on_all(&nodes, from, &caller, denied).await));
+        let from = Instant::now();
+        admin.ask(Method::DELETE, &format!("/accounts/{id}"), None).await;
+        took.push(("end", effective_on_all(&nodes, from, &account, limit_is(10)).await));
+    }
+    took.sort_by_key(|(_, took)| *took);
+    let (middle, last) = (took[took.len() / 2], took[took.len() - 1]);
+    println!("{} changes on 3 nodes: p50 {:?}, max {:?} ({})", took.len(), middle.1, last.1, last.0);
+    assert!(last.1 < BOUND, "{took:?}");
+}
+
+/// Many callers, and one that changes the tier back and forth: a call that begins after a change was heard of, or read
+/// through, is decided by it.
+async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Duration> {
+    let go = Arc::new(AtomicBool::new(true));
+    let calls = Arc::new(AtomicU64::new(0));
+    let mut callers = tokio::task::JoinSet::new();
+    for node in nodes {
+        for _ in 0..4 {
+            let (rest, go, calls) = (node.rest.clone(), Arc::clone(&go), Arc::clone(&calls));
+            callers.spawn(async move {
+                while go.load(Ordering::Relaxed) {
+                    let limit = hourly(&call(&rest, "check", json!({"account": "acme"})).await).0;
+                    assert!(limit == 10 || limit == 300, "{limit}");
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let (tier, limit) = if round % 2 == 0 { ("premium", 300) } else { ("basic", 10) };
+        let from = Instant::now();
+        admin.tier("acme", tier).await;
+        let effective = |answer: &Value| hourly(answer).0 == limit;
+        took.push(effective_on_all(nodes, from, &json!({"account": "acme"}), effective).await);
+        // And it stays so.
+        for node in nodes {
+            for _ in 0..5 {
+                assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, limit);
+            }
+        }
+    }
+    go.store(false, Ordering::Relaxed);
+    callers.join_all().await;
+    assert!(calls.load(Ordering::Relaxed) > 50, "there was hardly any load");
+    took.sort();
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_right_under_load_and_while_subscriptions_are_cut() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::before(&redis.url()).await;
+    let world = World::new();
+    // The first two reach Redis through the proxy, the third on its own.
+    let nodes = [world.node(&proxy.url), world.node(&proxy.url), world.node(&redis.url())];
+    for node in &nodes {
+        until_feed(node, true).await;
+    }
+    let admin = Client::new(&nodes[2]);
+    admin.create("acme", "basic").await;
+    let (key, secret) = admin.key("acme").await;
+    let took = under_load(&nodes, &admin, 10).await;
+    println!("under load: p50 {:?}, max {:?}", took[took.len() / 2], took[took.len() - 1]);
+
+    // Every node knows the account and the key; then two hear nothing any more.
+    for node in &nodes {
+        assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["verdict"], "allowed");
+    }
+    proxy.cut();
+    for node in &nodes[..2] {
+        until_feed(node, false).await;
+    }
+    // A change is effective at once, as every call reads the account.
+    for (round, limit) in [300, 10, 300, 10].into_iter().enumerate() {
+        admin.tier("acme", if round % 2 == 0 { "premium" } else { "basic" }).await;
+        for node in &nodes[..2] {
+            assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, limit);
+        }
+    }
+    let took = under_load(&nodes, &admin, 6).await;
+    println!("under load, two subscriptions cut: p50 {:?}, max {:?}", took[took.len() / 2], took[took.len() - 1]);
+    admin.good(Method::POST, &format!("/keys/{key}/revoke"), None).await;
+    for node in &nodes[..2] {
+        let refused = call(&node.rest, "check", json!({"api_key": secret})).await;
+        assert_eq!(refused["verdict"], "denied", "the node believed what it knew before the cut");
+    }
+    proxy.mend();
+    for node in &nodes {
+        until_feed(node, true).await;
+    }
+    let hits = metric(&nodes[0].rest, "tollgate_account_lookups_total{result=\"hit\"}").await;
+    under_load(&nodes, &admin, 4).await;
+    assert!(
+        metric(&nodes[0].rest, "tollgate_account_lookups_total{result=\"hit\"}").await > hits,
+        "it remembers again"
+    );
+}
+
+/// A connection that breaks without a word is found out within some seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_falls_silent_is_noticed() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::before(&redis.url()).await;
+    let world = World::new();
+    let node = world.node(&proxy.url);
+    let admin = Client::new(&node);
+    until_feed(&node, true).await;
+    admin.create("acme", "basic").await;
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10);
+    proxy.stall();
+    let from = Instant::now();
+    until_feed(&node, false).await;
+    println!("a silent subscription was noticed after {:?}", from.elapsed());
+    admin.tier("acme", "premium").await;
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 300);
+    proxy.mend();
+    until_feed(&node, true).await;
+}
+
+/// Unknown keys cost Redis one look each, and those that cannot be keys none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_made_up_keys_hardly_reaches_redis() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let node = world.node(&redis.url());
+    until_feed(&node, true).await;
+    let commands = || -> u64 {
+        let info: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
+        let gets =
+            info.lines().find_map(|line| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok());
+        gets.unwrap_or(0)
+    };
+    let before = commands();
+    for round in 0..10 {
+        for number in 0..10 {
+            // The first ones look like keys of our own, but for their checksum.
+            let made_up = [format!("tg_{number:038}"), format!("sk-made-up-{number}")];
+            for secret in made_up {
+                let refused = call(&node.rest, "check", json!({"api_key": secret})).await;
+                assert_eq!(refused["verdict"], "denied", "round {round}");
+            }
+        }
+    }
+    assert_eq!(commands() - before, 10, "each that could be a key was looked for once");
+}

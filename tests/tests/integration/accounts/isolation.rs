@@ -1,0 +1,88 @@
+//! Nobody reads, or spends, what is another's.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tollgate_store::testing::RedisServer;
+
+use super::{Client, World, call, hourly};
+
+#[tokio::test]
+async fn keys_of_one_account_reach_nothing_of_another() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let node = world.node(&redis.url());
+    let admin = Client::new(&node);
+    // Ids that are alike in every way one could mix them up.
+    let ids = ["acme", "acme:2", "Acme", "acme/keys"];
+    let mut keys = Vec::new();
+    for id in ids {
+        admin.create(id, "basic").await;
+        keys.push(admin.key(&id.replace('/', "%2F")).await.1);
+    }
+    for (times, secret) in (1..).zip(&keys) {
+        for _ in 0..times {
+            call(&node.rest, "consume", json!({"api_key": secret})).await;
+        }
+    }
+    for ((times, id), secret) in (1..).zip(ids).zip(&keys) {
+        let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
+        assert_eq!((&decision["account"], hourly(&decision)), (&json!(id), (10, times)));
+        // What a key is shown is its own account's, and nothing else can be asked for.
+        let used = |limits: &Value| limits["data"]["rateLimits"][0]["rateLimits"][0]["used"].clone();
+        assert_eq!(used(&node.rest.limits(secret).await), times);
+        for query in ["account=acme", "domain=other", "api_key_id=fixed-1"] {
+            let path = format!("/api_keys/rate_limits?{query}");
+            let answer = node.rest.request(Method::GET, &path).bearer_auth(secret).send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
+        }
+    }
+}
+
+/// The same account and key ids in two domains are two accounts.
+#[tokio::test]
+async fn keys_of_one_domain_are_nobody_in_another() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let node = world.node(&redis.url());
+    let (shop, other) = (Client::new(&node), Client::new(&node).in_domain("other"));
+    shop.create("acme", "basic").await;
+    other.create("acme", "premium").await;
+    let (key, secret) = other.key("acme").await;
+    let of_shop = call(&node.rest, "check", json!({"account": "acme"})).await;
+    assert_eq!(hourly(&of_shop).0, 10);
+    for caller in [json!({"api_key": secret}), json!({"api_key_id": key})] {
+        let refused = call(&node.rest, "check", caller).await;
+        assert_eq!((&refused["verdict"], &refused["reason"]), (&json!("denied"), &json!("unknown_key")), "{refused}");
+    }
+    for (method, path) in [(Method::GET, format!("/keys/{key}")), (Method::POST, format!("/keys/{key}/revoke"))] {
+        assert_eq!(shop.ask(method, &path, None).await.0, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(shop.good(Method::GET, "/accounts/acme/keys", None).await["keys"], json!([]));
+}
+
+/// Whoever reads Redis has no key: neither whole nor the part that is not shown.
+#[tokio::test]
+async fn a_leaked_database_gives_no_keys() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let node = world.node(&redis.url());
+    let admin = Client::new(&node);
+    admin.create("acme", "basic").await;
+    let (key, first) = admin.key("acme").await;
+    let rotated = admin.good(Method::POST, &format!("/keys/{key}/rotate"), Some(json!({"overlap_s": 60}))).await;
+    let second = rotated["secret"].as_str().unwrap().to_owned();
+    let mut connection = redis.connection();
+    let names: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        let kept: Vec<u8> = redis::cmd("DUMP").arg(&name).query(&mut connection).unwrap();
+        for secret in [&first, &second] {
+            let hidden = &secret[8..24];
+            let in_value = kept.windows(hidden.len()).any(|part| part == hidden.as_bytes());
+            assert!(!in_value && !name.contains(hidden), "a secret is at {name}");
+        }
+    }
+    for secret in [first, second] {
+        assert!(!node.stderr().contains(&secret[8..]), "a secret is in the log");
+    }
+}

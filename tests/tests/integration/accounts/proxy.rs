@@ -1,0 +1,98 @@
+//! A proxy in front of Redis that can cut, or hold up, the connections that subscribe, and leave all others alone.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+const PASS: u8 = 0;
+const CUT: u8 = 1;
+const STALL: u8 = 2;
+
+pub(super) struct Proxy {
+    pub(super) url: String,
+    mode: Arc<AtomicU8>,
+    changed: watch::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(super) async fn before(redis: &str) -> Self {
+        let to = redis.trim_start_matches("redis://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("redis://{}", listener.local_addr().expect("an address"));
+        let mode = Arc::new(AtomicU8::new(PASS));
+        let (changed, seen) = watch::channel(());
+        let task = tokio::spawn({
+            let mode = Arc::clone(&mode);
+            async move {
+                while let Ok((client, _)) = listener.accept().await {
+                    if let Ok(server) = TcpStream::connect(&to).await {
+                        tokio::spawn(pass(client, server, Arc::clone(&mode), seen.clone()));
+                    }
+                }
+            }
+        });
+        Self { url, mode, changed, task }
+    }
+
+    fn set(&self, mode: u8) {
+        self.mode.store(mode, Ordering::SeqCst);
+        self.changed.send_replace(());
+    }
+
+    /// Ends all subscriptions, and lets none begin.
+    pub(super) fn cut(&self) {
+        self.set(CUT);
+    }
+
+    /// Passes nothing on to subscribers any more, without a word.
+    pub(super) fn stall(&self) {
+        self.set(STALL);
+    }
+
+    pub(super) fn mend(&self) {
+        self.set(PASS);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(mut client: TcpStream, mut server: TcpStream, mode: Arc<AtomicU8>, mut changes: watch::Receiver<()>) {
+    let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut subscribes = false;
+    loop {
+        let now = mode.load(Ordering::SeqCst);
+        if subscribes && now == CUT {
+            return;
+        }
+        let stalled = subscribes && now == STALL;
+        tokio::select! {
+            _ = changes.changed() => {}
+            read = client.read(&mut to_server), if !stalled => {
+                let Ok(length @ 1..) = read else { return };
+                let said = &to_server[..length];
+                subscribes |= said.windows(9).any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE"));
+                if (subscribes && mode.load(Ordering::SeqCst) == CUT) || server.write_all(said).await.is_err() {
+                    return;
+                }
+            }
+            read = server.read(&mut to_client), if !stalled => {
+                let Ok(length @ 1..) = read else { return };
+                if client.write_all(&to_client[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
