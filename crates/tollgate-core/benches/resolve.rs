@@ -21,6 +21,7 @@ fn draft() -> Draft {
         scope: Some(vec![scope.to_owned(), "resource".to_owned()]),
         name: None,
         label: None,
+        on_failure: None,
         shadow: false,
     };
     let class = |at: u64| {

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit},
     claim::{Applied, ClaimStatus, Fit},
-    policy::{AbuseRule, ActiveQuota, Block, Quota, block_of},
+    policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of},
     time::Timestamp,
 };
 
@@ -54,6 +54,8 @@ pub struct Decision<'a> {
     pub block: Option<Block<'a>>,
     /// The block of a shadow rule that would have been on.
     pub shadow_block: Option<Block<'a>>,
+    /// Who decided.
+    pub decided_by: DecidedBy,
 }
 
 impl QuotaStatus<'_> {
@@ -107,13 +109,33 @@ impl<'a> Decision<'a> {
             },
         );
         let speaker = speaker(&quotas);
-        Self { verdict, decided_at: applied.decided_at, quotas, speaker, block, shadow_block }
+        Self {
+            verdict,
+            decided_at: applied.decided_at,
+            quotas,
+            speaker,
+            block,
+            shadow_block,
+            decided_by: DecidedBy::Store,
+        }
     }
 
     /// The decision about a call that no quota applies to.
     pub fn unlimited(now: Timestamp) -> Self {
-        let (verdict, quotas) = (Verdict::Allowed, SmallVec::new());
-        Self { verdict, decided_at: now, quotas, speaker: None, block: None, shadow_block: None }
+        Self {
+            verdict: Verdict::Allowed,
+            decided_at: now,
+            quotas: SmallVec::new(),
+            speaker: None,
+            block: None,
+            shadow_block: None,
+            decided_by: DecidedBy::Store,
+        }
+    }
+
+    /// Whether the call may pass.
+    pub fn is_allowed(&self) -> bool {
+        self.verdict == Verdict::Allowed
     }
 
     /// What would have refused the call, were it no shadow: the names of quotas and abuse rules.

@@ -40,6 +40,8 @@ enum Command {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// Examine the Redis of the settings: say what is wrong with it and what to do, and fail if a node cannot rely on it
+    Doctor(Box<Options>),
     /// Print the JSON Schema of policy files
     PolicySchema,
     /// Print the description of the REST API (`OpenAPI`)
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
             Ok(summaries) => print(&summaries.join("\n")),
             Err(errors) => Err(policies::one_text(&errors)),
         },
+        Some(Command::Doctor(options)) => options.or(cli.options).settle(cli.config.as_deref()).and_then(examine),
         Some(Command::PolicySchema) => serde_json::to_string_pretty(&policy_file::schema())
             .map_err(|error| error.to_string())
             .and_then(|text| print(&text)),
@@ -84,6 +87,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn examine(settings: Settings) -> Result<(), String> {
+    let StoreSettings::Redis(config) = settings.store else {
+        return Err("redis: is not set, and memory needs no doctor".to_owned());
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let (text, well) = runtime.block_on(crate::doctor::run(&config));
+    print(&text)?;
+    if well { Ok(()) } else { Err("redis: see above".to_owned()) }
 }
 
 fn serve(settings: Settings) -> Result<(), String> {

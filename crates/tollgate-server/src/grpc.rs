@@ -180,6 +180,14 @@ fn parse_timeout(header: &str) -> Option<Duration> {
     }
 }
 
+/// A refusal of the node itself, with when to come back: from 50 to 150 ms, so that not all come at once
+/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
+fn overloaded(text: String) -> Status {
+    let mut status = Status::resource_exhausted(text);
+    status.metadata_mut().insert("grpc-retry-pushback-ms", rand::random_range(50_u32..=150).into());
+    status
+}
+
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         use tollgate_core::store::StoreError;
@@ -190,7 +198,7 @@ impl From<CallError> for Status {
             CallError::UnknownDomain { .. } => Self::not_found(text),
             CallError::Forbidden { .. } => Self::permission_denied(text),
             CallError::Late => Self::deadline_exceeded(text),
-            CallError::Store(StoreError::Overloaded(_)) => Self::resource_exhausted(text),
+            CallError::Store(StoreError::Overloaded(_)) => overloaded(text),
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::unavailable(text)
             }
@@ -268,6 +276,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             blocked_until: decision.block.map(|block| timestamp(block.until)),
             block_message: decision.block.map(|block| block.message(decision.decided_at)).unwrap_or_default(),
             priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
+            decided_by: decision.decided_by.name().to_owned(),
             ..said
         },
     }

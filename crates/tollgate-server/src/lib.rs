@@ -7,6 +7,7 @@ pub mod auth;
 pub mod cli;
 mod dialect;
 mod directory;
+mod doctor;
 mod grpc;
 mod key;
 pub mod policies;

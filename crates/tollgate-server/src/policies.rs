@@ -78,6 +78,11 @@ impl Domains {
         names
     }
 
+    /// Whether some call may be decided while the store cannot answer.
+    pub(crate) fn bear_failure(&self) -> bool {
+        self.0.values().any(|domain| domain.policy.bears_failure())
+    }
+
     /// The key of a policy file with this secret, in whatever domain within reach.
     pub(crate) fn by_secret(&self, hash: &KeyHash, within: &Reach) -> Option<(&Arc<Domain>, &Identity)> {
         self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|identity| (domain, identity)))

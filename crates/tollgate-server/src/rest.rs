@@ -150,7 +150,12 @@ impl ErrorBody {
     }
 
     fn with(self, status: StatusCode) -> Response {
-        (status, Json(self)).into_response()
+        let mut answer = (status, Json(self)).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            // The node itself has too much to do; a second is the shortest wait that HTTP can say.
+            answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        answer
     }
 }
 

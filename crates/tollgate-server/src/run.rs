@@ -20,6 +20,7 @@ use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_store::{
     accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
     clock::{Clock, SystemClock},
+    failure::Fallback,
     memory::MemoryStore,
     redis::{Link, RedisConfig, RedisStore},
     refusals::{RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
@@ -36,13 +37,15 @@ use crate::{
     refusals::Refusals,
     reload, rest,
     serve::Servers,
-    service::DecisionService,
+    service::{DecisionService, WithoutStore},
     settings::{Settings, StoreSettings},
     telemetry::Telemetry,
 };
 
 /// How often the store is probed for the health service and the metrics.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How often the store is tried with what was admitted without it.
+const REPLAY_EVERY: Duration = Duration::from_millis(200);
 /// How often an idle node tidies up.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
 
@@ -124,6 +127,7 @@ pub struct Backend {
     /// For the metrics.
     pub connections: usize,
     link: Option<Link>,
+    fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -146,8 +150,17 @@ impl Backend {
                     move || store.sweep()
                 });
                 let (accounts, refusals) = (accounts(None), in_memory());
-                let kind = "memory";
-                Ok(Self { store, accounts, refusals, clock, kind, connections: 0, link: None, sweep: Some(sweep) })
+                Ok(Self {
+                    store,
+                    accounts,
+                    refusals,
+                    clock,
+                    kind: "memory",
+                    connections: 0,
+                    link: None,
+                    fallback: None,
+                    sweep: Some(sweep),
+                })
             }
             StoreSettings::Redis(config) => {
                 let connections = config.connections;
@@ -155,8 +168,14 @@ impl Backend {
                 let store = Arc::new(RedisStore::on(link.clone()));
                 let accounts = accounts(Some(link.clone()));
                 let refusals = Arc::new(RedisRefusals::on(link.clone()));
-                let kind = "redis";
-                Ok(Self { store, accounts, refusals, clock, kind, connections, link: Some(link), sweep: None })
+                let nodes = settings.node_count;
+                let fallback = Arc::new(Fallback::new(Arc::clone(&clock), nodes, settings.local_max_scopes));
+                let sweep = Box::new({
+                    let fallback = Arc::clone(&fallback);
+                    move || fallback.sweep()
+                });
+                let (kind, link, fallback, sweep) = ("redis", Some(link), Some(fallback), Some(sweep as _));
+                Ok(Self { store, accounts, refusals, clock, kind, connections, link, fallback, sweep })
             }
         }
     }
@@ -164,7 +183,8 @@ impl Backend {
     /// A store and a clock of a test's own, with accounts and refusals in memory.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
-        Self { store, accounts, refusals: in_memory(), clock, kind, connections: 0, link: None, sweep: None }
+        let refusals = in_memory();
+        Self { store, accounts, refusals, clock, kind, connections: 0, link: None, fallback: None, sweep: None }
     }
 }
 
@@ -182,6 +202,9 @@ pub async fn run(
     let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
     if let Some(link) = &backend.link {
         telemetry.watch(link.clone());
+    }
+    if let Some(fallback) = &backend.fallback {
+        telemetry.watch_fallback(Arc::clone(fallback));
     }
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
@@ -203,12 +226,15 @@ pub async fn run(
         Arc::clone(&backend.clock),
         Arc::clone(&telemetry),
         Arc::clone(&refusals),
+        WithoutStore { patience: patience(&settings), fallback: backend.fallback.clone() },
     ));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, known, clock));
+    let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
     let health = Arc::new(rest::Health {
         store: backend.store,
         policies: Arc::clone(&policies),
+        decides_alone: fallback.is_some(),
         doors: Arc::clone(&doors),
         telemetry: Arc::clone(&telemetry),
         draining: AtomicBool::new(false),
@@ -231,6 +257,9 @@ pub async fn run(
     let changes = accounts.hear().await;
     background.spawn(accounts.listen(changes));
     background.spawn(Arc::clone(&refusals).keep_writing());
+    if let Some(fallback) = fallback.clone() {
+        background.spawn(replay(fallback, Arc::clone(&store)));
+    }
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
 
@@ -258,6 +287,9 @@ pub async fn run(
             result = result.and(flatten(ended));
         }
         refusals.flush().await;
+        if let Some(fallback) = &fallback {
+            fallback.replay(&*store).await;
+        }
         result
     });
     let result = drained.await.unwrap_or_else(|_| {
@@ -272,12 +304,31 @@ fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
     ended.map_err(|error| RunError::Serve(error.to_string()))
 }
 
+/// How long a call waits for accounts and counters in all. A little longer than one of them may take, so that each
+/// ends by its own bound.
+fn patience(settings: &Settings) -> Duration {
+    match &settings.store {
+        StoreSettings::Memory { .. } => settings.call_timeout,
+        StoreSettings::Redis(config) => config.deadline + Duration::from_millis(10),
+    }
+}
+
+/// Charges the store with what was admitted without it, as soon as it answers.
+async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
+    let mut ticks = tokio::time::interval(REPLAY_EVERY);
+    loop {
+        ticks.tick().await;
+        fallback.replay(&*store).await;
+    }
+}
+
 /// Keeps the gRPC health service in step with the store and the lifecycle.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
     let mut ticks = tokio::time::interval(PROBE_EVERY);
     loop {
         ticks.tick().await;
-        let ready = health.probe_store().await.is_ok() && !health.draining.load(Ordering::Relaxed);
+        let answers = health.probe_store().await.is_ok();
+        let ready = health.may_decide(answers) && !health.draining.load(Ordering::Relaxed);
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         // The empty name stands for the node as a whole.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {

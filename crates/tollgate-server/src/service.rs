@@ -4,21 +4,25 @@ mod abuse;
 mod attributes;
 mod batch;
 mod call;
+mod failure;
 mod identify;
 mod list;
 mod log;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode},
     decision::{Decision, QuotaStatus, Verdict},
-    policy::{Block, Resolved, Usage, Watch},
+    policy::{Block, DecidedBy, Resolved, Usage, Watch},
     store::{Store, StoreError},
     time::Timestamp,
 };
-use tollgate_store::clock::Clock;
+use tollgate_store::{clock::Clock, failure::Fallback};
 
 use self::{abuse::TurnedAway, attributes::Attributes, call::check_optional_name};
 pub(crate) use self::{
@@ -51,6 +55,15 @@ pub(crate) struct DecisionService {
     telemetry: Arc<Telemetry>,
     refusals: Arc<Refusals>,
     blocks: KnownBlocks,
+    without_store: WithoutStore,
+}
+
+/// What holds while the store does not answer.
+pub(crate) struct WithoutStore {
+    /// How long a call waits for accounts and counters in all.
+    pub(crate) patience: Duration,
+    /// Decides for quotas that are not to wait for the store.
+    pub(crate) fallback: Option<Arc<Fallback>>,
 }
 
 /// The answer to a call.
@@ -129,8 +142,10 @@ impl DecisionService {
         clock: Arc<dyn Clock>,
         telemetry: Arc<Telemetry>,
         refusals: Arc<Refusals>,
+        without_store: WithoutStore,
     ) -> Self {
-        Self { policies, store, accounts, clock, telemetry, refusals, blocks: KnownBlocks::default() }
+        let blocks = KnownBlocks::default();
+        Self { policies, store, accounts, clock, telemetry, refusals, blocks, without_store }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -163,8 +178,9 @@ impl DecisionService {
         let now = self.clock.now();
         let attributes = Attributes::check(&call.attributes)?;
         check_optional_name("dialect", call.dialect)?;
-        let entered = self.enter(&domains, call.within, call.domain, call.caller, &attributes, now).await?;
-        let (domain, identity) = match entered {
+        let until = tokio::time::Instant::now() + self.without_store.patience;
+        let entering = self.enter(&domains, call.within, call.domain, call.caller, &attributes, now);
+        let (domain, identity) = match wait(until, entering).await? {
             Ok(entered) => entered,
             Err(away) => {
                 let dialect = match away.domain() {
@@ -189,13 +205,19 @@ impl DecisionService {
             Some(upload) => domain.uploads.check(call.resource, upload)?,
             None => None,
         };
-        identity.check()?;
         let gate = Self::gate(&domain, call.caller, &attributes);
-        let decision = if too_large.is_some() {
-            // Nothing is charged, and the answer still says where the caller stands.
-            self.judge(&resolved, &Usage::none(), &attributes, gate, Mode::Peek, now).await?
-        } else {
-            self.judge(&resolved, &usage, &attributes, gate, mode, now).await?
+        let nothing = Usage::none();
+        // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
+        let (judged, judged_mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, mode) };
+        let asked = match identity.check() {
+            Ok(()) => wait(until, self.judge(&resolved, judged, &attributes, gate, judged_mode, now)).await,
+            Err(in_doubt) => Err(in_doubt.into()),
+        };
+        let decision = match asked {
+            Err(CallError::Store(error)) if !matches!(error, StoreError::Overloaded(_)) => {
+                self.decide_alone(&resolved, judged, &attributes, judged_mode, now, error)?
+            }
+            asked => asked?,
         };
         if mode != Mode::Peek {
             let denied_by = match (&decision.block, decision.verdict) {
@@ -208,10 +230,14 @@ impl DecisionService {
             let shadows = decision.shadow_refusals().map(|name| &**name);
             domain.metrics.count_shadows(&identity.account, resolved.class(), shadows);
         }
+        // Without the store there is nothing to count in.
+        let counts = mode != Mode::Peek && decision.decided_by == DecidedBy::Store;
         let (domain, identity) = (&*domain, &identity);
         let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect };
         if mode != Mode::Peek {
             self.note_refusal(&outcome);
+        }
+        if counts {
             self.count_refusal(&outcome, &attributes).await;
         }
         Ok(render(&outcome))
@@ -267,4 +293,14 @@ impl DecisionService {
         }
         Err(StoreError::Refused("its clock moves from one calendar period to the next at every call".into()).into())
     }
+}
+
+/// One bound for everything that a call waits for.
+async fn wait<T>(
+    until: tokio::time::Instant,
+    work: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    tokio::time::timeout_at(until, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Indeterminate("no answer within the deadline".into()).into()))
 }

@@ -77,7 +77,11 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
     pub store_max_in_flight: Option<usize>,
 
-    /// Scopes that memory keeps counters for at once, without Redis [default: 1000000]
+    /// Nodes that share the limits, for quotas with `on_failure: local` [default: 1]
+    #[arg(long, env = "TOLLGATE_NODE_COUNT", value_name = "N")]
+    pub node_count: Option<usize>,
+
+    /// Scopes that memory keeps counters for at once, without Redis and while it is away [default: 1000000]
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
     pub memory_max_scopes: Option<usize>,
 
@@ -218,6 +222,10 @@ pub struct Settings {
     pub policy: Vec<PathBuf>,
     /// The store.
     pub store: StoreSettings,
+    /// How many nodes share the limits.
+    pub node_count: u64,
+    /// For how many scopes this node decides alone at most.
+    pub local_max_scopes: usize,
     /// Accounts and keys.
     pub accounts: AccountSettings,
     /// Where REST listens.
@@ -315,6 +323,7 @@ impl Options {
                 deadline,
             },
         };
+        let node_count = at_least_one("node-count", options.node_count.unwrap_or(1));
         let max_request_bytes = at_least_one("max-request-bytes", options.max_request_bytes.unwrap_or(65_536));
         let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
         let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
@@ -325,6 +334,8 @@ impl Options {
         Ok(Settings {
             policy: options.policy,
             accounts,
+            node_count: node_count as u64,
+            local_max_scopes: max_scopes,
             store: redis.map_or(StoreSettings::Memory { max_scopes }, |redis| StoreSettings::Redis(Box::new(redis))),
             http_listen: settled.http_listen,
             grpc_listen: settled.grpc_listen,
@@ -343,7 +354,8 @@ impl Options {
         })
     }
 
-    fn or(self, other: Self) -> Self {
+    /// These options, and where they say nothing the others.
+    pub(crate) fn or(self, other: Self) -> Self {
         Self {
             policy: if self.policy.is_empty() { other.policy } else { self.policy },
             redis: self.redis.or(other.redis),
@@ -358,6 +370,7 @@ impl Options {
             redis_connections: self.redis_connections.or(other.redis_connections),
             store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),
             store_max_in_flight: self.store_max_in_flight.or(other.store_max_in_flight),
+            node_count: self.node_count.or(other.node_count),
             memory_max_scopes: self.memory_max_scopes.or(other.memory_max_scopes),
             accounts_redis: self.accounts_redis.or(other.accounts_redis),
             memory_max_accounts: self.memory_max_accounts.or(other.memory_max_accounts),

@@ -1,6 +1,7 @@
 //! Metrics and logs. Every metric is declared here once, with its help; label values come from policies,
 //! never from callers.
 
+mod failure;
 mod shadow;
 
 use std::{
@@ -15,10 +16,13 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tollgate_core::policy::{AUTHENTICATION, Policy, TierId};
-use tollgate_store::redis::{Link, LinkStatus};
+use tollgate_store::{
+    failure::Fallback,
+    redis::{Link, LinkStatus},
+};
 use tracing::Instrument;
 
-use self::shadow::ShadowLog;
+use self::{failure::FailureMetrics, shadow::ShadowLog};
 
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
 const LATENCIES: [f64; 14] =
@@ -67,6 +71,8 @@ pub struct Telemetry {
     store_up: Gauge,
     store_was_up: AtomicBool,
     link: OnceLock<Link>,
+    fallback: OnceLock<Arc<Fallback>>,
+    failures: FailureMetrics,
     key_refusals: [Counter; 3],
     bad_requests: Counter,
     refusals_waiting: Gauge,
@@ -122,6 +128,8 @@ impl Telemetry {
             store_up: gauge(&recorder, STORE_UP, &[("store", store)]),
             store_was_up: AtomicBool::new(true),
             link: OnceLock::new(),
+            fallback: OnceLock::new(),
+            failures: FailureMetrics::new(&recorder),
             key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
             refusals_waiting: gauge(&recorder, REFUSALS_WAITING, &[]),
@@ -146,6 +154,9 @@ impl Telemetry {
     pub(crate) fn render(&self) -> String {
         if let Some(link) = self.link.get() {
             self.link_seen(&link.status());
+        }
+        if let Some(fallback) = self.fallback.get() {
+            self.replayed(&fallback.replayed());
         }
         self.handle.render()
     }
@@ -234,6 +245,11 @@ impl Telemetry {
     /// Measures the way to Redis, too.
     pub(crate) fn watch(&self, link: Link) {
         let _ = self.link.set(link);
+    }
+
+    /// Measures what is decided without the store, too.
+    pub(crate) fn watch_fallback(&self, fallback: Arc<Fallback>) {
+        let _ = self.fallback.set(fallback);
     }
 
     fn link_seen(&self, status: &LinkStatus) {
@@ -408,6 +424,9 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
     gauge(STORE_CONNECTIONS, "Connections the calls to the store share");
     gauge(STORE_UP, "Whether the store answered its last probe");
+    counter(failure::DECISIONS, "Calls answered without the store, by failure mode and verdict");
+    gauge(failure::WAITING, "Admissions made without the store that wait to be charged to it");
+    counter(failure::REPLAYED, "Admissions made without the store that were charged to it, or dropped");
     counter(STORE_FAULTS, "What went wrong on the way to Redis, by name");
     gauge(STORE_SERVERS, "Redis servers that this node talks to");
     gauge(STORE_RESTING, "Redis servers that are left alone because they did not answer");

@@ -5,6 +5,7 @@
 pub mod accounts;
 pub mod breaker;
 pub mod clock;
+pub mod failure;
 pub mod memory;
 pub mod redis;
 pub mod refusals;

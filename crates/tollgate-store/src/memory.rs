@@ -80,7 +80,7 @@ impl<C: Clock> MemoryStore<C> {
         self.shards.iter().map(|shard| shard.lock().records.len()).sum()
     }
 
-    fn apply_now(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
+    pub(crate) fn apply_now(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
         let (mut locked, now) = self.lock(claims.iter().map(|claim| claim.ledger.partition));
         if outside_period(claims, now) {
             return Ok(Answer::OutsidePeriod(now));

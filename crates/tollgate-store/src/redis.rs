@@ -1,5 +1,6 @@
 //! Counters in Redis, shared by any number of nodes.
 
+mod examine;
 mod link;
 mod records;
 mod split;
@@ -14,6 +15,7 @@ use tollgate_core::{
     window::Span,
 };
 
+pub use self::examine::{Finding, Verdict, examine};
 pub(crate) use self::link::Script;
 pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
 use self::{

@@ -42,6 +42,7 @@ fn policy(domain: &str, rows: &[Row], all: bool) -> Policy {
         scope: None,
         name: Some(format!("quota_{at}")),
         label: None,
+        on_failure: None,
         shadow: *shadow,
     });
     let resource = ResourceDraft { quotas: Some(quotas.collect()), ..ResourceDraft::default() };

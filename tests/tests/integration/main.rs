@@ -9,10 +9,13 @@ mod accounts;
 mod bad_input;
 #[cfg(test)]
 mod batch;
+mod chaos;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod doors;
+#[cfg(test)]
+mod failure_modes;
 #[cfg(test)]
 mod grpc;
 #[cfg(test)]
@@ -39,5 +42,7 @@ mod resilience;
 mod self_service;
 #[cfg(test)]
 mod shadow;
+#[cfg(test)]
+mod topologies;
 #[cfg(test)]
 mod wire;

@@ -11,7 +11,7 @@ use crate::{
         draft::{DefaultScopes, Draft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
         pattern::Pattern,
         plan::{CompiledResource, RuleId, TierRules},
-        quota::{CONCURRENT_REQUESTS, default_label, default_name},
+        quota::{CONCURRENT_REQUESTS, OnFailure, default_label, default_name},
     },
     reservation::MAX_SLOTS,
     window::{CalendarWindow, SlidingWindow, Window},
@@ -29,6 +29,8 @@ pub(super) struct Builder {
     pub(super) rules: Vec<Vec<Quota>>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
+    /// What quotas that do not say it do while the store cannot answer.
+    on_failure: OnFailure,
     /// Each once, as a calendar remembers the current period.
     calendars: Vec<Arc<CalendarWindow>>,
 }
@@ -39,13 +41,29 @@ impl Builder {
         let mut errors = Vec::new();
         let units = units(&draft.units, &mut errors);
         let scopes = default_scopes(&draft.scopes, &mut errors);
-        Self { errors, units, scopes, rules: Vec::new(), shadow: draft.shadow, calendars: Vec::new() }
+        Self {
+            errors,
+            units,
+            scopes,
+            rules: Vec::new(),
+            shadow: draft.shadow,
+            on_failure: draft.on_failure,
+            calendars: Vec::new(),
+        }
     }
 
     /// The units and scopes of a policy, to check its overrides.
     pub(super) fn of(policy: &Policy) -> Self {
         let (units, scopes) = (policy.units.clone(), policy.scopes.clone());
-        Self { errors: Vec::new(), units, scopes, rules: Vec::new(), shadow: policy.shadow, calendars: Vec::new() }
+        Self {
+            errors: Vec::new(),
+            units,
+            scopes,
+            rules: Vec::new(),
+            shadow: policy.shadow,
+            on_failure: policy.on_failure,
+            calendars: Vec::new(),
+        }
     }
 
     pub(super) fn error(&mut self, place: Place, problem: impl Into<Problem>) {
@@ -111,7 +129,16 @@ impl Builder {
         let given = |text: &Option<String>| text.as_deref().map(Arc::from);
         let name = given(&draft.name).unwrap_or_else(|| default_name(&unit, &window).into());
         let label = given(&draft.label).unwrap_or_else(|| default_label(&unit, &window).into());
-        Some(Quota { name, label, unit, window, limit, scope, shadow: draft.shadow || self.shadow })
+        Some(Quota {
+            name,
+            label,
+            unit,
+            window,
+            limit,
+            scope,
+            shadow: draft.shadow || self.shadow,
+            on_failure: draft.on_failure.unwrap_or(self.on_failure),
+        })
     }
 
     fn window(&mut self, draft: &WindowDraft, place: &Place) -> Option<Window> {

@@ -82,6 +82,7 @@ impl Policy {
                     abuse,
                     authentication,
                     shadow: draft.shadow,
+                    on_failure: draft.on_failure,
                 }
                 .with_lookup())
             }

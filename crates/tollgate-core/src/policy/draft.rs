@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use indexmap::IndexMap;
 
-use crate::window::CalendarUnit;
+use crate::{policy::OnFailure, window::CalendarUnit};
 
 /// A policy as written, not yet checked.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,8 @@ pub struct Draft {
     pub abuse: AbuseDraft,
     /// Whether every quota and every abuse rule is a shadow.
     pub shadow: bool,
+    /// What quotas that do not say it do while the store cannot answer.
+    pub on_failure: OnFailure,
     /// Estimates where neither the resource nor its class has one of the unit.
     pub estimates: EstimatesDraft,
     /// Estimates of classes.
@@ -117,6 +119,8 @@ pub struct QuotaDraft {
     pub name: Option<String>,
     /// The quota's label, instead of one such as `RPM`.
     pub label: Option<String>,
+    /// What it does while the store cannot answer, if not what the policy says.
+    pub on_failure: Option<OnFailure>,
     /// Whether it only says whom it would refuse.
     pub shadow: bool,
 }

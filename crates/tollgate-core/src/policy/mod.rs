@@ -30,7 +30,7 @@ pub use error::{CompileError, Place, Problem, Step};
 pub use estimate::Estimate;
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{BadPattern, MAX_NAME_BYTES};
-pub use quota::{CONCURRENT_REQUESTS, Quota, Unit};
+pub use quota::{CONCURRENT_REQUESTS, DecidedBy, OnFailure, Quota, Unit};
 pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, Resolved};
 pub use scope::{Attribute, Chain, Scope};
 pub use usage::{Usage, UsageError};
@@ -60,6 +60,7 @@ pub struct Policy {
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,
     shadow: bool,
+    on_failure: OnFailure,
 }
 
 /// A tier of accounts.
@@ -154,6 +155,12 @@ impl Policy {
     /// The names of all quotas that rules give: a bounded set, good for labels.
     pub fn quota_names(&self) -> Vec<&str> {
         sorted(self.plans.iter().flat_map(|plan| plan.quotas.iter()).map(|quota| &*quota.name))
+    }
+
+    /// Whether some call may be decided while the store cannot answer.
+    pub fn bears_failure(&self) -> bool {
+        self.on_failure != OnFailure::Deny
+            || self.plans.iter().flat_map(|plan| &plan.quotas).any(|quota| quota.on_failure != OnFailure::Deny)
     }
 
     /// The names of all shadow quotas that rules give, and of all shadow rules about abuse: a bounded set, good for

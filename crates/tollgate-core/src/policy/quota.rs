@@ -41,6 +41,43 @@ pub struct Quota {
     pub scope: Arc<Scope>,
     /// Whether it only says whom it would refuse: it is charged, and never denies.
     pub shadow: bool,
+    /// What holds while the store cannot answer.
+    pub on_failure: OnFailure,
+}
+
+/// What a quota does while the store cannot answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The call is not decided.
+    #[default]
+    Deny,
+    /// The call may pass, unless its cost is above the limit itself.
+    Allow,
+    /// Each node enforces the quota alone, in its memory, with its share of the limit.
+    Local,
+}
+
+/// Who made a decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecidedBy {
+    /// The store.
+    #[default]
+    Store,
+    /// Nobody: [`OnFailure::Allow`].
+    Allow,
+    /// The node alone: [`OnFailure::Local`].
+    Local,
+}
+
+impl DecidedBy {
+    /// `allow` or `local`; empty for the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Store => "",
+            Self::Allow => "allow",
+            Self::Local => "local",
+        }
+    }
 }
 
 impl Unit {

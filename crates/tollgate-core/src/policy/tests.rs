@@ -27,7 +27,16 @@ fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<Stri
 
 fn quota(unit: &str, per: WindowDraft, limit: u64, scope: &[&str]) -> QuotaDraft {
     let scope = (!scope.is_empty()).then(|| names(scope));
-    QuotaDraft { unit: unit.to_owned(), per, limit: Some(limit), scope, name: None, label: None, shadow: false }
+    QuotaDraft {
+        unit: unit.to_owned(),
+        per,
+        limit: Some(limit),
+        scope,
+        name: None,
+        label: None,
+        shadow: false,
+        on_failure: None,
+    }
 }
 
 fn per_minute(limit: u64) -> QuotaDraft {

@@ -4,9 +4,12 @@ use std::ops::RangeInclusive;
 
 use indexmap::IndexMap;
 use tollgate_core::{
-    policy::draft::{
-        AbuseDraft, AbuseRuleDraft, Counter, DefaultScopes, Draft, EstimatesDraft, InputDraft, OverrideDraft,
-        QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft,
+    policy::{
+        OnFailure,
+        draft::{
+            AbuseDraft, AbuseRuleDraft, Counter, DefaultScopes, Draft, EstimatesDraft, InputDraft, OverrideDraft,
+            QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft,
+        },
     },
     window::CalendarUnit,
 };
@@ -36,6 +39,7 @@ pub(super) fn of(file: format::PolicyFile) -> Draft {
         tiers: each(file.tiers, tier),
         default_tier: file.default_tier.0,
         shadow: file.shadow,
+        on_failure: on_failure(file.on_failure),
         abuse: AbuseDraft {
             rules: each(file.abuse.rules, abuse_rule),
             authentication: file.abuse.authentication.map(authentication_rule),
@@ -121,6 +125,15 @@ fn quota(quota: format::Quota) -> QuotaDraft {
         name: quota.name.map(|name| name.0),
         label: quota.label.map(|label| label.0),
         shadow: quota.shadow,
+        on_failure: quota.on_failure.map(on_failure),
+    }
+}
+
+fn on_failure(on_failure: format::OnFailure) -> OnFailure {
+    match on_failure {
+        format::OnFailure::Deny => OnFailure::Deny,
+        format::OnFailure::Allow => OnFailure::Allow,
+        format::OnFailure::Local => OnFailure::Local,
     }
 }
 

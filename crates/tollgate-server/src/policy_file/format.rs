@@ -143,6 +143,9 @@ pub(super) struct PolicyFile {
     #[serde(default)]
     #[schemars(with = "SelfService")]
     pub(super) self_service: Option<SelfService>,
+    /// What quotas that do not say it do while the store cannot answer.
+    #[serde(default)]
+    pub(super) on_failure: OnFailure,
     /// Who is blocked for failing too often.
     #[serde(default)]
     pub(super) abuse: abuse::Abuse,
@@ -309,6 +312,22 @@ pub(super) struct Quota {
     /// counter, to try another limit.
     #[serde(default)]
     pub(super) shadow: bool,
+    /// What it does while the store cannot answer, if not what the policy says.
+    #[serde(default)]
+    #[schemars(with = "OnFailure")]
+    pub(super) on_failure: Option<OnFailure>,
+}
+
+/// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
+/// pass, `local` lets each node enforce the quota alone with its share of the limit. Of several quotas, any `deny`
+/// wins.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnFailure {
+    #[default]
+    Deny,
+    Allow,
+    Local,
 }
 
 /// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.

@@ -170,6 +170,9 @@ pub(super) struct DecisionBody {
     /// The tier's priority, from 1 (low) to 4 (critical).
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
+    /// Who decided while the store did not answer: `allow` (nobody) or `local` (this node alone). Absent if the store did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_by: Option<&'static str>,
     /// The shadow quotas and abuse rules that would have refused the call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shadow_refusals: Vec<String>,
@@ -341,6 +344,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         tier: None,
         resource: None,
         priority: None,
+        decided_by: None,
         shadow_refusals: Vec::new(),
         quotas: Vec::new(),
         rendered: render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
@@ -364,6 +368,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
             tier: Some(resolved.tier().name.to_string()),
             resource: Some(resolved.resource().to_owned()),
             priority: resolved.tier().priority,
+            decided_by: Some(decision.decided_by.name()).filter(|name| !name.is_empty()),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             quotas: decision.quotas.iter().map(quota).collect(),
             ..said

@@ -25,6 +25,8 @@ use crate::{auth::Doors, policies::Policies, reload::Reload, telemetry::Telemetr
 pub(crate) struct Health {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) policies: Arc<Policies>,
+    /// Whether quotas may be decided without the store.
+    pub(crate) decides_alone: bool,
     pub(crate) doors: Arc<Doors>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) draining: AtomicBool,
@@ -61,6 +63,12 @@ impl Health {
         answer
     }
 
+    /// Whether some call can be decided: the store answers, or a policy bears that it does not. To take all nodes out
+    /// of service would undo what their policies ask for.
+    pub(crate) fn may_decide(&self, store_answers: bool) -> bool {
+        store_answers || (self.decides_alone && self.policies.current().bear_failure())
+    }
+
     async fn readiness(&self) -> Readiness {
         let draining = self.draining.load(Ordering::Relaxed);
         let store = self.probe_store().await;
@@ -71,7 +79,7 @@ impl Health {
         };
         let credentials: Vec<String> = self.doors.parts().iter().filter_map(|part| part.last_failure()).collect();
         Readiness {
-            ready: store.is_ok() && !draining,
+            ready: self.may_decide(store.is_ok()) && !draining,
             lifecycle: if draining { "draining" } else { "running" },
             store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
             policies: stays(self.policies.last_failure(), "policies"),

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod fault;
+mod masters;
 mod node;
 mod sentinel;
 mod target;
@@ -21,13 +22,8 @@ use tokio::{
 };
 use tollgate_core::store::StoreError;
 
-use self::{
-    cluster::Cluster,
-    fault::{Failure, Remedy},
-    node::Node,
-    sentinel::Sentinels,
-    target::Target,
-};
+use self::{cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target};
+pub(super) use self::{fault::Failure, masters::masters};
 pub use self::{fault::Fault, target::RedisTls};
 
 /// So many times one request follows a redirection or tries again; each time the server ran nothing.

@@ -86,6 +86,20 @@ impl RedisServer {
         words.query(&mut self.connection()).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
+    /// Waits until the answer to a command contains `text`, for at most 20 s.
+    ///
+    /// # Panics
+    /// When it does not by then.
+    pub async fn wait_for(&self, command: &str, text: &str) {
+        for _ in 0..400 {
+            if self.run::<String>(command).contains(text) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not within 20 s: {text} in the answer to {command}");
+    }
+
     /// Kills the server.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

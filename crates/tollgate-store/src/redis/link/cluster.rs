@@ -17,7 +17,7 @@ use super::{
 };
 use crate::breaker::Backoff;
 
-const SLOTS: usize = 16_384;
+pub(super) const SLOTS: usize = 16_384;
 /// How often the map is read while all is well.
 const READ_EVERY: Duration = Duration::from_secs(10);
 /// How long one node may take to say what it knows.
@@ -47,7 +47,7 @@ struct Map {
 }
 
 /// A range of slots and the address of its master.
-type Range = (usize, usize, String, u16);
+pub(super) type Range = (usize, usize, String, u16);
 
 impl Cluster {
     pub(super) fn follow(
@@ -132,7 +132,7 @@ impl Shared {
     async fn read(&self) -> Result<(), Failure> {
         let (info, ranges) = match self.ask_known().await {
             Some(answer) => answer,
-            None => self.ask_seeds().await?,
+            None => ask_seeds(&self.seeds).await?,
         };
         let before = self.map.load_full();
         let (mut slots, mut nodes) = (vec![None; SLOTS], Vec::<Arc<Node>>::new());
@@ -158,35 +158,36 @@ impl Shared {
         }
         first(asked).await
     }
+}
 
-    async fn ask_seeds(&self) -> Result<(ConnectionInfo, Vec<Range>), Failure> {
-        let (mut asked, last) = (JoinSet::new(), Arc::new(ArcSwap::from_pointee(down("no node answers"))));
-        for seed in self.seeds.clone() {
-            let last = Arc::clone(&last);
-            asked.spawn(async move {
-                let answer = timeout(2 * READ_WITHIN, async {
-                    let client = redis::Client::open(seed.clone())?;
-                    let mut connection = client.get_multiplexed_async_connection().await?;
-                    question().query_async::<Value>(&mut connection).await
-                });
-                match answer.await {
-                    Ok(Ok(answer)) => {
-                        let found = ranges(&answer, host_of(&seed)).filter(|ranges| !ranges.is_empty());
-                        if found.is_none() {
-                            last.store(Arc::new(down("CLUSTER SLOTS names no slot: the cluster is not set up")));
-                        }
-                        found.map(|ranges| (seed, ranges))
-                    }
-                    Ok(Err(error)) => {
-                        last.store(Arc::new(Failure::to_connect(&error)));
-                        None
-                    }
-                    Err(_) => None,
-                }
+/// Asks nodes that need not be known yet, and takes the first answer.
+pub(super) async fn ask_seeds(seeds: &[ConnectionInfo]) -> Result<(ConnectionInfo, Vec<Range>), Failure> {
+    let (mut asked, last) = (JoinSet::new(), Arc::new(ArcSwap::from_pointee(down("no node answers"))));
+    for seed in seeds.iter().cloned() {
+        let last = Arc::clone(&last);
+        asked.spawn(async move {
+            let answer = timeout(2 * READ_WITHIN, async {
+                let client = redis::Client::open(seed.clone())?;
+                let mut connection = client.get_multiplexed_async_connection().await?;
+                question().query_async::<Value>(&mut connection).await
             });
-        }
-        first(asked).await.ok_or_else(|| Failure::clone(&last.load()))
+            match answer.await {
+                Ok(Ok(answer)) => {
+                    let found = ranges(&answer, host_of(&seed)).filter(|ranges| !ranges.is_empty());
+                    if found.is_none() {
+                        last.store(Arc::new(down("CLUSTER SLOTS names no slot: the cluster is not set up")));
+                    }
+                    found.map(|ranges| (seed, ranges))
+                }
+                Ok(Err(error)) => {
+                    last.store(Arc::new(Failure::to_connect(&error)));
+                    None
+                }
+                Err(_) => None,
+            }
+        });
     }
+    first(asked).await.ok_or_else(|| Failure::clone(&last.load()))
 }
 
 async fn keep_reading(shared: Arc<Shared>, known: watch::Sender<Option<Result<(), Failure>>>) {

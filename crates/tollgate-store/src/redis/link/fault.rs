@@ -212,18 +212,26 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(fault: Fault, text: impl Into<String>) -> Self {
+    pub(crate) const fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn new(fault: Fault, text: impl Into<String>) -> Self {
         Self { fault, text: text.into(), detail: String::new() }
     }
 
     /// That of an answer, or of a request that may have been sent.
-    pub(super) fn of(error: &RedisError) -> Self {
+    pub(crate) fn of(error: &RedisError) -> Self {
         let detail = error.detail().unwrap_or_default().to_owned();
         Self { detail, ..Self::new(Fault::of(error), error.to_string()) }
     }
 
     /// That of a connection that did not come to be.
-    pub(super) fn to_connect(error: &RedisError) -> Self {
+    pub(crate) fn to_connect(error: &RedisError) -> Self {
         match Fault::of(error) {
             fault @ (Fault::Unauthenticated | Fault::NoPermission) => Self::new(fault, error.to_string()),
             _ => Self::new(Fault::Unconnected, error.to_string()),

@@ -90,7 +90,7 @@ fn unknown(text: impl Into<String>) -> Failure {
     Failure::new(Fault::Unconnected, text)
 }
 
-fn client(
+pub(super) fn client(
     sentinels: &[ConnectionInfo],
     service: &str,
     login: &ConnectionInfo,

@@ -1,0 +1,27 @@
+//! `tollgate doctor`: says what is wrong with a Redis, and what to do.
+
+use tollgate_store::redis::{Finding, RedisConfig, Verdict, examine};
+
+/// Examines the Redis and prints what was found, a line each, the worst last. Returns whether a node can work with it.
+pub(crate) async fn run(config: &RedisConfig) -> (String, bool) {
+    let mut findings = examine(config).await;
+    findings.sort_by_key(|finding| finding.verdict);
+    let of = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let (doubtful, bad) = (of(Verdict::Doubtful), of(Verdict::Bad));
+    let lines: Vec<String> = findings.iter().map(line).collect();
+    let summary = match (bad, doubtful) {
+        (0, 0) => "All is well.".to_owned(),
+        (0, doubtful) => format!("It works; {doubtful} to look at."),
+        (bad, _) => format!("{bad} to mend before a node can rely on it."),
+    };
+    (format!("{}\n{summary}", lines.join("\n")), bad == 0)
+}
+
+fn line(finding: &Finding) -> String {
+    let word = match finding.verdict {
+        Verdict::Good => "ok  ",
+        Verdict::Doubtful => "warn",
+        Verdict::Bad => "BAD ",
+    };
+    format!("{word} {} {}", finding.server, finding.text)
+}

@@ -1,0 +1,337 @@
+//! Deciding without the store: what each quota asks for while the store cannot answer.
+//!
+//! The bounds, in any trailing window or calendar period, for a limit L on n nodes that are told of N:
+//!
+//! - `deny`: L. Nothing is admitted without the store.
+//! - `local`: L + n · max(1, ⌊L / N⌋). The store never admits more than L, and no node more than its share by
+//!   itself, however often the store goes away and comes back. What a node admitted by itself is charged to the
+//!   store when that is back, so that the store's own admissions make room for it.
+//! - `allow`: L, and every call made while the store is away whose cost is within L.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::{Amount, Limit},
+    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, Mode},
+    policy::OnFailure,
+    store::{Store, StoreError},
+    time::Timestamp,
+    window::Span,
+};
+
+use crate::{clock::Clock, memory::MemoryStore};
+
+/// The most admissions that wait to be charged to the store.
+pub const MAX_WAITING: usize = 65_536;
+/// So many of them are charged at once.
+const AT_ONCE: usize = 32;
+
+/// Decides alone, on one node.
+pub struct Fallback {
+    local: MemoryStore<Arc<dyn Clock>>,
+    clock: Arc<dyn Clock>,
+    nodes: u64,
+    waiting: Mutex<VecDeque<Admitted>>,
+    charged: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// An admission that the store does not know of.
+struct Admitted {
+    at: Timestamp,
+    claims: Box<[Claim]>,
+}
+
+/// What became of the admissions made without the store, since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// How many wait to be charged to the store.
+    pub waiting: usize,
+    /// How many were.
+    pub charged: u64,
+    /// How many were not and never will be: their windows ended, too many waited, or the store did not say
+    /// whether it charged them.
+    pub dropped: u64,
+}
+
+impl Fallback {
+    /// For one of `nodes` nodes that share their limits, with up to about `max_ledgers` scopes.
+    pub fn new(clock: Arc<dyn Clock>, nodes: u64, max_ledgers: usize) -> Self {
+        Self {
+            local: MemoryStore::new(Arc::clone(&clock), max_ledgers),
+            clock,
+            nodes: nodes.max(1),
+            waiting: Mutex::new(VecDeque::new()),
+            charged: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// This node's part of a limit: at least one of what may be used at all.
+    pub fn share(&self, limit: Limit) -> Limit {
+        match limit {
+            Limit::Unlimited | Limit::Finite(Amount::ZERO) => limit,
+            Limit::Finite(limit) => Limit::Finite(Amount::try_from((limit.get() / self.nodes).max(1)).unwrap_or(limit)),
+        }
+    }
+
+    /// Decides `claims`, of which each does what stands beside it in `modes`; claims behind the last mode are
+    /// guards, which nothing is known of. `None` if one of them must not be decided without the store.
+    pub fn decide(&self, claims: &[Claim], modes: &[OnFailure], mode: Mode) -> Option<Result<Answer, StoreError>> {
+        if modes.contains(&OnFailure::Deny) {
+            return None;
+        }
+        let is_local = |at: usize| modes.get(at) == Some(&OnFailure::Local);
+        let blank = |claim: &Claim| {
+            let never = claim.cost > claim.limit.ceiling() && claim.effect == Effect::Charge;
+            let fit = if never { Fit::Never } else { Fit::Now };
+            ClaimStatus { used: Amount::ZERO, resets_at: self.clock.now(), fit }
+        };
+        let mut statuses: SmallVec<[ClaimStatus; 8]> = claims.iter().map(blank).collect();
+        let places: SmallVec<[usize; 8]> = (0..claims.len()).filter(|at| is_local(*at)).collect();
+        let shares: SmallVec<[Claim; 8]> =
+            places.iter().map(|at| Claim { limit: self.share(claims[*at].limit), ..claims[*at] }).collect();
+        let may_pass = (0..claims.len()).all(|at| is_local(at) || statuses[at].fit == Fit::Now);
+        let mut applied = Applied { decided_at: self.clock.now(), allowed: may_pass, statuses: SmallVec::new() };
+        if !shares.is_empty() {
+            let local_mode = if may_pass { mode } else { Mode::Peek };
+            match self.local.apply_now(&shares, local_mode) {
+                Ok(Answer::Applied(local)) => {
+                    for (at, status) in places.iter().zip(local.statuses) {
+                        statuses[*at] = status;
+                    }
+                    applied.allowed &= local.allowed;
+                    applied.decided_at = local.decided_at;
+                }
+                other => return Some(other),
+            }
+            if applied.allowed && mode == Mode::Try {
+                self.remember(applied.decided_at, places.iter().map(|at| claims[*at]));
+            }
+        }
+        applied.statuses = statuses;
+        Some(Ok(Answer::Applied(applied)))
+    }
+
+    /// Charges `store` with what was admitted without it, for as long as it answers.
+    pub async fn replay(&self, store: &dyn Store) {
+        loop {
+            let now = self.clock.now();
+            let batch: Vec<Admitted> = {
+                let mut waiting = self.waiting.lock();
+                let count = waiting.len().min(AT_ONCE);
+                waiting.drain(..count).collect()
+            };
+            if batch.is_empty() {
+                return;
+            }
+            let mut back = Vec::new();
+            let charges = batch.into_iter().map(|admitted| async move {
+                let live = still_counting(&admitted, now);
+                let outcome = if live.is_empty() { Some(Err(())) } else { charge(store, &live).await };
+                (admitted, outcome)
+            });
+            for (admitted, outcome) in futures_util::future::join_all(charges).await {
+                match outcome {
+                    Some(Ok(())) => drop(self.charged.fetch_add(1, Ordering::Relaxed)),
+                    Some(Err(())) => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
+                    None => back.push(admitted),
+                }
+            }
+            if !back.is_empty() {
+                let mut waiting = self.waiting.lock();
+                back.into_iter().rev().for_each(|admitted| waiting.push_front(admitted));
+                return;
+            }
+        }
+    }
+
+    /// What became of the admissions made without the store.
+    pub fn replayed(&self) -> Replayed {
+        Replayed {
+            waiting: self.waiting.lock().len(),
+            charged: self.charged.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Forgets what no longer counts.
+    pub fn sweep(&self) {
+        self.local.sweep();
+    }
+
+    fn remember(&self, at: Timestamp, claims: impl Iterator<Item = Claim>) {
+        let claims: Box<[Claim]> = claims.filter(|claim| claim.charge() > Amount::ZERO).collect();
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= MAX_WAITING {
+            waiting.pop_front();
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        waiting.push_back(Admitted { at, claims });
+    }
+}
+
+fn still_counting(admitted: &Admitted, now: Timestamp) -> SmallVec<[Claim; 8]> {
+    let counts = |claim: &&Claim| match claim.span {
+        Span::Sliding(window) => now.ms_since(admitted.at) < u64::from(window.ms()),
+        Span::Calendar { period, .. } => period.contains(now),
+        // Slots are held by reservations, which need the store.
+        Span::Slots => false,
+    };
+    admitted.claims.iter().filter(counts).copied().collect()
+}
+
+/// `None` if nothing was charged and it is worth trying again.
+async fn charge(store: &dyn Store, claims: &[Claim]) -> Option<Result<(), ()>> {
+    match store.apply(claims, Mode::Force).await {
+        Ok(Answer::Applied(_)) => Some(Ok(())),
+        // A period ended just now, by the store's clock. The rest counts on.
+        Ok(Answer::OutsidePeriod(at)) => {
+            let rest: SmallVec<[Claim; 8]> = claims
+                .iter()
+                .filter(|claim| !matches!(claim.span, Span::Calendar { period, .. } if !period.contains(at)))
+                .copied()
+                .collect();
+            if rest.is_empty() {
+                return Some(Err(()));
+            }
+            match store.apply(&rest, Mode::Force).await {
+                Ok(Answer::Applied(_)) => Some(Ok(())),
+                Ok(Answer::OutsidePeriod(_)) | Err(StoreError::Indeterminate(_)) => Some(Err(())),
+                Err(_) => None,
+            }
+        }
+        // It may have been charged, and must not be twice.
+        Err(StoreError::Indeterminate(_)) => Some(Err(())),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tollgate_core::{
+        amount::UnitId,
+        claim::{LedgerKey, Partition},
+        window::SlidingWindow,
+    };
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const WINDOW_MS: u64 = 1_000;
+
+    fn claim(cost: u64, limit: u64) -> Claim {
+        Claim {
+            ledger: LedgerKey::of(Partition::of(["a"]), ["r"]),
+            span: Span::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap()),
+            unit: UnitId::of("requests"),
+            cost: Amount::try_from(cost).unwrap(),
+            limit: Limit::Finite(Amount::try_from(limit).unwrap()),
+            effect: Effect::Charge,
+        }
+    }
+
+    fn fallback(nodes: u64) -> (Fallback, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
+        (Fallback::new(Arc::clone(&clock) as Arc<dyn Clock>, nodes, 1_000), clock)
+    }
+
+    fn allowed(decided: Option<Result<Answer, StoreError>>) -> bool {
+        match decided {
+            Some(Ok(Answer::Applied(applied))) => applied.allowed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn any_deny_leaves_it_to_the_store_and_allow_admits_what_could_ever_fit() {
+        let (fallback, _) = fallback(1);
+        let claims = [claim(1, 1), claim(1, 1)];
+        assert!(fallback.decide(&claims, &[OnFailure::Allow, OnFailure::Deny], Mode::Try).is_none());
+        for _ in 0..10 {
+            assert!(allowed(fallback.decide(&claims, &[OnFailure::Allow, OnFailure::Allow], Mode::Try)));
+        }
+        let too_much = [claim(2, 1)];
+        assert!(!allowed(fallback.decide(&too_much, &[OnFailure::Allow], Mode::Try)));
+        assert_eq!(fallback.replayed().waiting, 0, "only what was admitted locally is charged later");
+    }
+
+    proptest! {
+        /// The promised bound of `local`, with a store that comes and goes at random.
+        #[test]
+        fn local_never_admits_more_than_its_bound(
+            limit in 0_u64..20,
+            nodes in 1_usize..4,
+            told in 1_u64..5,
+            steps in prop::collection::vec((0_usize..4, 0_u64..400, 1_u64..4, prop::bool::weighted(0.1)), 1..200),
+        ) {
+            let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
+            let store = MemoryStore::new(Arc::clone(&clock), 1_000);
+            let alone: Vec<Fallback> =
+                (0..nodes).map(|_| Fallback::new(Arc::clone(&clock) as Arc<dyn Clock>, told, 1_000)).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (mut up, mut admitted) = (true, Vec::new());
+            for (node, pause, cost, turn) in steps {
+                clock.advance_ms(pause);
+                if turn {
+                    up = !up;
+                    if up {
+                        for node in &alone {
+                            runtime.block_on(node.replay(&store));
+                        }
+                    }
+                }
+                let claims = [claim(cost, limit)];
+                let passes = if up {
+                    matches!(store.apply_now(&claims, Mode::Try), Ok(Answer::Applied(applied)) if applied.allowed)
+                } else {
+                    allowed(alone[node % nodes].decide(&claims, &[OnFailure::Local], Mode::Try))
+                };
+                if passes {
+                    admitted.push((clock.now().as_ms(), cost));
+                }
+                let horizon = clock.now().as_ms() - WINDOW_MS;
+                let sum: u64 = admitted.iter().filter(|(at, _)| *at > horizon).map(|(_, cost)| cost).sum();
+                let share = if limit == 0 { 0 } else { (limit / told).max(1) };
+                prop_assert!(sum <= limit + nodes as u64 * share, "{sum} of {limit} on {nodes} nodes");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_admitted_is_charged_once_and_what_is_over_is_dropped() {
+        let (fallback, clock) = fallback(2);
+        let store = MemoryStore::new(Arc::clone(&clock), 1_000);
+        for number in 0..10 {
+            assert_eq!(allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Try)), number < 5);
+        }
+        assert!(!allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Peek)));
+        fallback.replay(&store).await;
+        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 5, dropped: 0 });
+        let Ok(Answer::Applied(peeked)) = store.apply_now(&[claim(1, 10)], Mode::Peek) else { panic!() };
+        assert_eq!(peeked.statuses[0].used.get(), 5);
+        clock.advance_ms(WINDOW_MS);
+        assert!(allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Try)));
+        clock.advance_ms(WINDOW_MS);
+        fallback.replay(&store).await;
+        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 5, dropped: 1 });
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let (fallback, _) = fallback(1);
+        for _ in 0..MAX_WAITING + 10 {
+            assert!(allowed(fallback.decide(&[claim(1, 1 << 50)], &[OnFailure::Local], Mode::Try)));
+        }
+        assert_eq!(fallback.replayed(), Replayed { waiting: MAX_WAITING, charged: 0, dropped: 10 });
+    }
+}

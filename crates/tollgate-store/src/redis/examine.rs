@@ -1,0 +1,321 @@
+//! Looks at a Redis from the outside: whether it can do what a node asks of it, and what will hurt later.
+
+use std::time::Duration;
+
+use redis::{Client, Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
+use tokio::time::{Instant, timeout};
+use tollgate_core::store::StoreError;
+
+use super::link::{Failure, Fault, RedisConfig, masters};
+use crate::clock::{Clock, SystemClock};
+
+/// How long any one answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// So many round trips are measured.
+const ROUND_TRIPS: usize = 50;
+
+/// How good or bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, and may hurt later.
+    Doubtful,
+    /// A node cannot work with it, or limits will not hold.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// The server, or the URL as a whole where there is none.
+    pub server: String,
+    /// How good it is.
+    pub verdict: Verdict,
+    /// What was found, and, if it is not good, what to do.
+    pub text: String,
+}
+
+/// Examines every master behind `config`. Keys it writes are its own and live for a second.
+pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
+    let (found, masters) = match masters(config).await {
+        Ok(found) => found,
+        Err(error) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+    };
+    let mut findings: Vec<Finding> =
+        found.into_iter().map(|(verdict, text)| Finding::new("redis", verdict, text)).collect();
+    for info in masters {
+        let mut of = Server { name: info.addr().to_string(), config, findings: Vec::new() };
+        of.examine(&info).await;
+        findings.append(&mut of.findings);
+    }
+    findings
+}
+
+impl Finding {
+    fn new(server: &str, verdict: Verdict, text: impl Into<String>) -> Self {
+        Self { server: server.to_owned(), verdict, text: text.into() }
+    }
+}
+
+struct Server<'a> {
+    name: String,
+    config: &'a RedisConfig,
+    findings: Vec<Finding>,
+}
+
+impl Server<'_> {
+    fn say(&mut self, verdict: Verdict, text: impl Into<String>) {
+        self.findings.push(Finding::new(&self.name, verdict, text));
+    }
+
+    async fn examine(&mut self, info: &ConnectionInfo) {
+        let connected =
+            timeout(PATIENCE, async { Client::open(info.clone())?.get_multiplexed_async_connection().await });
+        let mut connection = match connected.await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                let what = match Failure::to_connect(&error).fault() {
+                    Fault::Unauthenticated => "user or password is wrong",
+                    Fault::NoPermission => "the user may not connect",
+                    _ => "cannot be reached",
+                };
+                return self.say(Verdict::Bad, format!("connection: {what}: {error}"));
+            }
+            Err(_) => return self.say(Verdict::Bad, format!("connection: no answer within {PATIENCE:?}")),
+        };
+        self.say(Verdict::Good, "connection: answers");
+        match ask(&mut connection, Cmd::new().arg("INFO").arg("everything")).await {
+            Ok(Value::BulkString(text)) => self.read_info(&Info(String::from_utf8_lossy(&text).into_owned())),
+            Ok(_) => self.say(Verdict::Doubtful, "INFO: an answer that cannot be read"),
+            Err(failure) => self.say(
+                Verdict::Doubtful,
+                format!("INFO: {}; version, memory and persistence were not looked at", failure.text()),
+            ),
+        }
+        self.check_rights(&mut connection).await;
+        self.check_clock(&mut connection).await;
+        self.check_latency(&mut connection).await;
+        self.check_settings(&mut connection).await;
+    }
+
+    fn read_info(&mut self, info: &Info) {
+        let (kind, version) = match info.get("valkey_version") {
+            Some(version) => ("Valkey", version),
+            None => ("Redis", info.get("redis_version").unwrap_or("of no version")),
+        };
+        let mut numbers = version.split('.').filter_map(|part| part.parse::<u32>().ok());
+        let old = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 2);
+        if old {
+            self.say(Verdict::Bad, format!("version: {kind} {version}; 6.2 or later is needed"));
+        } else {
+            self.say(Verdict::Good, format!("version: {kind} {version}"));
+        }
+        self.read_memory(info);
+        let clustered = info.number("cluster_enabled") == 1;
+        if clustered != self.config.url.contains("+cluster://") {
+            let should =
+                if clustered { "a node of a cluster; use redis+cluster://" } else { "no cluster; use redis://" };
+            self.say(Verdict::Bad, format!("topology: this server is {should}"));
+        }
+        match (info.get("role"), info.number("connected_slaves")) {
+            (Some("master"), 0) if clustered || self.config.url.contains("+sentinel://") => {
+                self.say(Verdict::Doubtful, "replicas: none, so that nobody can take over");
+            }
+            (Some("master"), replicas) => self.say(Verdict::Good, format!("replicas: {replicas}")),
+            (role, _) => self.say(
+                Verdict::Bad,
+                format!("role: {}; counters can be written at a master only", role.unwrap_or("unknown")),
+            ),
+        }
+        for (name, what) in
+            [("rdb_last_bgsave_status", "the last snapshot"), ("aof_last_write_status", "the last AOF write")]
+        {
+            if info.get(name).is_some_and(|status| status != "ok") {
+                self.say(Verdict::Bad, format!("persistence: {what} failed; Redis may stop to take writes (MISCONF)"));
+            }
+        }
+        if info.number("loading") == 1 {
+            self.say(Verdict::Bad, "persistence: the data set is being loaded; wait for it");
+        }
+    }
+
+    fn read_memory(&mut self, info: &Info) {
+        let (used, most) = (info.number("used_memory"), info.number("maxmemory"));
+        let policy = info.get("maxmemory_policy").unwrap_or("unknown");
+        if policy != "noeviction" {
+            self.say(
+                Verdict::Bad,
+                format!(
+                    "eviction: maxmemory-policy is {policy}, and an evicted counter is a lifted limit; set noeviction"
+                ),
+            );
+        } else if most == 0 {
+            self.say(Verdict::Doubtful, "memory: no maxmemory, so that the machine's own may run out; set it");
+        } else if used > most / 10 * 8 {
+            let part = used * 100 / most;
+            self.say(
+                Verdict::Doubtful,
+                format!("memory: {part} % of maxmemory are used; at all of it calls fail (OOM)"),
+            );
+        } else {
+            self.say(Verdict::Good, "memory: maxmemory is set, noeviction");
+        }
+        if info.number("evicted_keys") > 0 {
+            self.say(Verdict::Bad, "eviction: keys were evicted since the start; limits were lifted");
+        }
+    }
+
+    /// Does once what nodes do, with keys of its own.
+    async fn check_rights(&mut self, connection: &mut MultiplexedConnection) {
+        let key = format!("{}{{doctor}}examined", self.config.key_prefix);
+        let set = format!("{}{{doctor}}accounts", self.config.key_prefix);
+        let channel = format!("{}:doctor", self.config.key_prefix);
+        let script = "redis.call('TIME') redis.call('SET', KEYS[1], 'a', 'PX', '1000') \
+                      redis.call('SETRANGE', KEYS[1], '1', 'b') redis.call('PEXPIRE', KEYS[1], '1000') \
+                      return redis.call('GETRANGE', KEYS[1], '0', '-1')";
+        let hash = redis::Script::new(script).get_hash().to_owned();
+        let tried: &[&[&str]] = &[
+            &["EVAL", script, "1", &key],
+            &["EVALSHA", &hash, "1", &key],
+            &["GET", &key],
+            &["EXISTS", &key],
+            &["ZADD", &set, "0", "a"],
+            &["ZRANGEBYLEX", &set, "-", "+", "LIMIT", "0", "1"],
+            &["ZREM", &set, "a"],
+            &["DEL", &key],
+            &["PUBLISH", &channel, ""],
+        ];
+        let mut wrong = Vec::new();
+        for words in tried {
+            let mut command = Cmd::new();
+            for word in *words {
+                command.arg(*word);
+            }
+            match ask(connection, &command).await {
+                // Another node of the cluster has the slot.
+                Err(failure) if failure.fault() == Fault::Moved => {}
+                Err(failure) => wrong.push(format!("{} ({})", words[0], failure.text())),
+                Ok(_) => {}
+            }
+        }
+        if wrong.is_empty() {
+            self.say(Verdict::Good, "rights: scripts and all commands of a node may be used");
+        } else {
+            let wrong = wrong.join("; ");
+            self.say(
+                Verdict::Bad,
+                format!(
+                    "rights: not allowed or not possible: {wrong}. The ACL line of docs/operations.md has all of them"
+                ),
+            );
+        }
+    }
+
+    async fn check_clock(&mut self, connection: &mut MultiplexedConnection) {
+        let before = SystemClock.now().as_ms();
+        let Ok(Value::Array(time)) = ask(connection, &redis::cmd("TIME")).await else {
+            return self.say(Verdict::Bad, "clock: TIME is not answered; the user needs +time");
+        };
+        let after = SystemClock.now().as_ms();
+        let part = |at: usize| match time.get(at) {
+            Some(Value::BulkString(digits)) => String::from_utf8_lossy(digits).parse::<u64>().unwrap_or(0),
+            _ => 0,
+        };
+        let theirs = part(0) * 1000 + part(1) / 1000;
+        let skew = before.saturating_sub(theirs).max(theirs.saturating_sub(after));
+        if skew > 1_000 {
+            self.say(
+                Verdict::Doubtful,
+                format!(
+                    "clock: {skew} ms from this machine's; counters go by Redis's, keys end by this one's: run NTP"
+                ),
+            );
+        } else {
+            self.say(Verdict::Good, format!("clock: within {skew} ms of this machine's"));
+        }
+    }
+
+    async fn check_latency(&mut self, connection: &mut MultiplexedConnection) {
+        let mut took = Vec::with_capacity(ROUND_TRIPS);
+        for _ in 0..ROUND_TRIPS {
+            let started = Instant::now();
+            if ask(connection, &redis::cmd("PING")).await.is_ok() {
+                took.push(started.elapsed());
+            }
+        }
+        took.sort_unstable();
+        let (Some(median), Some(longest)) = (took.get(took.len() / 2), took.last()) else {
+            return self.say(Verdict::Bad, "latency: PING is not answered; the user needs +ping");
+        };
+        let text = format!("latency: {median:.1?} as a rule, {longest:.1?} at most, of {} round trips", took.len());
+        let deadline = self.config.deadline;
+        if *median > deadline / 2 {
+            self.say(
+                Verdict::Bad,
+                format!("{text}; the deadline is {deadline:?}: bring it nearer, or raise the deadline"),
+            );
+        } else if *longest > deadline / 2 {
+            self.say(
+                Verdict::Doubtful,
+                format!("{text}; the deadline is {deadline:?}: look for slow commands and forks"),
+            );
+        } else {
+            self.say(Verdict::Good, text);
+        }
+    }
+
+    /// What only an administrator may read; a node's own user is not allowed to, which is as it should be.
+    async fn check_settings(&mut self, connection: &mut MultiplexedConnection) {
+        let mut get = async |name: &str| match ask(connection, Cmd::new().arg("CONFIG").arg("GET").arg(name)).await {
+            Ok(Value::Array(pair)) => match pair.into_iter().nth(1) {
+                Some(Value::BulkString(value)) => Some(String::from_utf8_lossy(&value).into_owned()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (Some(append), Some(save)) = (get("appendonly").await, get("save").await) else {
+            return self.say(
+                Verdict::Good,
+                "persistence: this user may not read it (CONFIG GET), which is right for a node; ask as an administrator",
+            );
+        };
+        let fsync = get("appendfsync").await.unwrap_or_default();
+        match (append.as_str(), fsync.as_str(), save.is_empty()) {
+            ("yes", fsync, _) => self.say(Verdict::Good, format!("persistence: AOF, appendfsync {fsync}")),
+            (_, _, false) => self.say(
+                Verdict::Doubtful,
+                "persistence: snapshots only; a crash forgets what came after the last one (AOF everysec: a second)",
+            ),
+            _ => self.say(
+                Verdict::Doubtful,
+                "persistence: none; a restart forgets all counters, and accounts if they are kept here",
+            ),
+        }
+    }
+}
+
+async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, Failure> {
+    match timeout(PATIENCE, command.query_async::<Value>(connection)).await {
+        Ok(Ok(value)) => value.extract_error().map_err(|error| Failure::of(&error)),
+        Ok(Err(error)) => Err(Failure::of(&error)),
+        Err(_) => Err(Failure::new(Fault::NoAnswer, format!("no answer within {PATIENCE:?}"))),
+    }
+}
+
+/// The text of `INFO`.
+struct Info(String);
+
+impl Info {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+    }
+
+    /// Zero where there is none.
+    fn number(&self, name: &str) -> u64 {
+        self.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// What can be said of the URL as a whole, and the masters behind it.
+pub(super) type Masters = Result<(Vec<(Verdict, String)>, Vec<ConnectionInfo>), StoreError>;

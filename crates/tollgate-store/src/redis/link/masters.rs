@@ -1,0 +1,67 @@
+//! Who serves at this moment, for those who want to look at the servers themselves.
+
+use std::time::Duration;
+
+use redis::ConnectionInfo;
+use tokio::time::timeout;
+use tollgate_core::store::StoreError;
+
+use super::{RedisConfig, cluster, sentinel, target, target::Target};
+use crate::redis::examine::{Masters, Verdict};
+
+/// How long the sentinels, or one node of a cluster, may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The masters behind `config`, and what is to be said of how they were found.
+pub(crate) async fn masters(config: &RedisConfig) -> Masters {
+    match Target::of(config)? {
+        Target::Single(info) => Ok((Vec::new(), vec![info])),
+        Target::Sentinel { sentinels, service, master } => {
+            let mut said = Vec::new();
+            let mut answering = 0;
+            for sentinel in &sentinels {
+                let answer = timeout(PATIENCE, async {
+                    let mut connection =
+                        redis::Client::open(sentinel.clone())?.get_multiplexed_async_connection().await?;
+                    redis::cmd("PING").query_async::<redis::Value>(&mut connection).await
+                });
+                match answer.await {
+                    Ok(Ok(_)) => answering += 1,
+                    Ok(Err(error)) => said.push((Verdict::Doubtful, format!("sentinel {}: {error}", sentinel.addr()))),
+                    Err(_) => said.push((Verdict::Doubtful, format!("sentinel {}: no answer", sentinel.addr()))),
+                }
+            }
+            let verdict = if sentinels.len() >= 3 { Verdict::Good } else { Verdict::Doubtful };
+            let count =
+                format!("sentinels: {answering} of {} answer; name three, as a majority decides", sentinels.len());
+            said.push((verdict, count));
+            let certificates = target::certificates(config.tls.as_ref());
+            let mut client = sentinel::client(&sentinels, &service, &master, certificates)
+                .map_err(|error| StoreError::Refused(format!("the Redis URL: {error}")))?;
+            let found = timeout(PATIENCE, client.async_get_client())
+                .await
+                .map_err(|_| StoreError::Unreachable("the sentinels do not answer".into()))?
+                .map_err(|error| StoreError::Unreachable(format!("the sentinels name no master: {error}")))?;
+            let info = found.get_connection_info().clone().set_redis_settings(master.redis_settings().clone());
+            Ok((said, vec![info]))
+        }
+        Target::Cluster(seeds) => {
+            let (info, ranges) = cluster::ask_seeds(&seeds).await.map_err(StoreError::from)?;
+            let served: usize = ranges.iter().map(|(from, to, ..)| to - from + 1).sum();
+            let mut masters: Vec<ConnectionInfo> = Vec::new();
+            for (_, _, host, port) in &ranges {
+                let found = target::elsewhere(&info, host, *port);
+                if masters.iter().all(|known| known.addr() != found.addr()) {
+                    masters.push(found);
+                }
+            }
+            let said = if served == cluster::SLOTS {
+                (Verdict::Good, format!("cluster: all slots are served, by {} masters", masters.len()))
+            } else {
+                let missing = cluster::SLOTS - served;
+                (Verdict::Bad, format!("cluster: {missing} slots are not served; see redis-cli --cluster check"))
+            };
+            Ok((vec![said], masters))
+        }
+    }
+}

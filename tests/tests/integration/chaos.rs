@@ -1,0 +1,171 @@
+//! Faults of Redis under a fixed, moderate load from three nodes. What holds in each case: the bounds on waiting, that
+//! service comes back, that nothing is admitted beyond the bound of the failure mode, and that no counter stays without a
+//! time to live. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
+
+mod load;
+mod proxy;
+
+use std::time::Duration;
+
+use tollgate_store::testing::{
+    RedisServer,
+    topologies::{RedisCluster, SentinelTrio},
+};
+
+use self::{
+    load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report},
+    proxy::Proxy,
+};
+
+/// How long the fault of a case lasts, unless the case says otherwise.
+const FAULT: Duration = Duration::from_secs(3);
+
+fn print(report: &Report) {
+    println!("{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn a_single_redis_in_trouble() {
+    let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let fleet = Fleet::start(&redis.url(), "deny").await;
+
+    let case = fleet.case("kill -9 the master, start it again (AOF always)").await;
+    redis.kill();
+    tokio::time::sleep(FAULT).await;
+    redis.restart();
+    print(&case.end(&fleet, Bounds::never_over()).await);
+
+    let case = fleet.case("SIGSTOP the master for 5 s").await;
+    redis.pause();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    redis.resume();
+    print(&case.end(&fleet, Bounds::never_over()).await);
+
+    let case = fleet.case("SCRIPT FLUSH every 20 ms").await;
+    for _ in 0..100 {
+        let _: () = redis.run("SCRIPT FLUSH");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    print(&case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await);
+
+    let case = fleet.case("memory full (maxmemory, noeviction)").await;
+    let _: () = redis.run("CONFIG SET maxmemory 1");
+    tokio::time::sleep(FAULT).await;
+    let _: () = redis.run("CONFIG SET maxmemory 0");
+    print(&case.end(&fleet, Bounds::never_over()).await);
+    every_counter_ends(&mut redis.connection());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn a_bad_network() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let fleet = Fleet::start(&proxy.url(), "deny").await;
+
+    let case = fleet.case("traffic is swallowed").await;
+    proxy.swallow(true);
+    tokio::time::sleep(FAULT).await;
+    proxy.swallow(false);
+    print(&case.end(&fleet, Bounds::never_over()).await);
+
+    let case = fleet.case("every answer comes 100 ms late").await;
+    proxy.delay(Duration::from_millis(100));
+    tokio::time::sleep(FAULT).await;
+    proxy.delay(Duration::ZERO);
+    print(&case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await);
+
+    let case = fleet.case("connections are cut every 100 ms").await;
+    for _ in 0..30 {
+        proxy.cut();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    print(&case.end(&fleet, Bounds::never_over()).await);
+    every_counter_ends(&mut redis.connection());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn failure_modes_under_load() {
+    for (mode, bounds) in [
+        ("local", Bounds::at_most(LIMIT + NODES * (LIMIT / NODES))),
+        // Every call of the outage may pass.
+        ("allow", Bounds::at_most(u64::MAX)),
+    ] {
+        let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+        let fleet = Fleet::start(&redis.url(), mode).await;
+        let case = fleet.case(&format!("kill -9 the master, on_failure: {mode}")).await;
+        redis.kill();
+        tokio::time::sleep(FAULT).await;
+        redis.restart();
+        print(&case.end(&fleet, Bounds { nothing_fails: true, ..bounds }).await);
+        every_counter_ends(&mut redis.connection());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn failovers() {
+    let mut cluster = RedisCluster::start();
+    let fleet = Fleet::start(&cluster.url(), "deny").await;
+    let case = fleet.case("CLUSTER FAILOVER by command").await;
+    let _: () = cluster.servers[3].run("CLUSTER FAILOVER");
+    cluster.wait_until_whole();
+    print(&case.end(&fleet, Bounds::never_over()).await);
+
+    // A replica needs the node timeout (1 s) and an election.
+    let case = fleet.case("kill -9 a master of the cluster").await;
+    cluster.servers[1].kill();
+    cluster.servers[2].wait_for("CLUSTER INFO", "cluster_state:ok").await;
+    cluster.servers[4].wait_for("INFO replication", "role:master").await;
+    print(&case.end(&fleet, Bounds { lost_writes: true, ..Bounds::never_over() }).await);
+    drop(fleet);
+
+    let mut trio = SentinelTrio::start();
+    let fleet = Fleet::start(&trio.url(), "deny").await;
+    let case = fleet.case("kill -9 the master under Sentinel").await;
+    trio.servers[0].kill();
+    while trio.master().is_none_or(|master| master == 0) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    print(&case.end(&fleet, Bounds { lost_writes: true, ..Bounds::never_over() }).await);
+}
+
+/// One of three nodes dies in mid-load: the others go on.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn kill_a_node() {
+    let redis = RedisServer::start();
+    let mut fleet = Fleet::start(&redis.url(), "deny").await;
+    let case = fleet.case("kill -9 one node of three").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fleet.kill(2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    print(&case.end(&fleet, Bounds { a_node_died: true, ..Bounds::never_over() }).await);
+    every_counter_ends(&mut redis.connection());
+}
+
+fn every_counter_ends(connection: &mut redis::Connection) {
+    let keys: Vec<String> = redis::cmd("KEYS").arg("tg{*").query(connection).expect("Redis answers");
+    for key in keys {
+        let ttl: i64 = redis::cmd("PTTL").arg(&key).query(connection).expect("Redis answers");
+        assert!(ttl > 0, "{key} has no time to live");
+    }
+}
+
+/// Steady memory and descriptors, and equal sums on both sides, for as long as `TOLLGATE_SOAK_SECONDS` says.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn soak() {
+    let seconds = std::env::var("TOLLGATE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let redis = RedisServer::start();
+    let fleet = Fleet::start(&redis.url(), "deny").await;
+    let case: Case = fleet.case(&format!("nothing, for {seconds} s")).await;
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let report = case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await;
+    print(&report);
+    assert_eq!(report.admitted, report.charged, "both sides count alike");
+    assert!(report.p99 < DEADLINE, "{report}");
+    every_counter_ends(&mut redis.connection());
+}

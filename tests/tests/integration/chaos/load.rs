@@ -1,0 +1,256 @@
+//! Three nodes under a fixed rate of calls, and what is measured of them.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, until};
+
+pub(super) const DEADLINE: Duration = Duration::from_millis(250);
+pub(super) const NODES: u64 = 3;
+/// Of the account that everybody calls, so that it is always full: in a window of [`WINDOW`].
+pub(super) const LIMIT: u64 = 60;
+const WINDOW: Duration = Duration::from_secs(10);
+/// Callers a node, and the time between two calls of one.
+const CALLERS: u64 = 4;
+const PACE: Duration = Duration::from_millis(20);
+/// What a busy machine of two cores, which also runs everything else, may take on top of the bounds.
+const SLACK: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_millis(250);
+const BACK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Nodes on one Redis.
+pub(super) struct Fleet {
+    nodes: Vec<Process>,
+    _folder: tempfile::TempDir,
+}
+
+/// A case under way.
+pub(super) struct Case {
+    name: String,
+    go: Arc<AtomicBool>,
+    callers: JoinSet<Vec<Answer>>,
+    memory_kb: u64,
+}
+
+/// One call's answer.
+struct Answer {
+    full: bool,
+    at: Instant,
+    took: Duration,
+    /// Whether it was admitted and by whom, or why it was not decided.
+    result: Result<(bool, String), Status>,
+}
+
+/// What a case must keep besides the bounds on waiting.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// The most that may be admitted of the full account in any window.
+    pub(super) in_a_window: u64,
+    /// No call may fail.
+    pub(super) nothing_fails: bool,
+    /// Redis itself may have lost writes.
+    pub(super) lost_writes: bool,
+    /// Calls to a dead node fail.
+    pub(super) a_node_died: bool,
+}
+
+impl Bounds {
+    pub(super) fn never_over() -> Self {
+        Self::at_most(LIMIT)
+    }
+
+    pub(super) fn at_most(in_a_window: u64) -> Self {
+        Self { in_a_window, nothing_fails: false, lost_writes: false, a_node_died: false }
+    }
+}
+
+/// What a case showed; a row of the table of results.
+pub(super) struct Report {
+    name: String,
+    calls: usize,
+    failed: usize,
+    pub(super) p99: Duration,
+    longest: Duration,
+    back: Duration,
+    in_a_window: u64,
+    memory_kb: i64,
+    /// Of the account with room for all, by the callers and by Redis.
+    pub(super) admitted: u64,
+    pub(super) charged: u64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, calls, failed, p99, longest, back, in_a_window, memory_kb, .. } = self;
+        let (p99, longest, back) = (p99.as_millis(), longest.as_millis(), back.as_millis());
+        write!(
+            f,
+            "| {name} | {calls} | {failed} | {p99} ms | {longest} ms | {back} ms | {in_a_window} of {LIMIT} | {memory_kb:+} KB |"
+        )
+    }
+}
+
+fn platform(on_failure: &str) -> String {
+    format!(
+        "version: 1
+domain: chaos
+on_failure: {on_failure}
+resources:
+  full: {{ quotas: [{{ unit: requests, per: 10s, limit: {LIMIT} }}] }}
+  roomy: {{ quotas: [{{ unit: requests, per: hour, limit: 100000000 }}] }}
+tiers:
+  paid: {{ is_charged: true }}
+default_tier: paid
+"
+    )
+}
+
+impl Fleet {
+    pub(super) async fn start(url: &str, on_failure: &str) -> Self {
+        let (folder, policy) = folder_with(&platform(on_failure));
+        let start = |_| {
+            let node = ProcessBuilder::new(&policy).redis(url).arg(format!("--node-count={NODES}"));
+            node.arg(format!("--store-deadline-ms={}", DEADLINE.as_millis())).start()
+        };
+        let nodes: Vec<Process> = (0..NODES).map(start).collect();
+        for node in &nodes {
+            until("a node decides", Duration::from_secs(20), async || {
+                consume(&node.grpc, call(account("first"), "roomy", &[])).await.ok()
+            })
+            .await;
+        }
+        Self { nodes, _folder: folder }
+    }
+
+    /// Kills a node.
+    pub(super) fn kill(&mut self, node: usize) {
+        self.nodes[node].signal("KILL");
+    }
+
+    /// Begins a case: the load runs for a second before it returns.
+    pub(super) async fn case(&self, name: &str) -> Case {
+        let go = Arc::new(AtomicBool::new(true));
+        let mut callers = JoinSet::new();
+        for node in &self.nodes {
+            for caller in 0..CALLERS {
+                callers.spawn(keep_calling(node.grpc.clone(), caller % 2 == 0, name.to_owned(), Arc::clone(&go)));
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Case { name: name.to_owned(), go, callers, memory_kb: self.memory_kb() }
+    }
+
+    fn memory_kb(&self) -> u64 {
+        self.nodes.iter().filter_map(Process::memory_kb).max().unwrap_or(0)
+    }
+}
+
+impl Case {
+    /// Ends the case once every node decides again, and checks everything.
+    pub(super) async fn end(mut self, fleet: &Fleet, bounds: Bounds) -> Report {
+        let over = Instant::now();
+        for node in &fleet.nodes[..if bounds.a_node_died { 2 } else { 3 }] {
+            until("service is back", Duration::from_secs(20), async || {
+                let decision = peek(&node.grpc, call(account("probe"), "roomy", &[])).await.ok()?;
+                decision.decided_by.is_empty().then_some(())
+            })
+            .await;
+        }
+        let back = over.elapsed();
+        // Some of it after the fault, so that what came back is seen to be right.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.go.store(false, Ordering::Relaxed);
+        let mut answers: Vec<Answer> = Vec::new();
+        while let Some(ended) = self.callers.join_next().await {
+            answers.extend(ended.expect("no caller panics"));
+        }
+        let now = until("Redis says what was charged", Duration::from_secs(10), async || {
+            peek(&fleet.nodes[0].grpc, call(account(self.name.clone()), "roomy", &[])).await.ok()
+        })
+        .await;
+        let report = self.report(&answers, back, quota(&now, "requests_per_hour").used, fleet);
+        check(&report, &answers, bounds, fleet);
+        report
+    }
+
+    fn report(&self, answers: &[Answer], back: Duration, charged: u64, fleet: &Fleet) -> Report {
+        let mut took: Vec<Duration> = answers.iter().map(|answer| answer.took).collect();
+        took.sort_unstable();
+        let admitted = |answer: &&Answer| matches!(answer.result, Ok((true, _)));
+        let mut full: Vec<Instant> =
+            answers.iter().filter(admitted).filter(|answer| answer.full).map(|a| a.at).collect();
+        full.sort_unstable();
+        let mut in_a_window = 0;
+        for (first, at) in full.iter().enumerate() {
+            // A little shorter, as the moment of an answer is not that of its decision.
+            let end = *at + WINDOW - 2 * DEADLINE;
+            in_a_window = in_a_window.max(full[first..].iter().take_while(|next| **next < end).count() as u64);
+        }
+        Report {
+            name: self.name.clone(),
+            calls: answers.len(),
+            failed: answers.iter().filter(|answer| answer.result.is_err()).count(),
+            p99: took[took.len() * 99 / 100],
+            longest: took.last().copied().unwrap_or_default(),
+            back,
+            in_a_window,
+            memory_kb: i64::try_from(fleet.memory_kb()).expect("memory")
+                - i64::try_from(self.memory_kb).expect("memory"),
+            admitted: answers.iter().filter(admitted).filter(|answer| !answer.full).count() as u64,
+            charged,
+        }
+    }
+}
+
+fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
+    assert!(report.calls > 300, "hardly any load: {report}");
+    assert!(report.p99 <= DEADLINE + SLACK, "the wait: {report}");
+    assert!(report.longest <= DEADLINE + LONGEST, "the longest wait: {report}");
+    assert!(report.back <= BACK_WITHIN, "service is not back: {report}");
+    assert!(report.in_a_window <= bounds.in_a_window || bounds.lost_writes, "over the bound: {report}");
+    assert!(report.memory_kb < 16 * 1024, "memory grows: {report}");
+    if bounds.nothing_fails {
+        let failed: Vec<&Status> = answers.iter().filter_map(|answer| answer.result.as_ref().err()).collect();
+        assert!(failed.is_empty(), "{report}: {:?}", failed[0]);
+    }
+    for answer in answers {
+        if let Err(status) = &answer.result {
+            let gone = bounds.a_node_died && !matches!(status.code(), Code::Internal | Code::InvalidArgument);
+            assert!(status.code() == Code::Unavailable || gone, "{report}: {status:?}");
+        }
+    }
+    for node in &fleet.nodes {
+        assert!(!node.stderr().contains("panicked"), "{}", node.stderr());
+    }
+}
+
+async fn keep_calling(
+    grpc: RateLimitServiceClient<Channel>,
+    full: bool,
+    roomy: String,
+    go: Arc<AtomicBool>,
+) -> Vec<Answer> {
+    let mut ticks = tokio::time::interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut answers = Vec::new();
+    while go.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        let one = if full { call(account("full"), "full", &[]) } else { call(account(roomy.clone()), "roomy", &[]) };
+        let started = Instant::now();
+        let bound = Duration::from_secs(5);
+        let decided = tokio::time::timeout(bound, consume(&grpc, one)).await.expect("a call hangs");
+        let result = decided.map(|decision| (allowed(&decision), decision.decided_by));
+        answers.push(Answer { full, at: Instant::now(), took: started.elapsed(), result });
+    }
+    answers
+}
