@@ -23,6 +23,7 @@ fn draft() -> Draft {
         label: None,
         on_failure: None,
         shadow: false,
+        pool: None,
     };
     let class = |at: u64| {
         let quotas = vec![

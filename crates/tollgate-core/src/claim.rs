@@ -54,15 +54,26 @@ impl LedgerKey {
         Self { partition, scope }
     }
 
+    /// Another ledger of the same partition, named by this one and `parts`.
+    #[must_use]
+    pub fn beside<'a>(self, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut names: SmallVec<[&[u8]; 4]> = SmallVec::from_slice(&[&self.scope[..]]);
+        for part in parts {
+            names.push(part.as_bytes());
+        }
+        Self { partition: self.partition, scope: digest(names) }
+    }
+
     /// The bytes stores build their keys from, behind the partition's.
     pub const fn scope_bytes(self) -> [u8; 8] {
         self.scope
     }
 }
 
-fn digest<'a, const N: usize>(parts: impl IntoIterator<Item = &'a str>) -> [u8; N] {
+fn digest<const N: usize>(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> [u8; N] {
     let mut hasher = Sha256::new();
     for part in parts {
+        let part = part.as_ref();
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }

@@ -33,6 +33,8 @@ pub struct QuotaStatus<'a> {
     pub used: Amount,
     /// See [`ClaimStatus::resets_at`].
     pub resets_at: Timestamp,
+    /// Of a pool, what is left of the part that is the caller's.
+    pub room: Option<Amount>,
     /// Whether the call fitted. A shadow quota does not deny a call that did not.
     pub fit: Fit,
 }
@@ -72,7 +74,10 @@ impl QuotaStatus<'_> {
     /// What could be admitted now; `None` if unlimited.
     pub fn remaining(&self) -> Option<Amount> {
         match self.limit {
-            Limit::Finite(limit) => Some(limit.saturating_sub(self.used)),
+            Limit::Finite(limit) => {
+                let left = limit.saturating_sub(self.used);
+                Some(self.room.map_or(left, |room| room.min(left)))
+            }
             Limit::Unlimited => None,
         }
     }
@@ -95,11 +100,15 @@ impl<'a> Decision<'a> {
         }
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
-            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, fit }
+            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, room: None, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
         let blocked = block.map(|block| Fit::At(block.until));
-        let verdict = quotas.iter().filter(|quota| !quota.quota.shadow).map(|quota| quota.fit).chain(blocked).fold(
+        // What a store refused is refused, and be it by a shadow that has no more slots.
+        let refused = |quota: &QuotaStatus<'_>| !quota.quota.shadow && quota.fit != Fit::Now;
+        let by_shadow = !applied.allowed && block.is_none() && !quotas.iter().any(refused);
+        let speaks = |quota: &&QuotaStatus<'_>| by_shadow || !quota.quota.shadow;
+        let verdict = quotas.iter().filter(speaks).map(|quota| quota.fit).chain(blocked).fold(
             Verdict::Allowed,
             |verdict, fit| match (verdict, fit) {
                 (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
@@ -118,6 +127,20 @@ impl<'a> Decision<'a> {
             shadow_block,
             decided_by: DecidedBy::Store,
         }
+    }
+
+    /// Puts in what is left of the caller's parts of pools, with the places of their quotas.
+    #[must_use]
+    pub fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
+        for (at, room) in rooms {
+            if let Some(status) = self.quotas.get_mut(*at) {
+                status.room = Some(*room);
+            }
+        }
+        if !rooms.is_empty() {
+            self.speaker = speaker(&self.quotas);
+        }
+        self
     }
 
     /// The decision about a call that no quota applies to.

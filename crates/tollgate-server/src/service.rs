@@ -8,6 +8,7 @@ mod failure;
 mod identify;
 mod list;
 mod log;
+mod pools;
 
 use std::{
     sync::Arc,
@@ -56,6 +57,7 @@ pub(crate) struct DecisionService {
     refusals: Arc<Refusals>,
     blocks: KnownBlocks,
     without_store: WithoutStore,
+    pools: pools::Pools,
 }
 
 /// What holds while the store does not answer.
@@ -144,8 +146,8 @@ impl DecisionService {
         refusals: Arc<Refusals>,
         without_store: WithoutStore,
     ) -> Self {
-        let blocks = KnownBlocks::default();
-        Self { policies, store, accounts, clock, telemetry, refusals, blocks, without_store }
+        let (blocks, pools) = (KnownBlocks::default(), pools::Pools::default());
+        Self { policies, store, accounts, clock, telemetry, refusals, blocks, without_store, pools }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -258,10 +260,13 @@ impl DecisionService {
             claims.extend(gate.map(|gate| gate.guard()));
             Ok(claims)
         };
-        let Some(mut applied) = self.apply(claims_at, mode, now).await? else { return Ok(Decision::unlimited(now)) };
+        let draws = resolved.draws(usage, value)?;
+        let Some((mut applied, rooms)) = self.apply_drawing(&draws, claims_at, mode, now).await? else {
+            return Ok(Decision::unlimited(now));
+        };
         let guards = || resolved.guards(value).chain(gate.map(|gate| gate.rule));
         resolved.judge_shadow(usage, guards(), mode, &mut applied);
-        let decision = Decision::merge(resolved.quotas(), guards(), &applied);
+        let decision = Decision::merge(resolved.quotas(), guards(), &applied).with_rooms(&rooms);
         if let Some(gate) = gate {
             self.remember(&gate, &decision, now);
         }

@@ -44,6 +44,7 @@ fn policy(domain: &str, rows: &[Row], all: bool) -> Policy {
         label: None,
         on_failure: None,
         shadow: *shadow,
+        pool: None,
     });
     let resource = ResourceDraft { quotas: Some(quotas.collect()), ..ResourceDraft::default() };
     let draft = Draft {

@@ -31,6 +31,8 @@ mod openapi;
 #[cfg(test)]
 mod pacing;
 #[cfg(test)]
+mod pools;
+#[cfg(test)]
 mod promises;
 #[cfg(test)]
 mod reload;

@@ -11,6 +11,7 @@ use crate::{
         draft::{DefaultScopes, Draft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
         pattern::Pattern,
         plan::{CompiledResource, RuleId, TierRules},
+        pool::Pool,
         quota::{CONCURRENT_REQUESTS, OnFailure, default_label, default_name},
     },
     reservation::MAX_SLOTS,
@@ -125,7 +126,11 @@ impl Builder {
             None => Some(Limit::Unlimited),
         };
         let scope = self.scope(draft.scope.as_deref(), chain, place);
+        let pool = draft.pool.map(|shares| Pool { shares });
         let (unit, window, limit, scope) = (unit?, window?, limit?, scope?);
+        if let Some(problem) = pool.and_then(|pool| pool.problem_in(&scope, &window)) {
+            self.error(place.at("pool"), problem);
+        }
         let given = |text: &Option<String>| text.as_deref().map(Arc::from);
         let name = given(&draft.name).unwrap_or_else(|| default_name(&unit, &window).into());
         let label = given(&draft.label).unwrap_or_else(|| default_label(&unit, &window).into());
@@ -138,6 +143,7 @@ impl Builder {
             scope,
             shadow: draft.shadow || self.shadow,
             on_failure: draft.on_failure.unwrap_or(self.on_failure),
+            pool,
         })
     }
 

@@ -7,7 +7,10 @@ use std::ops::RangeInclusive;
 
 use indexmap::IndexMap;
 
-use crate::{policy::OnFailure, window::CalendarUnit};
+use crate::{
+    policy::{OnFailure, pool::PRIORITIES},
+    window::CalendarUnit,
+};
 
 /// A policy as written, not yet checked.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +126,8 @@ pub struct QuotaDraft {
     pub on_failure: Option<OnFailure>,
     /// Whether it only says whom it would refuse.
     pub shadow: bool,
+    /// The shares of its callers' priorities, from the lowest on, in percent.
+    pub pool: Option<[u8; PRIORITIES]>,
 }
 
 /// A window.

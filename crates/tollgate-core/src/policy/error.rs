@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     amount::AmountTooLarge,
-    policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, quota::MAX_PLAN},
+    policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, pool::MAX_POOLS, quota::MAX_PLAN},
     reservation::MAX_SLOTS,
     window::{BadWindowLength, UnknownTimeZone},
 };
@@ -114,6 +114,20 @@ pub enum Problem {
     /// More abuse rules than a call may be guarded by.
     #[error("at most {MAX_ABUSE_RULES} rules fit")]
     TooManyAbuseRules,
+    /// A pool that no two accounts share.
+    #[error(
+        "has the scope [{0}], which is one account's own; a pool needs a scope without account and api_key, such as [resource]"
+    )]
+    PrivatePool(String),
+    /// A pool of slots.
+    #[error("slots cannot be shared by priority; give the pool a unit that is counted over a window")]
+    PoolOfSlots,
+    /// Shares that are no shares.
+    #[error("the shares add up to {0} percent; it must be from 1 to 100")]
+    Shares(u32),
+    /// More pools than one call may draw from.
+    #[error("has {0} pools in tier {1:?}; one call can draw from {MAX_POOLS} at most")]
+    TooManyPools(usize, String),
     /// A scope that would not fit in the store.
     #[error(
         "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (2 for each window, and 4 \

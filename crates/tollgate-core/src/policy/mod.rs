@@ -16,6 +16,7 @@ mod ledgers;
 mod overrides;
 mod pattern;
 mod plan;
+pub mod pool;
 mod quota;
 mod resolve;
 mod scope;

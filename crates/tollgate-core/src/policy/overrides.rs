@@ -102,7 +102,8 @@ impl Policy {
     ) -> Option<Override> {
         let OverrideDraft { resource, unit, per, limit, scope } = draft.clone();
         let scope_given = scope.is_some();
-        let quota = QuotaDraft { unit, per, limit, scope, name: None, label: None, shadow: false, on_failure: None };
+        let (shadow, on_failure, pool) = (false, None, None);
+        let quota = QuotaDraft { unit, per, limit, scope, name: None, label: None, shadow, on_failure, pool };
         let quota = builder.quota(&quota, chain, place);
         let pattern = resource.map(|text| self.resource_pattern(builder, &text, place));
         if let Some(quota) = &quota

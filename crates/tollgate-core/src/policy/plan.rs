@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::policy::{
-    Chain, Place, Plan, Problem, Quota, Resource, builder::Builder, pattern::Pattern, quota::MAX_PLAN,
+    Chain, Place, Plan, Problem, Quota, Resource, builder::Builder, pattern::Pattern, pool::MAX_POOLS, quota::MAX_PLAN,
 };
 
 /// A rule's quotas, in the builder's list of rules.
@@ -86,6 +86,10 @@ impl Plans {
             quotas.extend(quotas_of(of_key, Chain::Key));
             if quotas.len() > MAX_PLAN {
                 builder.error(place(), Problem::TooManyQuotas(quotas.len(), tier.to_owned()));
+            }
+            let pools = quotas.iter().filter(|quota| quota.pool.is_some()).count();
+            if pools > MAX_POOLS {
+                builder.error(place(), Problem::TooManyPools(pools, tier.to_owned()));
             }
             self.of_rules.insert((of_account, of_key), self.distinct.len());
             self.distinct.push(Plan { quotas, key_from });

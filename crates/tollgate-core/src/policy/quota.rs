@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     amount::{Limit, UnitId},
-    policy::scope::Scope,
+    policy::{pool::Pool, scope::Scope},
     window::{CalendarUnit, Window},
 };
 
@@ -43,6 +43,8 @@ pub struct Quota {
     pub shadow: bool,
     /// What holds while the store cannot answer.
     pub on_failure: OnFailure,
+    /// How its callers share it, by their priorities.
+    pub pool: Option<Pool>,
 }
 
 /// What a quota does while the store cannot answer.

@@ -60,8 +60,8 @@ pub struct MissingAttribute {
 /// A call's quotas, and what else the policy says about it.
 #[derive(Debug)]
 pub struct Resolved<'a> {
-    policy: &'a Policy,
-    partition: Partition,
+    pub(super) policy: &'a Policy,
+    pub(super) partition: Partition,
     key_id: Option<&'a str>,
     tier: &'a Tier,
     resource: &'a Resource,
@@ -254,7 +254,11 @@ impl<'a> Resolved<'a> {
     }
 
     /// What names the counter of `attribute`; the account is told apart by its partition.
-    fn value<'v>(&self, attribute: &Attribute, attributes: impl Fn(&str) -> Option<&'v str>) -> Option<&'v str>
+    pub(super) fn value<'v>(
+        &self,
+        attribute: &Attribute,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+    ) -> Option<&'v str>
     where
         'a: 'v,
     {

@@ -6,13 +6,19 @@
 use crate::{
     amount::{Amount, Limit},
     claim::{Applied, ClaimStatus, Fit, Mode},
-    policy::{AbuseRule, ActiveQuota, Resolved, Usage},
+    policy::{AbuseRule, ActiveQuota, Resolved, Usage, pool::later},
+    reservation::MAX_SLOTS,
+    window::Window,
 };
 
 impl ActiveQuota<'_> {
-    /// The limit that a store judges by.
+    /// The limit that a store judges by. Slots have no more room than [`MAX_SLOTS`].
     pub(super) fn enforced(&self) -> Limit {
-        if self.quota.shadow { Limit::Unlimited } else { self.limit }
+        match self.quota.window {
+            _ if !self.quota.shadow => self.limit,
+            Window::Concurrent => Limit::Finite(Amount::from(MAX_SLOTS)),
+            Window::Sliding(_) | Window::Calendar(_) => Limit::Unlimited,
+        }
     }
 }
 
@@ -37,7 +43,7 @@ impl Resolved<'_> {
             if let (true, Limit::Finite(limit)) = (active.quota.shadow, active.limit) {
                 let cost = usage.of(active.quota.unit.id);
                 let before = status.used.saturating_sub(if charged { cost } else { Amount::ZERO });
-                status.fit = fit(before, cost, limit, status);
+                status.fit = later(status.fit, fit(before, cost, limit, status));
             }
         }
         for (rule, status) in guards.into_iter().zip(statuses) {

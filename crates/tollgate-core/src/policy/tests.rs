@@ -36,6 +36,7 @@ fn quota(unit: &str, per: WindowDraft, limit: u64, scope: &[&str]) -> QuotaDraft
         label: None,
         shadow: false,
         on_failure: None,
+        pool: None,
     }
 }
 

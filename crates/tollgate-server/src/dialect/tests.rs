@@ -51,7 +51,7 @@ fn quotas(policy: &Policy) -> Vec<&Quota> {
 /// Where a quota stands: its limit, what is used, when it is empty, and when it admits the call.
 fn status(quota: &Quota, limit: Option<u32>, used: u32, resets_ms: u64, fit: Fit) -> QuotaStatus<'_> {
     let limit = limit.map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::from(limit)));
-    QuotaStatus { quota, limit, used: Amount::from(used), resets_at: NOW.plus_ms(resets_ms), fit }
+    QuotaStatus { quota, limit, used: Amount::from(used), resets_at: NOW.plus_ms(resets_ms), room: None, fit }
 }
 
 fn facts<'a>(occasion: Occasion, quotas: &'a [QuotaStatus<'a>], usage: &'a Usage) -> Facts<'a> {

@@ -126,6 +126,7 @@ fn quota(quota: format::Quota) -> QuotaDraft {
         label: quota.label.map(|label| label.0),
         shadow: quota.shadow,
         on_failure: quota.on_failure.map(on_failure),
+        pool: quota.pool.map(|pool| pool.shares.map(|share| share.0)),
     }
 }
 

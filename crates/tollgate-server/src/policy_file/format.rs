@@ -316,6 +316,10 @@ pub(super) struct Quota {
     #[serde(default)]
     #[schemars(with = "OnFailure")]
     pub(super) on_failure: Option<OnFailure>,
+    /// How callers of several priorities share it. Its scope must not name `account` or `api_key`.
+    #[serde(default)]
+    #[schemars(with = "Pool")]
+    pub(super) pool: Option<Pool>,
 }
 
 /// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
@@ -329,6 +333,20 @@ pub(super) enum OnFailure {
     Allow,
     Local,
 }
+
+/// A counter shared by priority.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pool {
+    /// The shares of the tiers' priorities 1 (low, or none), 2, 3 and 4 (critical), in percent of the limit: what is
+    /// theirs while all demand theirs. What one does not demand is lent to the others. At most 100 in all.
+    pub(super) shares: [Share; 4],
+}
+
+/// A whole number of percent from 0 to 100.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(super) struct Share(#[schemars(range(max = 100))] pub(super) u8);
 
 /// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Claim, Mode},
     decision::Decision,
-    policy::{Block, ResolveError, Resolved, Usage},
+    policy::{Block, ResolveError, Resolved, Usage, pool::settle},
     time::Timestamp,
 };
 
@@ -81,7 +81,7 @@ impl DecisionService {
         while !rest.is_empty() {
             let mut counters = 0;
             let fitting = rest.iter().take_while(|resolved| {
-                counters += resolved.quotas().len() + resolved.guards(value).count();
+                counters += claims_of(resolved, value);
                 counters <= COUNTERS_AT_ONCE
             });
             // One resource alone may have more; a call to it asks for as many.
@@ -90,6 +90,9 @@ impl DecisionService {
                 let mut claims: SmallVec<[Claim; 8]> = SmallVec::new();
                 for resolved in together {
                     claims.extend(resolved.claims(&nothing, value, now)?);
+                    for draw in resolved.draws(&nothing, value)? {
+                        claims.extend(draw.claims(None, now));
+                    }
                 }
                 Ok(claims)
             };
@@ -97,13 +100,20 @@ impl DecisionService {
             decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
             let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
             for resolved in together {
-                let claims = resolved.quotas().len() + resolved.guards(value).count();
-                let statuses = statuses.by_ref().take(claims).collect();
-                let applied = Applied { decided_at, allowed: true, statuses };
-                decisions.push(Decision::merge(resolved.quotas(), resolved.guards(value), &applied));
+                let statuses = statuses.by_ref().take(claims_of(resolved, value)).collect();
+                let mut applied = Applied { decided_at, allowed: true, statuses };
+                let draws = resolved.draws(&nothing, value)?;
+                let (_, rooms) = settle(&draws, Mode::Peek, false, &mut applied);
+                let decision = Decision::merge(resolved.quotas(), resolved.guards(value), &applied);
+                decisions.push(decision.with_rooms(&rooms));
             }
             rest = later;
         }
         Ok((decisions, decided_at))
     }
+}
+
+/// How many claims look at everything that a resource is judged by.
+fn claims_of<'a: 'v, 'v>(resolved: &Resolved<'a>, value: impl Fn(&str) -> Option<&'v str>) -> usize {
+    resolved.quotas().len() + resolved.guards(value).count() + resolved.draw_claims()
 }

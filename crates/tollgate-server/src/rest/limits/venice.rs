@@ -114,7 +114,7 @@ fn of_resource(decision: &Decision<'_>) -> Vec<LimitBody> {
         amount: limit.get(),
         r#type: status.quota.label.to_string(),
         used: status.used.get(),
-        remaining: limit.saturating_sub(status.used).get(),
+        remaining: status.remaining().unwrap_or(limit).get(),
         resets_at: status.resets_at.to_string(),
         shadow: status.quota.shadow,
     });

@@ -1,0 +1,321 @@
+//! Pools by priority on every store, as several nodes draw from them: never over the limit, whoever demands how
+//! much; and with the shares that the policy gives.
+//!
+//! Tried by breaking the core: parts that nobody is held to, parts without room to grow, wants that nobody heeds,
+//! and a refusal by numbers that are no longer true.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::{cell::Cell, collections::HashMap, sync::Arc, time::Duration};
+
+use indexmap::IndexMap;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tollgate_core::{
+    amount::Amount,
+    claim::{Answer, Claim, LedgerKey, Mode},
+    decision::{Decision, Verdict},
+    policy::{
+        Caller, Policy,
+        draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
+        pool::{PoolUse, settle},
+    },
+    store::Store,
+    time::Timestamp,
+};
+use tollgate_store::{
+    clock::{Clock, ManualClock},
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+    testing::{RedisServer, conformance::START},
+};
+
+const WINDOW_MS: u64 = 60_000;
+const SHARES: [u8; 4] = [10, 20, 30, 40];
+
+/// A model whose capacity in tokens is a pool, and a tier for each priority.
+fn policy(limit: u64, shares: [u8; 4]) -> Policy {
+    let pool = QuotaDraft {
+        unit: "tokens".to_owned(),
+        per: WindowDraft::Sliding { ms: WINDOW_MS },
+        limit: Some(limit),
+        scope: Some(vec!["resource".to_owned()]),
+        name: Some("capacity".to_owned()),
+        label: None,
+        shadow: false,
+        pool: Some(shares),
+    };
+    let tiers =
+        (1..=4).map(|priority| (priority.to_string(), TierDraft { priority: Some(priority), ..TierDraft::default() }));
+    let draft = Draft {
+        domain: "pools".to_owned(),
+        units: vec!["tokens".to_owned()],
+        resources: IndexMap::from([(
+            "model".to_owned(),
+            ResourceDraft { quotas: Some(vec![pool]), ..ResourceDraft::default() },
+        )]),
+        tiers: tiers.collect(),
+        default_tier: "1".to_owned(),
+        ..Draft::default()
+    };
+    Policy::compile(&draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+/// Some nodes before one store. Each knows of the pool what its own last answer said.
+struct Bench<'a> {
+    runtime: &'a tokio::runtime::Runtime,
+    store: &'a dyn Store,
+    clock: &'a ManualClock,
+    policy: Arc<Policy>,
+    known: HashMap<(usize, LedgerKey), PoolUse>,
+    wanted_at: HashMap<(usize, usize), Timestamp>,
+    /// When how much was admitted, by priority from 0.
+    log: Vec<(u64, usize, u64)>,
+    limit: u64,
+}
+
+impl Bench<'_> {
+    fn apply(&self, claims: &[Claim], mode: Mode) -> tollgate_core::claim::Applied {
+        match self.runtime.block_on(self.store.apply(claims, mode)).unwrap() {
+            Answer::Applied(applied) => applied,
+            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        }
+    }
+
+    /// Decides as a node does: the verdict, and what remains.
+    fn decide(&mut self, node: usize, priority: usize, tokens: u64, mode: Mode) -> (Verdict, u64) {
+        let account = format!("account {priority}");
+        let policy = Arc::clone(&self.policy);
+        let tier = policy.tiers()[priority].id;
+        let partition = policy.account_partition(&account);
+        let caller = Caller { partition, tier, account_overrides: &[], key: None };
+        let resolved = policy.resolve(&caller, "model").unwrap();
+        let usage = policy.usage([("tokens", tokens)]).unwrap();
+        let draws = resolved.draws(&usage, |_| None).unwrap();
+        let draw = &draws[0];
+        let (mut applied, rooms) = [true, false]
+            .into_iter()
+            .find_map(|again| {
+                let mut claims = resolved.claims(&usage, |_| None, self.clock.now()).unwrap();
+                claims.extend(draw.claims(self.known.get(&(node, draw.key())), self.clock.now()));
+                let mut applied = self.apply(&claims, mode);
+                let (drawn, rooms) = settle(&draws, mode, again, &mut applied);
+                self.known.insert((node, draw.key()), drawn.pools[0]);
+                if !drawn.wanting.is_empty() {
+                    let last = self.wanted_at.get(&(node, priority));
+                    if last.is_none_or(|last| self.clock.now().ms_since(*last) >= WINDOW_MS / 32) {
+                        self.wanted_at.insert((node, priority), self.clock.now());
+                        self.apply(&[draw.want().unwrap()], Mode::Force);
+                    }
+                }
+                (!drawn.again).then_some((applied, rooms))
+            })
+            .unwrap();
+        resolved.judge_shadow(&usage, [], mode, &mut applied);
+        let decision = Decision::merge(resolved.quotas(), [], &applied).with_rooms(&rooms);
+        assert_eq!(decision.verdict == Verdict::Allowed, applied.allowed, "the statuses say what was decided");
+        let now = self.clock.now().as_ms();
+        if applied.allowed && mode == Mode::Try {
+            self.log.push((now, priority, tokens));
+        }
+        let used: u64 = self.live().map(|(.., tokens)| tokens).sum();
+        assert_eq!(decision.quotas[0].used.get(), used, "the quota counts them all");
+        assert!(used <= self.limit, "never over: {used} of {}", self.limit);
+        let remaining = decision.quotas[0].remaining().map_or(0, Amount::get);
+        assert!(remaining <= self.limit - used);
+        (decision.verdict, remaining)
+    }
+
+    fn live(&self) -> impl Iterator<Item = &(u64, usize, u64)> {
+        let now = self.clock.now().as_ms();
+        self.log.iter().rev().take_while(move |(at, ..)| at + WINDOW_MS > now)
+    }
+
+    /// Load in calls a window, by priority, spread evenly over the time and the nodes; `calls` windows long.
+    /// Returns what was admitted, by priority.
+    fn load(&mut self, offered: [u64; 4], tokens: u64, windows_ms: u64, nodes: usize) -> [u64; 4] {
+        let (start, from) = (self.clock.now(), self.log.len());
+        let mut calls: Vec<(u64, usize)> = Vec::new();
+        for (priority, per_window) in offered.iter().enumerate() {
+            for call in 0..per_window * windows_ms / WINDOW_MS {
+                // Out of step with each other.
+                let at = (call * WINDOW_MS + 7 * (priority as u64 + 1) * WINDOW_MS / 31) / per_window;
+                calls.push((at, priority));
+            }
+        }
+        calls.sort_unstable();
+        for (number, (at, priority)) in calls.into_iter().enumerate() {
+            self.clock.set(start.plus_ms(at));
+            self.decide(number % nodes, priority, tokens, Mode::Try);
+        }
+        self.clock.set(start.plus_ms(windows_ms));
+        let mut admitted = [0; 4];
+        self.log[from..].iter().for_each(|(_, priority, tokens)| admitted[*priority] += tokens);
+        admitted
+    }
+}
+
+/// Runs `property` on memory and on Redis.
+fn on_both(limit: u64, shares: [u8; 4], mut property: impl FnMut(Bench<'_>)) {
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    both(&runtime, &server, "pools", limit, shares, &mut property);
+}
+
+fn both(
+    runtime: &tokio::runtime::Runtime,
+    server: &RedisServer,
+    prefix: &str,
+    limit: u64,
+    shares: [u8; 4],
+    property: &mut impl FnMut(Bench<'_>),
+) {
+    let clock = Arc::new(ManualClock::at(START));
+    let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
+    let redis = {
+        let _inside = runtime.enter();
+        let config = RedisConfig {
+            key_prefix: prefix.to_owned(),
+            deadline: Duration::from_secs(20),
+            ..RedisConfig::new(server.url())
+        };
+        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
+    };
+    for store in [&memory as &dyn Store, &redis] {
+        clock.set(START);
+        property(Bench {
+            runtime,
+            store,
+            clock: &clock,
+            policy: Arc::new(policy(limit, shares)),
+            known: HashMap::new(),
+            wanted_at: HashMap::new(),
+            log: Vec::new(),
+            limit,
+        });
+    }
+}
+
+/// Promises 1 and 4, for pools: never over, and admitted when it was said, if nobody else calls.
+#[test]
+fn never_over_and_retry_after_is_true() {
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let case = Cell::new(0);
+    let call = (0..3_usize, 0..4_usize, 1_u64..60, prop_oneof![3 => 0_u64..200, 1 => 0_u64..20_000]);
+    let shares =
+        prop_oneof![Just(SHARES), (0_u8..25, 0_u8..25, 0_u8..25, 1_u8..25).prop_map(|(a, b, c, d)| [a, b, c, d])];
+    let config = Config { cases: 40, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let input = (prop::collection::vec(call, 1..120), 30_u64..400, shares);
+    let outcome = TestRunner::new(config).run(&input, |(calls, limit, shares)| {
+        case.set(case.get() + 1);
+        both(&runtime, &server, &format!("case{}", case.get()), limit, shares, &mut |mut bench| {
+            let mut last = None;
+            for (node, priority, tokens, pause) in &calls {
+                bench.clock.advance_ms(*pause);
+                let (verdict, _) = bench.decide(*node, *priority, *tokens, Mode::Try);
+                assert_eq!(verdict == Verdict::Never, *tokens > limit, "only what is above the limit itself");
+                last = Some((*node, *priority, *tokens));
+            }
+            let Some((node, priority, tokens)) = last else { return };
+            // The first refusal may still be by the numbers of the answer before.
+            bench.decide(node, priority, tokens, Mode::Peek);
+            if let (Verdict::Wait(at), _) = bench.decide(node, priority, tokens, Mode::Peek) {
+                bench.clock.set(at);
+                assert_eq!(bench.decide(node, priority, tokens, Mode::Try).0, Verdict::Allowed, "when it was promised");
+            }
+            // What remains to a priority can be admitted, and not one more.
+            let (_, remaining) = bench.decide(node, priority, 1, Mode::Peek);
+            if remaining > 0 {
+                assert_ne!(bench.decide(node, priority, remaining + 1, Mode::Peek).0, Verdict::Allowed);
+                assert_eq!(bench.decide(node, priority, remaining, Mode::Try).0, Verdict::Allowed);
+            }
+        });
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Twice the capacity from all four, on one node and on three: after four windows from nothing all of the pool is
+/// used, and each has its share within a hundredth of the pool.
+#[test]
+fn at_twice_the_capacity_the_shares_are_those_of_the_policy() {
+    for nodes in [1, 3] {
+        on_both(6_000, SHARES, |mut bench| {
+            bench.load([300; 4], 10, 4 * WINDOW_MS, nodes);
+            let admitted = bench.load([300; 4], 10, 2 * WINDOW_MS, nodes);
+            for (admitted, share) in admitted.into_iter().zip(SHARES) {
+                let due = 2 * 6_000 * u64::from(share) / 100;
+                assert!(admitted.abs_diff(due) <= 120, "{admitted} of {due}, with {nodes} nodes");
+            }
+            let all: u64 = admitted.iter().sum();
+            assert!(all >= 12_000 * 97 / 100, "{all} of 12000");
+        });
+    }
+}
+
+#[test]
+fn whoever_is_alone_gets_the_whole_pool() {
+    for priority in 0..4 {
+        on_both(6_000, SHARES, |mut bench| {
+            let mut offered = [0; 4];
+            offered[priority] = 1_200;
+            bench.load(offered, 10, WINDOW_MS, 2);
+            assert_eq!(bench.live().map(|(.., tokens)| tokens).sum::<u64>(), 6_000);
+            let admitted = bench.load(offered, 10, WINDOW_MS, 2);
+            assert_eq!(admitted[priority], 6_000);
+        });
+    }
+}
+
+/// Up to eight ninths of the limit nobody is refused, whoever demands how much of it. As demand grows alike, it
+/// is the lowest that is refused first, then the next.
+#[test]
+fn below_saturation_all_borrow_freely_and_then_the_lowest_is_refused_first() {
+    for offered in [[130; 4], [400, 50, 50, 30], [10, 10, 500, 10], [0, 520, 10, 0]] {
+        on_both(6_000, SHARES, |mut bench| {
+            let admitted = bench.load(offered, 10, 3 * WINDOW_MS, 2);
+            assert_eq!(admitted, offered.map(|calls| 3 * 10 * calls));
+        });
+    }
+    for (each, refused) in [(160, 1), (180, 2)] {
+        on_both(6_000, SHARES, |mut bench| {
+            bench.load([each; 4], 10, 4 * WINDOW_MS, 2);
+            let admitted = bench.load([each; 4], 10, 2 * WINDOW_MS, 2);
+            for (priority, admitted) in admitted.into_iter().enumerate() {
+                let missing = 20 * each - admitted;
+                assert_eq!(
+                    missing > 20 * each / 20,
+                    priority < refused,
+                    "{each}: priority {}: {missing}",
+                    priority + 1
+                );
+            }
+        });
+    }
+}
+
+/// A pool full of Lows, who ask for more: a Critical that comes has what it demands of its part within the time in
+/// which that much is freed anyway, and a single large call gets in too.
+#[test]
+fn a_higher_priority_breaks_in() {
+    on_both(6_000, SHARES, |mut bench| {
+        bench.load([600, 0, 0, 0], 10, 2 * WINDOW_MS, 2);
+        // A tenth of the pool at once, retried now and then by one node, while Lows call at the other.
+        let started = bench.clock.now();
+        while bench.decide(0, 3, 600, Mode::Try).0 != Verdict::Allowed {
+            bench.load([1_200, 0, 0, 0], 10, WINDOW_MS / 60, 1);
+            assert!(bench.clock.now().ms_since(started) <= WINDOW_MS / 8, "an eighth of a window is enough");
+        }
+        assert!(bench.clock.now() > started, "the pool was full");
+    });
+    on_both(6_000, SHARES, |mut bench| {
+        bench.load([600, 0, 0, 0], 10, 2 * WINDOW_MS, 2);
+        let admitted = bench.load([1_200, 0, 0, 300], 10, WINDOW_MS, 2);
+        assert!(admitted[3] >= 3_000 * 9 / 10, "{admitted:?}: nearly all it asked for, from the start");
+        let admitted = bench.load([1_200, 0, 0, 300], 10, WINDOW_MS, 2);
+        assert!(admitted[3] >= 3_000 * 98 / 100 && admitted[0] >= 2_500, "{admitted:?}");
+    });
+}

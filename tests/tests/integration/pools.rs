@@ -1,0 +1,151 @@
+//! Pools by priority over the wire.
+//!
+//! Tried by breaking the server: draws that are not sent to the store, and refusals that nobody hears of.
+
+use tollgate_proto::v1::{Caller, Decision};
+use tollgate_store::testing::RedisServer;
+
+use crate::harness::{
+    Node, ProcessBuilder, allowed, api_key_id, call, consume, folder_with, hash_of, memory_node, ms, peek, quota,
+    redis_node,
+};
+
+const TIERS: [&str; 4] = ["low", "medium", "high", "critical"];
+
+/// A model with a capacity of `limit` tokens a minute for all, and an account in a tier of each priority.
+fn shared(limit: u64) -> String {
+    let tiers =
+        (1..).zip(TIERS).map(|(priority, tier)| format!("  {tier}: {{ is_charged: true, priority: {priority} }}\n"));
+    let accounts = TIERS.map(|tier| {
+        format!(
+            "    - {{ id: {tier}, tier: {tier}, keys: [{{ id: {tier}-key, hash: \"{}\", kind: inference }}] }}\n",
+            hash_of(&secret(tier))
+        )
+    });
+    format!(
+        "version: 1\ndomain: pools\nunits: [tokens]\nresources:\n  model:\n    quotas:\n      \
+         - {{ unit: requests, per: minute, limit: 1000000 }}\n      \
+         - {{ unit: tokens, per: minute, limit: {limit}, name: capacity, scope: [resource], pool: {{ shares: [10, 20, 30, 40] }} }}\n\
+         tiers:\n{}default_tier: low\nbootstrap:\n  accounts:\n{}",
+        tiers.collect::<String>(),
+        accounts.concat()
+    )
+}
+
+fn secret(tier: &str) -> String {
+    format!("sk-integration-pools-{tier}-0123456789")
+}
+
+fn of(tier: &str) -> Caller {
+    api_key_id(format!("{tier}-key"))
+}
+
+async fn draw(node: &Node, tier: &str, tokens: u64) -> Decision {
+    consume(&node.grpc, call(of(tier), "model", &[("tokens", tokens)])).await.unwrap()
+}
+
+/// All demand half of the capacity: each has its share, and is told what is left of it.
+#[tokio::test]
+async fn each_priority_has_its_share_and_is_told_what_is_left_of_it() {
+    let redis = RedisServer::start();
+    for node in [memory_node(&shared(1_000)).await, redis_node(&shared(1_000), redis.url()).await] {
+        let mut admitted = [0_u64; 4];
+        for step in 0..300_u64 {
+            // 50 calls of each a minute, of 10 tokens, for six minutes.
+            node.clock.advance_ms(1_200);
+            for (number, tier) in TIERS.into_iter().enumerate() {
+                let decision = draw(&node, tier, 10).await;
+                let capacity = quota(&decision, "capacity");
+                assert!(capacity.used <= 1_000, "never over: {capacity:?}");
+                if allowed(&decision) {
+                    admitted[number] += if step >= 200 { 10 } else { 0 };
+                } else {
+                    assert_eq!(decision.quota, "capacity");
+                    assert!(capacity.denies && capacity.retry_at.is_some() && decision.retry_after_ms > Some(0));
+                }
+            }
+        }
+        for (admitted, share) in admitted.into_iter().zip([200, 400, 600, 800]) {
+            assert!(admitted.abs_diff(share) <= 40, "{admitted} of {share} in the last two minutes");
+        }
+        // What a priority is told remains can be admitted, and no more; the listing says the same.
+        node.clock.advance_ms(7_000);
+        for tier in TIERS {
+            let looked = peek(&node.grpc, call(of(tier), "model", &[("tokens", 1)])).await.unwrap();
+            let remaining = quota(&looked, "capacity").remaining.unwrap();
+            let limits = node.rest.limits(&secret(tier)).await;
+            let listed = &limits["data"]["rateLimits"][0]["rateLimits"][1];
+            assert_eq!((&listed["amount"], &listed["remaining"]), (&1_000.into(), &remaining.into()), "{limits}");
+            assert!(!allowed(&draw(&node, tier, remaining + 1).await), "{tier}: {remaining}");
+            if remaining > 0 {
+                assert!(allowed(&draw(&node, tier, remaining).await), "{tier}: {remaining}");
+            }
+        }
+    }
+}
+
+/// A pool that Lows fill, and a Critical that wants a tenth of it: it waits as long as it is told, at most.
+#[tokio::test]
+async fn a_refused_critical_call_is_kept_room_for() {
+    let node = memory_node(&shared(1_000)).await;
+    for _ in 0..200 {
+        node.clock.advance_ms(600);
+        draw(&node, "low", 10).await;
+    }
+    let refused = draw(&node, "critical", 100).await;
+    assert!(!allowed(&refused) && quota(&refused, "capacity").remaining < Some(100), "{refused:?}");
+    let retry_at = ms(quota(&refused, "capacity").retry_at.as_ref().unwrap());
+    let wait = refused.retry_after_ms.unwrap();
+    assert!(wait <= 7_500, "a tenth of the pool is free within an eighth of the window: {wait}");
+    let mut lows = 0;
+    while ms(peek(&node.grpc, call(of("low"), "model", &[])).await.unwrap().decided_at.as_ref().unwrap()) < retry_at {
+        lows += u64::from(allowed(&draw(&node, "low", 10).await));
+        node.clock.advance_ms(100);
+    }
+    assert!(allowed(&draw(&node, "critical", 100).await), "{lows} low calls passed meanwhile");
+}
+
+/// Two processes, four priorities, all at once: never over the limit, and hardly below.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_nodes_never_exceed_the_pool() {
+    let redis = RedisServer::start();
+    let (_folder, policy) = folder_with(&shared(1_000));
+    let node = || ProcessBuilder::new(&policy).redis(&redis.url()).arg("--store-deadline-ms=4000").start();
+    let nodes = std::sync::Arc::new([node(), node()]);
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..32_usize {
+        let nodes = std::sync::Arc::clone(&nodes);
+        callers.spawn(async move {
+            let mut admitted = 0;
+            for at in 0..20 {
+                let call = call(of(TIERS[number % 4]), "model", &[("tokens", 10)]);
+                let decision = consume(&nodes[(number / 4 + at) % 2].grpc, call).await.expect("a decision");
+                assert!(quota(&decision, "capacity").used <= 1_000);
+                admitted += u64::from(allowed(&decision)) * 10;
+            }
+            admitted
+        });
+    }
+    let admitted: u64 = callers.join_all().await.into_iter().sum();
+    let after = peek(&nodes[0].grpc, call(of("critical"), "model", &[])).await.expect("a decision");
+    assert_eq!(quota(&after, "capacity").used, admitted);
+    assert!((850..=1_000).contains(&admitted), "{admitted}");
+}
+
+#[test]
+fn wrong_pools_are_said_with_their_line() {
+    let good = shared(1_000);
+    for (from, to, said) in [
+        ("[10, 20, 30, 40]", "[10, 20, 30, 50]", "add up to 110 percent"),
+        ("[10, 20, 30, 40]", "[0, 0, 0, 0]", "add up to 0 percent"),
+        ("[10, 20, 30, 40]", "[10, 20, 70]", "shares"),
+        ("[10, 20, 30, 40]", "[10, 20, 30, 101]", "must be at most 100"),
+        ("scope: [resource]", "scope: [account, resource]", "one account's own"),
+    ] {
+        let (_folder, policy) = folder_with(&good.replace(from, to));
+        let (status, _, stderr) = ProcessBuilder::bare().arg("check-policy").arg(&policy).output();
+        let line = 1 + good.lines().position(|line| line.contains("name: capacity")).unwrap();
+        assert_eq!(status.code(), Some(1), "{to}: {stderr}");
+        assert!(stderr.contains(&format!("policy.yaml:{line}: ")) && stderr.contains(said), "{to}: {stderr}");
+    }
+}
