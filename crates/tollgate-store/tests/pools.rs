@@ -1,8 +1,5 @@
 //! Pools by priority on every store, as several nodes draw from them: never over the limit, whoever demands how
 //! much; and with the shares that the policy gives.
-//!
-//! Tried by breaking the core: parts that nobody is held to, parts without room to grow, wants that nobody heeds,
-//! and a refusal by numbers that are no longer true.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 

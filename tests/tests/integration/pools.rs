@@ -1,6 +1,4 @@
 //! Pools by priority over the wire.
-//!
-//! Tried by breaking the server: draws that are not sent to the store, and refusals that nobody hears of.
 
 use tollgate_proto::v1::{Caller, Decision};
 use tollgate_store::testing::RedisServer;

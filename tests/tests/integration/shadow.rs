@@ -1,6 +1,4 @@
 //! Shadow mode over the wire: what is reported, counted and logged.
-//!
-//! Tried by breaking the server: a shadow that is left out of the answer, and one that is counted as a denial.
 
 use tollgate_proto::v1::Call;
 
