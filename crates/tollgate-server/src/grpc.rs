@@ -2,6 +2,7 @@
 
 mod guard;
 mod report;
+mod reserve;
 mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -123,6 +124,35 @@ impl RateLimitService for Api {
         Ok(Response::new(answers))
     }
 
+    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let within = guard::grant(&extensions)?.reach();
+        let decision = self.run(&metadata, self.reserve_one(within, &message)).await?;
+        Ok(Response::new(v1::ReserveResponse { decision: Some(decision) }))
+    }
+
+    async fn settle(&self, request: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let settle = reserve::settle(guard::grant(&extensions)?.reach(), &message);
+        let settlement = self.run(&metadata, self.service.settle(settle)).await.map(reserve::settlement)?;
+        Ok(Response::new(v1::SettleResponse { settlement: Some(settlement) }))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let cancel = reserve::cancel(guard::grant(&extensions)?.reach(), &message);
+        let settlement = self.run(&metadata, self.service.settle(cancel)).await.map(reserve::settlement)?;
+        Ok(Response::new(v1::CancelResponse { settlement: Some(settlement) }))
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let v1::ExtendRequest { reservation_id, ttl_ms } = message;
+        let within = guard::grant(&extensions)?.reach();
+        let ends_at = self.run(&metadata, self.service.extend(within, &reservation_id, ttl_ms)).await?;
+        Ok(Response::new(v1::ExtendResponse { reservation: Some(reserve::reservation(reservation_id, ends_at)) }))
+    }
+
     async fn get_rate_limits(
         &self,
         request: Request<v1::GetRateLimitsRequest>,
@@ -195,8 +225,9 @@ impl From<CallError> for Status {
         // The HTTP statuses stand in rest.rs, in the same order.
         match error {
             CallError::Invalid(_) => Self::invalid_argument(text),
-            CallError::UnknownDomain { .. } => Self::not_found(text),
+            CallError::UnknownDomain { .. } | CallError::NoReservation => Self::not_found(text),
             CallError::Forbidden { .. } => Self::permission_denied(text),
+            CallError::Ended { .. } => Self::failed_precondition(text),
             CallError::Late => Self::deadline_exceeded(text),
             CallError::Store(StoreError::Overloaded(_)) => overloaded(text),
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
@@ -215,6 +246,7 @@ fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Call
         usage: call.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
         attributes: call.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         dialect: &call.dialect,
+        request_id: &call.request_id,
         upload: call.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,
@@ -263,7 +295,9 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             block_message: block.message(*at),
             ..said
         },
-        Outcome::Decided { identity, resolved, decision, .. } => v1::Decision {
+        Outcome::Decided { identity, resolved, decision, trace, .. } => v1::Decision {
+            reservation: trace.reservation.as_ref().map(|(id, ends_at)| reserve::reservation(id.clone(), *ends_at)),
+            replayed: trace.replayed,
             decided_at: Some(timestamp(decision.decided_at)),
             quotas: quotas(decision, call.details),
             quota: outcome.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),

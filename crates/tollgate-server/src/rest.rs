@@ -7,6 +7,7 @@ mod guard;
 mod health;
 mod limits;
 mod report;
+mod reserve;
 
 use std::{sync::Arc, time::Duration};
 
@@ -75,6 +76,10 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
+        .routes(routes!(reserve::reserve))
+        .routes(routes!(reserve::settle))
+        .routes(routes!(reserve::cancel))
+        .routes(routes!(reserve::extend))
         .routes(routes!(report::report_outcome))
         .merge(admin::routes());
     let operations = OpenApiRouter::new()
@@ -166,8 +171,9 @@ impl CallError {
         // The gRPC statuses stand in grpc.rs, in the same order.
         match self {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
-            Self::UnknownDomain { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Self::UnknownDomain { .. } | Self::NoReservation => (StatusCode::NOT_FOUND, "not_found"),
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "permission_denied"),
+            Self::Ended { .. } => (StatusCode::CONFLICT, "failed_precondition"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
             Self::Store(StoreError::Overloaded(_)) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
             Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {

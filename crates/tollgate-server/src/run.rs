@@ -37,7 +37,7 @@ use crate::{
     refusals::Refusals,
     reload, rest,
     serve::Servers,
-    service::{DecisionService, WithoutStore},
+    service::{DecisionService, Lifetimes, WithoutStore},
     settings::{Settings, StoreSettings},
     telemetry::Telemetry,
 };
@@ -227,6 +227,7 @@ pub async fn run(
         Arc::clone(&telemetry),
         Arc::clone(&refusals),
         WithoutStore { patience: patience(&settings), fallback: backend.fallback.clone() },
+        Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
     ));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, known, clock));

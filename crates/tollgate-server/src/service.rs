@@ -9,12 +9,14 @@ mod identify;
 mod list;
 mod log;
 mod pools;
+mod reserve;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode},
@@ -25,7 +27,12 @@ use tollgate_core::{
 };
 use tollgate_store::{clock::Clock, failure::Fallback};
 
-use self::{abuse::TurnedAway, attributes::Attributes, call::check_optional_name};
+use self::{
+    abuse::TurnedAway,
+    attributes::Attributes,
+    call::check_optional_name,
+    reserve::{Admission, Ask, By},
+};
 pub(crate) use self::{
     abuse::{Report, Reported},
     batch::check_batch,
@@ -33,6 +40,7 @@ pub(crate) use self::{
     identify::{Rejected, find_domain},
     list::Listed,
     log::Logged,
+    reserve::{Lifetimes, Reserve, Settle, Settlement, Trace},
 };
 use crate::{
     abuse::KnownBlocks,
@@ -57,6 +65,7 @@ pub(crate) struct DecisionService {
     refusals: Arc<Refusals>,
     blocks: KnownBlocks,
     without_store: WithoutStore,
+    lifetimes: Lifetimes,
     pools: pools::Pools,
 }
 
@@ -82,6 +91,8 @@ pub(crate) enum Outcome<'a> {
         /// An upload that may not pass, whatever the quotas say.
         too_large: Option<TooLarge>,
         dialect: &'a Dialect,
+        /// What the admission left behind.
+        trace: Trace,
     },
     /// The API key is no good.
     BadKey { rejected: &'a Rejected, at: Timestamp, dialect: &'a Dialect },
@@ -137,6 +148,7 @@ impl Outcome<'_> {
 }
 
 impl DecisionService {
+    #[expect(clippy::too_many_arguments, reason = "what a node is wired from, each once and of its own type")]
     pub(crate) fn new(
         policies: Arc<Policies>,
         store: Arc<dyn Store>,
@@ -145,9 +157,10 @@ impl DecisionService {
         telemetry: Arc<Telemetry>,
         refusals: Arc<Refusals>,
         without_store: WithoutStore,
+        lifetimes: Lifetimes,
     ) -> Self {
         let (blocks, pools) = (KnownBlocks::default(), pools::Pools::default());
-        Self { policies, store, accounts, clock, telemetry, refusals, blocks, without_store, pools }
+        Self { policies, store, accounts, clock, telemetry, refusals, blocks, without_store, lifetimes, pools }
     }
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
@@ -158,14 +171,34 @@ impl DecisionService {
         mode: Mode,
         render: impl FnOnce(&Outcome<'_>) -> R,
     ) -> Result<R, CallError> {
+        self.decide_as(call, Ask::Decide(mode), render).await
+    }
+
+    /// Reserves for a call.
+    pub(crate) async fn reserve<'a, R>(
+        &self,
+        call: Call<'_>,
+        reserve: &'a Reserve<'a>,
+        render: impl FnOnce(&Outcome<'_>) -> R,
+    ) -> Result<R, CallError> {
+        self.decide_as(call, Ask::Reserve(reserve), render).await
+    }
+
+    async fn decide_as<R>(
+        &self,
+        call: Call<'_>,
+        ask: Ask<'_>,
+        render: impl FnOnce(&Outcome<'_>) -> R,
+    ) -> Result<R, CallError> {
         let started = Instant::now();
-        let decided = self.decide_unmeasured(call, mode, render).await;
+        // On the heap, as every layer around it would move it otherwise.
+        let decided = Box::pin(self.decide_unmeasured(call, ask, render)).await;
         match &decided {
             Ok(_) => self.telemetry.decided_in(started.elapsed()),
             Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
                 self.telemetry.bad_request();
             }
-            Err(CallError::Late | CallError::Store(_)) => {}
+            Err(CallError::Late | CallError::Store(_) | CallError::NoReservation | CallError::Ended { .. }) => {}
         }
         decided
     }
@@ -173,9 +206,10 @@ impl DecisionService {
     async fn decide_unmeasured<R>(
         &self,
         call: Call<'_>,
-        mode: Mode,
+        ask: Ask<'_>,
         render: impl FnOnce(&Outcome<'_>) -> R,
     ) -> Result<R, CallError> {
+        let mode = ask.mode();
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(&call.attributes)?;
@@ -208,20 +242,31 @@ impl DecisionService {
             None => None,
         };
         let gate = Self::gate(&domain, call.caller, &attributes);
+        let usage = Self::usage_of(ask, &resolved, usage, &domain)?;
+        let remember = self.to_remember(ask, &call, (&domain, &identity, &resolved), &usage)?;
+        let mut trace = Trace::default();
         let nothing = Usage::none();
         // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
         let (judged, judged_mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, mode) };
+        let by = match &remember {
+            Some(remember) if too_large.is_none() => {
+                By::Admission(Admission { remember, domain: &domain, trace: &mut trace })
+            }
+            _ => By::Mode(judged_mode),
+        };
         let asked = match identity.check() {
-            Ok(()) => wait(until, self.judge(&resolved, judged, &attributes, gate, judged_mode, now)).await,
+            Ok(()) => wait(until, self.judge(&resolved, judged, &attributes, gate, by, now)).await,
             Err(in_doubt) => Err(in_doubt.into()),
         };
+        // A node alone can hold nothing for a reservation.
+        let holds = remember.as_ref().is_some_and(|remember| remember.hold.is_some());
         let decision = match asked {
-            Err(CallError::Store(error)) if !matches!(error, StoreError::Overloaded(_)) => {
+            Err(CallError::Store(error)) if !holds && !matches!(error, StoreError::Overloaded(_)) => {
                 self.decide_alone(&resolved, judged, &attributes, judged_mode, now, error)?
             }
             asked => asked?,
         };
-        if mode != Mode::Peek {
+        if mode != Mode::Peek && !trace.replayed {
             let denied_by = match (&decision.block, decision.verdict) {
                 (Some(block), _) => Some(&*block.rule.name),
                 _ if too_large.is_some() => Some("upload"),
@@ -235,7 +280,7 @@ impl DecisionService {
         // Without the store there is nothing to count in.
         let counts = mode != Mode::Peek && decision.decided_by == DecidedBy::Store;
         let (domain, identity) = (&*domain, &identity);
-        let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect };
+        let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect, trace };
         if mode != Mode::Peek {
             self.note_refusal(&outcome);
         }
@@ -251,7 +296,7 @@ impl DecisionService {
         usage: &Usage,
         attributes: &Attributes<'_>,
         gate: Option<Watch<'a>>,
-        mode: Mode,
+        by: By<'_>,
         now: Timestamp,
     ) -> Result<Decision<'a>, CallError> {
         let value = |name: &str| attributes.get(name);
@@ -260,8 +305,9 @@ impl DecisionService {
             claims.extend(gate.map(|gate| gate.guard()));
             Ok(claims)
         };
+        let mode = by.mode();
         let draws = resolved.draws(usage, value)?;
-        let Some((mut applied, rooms)) = self.apply_drawing(&draws, claims_at, mode, now).await? else {
+        let Some((mut applied, rooms)) = self.apply_drawing(&draws, claims_at, by, now).await? else {
             return Ok(Decision::unlimited(now));
         };
         let guards = || resolved.guards(value).chain(gate.map(|gate| gate.rule));
@@ -301,11 +347,10 @@ impl DecisionService {
 }
 
 /// One bound for everything that a call waits for.
-async fn wait<T>(
+fn wait<T>(
     until: tokio::time::Instant,
     work: impl Future<Output = Result<T, CallError>>,
-) -> Result<T, CallError> {
-    tokio::time::timeout_at(until, work)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::Indeterminate("no answer within the deadline".into()).into()))
+) -> impl Future<Output = Result<T, CallError>> {
+    let late = |_| Err(StoreError::Indeterminate("no answer within the deadline".into()).into());
+    tokio::time::timeout_at(until, work).map(move |done| done.unwrap_or_else(late))
 }

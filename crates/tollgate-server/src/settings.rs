@@ -11,6 +11,7 @@ use std::{
 
 use clap::Args;
 use serde::Deserialize;
+use tollgate_core::reservation::MAX_RESERVATION_TTL_MS;
 
 use crate::{
     auth::{DoorSettings, ForwardedHeader},
@@ -202,6 +203,14 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_STREAM_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub stream_idle_timeout_ms: Option<u64>,
 
+    /// How long a reservation lives that does not say it, in milliseconds, from 1000 to 3600000 [default: 600000]
+    #[arg(long, env = "TOLLGATE_RESERVATION_TTL_MS", value_name = "MS")]
+    pub reservation_ttl_ms: Option<u32>,
+
+    /// How long an admission is remembered by its request id, in milliseconds, from 1000 to 86400000 [default: 600000]
+    #[arg(long, env = "TOLLGATE_REQUEST_ID_TTL_MS", value_name = "MS")]
+    pub request_id_ttl_ms: Option<u32>,
+
     /// How long calls in work may take to end after SIGTERM, in milliseconds [default: 10000]
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
@@ -250,6 +259,10 @@ pub struct Settings {
     pub stream_calls: usize,
     /// How long a stream may be idle.
     pub stream_idle_timeout: Duration,
+    /// How long a reservation lives that does not say it, in milliseconds.
+    pub reservation_ttl_ms: u32,
+    /// How long an admission is remembered by its request id, in milliseconds.
+    pub request_id_ttl_ms: u32,
     /// How long calls may take to end after the node was told to stop.
     pub drain_timeout: Duration,
     /// How logs are written.
@@ -328,6 +341,15 @@ impl Options {
         let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
         let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
         let stream_calls = at_least_one("stream-calls", options.stream_calls.unwrap_or(128));
+        let mut within = |name: &str, value: Option<u32>, most: u32| {
+            let value = value.unwrap_or(600_000);
+            if !(1_000..=most).contains(&value) {
+                wrong.push(format!("{name}: must be from 1000 to {most}"));
+            }
+            value
+        };
+        let reservation_ttl_ms = within("reservation-ttl-ms", options.reservation_ttl_ms, MAX_RESERVATION_TTL_MS);
+        let request_id_ttl_ms = within("request-id-ttl-ms", options.request_id_ttl_ms, 86_400_000);
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
         }
@@ -348,6 +370,8 @@ impl Options {
             max_streams,
             stream_calls,
             stream_idle_timeout: Duration::from_millis(options.stream_idle_timeout_ms.unwrap_or(300_000).max(1)),
+            reservation_ttl_ms,
+            request_id_ttl_ms,
             drain_timeout: Duration::from_millis(options.drain_timeout_ms.unwrap_or(10_000)),
             log_format: options.log_format.unwrap_or(LogFormat::Pretty),
             log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
@@ -398,6 +422,8 @@ impl Options {
             max_streams: self.max_streams.or(other.max_streams),
             stream_calls: self.stream_calls.or(other.stream_calls),
             stream_idle_timeout_ms: self.stream_idle_timeout_ms.or(other.stream_idle_timeout_ms),
+            reservation_ttl_ms: self.reservation_ttl_ms.or(other.reservation_ttl_ms),
+            request_id_ttl_ms: self.request_id_ttl_ms.or(other.request_id_ttl_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
             log_format: self.log_format.or(other.log_format),
             log_filter: self.log_filter.or(other.log_filter),

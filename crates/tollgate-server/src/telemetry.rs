@@ -2,6 +2,7 @@
 //! never from callers.
 
 mod failure;
+mod reservations;
 mod shadow;
 
 use std::{
@@ -22,6 +23,7 @@ use tollgate_store::{
 };
 use tracing::Instrument;
 
+pub(crate) use self::reservations::ReservationMetrics;
 use self::{failure::FailureMetrics, shadow::ShadowLog};
 
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
@@ -30,6 +32,8 @@ const LATENCIES: [f64; 14] =
 
 const DECISIONS: &str = "tollgate_decisions_total";
 const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
+const RESERVATIONS: &str = "tollgate_reservations_total";
+const DEBT: &str = "tollgate_settlement_debt_total";
 const DECISION_SECONDS: &str = "tollgate_decision_duration_seconds";
 const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
 const STORE_ERRORS: &str = "tollgate_store_errors_total";
@@ -324,6 +328,8 @@ pub(crate) struct DomainMetrics {
     /// Reports that no rule counted, and those that one did.
     reports: [Counter; 2],
     blocks: HashMap<Box<str>, Counter>,
+    /// What becomes of reservations.
+    pub(crate) reservations: ReservationMetrics,
 }
 
 struct ClassMetrics {
@@ -382,7 +388,8 @@ impl DomainMetrics {
         let of_domain = |name, label| counter(&telemetry.recorder, name, &[("domain", &**policy.domain()), label]);
         let reports = ["false", "true"].map(|counted| of_domain(REPORTS, ("counted", counted)));
         let blocks = rules.map(|rule| (Box::from(rule), of_domain(BLOCKS, ("rule", rule)))).collect();
-        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks }
+        let reservations = ReservationMetrics::of(telemetry, policy);
+        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks, reservations }
     }
 
     /// Counts a reported outcome.
@@ -418,6 +425,8 @@ fn describe(recorder: &PrometheusRecorder) {
         "Decisions by domain, tier, class of the resource, verdict, and the quota that denied, or `block` or `upload`",
     );
     counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name");
+    counter(RESERVATIONS, "What became of reservations, by domain: reserved, settled, cancelled, extended, unknown");
+    counter(DEBT, "What was used beyond reservations and charged at their settlement, by domain and unit");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
     seconds(STORE_SECONDS, "Time the store took to answer");
     counter(STORE_ERRORS, "Calls the store did not decide");

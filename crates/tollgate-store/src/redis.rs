@@ -132,6 +132,10 @@ impl Store for RedisStore {
 
     fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
         Box::pin(async {
+            if self.link.is_cluster() && claims.iter().any(|claim| claim.ledger.partition != terms.home) {
+                let what = "a reservation or a request id with quotas outside the account, in a Redis Cluster";
+                return Err(StoreError::Refused(format!("not supported: {what}")));
+            }
             let validity = Validity::of(claims);
             let admit = Admit::new(self.link.key_prefix(), claims, Mode::Try, validity, Some(terms));
             let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), self.link.deadline()).await?;

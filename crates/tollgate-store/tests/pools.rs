@@ -42,6 +42,7 @@ fn policy(limit: u64, shares: [u8; 4]) -> Policy {
         name: Some("capacity".to_owned()),
         label: None,
         shadow: false,
+        on_failure: None,
         pool: Some(shares),
     };
     let tiers =
@@ -98,16 +99,16 @@ impl Bench<'_> {
                 let mut claims = resolved.claims(&usage, |_| None, self.clock.now()).unwrap();
                 claims.extend(draw.claims(self.known.get(&(node, draw.key())), self.clock.now()));
                 let mut applied = self.apply(&claims, mode);
-                let (drawn, rooms) = settle(&draws, mode, again, &mut applied);
-                self.known.insert((node, draw.key()), drawn.pools[0]);
-                if !drawn.wanting.is_empty() {
+                let (found, rooms) = settle(&draws, mode, again, &mut applied);
+                self.known.insert((node, draw.key()), found.pools[0]);
+                if !found.wanting.is_empty() {
                     let last = self.wanted_at.get(&(node, priority));
                     if last.is_none_or(|last| self.clock.now().ms_since(*last) >= WINDOW_MS / 32) {
                         self.wanted_at.insert((node, priority), self.clock.now());
                         self.apply(&[draw.want().unwrap()], Mode::Force);
                     }
                 }
-                (!drawn.again).then_some((applied, rooms))
+                (!found.again).then_some((applied, rooms))
             })
             .unwrap();
         resolved.judge_shadow(&usage, [], mode, &mut applied);

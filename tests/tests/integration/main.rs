@@ -9,6 +9,7 @@ mod accounts;
 mod bad_input;
 #[cfg(test)]
 mod batch;
+#[cfg(test)]
 mod chaos;
 #[cfg(test)]
 mod documents;
@@ -38,6 +39,8 @@ mod promises;
 mod reload;
 #[cfg(test)]
 mod rendering;
+#[cfg(test)]
+mod reservations;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::policy::{
     CompileError, Place, Policy, Resource, Tier, TierId,
     builder::Builder,
     draft::Draft,
-    estimate::ClassEstimates,
+    estimate::{ClassEstimates, inputs_of},
     ledgers::Ledgers,
     plan::{Plans, Rules, TierRules},
 };
@@ -64,7 +64,8 @@ impl Policy {
         match default_tier {
             Some(default_tier) if errors.is_empty() => {
                 let tiers = tiers_of(draft);
-                let resources = resources.into_iter().map(|resource| resource.known).collect();
+                let resources: Vec<Resource> = resources.into_iter().map(|resource| resource.known).collect();
+                let inputs = inputs_of(&resources);
                 Ok(Self {
                     domain: draft.domain.as_str().into(),
                     units,
@@ -79,6 +80,7 @@ impl Policy {
                     plan_of: plans.table,
                     scopes,
                     ledgers,
+                    inputs,
                     abuse,
                     authentication,
                     shadow: draft.shadow,

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use crate::{
     amount::{Amount, Limit, UnitId},
     policy::{
-        Place, Problem, Resolved, Usage,
+        Place, Problem, Resolved, Resource, Usage,
         builder::Builder,
         draft::{EstimatesDraft, InputDraft},
     },
@@ -60,20 +60,15 @@ impl Resolved<'_> {
         }
         usage
     }
+}
 
-    /// Whether `name` is an input of an estimate of the resource.
-    pub fn is_input(&self, name: &str) -> bool {
-        self.estimates().iter().flat_map(|estimate| &estimate.inputs).any(|input| &*input.name == name)
-    }
-
-    /// The names of all inputs of the resource's estimates.
-    pub fn inputs(&self) -> Vec<&str> {
-        let all = self.estimates().iter().flat_map(|estimate| &estimate.inputs);
-        let mut names: Vec<&str> = all.map(|input| &*input.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    }
+/// The names of all inputs, sorted.
+pub(super) fn inputs_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> Vec<Arc<str>> {
+    let estimates = resources.into_iter().flat_map(|resource| &resource.estimates);
+    let mut names: Vec<Arc<str>> = estimates.flat_map(|of| of.inputs.iter().map(|input| input.name.clone())).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 impl Builder {

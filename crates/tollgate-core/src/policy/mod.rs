@@ -58,6 +58,7 @@ pub struct Policy {
     plan_of: Vec<usize>,
     scopes: Scopes,
     ledgers: ledgers::Ledgers,
+    inputs: Vec<Arc<str>>,
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,
     shadow: bool,
@@ -121,6 +122,11 @@ impl Policy {
     /// What is counted; `requests` comes first.
     pub fn units(&self) -> &[Unit] {
         &self.units
+    }
+
+    /// What estimates are made from, by name, sorted.
+    pub fn inputs(&self) -> &[Arc<str>] {
+        &self.inputs
     }
 
     /// The tiers, in the order of the file.

@@ -20,7 +20,7 @@ use tollgate_core::{
 };
 use utoipa::ToSchema;
 
-use super::{Body, ErrorBody, Shared, traceparent};
+use super::{Body, ErrorBody, Shared, reserve::ReservationBody, traceparent};
 use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
@@ -49,6 +49,11 @@ pub(super) struct CallBody {
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
+    /// Names the call: the same id within its lifetime (10 minutes by default) has the answer of the first admission
+    /// and is charged once, on any node. With another call it is wrong. For `consume` and `reserve`.
+    #[serde(default)]
+    #[schema(max_length = 128)]
+    request_id: String,
     /// The dialect of `rendered`; the domain's if absent.
     #[serde(default)]
     #[schema(max_length = 128)]
@@ -81,6 +86,13 @@ struct UploadBody {
 /// nobody.
 #[derive(Debug)]
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
+
+impl Entries<u64> {
+    /// The names and their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(name, number)| (name.as_str(), *number))
+    }
+}
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {
@@ -176,6 +188,12 @@ pub(super) struct DecisionBody {
     /// The shadow quotas and abuse rules that would have refused the call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shadow_refusals: Vec<String>,
+    /// What `reserve` made, if the call may pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reservation: Option<ReservationBody>,
+    /// Whether a call with this `request_id` was admitted before, and this is the answer of then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
     /// Every quota that applies to the call.
     quotas: Vec<QuotaBody>,
     /// What the platform's own caller is to get, if the call asked for it.
@@ -321,6 +339,7 @@ impl CallBody {
             usage: self.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
             attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             dialect: &self.dialect,
+            request_id: &self.request_id,
             upload: self.upload.as_ref().map(|upload| Upload {
                 media_type: &upload.media_type,
                 bytes: upload.bytes,
@@ -347,6 +366,8 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         decided_by: None,
         shadow_refusals: Vec::new(),
         quotas: Vec::new(),
+        reservation: None,
+        replayed: false,
         rendered: render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
     };
     match outcome {
@@ -358,7 +379,9 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
             block_message: Some(block.message(*at)),
             ..said
         },
-        Outcome::Decided { identity, resolved, decision, .. } => DecisionBody {
+        Outcome::Decided { identity, resolved, decision, trace, .. } => DecisionBody {
+            reservation: trace.reservation.as_ref().map(|(id, ends_at)| ReservationBody::of(id, *ends_at)),
+            replayed: trace.replayed,
             decided_at: decision.decided_at.to_string(),
             retry_after_ms: decision.retry_after_ms(),
             blocked_until: decision.block.map(|block| block.until.to_string()),

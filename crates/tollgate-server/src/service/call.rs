@@ -41,6 +41,8 @@ pub(crate) struct Call<'a> {
     pub(crate) dialect: &'a str,
     /// What the call uploads.
     pub(crate) upload: Option<Upload<'a>>,
+    /// Names the call, so that it is charged once however often it comes; none if empty.
+    pub(crate) request_id: &'a str,
 }
 
 /// What a caller's listing asks for.
@@ -68,6 +70,12 @@ pub(crate) enum CallError {
     /// The calling service may not act in this domain, if there is one.
     #[error("domain: the caller may not act in {named:?}")]
     Forbidden { named: String },
+    /// There is no such reservation, or it has ended.
+    #[error("reservation_id: there is no such reservation, or it has run out; what it charged stays")]
+    NoReservation,
+    /// The reservation was ended otherwise.
+    #[error("reservation_id: the reservation was {how} at {at}, and stays so")]
+    Ended { how: &'static str, at: tollgate_core::time::Timestamp },
     /// It was not decided in time.
     #[error("the call took too long; whether it was charged is not known")]
     Late,

@@ -9,7 +9,7 @@ use tollgate_core::{
     time::Timestamp,
 };
 
-use crate::service::{CallError, DecisionService};
+use crate::service::{CallError, DecisionService, reserve::By};
 
 /// So many pools are known at once. One that is forgotten is known again with its next answer.
 const MOST_KNOWN: usize = 4_096;
@@ -39,19 +39,19 @@ impl Pools {
     }
 
     /// Keeps what an answer said, and returns what has to be made known.
-    fn learn(&self, draws: &[Draw<'_>], drawn: &Drawn, at: Timestamp) -> SmallVec<[Claim; 1]> {
+    fn learn(&self, draws: &[Draw<'_>], found: &Drawn, at: Timestamp) -> SmallVec<[Claim; 1]> {
         let mut wants = SmallVec::new();
         if draws.is_empty() {
             return wants;
         }
         let mut known = self.0.lock();
-        for (number, (draw, pool)) in draws.iter().zip(&drawn.pools).enumerate() {
+        for (number, (draw, pool)) in draws.iter().zip(&found.pools).enumerate() {
             if known.len() >= MOST_KNOWN && !known.contains_key(&draw.key()) {
                 known.swap_remove_index(0);
             }
             let seen = known.entry(draw.key()).or_default();
             seen.pool = *pool;
-            if let (true, Some(window)) = (drawn.wanting.contains(&number), draw.want_window()) {
+            if let (true, Some(window)) = (found.wanting.contains(&number), draw.want_window()) {
                 let last = &mut seen.wanted_at[draw.priority()];
                 let recently =
                     last.is_some_and(|last| at.ms_since(last) < u64::from(window.ms()) / WANTS && last <= at);
@@ -71,7 +71,7 @@ impl DecisionService {
         &self,
         draws: &[Draw<'_>],
         claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
-        mode: Mode,
+        mut by: By<'_>,
         now: Timestamp,
     ) -> Result<Option<(Applied, Rooms)>, CallError> {
         let mut attempts = 1..=ATTEMPTS;
@@ -85,10 +85,14 @@ impl DecisionService {
                 }
                 Ok(claims)
             };
-            let Some(mut applied) = self.apply(with_draws, mode, now).await? else { return Ok(None) };
-            let (drawn, rooms) = settle(draws, mode, can_ask_again, &mut applied);
-            let wants = self.pools.learn(draws, &drawn, applied.decided_at);
-            if drawn.again {
+            let applied = match &mut by {
+                By::Mode(mode) => self.apply(with_draws, *mode, now).await?,
+                By::Admission(admission) => Some(self.admit(with_draws, admission, now).await?),
+            };
+            let Some(mut applied) = applied else { return Ok(None) };
+            let (found, rooms) = settle(draws, by.mode(), can_ask_again, &mut applied);
+            let wants = self.pools.learn(draws, &found, applied.decided_at);
+            if found.again {
                 continue;
             }
             if !wants.is_empty() {

@@ -193,7 +193,7 @@ impl Case {
         let mut in_a_window = 0;
         for (first, at) in full.iter().enumerate() {
             // A little shorter, as the moment of an answer is not that of its decision.
-            let end = *at + WINDOW - 2 * DEADLINE;
+            let end = *at + WINDOW.saturating_sub(2 * DEADLINE);
             in_a_window = in_a_window.max(full[first..].iter().take_while(|next| **next < end).count() as u64);
         }
         Report {

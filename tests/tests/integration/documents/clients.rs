@@ -1,5 +1,5 @@
 //! Clients that platforms' customers really have, against a gateway that only copies what the node renders: the
-//! official OpenAI SDK, and clients that follow the retry advice of each platform's documentation. They run in
+//! official `OpenAI` SDK, and clients that follow the retry advice of each platform's documentation. They run in
 //! processes of their own (tests/clients), as fast as time goes; the node's clock starts where the test wants it
 //! and goes on with the real one.
 
@@ -19,6 +19,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tollgate_core::time::Timestamp;
+use tollgate_store::clock::{Clock as _, SystemClock};
 
 use super::Platforms;
 use crate::harness::{Node, ProcessBuilder, Rest};
@@ -133,9 +134,8 @@ async fn use_up(node: &Node, customer: Customer, resource: &str, calls: u32, pau
 /// Three platforms whose clock shows the real time once `ahead` has passed on it.
 async fn platforms_behind(ahead: Duration) -> Platforms {
     let platforms = Platforms::in_memory().await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let start = u64::try_from((now - ahead).as_millis()).expect("a time");
-    platforms.node.clock.set(Timestamp::from_ms(start));
+    let ahead_ms = u64::try_from(ahead.as_millis()).expect("a time");
+    platforms.node.clock.set(Timestamp::from_ms(SystemClock.now().as_ms() - ahead_ms));
     platforms
 }
 
@@ -152,7 +152,7 @@ async fn the_openai_sdk_waits_as_told_and_reaches_its_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_does_not_wait_for_another_day() {
-    let platforms = platforms_behind(Duration::from_secs(50 * 60)).await;
+    let platforms = platforms_behind(Duration::from_mins(50)).await;
     let node = &platforms.node;
     use_up(node, OPENAI, "chat", 500, 6_000).await;
     let said = Gateway::start(node, OPENAI).await.client("openai", 1).await;

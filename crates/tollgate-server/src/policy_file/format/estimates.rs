@@ -16,6 +16,7 @@ pub(in super::super) struct Estimates(pub(in super::super) IndexMap<String, Vec<
 /// A number that comes with the call, such as the length of a prompt.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the file's names")]
 pub(in super::super) struct Input {
     /// Its name among the inputs of the call, such as `max_tokens`.
     pub(in super::super) input: Word,

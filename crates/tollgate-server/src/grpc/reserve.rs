@@ -1,0 +1,55 @@
+//! `Reserve`, `Settle`, `Cancel` and `Extend` on the wire.
+
+use tollgate_core::time::Timestamp;
+use tollgate_proto::v1;
+
+use super::{Api, decision, from_wire, timestamp};
+use crate::{
+    auth::Reach,
+    service::{CallError, Reserve, Settle, Settlement},
+};
+
+impl Api {
+    pub(super) async fn reserve_one(
+        &self,
+        within: &Reach,
+        message: &v1::ReserveRequest,
+    ) -> Result<v1::Decision, CallError> {
+        let call = message.call.as_ref().ok_or_else(|| CallError::field("call", "is required"))?;
+        let inputs = message.inputs.iter().map(|(name, amount)| (name.as_str(), *amount)).collect();
+        let reserve = Reserve { inputs, ttl_ms: message.ttl_ms };
+        self.service.reserve(from_wire(within, call)?, &reserve, |outcome| decision(outcome, call)).await
+    }
+}
+
+pub(super) fn settle<'a>(within: &'a Reach, message: &'a v1::SettleRequest) -> Settle<'a> {
+    let usage = message.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect();
+    Settle { within, reservation_id: &message.reservation_id, usage: Some(usage), status: given(message.status) }
+}
+
+pub(super) fn cancel<'a>(within: &'a Reach, message: &'a v1::CancelRequest) -> Settle<'a> {
+    Settle { within, reservation_id: &message.reservation_id, usage: None, status: given(message.status) }
+}
+
+fn given(status: u32) -> Option<u32> {
+    (status != 0).then_some(status)
+}
+
+pub(super) fn reservation(id: String, ends_at: Timestamp) -> v1::Reservation {
+    v1::Reservation { id, expires_at: Some(timestamp(ends_at)) }
+}
+
+pub(super) fn settlement(settlement: Settlement) -> v1::Settlement {
+    let units = settlement.units.into_iter().map(|unit| v1::SettledUnit {
+        unit: unit.unit,
+        reserved: unit.reserved,
+        actual: unit.actual,
+        returned: unit.returned,
+        debt: unit.debt,
+    });
+    v1::Settlement {
+        settled_at: Some(timestamp(settlement.settled_at)),
+        units: units.collect(),
+        replayed: settlement.replayed,
+    }
+}

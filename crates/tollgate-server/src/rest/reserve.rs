@@ -1,0 +1,225 @@
+//! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`: the RPCs in JSON.
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tollgate_core::time::Timestamp;
+use utoipa::ToSchema;
+
+use super::{
+    Body, ErrorBody, Shared,
+    decide::{CallBody, DecisionBody, Entries, decision},
+    traceparent,
+};
+use crate::{
+    auth::ServiceGrant,
+    service::{CallError, Reserve, Settle, Settlement},
+    telemetry::traced,
+};
+
+/// A call whose usage is known only afterwards.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReserveBody {
+    /// Of units that its `usage` does not name, the policy's estimate is reserved.
+    call: CallBody,
+    /// What estimates are made from, such as the length of the prompt and `max_tokens`; at most 16.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
+    inputs: Entries<u64>,
+    /// How long the reservation lives unless it is extended; the node's default if absent (10 minutes).
+    #[serde(default)]
+    #[schema(minimum = 1000, maximum = 3_600_000)]
+    ttl_ms: u32,
+}
+
+/// What was admitted and awaits its settlement.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReservationBody {
+    /// To be kept secret like a key: whoever knows it may settle it.
+    id: String,
+    /// When it ends by itself, RFC 3339: its slots return, and what it charged stays.
+    expires_at: String,
+}
+
+impl ReservationBody {
+    pub(super) fn of(id: &str, ends_at: Timestamp) -> Self {
+        Self { id: id.to_owned(), expires_at: ends_at.to_string() }
+    }
+}
+
+/// The end of a reservation by its actual usage.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SettleBody {
+    reservation_id: String,
+    /// What was used, by unit; 0 is legal. Units that are not named stay as reserved, and so do `requests`.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
+    usage: Entries<u64>,
+    /// The HTTP status that the call was answered with, for the abuse rules of the policy.
+    #[schema(minimum = 100, maximum = 599)]
+    status: Option<u32>,
+}
+
+/// The end of a reservation that is given back as a whole.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CancelBody {
+    reservation_id: String,
+    /// As of a settlement.
+    #[schema(minimum = 100, maximum = 599)]
+    status: Option<u32>,
+}
+
+/// More time for a reservation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExtendBody {
+    reservation_id: String,
+    /// How long it lives from now on; as long as at first if absent.
+    #[serde(default)]
+    #[schema(minimum = 1000, maximum = 3_600_000)]
+    ttl_ms: u32,
+}
+
+/// How a reservation ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SettlementBody {
+    /// The time by the clock of the counters' store, RFC 3339.
+    settled_at: String,
+    /// Every unit that was reserved or used.
+    units: Vec<SettledUnitBody>,
+    /// Whether this was done before, and this is the answer of then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct SettledUnitBody {
+    unit: String,
+    reserved: u64,
+    /// What counts now.
+    actual: u64,
+    /// What was given back, in the window where that was most.
+    returned: u64,
+    /// What was used beyond the reservation and charged at the settlement.
+    debt: u64,
+}
+
+/// As `consume`, for a call whose usage is known only afterwards: charges an estimate, takes a slot of every
+/// concurrency quota, and returns a reservation.
+#[utoipa::path(post, path = "/v1/reserve", request_body = ReserveBody, responses(
+    (status = 200, description = "A decision, with the reservation if the call may pass", body = DecisionBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such domain", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn reserve(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(body): Body<ReserveBody>,
+) -> Response {
+    let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
+    let call = body.call.to_call(grant.reach());
+    let reserved = shared.service.reserve(call, &reserve, |outcome| decision(outcome, body.call.render));
+    answer(traced(traceparent(&headers), reserved).await)
+}
+
+/// Corrects a reservation by the actual usage: what was not used is given back in the windows where it still counts,
+/// what was used besides is charged now. The same settlement may be sent again, to any node.
+#[utoipa::path(post, path = "/v1/settle", request_body = SettleBody, responses(
+    (status = 200, description = "How it ended", body = SettlementBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
+    (status = 409, description = "It was settled otherwise, or cancelled", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn settle(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(body): Body<SettleBody>,
+) -> Response {
+    let SettleBody { reservation_id, usage, status } = &body;
+    let settle = Settle { within: grant.reach(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
+    answer(traced(traceparent(&headers), shared.service.settle(settle)).await.map(settlement))
+}
+
+/// Gives everything back, the request included.
+#[utoipa::path(post, path = "/v1/cancel", request_body = CancelBody, responses(
+    (status = 200, description = "How it ended", body = SettlementBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
+    (status = 409, description = "It was settled", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn cancel(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(body): Body<CancelBody>,
+) -> Response {
+    let CancelBody { reservation_id, status } = &body;
+    let cancel = Settle { within: grant.reach(), reservation_id, usage: None, status: *status };
+    answer(traced(traceparent(&headers), shared.service.settle(cancel)).await.map(settlement))
+}
+
+/// Keeps a reservation, and its slots, alive for a while from now.
+#[utoipa::path(post, path = "/v1/extend", request_body = ExtendBody, responses(
+    (status = 200, description = "When it ends now", body = ReservationBody),
+    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
+    (status = 404, description = "No such reservation, or it has run out", body = ErrorBody),
+    (status = 409, description = "It was settled or cancelled", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
+    (status = 504, description = "The call took too long", body = ErrorBody),
+))]
+pub(super) async fn extend(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    headers: HeaderMap,
+    Body(body): Body<ExtendBody>,
+) -> Response {
+    let extended = shared.service.extend(grant.reach(), &body.reservation_id, body.ttl_ms);
+    let extended = traced(traceparent(&headers), extended).await;
+    answer(extended.map(|ends_at| ReservationBody::of(&body.reservation_id, ends_at)))
+}
+
+fn settlement(settlement: Settlement) -> SettlementBody {
+    let units = settlement.units.into_iter().map(|unit| SettledUnitBody {
+        unit: unit.unit,
+        reserved: unit.reserved,
+        actual: unit.actual,
+        returned: unit.returned,
+        debt: unit.debt,
+    });
+    SettlementBody {
+        settled_at: settlement.settled_at.to_string(),
+        units: units.collect(),
+        replayed: settlement.replayed,
+    }
+}
+
+fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
+    result.map_or_else(IntoResponse::into_response, |body| Json(body).into_response())
+}

@@ -1,0 +1,210 @@
+//! What reservations cost Redis, beside plain consumption: microseconds of its own time an operation (`INFO
+//! commandstats`), and bytes a reservation that is outstanding. Run it by `tests/bench-reservations`.
+//!
+//! Three quotas (requests and tokens in a short window, requests in a long one) of 1,000 accounts, and a slot where
+//! it says so; the ways take turns, and the lower quartile of the parts counts.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+#![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
+
+use std::{sync::Arc, time::Duration};
+
+use redis::{Connection, cmd};
+use tokio::task::JoinSet;
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
+    reservation::{Charge, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms},
+    store::Store,
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{
+    redis::{RedisConfig, RedisStore},
+    testing::RedisServer,
+};
+
+const ACCOUNTS: u64 = 1_000;
+const PARTS: usize = 9;
+const CALLS: u64 = 2_000;
+const OUTSTANDING: u64 = 100_000;
+const TTL_MS: u32 = 3_600_000;
+/// About what a node notes: the units, the account, the key, the resource.
+const NOTE: &[u8] =
+    br#"{"u":[["requests",1],["tokens",1500]],"l":600000,"a":"account-000000","k":"key-000000","r":"llama-3.3-70b"}"#;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Consume,
+    ConsumeById,
+    Reserve,
+    ReserveSlot,
+    Look,
+    Extend,
+    SettleLess,
+    SettleMore,
+    Cancel,
+}
+
+const WAYS: [(Way, &str); 9] = [
+    (Way::Consume, "consume"),
+    (Way::ConsumeById, "consume with a request id"),
+    (Way::Reserve, "reserve"),
+    (Way::ReserveSlot, "reserve with a slot"),
+    (Way::Look, "look (before settle, cancel, extend)"),
+    (Way::Extend, "extend, with a slot"),
+    (Way::SettleLess, "settle for less"),
+    (Way::SettleMore, "settle for more"),
+    (Way::Cancel, "cancel"),
+];
+
+fn claims(account: u64, slot: bool) -> Vec<Claim> {
+    let partition = Partition::of(["bench", &account.to_string()]);
+    let ledger = LedgerKey::of(partition, ["resource"]);
+    let window = |ms| Span::Sliding(SlidingWindow::from_ms(ms).expect("a window"));
+    let claim = |span, unit, cost: u32| Claim {
+        ledger,
+        span,
+        unit: UnitId::of(unit),
+        cost: Amount::from(cost),
+        limit: Limit::Finite(Amount::from(1 << 31)),
+        effect: Effect::Charge,
+    };
+    let mut claims = vec![
+        claim(window(60_000), "requests", 1),
+        claim(window(60_000), "tokens", 1_500),
+        claim(window(300_000), "requests", 1),
+    ];
+    claims.extend(slot.then(|| claim(Span::Slots, "concurrent_requests", 1)));
+    claims
+}
+
+fn id_of(number: u64) -> ReservationId {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    id[8..].copy_from_slice(&number.to_le_bytes());
+    ReservationId(id)
+}
+
+async fn reserve(store: &RedisStore, number: u64, slot: bool) {
+    let claims = claims(number % ACCOUNTS, slot);
+    let hold = Hold { id: id_of(number), ttl_ms: TTL_MS, note: NOTE };
+    let terms = Terms { home: claims[0].ledger.partition, hold: Some(hold), request: None };
+    store.admit(&claims, &terms).await.expect("an admission");
+}
+
+async fn close(store: &RedisStore, number: u64, way: Way, known: &Reservation) {
+    let claims = claims(number % ACCOUNTS, false);
+    let tokens = UnitId::of("tokens");
+    let part = |charge: &&Charge| way == Way::Cancel || way == Way::SettleLess && charge.unit == tokens;
+    let half = |charge: &Charge| Charge { amount: Amount::from(700), ..*charge };
+    let refunds: Vec<Charge> = known
+        .charges
+        .iter()
+        .filter(part)
+        .map(|charge| if way == Way::Cancel { *charge } else { half(charge) })
+        .collect();
+    let debts: Vec<Claim> =
+        claims.iter().filter(|claim| way == Way::SettleMore && claim.unit == tokens).copied().collect();
+    let closing = Closing { digest: [1; 16], refunds: &refunds, debts: &debts, slots: &known.slots, note: NOTE };
+    store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
+}
+
+/// One operation of a way; `known` is its reservation, where it has one.
+async fn one(store: Arc<RedisStore>, way: Way, number: u64, known: Option<Reservation>) {
+    let account = claims(number % ACCOUNTS, false);
+    let home = account[0].ledger.partition;
+    match way {
+        Way::Consume => drop(store.apply(&account, Mode::Try).await.expect("an answer")),
+        Way::ConsumeById => {
+            let mark = RequestMark { id: id_of(number).0, digest: [5; 16], ttl_ms: TTL_MS };
+            let terms = Terms { home, hold: None, request: Some(mark) };
+            store.admit(&account, &terms).await.expect("an admission");
+        }
+        Way::Reserve => reserve(&store, number, false).await,
+        Way::ReserveSlot => reserve(&store, number, true).await,
+        Way::Look => drop(store.look(home, id_of(number)).await.expect("a look")),
+        Way::Extend => {
+            let slots = known.map(|known| known.slots).unwrap_or_default();
+            store.extend(home, id_of(number), TTL_MS, &slots).await.expect("an extension");
+        }
+        Way::SettleLess | Way::SettleMore | Way::Cancel => {
+            close(&store, number, way, &known.expect("a reservation")).await;
+        }
+    }
+}
+
+async fn all(store: &Arc<RedisStore>, way: Way, numbers: std::ops::Range<u64>, known: &[Reservation]) {
+    let mut tasks = JoinSet::new();
+    for (at, number) in numbers.enumerate() {
+        tasks.spawn(one(Arc::clone(store), way, number, known.get(at).cloned()));
+        if tasks.len() >= 64 {
+            tasks.join_next().await;
+        }
+    }
+    tasks.join_all().await;
+}
+
+#[tokio::main]
+async fn main() {
+    let server = RedisServer::start();
+    let mut redis = server.connection();
+    let config = RedisConfig { deadline: Duration::from_mins(1), ..RedisConfig::new(server.url()) };
+    let store = Arc::new(RedisStore::connect(config).expect("a store"));
+    let mut each: Vec<Vec<f64>> = WAYS.iter().map(|_| Vec::new()).collect();
+    let mut next = 0;
+    for _ in 0..PARTS {
+        for (at, (way, _)) in WAYS.iter().enumerate() {
+            let numbers = next..next + CALLS;
+            next += CALLS;
+            let mut known = Vec::new();
+            if matches!(way, Way::Look | Way::Extend | Way::SettleLess | Way::SettleMore | Way::Cancel) {
+                all(&store, if *way == Way::Extend { Way::ReserveSlot } else { Way::Reserve }, numbers.clone(), &[])
+                    .await;
+                for number in numbers.clone() {
+                    let home = claims(number % ACCOUNTS, false)[0].ledger.partition;
+                    let Looked::Open { reservation, .. } = store.look(home, id_of(number)).await.expect("a look")
+                    else {
+                        continue;
+                    };
+                    known.push(reservation);
+                }
+                assert_eq!(known.len() as u64, CALLS, "every reservation is there");
+            }
+            cmd("CONFIG").arg("RESETSTAT").exec(&mut redis).expect("RESETSTAT");
+            all(&store, *way, numbers, &known).await;
+            each[at].push(microseconds_a_call(&mut redis));
+        }
+    }
+    let quartile = |parts: &mut Vec<f64>| {
+        parts.sort_by(f64::total_cmp);
+        parts[parts.len() / 4]
+    };
+    let figures: Vec<f64> = each.iter_mut().map(quartile).collect();
+    for ((_, name), figure) in WAYS.iter().zip(&figures) {
+        println!("{name:<40} {figure:>7.2} µs  {:>5.2} of a consume", figure / figures[0]);
+    }
+    println!("{:<40} {:>7} B", "an outstanding reservation", bytes_each(&mut redis, &store).await);
+}
+
+/// The memory of reservations of 1,000 accounts, with the counters of those accounts there already.
+async fn bytes_each(redis: &mut Connection, store: &Arc<RedisStore>) -> u64 {
+    cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
+    // What they charge is in the counters either way.
+    all(store, Way::Consume, 0..OUTSTANDING, &[]).await;
+    let before = used_memory(redis);
+    all(store, Way::Reserve, 0..OUTSTANDING, &[]).await;
+    used_memory(redis).saturating_sub(before) / OUTSTANDING
+}
+
+fn used_memory(redis: &mut Connection) -> u64 {
+    let info: String = cmd("INFO").arg("memory").query(redis).expect("INFO");
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory_dataset:")).expect("used_memory_dataset");
+    line.parse().expect("a number")
+}
+
+fn microseconds_a_call(redis: &mut Connection) -> f64 {
+    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
+    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
+    each.parse().expect("a number")
+}
