@@ -110,8 +110,12 @@ for _ = 1, 2 do
           h[d] = h[d] + 1
           for x = 1, columns do h[d + 3 + x] = 0 end
         elseif h[d + 2] > start then
-          behind = behind or {}
-          behind[k] = true
+          for x = 1, columns do
+            if h[d + 3 + x] > 0 then
+              behind = behind or {}
+              behind[k] = true
+            end
+          end
         end
         h[d + 2], h[d + 3] = start, finish
       end

@@ -121,10 +121,12 @@ impl Log {
         }
     }
 
-    /// Whether the calendar went back behind the period of the log.
+    /// Whether the calendar went back behind the period of the log, and something counts there.
     pub(crate) fn is_ahead_of_period(&self, span: Span) -> bool {
         match (self, span) {
-            (Self::Calendar(count), Span::Calendar { period, .. }) => count.period.start > period.start,
+            (Self::Calendar(count), Span::Calendar { period, .. }) => {
+                count.period.start > period.start && count.totals.iter().any(|total| *total > 0)
+            }
             _ => false,
         }
     }

@@ -4,7 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proptest::test_runner::{Config, TestRunner};
+use proptest::{
+    strategy::Strategy,
+    test_runner::{Config, TestRunner},
+};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
@@ -17,18 +20,27 @@ use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::{
         RedisServer,
-        conformance::{START, compare, mixed},
+        conformance::{START, Step, compare, mixed, within_an_account},
         topologies::{RedisCluster, SecureRedis, SentinelTrio},
     },
 };
 
 /// Plays generated sequences as `conformance.rs` does, on whatever `config` leads to.
 fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(u32) -> String) {
+    conforms_on(config, cases, prefix, &mixed());
+}
+
+fn conforms_on(
+    config: &RedisConfig,
+    cases: u32,
+    prefix: impl Fn(u32) -> String,
+    sequences: &impl Strategy<Value = Vec<Step>>,
+) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let case = std::cell::Cell::new(0);
     let mut runner =
         TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() });
-    let outcome = runner.run(&mixed(), |steps| {
+    let outcome = runner.run(sequences, |steps| {
         case.set(case.get() + 1);
         runtime.block_on(async {
             let clock = Arc::new(ManualClock::at(START));
@@ -58,7 +70,7 @@ fn own_prefix(case: u32) -> String {
 #[test]
 fn a_cluster_conforms_over_several_slots_too() {
     let cluster = RedisCluster::start();
-    conforms(&RedisConfig::new(cluster.url()), 60, own_prefix);
+    conforms_on(&RedisConfig::new(cluster.url()), 60, own_prefix, &mixed().prop_map(within_an_account));
 }
 
 #[test]

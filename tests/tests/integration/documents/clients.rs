@@ -144,7 +144,7 @@ async fn the_openai_sdk_waits_as_told_and_reaches_its_result() {
     let platforms = platforms_behind(Duration::from_secs(57)).await;
     let node = &platforms.node;
     use_up(node, OPENAI, "chat", 10, 0).await;
-    node.clock.advance_ms(57_000);
+    node.clock.set(SystemClock.now());
     let said = Gateway::start(node, OPENAI).await.client("openai", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
     assert!((1.0..8.0).contains(&said["waited"].as_f64().expect("seconds")), "{said}");
@@ -165,7 +165,7 @@ async fn the_client_of_the_venice_document_reaches_its_result() {
     let platforms = platforms_behind(Duration::from_secs(57)).await;
     let node = &platforms.node;
     use_up(node, VENICE, "zai-org-glm-5-1", 100, 0).await;
-    node.clock.advance_ms(57_000);
+    node.clock.set(SystemClock.now());
     let said = Gateway::start(node, VENICE).await.client("venice", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
     assert!(said["waited"].as_f64().expect("seconds") > 1.0, "{said}");
@@ -176,7 +176,7 @@ async fn the_client_of_the_tiered_chat_document_reaches_its_result() {
     let platforms = platforms_behind(Duration::from_secs(57)).await;
     let node = &platforms.node;
     use_up(node, TIERED_CHAT, "chat", 10, 0).await;
-    node.clock.advance_ms(57_000);
+    node.clock.set(SystemClock.now());
     let said = Gateway::start(node, TIERED_CHAT).await.client("tiered-chat", 2).await;
     assert_eq!(said["succeeded"], 2, "{said}");
     assert!(said["refused"].as_u64() >= Some(1), "{said}");
@@ -187,7 +187,7 @@ async fn the_client_of_the_deapi_document_reaches_its_result_and_stops_for_the_d
     let platforms = platforms_behind(Duration::from_secs(57)).await;
     let node = &platforms.node;
     use_up(node, DEAPI, "txt2img", 3, 0).await;
-    node.clock.advance_ms(57_000);
+    node.clock.set(SystemClock.now());
     let said = Gateway::start(node, DEAPI).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(1)), "{said}");
     assert!(said["waited"].as_f64().expect("seconds") >= 1.0, "{said}");
