@@ -1,8 +1,5 @@
 //! The promises under random interleavings of reserve, settle, cancel, extend, expiry, duplicate ids, lost answers and
 //! callers that crash, on memory and on two nodes of one Redis, judged by an exact log that the test keeps itself.
-//!
-//! Broken on purpose, each to see a test fail: a refund from the entry next to it, one that ignores that its entry has
-//! left, a debt charged once for all windows, a slot kept after a settlement, a request id that is forgotten.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 

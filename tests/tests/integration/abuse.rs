@@ -1,7 +1,4 @@
 //! Abuse protection: who fails too often is blocked, for as long as the policy says, and nobody else.
-//!
-//! Tried by breaking the service: failures counted while a block is on, a guard left out of the claims, the
-//! crossing at `limit` instead of `limit + 1`, refusals not counted, the gate's block not remembered.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,4 @@
 //! Reservations over the wire: what gateways get wrong about tokens and slots, each as a test.
-//!
-//! Tried by breaking the server: an estimate that is not cut to the limit, debts that are not charged, a slot that a
-//! refusal keeps, a request id that is bound to nothing.
 
 use std::{
     process::{Command, Stdio},

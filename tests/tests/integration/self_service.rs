@@ -1,7 +1,4 @@
 //! Self-service: who may read what, in which shape, and what the log of refusals keeps.
-//!
-//! Tried by breaking the service: an INFERENCE key that sees the whole log, the oldest first, blocked calls left
-//! out, a node that ends without writing what waits.
 
 use std::time::Duration;
 

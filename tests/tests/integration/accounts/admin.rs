@@ -1,7 +1,4 @@
 //! The admin API, on one node with its embedded store.
-//!
-//! Tried by breaking the server: `If-Match` not looked at, keys not counted, an account of the policy file changed, an
-//! override not checked against the policy, the event's id not passed on. Each fails here.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

@@ -1,7 +1,4 @@
 //! Changes take effect on every node: three processes on one Redis.
-//!
-//! Tried by breaking the server: changes not published, not listened to, and the cache trusted while the subscription is
-//! cut. Each fails here.
 
 use std::{
     sync::{
