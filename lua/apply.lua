@@ -15,7 +15,7 @@
 --          written for every fourth entry that comes, and one read for every fourth that leaves; a refusal
 --          writes nothing, and reads at most a directory and two blocks for each claim that does not fit
 
-local VERSION, SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 1, 4, 32, 1024, 2048
+local SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 4, 32, 1024, 2048
 local TWO_32, MAX_AMOUNT, NEVER = 4294967296, 9007199254740991, 281474976710655
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
 local JOINS, OPENS = 1, 2
@@ -34,12 +34,12 @@ if now < earliest or now >= latest_end then return pack('<BI6', OUTSIDE, now) en
 local reply, plan = { 1, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1 + rows * 3
 local windows = { 0, 0, 0, false, 0, 0, 0, 0, false, 0 }
 local ledgers, named, charging = { nil, nil }, 0, false
-local close_block, rebuild
+local rebuild
 local behind, cramped, stale
 
 -- A ledger that has no place for its charges is written anew, and the rows are gone through once more.
 for _ = 1, 2 do
-  local k, kind, id, key, h, s, d, columns
+  local k, kind, id, key, h, g, s, d, columns
   reply[1], named, cramped = 1, -4, nil
   for r = 1, rows do
     local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit = unpack_bytes(ROW, request, r * 43 - 29)
@@ -47,47 +47,45 @@ for _ = 1, 2 do
       k, kind = ledger, nil
       key, h = KEYS[k], ledgers[k]
       if h == nil then
-        -- As much as the header of two windows usually takes.
-        local raw = call('GETRANGE', key, '0', '399')
-        h = false
-        if raw ~= '' then
-          local version, length, format = unpack_bytes('<BHH', raw)
-          if version ~= VERSION then return redis.error_reply('TGVERSION a counter is of version ' .. version) end
-          if length > 400 then raw = call('GETRANGE', key, 0, length - 1) end
-          h = { unpack_bytes(sub(raw, length - format + 1, length), raw, 6) }
-          local at, known = h[2] + 2, stale and #stale or 0
-          for _ = 1, h[h[2] + 1] do
-            local dynamic = h[at + 3]
+        local wrong
+        h, wrong = read_header(key)
+        if wrong then return redis.error_reply(wrong) end
+        if h then
+          local at, known = 2, stale and #stale or 0
+          g = h[1]
+          for _ = 1, g[1] do
+            local dynamic = g[at + 3]
             local over_at = h[dynamic + 3]
-            if h[at] == SLIDING then
+            if g[at] == SLIDING then
               -- The clock went back: what is dated later counts as of now, for good. An entry that kept its
               -- date would stay for longer than a window.
               if over_at > now and h[dynamic + 1] > 0 then
-                if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+                if not rebuild then rebuild = rare(now, shortest_ttl) end
                 h = rebuild(key, h, {})
                 for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
                 break
               end
-              over_at = over_at + h[at + 2]
+              over_at = over_at + g[at + 2]
             end
             if over_at <= now then
               stale = stale or {}
               stale[#stale + 1] = k * 4096 + at
             end
-            at = at + 8 + 2 * h[at + 1]
+            at = at + 8 + 2 * g[at + 1]
           end
         end
         ledgers[k] = h
       end
+      g = h and h[1]
     end
     if row_id ~= id or row_kind ~= kind then
       kind, id, s, columns = row_kind, row_id, nil, 0
       if h then
-        local at = h[2] + 2
-        for _ = 1, h[h[2] + 1] do
-          columns = h[at + 1]
-          if h[at + 2] == id and h[at] == kind then
-            s, d = at, h[at + 3]
+        local at = 2
+        for _ = 1, g[1] do
+          columns = g[at + 1]
+          if g[at + 2] == id and g[at] == kind then
+            s, d = at, g[at + 3]
             break
           end
           at = at + 8 + 2 * columns
@@ -126,7 +124,7 @@ for _ = 1, 2 do
 
     local used, column = 0, nil
     for x = 1, columns do
-      if h[s + 6 + 2 * x] == unit then
+      if g[s + 6 + 2 * x] == unit then
         used, column = h[d + 3 + x], x
         break
       end
@@ -159,7 +157,7 @@ for _ = 1, 2 do
         if not entry then
           entry = JOINS
           if sliding then
-            local count, latest, capacity = h[d + 1], h[d + 3], h[s + 4]
+            local count, latest, capacity = h[d + 1], h[d + 3], g[s + 4]
             local joins = count > 0 and (latest == now or count >= MOST_ENTRIES)
             if count >= EXACT_ENTRIES and not joins then
               local cell = math.floor(id / 1024) + 1
@@ -177,7 +175,7 @@ for _ = 1, 2 do
         if sliding then
           local sum = charge
           if entry == JOINS then sum = sum + h[total + columns] end
-          if sum >= 256 and sum >= 256 ^ h[s + 7 + 2 * column] then place = false end
+          if sum >= 256 and sum >= 256 ^ g[s + 7 + 2 * column] then place = false end
         end
       end
       if not place then
@@ -211,7 +209,7 @@ for _ = 1, 2 do
         wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
       end
     end
-    if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+    if not rebuild then rebuild = rare(now, shortest_ttl) end
     ledgers[crowded] = rebuild(KEYS[crowded], ledgers[crowded], wanted)
   end
   stale = nil
@@ -221,27 +219,27 @@ local w = charging and 1 or named + 1
 while w <= named do
   local k, until_ms, charged = windows[w], now + shortest_ttl, false
   local key, h = KEYS[k], ledgers[k]
+  local g = h and h[1]
   while w <= named and windows[w] == k do
     local s, d, entry, first, last = windows[w + 1], windows[w + 2], windows[w + 3], windows[w + 4], rows
     w = w + 5
     if w <= named then last = windows[w + 4] - 1 end
     if entry then
-      local sliding, over_at, columns = h[s] == SLIDING, h[d + 3], h[s + 1]
+      local sliding, over_at, columns = g[s] == SLIDING, h[d + 3], g[s + 1]
       charged = true
       if sliding then
-        over_at = now + h[s + 2]
+        over_at = now + g[s + 2]
         if entry == OPENS then
           local count, costs, before_latest = h[d + 1], d + 3 + columns, d + 4 + 2 * columns
-          local seq, size = h[d] + count, h[s + 6]
-          local group = h[before_latest] .. pack(h[s + 7], h[d + 3] % TWO_32, unpack(h, costs + 1, costs + columns))
+          local seq, size = h[d] + count, g[s + 6]
+          local group = h[before_latest] .. pack(g[s + 7], h[d + 3] % TWO_32, unpack(h, costs + 1, costs + columns))
           if count == 0 then
             h[d + 2] = now
           elseif seq % GROUP == 0 then
-            call('SETRANGE', key, h[s + 5] + (seq - GROUP) % h[s + 4] * size, group)
+            call('SETRANGE', key, g[s + 5] + (seq - GROUP) % g[s + 4] * size, group)
             if h[d] >= seq - GROUP then h[before_latest + 1] = group end
-            if seq % BLOCK == 0 and h[s + 4] > BLOCK then
-              if not close_block then close_block, rebuild = rare(now, shortest_ttl) end
-              close_block(key, h, s, seq)
+            if seq % BLOCK == 0 and g[s + 4] > BLOCK then
+              close_block(key, seq, h[d], h[d + 3], columns, g[s + 4], g[s + 5], size, g[s + 7])
             end
           end
           h[d + 1], h[before_latest] = count + 1, sub(group, size + 1)
@@ -263,20 +261,19 @@ while w <= named do
     end
   end
   if charged then
-    if until_ms > h[1] then
+    if until_ms > h[4] then
       -- A life a little longer than needed, so that most calls need not renew it.
-      h[1] = until_ms + math.floor((until_ms - now) / 8) + 1000
-      call('PEXPIRE', key, h[1] - now)
+      h[4] = until_ms + math.floor((until_ms - now) / 8) + 1000
+      call('PEXPIRE', key, h[4] - now)
     end
-    local t = h[2]
-    call('SETRANGE', key, '5', pack(h[t], unpack(h, 1, t - 1)))
+    write_fields(key, h)
     if behind then behind[k] = nil end
   end
 end
 
 if behind then
   for k in pairs(behind) do
-    if not rebuild then close_block, rebuild = rare(now, shortest_ttl) end
+    if not rebuild then rebuild = rare(now, shortest_ttl) end
     rebuild(KEYS[k], ledgers[k], {})
   end
 end

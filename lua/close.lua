@@ -22,26 +22,21 @@ do
   if now < earliest or now >= latest_end then return struct.pack('<BI6', 2, now) end
 end
 
-local VERSION, SLIDING, GROUP, BLOCK, TWO_32 = 1, 1, 4, 32, 4294967296
+local SLIDING, GROUP, BLOCK, TWO_32 = 1, 4, 32, 4294967296
 local id, slot_scopes = struct.unpack('<c16B', ARGV[2])
 local refunds, refunded, headers = (#ARGV[2] - 17) / 23, {}, {}
 
 -- The header of a ledger, with nothing in it that is dated later than now.
 local function header_of(key)
-  local raw = redis.call('GETRANGE', key, 0, 399)
-  if raw == '' then return false end
-  local version, length, format = struct.unpack('<BHH', raw)
-  if version ~= VERSION then return nil, 'TGVERSION a counter is of version ' .. version end
-  if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
-  local h = { struct.unpack(string.sub(raw, length - format + 1, length), raw, 6) }
-  local s = h[2] + 2
-  for _ = 1, h[h[2] + 1] do
-    local d = h[s + 3]
-    if h[s] == SLIDING and h[d + 3] > now and h[d + 1] > 0 then
-      local _, rebuild = rare(now, shortest_ttl)
-      return rebuild(key, h, {})
+  local h, wrong = read_header(key)
+  if not h then return h, wrong end
+  local g, s = h[1], 2
+  for _ = 1, g[1] do
+    local d = g[s + 3]
+    if g[s] == SLIDING and h[d + 3] > now and h[d + 1] > 0 then
+      return rare(now, shortest_ttl)(key, h, {})
     end
-    s = s + 8 + 2 * h[s + 1]
+    s = s + 8 + 2 * g[s + 1]
   end
   return h
 end
@@ -50,8 +45,9 @@ end
 -- latest, or in the pending group; else in the ring, and in the header's copy of the oldest group if it is of
 -- that; and the sum of its block is in the directory once the next block has begun.
 local function take_out(key, h, s, column, number, amount)
-  local columns, d, capacity, ring, size = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6]
-  local seq, latest, horizon = h[d], h[d + 3], now - h[s + 2]
+  local g = h[1]
+  local columns, d, capacity, ring, size = g[s + 1], g[s + 3], g[s + 4], g[s + 5], g[s + 6]
+  local seq, latest, horizon = h[d], h[d + 3], now - g[s + 2]
   local last = seq + h[d + 1] - 1
   if number < seq or number > last then return 0 end
   if number == last then
@@ -69,8 +65,8 @@ local function take_out(key, h, s, column, number, amount)
     field, at = d + 5 + 2 * columns, (number - oldest) * size
   end
   bytes = field and h[field] or redis.call('GETRANGE', key, ring_at, ring_at + size - 1)
-  local offset, width = at + 4, h[s + 7 + 2 * column]
-  for x = 1, column - 1 do offset = offset + h[s + 7 + 2 * x] end
+  local offset, width = at + 4, g[s + 7 + 2 * column]
+  for x = 1, column - 1 do offset = offset + g[s + 7 + 2 * x] end
   local time = latest - (latest - struct.unpack('<I4', bytes, at + 1)) % TWO_32
   if time <= horizon then return 0 end
   local held = struct.unpack('<I' .. width, bytes, offset + 1)
@@ -102,12 +98,12 @@ end
 for r = 0, refunds - 1 do
   local k, kind, window, unit, number, amount = struct.unpack('<BBI4I4I6I7', ARGV[2], 18 + r * 23)
   local h, taken = headers[k], 0
-  local s = h and h[2] + 2
-  for _ = 1, h and h[h[2] + 1] or 0 do
-    local d = h[s + 3]
-    if h[s] == kind and h[s + 2] == window then
-      for x = 1, h[s + 1] do
-        if h[s + 6 + 2 * x] == unit then
+  local g, s = h and h[1], 2
+  for _ = 1, h and g[1] or 0 do
+    local d = g[s + 3]
+    if g[s] == kind and g[s + 2] == window then
+      for x = 1, g[s + 1] do
+        if g[s + 6 + 2 * x] == unit then
           if kind == SLIDING then
             taken = take_out(KEYS[k], h, s, x, number, amount)
           elseif h[d] == number and h[d + 3] > now then
@@ -117,10 +113,10 @@ for r = 0, refunds - 1 do
         end
       end
     end
-    s = s + 8 + 2 * h[s + 1]
+    s = s + 8 + 2 * g[s + 1]
   end
   refunded[r + 1] = taken
 end
 for k, h in pairs(headers) do
-  if h then redis.call('SETRANGE', KEYS[k], 5, struct.pack(h[h[2]], unpack(h, 1, h[2] - 1))) end
+  if h then write_fields(KEYS[k], h) end
 end

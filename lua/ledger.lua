@@ -1,19 +1,23 @@
 -- One ledger in one string value: everything that is counted for one scope. The algorithm is that of
 -- tollgate-core's log.rs, on which every reply must agree.
 --
--- The value begins with a header: version u8, length of the header u16, length of a `struct` format u16, the
--- fields which that format describes, and the format (little endian, offsets from 0). Unpacked, the fields
--- are the array `h` that the scripts work on. The dynamic ones come first, so that every decision writes
--- them back with one call, to the same place (offset 5):
+-- The value begins with a header (little endian, offsets from 0): version u8, lengths of the header, the shape, the
+-- fields' format and the statics' format u16 each (formats are of `struct`), and then, all but the fields at places that
+-- follow from the shape:
 --
---   h[1] until when the key lives (ms), h[2] t, the index of the first static field
---   per log, at d: number of the oldest entry, entries, time of the oldest, time of the latest (calendar: its
---     number, 0, start, end); per column what is in the window
---   per sliding log, behind these: per column the cost of the latest entry; the three entries before it; the
---     group of the oldest
---   h[t] format of the dynamic fields, h[t + 1] number of logs
---   per log, at s = t + 2 and on: kind (1 sliding, 2 calendar), columns, id (window in ms, or the calendar's
---     id), d, capacity, offset of the ring, size of an entry, format of an entry; per column: unit, width
+--   the shape: number of logs u8; per log, in the order of kinds and ids: kind u8 (1 sliding, 2 calendar), columns
+--     u8, id u32 (window in ms, or the calendar's id), per column, in their order, unit u32
+--   the fields' format
+--   the statics: number of logs u8; per log: kind u8, columns u8, id u32, d u8, capacity u16, offset of the ring u32,
+--     size of an entry u8, format of an entry (3 bytes, and 2 a column); per column: unit u32, width u8
+--   the fields, which every decision writes back with one call: until when the key lives u48 (ms); per log, at d:
+--     number of the oldest entry u48, entries u16, time of the oldest u48, time of the latest u48 (calendar: its number,
+--     0, start, end); per column what is in the window u56; per sliding log, behind these: per column the cost of the
+--     latest entry u56; the three entries before it; the group of the oldest
+--   the statics' format
+--
+-- Read, it is the array `h` that the scripts work on: h[1] the array `g` of the statics, in which those of a log begin
+-- at `s`; h[2] the fields' format, h[3] their offset, and from h[4] on the fields (behind them may stand one more).
 --
 -- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot
 -- n % capacity for as long as it lives, so its number is its address: time u32 (mod 2^32), and per column
@@ -35,14 +39,35 @@
 -- cell for every outer local they use. So the functions below use none, and the rare ones are made only when
 -- called for.
 
+-- The header of the value at `key`: false if there is no value, nil and what is wrong if it cannot be read.
+local function read_header(key)
+  -- As much as the header of two windows usually takes.
+  local raw = redis.call('GETRANGE', key, '0', '399')
+  if raw == '' then return false end
+  local version, length, shape, fields, statics, at = struct.unpack('<BHHHH', raw)
+  if version ~= 1 then return nil, 'TGVERSION a counter is of version ' .. version end
+  if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
+  at = at + shape
+  local format = string.sub(raw, at, at + fields - 1)
+  local g = { struct.unpack(string.sub(raw, length - statics + 1, length), raw, at + fields) }
+  local from = g[#g]
+  return { g, format, from - 1, struct.unpack(format, raw, from) }
+end
+
+-- Writes the fields back.
+local function write_fields(key, h)
+  redis.call('SETRANGE', key, h[3], struct.pack(h[2], unpack(h, 4)))
+end
+
 -- Walks from the oldest entry on, whole blocks at a time where it can. There is at least one entry.
 --
 -- With `horizon`: past every entry that is not later, and takes them out of the log. The latest is later.
 -- With `column`: past entries until `excess` of that column is behind; returns the time of the last one.
 -- Reads at most the directory and two blocks besides two groups, whatever the log's length.
 local function walk(key, h, s, horizon, column, excess)
+  local g = h[1]
   local GROUP, BLOCK, TWO_32 = 4, 32, 4294967296
-  local columns, d, capacity, ring, size, format = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6], h[s + 7]
+  local columns, d, capacity, ring, size, format = g[s + 1], g[s + 3], g[s + 4], g[s + 5], g[s + 6], g[s + 7]
   local before_latest, oldest_group = d + 4 + 2 * columns, d + 5 + 2 * columns
   local seq, latest = h[d], h[d + 3]
   local last = seq + h[d + 1] - 1
@@ -120,29 +145,12 @@ local function walk(key, h, s, horizon, column, excess)
   return latest
 end
 
--- Makes the rare functions:
+-- Makes the rare function:
 --
--- close_block(key, h, s, seq)  writes the directory's line for the block that ends before `seq`; no entry of
---                              it is pending
 -- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
 local function rare(now, shortest_ttl)
   local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 1, 1, 4, 32, 2048, 4294967296
   local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
-
-  local function close_block(key, h, s, seq)
-    local columns, d, capacity, ring, size = h[s + 1], h[s + 3], h[s + 4], h[s + 5], h[s + 6]
-    local line_size, lines = 4 + 7 * columns, capacity / BLOCK
-    local first, sums = seq - BLOCK, {}
-    if first < h[d] then first = h[d] end
-    local from, n = ring + first % capacity * size, seq - first
-    local entries = { unpack_bytes(rep(h[s + 7], n), call('GETRANGE', key, from, from + n * size - 1)) }
-    for x = 1, columns do
-      sums[x] = 0
-      for e = 0, n - 1 do sums[x] = sums[x] + entries[e * (columns + 1) + 1 + x] end
-    end
-    call('SETRANGE', key, ring + ((seq / BLOCK - 1) % lines - lines) * line_size,
-      pack('<I4' .. rep('I7', columns), h[d + 3] % TWO_32, unpack(sums)))
-  end
 
   local function width_of(amount)
     if amount < 256 then return 1 elseif amount < 65536 then return 2 elseif amount < TWO_32 then return 4 end
@@ -152,13 +160,13 @@ local function rare(now, shortest_ttl)
   -- The logs of a ledger as tables, their entries read in full and none later than now.
   local function decode(key, h)
     local logs, raw = {}, call('GET', key)
-    local s = h[2] + 2
-    for l = 1, h[h[2] + 1] do
-      local columns, d, size = h[s + 1], h[s + 3], h[s + 6]
-      local log = { kind = h[s], id = h[s + 2], head = h[d], count = h[d + 1], oldest = h[d + 2], latest = h[d + 3],
+    local g, s = h[1], 2
+    for l = 1, g[1] do
+      local columns, d, size = g[s + 1], g[s + 3], g[s + 6]
+      local log = { kind = g[s], id = g[s + 2], head = h[d], count = h[d + 1], oldest = h[d + 2], latest = h[d + 3],
                     times = {}, columns = {} }
       for x = 1, columns do
-        log.columns[x] = { unit = h[s + 6 + 2 * x], total = h[d + 3 + x], charge = 0, costs = {} }
+        log.columns[x] = { unit = g[s + 6 + 2 * x], total = h[d + 3 + x], charge = 0, costs = {} }
       end
       local last = log.head + log.count - 1
       for e = 1, log.kind == SLIDING and log.count or 0 do
@@ -166,9 +174,9 @@ local function rare(now, shortest_ttl)
         if seq == last then
           entry = { log.latest, unpack(h, d + 4 + columns, d + 3 + 2 * columns) }
         elseif seq >= last - last % GROUP then
-          entry = { unpack_bytes(h[s + 7], h[d + 4 + 2 * columns], (seq - last + GROUP - 1) * size + 1) }
+          entry = { unpack_bytes(g[s + 7], h[d + 4 + 2 * columns], (seq - last + GROUP - 1) * size + 1) }
         else
-          entry = { unpack_bytes(h[s + 7], raw, h[s + 5] + seq % h[s + 4] * size + 1) }
+          entry = { unpack_bytes(g[s + 7], raw, g[s + 5] + seq % g[s + 4] * size + 1) }
         end
         local time = log.latest - (log.latest - entry[1]) % TWO_32
         log.times[e] = time > now and now or time
@@ -205,7 +213,7 @@ local function rare(now, shortest_ttl)
     column.charge = amount
   end
 
-  -- Of the logs and their columns, those that hold something or are about to.
+  -- Of the logs and their columns, those that hold something or are about to, in the order of the shape.
   local function used_ones(logs)
     local used = {}
     for l = 1, #logs do
@@ -219,8 +227,10 @@ local function rare(now, shortest_ttl)
         if #columns == 0 and log.count > 0 then columns[1] = log.columns[1] end
       end
       log.columns = columns
+      table.sort(columns, function(a, b) return a.unit < b.unit end)
       if #columns > 0 then used[#used + 1] = log end
     end
+    table.sort(used, function(a, b) return a.kind < b.kind or a.kind == b.kind and a.id < b.id end)
     return used
   end
 
@@ -281,56 +291,52 @@ local function rare(now, shortest_ttl)
     for i = 1, #charges do add(logs, charges[i]) end
     logs = used_ones(logs)
     local until_ms = now + shortest_ttl
-    -- The fields that every decision writes, and the others, each with their formats.
-    local dynamic, dynamic_formats, static, static_formats = { 0, 0 }, { 'I6H' }, {}, {}
-    local dynamic_size, static_size, rings, offset = 8, 1, {}, 0
+    local formats, fields, shape, static_formats, statics, rings = { '<I6' }, { 0, 0, 0, 0 }, { pack('B', #logs) }, { '<B' }, { #logs }, {}
+    local offset, ring_places = 6, {}
     for l = 1, #logs do
-      local log = logs[l]
-      local columns, sliding, over_at, d = log.columns, log.kind == SLIDING, log.latest, #dynamic + 1
+      local log, units = logs[l], {}
+      local columns, sliding, over_at, d = log.columns, log.kind == SLIDING, log.latest, #fields + 1
+      for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do fields[#fields + 1] = value end
+      for x = 1, #columns do fields[#fields + 1], units[x] = columns[x].total, columns[x].unit end
+      formats[l + 1], offset = 'I6HI6I6' .. rep('I7', #columns), offset + 20 + 7 * #columns
+      rings[l], log.capacity, log.size, log.format = '', 0, 0, '-'
       if sliding then
         measure(log)
         over_at = (log.charged and now or log.latest) + log.id
         rings[l] = encode(log)
-      else
-        log.size, log.format, log.capacity, log.lines, rings[l] = 0, '-', 0, 0, ''
+        local before, group = log.before_latest, log.oldest_group
+        for x = 1, #columns do fields[#fields + 1] = columns[x].costs[log.count] or 0 end
+        fields[#fields + 1], fields[#fields + 2] = before, group
+        -- As long for entries of any size.
+        formats[l + 1] = formats[l + 1] .. rep('I7', #columns) .. string.format('c%03dc%03d', #before, #group)
+        offset = offset + 7 * #columns + #before + #group
       end
       if over_at > until_ms then until_ms = over_at end
-      local ring = offset + log.lines * (4 + 7 * #columns)
-      offset = offset + #rings[l]
-      for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do dynamic[#dynamic + 1] = value end
-      for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].total end
-      dynamic_formats[l + 1], dynamic_size = 'I6HI6I6' .. rep('I7', #columns), dynamic_size + 20 + 7 * #columns
-      if sliding then
-        local before, group = log.before_latest, log.oldest_group
-        for x = 1, #columns do dynamic[#dynamic + 1] = columns[x].costs[log.count] or 0 end
-        dynamic[#dynamic + 1], dynamic[#dynamic + 2] = before, group
-        dynamic_formats[l + 1] = dynamic_formats[l + 1] .. rep('I7', #columns) .. 'c' .. #before .. 'c' .. #group
-        dynamic_size = dynamic_size + 7 * #columns + #before + #group
+      for _, value in ipairs({ log.kind, #columns, log.id, d, log.capacity, 0, log.size, log.format }) do
+        statics[#statics + 1] = value
       end
-      for _, value in ipairs({ log.kind, #columns, log.id, d, log.capacity, ring, log.size, log.format }) do
-        static[#static + 1] = value
-      end
-      log.ring_field = #static - 2
-      for x = 1, #columns do
-        static[#static + 1], static[#static + 2] = columns[x].unit, columns[x].width or 7
-      end
-      static_formats[l] = 'BBI4HHI4Bc' .. #log.format .. rep('I4B', #columns)
-      static_size = static_size + 15 + #log.format + 5 * #columns
+      ring_places[l] = #statics - 2
+      for x = 1, #columns do statics[#statics + 1], statics[#statics + 2] = units[x], columns[x].width or 7 end
+      static_formats[l + 1] = 'BBI4BHI4Bc' .. #log.format .. rep('I4B', #columns)
+      shape[l + 1] = pack('<BBI4' .. rep('I4', #columns), log.kind, #columns, log.id, unpack(units))
     end
     -- A life a little longer than needed, so that most calls need not renew it.
-    dynamic[1] = until_ms + floor((until_ms - now) / 8) + 1000
-    dynamic[2] = #dynamic + 1
-    local dynamic_format = '<' .. table.concat(dynamic_formats)
-    local format = dynamic_format .. 'c' .. #dynamic_format .. 'B' .. table.concat(static_formats)
-    local length = 5 + dynamic_size + #dynamic_format + static_size + #format
-    for l = 1, #logs do static[logs[l].ring_field] = static[logs[l].ring_field] + length end
-    local fields = dynamic
-    fields[#fields + 1], fields[#fields + 2] = dynamic_format, #logs
-    for v = 1, #static do fields[#fields + 1] = static[v] end
-    local header = pack('<BHH', VERSION, length, #format) .. pack(format, unpack(fields)) .. format
-    call('SET', key, header .. table.concat(rings), 'PX', fields[1] - now)
+    fields[4] = until_ms + floor((until_ms - now) / 8) + 1000
+    local static_format, format, shapes = table.concat(static_formats), table.concat(formats), table.concat(shape)
+    -- Packed once for their length, and again when the rings have their places.
+    local at = 9 + #shapes + #format + #pack(static_format, unpack(statics))
+    local length = at + offset + #static_format
+    offset = length
+    for l = 1, #logs do
+      statics[ring_places[l]] = offset + (logs[l].lines or 0) * (4 + 7 * #logs[l].columns)
+      offset = offset + #rings[l]
+    end
+    local header = pack('<BHHHH', VERSION, length, #shapes, #format, #static_format) .. shapes .. format
+      .. pack(static_format, unpack(statics)) .. pack(format, unpack(fields, 4)) .. static_format
+    call('SET', key, header .. table.concat(rings), 'PX', fields[4] - now)
+    fields[1], fields[2], fields[3] = statics, format, at
     return fields
   end
 
-  return close_block, rebuild
+  return rebuild
 end

@@ -4,6 +4,7 @@ mod examine;
 mod link;
 mod records;
 mod split;
+mod usual;
 mod wire;
 
 use redis::Value;
@@ -21,11 +22,13 @@ pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
 use self::{
     records::{Admit, Close},
     split::Bounds,
+    usual::{Usual, UsualScripts},
     wire::{Request, Validity},
 };
 
 /// The scripts, put together from `lua/`, behind the clock that goes in front.
 struct Scripts {
+    usual: UsualScripts,
     apply: Script,
     admit: Script,
     look: Script,
@@ -37,17 +40,19 @@ macro_rules! lua {
     ($($name:literal)+) => { concat!($(include_str!(concat!("../../../lua/", $name, ".lua"))),+) };
 }
 
+const BLOCK: &str = lua!("block");
 const APPLY: &str = lua!("ledger" "apply" "answer");
-const ADMIT: &str = lua!("ledger" "record" "slots" "admit" "apply" "admitted");
+const ADMIT: &str = lua!("block" "ledger" "record" "slots" "admit" "apply" "admitted");
 const LOOK: &str = lua!("record" "look");
-const CLOSE: &str = lua!("ledger" "record" "close" "apply" "closed");
+const CLOSE: &str = lua!("block" "ledger" "record" "close" "apply" "closed");
 const EXTEND: &str = lua!("record" "slots" "extend");
 
 impl Scripts {
-    fn behind(clock: &str) -> Self {
+    fn behind(clock: &'static str) -> Self {
         let script = |code: &str| Script::new([clock, code].concat());
         Self {
-            apply: script(APPLY),
+            usual: UsualScripts::between([clock, BLOCK].concat(), APPLY),
+            apply: script(&[BLOCK, APPLY].concat()),
             admit: script(ADMIT),
             look: script(LOOK),
             close: script(CLOSE),
@@ -109,7 +114,13 @@ impl RedisStore {
             return admit.request.read_reply(wire::bytes_of(&reply)?);
         }
         let request = Request::within(prefix, claims, mode, bounds.validity);
-        let reply = self.script(&self.scripts.apply, &[&request.keys], &[&request.packed], bounds.deadline).await?;
+        let usual = Usual::of(claims, &request, mode, bounds.validity);
+        let reply = match usual.as_ref().and_then(|usual| Some((self.scripts.usual.get(usual)?, &usual.brief))) {
+            Some((script, brief)) => {
+                self.script(&script, &[&request.keys], &[&request.packed, brief], bounds.deadline).await?
+            }
+            None => self.script(&self.scripts.apply, &[&request.keys], &[&request.packed], bounds.deadline).await?,
+        };
         request.read_reply(wire::bytes_of(&reply)?)
     }
 
@@ -189,14 +200,25 @@ impl Store for RedisStore {
 pub mod raw {
     use tollgate_core::claim::{Claim, Mode};
 
-    /// The decision script behind a clock of the bench's own.
-    pub fn script(clock: &str) -> String {
-        [clock, super::APPLY].concat()
+    use super::{APPLY, BLOCK, Request, Usual, UsualScripts, Validity};
+
+    fn usual(prefix: &str, claims: &[Claim], mode: Mode) -> (Request, Option<Usual>) {
+        let validity = Validity::of(claims);
+        let request = Request::within(prefix, claims, mode, validity);
+        let usual = Usual::of(claims, &request, mode, validity);
+        (request, usual)
     }
 
-    /// The keys and the packed argument of one decision.
-    pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<u8>) {
-        let request = super::Request::within(prefix, claims, mode, super::Validity::of(claims));
-        (request.keys.into_vec(), request.packed)
+    /// The script that decides calls like this one, behind a clock of the bench's own.
+    pub fn script(clock: &str, claims: &[Claim], mode: Mode) -> String {
+        let scripts = UsualScripts::between([clock, BLOCK].concat(), APPLY);
+        let script = usual("", claims, mode).1.and_then(|usual| scripts.get(&usual));
+        script.map_or_else(|| [clock, BLOCK, APPLY].concat(), |script| script.code().to_owned())
+    }
+
+    /// The keys and the arguments of one decision.
+    pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<Vec<u8>>) {
+        let (request, usual) = usual(prefix, claims, mode);
+        (request.keys.into_vec(), [request.packed].into_iter().chain(usual.map(|usual| usual.brief)).collect())
     }
 }

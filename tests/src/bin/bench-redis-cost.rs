@@ -145,6 +145,9 @@ impl Load {
 /// A key and the time of its call.
 type Call = (u64, u64);
 
+/// The keys and the arguments of a script.
+type Encoded = (Vec<String>, Vec<Vec<u8>>);
+
 /// What one way costs under one load: µs for an admission, µs where 95 % are refused, bytes a scope.
 #[derive(Clone, Copy, Default)]
 struct Cost {
@@ -324,26 +327,26 @@ struct Runner {
     /// The sorted sets of each key.
     sets: Vec<Vec<String>>,
     /// What Tollgate is called with, for each key: without limits in reach, and with.
-    encoded: Vec<[(Vec<String>, Vec<u8>); 2]>,
+    encoded: Vec<[Encoded; 2]>,
     calls: u64,
 }
 
 impl Runner {
     fn new(redis: &mut Connection, way: Way, load: Load) -> Self {
+        let quotas = load.quotas();
+        let keys = if way == Way::Tollgate { load.keys } else { 0 };
+        let claims = |key, full| -> Vec<Claim> {
+            quotas.iter().map(|quota| claim(quota, key, limit(quota, load, full))).collect()
+        };
+        let encode = |key, full| raw::encode("tg", &claims(key, full), Mode::Try);
+        let encoded = (0..keys).map(|key| [encode(key, false), encode(key, true)]).collect();
         let script = Script::new(&match way {
             Way::Empty => EMPTY.to_owned(),
             Way::Fixed => FIXED.to_owned(),
             Way::SortedSets => SORTED_SETS.to_owned(),
-            Way::Tollgate => raw::script(CLOCK),
+            Way::Tollgate => raw::script(CLOCK, &claims(0, false), Mode::Try),
         });
         let hash = script.prepare_invoke().load(redis).expect("the script loads");
-        let quotas = load.quotas();
-        let keys = if way == Way::Tollgate { load.keys } else { 0 };
-        let encode = |key, full| {
-            let claims: Vec<Claim> = quotas.iter().map(|quota| claim(quota, key, limit(quota, load, full))).collect();
-            raw::encode("tg", &claims, Mode::Try)
-        };
-        let encoded = (0..keys).map(|key| [encode(key, false), encode(key, true)]).collect();
         let mut runner = Self { way, hash, load, quotas, sets: Vec::new(), encoded, calls: 0 };
         if way == Way::SortedSets {
             runner.sets = (0..load.keys).map(|key| runner.keys(key, 0)).collect();
@@ -392,8 +395,8 @@ impl Runner {
                 call.arg(self.calls).arg(now)
             }
             Way::Tollgate => {
-                let (keys, packed) = &self.encoded[usize::try_from(key).expect("few keys")][usize::from(full)];
-                call.arg(keys.len()).arg(keys).arg(packed).arg(now)
+                let (keys, args) = &self.encoded[usize::try_from(key).expect("few keys")][usize::from(full)];
+                call.arg(keys.len()).arg(keys).arg(args).arg(now)
             }
         };
     }

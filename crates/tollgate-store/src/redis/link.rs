@@ -88,6 +88,12 @@ impl Script {
         let sha = redis::Script::new(&code).get_hash().to_owned();
         Self { code, sha }
     }
+
+    /// The text.
+    #[cfg(feature = "testing")]
+    pub(crate) fn code(&self) -> &str {
+        &self.code
+    }
 }
 
 /// The way to one Redis, Sentinel group or Redis Cluster. Concurrent calls share pipelines on a few connections,

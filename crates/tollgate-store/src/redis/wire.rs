@@ -56,8 +56,8 @@ impl Request {
                 same_as: None,
             });
         }
-        // The script wants the rows of one window side by side. Most often they are.
-        let order = |row: &Row| (row.ledger, window_of(claims[row.claim].span));
+        // The script wants the rows of one window side by side, and columns are in the order of their units.
+        let order = |row: &Row| (row.ledger, window_of(claims[row.claim].span), claims[row.claim].unit.get());
         if !rows.is_sorted_by_key(order) {
             rows.sort_by_key(order);
         }
@@ -155,17 +155,27 @@ impl Validity {
         }
         validity
     }
+
+    /// Whether there are no periods.
+    pub(super) fn is_always(self) -> bool {
+        (self.from, self.till) == (0, NEVER)
+    }
+
+    /// Appends start and end.
+    pub(super) fn put(self, to: &mut Vec<u8>) {
+        put::<6>(to, self.from);
+        put::<6>(to, self.till);
+    }
 }
 
-fn pack(claims: &[Claim], rows: &[Row], mode: Mode, Validity { from, till }: Validity) -> Vec<u8> {
+fn pack(claims: &[Claim], rows: &[Row], mode: Mode, validity: Validity) -> Vec<u8> {
     let mut packed = Vec::with_capacity(HEAD + rows.len() * ROW);
     packed.push(match mode {
         Mode::Try => 0,
         Mode::Force => 1,
         Mode::Peek => 2,
     });
-    put::<6>(&mut packed, from);
-    put::<6>(&mut packed, till);
+    validity.put(&mut packed);
     for row in rows {
         let claim = &claims[row.claim];
         let (kind, id) = window_of(claim.span);

@@ -1,0 +1,257 @@
+//! The script of the usual call: `lua/usual.lua.jinja`, rendered for each form that calls have.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use minijinja::{Environment, value::Serde};
+use serde::Serialize;
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::Amount,
+    claim::{Claim, Effect, Mode},
+    window::Span,
+};
+
+use super::{
+    Script,
+    wire::{Request, Row, Validity, put, window_of},
+};
+
+const TEMPLATE: &str = include_str!("../../../../lua/usual.lua.jinja");
+const SLIDING: u8 = 1;
+/// What the value of a ledger begins with, in front of its shape; see `lua/ledger.lua`.
+const LEDGER_HEAD: usize = 9;
+/// So many entries of a log stand in its fields.
+const ENTRIES: usize = 7;
+/// The scripts of so many forms are kept; policies have a few each.
+const MOST_FORMS: usize = 128;
+/// Lua has room for 200 variables, of which a window takes up to 18 and a row 9.
+const MOST_WINDOWS: usize = 4;
+const MOST_ROWS: usize = 8;
+const MOST_GUARDS: usize = 4;
+
+/// What the text of the script depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    /// Per window that is charged its ledger, its kind, and its number of units.
+    windows: SmallVec<[(u8, u8, u8); MOST_WINDOWS]>,
+    /// Per ledger that the call is only judged by its number of claims.
+    guards: SmallVec<[u8; MOST_GUARDS]>,
+    /// Whether there are calendar periods in the call.
+    calendars: bool,
+}
+
+/// A usual call: its form, and what the script wants besides the claims.
+pub(super) struct Usual {
+    form: Form,
+    pub(super) brief: Vec<u8>,
+}
+
+impl Usual {
+    /// What makes this a usual call; `None` if it is none. It is one if it charges every counter it names, each once,
+    /// and is besides judged only by counters that rarely exist.
+    pub(super) fn of(claims: &[Claim], request: &Request, mode: Mode, validity: Validity) -> Option<Self> {
+        let claim = |row: &Row| &claims[row.claim];
+        let first_guard = request.rows.iter().position(|row| claim(row).effect == Effect::Judge);
+        let (charged, guards) = request.rows.split_at(first_guard.unwrap_or(request.rows.len()));
+        let may_pass = |row: &Row| {
+            let Claim { effect, span, cost, limit, .. } = claim(row);
+            *effect == Effect::Judge && matches!(span, Span::Sliding(_)) && *cost <= limit.ceiling()
+        };
+        if mode != Mode::Try
+            || !request.on_slots.is_empty()
+            || charged.len() > MOST_ROWS
+            || guards.len() > MOST_GUARDS
+            || !guards.iter().all(may_pass)
+            || charged.iter().any(|row| row.same_as.is_some())
+            || charged.last()?.ledger == guards.first().map_or(0, |row| row.ledger)
+        {
+            return None;
+        }
+        let window = |row: &Row| (row.ledger, window_of(claim(row).span));
+        let windows = || charged.chunk_by(|a, b| window(a) == window(b));
+        let mut form = Form { windows: SmallVec::new(), guards: SmallVec::new(), calendars: !validity.is_always() };
+        let mut brief = Vec::with_capacity(24 + 40 * charged.len());
+        for rows in windows() {
+            let (ledger, (kind, id)) = window(&rows[0]);
+            if form.windows.last().is_none_or(|(before, ..)| *before != ledger) {
+                let logs = windows().filter(|rows| rows[0].ledger == ledger).count();
+                brief.push(u8::try_from(logs).ok()?);
+            }
+            if form.windows.len() == MOST_WINDOWS || rows.iter().all(|row| claim(row).cost == Amount::ZERO) {
+                return None;
+            }
+            let columns = u8::try_from(rows.len()).ok()?;
+            form.windows.push((ledger, kind, columns));
+            brief.extend([kind, columns]);
+            brief.extend(id.to_le_bytes());
+            brief.extend(rows.iter().flat_map(|row| claim(row).unit.get().to_le_bytes()));
+        }
+        form.guards
+            .extend(guards.chunk_by(|a, b| a.ledger == b.ledger).filter_map(|rows| u8::try_from(rows.len()).ok()));
+        if form.calendars {
+            validity.put(&mut brief);
+        }
+        for rows in windows() {
+            match claim(&rows[0]).span {
+                Span::Sliding(window) => brief.extend(window.ms().to_le_bytes()),
+                Span::Calendar { period, .. } => {
+                    put::<6>(&mut brief, period.start.as_ms());
+                    put::<6>(&mut brief, period.end.as_ms());
+                }
+                Span::Slots => return None,
+            }
+        }
+        for claim in charged.iter().map(claim) {
+            put::<7>(&mut brief, claim.cost.get());
+            put::<7>(&mut brief, claim.limit.ceiling().get());
+        }
+        Some(Self { form, brief })
+    }
+}
+
+/// The scripts, one for each form that was met.
+pub(super) struct UsualScripts {
+    /// What stands in front of the usual part, and behind it.
+    front: String,
+    rest: &'static str,
+    known: ArcSwap<HashMap<Form, Arc<Script>>>,
+}
+
+impl UsualScripts {
+    pub(super) fn between(front: String, rest: &'static str) -> Self {
+        Self { front, rest, known: ArcSwap::default() }
+    }
+
+    /// The script for a call; none if it has a form too many.
+    pub(super) fn get(&self, usual: &Usual) -> Option<Arc<Script>> {
+        let known = self.known.load();
+        if let Some(script) = known.get(&usual.form) {
+            return Some(Arc::clone(script));
+        }
+        if known.len() >= MOST_FORMS {
+            return None;
+        }
+        let code = [&self.front, &*usual.form.render().ok()?, self.rest].concat();
+        let script = Arc::new(Script::new(code));
+        self.known.rcu(|known| {
+            let mut more = HashMap::clone(known);
+            more.insert(usual.form.clone(), Arc::clone(&script));
+            more
+        });
+        Some(script)
+    }
+}
+
+/// What the template asks for.
+#[derive(Serialize)]
+struct Context {
+    ledgers: Vec<Ledger>,
+    windows: Vec<Window>,
+    /// The numbers of the rows that are charged.
+    rows: Vec<usize>,
+    /// The numbers of the keys of guards.
+    guards: Vec<usize>,
+    guard_rows: Vec<usize>,
+    calendars: bool,
+    /// The formats of `ARGV[2]` and of the reply.
+    brief: String,
+    reply: String,
+}
+
+#[derive(Serialize)]
+struct Ledger {
+    n: u8,
+    windows: Vec<Window>,
+    /// Bytes of the shape.
+    shape: usize,
+    fields_at: usize,
+    /// Where the fields end, as long as costs take two bytes each.
+    usual: usize,
+    /// How long what stands behind them is.
+    statics_format: usize,
+    /// The format of what stands in front of the fields.
+    front: String,
+}
+
+#[derive(Clone, Serialize)]
+struct Window {
+    n: usize,
+    ledger: u8,
+    sliding: bool,
+    rows: Vec<usize>,
+}
+
+impl Window {
+    /// Bytes in the shape.
+    fn shape(&self) -> usize {
+        6 + 4 * self.rows.len()
+    }
+
+    /// Bytes of an entry's format.
+    fn entry(&self) -> usize {
+        if self.sliding { 3 + 2 * self.rows.len() } else { 1 }
+    }
+}
+
+impl Ledger {
+    /// The layout that `lua/ledger.lua` states.
+    fn new(n: u8, windows: Vec<Window>) -> Self {
+        let sum = |of: &dyn Fn(&Window, usize) -> usize| -> usize {
+            windows.iter().map(|window| of(window, window.rows.len())).sum()
+        };
+        let shape = 1 + sum(&|window, _| window.shape());
+        let fields_format =
+            3 + sum(&|window, columns| 7 + 2 * columns + if window.sliding { 8 + 2 * columns } else { 0 });
+        let statics_format = 2 + sum(&|window, columns| 10 + window.entry().to_string().len() + 3 * columns);
+        let statics = 1 + sum(&|window, columns| 14 + window.entry() + 5 * columns);
+        let fields_at = LEDGER_HEAD + shape + fields_format + statics;
+        let fields = 6 + sum(&|window, columns| {
+            20 + 7 * columns + if window.sliding { 7 * columns + ENTRIES * (4 + 2 * columns) } else { 0 }
+        });
+        let statics_of = |window: &Window| {
+            let columns = "x".repeat(5 * window.rows.len());
+            if window.sliding {
+                format!("xxxxxxxHI4Bc{}{columns}", window.entry())
+            } else {
+                format!("{}{columns}", "x".repeat(14 + window.entry()))
+            }
+        };
+        let front =
+            [format!("<BHxxxxxxc{shape}c{fields_format}x")].into_iter().chain(windows.iter().map(statics_of)).collect();
+        Self { n, windows, shape, usual: fields_at + fields, statics_format, fields_at, front }
+    }
+}
+
+impl Form {
+    fn render(&self) -> Result<String, minijinja::Error> {
+        let mut ledgers: Vec<Ledger> = Vec::new();
+        let (mut windows, mut rows) = (Vec::new(), 0);
+        for (at, (ledger, kind, columns)) in self.windows.iter().enumerate() {
+            let of_window = (rows + 1..=rows + usize::from(*columns)).collect();
+            rows += usize::from(*columns);
+            windows.push(Window { n: at + 1, ledger: *ledger, sliding: *kind == SLIDING, rows: of_window });
+        }
+        for of_ledger in windows.chunk_by(|a, b| a.ledger == b.ledger) {
+            ledgers.push(Ledger::new(of_ledger[0].ledger, of_ledger.to_vec()));
+        }
+        let shapes: Vec<String> = ledgers.iter().map(|ledger| format!("c{}", ledger.shape)).collect();
+        let spans: Vec<&str> = windows.iter().map(|window| if window.sliding { "I4" } else { "I6I6" }).collect();
+        let period = if self.calendars { "I6I6" } else { "" };
+        let brief = ["<", &shapes.concat(), period, &spans.concat(), &"I7I7".repeat(rows)].concat();
+        let guard_rows: usize = self.guards.iter().map(|rows| usize::from(*rows)).sum();
+        let guards: Vec<usize> = (ledgers.len() + 1..=ledgers.len() + self.guards.len()).collect();
+        let reply = format!("<BI6{}", "I7I6I6".repeat(rows + guard_rows));
+        let context = Context {
+            rows: (1..=rows).collect(),
+            guard_rows: (0..guard_rows).collect(),
+            calendars: self.calendars,
+            ledgers,
+            windows,
+            guards,
+            brief,
+            reply,
+        };
+        Environment::new().render_str(TEMPLATE, Serde(&context))
+    }
+}

@@ -1,0 +1,77 @@
+//! That calls go the short way: a script that fell back to the general one would decide alike, and take twice as long.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::sync::Arc;
+
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    store::Store,
+    time::Timestamp,
+    window::{CalendarUnit, CalendarWindow, SlidingWindow, Span, Window},
+};
+use tollgate_store::{
+    clock::ManualClock,
+    redis::{RedisConfig, RedisStore},
+    testing::RedisServer,
+};
+
+const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
+const CALLS: usize = 64;
+
+fn claim(ledger: &str, unit: &str, span: Span, effect: Effect) -> Claim {
+    Claim {
+        ledger: LedgerKey::of(Partition::of(["account"]), [ledger]),
+        span,
+        unit: UnitId::of(unit),
+        cost: Amount::from(300),
+        limit: Limit::Finite(Amount::from(1_000_000)),
+        effect,
+    }
+}
+
+fn sliding(ms: u64) -> Span {
+    Span::Sliding(SlidingWindow::from_ms(ms).unwrap())
+}
+
+/// How often Redis ran `command`.
+fn calls(stats: &str, command: &str) -> usize {
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+/// Makes calls and returns how many looks at values they took, beyond one for each of `ledgers`.
+async fn further_looks(claims: &[Claim], ledgers: usize) -> usize {
+    let server = RedisServer::start();
+    let clock = Arc::new(ManualClock::at(START));
+    let store = RedisStore::with_injected_clock(RedisConfig::new(server.url()), Arc::clone(&clock)).unwrap();
+    for _ in 0..CALLS {
+        clock.advance_ms(100);
+        let Answer::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
+        assert!(applied.allowed);
+    }
+    let stats: String = server.run("INFO commandstats");
+    assert!(calls(&stats, "setrange") >= CALLS * ledgers, "{stats}");
+    calls(&stats, "getrange") + calls(&stats, "get") - CALLS * ledgers
+}
+
+#[tokio::test]
+async fn usual_calls_take_one_look_at_each_ledger() {
+    let day = CalendarWindow::new(CalendarUnit::Day, "UTC").unwrap();
+    let day = Window::Calendar(day.into()).span_at(START);
+    let (minute, hour) = (sliding(60_000), sliding(3_600_000));
+    let charge = |ledger, unit, span| claim(ledger, unit, span, Effect::Charge);
+    let requests = charge("a", "requests", minute);
+    for (what, ledgers, claims) in [
+        ("one quota", 1, vec![requests]),
+        ("three quotas", 1, vec![requests, charge("a", "tokens", minute), charge("a", "requests", hour)]),
+        ("a day of the calendar", 1, vec![requests, charge("a", "requests", day)]),
+        ("a key and its account", 2, vec![requests, charge("k", "requests", minute), charge("k", "tokens", hour)]),
+        ("a guard that never failed", 1, vec![requests, claim("g", "failures", minute, Effect::Judge)]),
+    ] {
+        let looks = further_looks(&claims, ledgers).await;
+        // The first call and rings that grow need the general script; did all, there were a second look at each.
+        assert!(looks < CALLS * ledgers * 3 / 4, "{what}: {looks} further looks");
+    }
+}
