@@ -12,7 +12,7 @@ use tollgate_core::{
     window::{CalendarUnit, CalendarWindow, SlidingWindow, Span, Window},
 };
 use tollgate_store::{
-    clock::ManualClock,
+    clock::{Clock, ManualClock},
     redis::{RedisConfig, RedisStore},
     testing::RedisServer,
 };
@@ -51,6 +51,16 @@ async fn further_looks(claims: &[Claim], ledgers: usize) -> usize {
         let Answer::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
         assert!(applied.allowed);
     }
+    let longest = claims.iter().filter(|claim| claim.effect == Effect::Charge).map(|claim| match claim.span {
+        Span::Sliding(window) => u64::from(window.ms()),
+        Span::Calendar { period, .. } => period.end.ms_since(clock.now()),
+        Span::Slots => 0,
+    });
+    for key in server.run::<Vec<String>>("KEYS *") {
+        let ttl_ms: u64 = server.run(&format!("PTTL {key}"));
+        // Not all keys have the longest window, but all live at least an hour under an injected clock.
+        assert!(ttl_ms >= longest.clone().min().unwrap().max(3_500_000), "{key} ends in {ttl_ms} ms");
+    }
     let stats: String = server.run("INFO commandstats");
     assert!(calls(&stats, "setrange") >= CALLS * ledgers, "{stats}");
     calls(&stats, "getrange") + calls(&stats, "get") - CALLS * ledgers
@@ -64,7 +74,7 @@ async fn usual_calls_take_one_look_at_each_ledger() {
     let charge = |ledger, unit, span| claim(ledger, unit, span, Effect::Charge);
     let requests = charge("a", "requests", minute);
     for (what, ledgers, claims) in [
-        ("one quota", 1, vec![requests]),
+        ("one quota", 1, vec![charge("a", "requests", sliding(172_800_000))]),
         ("three quotas", 1, vec![requests, charge("a", "tokens", minute), charge("a", "requests", hour)]),
         ("a day of the calendar", 1, vec![requests, charge("a", "requests", day)]),
         ("a key and its account", 2, vec![requests, charge("k", "requests", minute), charge("k", "tokens", hour)]),

@@ -326,6 +326,36 @@ pub fn crowded(window_ms: u64, pause_ms: u64, calls: usize) -> impl Strategy<Val
     prop::collection::vec(call, calls / 2..calls).prop_map(|calls| calls.into_iter().flatten().collect())
 }
 
+/// Calls that come at a pace, now and then late, of which a few are in a short window at a time and some more in a long
+/// one: groups of entries begin and end at every place of a ring.
+pub fn paced() -> impl Strategy<Value = Vec<Step>> {
+    let sequence = (1_u64..12, 1_u64..4, 1_u64..60, any::<bool>());
+    sequence.prop_flat_map(|(live, ratio, pace, calendar)| {
+        let claim = |unit, window, cost, limit| ClaimSpec {
+            account: 0,
+            scope: 0,
+            unit,
+            window,
+            cost,
+            limit,
+            effect: Effect::Charge,
+        };
+        let short = WindowSpec::Sliding(live * pace);
+        let long = if calendar {
+            WindowSpec::Calendar { ms: 1_000, late: false }
+        } else {
+            WindowSpec::Sliding(live * pace * (ratio + 1))
+        };
+        let late = prop_oneof![20 => Just(1_u64), 4 => Just(0), 3 => 2_u64..4, 1 => 2_u64..20];
+        let limit = prop_oneof![6 => Just(None), 1 => (1..=300 * live).prop_map(Some)];
+        let call = (late, 0_u64..300, limit).prop_map(move |(late, cost, limit)| {
+            let claims = vec![claim(0, short, 1, None), claim(1, short, cost, limit), claim(0, long, 1, None)];
+            [Step::Forward(late * pace), Step::Apply(Mode::Try, claims)]
+        });
+        prop::collection::vec(call, 50..200).prop_map(|calls| calls.into_iter().flatten().collect())
+    })
+}
+
 fn duration() -> impl Strategy<Value = u64> {
     prop_oneof![Just(1), 0_u64..60, 0_u64..1_100, 0_u64..70_000, 0_u64..90_000_000]
 }
