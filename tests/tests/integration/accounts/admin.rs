@@ -195,6 +195,11 @@ async fn overrides_are_set_and_cleared() {
     let names: Vec<&str> = decision["quotas"].as_array().unwrap().iter().map(|q| q["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"tokens_per_minute") && names.contains(&"requests_per_hour"), "{names:?}");
     admin.good(Method::DELETE, &format!("/keys/{key}/overrides/tokens"), None).await;
+
+    // Concurrent requests have no window.
+    let slots = json!({"unit": "concurrent_requests", "limit": 2});
+    let set = admin.good(Method::PUT, "/accounts/acme/overrides/slots", Some(slots.clone())).await;
+    assert_eq!(set["overrides"]["slots"], slots);
 }
 
 #[tokio::test]
@@ -301,6 +306,7 @@ async fn wrong_requests_name_the_field_and_change_nothing() {
         (Method::PUT, set, over(json!({"unit": "bananas"})), "unit: "),
         (Method::PUT, set, over(json!({"unit": 1})), "unit: "),
         (Method::PUT, set, over(json!({"per": "fortnight"})), "per: "),
+        (Method::PUT, set, json!({"unit": "requests", "limit": 5}), "per: "),
         (Method::PUT, set, over(json!({"limit": -1})), "limit: "),
         (Method::PUT, set, over(json!({"limit": 1.5})), "limit: "),
         (Method::PUT, set, over(json!({"resource": "no-such"})), "resource: "),

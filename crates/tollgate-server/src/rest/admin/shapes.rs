@@ -42,8 +42,9 @@ pub(super) struct OverrideBody {
     /// What is counted.
     #[schema(value_type = String)]
     unit: Value,
-    /// The window: `minute`, `30s` …, or `{"calendar": "day", "zone": "UTC"}`.
-    per: Value,
+    /// The window: `minute`, `30s` …, or `{"calendar": "day", "zone": "UTC"}`; `concurrent_requests` have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per: Option<Value>,
     /// How much fits in a window, or `unlimited`.
     limit: Value,
     /// Only the quota of this scope.
@@ -58,9 +59,9 @@ pub(super) struct OverrideBody {
 impl OverrideBody {
     pub(super) fn record(self) -> Result<OverrideRecord, AdminError> {
         let expires_at = self.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
-        let given = [("resource", self.resource), ("scope", self.scope)];
+        let given = [("per", self.per), ("resource", self.resource), ("scope", self.scope)];
         let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let written = [("unit", self.unit), ("per", self.per), ("limit", self.limit)].into_iter().chain(given);
+        let written = [("unit", self.unit), ("limit", self.limit)].into_iter().chain(given);
         let written = written.map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(OverrideRecord { written: Value::Object(written), expires_at })
     }
@@ -70,7 +71,7 @@ impl OverrideBody {
         Self {
             resource: field("resource"),
             unit: field("unit").unwrap_or_default(),
-            per: field("per").unwrap_or_default(),
+            per: field("per"),
             limit: field("limit").unwrap_or_default(),
             scope: field("scope"),
             expires_at: record.expires_at.map(|at| at.to_string()),
