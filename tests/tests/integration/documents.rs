@@ -17,6 +17,9 @@ use tollgate_store::clock::Clock as _;
 
 use crate::harness::{Node, memory_node_with, redis_node_with};
 
+/// The token of an administrator.
+const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
+
 /// A node that serves the three shipped policies.
 struct Platforms {
     node: Node,
@@ -62,7 +65,8 @@ impl Platforms {
         let tiered_chat = with_keys(&shipped("tiered-chat.yaml"), &["free", "basic", "pro", "enterprise"], 4);
         let deapi = with_keys(&change(shipped("deapi.yaml")), &["basic", "premium"], 4);
         let policy = vec![write("tiered-chat.yaml", &tiered_chat), write("deapi.yaml", &deapi)];
-        let options = Options { policy, ..Options::default() };
+        let admins = format!("tokens: [{{ name: root, hash: '{}', domains: all }}]", crate::harness::hash_of(ADMIN));
+        let options = Options { policy, admin_tokens: Some(write("admins.yaml", &admins)), ..Options::default() };
         let venice = shipped("venice.yaml");
         let node = match redis {
             None => memory_node_with(options, &venice).await,

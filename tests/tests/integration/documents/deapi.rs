@@ -1,5 +1,7 @@
 //! "Limits & Quotas" of deAPI.
 
+use reqwest::Method;
+use serde_json::{Value, json};
 use tollgate_proto::v1::{Call, Reason, Upload, caller::By};
 
 use super::{Answer, Platforms, answer};
@@ -144,6 +146,33 @@ async fn premium_may_be_counted_by_endpoint() {
         let refused = too_many((300, 0), None, "minute", 60);
         assert_eq!(platforms.refused(call("premium-1", &endpoint)).await, refused, "{row}");
     }
+}
+
+/// "Activated automatically when you sign up", and "activated after making any payment": at once.
+#[tokio::test]
+async fn a_payment_makes_a_basic_account_premium() {
+    let platforms = Platforms::in_memory().await;
+    let admin = async |path: &str, body: Value| {
+        let request = platforms.node.rest.request(Method::POST, &format!("/admin/v1/accounts{path}?domain=deapi"));
+        let answer = request.bearer_auth(super::ADMIN).json(&body).send().await.expect("an answer");
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.json::<Value>().await.expect("JSON")
+    };
+    admin("", json!({ "id": "customer" })).await;
+    let issued = admin("/customer/keys", json!({ "kind": "inference" })).await;
+    let key = issued["key"]["id"].as_str().expect("a key");
+    for _ in 0..15 {
+        assert_eq!(platforms.consume(call(key, "txt2video")).await.status, 200);
+        platforms.node.clock.advance_ms(60_000);
+    }
+    let refused = platforms.refused(call(key, "txt2video")).await;
+    assert!(refused.headers.contains(&("X-RateLimit-Type".to_owned(), "daily".to_owned())), "{refused:?}");
+    let told = admin("/customer/events", json!({ "id": "payment-1", "type": "payment" })).await;
+    assert_eq!(told["promoted"], json!({ "from": "basic", "to": "premium" }));
+    for _ in 0..300 {
+        assert_eq!(platforms.consume(call(key, "txt2video")).await, answer(200, &[], ""));
+    }
+    assert_eq!(platforms.refused(call(key, "txt2img")).await, too_many((300, 0), None, "minute", 60));
 }
 
 fn upload(endpoint: &str, media_type: &str, bytes: u64, duration_seconds: u64) -> Call {
