@@ -163,6 +163,11 @@ impl Desk<'_> {
         self.admin.clock.now()
     }
 
+    /// Where it stands.
+    pub(crate) fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
     pub(crate) async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
         check_name("id", &new.id)?;
         self.not_in_policy_file(&new.id)?;

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod admin;
+
 use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -8,7 +10,7 @@ use crate::{
     key::{self, KeyHash},
     policies, policy_file,
     run::{Backend, Listeners, RunError, run},
-    settings::{Options, Settings, StoreSettings},
+    settings::{self, Options, Settings, StoreSettings},
     telemetry,
 };
 
@@ -52,11 +54,22 @@ enum Command {
     GenerateToken,
     /// Read a secret from standard input and print its hash, for a policy file or a file of tokens
     HashKey,
+    /// Administer the accounts of a running node
+    Account(Box<admin::Admin<admin::AccountVerb>>),
+    /// Administer the API keys of a running node
+    Key(Box<admin::Admin<admin::KeyVerb>>),
+    /// Read the tiers of a running node
+    Tier(Box<admin::Admin<admin::TierVerb>>),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let client = || {
+        cli.config
+            .as_deref()
+            .map_or(Ok(settings::ClientOptions::default()), |file| settings::read(file).map(|file| file.client))
+    };
     let done = match cli.command {
         None => cli.options.settle(cli.config.as_deref()).and_then(serve),
         Some(Command::CheckPolicy { paths }) => match policies::check(&paths) {
@@ -79,6 +92,9 @@ pub fn main() -> ExitCode {
             print(&format!("token: {token}\nhash: {}", KeyHash::of(&token).to_text()))
         }
         Some(Command::HashKey) => read_secret().and_then(|secret| print(&KeyHash::of(&secret).to_text())),
+        Some(Command::Account(admin)) => admin.run(client()).and_then(|text| print(&text)),
+        Some(Command::Key(admin)) => admin.run(client()).and_then(|text| print(&text)),
+        Some(Command::Tier(admin)) => admin.run(client()).and_then(|text| print(&text)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
 
-mod admin;
+pub(crate) mod admin;
 mod batch;
 mod decide;
 mod guard;
@@ -9,7 +9,7 @@ mod limits;
 mod report;
 mod reserve;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
 use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -134,24 +134,24 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
         .with_state(shared)
 }
 
-/// An error of `/v1`.
-#[derive(Debug, Serialize, ToSchema)]
-struct ErrorBody {
-    error: ErrorDetail,
+/// An error of `/v1` and `/admin/v1`.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: ErrorDetail,
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize, ToSchema)]
-struct ErrorDetail {
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ErrorDetail {
     /// A word for programs: `invalid_argument`, `not_found`, `unavailable`, `resource_exhausted` …
-    code: &'static str,
+    pub(crate) code: Cow<'static, str>,
     /// A sentence for people; of a wrong request it begins with the name of the field.
-    message: String,
+    pub(crate) message: String,
 }
 
 impl ErrorBody {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { error: ErrorDetail { code, message: message.into() } }
+    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { error: ErrorDetail { code: code.into(), message: message.into() } }
     }
 
     fn with(self, status: StatusCode) -> Response {
@@ -185,7 +185,7 @@ impl CallError {
 
 impl ErrorDetail {
     fn of(error: &CallError) -> Self {
-        Self { code: error.status().1, message: error.to_string() }
+        Self { code: error.status().1.into(), message: error.to_string() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings: by flag, else by environment variable, else by configuration file, else by default.
 
+mod client;
 mod doors;
 mod redis;
 
@@ -13,6 +14,8 @@ use clap::Args;
 use serde::Deserialize;
 use tollgate_core::reservation::MAX_RESERVATION_TTL_MS;
 
+pub use self::client::ClientOptions;
+pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
 use crate::{
     auth::{DoorSettings, ForwardedHeader},
     serve::ConnectionBounds,
@@ -222,6 +225,11 @@ pub struct Options {
     /// What is logged, as in `info,tollgate_server=debug` [default: info]
     #[arg(long, env = "TOLLGATE_LOG_FILTER", value_name = "FILTER")]
     pub log_filter: Option<String>,
+
+    /// What the commands that administer a node are set to. They have flags of their own.
+    #[arg(skip)]
+    #[serde(default)]
+    pub client: ClientOptions,
 }
 
 /// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.
@@ -427,11 +435,13 @@ impl Options {
             drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
             log_format: self.log_format.or(other.log_format),
             log_filter: self.log_filter.or(other.log_filter),
+            client: other.client,
         }
     }
 }
 
-fn read(file: &Path) -> Result<Options, String> {
+/// What the configuration file says.
+pub(crate) fn read(file: &Path) -> Result<Options, String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
     crate::policy_file::read_yaml(&text).map_err(|error| named(&error))

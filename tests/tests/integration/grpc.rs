@@ -13,7 +13,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::harness::{
-    Process, ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, signal, until,
+    Process, ProcessBuilder, account, allowed, call, consume, folder_with, http, memory_node, shop, signal, until,
 };
 
 pub(crate) const SERVICE: &str = "tollgate.v1.RateLimitService";
@@ -27,8 +27,7 @@ pub(crate) async fn raw(address: &str, path: &str, message: &[u8], headers: &[(&
     let mut frame = vec![0];
     frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
     frame.extend(message);
-    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().timeout(Duration::from_secs(20));
-    let request = client.build().expect("a client").post(format!("http://{address}{path}"));
+    let request = http().http2_prior_knowledge().build().expect("a client").post(format!("http://{address}{path}"));
     let request = request.header("content-type", "application/grpc").header("te", "trailers");
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let answer = request.body(frame).send().await.expect("an answer");

@@ -53,6 +53,12 @@ impl AccountRules {
         self.promotions.iter().find(fits).map(|promotion| &*promotion.to.0)
     }
 
+    /// The events that move an account of `tier`, and where.
+    pub(crate) fn promotions_from<'a>(&'a self, tier: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let from = self.promotions.iter().filter(move |promotion| promotion.from.0 == tier);
+        from.map(|promotion| (&*promotion.on.0, &*promotion.to.0))
+    }
+
     /// The types of events that mean something.
     pub(crate) fn events(&self) -> Vec<&str> {
         let mut events: Vec<&str> = self.promotions.iter().map(|promotion| &*promotion.on.0).collect();

@@ -2,7 +2,8 @@
 
 mod accounts;
 mod keys;
-mod shapes;
+pub(crate) mod shapes;
+mod tiers;
 
 use axum::{
     Json,
@@ -32,6 +33,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(keys::rotate))
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::put_override, keys::clear_override))
+        .routes(routes!(tiers::list))
 }
 
 /// In which domain.

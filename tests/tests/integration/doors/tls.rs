@@ -89,6 +89,8 @@ impl Files {
             hash_of(TOKEN)
         );
         std::fs::write(files.path("tokens.yaml"), tokens).unwrap();
+        let admins = format!("tokens: [{{ name: root, hash: '{}', domains: all }}]", hash_of(TOKEN));
+        std::fs::write(files.path("admins.yaml"), admins).unwrap();
         files
     }
 
@@ -111,6 +113,7 @@ impl Files {
         let builder = with(ProcessBuilder::new(&self.policy), "--tls-cert", "node.pem");
         let builder = with(builder, "--tls-key", "node.key");
         let builder = with(builder, "--tls-client-ca", "ca.pem");
+        let builder = with(builder, "--admin-tokens", "admins.yaml");
         with(builder, "--service-tokens", "tokens.yaml").arg("--ops-listen=127.0.0.1:0").start()
     }
 }
@@ -280,4 +283,40 @@ fn a_node_with_wrong_certificates_does_not_start() {
     let both = said(&key, &pem);
     assert!(both.contains("tls-cert: ") && both.contains("tls-key: "), "{both}");
     assert!(said(&files.path("nothing"), &key).contains("nothing: cannot be read"));
+}
+
+/// The command line shows its token only to a node that its authorities vouch for.
+#[tokio::test]
+async fn the_command_line_trusts_the_authorities_it_is_given() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let files = Files::new(&authority.node(), &authority.pem());
+    std::fs::write(files.path("stranger.pem"), stranger.pem()).unwrap();
+    let node = files.start();
+    let port = node.http_address.rsplit(':').next().unwrap();
+    // Whom the system trusts, and whom the flag says.
+    let list = |url: &str, system: &str, flag: Option<&str>| {
+        let command = ProcessBuilder::bare().args(["tier", "list", "--url", url]);
+        let command = command.env("TOLLGATE_ADMIN_TOKEN", TOKEN).env("SSL_CERT_FILE", files.path(system));
+        let command = flag.into_iter().fold(command, |command, file| command.arg("--ca").arg(files.path(file)));
+        let (status, stdout, stderr) = command.output();
+        (status.success(), stdout, stderr)
+    };
+    let url = format!("https://localhost:{port}");
+    for (url, system, flag) in [
+        (&url, "stranger.pem", Some("ca.pem")),
+        (&format!("https://127.0.0.1:{port}"), "stranger.pem", Some("ca.pem")),
+        (&url, "ca.pem", None),
+    ] {
+        let (good, stdout, stderr) = list(url, system, flag);
+        assert!(good && stdout.contains("paid"), "{stdout} {stderr}");
+    }
+    for (system, flag) in [("ca.pem", Some("stranger.pem")), ("stranger.pem", None)] {
+        let (good, stdout, stderr) = list(&url, system, flag);
+        assert!(!good && stdout.is_empty(), "{stdout}");
+        assert!(stderr.contains("is not trusted: ") && stderr.contains("ca names the authorities"), "{stderr}");
+    }
+    let (good, _, stderr) = list(&format!("http://localhost:{port}"), "ca.pem", None);
+    assert!(!good && stderr.contains("broke the connection off"), "{stderr}");
+    let (good, _, stderr) = list(&url, "ca.pem", Some("node.key"));
+    assert!(!good && stderr.contains("node.key: has no certificate in PEM"), "{stderr}");
 }

@@ -17,11 +17,15 @@ pub(crate) struct Rest {
     client: reqwest::Client,
 }
 
+/// An HTTP client to be built. No call may hang a test, and plain HTTP on loopback needs nobody to trust.
+pub(crate) fn http() -> reqwest::ClientBuilder {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(20))
+}
+
 impl Rest {
     pub(crate) fn new(address: &str) -> Self {
-        // No call may hang a test.
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build();
-        Self { base: format!("http://{address}"), client: client.expect("a client") }
+        Self { base: format!("http://{address}"), client: http().build().expect("a client") }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {

@@ -7,7 +7,9 @@ mod process;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use clients::{Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, ms, peek, quota};
+pub(crate) use clients::{
+    Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, http, ms, peek, quota,
+};
 pub(crate) use node::{Node, START, memory_node, memory_node_with, redis_node, redis_node_with};
 pub(crate) use policy::{KEY, folder_with, hash_of, shop};
 pub(crate) use process::{Process, ProcessBuilder, signal};

@@ -1,5 +1,6 @@
-//! The JSON of `/admin/v1`.
+//! The JSON of `/admin/v1`, for the node and for the command line, its client.
 
+use clap::ValueEnum;
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -7,53 +8,53 @@ use tollgate_core::time::Timestamp;
 use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord, OverrideRecord};
 use utoipa::ToSchema;
 
-use crate::{admin::AdminError, policy_file::parse_time, service::CallError};
+use crate::{admin::AdminError, policies::Domain, policy_file::parse_time, service::CallError};
 
 /// An account to be made.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewAccountBody {
+pub(crate) struct NewAccountBody {
     /// Its id: 1 to 128 bytes without control characters, unique in the domain.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Its tier; the policy's default tier if absent.
-    pub(super) tier: Option<String>,
+    pub(crate) tier: Option<String>,
     /// What it has to spend, by currency; shown, never judged by.
     #[serde(default)]
     #[schema(value_type = std::collections::HashMap<String, f64>)]
-    pub(super) balances: IndexMap<String, f64>,
+    pub(crate) balances: IndexMap<String, f64>,
 }
 
 /// What is to be different of an account; what is absent stays.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AccountPatchBody {
-    pub(super) tier: Option<String>,
+pub(crate) struct AccountPatchBody {
+    pub(crate) tier: Option<String>,
     #[schema(value_type = Option<std::collections::HashMap<String, f64>>)]
-    pub(super) balances: Option<IndexMap<String, f64>>,
+    pub(crate) balances: Option<IndexMap<String, f64>>,
 }
 
 /// A limit of one account or key, as policy files write it, and when it ends.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct OverrideBody {
+pub(crate) struct OverrideBody {
     /// Only for this resource, or for those that match a wildcard.
     #[serde(skip_serializing_if = "Option::is_none")]
-    resource: Option<Value>,
+    pub(crate) resource: Option<Value>,
     /// What is counted.
     #[schema(value_type = String)]
-    unit: Value,
+    pub(crate) unit: Value,
     /// The window: `minute`, `30s` …, or `{"calendar": "day", "zone": "UTC"}`; `concurrent_requests` have none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    per: Option<Value>,
+    pub(crate) per: Option<Value>,
     /// How much fits in a window, or `unlimited`.
-    limit: Value,
+    pub(crate) limit: Value,
     /// Only the quota of this scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
-    scope: Option<Value>,
+    pub(crate) scope: Option<Value>,
     /// When it stops to apply, RFC 3339; never if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<String>,
+    pub(crate) expires_at: Option<String>,
 }
 
 impl OverrideBody {
@@ -80,22 +81,22 @@ impl OverrideBody {
 }
 
 /// An account.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct AccountBody {
-    id: String,
-    domain: String,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct AccountBody {
+    pub(crate) id: String,
+    pub(crate) domain: String,
     /// Grows with every change; also the `ETag`.
-    version: u64,
-    tier: String,
+    pub(crate) version: u64,
+    pub(crate) tier: String,
     #[schema(value_type = std::collections::HashMap<String, f64>)]
-    balances: IndexMap<String, f64>,
+    pub(crate) balances: IndexMap<String, f64>,
     /// Its own limits, by name.
     #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
-    overrides: IndexMap<String, OverrideBody>,
+    pub(crate) overrides: IndexMap<String, OverrideBody>,
     /// How many of its keys are good.
-    active_keys: usize,
-    created_at: String,
-    changed_at: String,
+    pub(crate) active_keys: usize,
+    pub(crate) created_at: String,
+    pub(crate) changed_at: String,
 }
 
 impl AccountBody {
@@ -119,18 +120,18 @@ fn overrides(records: &IndexMap<String, OverrideRecord>) -> IndexMap<String, Ove
 }
 
 /// A page of accounts, by the order of their ids. Those of the policy file are not among them.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct AccountPage {
-    pub(super) accounts: Vec<AccountBody>,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct AccountPage {
+    pub(crate) accounts: Vec<AccountBody>,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 /// What a key may do.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Call, and read what concerns itself.
     Inference,
     /// Also read what concerns the whole account.
@@ -147,27 +148,27 @@ impl From<Kind> for KeyKind {
 }
 
 /// A key to be made.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewKeyBody {
-    pub(super) kind: Kind,
+pub(crate) struct NewKeyBody {
+    pub(crate) kind: Kind,
     /// What it is for: up to 64 characters.
     #[serde(default)]
-    pub(super) description: String,
+    pub(crate) description: String,
     /// When it ends, RFC 3339; never if absent.
-    pub(super) expires_at: Option<String>,
+    pub(crate) expires_at: Option<String>,
 }
 
 /// What is to be different of a key; what is absent stays.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct KeyPatchBody {
-    pub(super) description: Option<String>,
+pub(crate) struct KeyPatchBody {
+    pub(crate) description: Option<String>,
     /// When it ends, RFC 3339; `null`: never.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     #[expect(clippy::option_option, reason = "absent, null and a time are three things")]
-    pub(super) expires_at: Option<Option<String>>,
+    pub(crate) expires_at: Option<Option<String>>,
 }
 
 /// Tells `null` from what is absent.
@@ -177,48 +178,48 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D
 }
 
 /// How a key gets another secret.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RotationBody {
+pub(crate) struct RotationBody {
     /// For how many seconds the secret before stays good, at most 2592000; 0 if absent. The one before that is no
     /// good from now on.
     #[serde(default)]
-    pub(super) overlap_s: u64,
+    pub(crate) overlap_s: u64,
 }
 
 /// A key, without its secret.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct KeyBody {
-    id: String,
-    account: String,
-    domain: String,
-    kind: Kind,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct KeyBody {
+    pub(crate) id: String,
+    pub(crate) account: String,
+    pub(crate) domain: String,
+    pub(crate) kind: Kind,
     /// How its secret begins.
-    prefix: String,
-    description: String,
-    state: State,
-    created_at: String,
+    pub(crate) prefix: String,
+    pub(crate) description: String,
+    pub(crate) state: State,
+    pub(crate) created_at: String,
     /// When it ends; absent if never.
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<String>,
+    pub(crate) expires_at: Option<String>,
     /// When it was withdrawn.
     #[serde(skip_serializing_if = "Option::is_none")]
-    revoked_at: Option<String>,
+    pub(crate) revoked_at: Option<String>,
     /// When it got its present secret, if that is not its first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    rotated_at: Option<String>,
+    pub(crate) rotated_at: Option<String>,
     /// Until when the secret before is good.
     #[serde(skip_serializing_if = "Option::is_none")]
-    previous_good_until: Option<String>,
+    pub(crate) previous_good_until: Option<String>,
     /// Its own limits, by name.
     #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
-    overrides: IndexMap<String, OverrideBody>,
+    pub(crate) overrides: IndexMap<String, OverrideBody>,
 }
 
 /// Whether a key is good.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum State {
+pub(crate) enum State {
     Active,
     Expired,
     Revoked,
@@ -254,49 +255,96 @@ impl KeyBody {
 }
 
 /// A page of an account's keys, oldest first.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct KeyPage {
-    pub(super) keys: Vec<KeyBody>,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct KeyPage {
+    pub(crate) keys: Vec<KeyBody>,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 /// A key with its secret, which is never shown again.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct IssuedBody {
-    pub(super) key: KeyBody,
-    pub(super) secret: String,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct IssuedBody {
+    pub(crate) key: KeyBody,
+    pub(crate) secret: String,
 }
 
 /// Something that happened to an account, such as a payment.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct EventBody {
+pub(crate) struct EventBody {
     /// Its id, such as that of the payment: told again within 30 days, it does nothing.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Its type, as `promotions` of the policy name it, such as `payment`.
-    pub(super) r#type: String,
+    pub(crate) r#type: String,
 }
 
 /// What an event did.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct EventAnswer {
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct EventAnswer {
     /// The account now; absent if it is not in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) account: Option<AccountBody>,
+    pub(crate) account: Option<AccountBody>,
     /// The tiers that it moved from and to; absent if it did not move.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) promoted: Option<Promoted>,
+    pub(crate) promoted: Option<Promoted>,
     /// Whether the event was told before, and so did nothing now.
-    pub(super) repeated: bool,
+    pub(crate) repeated: bool,
 }
 
 /// A move from tier to tier.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Promoted {
-    pub(super) from: String,
-    pub(super) to: String,
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Promoted {
+    pub(crate) from: String,
+    pub(crate) to: String,
+}
+
+/// The tiers of a domain, in the order of its policy.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct TierList {
+    pub(crate) domain: String,
+    pub(crate) tiers: Vec<TierBody>,
+}
+
+/// A tier.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct TierBody {
+    pub(crate) name: String,
+    /// Whether it is that of an account that says none.
+    pub(crate) default: bool,
+    /// Whether its calls are paid for.
+    pub(crate) is_charged: bool,
+    /// From 1 (low) to 4 (critical).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<u8>,
+    /// Where events move an account of this tier.
+    pub(crate) promotions: Vec<PromotionBody>,
+}
+
+/// A move that an event brings about.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct PromotionBody {
+    /// The type of the event.
+    pub(crate) on: String,
+    /// The tier that it moves to.
+    pub(crate) to: String,
+}
+
+impl TierList {
+    pub(super) fn of(domain: &Domain) -> Self {
+        let policy = &domain.policy;
+        let tiers = policy.tiers().iter().map(|tier| TierBody {
+            name: tier.name.to_string(),
+            default: tier.id == policy.default_tier(),
+            is_charged: tier.is_charged,
+            priority: tier.priority,
+            promotions: (domain.accounts.promotions_from(&tier.name))
+                .map(|(on, to)| PromotionBody { on: on.to_owned(), to: to.to_owned() })
+                .collect(),
+        });
+        Self { domain: policy.domain().to_string(), tiers: tiers.collect() }
+    }
 }
 
 /// A time of a request.

@@ -1,0 +1,164 @@
+//! `tollgate account`, `key` and `tier`: the admin API of a node, on the command line.
+
+mod account;
+mod client;
+mod key;
+mod people;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::Value;
+
+pub(super) use self::{account::AccountVerb, key::KeyVerb};
+use self::{
+    client::{Ask, Client, Failure},
+    people::{Show, shown},
+};
+use crate::{
+    policy_file,
+    rest::admin::shapes::{OverrideBody, TierList},
+    settings::{ClientOptions, TOKEN_VARIABLE},
+};
+
+/// What is to be done, and at which node.
+#[derive(Args)]
+pub(super) struct Admin<V: Subcommand> {
+    #[command(subcommand)]
+    verb: V,
+
+    /// Print the node's answer, and errors, as JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(flatten)]
+    node: ClientOptions,
+}
+
+/// Something that a node can be asked for.
+pub(super) trait Verb: Subcommand {
+    fn ask(self) -> Ask;
+}
+
+#[derive(Subcommand)]
+pub(super) enum TierVerb {
+    /// List the tiers that the policy of a domain offers
+    List,
+}
+
+impl Verb for TierVerb {
+    fn ask(self) -> Ask {
+        match self {
+            Self::List => Ask::get::<TierList>(["tiers"]),
+        }
+    }
+}
+
+impl<V: Verb> Admin<V> {
+    /// What is to be printed, or why it failed.
+    pub(super) fn run(self, file: Result<ClientOptions, String>) -> Result<String, String> {
+        let json = self.json;
+        self.answer(file).map_err(|failure| if json { failure.to_json() } else { failure.to_string() })
+    }
+
+    fn answer(self, file: Result<ClientOptions, String>) -> Result<String, Failure> {
+        let token = std::env::var_os(TOKEN_VARIABLE).map(|token| token.to_string_lossy().into_owned());
+        let settings = file.and_then(|file| self.node.settle(token, file)).map_err(Failure::Wrong)?;
+        let (client, ask) = (Client::new(settings)?, self.verb.ask());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::Wrong(error.to_string()))?;
+        let text = runtime.block_on(client.ask(&ask))?;
+        Ok(if self.json { text } else { (ask.show)(&text) })
+    }
+}
+
+/// Which part of a list.
+#[derive(Args)]
+pub(super) struct Page {
+    /// How many at most, 1 to 100 [default: 50]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+
+    /// Where the page before ended, as it says
+    #[arg(long, value_name = "TEXT")]
+    cursor: Option<String>,
+}
+
+/// Upon which version.
+#[derive(Args)]
+pub(super) struct Upon {
+    /// Only if this still is the account's version
+    #[arg(long, value_name = "N")]
+    if_version: Option<u64>,
+}
+
+/// A limit of one account or key.
+#[derive(Args)]
+pub(super) struct OverrideArgs {
+    /// What is counted: `requests`, `tokens`, `concurrent_requests` …
+    #[arg(long)]
+    unit: String,
+
+    /// The window, as policy files write it: `minute`, `30s`, `{calendar: day}`; `concurrent_requests` have none
+    #[arg(long, value_name = "WINDOW", value_parser = written)]
+    per: Option<Value>,
+
+    /// How much fits in a window: a number, or `unlimited`
+    #[arg(long, value_name = "AMOUNT", value_parser = written)]
+    limit: Value,
+
+    /// Only for this resource, or for those that match a wildcard
+    #[arg(long, value_name = "NAME")]
+    resource: Option<String>,
+
+    /// Only the quota of this scope, such as `account,resource`
+    #[arg(long, value_name = "ATTRIBUTES", value_delimiter = ',')]
+    scope: Option<Vec<String>>,
+
+    /// When it stops to apply, such as 2027-01-31T00:00:00Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+}
+
+/// A value as policy files write it.
+fn written(text: &str) -> Result<Value, String> {
+    policy_file::read_yaml(text)
+}
+
+impl OverrideArgs {
+    fn body(self) -> OverrideBody {
+        OverrideBody {
+            resource: self.resource.map(Value::String),
+            unit: Value::String(self.unit),
+            per: self.per,
+            limit: self.limit,
+            scope: self.scope.map(Value::from),
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+impl Ask {
+    fn new<T: Show>(method: reqwest::Method, path: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let path = path.into_iter().map(Into::into).collect();
+        Self { method, path, query: Vec::new(), body: None, if_version: None, show: shown::<T> }
+    }
+
+    fn get<T: Show>(path: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self::new::<T>(reqwest::Method::GET, path)
+    }
+
+    fn page(self, Page { limit, cursor }: Page) -> Self {
+        let limit = limit.map(|limit| ("limit", limit.to_string()));
+        let query = limit.into_iter().chain(cursor.map(|cursor| ("cursor", cursor))).collect();
+        Self { query, ..self }
+    }
+
+    fn body(self, body: &impl Serialize) -> Self {
+        // The shapes have no values that JSON lacks.
+        Self { body: serde_json::to_value(body).ok(), ..self }
+    }
+
+    fn upon(self, upon: &Upon) -> Self {
+        Self { if_version: upon.if_version, ..self }
+    }
+}

@@ -1,0 +1,133 @@
+//! `tollgate account`.
+
+use clap::Subcommand;
+use indexmap::IndexMap;
+use reqwest::Method;
+
+use super::{Ask, OverrideArgs, Page, Upon, Verb, people};
+use crate::rest::admin::shapes::{AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody};
+
+#[derive(Subcommand)]
+pub(in crate::cli) enum AccountVerb {
+    /// Make an account
+    Create {
+        /// The account's id
+        account: String,
+
+        /// Its tier [default: the policy's default tier]
+        #[arg(long)]
+        tier: Option<String>,
+
+        /// What it has to spend, such as `USD=12.5`; shown, never judged by
+        #[arg(long = "balance", value_name = "CURRENCY=SUM", value_parser = balance)]
+        balances: Vec<(String, f64)>,
+    },
+    /// List accounts by the order of their ids, a page at a time
+    List(#[command(flatten)] Page),
+    /// Show an account
+    Show {
+        /// The account's id
+        account: String,
+    },
+    /// Change an account's tier or balances
+    Set {
+        /// The account's id
+        account: String,
+
+        /// The tier
+        #[arg(long, required_unless_present = "balances")]
+        tier: Option<String>,
+
+        /// What it has to spend, such as `USD=12.5`; those that are not given are gone
+        #[arg(long = "balance", value_name = "CURRENCY=SUM", value_parser = balance)]
+        balances: Vec<(String, f64)>,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Delete an account and its keys
+    Delete {
+        /// The account's id
+        account: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Set a limit of the account's own, under a name
+    SetOverride {
+        /// The account's id
+        account: String,
+
+        /// The override's name
+        name: String,
+
+        #[command(flatten)]
+        limit: Box<OverrideArgs>,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Clear a limit of the account's own
+    ClearOverride {
+        /// The account's id
+        account: String,
+
+        /// The override's name
+        name: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Tell of something that happened to an account, such as a payment, which may move it to another tier
+    Event {
+        /// The account's id
+        account: String,
+
+        /// The event's id, such as that of the payment; told again, it does nothing
+        #[arg(long)]
+        id: String,
+
+        /// The event's type, as `promotions` of the policy name it
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: String,
+    },
+}
+
+fn balance(text: &str) -> Result<(String, f64), String> {
+    let parsed = text.split_once('=').and_then(|(currency, sum)| Some((currency.to_owned(), sum.parse().ok()?)));
+    parsed.filter(|(_, sum): &(_, f64)| sum.is_finite()).ok_or_else(|| "must be like USD=12.5".to_owned())
+}
+
+impl Verb for AccountVerb {
+    fn ask(self) -> Ask {
+        let of = |account: String| ["accounts".to_owned(), account];
+        let over = |account: String, name: String| ["accounts".to_owned(), account, "overrides".to_owned(), name];
+        match self {
+            Self::Create { account, tier, balances } => {
+                let new = NewAccountBody { id: account, tier, balances: balances.into_iter().collect() };
+                Ask::new::<AccountBody>(Method::POST, ["accounts"]).body(&new)
+            }
+            Self::List(page) => Ask::get::<AccountPage>(["accounts"]).page(page),
+            Self::Show { account } => Ask::get::<AccountBody>(of(account)),
+            Self::Set { account, tier, balances, upon } => {
+                let balances = (!balances.is_empty()).then(|| balances.into_iter().collect::<IndexMap<_, _>>());
+                let patch = AccountPatchBody { tier, balances };
+                Ask::new::<AccountBody>(Method::PATCH, of(account)).body(&patch).upon(&upon)
+            }
+            Self::Delete { account, upon } => {
+                let ask = Ask::new::<AccountBody>(Method::DELETE, of(account)).upon(&upon);
+                Ask { show: people::deleted, ..ask }
+            }
+            Self::SetOverride { account, name, limit, upon } => {
+                Ask::new::<AccountBody>(Method::PUT, over(account, name)).body(&limit.body()).upon(&upon)
+            }
+            Self::ClearOverride { account, name, upon } => {
+                Ask::new::<AccountBody>(Method::DELETE, over(account, name)).upon(&upon)
+            }
+            Self::Event { account, id, kind } => {
+                let path = ["accounts".to_owned(), account, "events".to_owned()];
+                Ask::new::<EventAnswer>(Method::POST, path).body(&EventBody { id, r#type: kind })
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `tollgate key`.
+
+use clap::Subcommand;
+use reqwest::Method;
+
+use super::{Ask, OverrideArgs, Page, Upon, Verb};
+use crate::rest::admin::shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, Kind, NewKeyBody, RotationBody};
+
+#[derive(Subcommand)]
+pub(in crate::cli) enum KeyVerb {
+    /// Make a key, and print its secret, which is never shown again
+    Create {
+        /// The account's id
+        account: String,
+
+        /// Whether it may call, or also read what concerns the whole account
+        #[arg(long, value_enum, default_value_t = Kind::Inference)]
+        kind: Kind,
+
+        /// What it is for
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        description: String,
+
+        /// When it ends, such as 2027-01-31T00:00:00Z [default: never]
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// List an account's keys, oldest first, a page at a time
+    List {
+        /// The account's id
+        account: String,
+
+        #[command(flatten)]
+        page: Page,
+    },
+    /// Show a key, without its secret
+    Show {
+        /// The key's id
+        key: String,
+    },
+    /// Change what a key is said to be for
+    Describe {
+        /// The key's id
+        key: String,
+
+        /// What it is for
+        text: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Let a key end at a time, or never
+    Expire {
+        /// The key's id
+        key: String,
+
+        /// When it ends, such as 2027-01-31T00:00:00Z, or `never`; `revoke` ends it now
+        #[arg(long, value_name = "TIME")]
+        at: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Give a key another secret, and print it; the key keeps its id and its counters
+    Rotate {
+        /// The key's id
+        key: String,
+
+        /// For how many seconds the secret before stays good, at most 2592000
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        overlap_s: u64,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Withdraw a key, at once and for good
+    Revoke {
+        /// The key's id
+        key: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Set a limit of the key's own, under a name
+    SetOverride {
+        /// The key's id
+        key: String,
+
+        /// The override's name
+        name: String,
+
+        #[command(flatten)]
+        limit: Box<OverrideArgs>,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+    /// Clear a limit of the key's own
+    ClearOverride {
+        /// The key's id
+        key: String,
+
+        /// The override's name
+        name: String,
+
+        #[command(flatten)]
+        upon: Upon,
+    },
+}
+
+impl Verb for KeyVerb {
+    fn ask(self) -> Ask {
+        let of = |key: String| ["keys".to_owned(), key];
+        let to = |key: String, verb: &str| ["keys".to_owned(), key, verb.to_owned()];
+        let over = |key: String, name: String| ["keys".to_owned(), key, "overrides".to_owned(), name];
+        let keys = |account: String| ["accounts".to_owned(), account, "keys".to_owned()];
+        match self {
+            Self::Create { account, kind, description, expires_at, upon } => {
+                let new = NewKeyBody { kind, description, expires_at };
+                Ask::new::<IssuedBody>(Method::POST, keys(account)).body(&new).upon(&upon)
+            }
+            Self::List { account, page } => Ask::get::<KeyPage>(keys(account)).page(page),
+            Self::Show { key } => Ask::get::<KeyBody>(of(key)),
+            Self::Describe { key, text, upon } => {
+                let patch = KeyPatchBody { description: Some(text), expires_at: None };
+                Ask::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+            }
+            Self::Expire { key, at, upon } => {
+                let patch = KeyPatchBody { description: None, expires_at: Some(Some(at).filter(|at| at != "never")) };
+                Ask::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+            }
+            Self::Rotate { key, overlap_s, upon } => {
+                Ask::new::<IssuedBody>(Method::POST, to(key, "rotate")).body(&RotationBody { overlap_s }).upon(&upon)
+            }
+            Self::Revoke { key, upon } => Ask::new::<KeyBody>(Method::POST, to(key, "revoke")).upon(&upon),
+            Self::SetOverride { key, name, limit, upon } => {
+                Ask::new::<KeyBody>(Method::PUT, over(key, name)).body(&limit.body()).upon(&upon)
+            }
+            Self::ClearOverride { key, name, upon } => Ask::new::<KeyBody>(Method::DELETE, over(key, name)).upon(&upon),
+        }
+    }
+}

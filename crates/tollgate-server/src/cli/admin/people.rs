@@ -1,0 +1,189 @@
+//! Answers for people.
+
+use indexmap::IndexMap;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::rest::admin::shapes::{
+    AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody, TierList,
+};
+
+/// Something that can be shown.
+pub(super) trait Show: DeserializeOwned {
+    fn show(&self) -> String;
+}
+
+/// The text of an answer with a `T` in it, for people.
+pub(super) fn shown<T: Show>(answer: &str) -> String {
+    // A node of another version may say what is not understood here; nothing of it is to be lost.
+    serde_json::from_str(answer).map_or_else(|_| answer.to_owned(), |answer: T| answer.show())
+}
+
+/// What is said when a node has nothing more to say.
+pub(super) fn deleted(_: &str) -> String {
+    "deleted".to_owned()
+}
+
+impl Show for AccountBody {
+    fn show(&self) -> String {
+        let balances = self.balances.iter().map(|(currency, sum)| format!("{currency} {sum}"));
+        let rows = [
+            ("account", self.id.clone()),
+            ("domain", self.domain.clone()),
+            ("tier", self.tier.clone()),
+            ("balances", balances.collect::<Vec<_>>().join(", ")),
+        ];
+        let rest = [
+            ("good keys", self.active_keys.to_string()),
+            ("version", self.version.to_string()),
+            ("created", self.created_at.clone()),
+            ("changed", self.changed_at.clone()),
+        ];
+        pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
+    }
+}
+
+impl Show for AccountPage {
+    fn show(&self) -> String {
+        let row = |account: &AccountBody| {
+            let (keys, overrides) = (account.active_keys.to_string(), account.overrides.len().to_string());
+            vec![account.id.clone(), account.tier.clone(), keys, overrides, account.changed_at.clone()]
+        };
+        let heads = ["ACCOUNT", "TIER", "GOOD KEYS", "OVERRIDES", "CHANGED"];
+        table(&heads, self.accounts.iter().map(row), self.next_cursor.as_deref())
+    }
+}
+
+impl Show for KeyBody {
+    fn show(&self) -> String {
+        let end = |time: &Option<String>| time.clone().unwrap_or_default();
+        let rows = [
+            ("key", self.id.clone()),
+            ("account", self.account.clone()),
+            ("domain", self.domain.clone()),
+            ("kind", kind(self.kind).to_owned()),
+            ("state", state(self.state).to_owned()),
+            ("begins with", self.prefix.clone()),
+            ("description", self.description.clone()),
+        ];
+        let rest = [
+            ("created", self.created_at.clone()),
+            ("ends", end(&self.expires_at)),
+            ("revoked", end(&self.revoked_at)),
+            ("rotated", end(&self.rotated_at)),
+            ("old secret until", end(&self.previous_good_until)),
+        ];
+        pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
+    }
+}
+
+impl Show for KeyPage {
+    fn show(&self) -> String {
+        let row = |key: &KeyBody| {
+            let (kind, state) = (kind(key.kind).to_owned(), state(key.state).to_owned());
+            let ends = key.expires_at.clone().unwrap_or_default();
+            vec![key.id.clone(), kind, state, key.prefix.clone(), ends, key.description.clone()]
+        };
+        let heads = ["KEY", "KIND", "STATE", "BEGINS WITH", "ENDS", "DESCRIPTION"];
+        table(&heads, self.keys.iter().map(row), self.next_cursor.as_deref())
+    }
+}
+
+impl Show for IssuedBody {
+    fn show(&self) -> String {
+        let secret = pairs([("secret", self.secret.clone())]);
+        format!("{secret}\n{}\nThe secret is not shown again.", self.key.show())
+    }
+}
+
+impl Show for EventAnswer {
+    fn show(&self) -> String {
+        let said = match (&self.promoted, self.repeated) {
+            (_, true) => "The event was told before, and does nothing now.".to_owned(),
+            (Some(moved), false) => plain(&format!("The account moved from {} to {}.", moved.from, moved.to)),
+            (None, false) => "The event is noted, and moves the account nowhere.".to_owned(),
+        };
+        self.account.as_ref().map_or(said.clone(), |account| format!("{said}\n{}", account.show()))
+    }
+}
+
+impl Show for TierList {
+    fn show(&self) -> String {
+        let row = |tier: &TierBody| {
+            let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+            let promotions = tier.promotions.iter().map(|promotion| format!("{} to {}", promotion.on, promotion.to));
+            let priority = tier.priority.map(|priority| priority.to_string()).unwrap_or_default();
+            let promotions = promotions.collect::<Vec<_>>().join(", ");
+            vec![tier.name.clone(), yes(tier.default), yes(tier.is_charged), priority, promotions]
+        };
+        table(&["TIER", "DEFAULT", "CHARGED", "PRIORITY", "MOVES ON"], self.tiers.iter().map(row), None)
+    }
+}
+
+const fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Inference => "inference",
+        Kind::Admin => "admin",
+    }
+}
+
+const fn state(state: State) -> &'static str {
+    match state {
+        State::Active => "active",
+        State::Expired => "expired",
+        State::Revoked => "revoked",
+    }
+}
+
+fn overrides(overrides: &IndexMap<String, OverrideBody>) -> impl Iterator<Item = (&'static str, String)> {
+    overrides.iter().map(|(name, over)| {
+        let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let text = |value: &Value| match value {
+            Value::Array(all) => all.iter().map(word).collect::<Vec<_>>().join(", "),
+            value => word(value),
+        };
+        let mut said = format!("{name}: {} {}", text(&over.limit), text(&over.unit));
+        let more = [("per", over.per.as_ref()), ("of", over.resource.as_ref()), ("in scope", over.scope.as_ref())];
+        for (name, value) in more {
+            said += &value.map(|value| format!(" {name} {}", text(value))).unwrap_or_default();
+        }
+        said += &over.expires_at.as_ref().map(|end| format!(", until {end}")).unwrap_or_default();
+        ("override", said)
+    })
+}
+
+/// Names and values, those that have one, under each other.
+fn pairs(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
+    rows.map(|(name, value)| format!("{name:16}  {}", plain(&value))).collect::<Vec<_>>().join("\n")
+}
+
+/// Columns with their heads, and how to go on if there is more.
+fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> String {
+    let heads = heads.iter().map(|head| (*head).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(heads)
+        .chain(rows)
+        .map(|row: Vec<String>| {
+            row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { plain(cell) }).collect()
+        })
+        .collect();
+    let widest = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(at, cell)| format!("{cell:0$}", widest(at).unwrap_or_default()));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let mut lines: Vec<String> = rows.iter().map(line).collect();
+    lines.extend(next.map(|next| format!("There is more: --cursor={}", quoted(next))));
+    lines.join("\n")
+}
+
+/// Without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// As a shell takes it for one word.
+fn quoted(text: &str) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
+    if text.chars().all(safe) { text.to_owned() } else { format!("'{}'", plain(text).replace('\'', r"'\''")) }
+}

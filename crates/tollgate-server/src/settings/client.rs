@@ -1,0 +1,206 @@
+//! Settings of the commands that administer a node over its REST API.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use reqwest::{Certificate, Url};
+use serde::Deserialize;
+
+use crate::auth::read_bounded;
+
+/// The variable that may hold an admin token itself. There is no flag for it: flags are seen in the list of processes.
+pub(crate) const TOKEN_VARIABLE: &str = "TOLLGATE_ADMIN_TOKEN";
+
+/// The longest file of a token, and the largest of certificates, in bytes.
+const MAX_TOKEN_BYTES: u64 = 4096;
+const MAX_PEM_BYTES: u64 = 1 << 20;
+
+/// What may be set, as flags and variables have it. In the configuration file it stands under `client`.
+#[derive(Args, Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = "The node")]
+pub struct ClientOptions {
+    /// Where the node's REST API is [default: `http://127.0.0.1:8080`]
+    #[arg(long, env = "TOLLGATE_URL", value_name = "URL", global = true)]
+    pub url: Option<String>,
+
+    /// File with an admin token [default: the token itself in the variable `TOLLGATE_ADMIN_TOKEN`]
+    #[arg(long, env = "TOLLGATE_ADMIN_TOKEN_FILE", value_name = "FILE", global = true)]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Certificates of the authorities that vouch for the node, PEM [default: the system's]
+    #[arg(long, env = "TOLLGATE_CA", value_name = "FILE", global = true)]
+    pub ca: Option<PathBuf>,
+
+    /// Domain to act in [default: the only one that the token reaches]
+    #[arg(long, env = "TOLLGATE_DOMAIN", value_name = "NAME", global = true)]
+    pub domain: Option<String>,
+
+    /// How long the node may take to answer, in milliseconds [default: 10000]
+    #[arg(long, env = "TOLLGATE_TIMEOUT_MS", value_name = "MS", global = true)]
+    pub timeout_ms: Option<u64>,
+
+    /// Send the token beyond loopback without TLS, as something else encrypts, such as a mesh
+    #[arg(
+        long,
+        env = "TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        global = true
+    )]
+    pub plaintext_beyond_loopback: Option<bool>,
+}
+
+/// Every setting, settled. Without `Debug`, as the token is in it.
+pub(crate) struct ClientSettings {
+    pub(crate) url: Url,
+    pub(crate) token: String,
+    /// Where the token is from, for people.
+    pub(crate) token_from: String,
+    /// Whom to trust; `None` for whom the system trusts.
+    pub(crate) ca: Option<Vec<Certificate>>,
+    /// Empty for the only one within reach.
+    pub(crate) domain: String,
+    pub(crate) timeout: Duration,
+}
+
+impl ClientOptions {
+    /// These options, completed by those of the configuration file and by the defaults. `token` is what
+    /// [`TOKEN_VARIABLE`] holds; a file that a flag or a variable names goes before it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, a line each, with the name of the setting.
+    pub(crate) fn settle(self, token: Option<String>, file: Self) -> Result<ClientSettings, String> {
+        let token_file = match (self.admin_token_file, &token) {
+            (Some(file), _) => Some(file),
+            (None, Some(_)) => None,
+            (None, None) => file.admin_token_file,
+        };
+        let plaintext = self.plaintext_beyond_loopback.or(file.plaintext_beyond_loopback) == Some(true);
+        let url = parse_url(self.url.or(file.url).as_deref().unwrap_or("http://127.0.0.1:8080"), plaintext);
+        let token = find_token(token, token_file.as_deref());
+        let ca = self.ca.or(file.ca).map(|file| certificates(&file)).transpose();
+        let timeout = match self.timeout_ms.or(file.timeout_ms).unwrap_or(10_000) {
+            0 => Err("timeout-ms: must be at least 1".to_owned()),
+            ms => Ok(Duration::from_millis(ms)),
+        };
+        let domain = self.domain.or(file.domain).unwrap_or_default();
+        match (url, token, ca, timeout) {
+            (Ok(url), Ok((token, token_from)), Ok(ca), Ok(timeout)) => {
+                Ok(ClientSettings { url, token, token_from, ca, domain, timeout })
+            }
+            (url, token, ca, timeout) => {
+                let wrong = [url.err(), token.err(), ca.err(), timeout.err()];
+                Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+            }
+        }
+    }
+}
+
+fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
+    let form = || "url: must be like http://127.0.0.1:8080 or https://limits.example, without user, query and fragment";
+    let url = Url::parse(text).map_err(|error| format!("{}: {error}", form()))?;
+    let Some(host) = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")) else {
+        return Err(form().to_owned());
+    };
+    let bare = url.username().is_empty() && url.password().is_none();
+    if !bare || url.query().is_some() || url.fragment().is_some() {
+        return Err(form().to_owned());
+    }
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let loopback = ip.map_or(host == "localhost", |ip| ip.is_loopback());
+    if url.scheme() == "http" && !loopback && !plaintext {
+        return Err(format!(
+            "url: {host} is not a loopback address, so that the token would be sent in the clear: use https, or set \
+             plaintext-beyond-loopback if something else encrypts"
+        ));
+    }
+    Ok(url)
+}
+
+/// The token, and where it is from. What stands there is never repeated.
+fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, String), String> {
+    let (text, from) = match (file, variable) {
+        (Some(file), _) => {
+            let from = format!("admin-token-file: {}", file.display());
+            (read_bounded(file, MAX_TOKEN_BYTES).map_err(|error| format!("{from}: {error}"))?, from)
+        }
+        (None, Some(token)) => (token, TOKEN_VARIABLE.to_owned()),
+        (None, None) => {
+            return Err(format!("admin-token-file: is missing; name a file, or put the token into {TOKEN_VARIABLE}"));
+        }
+    };
+    let token = text.trim_end_matches(['\r', '\n']);
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("{from}: must hold one token of visible ASCII characters"));
+    }
+    Ok((token.to_owned(), from))
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
+    let named = |said: &str| format!("ca: {}: {said}", file.display());
+    let text = read_bounded(file, MAX_PEM_BYTES).map_err(|error| named(&error))?;
+    let certificates = Certificate::from_pem_bundle(text.as_bytes()).ok().filter(|found| !found.is_empty());
+    certificates.ok_or_else(|| named("has no certificate in PEM"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settle(flags: &str, token: Option<&str>, file: &str) -> Result<ClientSettings, String> {
+        let options = |yaml: &str| crate::policy_file::read_yaml::<ClientOptions>(yaml).unwrap();
+        options(flags).settle(token.map(str::to_owned), options(file))
+    }
+
+    #[test]
+    fn flags_go_before_variables_and_those_before_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("token-of-the-{name}\n")).unwrap();
+            format!("admin-token-file: {}", path.display())
+        };
+        let (flag, from_file) = (file("flag"), file("file"));
+        let token = |flags: &str, variable: Option<&str>| settle(flags, variable, &from_file).ok().unwrap().token;
+        assert_eq!(token(&flag, Some("of-the-variable")), "token-of-the-flag");
+        assert_eq!(token("{}", Some("of-the-variable")), "of-the-variable");
+        assert_eq!(token("{}", None), "token-of-the-file");
+        let settled =
+            settle("url: https://a.example", Some("t"), "{ url: https://b.example, domain: d }").ok().unwrap();
+        assert_eq!((settled.url.as_str(), &*settled.domain), ("https://a.example/", "d"));
+        assert_eq!(settle("{}", Some("t"), "{}").ok().unwrap().url.as_str(), "http://127.0.0.1:8080/");
+    }
+
+    #[test]
+    fn every_mistake_is_said_at_once_by_name_and_the_token_never() {
+        let said = settle("{ url: 'ftp://a', ca: /nowhere, timeout-ms: 0 }", Some("a secret"), "{}").err().unwrap();
+        for name in ["url: ", "TOLLGATE_ADMIN_TOKEN: ", "ca: /nowhere: ", "timeout-ms: "] {
+            assert!(said.lines().any(|line| line.starts_with(name)), "{name}: {said}");
+        }
+        assert!(!said.contains("a secret"), "{said}");
+        assert!(settle("{}", None, "{}").err().unwrap().starts_with("admin-token-file: is missing"));
+    }
+
+    #[test]
+    fn the_token_is_not_sent_in_the_clear_beyond_loopback() {
+        for url in ["http://limits.example", "http://10.0.0.1:8080", "http://[2001:db8::1]", "http://localhost.example"]
+        {
+            let said = settle(&format!("url: '{url}'"), Some("t"), "{}").err().unwrap();
+            assert!(said.contains("plaintext-beyond-loopback"), "{url}: {said}");
+            settle(&format!("{{ url: '{url}', plaintext-beyond-loopback: true }}"), Some("t"), "{}").ok().unwrap();
+        }
+        for url in ["http://localhost:1", "http://127.1.2.3", "http://[::1]:80", "https://limits.example/behind"] {
+            settle(&format!("url: '{url}'"), Some("t"), "{}").ok().unwrap();
+        }
+        for url in ["https://user@a.example", "https://a.example?x", "https://a.example#x", "127.0.0.1:80", ""] {
+            assert!(settle(&format!("url: '{url}'"), Some("t"), "{}").is_err(), "{url}");
+        }
+    }
+}

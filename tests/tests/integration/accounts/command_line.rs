@@ -1,0 +1,288 @@
+//! `tollgate account`, `key` and `tier`, run against a node as people and scripts run them.
+
+use std::{io::Read, net::TcpListener, thread};
+
+use serde_json::{Value, json};
+
+use super::{ADMIN, OTHER_ADMIN, World, call, hourly};
+use crate::harness::{Process, ProcessBuilder};
+
+/// The command line, set up for the domain `shop` of a node.
+fn tollgate(node: &Process) -> ProcessBuilder {
+    let url = format!("http://{}", node.http_address);
+    ProcessBuilder::bare().env("TOLLGATE_URL", url).env("TOLLGATE_DOMAIN", "shop").env("TOLLGATE_ADMIN_TOKEN", ADMIN)
+}
+
+/// What a command prints that does its work.
+fn good(node: &Process, args: &[&str]) -> String {
+    let (status, stdout, stderr) = tollgate(node).args(args.iter().copied()).output();
+    assert_eq!((status.code(), &*stderr), (Some(0), ""), "{args:?} {stdout}");
+    stdout
+}
+
+fn good_json(node: &Process, args: &[&str]) -> Value {
+    let stdout = good(node, &[args, &["--json"]].concat());
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {stdout}"))
+}
+
+/// What a command says that fails. It prints nothing, and never the token.
+fn bad(command: ProcessBuilder, args: &[&str]) -> String {
+    let (status, stdout, stderr) = command.args(args.iter().copied()).output();
+    assert_eq!((status.code(), &*stdout), (Some(1), ""), "{args:?} {stderr}");
+    assert!(!stderr.contains(ADMIN), "{stderr}");
+    stderr.trim_end().to_owned()
+}
+
+/// The lines of `text`, each as its words.
+fn words(text: &str) -> Vec<Vec<&str>> {
+    text.lines().map(|line| line.split_whitespace().collect()).collect()
+}
+
+#[tokio::test]
+async fn an_account_s_life_on_the_command_line() {
+    let world = World::new();
+    let node = world.process().start();
+    let made = good(&node, &["account", "create", "acme ü/?#", "--balance=USD=12.5", "--balance", "DIEM=3"]);
+    for line in [&["account", "acme", "ü/?#"][..], &["tier", "basic"], &["balances", "USD", "12.5,", "DIEM", "3"]] {
+        assert!(words(&made).contains(&line.to_vec()), "{line:?}: {made}");
+    }
+    assert_eq!(good(&node, &["account", "show", "acme ü/?#"]), made);
+    let version = good_json(&node, &["account", "show", "acme ü/?#"])["version"].to_string();
+
+    let changed = good_json(&node, &["account", "set", "acme ü/?#", "--tier=premium", "--if-version", &version]);
+    assert_eq!((&changed["tier"], &changed["balances"]), (&json!("premium"), &json!({"USD": 12.5, "DIEM": 3.0})));
+    let changed = good_json(&node, &["account", "set", "acme ü/?#", "--balance=USD=-1"]);
+    assert_eq!((&changed["tier"], &changed["balances"]), (&json!("premium"), &json!({"USD": -1.0})));
+    let late = bad(tollgate(&node), &["account", "delete", "acme ü/?#", "--if-version", &version]);
+    assert!(late.starts_with("if-match: ") && late.ends_with("(412 precondition_failed)"), "{late}");
+
+    assert_eq!(good(&node, &["account", "delete", "acme ü/?#"]), "deleted\n");
+    let gone = bad(tollgate(&node), &["account", "show", "acme ü/?#"]);
+    assert_eq!(gone, "account: there is no account \"acme ü/?#\" (404 not_found)");
+}
+
+#[tokio::test]
+async fn overrides_and_payments_on_the_command_line() {
+    let world = World::new();
+    let node = world.process().start();
+    good(&node, &["account", "create", "acme", "--tier=basic"]);
+    let limit = ["--unit=requests", "--per=hour", "--limit=50", "--resource=model", "--scope=account,resource"];
+    let set = ["account", "set-override", "acme", "sale", "--expires-at=2099-01-01T00:00:00Z"];
+    let said = good(&node, &[&set[..], &limit].concat());
+    let expected = "override          sale: 50 requests per hour of model in scope account, resource, until 2099-01-01T00:00:00.000Z";
+    assert!(said.lines().any(|line| line == expected), "{said}");
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 50);
+    // A window as policy files write it, and no limit at all.
+    let day = ["--unit=requests", "--per={calendar: day}", "--limit=unlimited"];
+    let set = good_json(&node, &[&["account", "set-override", "acme", "daily"], &day[..]].concat());
+    assert_eq!(set["overrides"]["daily"]["per"], json!({"calendar": "day"}));
+    assert_eq!(set["overrides"]["daily"]["limit"], "unlimited");
+    good(&node, &["account", "clear-override", "acme", "sale"]);
+    assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10);
+
+    let payment = ["account", "event", "acme", "--type=payment", "--id"];
+    let told = good(&node, &[&payment[..], &["pi_1"]].concat());
+    assert!(told.starts_with("The account moved from basic to premium.\naccount           acme\n"), "{told}");
+    let again = good(&node, &[&payment[..], &["pi_1"]].concat());
+    assert!(again.starts_with("The event was told before, and does nothing now.\n"), "{again}");
+    let told = good_json(&node, &[&payment[..], &["pi_2"]].concat());
+    assert_eq!((&told["repeated"], told.get("promoted")), (&json!(false), None));
+    let tiers = good(&node, &["tier", "list"]);
+    let expected = [
+        vec!["TIER", "DEFAULT", "CHARGED", "PRIORITY", "MOVES", "ON"],
+        vec!["basic", "yes", "no", "-", "payment", "to", "premium"],
+        vec!["premium", "no", "yes", "-", "-"],
+    ];
+    assert_eq!(words(&tiers), expected, "{tiers}");
+    assert_eq!(
+        good_json(&node, &["tier", "list"])["tiers"][0]["promotions"],
+        json!([{"on": "payment", "to": "premium"}])
+    );
+}
+
+#[tokio::test]
+async fn a_key_s_life_on_the_command_line() {
+    let world = World::new();
+    let node = world.process().start();
+    good(&node, &["account", "create", "acme"]);
+    let made = good(&node, &["key", "create", "acme", "--kind=admin", "--description=for the build"]);
+    let of = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
+        line[name.len()..].trim().to_owned()
+    };
+    let (secret, key) = (of(&made, "secret"), of(&made, "key"));
+    assert_eq!(made.matches(&secret).count(), 1, "{made}");
+    assert_eq!((of(&made, "kind"), of(&made, "description")), ("admin".to_owned(), "for the build".to_owned()));
+    assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], key);
+    let shown = good(&node, &["key", "show", &key]);
+    assert!(!shown.contains(&secret[9..]) && of(&shown, "begins with") == secret[..8], "{shown}");
+
+    assert_eq!(of(&good(&node, &["key", "describe", &key, "for the tests"]), "description"), "for the tests");
+    let ends = good(&node, &["key", "expire", &key, "--at=2099-01-01T00:00:00Z"]);
+    assert_eq!(
+        (of(&ends, "ends"), of(&ends, "description")),
+        ("2099-01-01T00:00:00.000Z".into(), "for the tests".into())
+    );
+    assert_eq!(good_json(&node, &["key", "expire", &key, "--at=never"]).get("expires_at"), None);
+    let limit = ["--unit=concurrent_requests", "--limit=2"];
+    let set = good_json(&node, &[&["key", "set-override", &key, "slots"], &limit[..]].concat());
+    assert_eq!(set["overrides"]["slots"], json!({"unit": "concurrent_requests", "limit": 2}));
+    assert_eq!(good_json(&node, &["key", "clear-override", &key, "slots"])["overrides"], json!({}));
+
+    let rotated = good_json(&node, &["key", "rotate", &key, "--overlap-s=3600"]);
+    let second = rotated["secret"].as_str().unwrap();
+    for secret in [&secret, second] {
+        assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["api_key_id"], key);
+    }
+    let rotated = good(&node, &["key", "rotate", &key]);
+    let third = of(&rotated, "secret");
+    for (secret, verdict) in [(&*secret, "denied"), (second, "denied"), (&third, "allowed")] {
+        assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["verdict"], verdict);
+    }
+    assert_eq!(of(&good(&node, &["key", "revoke", &key]), "state"), "revoked");
+    assert_eq!(call(&node.rest, "check", json!({"api_key": third})).await["reason"], "revoked_key");
+    for secret in [&*secret, second, &third] {
+        assert!(!node.stderr().contains(&secret[8..]), "a secret is in the log");
+    }
+    assert!(!node.stderr().contains(ADMIN), "the token is in the log");
+}
+
+#[tokio::test]
+async fn lists_are_read_page_by_page_on_the_command_line() {
+    let world = World::new();
+    let node = world.process().start();
+    assert_eq!(words(&good(&node, &["account", "list"])).len(), 1, "the heads alone");
+    for account in ["a", "it's b", "c"] {
+        good(&node, &["account", "create", account]);
+    }
+    let page = good(&node, &["account", "list", "--limit=2"]);
+    let (first, more) = page.trim_end().rsplit_once('\n').unwrap();
+    assert_eq!(words(first).iter().map(|row| row[0]).collect::<Vec<_>>(), ["ACCOUNT", "a", "c"]);
+    assert_eq!(more, "There is more: --cursor=c");
+    let page = good_json(&node, &["account", "list", "--limit=2", "--cursor=c"]);
+    assert_eq!((&page["accounts"][0]["id"], page.get("next_cursor")), (&json!("it's b"), None));
+    // What a shell would take apart is quoted.
+    good(&node, &["account", "create", "z"]);
+    let page = good(&node, &["account", "list", "--limit=3"]);
+    assert!(page.ends_with("There is more: --cursor='it'\\''s b'\n"), "{page}");
+
+    let keys: Vec<String> =
+        (0..3).map(|_| good_json(&node, &["key", "create", "z"])["key"]["id"].as_str().unwrap().to_owned()).collect();
+    let page = good(&node, &["key", "list", "z", "--limit=2"]);
+    assert_eq!(words(&page)[1][..3], [&*keys[0], "inference", "active"], "{page}");
+    let page = good(&node, &["key", "list", "z", &format!("--cursor={}", keys[1])]);
+    assert_eq!((words(&page).len(), words(&page)[1][0]), (2, &*keys[2]), "{page}");
+}
+
+/// Each error says what is wrong, and the exit code that something is.
+#[tokio::test]
+async fn errors_on_the_command_line_say_what_is_wrong() {
+    let world = World::new();
+    let node = world.process().start();
+    good(&node, &["account", "create", "acme"]);
+    let limit = ["account", "set-override", "acme", "x", "--unit=bananas", "--per=hour", "--limit=1"];
+    for (args, starts, ends) in [
+        (&["account", "create", "acme"][..], "id: there is an account", "(409 already_exists)"),
+        (
+            &["account", "delete", "fixed"],
+            "account: \"fixed\" is defined in the policy file",
+            "(409 failed_precondition)",
+        ),
+        (&["account", "create", "x", "--tier=gold"], "tier: there is no tier \"gold\"", "(400 invalid_argument)"),
+        (&["account", "list", "--limit=101"], "limit: must be from 1 to 100", "(400 invalid_argument)"),
+        (&limit, "unit: ", "(400 invalid_argument)"),
+        (&["key", "create", "acme", "--expires-at=soon"], "expires_at: is not a time", "(400 invalid_argument)"),
+        (&["key", "show", "none"], "key: there is no key \"none\"", "(404 not_found)"),
+        (&["tier", "list", "--domain=none"], "domain: ", "(404 not_found)"),
+        (&["account", "show", ".."], "\"..\" cannot be named in a URL", ""),
+        (&["account", "delete", ""], "\"\" cannot be named in a URL", ""),
+    ] {
+        let said = bad(tollgate(&node), args);
+        assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
+    }
+    // A token that reaches another domain alone, and one that nobody has.
+    let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
+    assert!(said.ends_with("(403 permission_denied)"), "{said}");
+    let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
+    assert!(said.ends_with("(401 unauthenticated); the token is that of TOLLGATE_ADMIN_TOKEN"), "{said}");
+    // The same for scripts.
+    let said = bad(tollgate(&node), &["account", "show", "none", "--json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["error"]["code"], "not_found", "{said}");
+    assert_eq!(said["error"]["message"], "account: there is no account \"none\"");
+}
+
+#[tokio::test]
+async fn what_is_no_node_is_said_on_the_command_line() {
+    let bare = || ProcessBuilder::bare().env("TOLLGATE_ADMIN_TOKEN", ADMIN);
+    let said = bad(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
+    assert!(said.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{said}");
+    let said = bad(bare(), &["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"]);
+    assert!(
+        said.contains("url: limits.example is not a loopback address") && said.contains("\ntimeout-ms: "),
+        "{said}"
+    );
+    let said = bad(ProcessBuilder::bare(), &["account", "list"]);
+    assert!(said.starts_with("admin-token-file: is missing"), "{said}");
+    assert!(
+        bad(bare(), &["account", "list", "--admin-token-file=/nowhere"]).starts_with("admin-token-file: /nowhere: ")
+    );
+
+    // Who takes the question and says nothing: what was to be read can be read again, what was to be changed may be.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("--url=http://{}", silent.local_addr().unwrap());
+    let doubt = "; the change may have been made: look before you repeat it";
+    let said = bad(bare(), &["account", "list", &url, "--timeout-ms=200"]);
+    assert!(said.ends_with("did not answer within 200 ms (timeout-ms)"), "{said}");
+    let said = bad(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
+    assert!(said.ends_with(&format!("did not answer within 200 ms (timeout-ms){doubt}")), "{said}");
+
+    // Another server, and one that sends elsewhere: the token does not follow.
+    let elsewhere = silent.local_addr().unwrap();
+    for (answer, status) in [
+        ("200 OK\r\ncontent-length: 5\r\n\r\nhello".to_owned(), "200 OK"),
+        (format!("307 Temporary Redirect\r\nlocation: http://{elsewhere}/\r\ncontent-length: 0\r\n\r\n"), "307 "),
+        ("404 Not Found\r\ncontent-length: 2\r\n\r\n{}".to_owned(), "404 "),
+    ] {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("--url=http://{}", other.local_addr().unwrap());
+        let answers = thread::spawn(move || {
+            let (mut stream, _) = other.accept().unwrap();
+            let mut asked = [0; 4096];
+            let read = stream.read(&mut asked).unwrap();
+            std::io::Write::write_all(&mut stream, format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
+            String::from_utf8_lossy(&asked[..read]).into_owned()
+        });
+        let said = bad(bare(), &["tier", "list", &url]);
+        assert!(said.contains(&format!("answered {status}")) && said.contains("not of the admin API"), "{said}");
+        let asked = answers.join().unwrap();
+        assert!(asked.starts_with("GET /admin/v1/tiers HTTP/1.1\r\n"), "{asked}");
+    }
+    silent.set_nonblocking(true).unwrap();
+    let came = std::iter::from_fn(|| silent.accept().ok()).count();
+    assert_eq!(came, 2, "the two that were not answered");
+}
+
+/// One configuration file serves a node and whoever administers it.
+#[tokio::test]
+async fn the_command_line_is_set_up_by_file() {
+    let world = World::new();
+    let node = world.process().start();
+    let (token, config) = (world.tokens.with_file_name("token"), world.tokens.with_file_name("tollgate.yaml"));
+    std::fs::write(&token, format!("{OTHER_ADMIN}\n")).unwrap();
+    let client = format!("client: {{ url: 'http://{}', admin-token-file: '{}' }}", node.http_address, token.display());
+    std::fs::write(&config, format!("log-filter: warn\n{client}\n")).unwrap();
+    let command = || ProcessBuilder::bare().arg("--config").arg(&config);
+    // The token's only domain is meant.
+    let (status, stdout, stderr) = command().args(["account", "create", "mine", "--json"]).output();
+    assert!(status.success(), "{stderr}");
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["domain"], "other");
+    let said = bad(command().env("TOLLGATE_URL", "http://127.0.0.1:1"), &["account", "list"]);
+    assert!(said.contains("cannot be reached"), "a variable goes before the file: {said}");
+    std::fs::write(&config, "client: { token: x }").unwrap();
+    let said = bad(command(), &["account", "list"]);
+    assert!(said.contains("tollgate.yaml: unknown field `token`"), "{said}");
+    std::fs::write(&config, client).unwrap();
+    let with_file = world.process().arg("--config").arg(&config).start();
+    assert!(good(&with_file, &["account", "list"]).starts_with("ACCOUNT"));
+}
