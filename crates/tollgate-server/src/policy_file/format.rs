@@ -34,9 +34,16 @@ macro_rules! text {
 
 pub(super) mod abuse;
 pub(super) mod accounts;
+mod bootstrap;
 pub(crate) mod dialect;
 pub(super) mod estimates;
+mod quota;
 pub(crate) mod uploads;
+
+pub(super) use self::{
+    bootstrap::{Account, Bootstrap, Key, Kind},
+    quota::{CalendarUnit, Limit, OnFailure, Override, Per, Quota, Quotas, Scope},
+};
 
 text! {
     /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
@@ -202,17 +209,6 @@ pub(super) struct DefaultScopes {
     pub(super) key: Option<Scope>,
 }
 
-/// The attributes whose values name the counter: `account`, `api_key`, `resource`, or any other that
-/// calls bring, such as `ip`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub(super) struct Scope(#[schemars(length(min = 1, max = 8))] pub(super) Vec<Word>);
-
-/// A list of quotas; an empty one says: not limited.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub(super) struct Quotas(#[schemars(length(max = 16))] pub(super) Vec<Quota>);
-
 /// A class of resources.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -283,116 +279,6 @@ impl Default for UnknownResources {
     }
 }
 
-/// A limit on one counter.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Quota {
-    /// What is counted: `requests`, one of `units`, or `concurrent_requests`: those that hold a slot, from their
-    /// reservation until it is settled, cancelled or has run out.
-    pub(super) unit: Word,
-    /// The window; `concurrent_requests` have none.
-    #[serde(default)]
-    #[schemars(with = "Per")]
-    pub(super) per: Option<Per>,
-    /// How much fits in a window.
-    pub(super) limit: Limit,
-    /// Whose counter it is.
-    #[serde(default)]
-    #[schemars(with = "Scope")]
-    pub(super) scope: Option<Scope>,
-    /// The quota's name, instead of one such as `requests_per_minute`.
-    #[serde(default)]
-    #[schemars(with = "Word")]
-    pub(super) name: Option<Word>,
-    /// The quota's label, instead of one such as `RPM`.
-    #[serde(default)]
-    #[schemars(with = "Label")]
-    pub(super) label: Option<Label>,
-    /// Whether it only counts, and says whom it would refuse. A shadow may stand beside an enforced quota on the same
-    /// counter, to try another limit.
-    #[serde(default)]
-    pub(super) shadow: bool,
-    /// What it does while the store cannot answer, if not what the policy says.
-    #[serde(default)]
-    #[schemars(with = "OnFailure")]
-    pub(super) on_failure: Option<OnFailure>,
-    /// How callers of several priorities share it. Its scope must not name `account` or `api_key`.
-    #[serde(default)]
-    #[schemars(with = "Pool")]
-    pub(super) pool: Option<Pool>,
-}
-
-/// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
-/// pass, `local` lets each node enforce the quota alone with its share of the limit. Of several quotas, any `deny`
-/// wins.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum OnFailure {
-    #[default]
-    Deny,
-    Allow,
-    Local,
-}
-
-/// A counter shared by priority.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Pool {
-    /// The shares of the tiers' priorities 1 (low, or none), 2, 3 and 4 (critical), in percent of the limit: what is
-    /// theirs while all demand theirs. What one does not demand is lent to the others. At most 100 in all.
-    pub(super) shares: [Share; 4],
-}
-
-/// A whole number of percent from 0 to 100.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub(super) struct Share(#[schemars(range(max = 100))] pub(super) u8);
-
-/// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum Per {
-    Trailing(Length),
-    Calendar(Calendar),
-}
-
-/// Calendar periods, such as days from midnight to midnight.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Calendar {
-    /// The unit.
-    pub(super) calendar: CalendarUnit,
-    /// The time zone; UTC unless given.
-    #[serde(default)]
-    #[schemars(with = "Zone")]
-    pub(super) zone: Option<Zone>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum CalendarUnit {
-    Second,
-    Minute,
-    Hour,
-    Day,
-    Week,
-    Month,
-}
-
-/// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum Limit {
-    Finite(#[schemars(range(max = 9_007_199_254_740_991_u64))] u64),
-    Unlimited(Unlimited),
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Unlimited {
-    Unlimited,
-}
-
 /// A tier of accounts.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -432,93 +318,4 @@ pub(super) struct Priority(#[schemars(range(min = 1, max = 4))] pub(super) u8);
 pub(super) struct Rule {
     /// The quotas.
     pub(super) quotas: Quotas,
-}
-
-/// A limit of one account or one key. It replaces the limit of the quota with the same unit and
-/// window, or adds a quota where there is none.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Override {
-    /// Only for this resource, or for those that match a wildcard.
-    #[serde(default)]
-    #[schemars(with = "ResourceName")]
-    pub(super) resource: Option<ResourceName>,
-    /// What is counted.
-    pub(super) unit: Word,
-    /// The window; `concurrent_requests` have none.
-    #[serde(default)]
-    #[schemars(with = "Per")]
-    pub(super) per: Option<Per>,
-    /// How much fits in a window.
-    pub(super) limit: Limit,
-    /// Only the quota of this scope. A counter that several accounts share is only meant if its scope
-    /// is given.
-    #[serde(default)]
-    #[schemars(with = "Scope")]
-    pub(super) scope: Option<Scope>,
-}
-
-/// The accounts and keys that the file brings along.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Bootstrap {
-    /// The accounts.
-    #[serde(default)]
-    #[schemars(length(max = 10000))]
-    pub(super) accounts: Vec<Account>,
-}
-
-/// An account.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Account {
-    /// Its id, unique in the file.
-    pub(super) id: Name,
-    /// Its tier, from `tiers`.
-    pub(super) tier: Name,
-    /// Its own limits.
-    #[serde(default)]
-    #[schemars(length(max = 256))]
-    pub(super) overrides: Vec<Override>,
-    /// What it has to spend, by currency; only shown to the account, never judged by.
-    #[serde(default)]
-    #[schemars(extend("propertyNames" = names("Label"), "maxProperties" = 16))]
-    pub(super) balances: IndexMap<String, f64>,
-    /// Its keys.
-    #[serde(default)]
-    #[schemars(length(max = 500))]
-    pub(super) keys: Vec<Key>,
-}
-
-/// An API key. The secret itself is never in a file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Key {
-    /// Its id, unique in the file.
-    pub(super) id: Name,
-    /// The hash of the secret.
-    pub(super) hash: Hash,
-    /// What it may do: call (`inference`), or also read what concerns the whole account (`admin`).
-    pub(super) kind: Kind,
-    /// When it ends.
-    #[serde(default)]
-    #[schemars(with = "Time")]
-    pub(super) expires_at: Option<Time>,
-    /// Whether it was withdrawn.
-    #[serde(default)]
-    pub(super) revoked: bool,
-    /// Its own limits; they never touch those of its account.
-    #[serde(default)]
-    #[schemars(length(max = 256))]
-    pub(super) overrides: Vec<Override>,
-    /// Only good on a node with the embedded store and the policy it came with.
-    #[serde(default)]
-    pub(super) demo: bool,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
-    Inference,
-    Admin,
 }
