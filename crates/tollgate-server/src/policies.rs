@@ -3,10 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
-use arc_swap::ArcSwap;
 use tollgate_core::policy::Policy;
 
 use crate::{
@@ -15,7 +14,7 @@ use crate::{
     directory::{Directory, Identity},
     key::KeyHash,
     policy_file::{self, AccountRules, LoadedPolicy, PolicyErrors, SelfService},
-    reload::{Reload, folder_of},
+    reload::{Kept, Reload, folder_of},
     telemetry::{DomainMetrics, Telemetry},
     uploads::Uploads,
 };
@@ -53,11 +52,21 @@ pub struct Policies {
     source: Source,
     demo: bool,
     telemetry: Arc<Telemetry>,
-    current: ArcSwap<Domains>,
-    last_failure: Mutex<Option<String>>,
+    domains: Kept<Domains>,
 }
 
 impl Domains {
+    fn read(source: &Source, demo: bool, telemetry: &Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
+        let domains = read_all(source)?.into_iter().map(|(domain, loaded)| {
+            let metrics = DomainMetrics::of(telemetry, &loaded.policy);
+            telemetry.policy_loaded(&domain);
+            let directory = Directory::of(&loaded.bootstrap, demo);
+            let LoadedPolicy { policy, accounts, dialects, uploads, self_service, .. } = loaded;
+            (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
+        });
+        Ok(Self(domains.collect()))
+    }
+
     /// The domain of this name. No name stands for the only one within reach.
     pub(crate) fn get(&self, name: &str, within: &Reach) -> Option<&Arc<Domain>> {
         if name.is_empty() {
@@ -92,25 +101,12 @@ impl Domains {
 impl Policies {
     /// Loads the policies.
     pub fn load(source: Source, demo: bool, telemetry: Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
-        let policies = Self { source, demo, telemetry, current: ArcSwap::default(), last_failure: Mutex::new(None) };
-        policies.current.store(Arc::new(policies.read()?));
-        Ok(policies)
+        let domains = Kept::new(Domains::read(&source, demo, &telemetry)?);
+        Ok(Self { source, demo, telemetry, domains })
     }
 
     pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Domains>> {
-        self.current.load()
-    }
-
-    fn read(&self) -> Result<Domains, Vec<PolicyErrors>> {
-        let loaded = read_all(&self.source)?;
-        let domains = loaded.into_iter().map(|(domain, loaded)| {
-            let metrics = DomainMetrics::of(&self.telemetry, &loaded.policy);
-            self.telemetry.policy_loaded(&domain);
-            let directory = Directory::of(&loaded.bootstrap, self.demo);
-            let LoadedPolicy { policy, accounts, dialects, uploads, self_service, .. } = loaded;
-            (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
-        });
-        Ok(Domains(domains.collect()))
+        self.domains.current()
     }
 }
 
@@ -125,17 +121,13 @@ impl Reload for Policies {
     }
 
     fn reload(&self) -> Result<(), String> {
-        let read = self.read().map_err(|errors| one_text(&errors));
+        let read = Domains::read(&self.source, self.demo, &self.telemetry).map_err(|errors| one_text(&errors));
         self.telemetry.policy_reloads(read.is_ok());
-        if let Ok(mut last_failure) = self.last_failure.lock() {
-            *last_failure = read.as_ref().err().cloned();
-        }
-        self.current.store(Arc::new(read?));
-        Ok(())
+        self.domains.renew(read)
     }
 
     fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().ok()?.clone()
+        self.domains.last_failure()
     }
 }
 
