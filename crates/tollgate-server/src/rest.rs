@@ -20,7 +20,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{IntoResponses, OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
@@ -60,11 +60,15 @@ pub(crate) enum Offer {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "Tollgate",
-    description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
-    license(name = "Apache-2.0", identifier = "Apache-2.0")
-))]
+#[openapi(
+    info(
+        title = "Tollgate",
+        description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    // Failures that routes share name these, and bring no description of them along.
+    components(schemas(ErrorBody, limits::PlainError))
+)]
 struct Description;
 
 fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
@@ -132,6 +136,24 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
         // Last, and so first on the way in: whoever may not enter costs nothing more.
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared.doors), guard::guard))
         .with_state(shared)
+}
+
+/// What may go wrong on any route of `/v1`, besides what its door says.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "for the description of the API")]
+enum Failures {
+    #[response(status = 400, description = "The request is wrong; the message names the field")]
+    Invalid(ErrorBody),
+    #[response(status = 413, description = "The body is too large")]
+    TooLarge(ErrorBody),
+    #[response(status = 415, description = "The body is not JSON by its content type")]
+    NotJson(ErrorBody),
+    #[response(status = 429, description = "The node has more to do than it takes in")]
+    Full(ErrorBody),
+    #[response(status = 503, description = "The counters cannot be reached within the deadline")]
+    Unavailable(ErrorBody),
+    #[response(status = 504, description = "The call took too long")]
+    Late(ErrorBody),
 }
 
 /// An error of `/v1` and `/admin/v1`.

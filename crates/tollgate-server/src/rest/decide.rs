@@ -20,7 +20,7 @@ use tollgate_core::{
 };
 use utoipa::ToSchema;
 
-use super::{Body, ErrorBody, Shared, reserve::ReservationBody, traceparent};
+use super::{Body, ErrorBody, Failures, Shared, reserve::ReservationBody, traceparent};
 use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
@@ -286,13 +286,8 @@ enum WindowBody {
 /// Says what `consume` would, and charges nothing.
 #[utoipa::path(post, path = "/v1/check", request_body = CallBody, responses(
     (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn check(
     State(shared): State<Shared>,
@@ -306,13 +301,8 @@ pub(super) async fn check(
 /// Charges every quota of the call if all of them have room, and none otherwise.
 #[utoipa::path(post, path = "/v1/consume", request_body = CallBody, responses(
     (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn consume(
     State(shared): State<Shared>,

@@ -13,7 +13,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tollgate_core::{policy::Block, time::Timestamp};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{Shared, traceparent};
@@ -54,15 +54,28 @@ pub(super) struct PlainError {
     error: String,
 }
 
+/// What may go wrong when a caller asks for its limits.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "for the description of the API")]
+enum Failures {
+    #[response(status = 400, description = "The query is wrong")]
+    Invalid(PlainError),
+    #[response(status = 401, description = "There is no good API key in the Authorization header")]
+    BadKey(PlainError),
+    #[response(
+        status = 429,
+        description = "The client address is blocked, or the node has more to do than it takes in"
+    )]
+    Barred(PlainError),
+    #[response(status = 503, description = "The counters cannot be reached within the deadline")]
+    Unavailable(PlainError),
+    #[response(status = 504, description = "The call took too long")]
+    Late(super::ErrorBody),
+}
+
 /// The caller's limits, and where it stands.
 #[utoipa::path(get, path = "/api_keys/rate_limits", params(Page), responses(
-    (status = 200, description = "The limits of the key and its account", body = LimitsBody),
-    (status = 400, description = "The query is wrong", body = PlainError),
-    (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),
-    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = PlainError),
-    (status = 504, description = "The call took too long", body = super::ErrorBody),
-))]
+    (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
 pub(super) async fn get_rate_limits(
     State(shared): State<Shared>,
     from: ClientAddr,
@@ -91,13 +104,7 @@ pub(super) async fn get_rate_limits(
 
 /// The same, where clients of the Venice API expect it.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits", params(Page), responses(
-    (status = 200, description = "The limits of the key and its account", body = LimitsBody),
-    (status = 400, description = "The query is wrong", body = PlainError),
-    (status = 401, description = "There is no good API key in the Authorization header", body = PlainError),
-    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = PlainError),
-    (status = 504, description = "The call took too long", body = super::ErrorBody),
-))]
+    (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
 pub(super) async fn get_rate_limits_v1(
     state: State<Shared>,
     from: ClientAddr,

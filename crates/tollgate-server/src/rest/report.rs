@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, Shared,
+    Body, ErrorBody, Failures, Shared,
     decide::{CallerBody, Entries, ReasonBody, reason},
     traceparent,
 };
@@ -62,13 +62,8 @@ pub(super) struct ReportedBody {
 /// is counted already.
 #[utoipa::path(post, path = "/v1/report_outcome", request_body = ReportBody, responses(
     (status = 200, description = "What became of the report", body = ReportedBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn report_outcome(
     State(shared): State<Shared>,

@@ -11,7 +11,7 @@ use tollgate_core::time::Timestamp;
 use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, Shared,
+    Body, ErrorBody, Failures, Shared,
     decide::{CallBody, DecisionBody, Entries, decision},
     traceparent,
 };
@@ -115,13 +115,8 @@ struct SettledUnitBody {
 /// concurrency quota, and returns a reservation.
 #[utoipa::path(post, path = "/v1/reserve", request_body = ReserveBody, responses(
     (status = 200, description = "A decision, with the reservation if the call may pass", body = DecisionBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn reserve(
     State(shared): State<Shared>,
@@ -139,14 +134,9 @@ pub(super) async fn reserve(
 /// what was used besides is charged now. The same settlement may be sent again, to any node.
 #[utoipa::path(post, path = "/v1/settle", request_body = SettleBody, responses(
     (status = 200, description = "How it ended", body = SettlementBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
     (status = 409, description = "It was settled otherwise, or cancelled", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn settle(
     State(shared): State<Shared>,
@@ -162,14 +152,9 @@ pub(super) async fn settle(
 /// Gives everything back, the request included.
 #[utoipa::path(post, path = "/v1/cancel", request_body = CancelBody, responses(
     (status = 200, description = "How it ended", body = SettlementBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
     (status = 409, description = "It was settled", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn cancel(
     State(shared): State<Shared>,
@@ -185,14 +170,9 @@ pub(super) async fn cancel(
 /// Keeps a reservation, and its slots, alive for a while from now.
 #[utoipa::path(post, path = "/v1/extend", request_body = ExtendBody, responses(
     (status = 200, description = "When it ends now", body = ReservationBody),
-    (status = 400, description = "The request is wrong; the message names the field", body = ErrorBody),
     (status = 404, description = "No such reservation, or it has run out", body = ErrorBody),
     (status = 409, description = "It was settled or cancelled", body = ErrorBody),
-    (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
-    (status = 503, description = "The counters cannot be reached within the deadline", body = ErrorBody),
-    (status = 504, description = "The call took too long", body = ErrorBody),
+    Failures,
 ))]
 pub(super) async fn extend(
     State(shared): State<Shared>,

@@ -9,7 +9,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
 use tollgate_store::refusals::Refusal;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::{PlainError, barred, failed, plain, unauthenticated};
 use crate::{
@@ -52,15 +52,32 @@ struct LogEntry {
     timestamp: String,
 }
 
+/// What may go wrong when a caller asks for the log.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "for the description of the API")]
+enum Failures {
+    #[response(status = 400, description = "The query is wrong")]
+    Invalid(PlainError),
+    #[response(
+        status = 401,
+        description = "There is no good API key in the Authorization header, or it may not see that"
+    )]
+    BadKey(PlainError),
+    #[response(
+        status = 429,
+        description = "The client address is blocked, or the node has more to do than it takes in"
+    )]
+    Barred(PlainError),
+    #[response(status = 503, description = "The log cannot be reached within the deadline")]
+    Unavailable(PlainError),
+    #[response(status = 504, description = "The call took too long")]
+    Late(crate::rest::ErrorBody),
+}
+
 /// The calls that were refused last.
 #[utoipa::path(get, path = "/api_keys/rate_limits/log", params(Whose), responses(
     (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
-    (status = 400, description = "The query is wrong", body = PlainError),
-    (status = 401, description = "There is no good API key in the Authorization header, or it may not see that", body = PlainError),
-    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
-    (status = 503, description = "The log cannot be reached within the deadline", body = PlainError),
-    (status = 504, description = "The call took too long", body = crate::rest::ErrorBody),
-))]
+    Failures))]
 pub(in crate::rest) async fn get_log(
     State(shared): State<Shared>,
     from: ClientAddr,
@@ -88,12 +105,7 @@ pub(in crate::rest) async fn get_log(
 /// The same, where clients of the Venice API expect it.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(Whose), responses(
     (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
-    (status = 400, description = "The query is wrong", body = PlainError),
-    (status = 401, description = "There is no good API key in the Authorization header, or it may not see that", body = PlainError),
-    (status = 429, description = "The client address is blocked, or the node has more to do than it takes in", body = PlainError),
-    (status = 503, description = "The log cannot be reached within the deadline", body = PlainError),
-    (status = 504, description = "The call took too long", body = crate::rest::ErrorBody),
-))]
+    Failures))]
 pub(in crate::rest) async fn get_log_v1(
     state: State<Shared>,
     from: ClientAddr,
