@@ -43,6 +43,11 @@ impl Door {
     }
 }
 
+/// Stands in an answer that was given because the API key in the request is no good: a guess, unlike a good key that
+/// asks for what it may not see.
+#[derive(Clone, Copy)]
+pub(super) struct BadKey;
+
 /// Lets a request through with its grant and the caller's address, or answers it.
 pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
@@ -58,7 +63,7 @@ pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request,
         Err(refusal) => return refusal.into_response(),
     };
     let answer = next.run(request).await;
-    if door == Door::Key && shown && answer.status() == StatusCode::UNAUTHORIZED {
+    if shown && answer.extensions().get::<BadKey>().is_some() {
         doors.bad_key(from).await;
     }
     answer

@@ -16,7 +16,7 @@ use tollgate_core::{policy::Block, time::Timestamp};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
-use super::{Shared, traceparent};
+use super::{Shared, guard::BadKey, traceparent};
 use crate::{
     auth::{ClientAddr, Reach, token},
     policy_file::SelfService,
@@ -147,7 +147,9 @@ fn failed(error: CallError) -> Response {
 }
 
 fn unauthenticated() -> Response {
-    plain(StatusCode::UNAUTHORIZED, "Authentication failed".to_owned())
+    let mut response = plain(StatusCode::UNAUTHORIZED, "Authentication failed".to_owned());
+    response.extensions_mut().insert(BadKey);
+    response
 }
 
 fn plain(status: StatusCode, error: String) -> Response {

@@ -85,6 +85,18 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
     assert_eq!(rest(&node, "/api_keys/rate_limits", KEY, None).await.0, 200);
 }
 
+/// A key that asks for what it may not see is known, and guesses nothing.
+#[tokio::test]
+async fn a_good_key_that_may_not_see_something_is_not_turned_away() {
+    let (_folder, node) = node(&[]).await;
+    for ask in 0..40 {
+        let status = rest(&node, "/api_keys/rate_limits/log?apiKeyId=acme-revoked", KEY, None).await;
+        assert_eq!(status, (401, None), "ask {ask}");
+    }
+    assert_eq!(rest(&node, "/api_keys/rate_limits", KEY, None).await.0, 200);
+    assert_eq!(rest(&node, "/v1/consume", GOOD, None).await.0, 200);
+}
+
 /// Twenty failures in thirty seconds are borne for ever.
 #[tokio::test]
 async fn an_address_that_fails_now_and_then_is_not_turned_away() {
