@@ -13,7 +13,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequest, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, FromRequest, MatchedPath, rejection::JsonRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -114,14 +114,17 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
     let description = Arc::new(description);
     let openapi = get(move || async move { Json(description.as_ref()).into_response() });
     let bounds_layer = ServiceBuilder::new()
-        .layer(axum::error_handling::HandleErrorLayer::new(|error: tower::BoxError| async move {
-            if error.is::<tower::timeout::error::Elapsed>() {
-                ErrorBody::new("deadline_exceeded", "the call took too long").with(StatusCode::GATEWAY_TIMEOUT)
-            } else {
-                ErrorBody::new("resource_exhausted", "the node has more to do than it takes in")
-                    .with(StatusCode::TOO_MANY_REQUESTS)
-            }
-        }))
+        .layer(axum::error_handling::HandleErrorLayer::new(
+            |route: Option<MatchedPath>, error: tower::BoxError| async move {
+                let (status, code, said) = if error.is::<tower::timeout::error::Elapsed>() {
+                    (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", "the call took too long")
+                } else {
+                    let said = "the node has more to do than it takes in";
+                    (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted", said)
+                };
+                guard::error(route.as_ref(), status, code, said)
+            },
+        ))
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(bounds.concurrent_calls))
         .layer(TimeoutLayer::new(shared.timeout));
@@ -177,13 +180,17 @@ impl ErrorBody {
     }
 
     fn with(self, status: StatusCode) -> Response {
-        let mut answer = (status, Json(self)).into_response();
-        if status == StatusCode::TOO_MANY_REQUESTS {
-            // The node itself has too much to do; a second is the shortest wait that HTTP can say.
-            answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-        }
-        answer
+        failure(status, self)
     }
+}
+
+fn failure(status: StatusCode, body: impl Serialize) -> Response {
+    let mut answer = (status, Json(body)).into_response();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        // The node itself has too much to do; a second is the shortest wait that HTTP can say.
+        answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+    answer
 }
 
 impl CallError {

@@ -14,7 +14,7 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::ErrorBody;
+use super::{ErrorBody, limits::PlainError};
 use crate::auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token};
 
 /// What a route asks of a caller.
@@ -60,7 +60,7 @@ pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request,
     let shown = token(request.headers()).is_some();
     let from = match enter(&doors, door, &mut request).await {
         Ok(from) => from,
-        Err(refusal) => return refusal.into_response(),
+        Err(refusal) => return turned_away(door, refusal),
     };
     let answer = next.run(request).await;
     if shown && answer.extensions().get::<BadKey>().is_some() {
@@ -91,25 +91,42 @@ async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<Clien
     Ok(from)
 }
 
+/// An error that is not of the route's own making, in the shape that the errors of the route have.
+pub(super) fn error(route: Option<&MatchedPath>, status: StatusCode, code: &'static str, message: &str) -> Response {
+    shaped(route.map_or(Door::Open, |route| Door::of(route.as_str())), status, code, message)
+}
+
+fn shaped(door: Door, status: StatusCode, code: &'static str, message: &str) -> Response {
+    match door {
+        Door::Key => PlainError::new(message).with(status),
+        Door::Open | Door::Service | Door::Admin => ErrorBody::new(code, message).with(status),
+    }
+}
+
+fn turned_away(door: Door, refusal: Refusal) -> Response {
+    // The gRPC statuses stand in grpc/guard.rs, in the same order.
+    let (status, code) = match refusal {
+        Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::UnknownCertificate | Refusal::NoAdmins => {
+            (StatusCode::UNAUTHORIZED, "unauthenticated")
+        }
+        Refusal::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
+        Refusal::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
+    };
+    let mut response = shaped(door, status, code, &refusal.to_string());
+    let headers = response.headers_mut();
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Refusal::TooManyFailures { retry_after_s } = refusal {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+    }
+    response
+}
+
+/// Where the door of a route does not fit what its handler asks for.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        // The gRPC statuses stand in grpc/guard.rs, in the same order.
-        let (status, code) = match self {
-            Self::Missing(_) | Self::Unknown(_) | Self::UnknownCertificate | Self::NoAdmins => {
-                (StatusCode::UNAUTHORIZED, "unauthenticated")
-            }
-            Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
-            Self::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
-        };
-        let mut response = ErrorBody::new(code, self.to_string()).with(status);
-        let headers = response.headers_mut();
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if let Self::TooManyFailures { retry_after_s } = self {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
-        }
-        response
+        turned_away(Door::Admin, self)
     }
 }
 
@@ -173,7 +190,8 @@ fn describe_door(operation: &mut Operation, door: Door) {
         ("429", "Too many attempts to log in failed from this address, or the node has more to do than it takes in"),
     ];
     for (status, said) in of_tokens.iter().chain(&of_all) {
-        let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name("ErrorBody"))));
+        let shape = if door == Door::Key { "PlainError" } else { "ErrorBody" };
+        let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name(shape))));
         let response = ResponseBuilder::new().description(*said).content("application/json", body).build();
         operation.responses.responses.entry((*status).to_owned()).or_insert(RefOr::T(response));
     }

@@ -16,7 +16,7 @@ use tollgate_core::{policy::Block, time::Timestamp};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
-use super::{Shared, guard::BadKey, traceparent};
+use super::{Shared, failure, guard::BadKey, traceparent};
 use crate::{
     auth::{ClientAddr, Reach, token},
     policy_file::SelfService,
@@ -48,10 +48,20 @@ enum LimitsBody {
     Plain(PlainLimits),
 }
 
-/// An error as the Venice document has it.
+/// An error of the end users' routes, as the Venice document has it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PlainError {
     error: String,
+}
+
+impl PlainError {
+    pub(super) fn new(error: impl Into<String>) -> Self {
+        Self { error: error.into() }
+    }
+
+    pub(super) fn with(self, status: StatusCode) -> Response {
+        failure(status, self)
+    }
 }
 
 /// What may go wrong when a caller asks for its limits.
@@ -70,7 +80,7 @@ enum Failures {
     #[response(status = 503, description = "The counters cannot be reached within the deadline")]
     Unavailable(PlainError),
     #[response(status = 504, description = "The call took too long")]
-    Late(super::ErrorBody),
+    Late(PlainError),
 }
 
 /// The caller's limits, and where it stands.
@@ -147,11 +157,11 @@ fn failed(error: CallError) -> Response {
 }
 
 fn unauthenticated() -> Response {
-    let mut response = plain(StatusCode::UNAUTHORIZED, "Authentication failed".to_owned());
+    let mut response = plain(StatusCode::UNAUTHORIZED, "Authentication failed");
     response.extensions_mut().insert(BadKey);
     response
 }
 
-fn plain(status: StatusCode, error: String) -> Response {
-    (status, Json(PlainError { error })).into_response()
+fn plain(status: StatusCode, error: impl Into<String>) -> Response {
+    PlainError::new(error).with(status)
 }

@@ -1,6 +1,7 @@
 //! How often one address may fail to log in.
 
 use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
 use tollgate_proto::v1::ConsumeRequest;
 use tollgate_server::settings::Options;
 use tonic::Code;
@@ -62,6 +63,16 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
         for token in [GOOD, KEY, "guess"] {
             assert_eq!(rest(&node, route, token, None).await, (429, Some(30)), "{route}");
         }
+    }
+    // Each route says it in the shape of its other errors.
+    let said = "too many attempts from this address failed; try again in 30 s";
+    for (method, route, body) in [
+        (Method::POST, "/v1/consume", json!({ "error": { "code": "resource_exhausted", "message": said } })),
+        (Method::GET, "/api_keys/rate_limits", json!({ "error": said })),
+        (Method::GET, "/api/v1/api_keys/rate_limits/log", json!({ "error": said })),
+    ] {
+        let answer = node.rest.request(method, route).bearer_auth(KEY).send().await.unwrap();
+        assert_eq!(answer.json::<Value>().await.unwrap(), body, "{route}");
     }
     let blocked = grpc(&node, GOOD).await.unwrap();
     assert_eq!(blocked.code(), Code::ResourceExhausted, "{blocked}");

@@ -71,7 +71,7 @@ enum Failures {
     #[response(status = 503, description = "The log cannot be reached within the deadline")]
     Unavailable(PlainError),
     #[response(status = 504, description = "The call took too long")]
-    Late(crate::rest::ErrorBody),
+    Late(PlainError),
 }
 
 /// The calls that were refused last.
@@ -97,7 +97,7 @@ pub(in crate::rest) async fn get_log(
         }
         Logged::BadKey => unauthenticated(),
         Logged::Barred { block, at } => barred(block, *at),
-        Logged::NotAdmin => plain(StatusCode::UNAUTHORIZED, "Admin API key required".to_owned()),
+        Logged::NotAdmin => plain(StatusCode::UNAUTHORIZED, "Admin API key required"),
     });
     traced(traceparent(&headers), answer).await.unwrap_or_else(failed)
 }
