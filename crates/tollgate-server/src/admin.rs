@@ -4,6 +4,7 @@ mod accounts;
 mod change;
 mod keys;
 mod overrides;
+mod policy_file;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub(crate) use self::{
     accounts::{AccountPatch, NewAccount},
     keys::{Issued, KeyOf, KeyPatch, NewKey},
     overrides::Whose,
+    policy_file::is_in_policy_file,
 };
 use crate::{
     auth::{AdminGrant, Reach},
@@ -110,7 +112,7 @@ impl Desk<'_> {
         change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
     ) -> Result<(AccountRecord, T), AdminError> {
         for _ in 0..ATTEMPTS {
-            let before = self.account(id).await?;
+            let before = self.stored(id).await?;
             check_version(&before, if_match)?;
             let mut after = before.clone();
             let made = change(&mut after)?;

@@ -67,14 +67,16 @@ pub(crate) struct Directory {
     accounts: HashMap<Arc<str>, Arc<Account>>,
     keys: HashMap<Arc<str>, Identity>,
     secrets: HashMap<[u8; 8], Vec<(KeyHash, Identity)>>,
+    written: HashMap<Arc<str>, BootstrapAccount>,
 }
 
 impl Directory {
     /// The accounts of a policy file. Demo keys, whose secrets the world knows, come along only if
     /// `demo` says so.
-    pub(crate) fn of(bootstrap: &[BootstrapAccount], demo: bool) -> Self {
+    pub(crate) fn of(bootstrap: Vec<BootstrapAccount>, demo: bool) -> Self {
         let mut directory = Self::default();
-        for from in bootstrap {
+        for mut from in bootstrap {
+            from.keys.retain(|key| demo || !key.demo);
             let account = Arc::new(Account {
                 id: Arc::clone(&from.id),
                 partition: from.partition,
@@ -82,7 +84,7 @@ impl Directory {
                 overrides: Arc::clone(&from.overrides),
                 balances: from.balances.clone(),
             });
-            for from in from.keys.iter().filter(|key| demo || !key.demo) {
+            for from in &from.keys {
                 let key = Key {
                     id: Arc::clone(&from.id),
                     kind: from.kind,
@@ -95,6 +97,7 @@ impl Directory {
                 directory.keys.insert(Arc::clone(&from.id), identity.clone());
                 directory.secrets.entry(hash.bucket()).or_default().push((hash, identity));
             }
+            directory.written.insert(Arc::clone(&account.id), from);
             directory.accounts.insert(Arc::clone(&account.id), account);
         }
         directory
@@ -109,6 +112,11 @@ impl Directory {
 
     pub(crate) fn by_id(&self, id: &str) -> Option<&Identity> {
         self.keys.get(id)
+    }
+
+    /// An account as the file has it.
+    pub(crate) fn written(&self, id: &str) -> Option<&BootstrapAccount> {
+        self.written.get(id)
     }
 
     pub(crate) fn account(&self, id: &str) -> Option<&Arc<Account>> {

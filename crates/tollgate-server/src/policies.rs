@@ -60,8 +60,8 @@ impl Domains {
         let domains = read_all(source)?.into_iter().map(|(domain, loaded)| {
             let metrics = DomainMetrics::of(telemetry, &loaded.policy);
             telemetry.policy_loaded(&domain);
-            let directory = Directory::of(&loaded.bootstrap, demo);
-            let LoadedPolicy { policy, accounts, dialects, uploads, self_service, .. } = loaded;
+            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, self_service } = loaded;
+            let directory = Directory::of(bootstrap, demo);
             (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
         });
         Ok(Self(domains.collect()))

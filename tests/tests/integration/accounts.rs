@@ -49,8 +49,13 @@ fn policy(domain: &str) -> String {
          keys: {{ max_active: 3 }}\n\
          bootstrap:\n\
          \x20 accounts:\n\
-         \x20   - {{ id: fixed, tier: premium, keys: [{{ id: fixed-1, kind: admin, hash: '{}' }}] }}\n",
-        hash_of(&format!("secret of {domain}"))
+         \x20   - id: fixed\n\
+         \x20     tier: premium\n\
+         \x20     balances: {{ USD: 2.5 }}\n\
+         \x20     overrides: [{{ resource: model, unit: requests, per: hour, limit: 77 }}]\n\
+         \x20     keys: [{{ id: fixed-1, kind: admin, hash: '{}' }}, {{ id: fixed-2, kind: inference, hash: '{}', revoked: true }}]\n",
+        hash_of(&format!("secret of {domain}")),
+        hash_of(&format!("old secret of {domain}"))
     )
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use tollgate_store::accounts::{AccountRecord, Event, Page, Saved};
 
-use super::{ATTEMPTS, AdminError, Desk, change, check_version};
+use super::{ATTEMPTS, AdminError, Desk, change, check_version, policy_file};
 use crate::service::{CallError, check_name};
 
 /// How long an event is remembered.
@@ -56,6 +56,14 @@ impl Desk<'_> {
     }
 
     pub(crate) async fn account(&self, id: &str) -> Result<AccountRecord, AdminError> {
+        match policy_file::record(&self.domain, id) {
+            Some(record) => Ok(record),
+            None => self.stored(id).await,
+        }
+    }
+
+    /// An account that may be changed.
+    pub(super) async fn stored(&self, id: &str) -> Result<AccountRecord, AdminError> {
         self.not_in_policy_file(id)?;
         let found = self.admin.store.load(self.name(), id).await?;
         found.ok_or_else(|| AdminError::NotFound(format!("account: there is no account {id:?}")))
@@ -94,7 +102,7 @@ impl Desk<'_> {
 
     pub(crate) async fn delete_account(&self, id: &str, if_match: Option<u64>) -> Result<(), AdminError> {
         for _ in 0..ATTEMPTS {
-            let before = self.account(id).await?;
+            let before = self.stored(id).await?;
             check_version(&before, if_match)?;
             if self.save(id, Some(&before), None, None).await? == Saved::Done {
                 self.log("account deleted", id);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tollgate_core::time::Timestamp;
 use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord};
 
-use super::{AdminError, Desk, change};
+use super::{AdminError, Desk, change, policy_file};
 
 /// A key to be made.
 #[derive(Clone)]
@@ -60,6 +60,15 @@ impl Desk<'_> {
     }
 
     pub(crate) async fn key(&self, id: &str) -> Result<KeyOf, AdminError> {
+        let account = self.domain.directory.by_id(id).map(|identity| &identity.account.id);
+        match account.and_then(|account| policy_file::record(&self.domain, account)) {
+            Some(account) => Ok(KeyOf { account, id: id.to_owned() }),
+            None => self.stored_key(id).await,
+        }
+    }
+
+    /// A key that may be changed.
+    pub(super) async fn stored_key(&self, id: &str) -> Result<KeyOf, AdminError> {
         let missing = || AdminError::NotFound(format!("key: there is no key {id:?}"));
         if self.domain.directory.by_id(id).is_some() {
             return Err(AdminError::Refused(format!("key: {id:?} is defined in the policy file; change it there")));
@@ -132,7 +141,7 @@ impl Desk<'_> {
         if_match: Option<u64>,
         change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
     ) -> Result<(KeyOf, T), AdminError> {
-        let account = self.key(id).await?.account.id;
+        let account = self.stored_key(id).await?.account.id;
         let (account, made) = self.change(&account, if_match, change).await?;
         Ok((KeyOf { account, id: id.to_owned() }, made))
     }

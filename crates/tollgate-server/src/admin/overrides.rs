@@ -65,7 +65,7 @@ impl Desk<'_> {
     async fn whose(&self, whose: Whose<'_>) -> Result<(Chain, String), AdminError> {
         match whose {
             Whose::Account(id) => Ok((Chain::Account, id.to_owned())),
-            Whose::Key(id) => Ok((Chain::Key, self.key(id).await?.account.id)),
+            Whose::Key(id) => Ok((Chain::Key, self.stored_key(id).await?.account.id)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use indexmap::IndexMap;
+use serde_json::Value;
 use tollgate_core::{
     claim::Partition,
     policy::{Chain, Override, Place, Policy, TierId},
@@ -23,6 +24,8 @@ pub struct BootstrapAccount {
     pub tier: TierId,
     /// Its own limits.
     pub overrides: Arc<[Override]>,
+    /// Its own limits as they are written.
+    pub written: Vec<Value>,
     /// What it has to spend, by currency.
     pub balances: IndexMap<String, f64>,
     /// Its keys.
@@ -44,19 +47,26 @@ pub struct BootstrapKey {
     pub revoked: bool,
     /// Its own limits.
     pub overrides: Arc<[Override]>,
+    /// Its own limits as they are written.
+    pub written: Vec<Value>,
     /// Whether it is only good on a node that runs the embedded default.
     pub demo: bool,
 }
 
 type Mistakes = Vec<(Place, String)>;
 
-/// Checks the section. Without a policy, as it does not compile, tiers and overrides go unchecked.
-pub(super) fn check(section: &format::Bootstrap, policy: Option<&Policy>) -> Result<Vec<BootstrapAccount>, Mistakes> {
+/// Checks the section, whose accounts are `written` so. Without a policy, as it does not compile, tiers and overrides go
+/// unchecked.
+pub(super) fn check(
+    section: &format::Bootstrap,
+    written: &Value,
+    policy: Option<&Policy>,
+) -> Result<Vec<BootstrapAccount>, Mistakes> {
     let place = Place::root().at("bootstrap").at("accounts");
     let mut checker = Checker { policy, mistakes: Vec::new(), seen: HashSet::new() };
     let accounts = section.accounts.iter().enumerate();
     let accounts: Vec<Option<BootstrapAccount>> =
-        accounts.map(|(at, account)| checker.account(account, &place.at(at))).collect();
+        accounts.map(|(at, account)| checker.account(account, &written[at], &place.at(at))).collect();
     if checker.mistakes.is_empty() { Ok(accounts.into_iter().flatten().collect()) } else { Err(checker.mistakes) }
 }
 
@@ -67,10 +77,11 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn account(&mut self, account: &format::Account, place: &Place) -> Option<BootstrapAccount> {
+    fn account(&mut self, account: &format::Account, written: &Value, place: &Place) -> Option<BootstrapAccount> {
         self.unique("account id", &account.id.0, place.at("id"));
         let keys = account.keys.iter().enumerate();
-        let keys: Vec<Option<BootstrapKey>> = keys.map(|(at, key)| self.key(key, &place.at("keys").at(at))).collect();
+        let keys: Vec<Option<BootstrapKey>> =
+            keys.map(|(at, key)| self.key(key, &written["keys"][at], &place.at("keys").at(at))).collect();
         let overrides = self.overrides(&account.overrides, Chain::Account, place);
         let policy = self.policy?;
         let tier = policy.tier_named(&account.tier.0);
@@ -84,12 +95,13 @@ impl Checker<'_> {
             partition: policy.account_partition(&account.id.0),
             tier: tier?,
             overrides: overrides?,
+            written: overrides_of(written),
             balances: account.balances.clone(),
             keys: keys.into_iter().flatten().collect(),
         })
     }
 
-    fn key(&mut self, key: &format::Key, place: &Place) -> Option<BootstrapKey> {
+    fn key(&mut self, key: &format::Key, written: &Value, place: &Place) -> Option<BootstrapKey> {
         self.unique("key id", &key.id.0, place.at("id"));
         self.unique("hash", &key.hash.0, place.at("hash"));
         let hash = KeyHash::parse(&key.hash.0).map(KeyHash::bytes);
@@ -112,6 +124,7 @@ impl Checker<'_> {
             expires_at: expires_at.flatten(),
             revoked: key.revoked,
             overrides: overrides?,
+            written: overrides_of(written),
             demo: key.demo,
         })
     }
@@ -133,6 +146,10 @@ impl Checker<'_> {
             self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
         }
     }
+}
+
+fn overrides_of(written: &Value) -> Vec<Value> {
+    written["overrides"].as_array().cloned().unwrap_or_default()
 }
 
 /// A time as RFC 3339 writes it.

@@ -124,7 +124,7 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     let mut errors = checked.mistakes.clone();
     // What is left after a structural mistake may be checked further, if it can still be read.
     match serde_json::from_value::<format::PolicyFile>(checked.rest.clone()) {
-        Ok(file) => match compile(file) {
+        Ok(file) => match compile(file, &checked.rest) {
             Ok(loaded) if errors.is_empty() => return Ok(loaded),
             Ok(_) => {}
             Err(found) => {
@@ -142,14 +142,14 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         .collect())
 }
 
-fn compile(file: format::PolicyFile) -> Result<LoadedPolicy, Vec<(Place, String)>> {
+fn compile(file: format::PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Place, String)>> {
     let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, promotions, keys, .. } = file.clone();
     let speaks_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
     let self_service = self_service.unwrap_or(if speaks_venice { SelfService::Venice } else { SelfService::Plain });
     let policy = Policy::compile(&draft::of(file))
         .map_err(|errors| errors.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>());
     let compiled = policy.as_ref().ok();
-    let bootstrap = bootstrap::check(&bootstrap, compiled);
+    let bootstrap = bootstrap::check(&bootstrap, &written["bootstrap"]["accounts"], compiled);
     let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), compiled);
     let uploads = Uploads::of(&uploads, compiled);
     let accounts = AccountRules::of(&keys, promotions, compiled);

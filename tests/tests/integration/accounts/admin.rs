@@ -267,6 +267,27 @@ async fn what_the_policy_file_defines_is_changed_there() {
         assert_eq!(status, StatusCode::CONFLICT, "{method} {path}: {answer}");
         assert!(answer["error"]["message"].as_str().unwrap().contains("policy file"), "{answer}");
     }
+
+    // It may be read as any other, for what is known of it.
+    let account = admin.good(Method::GET, "/accounts/fixed", None).await;
+    let limit = json!({"unit": "requests", "per": "hour", "limit": 77, "resource": "model"});
+    let expected = json!({"id": "fixed", "domain": "shop", "read_only": true, "version": 0, "tier": "premium", "balances": {"USD": 2.5},
+        "overrides": {"1": limit}, "active_keys": 1});
+    assert_eq!(account, expected);
+    let key = admin.good(Method::GET, "/keys/fixed-1", None).await;
+    let expected = json!({"id": "fixed-1", "account": "fixed", "domain": "shop", "read_only": true, "kind": "admin", "prefix": "",
+        "description": "", "state": "active", "overrides": {}});
+    assert_eq!(key, expected);
+    let keys = admin.good(Method::GET, "/accounts/fixed/keys", None).await;
+    assert_eq!(keys["keys"][0], expected);
+    assert_eq!((&keys["keys"][1]["id"], &keys["keys"][1]["state"]), (&json!("fixed-2"), &json!("revoked")));
+    assert_eq!(keys["keys"][1].get("revoked_at"), None);
+    let listed = admin.good(Method::GET, "/accounts", None).await;
+    assert_eq!(listed["accounts"], json!([]), "the list is that of the store");
+    let (status, _) = admin.in_domain("other").ask(Method::GET, "/keys/fixed-2", None).await;
+    assert_eq!(status, StatusCode::OK, "of its own domain's file");
+    admin.create("acme", "basic").await;
+    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["read_only"], false);
 }
 
 #[tokio::test]

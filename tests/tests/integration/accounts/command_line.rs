@@ -200,6 +200,14 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
         let said = bad(tollgate(&node), args);
         assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
     }
+    // What a change is refused of can be shown.
+    let shown = good(&node, &["account", "show", "fixed"]);
+    for line in
+        ["override          1: 77 requests per hour of model", "read only         as the policy file defines it"]
+    {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    assert!(good(&node, &["key", "list", "fixed"]).contains("fixed-2"));
     // A token that reaches another domain alone, and one that nobody has.
     let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
     assert!(said.ends_with("(403 permission_denied)"), "{said}");

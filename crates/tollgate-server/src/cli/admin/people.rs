@@ -36,8 +36,9 @@ impl Show for AccountBody {
         let rest = [
             ("good keys", self.active_keys.to_string()),
             ("version", self.version.to_string()),
-            ("created", self.created_at.clone()),
-            ("changed", self.changed_at.clone()),
+            ("created", some(self.created_at.as_deref())),
+            ("changed", some(self.changed_at.as_deref())),
+            ("read only", read_only(self.read_only)),
         ];
         pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
     }
@@ -47,7 +48,7 @@ impl Show for AccountPage {
     fn show(&self) -> String {
         let row = |account: &AccountBody| {
             let (keys, overrides) = (account.active_keys.to_string(), account.overrides.len().to_string());
-            vec![account.id.clone(), account.tier.clone(), keys, overrides, account.changed_at.clone()]
+            vec![account.id.clone(), account.tier.clone(), keys, overrides, some(account.changed_at.as_deref())]
         };
         let heads = ["ACCOUNT", "TIER", "GOOD KEYS", "OVERRIDES", "CHANGED"];
         table(&heads, self.accounts.iter().map(row), self.next_cursor.as_deref())
@@ -56,7 +57,6 @@ impl Show for AccountPage {
 
 impl Show for KeyBody {
     fn show(&self) -> String {
-        let end = |time: &Option<String>| time.clone().unwrap_or_default();
         let rows = [
             ("key", self.id.clone()),
             ("account", self.account.clone()),
@@ -67,11 +67,12 @@ impl Show for KeyBody {
             ("description", self.description.clone()),
         ];
         let rest = [
-            ("created", self.created_at.clone()),
-            ("ends", end(&self.expires_at)),
-            ("revoked", end(&self.revoked_at)),
-            ("rotated", end(&self.rotated_at)),
-            ("old secret until", end(&self.previous_good_until)),
+            ("created", some(self.created_at.as_deref())),
+            ("ends", some(self.expires_at.as_deref())),
+            ("revoked", some(self.revoked_at.as_deref())),
+            ("rotated", some(self.rotated_at.as_deref())),
+            ("old secret until", some(self.previous_good_until.as_deref())),
+            ("read only", read_only(self.read_only)),
         ];
         pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
     }
@@ -81,8 +82,14 @@ impl Show for KeyPage {
     fn show(&self) -> String {
         let row = |key: &KeyBody| {
             let (kind, state) = (kind(key.kind).to_owned(), state(key.state).to_owned());
-            let ends = key.expires_at.clone().unwrap_or_default();
-            vec![key.id.clone(), kind, state, key.prefix.clone(), ends, key.description.clone()]
+            vec![
+                key.id.clone(),
+                kind,
+                state,
+                key.prefix.clone(),
+                some(key.expires_at.as_deref()),
+                key.description.clone(),
+            ]
         };
         let heads = ["KEY", "KIND", "STATE", "BEGINS WITH", "ENDS", "DESCRIPTION"];
         table(&heads, self.keys.iter().map(row), self.next_cursor.as_deref())
@@ -118,6 +125,14 @@ impl Show for TierList {
         };
         table(&["TIER", "DEFAULT", "CHARGED", "PRIORITY", "MOVES ON"], self.tiers.iter().map(row), None)
     }
+}
+
+fn some(text: Option<&str>) -> String {
+    text.unwrap_or_default().to_owned()
+}
+
+fn read_only(is: bool) -> String {
+    if is { "as the policy file defines it".to_owned() } else { String::new() }
 }
 
 const fn kind(kind: Kind) -> &'static str {

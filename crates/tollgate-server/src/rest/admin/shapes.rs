@@ -8,7 +8,12 @@ use tollgate_core::time::Timestamp;
 use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord, OverrideRecord};
 use utoipa::ToSchema;
 
-use crate::{admin::AdminError, policies::Domain, policy_file::parse_time, service::CallError};
+use crate::{
+    admin::{AdminError, is_in_policy_file},
+    policies::Domain,
+    policy_file::parse_time,
+    service::CallError,
+};
 
 /// An account to be made.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -85,6 +90,8 @@ impl OverrideBody {
 pub(crate) struct AccountBody {
     pub(crate) id: String,
     pub(crate) domain: String,
+    /// Whether the policy file defines it: it is changed there, and not here.
+    pub(crate) read_only: bool,
     /// Grows with every change; also the `ETag`.
     pub(crate) version: u64,
     pub(crate) tier: String,
@@ -95,22 +102,28 @@ pub(crate) struct AccountBody {
     pub(crate) overrides: IndexMap<String, OverrideBody>,
     /// How many of its keys are good.
     pub(crate) active_keys: usize,
-    pub(crate) created_at: String,
-    pub(crate) changed_at: String,
+    /// Absent if the policy file defines it, as what follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) created_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) changed_at: Option<String>,
 }
 
 impl AccountBody {
     pub(super) fn of(record: &AccountRecord, now: Timestamp) -> Self {
+        let read_only = is_in_policy_file(record);
+        let known = |time: Timestamp| (!read_only).then(|| time.to_string());
         Self {
             id: record.id.clone(),
             domain: record.domain.clone(),
+            read_only,
             version: record.version,
             tier: record.tier.clone(),
             balances: record.balances.clone(),
             overrides: overrides(&record.overrides),
             active_keys: record.keys.values().filter(|key| key.is_active(now)).count(),
-            created_at: record.created_at.to_string(),
-            changed_at: record.changed_at.to_string(),
+            created_at: known(record.created_at),
+            changed_at: known(record.changed_at),
         }
     }
 }
@@ -193,16 +206,20 @@ pub(crate) struct KeyBody {
     pub(crate) id: String,
     pub(crate) account: String,
     pub(crate) domain: String,
+    /// Whether the policy file defines it: it is changed there, and not here.
+    pub(crate) read_only: bool,
     pub(crate) kind: Kind,
-    /// How its secret begins.
+    /// How its secret begins; empty if the policy file defines it, which has the hash alone.
     pub(crate) prefix: String,
     pub(crate) description: String,
     pub(crate) state: State,
-    pub(crate) created_at: String,
+    /// Absent if the policy file defines it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) created_at: Option<String>,
     /// When it ends; absent if never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expires_at: Option<String>,
-    /// When it was withdrawn.
+    /// When it was withdrawn; absent if the policy file says that it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) revoked_at: Option<String>,
     /// When it got its present secret, if that is not its first.
@@ -227,12 +244,15 @@ pub(crate) enum State {
 
 impl KeyBody {
     pub(super) fn of(account: &AccountRecord, id: &str, key: &KeyRecord, now: Timestamp) -> Self {
+        let read_only = is_in_policy_file(account);
         let text = |time: Option<Timestamp>| time.map(|time| time.to_string());
+        let known = |time: Option<Timestamp>| time.filter(|_| !read_only).map(|time| time.to_string());
         let previous = key.previous.as_ref().map(|previous| previous.good_until).filter(|end| *end > now);
         Self {
             id: id.to_owned(),
             account: account.id.clone(),
             domain: account.domain.clone(),
+            read_only,
             kind: match key.kind {
                 KeyKind::Inference => Kind::Inference,
                 KeyKind::Admin => Kind::Admin,
@@ -244,9 +264,9 @@ impl KeyBody {
                 None if key.is_active(now) => State::Active,
                 None => State::Expired,
             },
-            created_at: key.created_at.to_string(),
+            created_at: known(Some(key.created_at)),
             expires_at: text(key.expires_at),
-            revoked_at: text(key.revoked_at),
+            revoked_at: known(key.revoked_at),
             rotated_at: text(key.rotated_at),
             previous_good_until: text(previous),
             overrides: overrides(&key.overrides),
