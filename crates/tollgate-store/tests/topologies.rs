@@ -25,6 +25,13 @@ use tollgate_store::{
     },
 };
 
+/// It is the time of the machine, which others use too, that these tests wait for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn patient(url: String) -> RedisConfig {
+    RedisConfig { deadline: PATIENCE, ..RedisConfig::new(url) }
+}
+
 /// Plays generated sequences as `conformance.rs` does, on whatever `config` leads to.
 fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(u32) -> String) {
     conforms_on(config, cases, prefix, &mixed());
@@ -50,7 +57,7 @@ fn conforms_on(
                     let config = RedisConfig {
                         key_prefix: prefix(case.get()),
                         connections: 1,
-                        deadline: Duration::from_secs(20),
+                        deadline: PATIENCE,
                         ..config.clone()
                     };
                     Box::new(RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()) as Box<dyn Store>
@@ -92,6 +99,26 @@ fn a_unix_socket_conforms() {
     conforms(&RedisConfig::new(format!("unix://{}/redis.sock", server.folder().display())), 20, own_prefix);
 }
 
+/// An attempt to connect is not given up while calls wait for it.
+#[tokio::test]
+async fn a_server_may_take_as_long_to_be_connected_to_as_calls_wait() {
+    let server = RedisServer::start();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let port = server.port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(1_500)).await;
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    let store = RedisStore::connect(patient(url)).unwrap();
+    assert_eq!(used(&store.apply(&[claim("a", 1)], Mode::Try).await.unwrap()), 1);
+}
+
 fn claim(account: &str, limit: u32) -> Claim {
     Claim {
         ledger: LedgerKey::of(Partition::of([account]), ["r"]),
@@ -118,7 +145,7 @@ async fn one_each(store: &RedisStore, round: u64) -> Vec<StoreError> {
         let claims = [claim(&account.to_string(), 1_000)];
         let started = std::time::Instant::now();
         loop {
-            assert!(started.elapsed() < Duration::from_secs(10), "{errors:?}");
+            assert!(started.elapsed() < PATIENCE, "{errors:?}");
             match store.apply(&claims, Mode::Try).await {
                 Ok(answer) => {
                     assert!(used(&answer) >= round, "a charge is lost");
@@ -136,7 +163,7 @@ async fn one_each(store: &RedisStore, round: u64) -> Vec<StoreError> {
 #[tokio::test]
 async fn calls_follow_slots_on_the_move() {
     let cluster = RedisCluster::start();
-    let store = RedisStore::connect(RedisConfig { connections: 1, ..RedisConfig::new(cluster.url()) }).unwrap();
+    let store = RedisStore::connect(RedisConfig { connections: 1, ..patient(cluster.url()) }).unwrap();
     one_each(&store, 1).await;
     let (from, to) = (&cluster.servers[0], &cluster.servers[1]);
     let (from_id, to_id): (String, String) = (from.run("CLUSTER MYID"), to.run("CLUSTER MYID"));
@@ -189,13 +216,13 @@ async fn calls_follow_a_failover_of_the_sentinels() {
     let before = trio.servers[0].port();
     let switched = std::time::Instant::now();
     while trio.master() == Some(0) {
-        assert!(switched.elapsed() < Duration::from_secs(15), "the sentinels do not switch from {before}");
+        assert!(switched.elapsed() < PATIENCE, "the sentinels do not switch from {before}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     // Until the store follows, which it hears of at once, the old master takes charges in that are lost.
     let master = trio.master().unwrap();
     while !trio.servers[master].run::<String>("INFO commandstats").contains("cmdstat_eval") {
-        assert!(switched.elapsed() < Duration::from_secs(15), "the store does not follow");
+        assert!(switched.elapsed() < PATIENCE, "the store does not follow");
         let _ = store.apply(&[claim("another", 1_000)], Mode::Try).await;
     }
     one_each(&store, 2).await;
@@ -209,7 +236,7 @@ async fn calls_follow_a_failover_of_the_sentinels() {
 #[tokio::test]
 async fn a_refusal_by_one_slot_charges_no_other() {
     let cluster = RedisCluster::start();
-    let store = RedisStore::connect(RedisConfig::new(cluster.url())).unwrap();
+    let store = RedisStore::connect(patient(cluster.url())).unwrap();
     let claims = [claim("account", 1_000), claim("pool", 3), claim("address", 1_000)];
     for number in 1..=10 {
         let Answer::Applied(applied) = store.apply(&claims, Mode::Try).await.unwrap() else { panic!() };
@@ -226,7 +253,7 @@ async fn what_is_wrong_with_a_secure_server_is_said() {
         let store = RedisStore::connect(config).unwrap();
         store.apply(&[claim("a", 1)], Mode::Try).await.unwrap_err().to_string()
     };
-    let good = RedisConfig { deadline: Duration::from_secs(5), ..secure.config() };
+    let good = RedisConfig { deadline: PATIENCE, ..secure.config() };
     let said = error(RedisConfig { url: good.url.replace(SecureRedis::PASSWORD, "wrong"), ..good.clone() }).await;
     assert!(said.contains("WRONGPASS") || said.contains("uthentication"), "{said}");
     assert!(!said.contains("wrong\""), "the password is said: {said}");

@@ -251,7 +251,7 @@ async fn a_late_call_does_not_hold_up_its_stream() {
     let hanging = Hanging::of(&redis);
     let (to, mut answers) = stream(&node.grpc, 4).await.unwrap();
     let model = call(account("a"), "model", &[]);
-    to.send(ConsumeStreamRequest { timeout_ms: 300, ..numbered(1, model.clone()) }).await.unwrap();
+    to.send(ConsumeStreamRequest { timeout_ms: 1_500, ..numbered(1, model.clone()) }).await.unwrap();
     to.send(numbered(2, call(account("a"), "free", &[]))).await.unwrap();
     let first = answers.message().await.unwrap().unwrap();
     assert_eq!(first.id, 2, "what needs no counter is answered first");
@@ -304,7 +304,7 @@ async fn a_node_that_stops_answers_what_it_has_read() {
 #[tokio::test]
 async fn streams_are_bounded_and_idle_ones_end() {
     let (_folder, policy) = folder_with(&shop(100));
-    let node = ProcessBuilder::new(&policy).arg("--max-streams=1").arg("--stream-idle-timeout-ms=700").start();
+    let node = ProcessBuilder::new(&policy).arg("--max-streams=1").arg("--stream-idle-timeout-ms=1500").start();
     let (to, mut answers) = stream(&node.grpc, 1).await.unwrap();
     let error = stream(&node.grpc, 1).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");

@@ -36,10 +36,7 @@ const NODES: u64 = 3;
 
 fn nodes(url: &str) -> (tempfile::TempDir, Vec<Process>) {
     let (folder, policy) = folder_with(platform());
-    let start = |_| {
-        let node = ProcessBuilder::new(&policy).redis(url).arg("--store-deadline-ms=300");
-        node.arg(format!("--node-count={NODES}")).start()
-    };
+    let start = |_| ProcessBuilder::new(&policy).redis(url).arg(format!("--node-count={NODES}")).start();
     (folder, (0..NODES).map(start).collect())
 }
 

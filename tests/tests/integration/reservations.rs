@@ -333,7 +333,7 @@ async fn rest_says_the_same() {
 async fn sixty_four_callers_over_admit_by_no_more_than_the_debt() {
     let redis = RedisServer::start();
     let (_folder, file) = folder_with(&policy(100, 20_000));
-    let node = || ProcessBuilder::new(&file).redis(&redis.url()).arg("--store-deadline-ms=4000").start();
+    let node = || ProcessBuilder::new(&file).redis(&redis.url()).start();
     let nodes = Arc::new([node(), node()]);
     let (debt, until) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(7));
     let mut callers = tokio::task::JoinSet::new();
@@ -382,7 +382,7 @@ async fn the_slot_of_a_killed_caller_returns() {
     let redis = RedisServer::start();
     let (_folder, file) =
         folder_with(&policy(100, 20_000).replace("concurrent_requests, limit: 2", "concurrent_requests, limit: 1"));
-    let node = ProcessBuilder::new(&file).redis(&redis.url()).arg("--store-deadline-ms=4000").start();
+    let node = ProcessBuilder::new(&file).redis(&redis.url()).start();
     let address = node.said.split_once("http://").and_then(|(_, rest)| rest.split(',').next()).expect("an address");
     let body =
         json!({"call": {"caller": {"account": "a"}, "resource": "model", "usage": {"tokens": 900}}, "ttl_ms": TTL_MS});

@@ -134,15 +134,15 @@ impl Link {
     ///
     /// Must be called within a Tokio runtime.
     pub fn open(config: RedisConfig) -> Result<Self, StoreError> {
-        let (connections, buffer) = (config.connections.max(1), config.max_in_flight.clamp(64, 1024));
-        let connect = move |info| Node::new(info, connections, buffer);
+        let (deadline, bounds) = (config.deadline, config.clone());
+        let connect = move |info| Node::new(info, &bounds);
         let route = match Target::of(&config)? {
             Target::Single(info) => Route::Single(connect(info)),
             Target::Sentinel { sentinels, service, master } => {
                 let certificates = target::certificates(config.tls.as_ref());
                 Route::Sentinel(Sentinels::follow(sentinels, &service, &master, certificates, connect)?)
             }
-            Target::Cluster(seeds) => Route::Cluster(Cluster::follow(seeds, connect)),
+            Target::Cluster(seeds) => Route::Cluster(Cluster::follow(seeds, deadline, connect)),
         };
         let in_flight = Semaphore::new(config.max_in_flight);
         let faults = [const { AtomicU64::new(0) }; Fault::ALL.len()];

@@ -148,7 +148,7 @@ impl RedisServer {
     }
 
     fn wait_until_up(&mut self) -> Result<(), String> {
-        for _ in 0..500 {
+        for _ in 0..2_000 {
             if let Some(status) = self.child.try_wait().expect("a child process") {
                 let said = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
                 return Err(format!("redis-server ended at once: {status}: {said}"));
@@ -158,7 +158,7 @@ impl RedisServer {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Err(format!("redis-server did not listen on port {} within 5 s", self.port))
+        Err(format!("redis-server did not listen on port {} within 20 s", self.port))
     }
 }
 

@@ -68,6 +68,7 @@ async fn effective_on_all(
 /// One change at a time while nothing else happens. Measured from before the change is asked for, to the answer of the
 /// last node that shows it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
 async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
     let redis = RedisServer::start();
     let world = World::new();

@@ -1,7 +1,7 @@
 //! Clients that platforms' customers really have, against a gateway that only copies what the node renders: the
 //! official `OpenAI` SDK, and clients that follow the retry advice of each platform's documentation. They run in
-//! processes of their own (tests/clients), as fast as time goes; the node's clock starts where the test wants it
-//! and goes on with the real one.
+//! processes of their own (tests/clients), as fast as time goes; the node's clock goes on with the real one from a
+//! client's first call on.
 
 use std::{
     path::Path,
@@ -17,9 +17,9 @@ use axum::{
     routing::post,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::OnceCell, task::JoinSet};
 use tollgate_core::time::Timestamp;
-use tollgate_store::clock::{Clock as _, SystemClock};
+use tollgate_store::clock::{Clock as _, ManualClock, SystemClock};
 
 use super::Platforms;
 use crate::harness::{Node, ProcessBuilder, Rest};
@@ -46,29 +46,39 @@ impl Customer {
     }
 }
 
-/// A gateway in front of a node, for one customer, and the time going on behind it.
+/// A customer that, so long before now, made so many calls of a resource, so far apart.
+#[derive(Clone, Copy)]
+struct Past {
+    ago: Duration,
+    resource: &'static str,
+    calls: u32,
+    pause_ms: u64,
+}
+
+/// A gateway in front of a node, for one customer. The node's time goes on with it.
 struct Gateway {
     base: String,
     _tasks: JoinSet<()>,
 }
 
+struct Gate {
+    rest: Rest,
+    clock: Arc<ManualClock>,
+    customer: Customer,
+    past: Option<Past>,
+    /// The node's time at the first call, and when that was.
+    opened: OnceCell<(Timestamp, Instant)>,
+}
+
 impl Gateway {
-    async fn start(node: &Node, customer: Customer) -> Self {
+    async fn start(node: &Node, customer: Customer, past: Option<Past>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let app = Router::new().route("/{*path}", post(pass)).with_state((node.rest.clone(), customer));
+        let (rest, clock) = (node.rest.clone(), Arc::clone(&node.clock));
+        let gate = Gate { rest, clock, customer, past, opened: OnceCell::new() };
+        let app = Router::new().route("/{*path}", post(pass)).with_state(Arc::new(gate));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, app).await.expect("the gateway serves") });
-        let clock = Arc::clone(&node.clock);
-        tasks.spawn(async move {
-            let mut last = Instant::now();
-            loop {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                let passed = u64::try_from(last.elapsed().as_millis()).expect("a short time");
-                last += Duration::from_millis(passed);
-                clock.advance_ms(passed);
-            }
-        });
         Self { base, _tasks: tasks }
     }
 
@@ -86,14 +96,26 @@ impl Gateway {
     }
 }
 
+impl Gate {
+    /// Puts the past behind the node at the first call, so that it does not matter how long a client takes to start.
+    async fn open(&self) -> (Timestamp, Instant) {
+        if let Some(past) = self.past {
+            let now = SystemClock.now();
+            let ago_ms = u64::try_from(past.ago.as_millis()).expect("a time");
+            self.clock.set(Timestamp::from_ms(now.as_ms() - ago_ms));
+            use_up(&self.rest, &self.clock, self.customer, past).await;
+            self.clock.set(SystemClock.now());
+        }
+        (self.clock.now(), Instant::now())
+    }
+}
+
 /// Asks the node, copies what it renders, and does the work of an admitted call.
-async fn pass(
-    State((node, customer)): State<(Rest, Customer)>,
-    UrlPath(path): UrlPath<String>,
-    Json(body): Json<Value>,
-) -> Response {
+async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, Json(body): Json<Value>) -> Response {
+    let (from, since) = gate.opened.get_or_init(|| gate.open()).await;
+    gate.clock.set(from.plus_ms(u64::try_from(since.elapsed().as_millis()).expect("a short time")));
     let resource = body["model"].as_str().unwrap_or(&path);
-    let (status, decision) = node.post("/v1/consume", customer.call(resource).to_string()).await;
+    let (status, decision) = gate.rest.post("/v1/consume", gate.customer.call(resource).to_string()).await;
     assert_eq!(status.as_u16(), 200, "{decision}");
     let rendered = &decision["rendered"];
     let mut headers = HeaderMap::new();
@@ -122,80 +144,66 @@ fn completion() -> Value {
     })
 }
 
-/// Uses `calls` calls up, `pause_ms` apart.
-async fn use_up(node: &Node, customer: Customer, resource: &str, calls: u32, pause_ms: u64) {
-    for _ in 0..calls {
-        let (_, decision) = node.rest.post("/v1/consume", customer.call(resource).to_string()).await;
+async fn use_up(rest: &Rest, clock: &ManualClock, customer: Customer, past: Past) {
+    for _ in 0..past.calls {
+        let (_, decision) = rest.post("/v1/consume", customer.call(past.resource).to_string()).await;
         assert_eq!(decision["verdict"], "allowed", "{decision}");
-        node.clock.advance_ms(pause_ms);
+        clock.advance_ms(past.pause_ms);
     }
 }
 
-/// Three platforms whose clock shows the real time once `ahead` has passed on it.
-async fn platforms_behind(ahead: Duration) -> Platforms {
-    let platforms = Platforms::in_memory().await;
-    let ahead_ms = u64::try_from(ahead.as_millis()).expect("a time");
-    platforms.node.clock.set(Timestamp::from_ms(SystemClock.now().as_ms() - ahead_ms));
-    platforms
+/// A minute's limit was used up 57 s ago.
+const fn a_minute(resource: &'static str, calls: u32) -> Past {
+    Past { ago: Duration::from_secs(57), resource, calls, pause_ms: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_waits_as_told_and_reaches_its_result() {
-    let platforms = platforms_behind(Duration::from_secs(57)).await;
-    let node = &platforms.node;
-    use_up(node, OPENAI, "chat", 10, 0).await;
-    node.clock.set(SystemClock.now());
-    let said = Gateway::start(node, OPENAI).await.client("openai", 2).await;
+    let platforms = Platforms::in_memory().await;
+    let said = Gateway::start(&platforms.node, OPENAI, Some(a_minute("chat", 10))).await.client("openai", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
     assert!((1.0..8.0).contains(&said["waited"].as_f64().expect("seconds")), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_does_not_wait_for_another_day() {
-    let platforms = platforms_behind(Duration::from_mins(50)).await;
-    let node = &platforms.node;
-    use_up(node, OPENAI, "chat", 500, 6_000).await;
-    let said = Gateway::start(node, OPENAI).await.client("openai", 1).await;
+    let platforms = Platforms::in_memory().await;
+    let past = Past { ago: Duration::from_mins(50), resource: "chat", calls: 500, pause_ms: 6_000 };
+    let said = Gateway::start(&platforms.node, OPENAI, Some(past)).await.client("openai", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
     assert_eq!(said["gave_up"], "rate_limit_exceeded", "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_venice_document_reaches_its_result() {
-    let platforms = platforms_behind(Duration::from_secs(57)).await;
-    let node = &platforms.node;
-    use_up(node, VENICE, "zai-org-glm-5-1", 100, 0).await;
-    node.clock.set(SystemClock.now());
-    let said = Gateway::start(node, VENICE).await.client("venice", 2).await;
+    let platforms = Platforms::in_memory().await;
+    let past = a_minute("zai-org-glm-5-1", 100);
+    let said = Gateway::start(&platforms.node, VENICE, Some(past)).await.client("venice", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
     assert!(said["waited"].as_f64().expect("seconds") > 1.0, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_tiered_chat_document_reaches_its_result() {
-    let platforms = platforms_behind(Duration::from_secs(57)).await;
-    let node = &platforms.node;
-    use_up(node, TIERED_CHAT, "chat", 10, 0).await;
-    node.clock.set(SystemClock.now());
-    let said = Gateway::start(node, TIERED_CHAT).await.client("tiered-chat", 2).await;
+    let platforms = Platforms::in_memory().await;
+    let said =
+        Gateway::start(&platforms.node, TIERED_CHAT, Some(a_minute("chat", 10))).await.client("tiered-chat", 2).await;
     assert_eq!(said["succeeded"], 2, "{said}");
     assert!(said["refused"].as_u64() >= Some(1), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_deapi_document_reaches_its_result_and_stops_for_the_day() {
-    let platforms = platforms_behind(Duration::from_secs(57)).await;
-    let node = &platforms.node;
-    use_up(node, DEAPI, "txt2img", 3, 0).await;
-    node.clock.set(SystemClock.now());
-    let said = Gateway::start(node, DEAPI).await.client("deapi", 1).await;
+    let platforms = Platforms::in_memory().await;
+    let said = Gateway::start(&platforms.node, DEAPI, Some(a_minute("txt2img", 3))).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(1)), "{said}");
     assert!(said["waited"].as_f64().expect("seconds") >= 1.0, "{said}");
 
     let platforms = Platforms::in_memory().await;
     let node = &platforms.node;
-    use_up(node, DEAPI, "txt2img", 100, 20_000).await;
-    let said = Gateway::start(node, DEAPI).await.client("deapi", 1).await;
+    let past = Past { ago: Duration::ZERO, resource: "txt2img", calls: 100, pause_ms: 20_000 };
+    use_up(&node.rest, &node.clock, DEAPI, past).await;
+    let said = Gateway::start(node, DEAPI, None).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
     assert_eq!(said["gave_up"], "daily", "{said}");
 }

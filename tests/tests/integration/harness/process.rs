@@ -43,9 +43,11 @@ pub(crate) struct ProcessBuilder(Command);
 
 impl ProcessBuilder {
     /// With the policy file at `policy`, on free loopback ports, and no variable of the test's own environment
-    /// that would change it.
+    /// that would change it. It is patient with its Redis unless a flag says otherwise, as that shares the machine
+    /// with all tests.
     pub(crate) fn new(policy: &Path) -> Self {
-        Self::bare().arg("--policy").arg(policy).arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
+        let node = Self::bare().arg("--policy").arg(policy).env("TOLLGATE_STORE_DEADLINE_MS", "4000");
+        node.arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
     }
 
     /// Without any setting.

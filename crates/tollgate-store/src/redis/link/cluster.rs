@@ -22,6 +22,8 @@ pub(super) const SLOTS: usize = 16_384;
 const READ_EVERY: Duration = Duration::from_secs(10);
 /// How long one node may take to say what it knows.
 const READ_WITHIN: Duration = Duration::from_millis(500);
+/// The same of a node that has to be connected to, unless calls wait longer than that.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
 /// The pauses between readings while the map is in doubt.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 
@@ -36,6 +38,8 @@ struct Shared {
     map: ArcSwap<Map>,
     seeds: Vec<ConnectionInfo>,
     connect: Box<dyn Fn(ConnectionInfo) -> Arc<Node> + Send + Sync>,
+    /// How long a seed may take.
+    within: Duration,
     doubt: Notify,
 }
 
@@ -52,11 +56,12 @@ pub(super) type Range = (usize, usize, String, u16);
 impl Cluster {
     pub(super) fn follow(
         seeds: Vec<ConnectionInfo>,
+        deadline: Duration,
         connect: impl Fn(ConnectionInfo) -> Arc<Node> + Send + Sync + 'static,
     ) -> Self {
         let map = Map { slots: Arc::from(vec![None; SLOTS]), nodes: Vec::new() };
-        let (connect, doubt) = (Box::new(connect), Notify::new());
-        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, connect, doubt });
+        let (connect, within, doubt) = (Box::new(connect), ASK_WITHIN.max(deadline), Notify::new());
+        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, connect, within, doubt });
         let (to, known) = watch::channel(None);
         let task = tokio::spawn(keep_reading(Arc::clone(&shared), to)).abort_handle();
         Self { shared, known, task }
@@ -132,7 +137,7 @@ impl Shared {
     async fn read(&self) -> Result<(), Failure> {
         let (info, ranges) = match self.ask_known().await {
             Some(answer) => answer,
-            None => ask_seeds(&self.seeds).await?,
+            None => ask_seeds(&self.seeds, self.within).await?,
         };
         let before = self.map.load_full();
         let (mut slots, mut nodes) = (vec![None; SLOTS], Vec::<Arc<Node>>::new());
@@ -161,12 +166,15 @@ impl Shared {
 }
 
 /// Asks nodes that need not be known yet, and takes the first answer.
-pub(super) async fn ask_seeds(seeds: &[ConnectionInfo]) -> Result<(ConnectionInfo, Vec<Range>), Failure> {
+pub(super) async fn ask_seeds(
+    seeds: &[ConnectionInfo],
+    within: Duration,
+) -> Result<(ConnectionInfo, Vec<Range>), Failure> {
     let (mut asked, last) = (JoinSet::new(), Arc::new(ArcSwap::from_pointee(down("no node answers"))));
     for seed in seeds.iter().cloned() {
         let last = Arc::clone(&last);
         asked.spawn(async move {
-            let answer = timeout(2 * READ_WITHIN, async {
+            let answer = timeout(within, async {
                 let client = redis::Client::open(seed.clone())?;
                 let mut connection = client.get_multiplexed_async_connection().await?;
                 question().query_async::<Value>(&mut connection).await

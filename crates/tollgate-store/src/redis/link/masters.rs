@@ -46,7 +46,7 @@ pub(crate) async fn masters(config: &RedisConfig) -> Masters {
             Ok((said, vec![info]))
         }
         Target::Cluster(seeds) => {
-            let (info, ranges) = cluster::ask_seeds(&seeds).await.map_err(StoreError::from)?;
+            let (info, ranges) = cluster::ask_seeds(&seeds, PATIENCE).await.map_err(StoreError::from)?;
             let served: usize = ranges.iter().map(|(from, to, ..)| to - from + 1).sum();
             let mut masters: Vec<ConnectionInfo> = Vec::new();
             for (_, _, host, port) in &ranges {

@@ -18,10 +18,13 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::fault::{Failure, Fault, Remedy};
+use super::{
+    RedisConfig,
+    fault::{Failure, Fault, Remedy},
+};
 use crate::breaker::{Backoff, Breaker};
 
-/// How long one attempt to connect may take, name lookup, TLS and login included.
+/// How long one attempt to connect may take, name lookup, TLS and login included, unless calls wait longer than that.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// The pauses between attempts to connect.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
@@ -44,6 +47,15 @@ struct Line {
     task: AbortHandle,
 }
 
+/// What a connection is held to.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// How long one attempt to connect may take.
+    within: Duration,
+    /// How many requests wait to be sent.
+    buffer: usize,
+}
+
 #[derive(Clone)]
 enum State {
     /// The first attempt, or the one after a loss, is under way: worth waiting for.
@@ -56,9 +68,12 @@ enum State {
 
 impl Node {
     /// A server, and connections to it that are made from now on. Must be called within a Tokio runtime.
-    pub(super) fn new(info: ConnectionInfo, connections: usize, buffer: usize) -> Arc<Self> {
+    pub(super) fn new(info: ConnectionInfo, config: &RedisConfig) -> Arc<Self> {
         let breaker = Arc::new(Breaker::default());
-        let lines = (0..connections).map(|_| Line::start(info.clone(), buffer, Arc::clone(&breaker))).collect();
+        let bounds =
+            Bounds { within: CONNECT_WITHIN.max(config.deadline), buffer: config.max_in_flight.clamp(64, 1024) };
+        let start = |_| Line::start(info.clone(), bounds, Arc::clone(&breaker));
+        let lines = (0..config.connections.max(1)).map(start).collect();
         Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker })
     }
 
@@ -121,10 +136,10 @@ impl Node {
 }
 
 impl Line {
-    fn start(info: ConnectionInfo, buffer: usize, breaker: Arc<Breaker>) -> Self {
+    fn start(info: ConnectionInfo, bounds: Bounds, breaker: Arc<Breaker>) -> Self {
         let (to, state) = watch::channel(State::Connecting);
         let (lost, seen) = watch::channel(0);
-        let task = tokio::spawn(keep(info, buffer, breaker, to, seen)).abort_handle();
+        let task = tokio::spawn(keep(info, bounds, breaker, to, seen)).abort_handle();
         Self { state, lost, task }
     }
 
@@ -186,7 +201,7 @@ impl Drop for Line {
 /// Connects, and again whenever the connection is lost, with growing pauses.
 async fn keep(
     info: ConnectionInfo,
-    buffer: usize,
+    Bounds { within, buffer }: Bounds,
     breaker: Arc<Breaker>,
     state: watch::Sender<State>,
     mut lost: watch::Receiver<u64>,
@@ -198,7 +213,7 @@ async fn keep(
         .set_pipeline_buffer_size(buffer);
     let mut pauses = Backoff::between(PAUSES.0, PAUSES.1);
     for number in 1.. {
-        let connected = timeout(CONNECT_WITHIN, async {
+        let connected = timeout(within, async {
             let mut connection =
                 Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
             // A stalled server takes connections in, too.
@@ -225,7 +240,7 @@ async fn keep(
                 state.send_replace(State::Down(Failure::to_connect(&error)));
             }
             Err(_) => {
-                let text = format!("{}: no connection within {CONNECT_WITHIN:?}", info.addr());
+                let text = format!("{}: no connection within {within:?}", info.addr());
                 state.send_replace(State::Down(Failure::new(Fault::Unconnected, text)));
             }
         }
