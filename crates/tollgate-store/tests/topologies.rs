@@ -19,9 +19,9 @@ use tollgate_store::{
     memory::MemoryStore,
     redis::{RedisConfig, RedisStore},
     testing::{
-        RedisServer,
-        conformance::{START, Step, compare, mixed, within_an_account},
-        topologies::{RedisCluster, SecureRedis, SentinelTrio},
+        Program, RedisServer,
+        conformance::{START, Step, compare, mixed, reserved, within_an_account},
+        topologies::{OtherServer, RedisCluster, SecureRedis, SentinelTrio},
     },
 };
 
@@ -91,6 +91,45 @@ fn tls_with_client_certificates_and_an_acl_conforms() {
     let secure = SecureRedis::start();
     // Within the keys that the ACL lets it at.
     conforms(&secure.config(), 40, |case| format!("tg{{{case}}}"));
+}
+
+#[test]
+fn an_older_redis_conforms() {
+    other_conforms(Program::Redis62);
+}
+
+#[test]
+fn a_valkey_conforms() {
+    other_conforms(Program::Valkey);
+}
+
+/// Within the rights of the documentation: decisions of all kinds, then reservations alone. What the server refuses
+/// is known by name, though an older one has other words for it.
+fn other_conforms(program: Program) {
+    let server = OtherServer::start(program);
+    let config = RedisConfig::new(server.url());
+    conforms(&config, 60, |case| format!("tg{{{case}}}"));
+    conforms_on(&config, 40, |case| format!("tg{{reserved{case}}}"), &reserved());
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = RedisStore::connect(patient(server.url())).unwrap();
+        let call = async || store.apply(&[claim("a", 10)], Mode::Try).await;
+        for (command, back, fault) in [
+            ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "oom"),
+            ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "readonly"),
+        ] {
+            let _: () = server.run(command);
+            assert!(call().await.is_err(), "{command}");
+            assert_eq!(met(&store, fault), 1, "{command}: {:?}", store.link().status());
+            let _: () = server.run(back);
+        }
+        assert_eq!(used(&call().await.unwrap()), 1, "what was refused was charged");
+    });
+}
+
+/// How often a store has met a fault.
+fn met(store: &RedisStore, name: &str) -> u64 {
+    let status = store.link().status();
+    status.faults.iter().find(|(fault, _)| fault.name() == name).map_or(0, |(_, met)| *met)
 }
 
 #[test]
@@ -179,18 +218,14 @@ async fn calls_follow_slots_on_the_move() {
         let _: () = from.run(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port()));
     }
     assert_eq!(one_each(&store, 3).await, [], "keys that are there already: ASK");
-    let faults = |name| {
-        let status = store.link().status();
-        status.faults.iter().find(|(fault, _)| fault.name() == name).map_or(0, |(_, met)| *met)
-    };
-    assert!(faults("ask") >= slots.len() as u64, "nobody was asked: {:?}", store.link().status());
+    assert!(met(&store, "ask") >= slots.len() as u64, "nobody was asked: {:?}", store.link().status());
     for slot in &slots {
         for server in &cluster.servers[..3] {
             let _: () = server.run(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
         }
     }
     assert_eq!(one_each(&store, 4).await, [], "slots that are there: MOVED");
-    assert!(faults("moved") >= 1, "nobody was moved: {:?}", store.link().status());
+    assert!(met(&store, "moved") >= 1, "nobody was moved: {:?}", store.link().status());
 }
 
 /// A replica takes over, by command and then because its master died.

@@ -1,46 +1,14 @@
 //! Every RPC and every route once, on Redis as production runs it; and what the doctor says of it.
 
-use std::time::Duration;
+mod smoke;
 
-use tollgate_proto::v1::GetRateLimitsRequest;
 use tollgate_store::testing::{
-    RedisServer,
-    topologies::{ACL, RedisCluster, SecureRedis, SentinelTrio},
+    Program, RedisServer,
+    topologies::{ACL, OtherServer, RedisCluster, SecureRedis, SentinelTrio},
 };
 
-use crate::harness::{
-    KEY, ProcessBuilder, account, allowed, api_key, call, consume, folder_with, peek, quota, shop, until,
-};
-
-/// A node with these settings answers everything it is asked, and its counters are in Redis.
-async fn smoke(settings: &[String]) {
-    let (_folder, policy) = folder_with(&shop(100));
-    let start = || settings.iter().fold(ProcessBuilder::new(&policy), ProcessBuilder::arg).start();
-    let (node, other) = (start(), start());
-    until("the node is ready", Duration::from_secs(10), async || {
-        (node.rest.text("/readyz").await.0.as_u16() == 200).then_some(())
-    })
-    .await;
-    for number in 1..=3 {
-        let decision = consume(&node.grpc, call(api_key(KEY), "model", &[("tokens", 7)])).await.unwrap();
-        assert!(allowed(&decision));
-        assert_eq!(quota(&decision, "requests_per_minute").used, number);
-    }
-    let seen = peek(&other.grpc, call(api_key(KEY), "model", &[])).await.unwrap();
-    assert_eq!(quota(&seen, "tokens_per_minute").used, 21, "nodes share their counters");
-    let request = GetRateLimitsRequest { caller: Some(account("acme")), ..GetRateLimitsRequest::default() };
-    let listed = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
-    assert!(!listed.resources.is_empty());
-    assert!(node.rest.limits(KEY).await["data"].is_object());
-    let body = r#"{"caller":{"account":"acme"},"resource":"model"}"#;
-    for route in ["/v1/check", "/v1/consume"] {
-        let (status, answer) = node.rest.post(route, body).await;
-        assert_eq!((status.as_u16(), &answer["verdict"]), (200, &"allowed".into()), "{route}: {answer}");
-    }
-    for route in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
-        assert_eq!(node.rest.text(route).await.0.as_u16(), 200, "{route}");
-    }
-}
+use self::smoke::smoke;
+use crate::harness::ProcessBuilder;
 
 fn doctor(settings: &[String]) -> (i32, String) {
     let (status, said, error) =
@@ -107,6 +75,19 @@ async fn tls_and_an_acl() {
 async fn a_unix_socket() {
     let server = RedisServer::start_with(&["--unixsocket", "{folder}/redis.sock"]);
     smoke(&[format!("--redis=unix://{}/redis.sock", server.folder().display())]).await;
+}
+
+/// The oldest that is supported, and a fork, each with the rights of the documentation and no more.
+#[tokio::test]
+async fn an_older_redis_and_a_valkey() {
+    for (program, said_of) in [(Program::Redis62, "version: Redis 6.2"), (Program::Valkey, "version: Valkey 9")] {
+        let server = OtherServer::start(program);
+        let settings = [format!("--redis={}", server.url())];
+        smoke(&settings).await;
+        let (code, said) = doctor(&settings);
+        assert_eq!((code, said.contains(said_of)), (0, true), "{said}");
+        assert!(said.contains("all commands of a node may be used"), "{said}");
+    }
 }
 
 #[test]

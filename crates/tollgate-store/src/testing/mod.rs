@@ -8,4 +8,4 @@ pub mod conformance;
 mod server;
 pub mod topologies;
 
-pub use server::RedisServer;
+pub use server::{Program, RedisServer};

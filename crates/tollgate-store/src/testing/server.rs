@@ -1,14 +1,38 @@
 use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use tempfile::TempDir;
 
+/// What can be started as a Redis server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The `redis-server` that is installed.
+    Installed,
+    /// The last Redis 6.2.
+    Redis62,
+    /// Valkey 9.
+    Valkey,
+}
+
+impl Program {
+    fn path(self) -> PathBuf {
+        let name = match self {
+            Self::Installed => return "redis-server".into(),
+            Self::Redis62 => "redis-server-6.2",
+            Self::Valkey => "valkey-server",
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/servers").join(name)
+    }
+}
+
 /// A Redis server of the test's own: on a free loopback port, with a temporary folder, gone when
 /// dropped.
 pub struct RedisServer {
+    program: Program,
     child: Child,
     port: u16,
     folder: TempDir,
@@ -30,8 +54,17 @@ impl RedisServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start_with(options: &[&str]) -> Self {
+        Self::start_program(Program::Installed, options)
+    }
+
+    /// Starts another program than the installed one, with further options.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_program(program: Program, options: &[&str]) -> Self {
         // Another test may take the port between its choice and its use.
-        (0..5).find_map(|_| Self::try_start(Self::free_port(), options).ok()).expect("redis-server starts")
+        let started = (0..5).find_map(|_| Self::try_start(program, Self::free_port(), options).ok());
+        started.unwrap_or_else(|| panic!("{} does not start", program.path().display()))
     }
 
     /// Starts a server on `port`.
@@ -39,7 +72,7 @@ impl RedisServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start_on(port: u16) -> Self {
-        Self::try_start(port, &[]).unwrap_or_else(|error| panic!("{error}"))
+        Self::try_start(Program::Installed, port, &[]).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A loopback port that nobody listens on.
@@ -133,16 +166,16 @@ impl RedisServer {
     /// As [`RedisServer::start`].
     pub fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, &self.folder, &self.options);
+        self.child = spawn(self.program, self.port, &self.folder, &self.options);
         self.wait_until_up().unwrap_or_else(|error| panic!("{error}"));
     }
 
-    pub(super) fn try_start(port: u16, options: &[&str]) -> Result<Self, String> {
+    pub(super) fn try_start(program: Program, port: u16, options: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let own = folder.path().to_string_lossy().into_owned();
         let options: Vec<String> = options.iter().map(|option| option.replace("{folder}", &own)).collect();
-        let child = spawn(port, &folder, &options);
-        let mut server = Self { child, port, folder, options };
+        let child = spawn(program, port, &folder, &options);
+        let mut server = Self { program, child, port, folder, options };
         server.wait_until_up()?;
         Ok(server)
     }
@@ -169,8 +202,9 @@ impl Drop for RedisServer {
 }
 
 /// Options that come later win.
-fn spawn(port: u16, folder: &TempDir, options: &[String]) -> Child {
-    Command::new("redis-server")
+fn spawn(program: Program, port: u16, folder: &TempDir, options: &[String]) -> Child {
+    let path = program.path();
+    Command::new(&path)
         // A sentinel keeps its notes in a file, which has to be the first argument.
         .args(options.iter().filter(|option| is_notes(option)))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
@@ -180,7 +214,7 @@ fn spawn(port: u16, folder: &TempDir, options: &[String]) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("redis-server is installed (tests/run installs it)")
+        .unwrap_or_else(|error| panic!("{}: {error}; tests/run installs it", path.display()))
 }
 
 fn is_notes(option: &str) -> bool {

@@ -10,11 +10,47 @@ use rcgen::{
     KeyPair, SanType,
 };
 
-use super::RedisServer;
+use super::{Program, RedisServer};
 use crate::redis::{RedisConfig, RedisTls};
 
 /// The rights of a node, and no more: the line of `docs/operations.md`, with the user and the rules apart.
 pub const ACL: &str = include_str!("../../../../deploy/redis/tollgate.acl");
+
+const PASSWORD: &str = "a-password-for-tests";
+
+/// The line, with a password in it.
+fn rights() -> String {
+    let line = ACL.lines().find(|line| line.starts_with("user ")).expect("a line of rights");
+    line.replace("<PASSWORD>", PASSWORD)
+}
+
+/// A server of another program than the installed one, which knows the user of [`ACL`].
+pub struct OtherServer(RedisServer);
+
+impl OtherServer {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start(program: Program) -> Self {
+        let user = rights();
+        let options: Vec<&str> = std::iter::once("--user").chain(user.split(' ').skip(1)).collect();
+        Self(RedisServer::start_program(program, &options))
+    }
+
+    /// Runs a command as [`RedisServer::run`] does, without the user's bounds.
+    ///
+    /// # Panics
+    /// When the server is gone or refuses.
+    pub fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        self.0.run(command)
+    }
+
+    /// `redis://tollgate:…@127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("redis://tollgate:{PASSWORD}@127.0.0.1:{}", self.0.port())
+    }
+}
 
 /// Three masters with a replica each.
 pub struct RedisCluster {
@@ -189,7 +225,7 @@ pub struct SecureRedis {
 
 impl SecureRedis {
     /// The password of the user `tollgate`.
-    pub const PASSWORD: &str = "a-password-for-tests";
+    pub const PASSWORD: &str = PASSWORD;
 
     /// Starts the server.
     ///
@@ -207,11 +243,11 @@ impl SecureRedis {
         let (cert, key) = (file("server.pem", cert), file("server.key", key));
         let port = RedisServer::free_port();
         let tls_port = port.to_string();
-        let acl = ACL.lines().find(|line| line.starts_with("user ")).expect("a line of rights");
-        let acl = file("users.acl", &format!("user default off\n{}\n", acl.replace("<PASSWORD>", Self::PASSWORD)));
+        let acl = file("users.acl", &format!("user default off\n{}\n", rights()));
         let options = ["--tls-port", &tls_port, "--port", "0", "--tls-ca-cert-file", &ca, "--tls-cert-file", &cert];
         let more = ["--tls-key-file", &key, "--tls-auth-clients", "yes", "--aclfile", &acl];
-        let server = RedisServer::try_start(port, &[&options[..], &more].concat()).expect("redis-server starts");
+        let server = RedisServer::try_start(Program::Installed, port, &[&options[..], &more].concat())
+            .expect("redis-server starts");
         let (cert, key) = certificates.client;
         let tls =
             RedisTls { ca: Some(certificates.ca.into_bytes()), identity: Some((cert.into_bytes(), key.into_bytes())) };
