@@ -2,6 +2,7 @@
 //! service comes back, that nothing is admitted beyond the bound of the failure mode, and that no counter stays without a
 //! time to live. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
 
+mod clock;
 mod load;
 mod proxy;
 

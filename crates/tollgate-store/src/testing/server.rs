@@ -1,4 +1,5 @@
 use std::{
+    fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,13 +17,18 @@ pub enum Program {
     Redis62,
     /// Valkey 9.
     Valkey,
+    /// The last Redis 6.2, with a clock that [`RedisServer::set_clock`] sets.
+    OwnClock,
 }
+
+/// Where a server of [`Program::OwnClock`] reads how far its clock is from the real one.
+const CLOCK: &str = "clock";
 
 impl Program {
     fn path(self) -> PathBuf {
         let name = match self {
             Self::Installed => return "redis-server".into(),
-            Self::Redis62 => "redis-server-6.2",
+            Self::Redis62 | Self::OwnClock => "redis-server-6.2",
             Self::Valkey => "valkey-server",
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/servers").join(name)
@@ -155,6 +161,14 @@ impl RedisServer {
         self.signal("CONT");
     }
 
+    /// Sets the clock of [`Program::OwnClock`] to so many seconds after the real one, or before.
+    ///
+    /// # Panics
+    /// When the server's folder is gone.
+    pub fn set_clock(&self, ahead_s: i64) {
+        set_clock(self.folder.path(), ahead_s);
+    }
+
     fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success(), "no redis-server on port {}", self.port);
@@ -183,7 +197,7 @@ impl RedisServer {
     fn wait_until_up(&mut self) -> Result<(), String> {
         for _ in 0..2_000 {
             if let Some(status) = self.child.try_wait().expect("a child process") {
-                let said = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                let said = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
                 return Err(format!("redis-server ended at once: {status}: {said}"));
             }
             if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
@@ -204,7 +218,16 @@ impl Drop for RedisServer {
 /// Options that come later win.
 fn spawn(program: Program, port: u16, folder: &TempDir, options: &[String]) -> Child {
     let path = program.path();
-    Command::new(&path)
+    let mut command = Command::new(&path);
+    if program == Program::OwnClock {
+        set_clock(folder.path(), 0);
+        command
+            .env("LD_PRELOAD", faketime())
+            .env("FAKETIME_TIMESTAMP_FILE", folder.path().join(CLOCK))
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+    command
         // A sentinel keeps its notes in a file, which has to be the first argument.
         .args(options.iter().filter(|option| is_notes(option)))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
@@ -215,6 +238,19 @@ fn spawn(program: Program, port: u16, folder: &TempDir, options: &[String]) -> C
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {error}; tests/run installs it", path.display()))
+}
+
+fn set_clock(folder: &Path, ahead_s: i64) {
+    let fresh = folder.join("clock.new");
+    let written = fs::write(&fresh, format!("{ahead_s:+}s\n")).and_then(|()| fs::rename(fresh, folder.join(CLOCK)));
+    written.expect("the clock is set");
+}
+
+/// The library that puts another clock before a program, <https://github.com/wolfcw/libfaketime>.
+fn faketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").expect("Linux").filter_map(Result::ok);
+    let mut places = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+    places.find(|place| place.exists()).expect("libfaketime is missing: tests/run installs it")
 }
 
 fn is_notes(option: &str) -> bool {

@@ -21,11 +21,11 @@ pub(super) const NODES: u64 = 3;
 pub(super) const LIMIT: u64 = 60;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Callers a node, and the time between two calls of one.
-const CALLERS: u64 = 4;
-const PACE: Duration = Duration::from_millis(20);
+pub(super) const CALLERS: u64 = 4;
+pub(super) const PACE: Duration = Duration::from_millis(20);
 /// What a busy machine of two cores, which also runs everything else, may take on top of the bounds.
-const SLACK: Duration = Duration::from_millis(20);
-const LONGEST: Duration = Duration::from_millis(250);
+pub(super) const SLACK: Duration = Duration::from_millis(20);
+pub(super) const LONGEST: Duration = Duration::from_millis(250);
 const BACK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Nodes on one Redis.
@@ -107,6 +107,7 @@ domain: chaos
 on_failure: {on_failure}
 resources:
   full: {{ quotas: [{{ unit: requests, per: 10s, limit: {LIMIT} }}] }}
+  short: {{ quotas: [{{ unit: requests, per: 2s, limit: 20 }}, {{ unit: requests, per: {{ calendar: hour }}, limit: 100000000 }}] }}
   roomy: {{ quotas: [{{ unit: requests, per: hour, limit: 100000000 }}] }}
 tiers:
   paid: {{ is_charged: true }}
@@ -150,7 +151,19 @@ impl Fleet {
         Case { name: name.to_owned(), go, callers, memory_kb: self.memory_kb() }
     }
 
-    fn memory_kb(&self) -> u64 {
+    /// One for each node.
+    pub(super) fn clients(&self) -> impl Iterator<Item = &RateLimitServiceClient<Channel>> {
+        self.nodes.iter().map(|node| &node.grpc)
+    }
+
+    pub(super) fn did_not_panic(&self) {
+        for node in &self.nodes {
+            assert!(!node.stderr().contains("panicked"), "{}", node.stderr());
+        }
+    }
+
+    /// Of the largest node.
+    pub(super) fn memory_kb(&self) -> u64 {
         self.nodes.iter().filter_map(Process::memory_kb).max().unwrap_or(0)
     }
 }
@@ -229,9 +242,7 @@ fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
             assert!(status.code() == Code::Unavailable || gone, "{report}: {status:?}");
         }
     }
-    for node in &fleet.nodes {
-        assert!(!node.stderr().contains("panicked"), "{}", node.stderr());
-    }
+    fleet.did_not_panic();
 }
 
 async fn keep_calling(

@@ -1,0 +1,148 @@
+//! Redis's own clock is stepped under load. Every decision must be that of the exact log in which, at each call,
+//! whatever is dated later than now counts as of now.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tollgate_store::{
+    clock::{Clock, SystemClock},
+    testing::{Program, RedisServer},
+};
+
+use super::{
+    every_counter_ends,
+    load::{CALLERS, DEADLINE, Fleet, LONGEST, PACE, SLACK},
+};
+use crate::harness::{account, allowed, call, consume, decided_at_ms};
+
+/// Of the resource `short`.
+const LIMIT: usize = 20;
+const WINDOW_MS: u64 = 2_000;
+/// Where Redis's clock stands beside the real one, in seconds, one after another.
+const STEPS: [i64; 8] = [0, 5, 0, 60, 0, 3_600, -3_600, 0];
+/// How long it stands there: longer than a window, so that capacity is seen to come back.
+const PHASE: Duration = Duration::from_secs(3);
+/// An answer comes no later than this after its decision.
+const LATEST_ANSWER_MS: u64 = 500;
+
+struct Seen {
+    answered_ms: u64,
+    decided_ms: u64,
+    admitted: bool,
+    took: Duration,
+}
+
+/// Redis 6.2, as its allocator bears a library that sets the clock.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn the_clock_of_redis_steps() {
+    let redis = RedisServer::start_program(Program::OwnClock, &[]);
+    let fleet = Fleet::start(&redis.url(), "deny").await;
+    let memory_kb = fleet.memory_kb();
+    let go = Arc::new(AtomicBool::new(true));
+    let mut callers = JoinSet::new();
+    for grpc in fleet.clients() {
+        for _ in 0..CALLERS {
+            let (grpc, go) = (grpc.clone(), Arc::clone(&go));
+            callers.spawn(async move {
+                let mut ticks = tokio::time::interval(PACE);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                let mut seen = Vec::new();
+                while go.load(Ordering::Relaxed) {
+                    ticks.tick().await;
+                    let started = Instant::now();
+                    let decision = consume(&grpc, call(account("steps"), "short", &[])).await.expect("no call fails");
+                    let (took, answered_ms) = (started.elapsed(), SystemClock.now().as_ms());
+                    let (decided_ms, admitted) = (decided_at_ms(&decision), allowed(&decision));
+                    seen.push(Seen { answered_ms, decided_ms, admitted, took });
+                }
+                seen
+            });
+        }
+    }
+    let mut begun = Vec::new();
+    for step in STEPS {
+        redis.set_clock(step);
+        begun.push(SystemClock.now().as_ms());
+        tokio::time::sleep(PHASE).await;
+        every_counter_ends(&mut redis.connection());
+    }
+    go.store(false, Ordering::Relaxed);
+    let seen: Vec<Seen> = callers.join_all().await.into_iter().flatten().collect();
+
+    let (most, late) = is_of_the_exact_log(&seen, &begun);
+    let mut took: Vec<Duration> = seen.iter().map(|seen| seen.took).collect();
+    took.sort_unstable();
+    let (p99, longest) = (took[took.len() * 99 / 100], took[took.len() - 1]);
+    let grown = i64::try_from(fleet.memory_kb()).unwrap() - i64::try_from(memory_kb).unwrap();
+    println!(
+        "| Redis's clock steps by 5 s, a minute and an hour, forward and back | {} | 0 | {} ms | {} ms | {late} ms | \
+         {most} of {LIMIT} | {grown:+} KB |",
+        seen.len(),
+        p99.as_millis(),
+        longest.as_millis(),
+    );
+    assert!(p99 <= DEADLINE + SLACK && longest <= DEADLINE + LONGEST, "{p99:?}, {longest:?}");
+    assert!(grown < 16 * 1024, "memory grows");
+    fleet.did_not_panic();
+}
+
+/// Checks every decision, and returns the most that was in a window, and the longest that a step back or forward kept
+/// everybody waiting.
+fn is_of_the_exact_log(seen: &[Seen], begun: &[u64]) -> (usize, u64) {
+    let mut log: Vec<(usize, u64, bool)> =
+        seen.iter().map(|seen| (phase_of(seen, begun), seen.decided_ms, seen.admitted)).collect();
+    log.sort_unstable();
+    let (mut dates, mut most, mut late) = (Vec::<u64>::new(), 0, 0);
+    for same_time in log.chunk_by(|one, other| (one.0, one.1) == (other.0, other.1)) {
+        let (phase, now, _) = same_time[0];
+        let admitted = same_time.iter().filter(|(.., admitted)| *admitted).count();
+        dates.iter_mut().for_each(|date| *date = now.min(*date));
+        dates.retain(|date| date + WINDOW_MS > now);
+        dates.extend(std::iter::repeat_n(now, admitted));
+        assert!(dates.len() <= LIMIT, "{} in a window at {now}, phase {phase}", dates.len());
+        assert!(
+            admitted == same_time.len() || dates.len() == LIMIT,
+            "refused with {} of {LIMIT} used at {now}, phase {phase}",
+            dates.len()
+        );
+        most = dates.len().max(most);
+    }
+    for (phase, begun) in begun.iter().enumerate() {
+        let of_phase: Vec<u64> =
+            log.iter().filter(|(of, ..)| *of == phase).map(|(_, at, _)| real_ms(*at, STEPS[phase])).collect();
+        assert!(of_phase.len() > 300, "hardly any load in phase {phase}: {}", of_phase.len());
+        let first = log.iter().find(|(of, _, admitted)| *of == phase && *admitted);
+        let waited = first.map(|(_, at, _)| real_ms(*at, STEPS[phase]).saturating_sub(*begun));
+        assert!(waited.is_some_and(|waited| waited <= WINDOW_MS + LATEST_ANSWER_MS), "{waited:?} in phase {phase}");
+        late = late.max(waited.unwrap_or(0));
+    }
+    (most, late)
+}
+
+/// The phase in which a decision was made: by when it was answered, and by what the clock said.
+fn phase_of(seen: &Seen, begun: &[u64]) -> usize {
+    let of: Vec<usize> = (0..begun.len())
+        .filter(|phase| {
+            let real = real_ms(seen.decided_ms, STEPS[*phase]);
+            let end = begun.get(phase + 1).copied().unwrap_or(u64::MAX);
+            // The clock was set a moment before that is noted.
+            (real..=real + LATEST_ANSWER_MS).contains(&seen.answered_ms)
+                && begun[*phase] <= real + LATEST_ANSWER_MS
+                && real <= end
+        })
+        .collect();
+    assert_eq!(of.len(), 1, "decided at {}, answered at {}: {of:?}", seen.decided_ms, seen.answered_ms);
+    of[0]
+}
+
+/// The real time when Redis's clock, so many seconds beside it, said `at`.
+fn real_ms(at: u64, step: i64) -> u64 {
+    at.saturating_add_signed(-1_000 * step)
+}
