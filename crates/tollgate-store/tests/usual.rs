@@ -12,7 +12,7 @@ use tollgate_core::{
     window::{CalendarUnit, CalendarWindow, SlidingWindow, Span, Window},
 };
 use tollgate_store::{
-    clock::{Clock, ManualClock},
+    clock::ManualClock,
     redis::{RedisConfig, RedisStore},
     testing::RedisServer,
 };
@@ -41,25 +41,25 @@ fn calls(stats: &str, command: &str) -> usize {
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
-/// Makes calls and returns how many looks at values they took, beyond one for each of `ledgers`.
-async fn further_looks(claims: &[Claim], ledgers: usize) -> usize {
+/// A store on a server of its own, and its clock.
+fn store() -> (RedisServer, Arc<ManualClock>, RedisStore) {
     let server = RedisServer::start();
     let clock = Arc::new(ManualClock::at(START));
     let store = RedisStore::with_injected_clock(RedisConfig::new(server.url()), Arc::clone(&clock)).unwrap();
+    (server, clock, store)
+}
+
+async fn admit(store: &RedisStore, claims: &[Claim]) {
+    let Answer::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
+    assert!(applied.allowed);
+}
+
+/// Makes calls and returns how many looks at values they took, beyond one for each of `ledgers`.
+async fn further_looks(claims: &[Claim], ledgers: usize) -> usize {
+    let (server, clock, store) = store();
     for _ in 0..CALLS {
         clock.advance_ms(100);
-        let Answer::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
-        assert!(applied.allowed);
-    }
-    let longest = claims.iter().filter(|claim| claim.effect == Effect::Charge).map(|claim| match claim.span {
-        Span::Sliding(window) => u64::from(window.ms()),
-        Span::Calendar { period, .. } => period.end.ms_since(clock.now()),
-        Span::Slots => 0,
-    });
-    for key in server.run::<Vec<String>>("KEYS *") {
-        let ttl_ms: u64 = server.run(&format!("PTTL {key}"));
-        // Not all keys have the longest window, but all live at least an hour under an injected clock.
-        assert!(ttl_ms >= longest.clone().min().unwrap().max(3_500_000), "{key} ends in {ttl_ms} ms");
+        admit(&store, claims).await;
     }
     let stats: String = server.run("INFO commandstats");
     assert!(calls(&stats, "setrange") >= CALLS * ledgers, "{stats}");
@@ -84,4 +84,15 @@ async fn usual_calls_take_one_look_at_each_ledger() {
         // The first call and rings that grow need the general script; did all, there were a second look at each.
         assert!(looks < CALLS * ledgers * 3 / 4, "{what}: {looks} further looks");
     }
+}
+
+/// A life is given for an eighth longer than is needed, and then for as long again.
+#[tokio::test]
+async fn a_counter_in_use_lives_on() {
+    let (server, clock, store) = store();
+    let day = [claim("a", "requests", sliding(86_400_000), Effect::Charge)];
+    admit(&store, &day).await;
+    clock.advance_ms(86_400_000 / 8 + 2_000);
+    admit(&store, &day).await;
+    assert_eq!(calls(&server.run::<String>("INFO commandstats"), "pexpire"), 1);
 }
