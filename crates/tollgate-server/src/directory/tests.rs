@@ -302,6 +302,21 @@ async fn while_no_change_is_heard_nothing_is_believed() {
     assert_eq!(node.store.reads(), 1, "what was remembered before is forgotten, and nothing else");
 }
 
+/// Whoever asks for ever more names and secrets takes no more memory.
+#[tokio::test]
+async fn no_more_is_remembered_than_fits() {
+    let node = Node::start().await;
+    // Of 5,000 names and as many secrets, 1,000 each are remembered at most.
+    for least in [10_000, 8_000] {
+        for number in 0..5_000 {
+            node.tier(&format!("account-{number}")).await;
+            assert!(node.secret(&format!("secret-{number}")).await.unwrap().is_err());
+        }
+        let reads = node.store.reads();
+        assert!(reads >= least, "{reads} of {least}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_remembered_ends() {
     let node = Node::with_lifetime(Duration::ZERO).await;

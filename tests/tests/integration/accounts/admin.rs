@@ -3,7 +3,11 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly};
+use tollgate_core::time::Timestamp;
+use tollgate_server::settings::Options;
+
+use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly, policy};
+use crate::harness::{START, memory_node_with};
 
 #[tokio::test]
 async fn an_account_from_its_making_to_its_end() {
@@ -128,6 +132,37 @@ async fn a_key_s_life() {
     assert_eq!((&refused["verdict"], &refused["reason"]), (&json!("denied"), &json!("revoked_key")), "{refused}");
     let (status, _) = admin.ask(Method::POST, &rotate, Some(json!({}))).await;
     assert_eq!(status, StatusCode::CONFLICT, "a key that is no good stays so");
+}
+
+/// A key, an override and the secret before a rotation end at their time, without anybody doing anything.
+#[tokio::test]
+async fn what_has_an_end_ends_by_the_clock() {
+    let world = World::new();
+    let options = Options { admin_tokens: Some(world.tokens.clone()), ..Options::default() };
+    let node = memory_node_with(options, &policy("shop")).await;
+    let admin = Client { rest: node.rest.clone(), token: ADMIN, domain: "shop" };
+    let in_an_hour = Timestamp::from_ms(START.as_ms() + 3_600_000).to_string();
+    admin.create("acme", "basic").await;
+    let ends = json!({"kind": "inference", "expires_at": in_an_hour});
+    let ending = admin.good(Method::POST, "/accounts/acme/keys", Some(ends)).await["secret"].clone();
+    let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": in_an_hour});
+    admin.good(Method::PUT, "/accounts/acme/overrides/sale", Some(over)).await;
+    let (key, first) = admin.key("acme").await;
+    let rotate = format!("/keys/{key}/rotate");
+    let second = admin.good(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await["secret"].clone();
+    let check = async |secret: &Value| call(&node.rest, "check", json!({"api_key": secret})).await;
+    let first = json!(first);
+    node.clock.advance_ms(3_599_999);
+    for secret in [&ending, &first, &second] {
+        assert_eq!(hourly(&check(secret).await).0, 50);
+    }
+    node.clock.advance_ms(1);
+    for secret in [&ending, &first] {
+        assert_eq!(check(secret).await["reason"], "expired_key");
+    }
+    assert_eq!(hourly(&check(&second).await).0, 10, "the override is over");
+    let keys = admin.good(Method::GET, "/accounts/acme/keys", None).await;
+    assert_eq!((&keys["keys"][0]["state"], &keys["keys"][1]["state"]), (&json!("expired"), &json!("active")));
 }
 
 #[tokio::test]
