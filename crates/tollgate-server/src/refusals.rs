@@ -25,6 +25,8 @@ pub(crate) struct Refusals {
     log: Arc<dyn RefusalLog>,
     waiting: Mutex<Waiting>,
     wake: Notify,
+    /// Held by who writes, so that the last to do so ends after all others.
+    writing: tokio::sync::Mutex<()>,
     telemetry: Arc<Telemetry>,
     most: usize,
 }
@@ -42,7 +44,8 @@ impl Refusals {
         for reason in ["full", "store"] {
             telemetry.refusals_dropped(reason, 0);
         }
-        Self { log, waiting: Mutex::default(), wake: Notify::new(), telemetry, most: MAX_WAITING }
+        let (wake, writing) = (Notify::new(), tokio::sync::Mutex::default());
+        Self { log, waiting: Mutex::default(), wake, writing, telemetry, most: MAX_WAITING }
     }
 
     /// Notes a refusal of an account. Never waits.
@@ -94,6 +97,7 @@ impl Refusals {
 
     /// Writes account by account. What the store did not take waits on.
     async fn write_all(&self) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
         // As many as there are now; who is refused meanwhile has its turn the next time.
         let accounts = self.waiting.lock().accounts.len();
         for _ in 0..accounts {
@@ -138,14 +142,16 @@ impl Waiting {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use futures_util::FutureExt;
     use tollgate_store::refusals::{RefusalFuture, memory::MemoryRefusals};
 
     use super::*;
 
-    /// A log that can be told to fail.
+    /// A log that can be told to fail, or to take its time.
     struct Fragile {
         inner: MemoryRefusals,
         broken: AtomicBool,
+        gate: tokio::sync::Semaphore,
     }
 
     impl RefusalLog for Fragile {
@@ -154,7 +160,10 @@ mod tests {
                 return Box::pin(std::future::ready(Err(StoreError::Unreachable("told to fail".into()))));
             }
             assert!(refusals.len() <= KEPT, "no batch is larger than what is kept");
-            self.inner.append(account, refusals)
+            Box::pin(async move {
+                drop(self.gate.acquire().await);
+                self.inner.append(account, refusals).await
+            })
         }
 
         fn latest(&self, account: Partition) -> RefusalFuture<'_, Vec<Refusal>> {
@@ -171,7 +180,8 @@ mod tests {
     }
 
     fn refusals(most: usize) -> (Refusals, Arc<Fragile>, Arc<Telemetry>) {
-        let log = Arc::new(Fragile { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false) });
+        let gate = tokio::sync::Semaphore::new(1);
+        let log = Arc::new(Fragile { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false), gate });
         let telemetry = Arc::new(Telemetry::new("memory", 0).unwrap());
         let mut refusals = Refusals::new(Arc::clone(&log) as _, Arc::clone(&telemetry));
         refusals.most = most;
@@ -204,6 +214,25 @@ mod tests {
         assert_eq!(times, (4_950..5_000).rev().collect::<Vec<_>>(), "the last fifty, newest first");
         assert_eq!(kept(1).await.unwrap().len(), 50);
         assert_eq!(kept(2).await.unwrap().len(), 20);
+    }
+
+    /// The node ends with the flush, whoever else was writing.
+    #[tokio::test]
+    async fn a_flush_waits_for_what_is_being_written() {
+        let (refusals, log, _) = refusals(120);
+        let refusals = Arc::new(refusals);
+        log.gate.forget_permits(1);
+        refusals.note(account(0), refusal(1));
+        let writer = tokio::spawn(Arc::clone(&refusals).keep_writing());
+        while refusals.waiting.lock().refusals > 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut flush = std::pin::pin!(refusals.flush());
+        assert!(flush.as_mut().now_or_never().is_none(), "it left the other's refusal behind");
+        log.gate.add_permits(1);
+        flush.await;
+        writer.abort();
+        assert_eq!(log.latest(account(0)).await.unwrap().len(), 1);
     }
 
     #[tokio::test]

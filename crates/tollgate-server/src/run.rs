@@ -1,13 +1,6 @@
 //! A node's life: built, served, drained.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -36,7 +29,7 @@ use crate::{
     policies::{Policies, Source},
     refusals::Refusals,
     reload, rest,
-    serve::Servers,
+    serve::{Servers, Stage},
     service::{DecisionService, Lifetimes, WithoutStore},
     settings::{Settings, StoreSettings},
     telemetry::Telemetry,
@@ -232,17 +225,17 @@ pub async fn run(
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, known, clock));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
+    let (to, stage) = watch::channel(Stage::Running);
     let health = Arc::new(rest::Health {
         store: backend.store,
         policies: Arc::clone(&policies),
         decides_alone: fallback.is_some(),
         doors: Arc::clone(&doors),
         telemetry: Arc::clone(&telemetry),
-        draining: AtomicBool::new(false),
+        stage: stage.clone(),
     });
     tracing::info!(store = backend.kind, domains = ?policies.current().names(), "node starts");
 
-    let (stop, stopped) = watch::channel(false);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let mut background = JoinSet::new();
     background.spawn(async move {
@@ -264,14 +257,13 @@ pub async fn run(
     background.spawn(report_health(Arc::clone(&health), reporter));
     background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
 
-    let drain_timeout = settings.drain_timeout;
-    let servers_of =
-        Servers { settings, service, admin, doors, health: Arc::clone(&health), telemetry, stopped: stopped.clone() };
+    let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
+    let servers_of = Servers { settings, service, admin, doors, health, telemetry, stage: stage.clone() };
     let mut servers = JoinSet::new();
-    servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stopped.clone()));
-    servers.spawn(servers_of.rest(listeners.http).serve(stopped));
+    servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
+    servers.spawn(servers_of.rest(listeners.http).serve(stage));
     // Operators see how the node drains: what they read ends with it.
-    let (_running, never) = watch::channel(false);
+    let (_running, never) = watch::channel(Stage::Running);
     if let Some(ops) = listeners.ops {
         background.spawn(servers_of.ops(ops).serve(never));
     }
@@ -280,8 +272,13 @@ pub async fn run(
         () = shutdown => None,
         ended = servers.join_next() => Some(ended),
     };
-    health.draining.store(true, Ordering::Relaxed);
-    let _ = stop.send(true);
+    if early.is_none() {
+        tracing::info!(delay = ?drain_delay, "node drains");
+        let _ = to.send(Stage::Draining);
+        // Those who look at its health send calls elsewhere by then.
+        tokio::time::sleep(drain_delay).await;
+    }
+    let _ = to.send(Stage::Stopping);
     let drained = tokio::time::timeout(drain_timeout, async {
         let mut result = early.flatten().map_or(Ok(()), flatten);
         while let Some(ended) = servers.join_next().await {
@@ -325,11 +322,13 @@ async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
 
 /// Keeps the gRPC health service in step with the store and the lifecycle.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
-    let mut ticks = tokio::time::interval(PROBE_EVERY);
+    let (mut ticks, mut drains) = (tokio::time::interval(PROBE_EVERY), false);
     loop {
-        ticks.tick().await;
-        let answers = health.probe_store().await.is_ok();
-        let ready = health.may_decide(answers) && !health.draining.load(Ordering::Relaxed);
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = Stage::Draining.reached(health.stage.clone()), if !drains => drains = true,
+        }
+        let ready = !drains && health.may_decide(health.probe_store().await.is_ok());
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         // The empty name stands for the node as a whole.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {

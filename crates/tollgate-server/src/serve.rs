@@ -2,6 +2,7 @@
 
 mod activity;
 mod server;
+mod stage;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use tonic::{
 
 pub use self::server::ConnectionBounds;
 use self::server::Server;
+pub(crate) use self::stage::Stage;
 use crate::{
     admin::Admin,
     auth::Doors,
@@ -39,7 +41,7 @@ pub(crate) struct Servers {
     pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<rest::Health>,
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) stopped: watch::Receiver<bool>,
+    pub(crate) stage: watch::Receiver<Stage>,
 }
 
 impl Servers {
@@ -67,7 +69,7 @@ impl Servers {
             places: Arc::new(Semaphore::new(settings.max_streams)),
             calls: settings.stream_calls,
             idle: settings.stream_idle_timeout,
-            stopped: self.stopped.clone(),
+            stage: self.stage.clone(),
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.max_request_bytes);

@@ -214,7 +214,12 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REQUEST_ID_TTL_MS", value_name = "MS")]
     pub request_id_ttl_ms: Option<u32>,
 
-    /// How long calls in work may take to end after SIGTERM, in milliseconds [default: 10000]
+    /// How long a node goes on taking calls in after SIGTERM while `/readyz` says that it will not, in milliseconds
+    /// [default: 1000]
+    #[arg(long, env = "TOLLGATE_DRAIN_DELAY_MS", value_name = "MS")]
+    pub drain_delay_ms: Option<u64>,
+
+    /// How long calls in work may take to end after that, in milliseconds [default: 10000]
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
 
@@ -271,7 +276,9 @@ pub struct Settings {
     pub reservation_ttl_ms: u32,
     /// How long an admission is remembered by its request id, in milliseconds.
     pub request_id_ttl_ms: u32,
-    /// How long calls may take to end after the node was told to stop.
+    /// How long calls are still taken in after the node was told to stop.
+    pub drain_delay: Duration,
+    /// How long calls may take to end after that.
     pub drain_timeout: Duration,
     /// How logs are written.
     pub log_format: LogFormat,
@@ -380,6 +387,7 @@ impl Options {
             stream_idle_timeout: Duration::from_millis(options.stream_idle_timeout_ms.unwrap_or(300_000).max(1)),
             reservation_ttl_ms,
             request_id_ttl_ms,
+            drain_delay: Duration::from_millis(options.drain_delay_ms.unwrap_or(1_000)),
             drain_timeout: Duration::from_millis(options.drain_timeout_ms.unwrap_or(10_000)),
             log_format: options.log_format.unwrap_or(LogFormat::Pretty),
             log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
@@ -432,6 +440,7 @@ impl Options {
             stream_idle_timeout_ms: self.stream_idle_timeout_ms.or(other.stream_idle_timeout_ms),
             reservation_ttl_ms: self.reservation_ttl_ms.or(other.reservation_ttl_ms),
             request_id_ttl_ms: self.request_id_ttl_ms.or(other.request_id_ttl_ms),
+            drain_delay_ms: self.drain_delay_ms.or(other.drain_delay_ms),
             drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
             log_format: self.log_format.or(other.log_format),
             log_filter: self.log_filter.or(other.log_filter),

@@ -40,6 +40,8 @@ pub struct Fallback {
     clock: Arc<dyn Clock>,
     nodes: u64,
     waiting: Mutex<VecDeque<Admitted>>,
+    /// Held by who charges the store, so that the last to do so ends after all others.
+    replaying: tokio::sync::Mutex<()>,
     charged: AtomicU64,
     dropped: AtomicU64,
 }
@@ -70,6 +72,7 @@ impl Fallback {
             clock,
             nodes: nodes.max(1),
             waiting: Mutex::new(VecDeque::new()),
+            replaying: tokio::sync::Mutex::default(),
             charged: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
@@ -123,6 +126,7 @@ impl Fallback {
 
     /// Charges `store` with what was admitted without it, for as long as it answers.
     pub async fn replay(&self, store: &dyn Store) {
+        let _replaying = self.replaying.lock().await;
         loop {
             let now = self.clock.now();
             let batch: Vec<Admitted> = {
@@ -217,10 +221,15 @@ async fn charge(store: &dyn Store, claims: &[Claim]) -> Option<Result<(), ()>> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
     use proptest::prelude::*;
     use tollgate_core::{
         amount::UnitId,
         claim::{LedgerKey, Partition},
+        reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+        store::{AnswerFuture, StoreFuture},
         window::SlidingWindow,
     };
 
@@ -324,6 +333,58 @@ mod tests {
         clock.advance_ms(WINDOW_MS);
         fallback.replay(&store).await;
         assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 5, dropped: 1 });
+    }
+
+    /// A store that answers when it is let.
+    struct Slow(MemoryStore<Arc<ManualClock>>, tokio::sync::Semaphore);
+
+    impl Store for Slow {
+        fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
+            Box::pin(async move {
+                drop(self.1.acquire().await);
+                self.0.apply(claims, mode).await
+            })
+        }
+
+        fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+            self.0.admit(claims, terms)
+        }
+
+        fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+            self.0.look(home, id)
+        }
+
+        fn close<'a>(&'a self, home: Partition, id: ReservationId, how: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+            self.0.close(home, id, how)
+        }
+
+        fn extend<'a>(
+            &'a self,
+            home: Partition,
+            id: ReservationId,
+            ttl_ms: u32,
+            slots: &'a [LedgerKey],
+        ) -> StoreFuture<'a, Extension> {
+            self.0.extend(home, id, ttl_ms, slots)
+        }
+
+        fn ready(&self) -> StoreFuture<'_, ()> {
+            self.0.ready()
+        }
+    }
+
+    /// A node ends with its last replay, whoever else was at it.
+    #[tokio::test]
+    async fn a_replay_waits_for_one_that_is_under_way() {
+        let (fallback, clock) = fallback(1);
+        let slow = Slow(MemoryStore::new(clock, 1_000), tokio::sync::Semaphore::new(0));
+        assert!(allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Try)));
+        let (mut first, mut last) = (pin!(fallback.replay(&slow)), pin!(fallback.replay(&slow)));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(last.as_mut().now_or_never().is_none(), "it left the other's charge behind");
+        slow.1.add_permits(1);
+        tokio::join!(first, last);
+        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 1, dropped: 0 });
     }
 
     #[test]

@@ -44,6 +44,8 @@ mod reservations;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod self_service;
 #[cfg(test)]
 mod shadow;

@@ -17,7 +17,7 @@ use tollgate_proto::v1;
 use tonic::{Status, Streaming};
 
 use super::{Api, result};
-use crate::{auth::Reach, service::CallError};
+use crate::{auth::Reach, serve::Stage, service::CallError};
 
 type Answer = Result<v1::ConsumeStreamResponse, Status>;
 
@@ -30,8 +30,8 @@ pub(crate) struct Bounds {
     pub(crate) calls: usize,
     /// A stream on which nothing happens for so long is ended.
     pub(crate) idle: Duration,
-    /// Whether the node stops.
-    pub(crate) stopped: watch::Receiver<bool>,
+    /// Streams end when the node stops.
+    pub(crate) stage: watch::Receiver<Stage>,
 }
 
 /// The answers of one stream. Its place is free when the client has them all, or is gone.
@@ -72,8 +72,7 @@ pub(super) async fn serve(
 ) {
     let Ok(last_word) = answers.clone().reserve_owned().await else { return };
     let (mut place, mut work) = (None, FuturesUnordered::new());
-    let mut stopped = api.streams.stopped.clone();
-    let (mut stopped, mut gone) = (pin!(stopped.wait_for(|stopped| *stopped)), pin!(answers.closed()));
+    let (mut stopped, mut gone) = (pin!(Stage::Stopping.reached(api.streams.stage.clone())), pin!(answers.closed()));
     let (idle, mut active) = (api.streams.idle, Instant::now());
     let mut idle_check = pin!(tokio::time::sleep_until(active + idle));
     let ended = loop {
@@ -89,7 +88,7 @@ pub(super) async fn serve(
                 (Err(status), _) => break Err(status),
             },
             () = &mut gone => return,
-            _ = &mut stopped => {
+            () = &mut stopped => {
                 break Err(Status::unavailable("the node stops; what has no answer was not charged"));
             }
             () = &mut idle_check => {

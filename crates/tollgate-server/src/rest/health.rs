@@ -1,12 +1,6 @@
 //! `/healthz`, `/readyz`, `/metrics`.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -15,11 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tokio::sync::watch;
 use tollgate_core::store::{Store, StoreError};
 use utoipa::ToSchema;
 
 use super::Shared;
-use crate::{auth::Doors, policies::Policies, reload::Reload, telemetry::Telemetry};
+use crate::{auth::Doors, policies::Policies, reload::Reload, serve::Stage, telemetry::Telemetry};
 
 /// What the node knows of itself.
 pub(crate) struct Health {
@@ -29,7 +24,7 @@ pub(crate) struct Health {
     pub(crate) decides_alone: bool,
     pub(crate) doors: Arc<Doors>,
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) draining: AtomicBool,
+    pub(crate) stage: watch::Receiver<Stage>,
 }
 
 /// Whether the node may be sent calls, and what is in the way.
@@ -63,6 +58,11 @@ impl Health {
         answer
     }
 
+    /// Whether the node is on its way to its end.
+    pub(crate) fn drains(&self) -> bool {
+        *self.stage.borrow() > Stage::Running
+    }
+
     /// Whether some call can be decided: the store answers, or a policy bears that it does not. To take all nodes out
     /// of service would undo what their policies ask for.
     pub(crate) fn may_decide(&self, store_answers: bool) -> bool {
@@ -70,7 +70,7 @@ impl Health {
     }
 
     async fn readiness(&self) -> Readiness {
-        let draining = self.draining.load(Ordering::Relaxed);
+        let draining = self.drains();
         let store = self.probe_store().await;
         let stays = |failure: Option<String>, what: &str| Part {
             ok: failure.is_none(),

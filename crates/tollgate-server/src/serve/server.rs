@@ -1,8 +1,13 @@
 //! A listener and its connections, from the first byte to the last: TLS, and what a connection may cost.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, Version, header::CONNECTION},
+};
+use futures_util::FutureExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -18,7 +23,7 @@ use tokio::{
 };
 use tower::Service;
 
-use super::activity::Activity;
+use super::{Stage, activity::Activity};
 use crate::{
     auth::{Peer, names_of},
     telemetry::Telemetry,
@@ -31,6 +36,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long accepting rests after an error that is the node's own, such as too many open files.
 const REST: Duration = Duration::from_millis(100);
+/// How long those who connected as the node stopped have to make a call.
+const FIRST_WORD: Duration = Duration::from_millis(50);
 /// How often HTTP/2 clients are asked whether they are still there, and how long they may take to answer.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// How many bytes of an HTTP/2 stream, and of all streams of a connection, are taken in before they are read. Small
@@ -67,8 +74,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves until `stopped`, then finishes what is in work.
-    pub(crate) async fn serve(self, stopped: watch::Receiver<bool>) {
+    /// Serves until the node stops, then finishes what is in work.
+    pub(crate) async fn serve(self, stage: watch::Receiver<Stage>) {
+        // Connections are told to end when nobody can connect any more: whoever does so because of it is refused.
+        let (end, ending) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(self.bounds.most));
         let connections = self.telemetry.connections(self.name);
         let builder = Arc::new(self.builder());
@@ -77,7 +86,11 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = until(stopped.clone()) => break,
+                () = Stage::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
+                    // Whoever came before is served.
+                    Some(accepted) => accepted,
+                    None => break,
+                },
             };
             while tasks.try_join_next().is_some() {}
             let (stream, address) = match accepted {
@@ -99,7 +112,8 @@ impl Server {
                 builder: Arc::clone(&builder),
                 router: router.clone(),
                 idle_timeout: bounds.idle_timeout,
-                stopped: stopped.clone(),
+                stage: stage.clone(),
+                ending: ending.clone(),
             };
             let acceptor = tls.as_ref().map(|tls| tls.acceptor(speaks));
             let (telemetry, counted) = (Arc::clone(&telemetry), Counted::new(connections.clone()));
@@ -111,8 +125,9 @@ impl Server {
                 }
             });
         }
-        // Nobody may connect any more, while those that are connected get their answers.
         drop(listener);
+        sleep(FIRST_WORD).await;
+        let _ = end.send(true);
         while tasks.join_next().await.is_some() {}
     }
 
@@ -159,7 +174,8 @@ struct Connection {
     builder: Arc<auto::Builder<TokioExecutor>>,
     router: Router,
     idle_timeout: Duration,
-    stopped: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
+    ending: watch::Receiver<bool>,
 }
 
 impl Connection {
@@ -175,7 +191,7 @@ impl Connection {
         };
         let stream = tokio::select! {
             stream = timeout(HANDSHAKE, acceptor.accept(stream)) => stream,
-            () = until(self.stopped.clone()) => return Ok(()),
+            () = ended(self.ending.clone()) => return Ok(()),
         };
         let Ok(Ok(stream)) = stream else { return Err(Cut::Handshake) };
         let shown = stream.get_ref().1.peer_certificates();
@@ -187,17 +203,26 @@ impl Connection {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { builder, router, idle_timeout, stopped } = self;
+        let Self { builder, router, idle_timeout, stage, ending } = self;
         let activity = Activity::new();
         let peer = Arc::new(peer);
         let service = service_fn(|mut request: Request<Incoming>| {
             let call = activity.begin();
             request.extensions_mut().insert(Arc::clone(&peer));
+            let one_at_a_time = request.version() < Version::HTTP_2;
             let answer = router.clone().call(request.map(Body::new));
-            async move { answer.await.map(|answer| call.until_the_end_of(answer)) }
+            let stage = stage.clone();
+            async move {
+                let mut answer = answer.await?;
+                // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
+                if one_at_a_time && *stage.borrow() > Stage::Running {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(call.until_the_end_of(answer))
+            }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        let mut stopping = pin!(until(stopped));
+        let mut stopping = pin!(ended(ending));
         tokio::select! {
             // How it ended is between hyper and the client: most often somebody just closed it.
             _ = connection.as_mut() => return Ok(()),
@@ -241,6 +266,6 @@ fn is_of_the_client(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn until(mut stopped: watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+async fn ended(mut ending: watch::Receiver<bool>) {
+    let _ = ending.wait_for(|ending| *ending).await;
 }

@@ -103,7 +103,7 @@ fn is_of_the_exact_log(seen: &[Seen], begun: &[u64]) -> (usize, u64) {
     for same_time in log.chunk_by(|one, other| (one.0, one.1) == (other.0, other.1)) {
         let (phase, now, _) = same_time[0];
         let admitted = same_time.iter().filter(|(.., admitted)| *admitted).count();
-        dates.iter_mut().for_each(|date| *date = now.min(*date));
+        dates = dates.into_iter().map(|date| now.min(date)).collect();
         dates.retain(|date| date + WINDOW_MS > now);
         dates.extend(std::iter::repeat_n(now, admitted));
         assert!(dates.len() <= LIMIT, "{} in a window at {now}, phase {phase}", dates.len());

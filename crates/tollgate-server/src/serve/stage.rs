@@ -1,0 +1,21 @@
+//! How far a node is on its way to its end.
+
+use tokio::sync::watch;
+
+/// A stage of a node's life, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It takes calls in.
+    Running,
+    /// It takes calls in, and says that nobody should send it more.
+    Draining,
+    /// It takes nothing in any more, and finishes what is in work.
+    Stopping,
+}
+
+impl Stage {
+    /// Waits until a node is so far.
+    pub(crate) async fn reached(self, mut stage: watch::Receiver<Self>) {
+        let _ = stage.wait_for(|now| *now >= self).await;
+    }
+}
