@@ -6,18 +6,23 @@
 -- ARGV[1]  the claims, see apply.lua
 -- ARGV[2]  whether a reservation is made u8, its id (16 bytes) and time to live u32 (ms); whether the request has
 --          an id u8, the digest of the call (16 bytes), for how long it is remembered u32 (ms), the shape of the
---          claims (8 bytes); the number of scopes of slots u8; a row of 15 bytes for each claim on slots: scope u8
---          (number of its key, from 1), cost u56, limit u56 (2^53 - 1: unlimited); little endian
+--          claims (8 bytes); whether to say where it was charged u8; the number of scopes of slots u8; a row of 15
+--          bytes for each claim on slots: scope u8 (number of its key, from 1), cost u56, limit u56 (2^53 - 1:
+--          unlimited); little endian
 -- ARGV[3]  what the reservation's record begins with
--- reply    as of apply.lua, with the statuses of the claims on slots behind the others; or status 3: the request
---          was admitted before; shape (8 bytes), whether it made a reservation u8, its id (16 bytes), when it was
---          to end u48, and the reply of then; or status 4: the request's id belongs to another call
+-- ARGV[4]  what the request's record ends with
+-- reply    as of apply.lua, with the statuses of the claims on slots behind the others, and behind them, if it was
+--          asked and the claims were admitted, per row of ARGV[1] number u48 of the entry that it was charged on and
+--          amount u56; or status 3: the request was admitted before; shape (8 bytes), whether it made a reservation
+--          u8, its id (16 bytes), when it was to end u48, the reply of then and ARGV[4] of then; or status 4: the
+--          request's id belongs to another call
 -- cost     for a request id one read, and one write when admitted; for a reservation one write when admitted; for
 --          each claim on slots two to four looks at the set, and three writes when admitted
--- records  state 0: a reservation that holds: ARGV[3]; per row of ARGV[1] number u48 of the entry that it was
---          charged on and amount u56. State 2: a request: digest, and the reply from its shape on.
+-- records  state 0: a reservation that holds: ARGV[3]; per row of ARGV[1] number and amount as above. State 2: a
+--          request: digest, and the reply from its shape on.
 
-local holds, id, hold_ttl, has_id, digest, request_ttl, shape, scopes = struct.unpack('<Bc16I4Bc16I4c8B', ARGV[2])
+local holds, id, hold_ttl, has_id, digest, request_ttl, shape, tells, scopes =
+  struct.unpack('<Bc16I4Bc16I4c8BB', ARGV[2])
 local reservation_key, request_key = KEYS[#KEYS - has_id], KEYS[#KEYS]
 local first_scope = #KEYS - has_id - holds - scopes
 if has_id == 1 then
@@ -28,11 +33,11 @@ if has_id == 1 then
   end
 end
 
-local slot_rows, slot_statuses, slots_fit = (#ARGV[2] - 51) / 15, {}, true
+local slot_rows, slot_statuses, slots_fit = (#ARGV[2] - 52) / 15, {}, true
 local from, till = struct.unpack('<I6I6', ARGV[1], 2)
 if slot_rows > 0 and now >= from and now < till then
   for r = 0, slot_rows - 1 do
-    local scope, cost, limit = struct.unpack('<BI7I7', ARGV[2], 52 + r * 15)
+    local scope, cost, limit = struct.unpack('<BI7I7', ARGV[2], 53 + r * 15)
     local used, resets_at, fit = read_slots(KEYS[first_scope + scope], cost, limit)
     slot_statuses[r * 3 + 1], slot_statuses[r * 3 + 2], slot_statuses[r * 3 + 3] = used, resets_at, fit
     if fit > 0 then slots_fit = false end

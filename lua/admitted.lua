@@ -5,19 +5,22 @@ local admitted = charging and reply[1] == 1
 if admitted and holds == 1 then
   local taken = {}
   for r = 0, slot_rows - 1 do
-    local scope, cost = struct.unpack('<BI7', ARGV[2], 52 + r * 15)
+    local scope, cost = struct.unpack('<BI7', ARGV[2], 53 + r * 15)
     if cost > 0 and not taken[scope] then
       taken[scope] = true
       take_slot(KEYS[first_scope + scope], id, hold_ttl)
     end
   end
   for r = 0, slot_rows - 1 do
-    if taken[struct.unpack('<B', ARGV[2], 52 + r * 15)] then
+    if taken[struct.unpack('<B', ARGV[2], 53 + r * 15)] then
       slot_statuses[r * 3 + 1] = slot_statuses[r * 3 + 1] + 1
       if slot_statuses[r * 3 + 2] < now + hold_ttl then slot_statuses[r * 3 + 2] = now + hold_ttl end
     end
   end
-  local charges = {}
+end
+local charges = ''
+if admitted and holds + tells > 0 then
+  local made = {}
   for w = 1, named, 5 do
     local number, last = 0, w + 5 <= named and windows[w + 9] - 1 or rows
     if windows[w + 3] then
@@ -27,11 +30,13 @@ if admitted and holds == 1 then
     end
     for r = windows[w + 4], last do
       local charge = windows[w + 3] and reply[plan + r * 2 + 1] or 0
-      charges[r * 2 - 1], charges[r * 2] = charge > 0 and number or 0, charge
+      made[r * 2 - 1], made[r * 2] = charge > 0 and number or 0, charge
     end
   end
-  redis.call('SET', reservation_key,
-    struct.pack('<BI6I4', 0, now, hold_ttl) .. ARGV[3] .. struct.pack('<' .. string.rep('I6I7', rows), unpack(charges)),
+  charges = struct.pack('<' .. string.rep('I6I7', rows), unpack(made))
+end
+if admitted and holds == 1 then
+  redis.call('SET', reservation_key, struct.pack('<BI6I4', 0, now, hold_ttl) .. ARGV[3] .. charges,
     'PX', hold_ttl > shortest_ttl and hold_ttl or shortest_ttl)
 end
 
@@ -40,6 +45,6 @@ local answer = struct.pack('<BI6' .. string.rep('I7I6I6', rows), unpack(reply, 1
 if admitted and has_id == 1 then
   redis.call('SET', request_key,
     struct.pack('<BI6I4', 2, now, request_ttl) .. digest .. shape .. struct.pack('<Bc16I6', holds, id, now + hold_ttl)
-      .. answer, 'PX', request_ttl > shortest_ttl and request_ttl or shortest_ttl)
+      .. answer .. ARGV[4], 'PX', request_ttl > shortest_ttl and request_ttl or shortest_ttl)
 end
-return answer
+return tells == 1 and answer .. charges or answer

@@ -69,7 +69,11 @@ pub(crate) fn decide_for(
             continue;
         }
         let mine = || from_here.iter().filter(|other| other.ledger == claim.ledger);
-        if charged && mine().any(|claim| claim.charge() > Amount::ZERO) {
+        // At the end of counting a charge is cut to nothing, and changes no more than a look does.
+        let adds = |(other, reading): (&Claim, &Reading)| {
+            other.ledger == claim.ledger && other.charge() > Amount::ZERO && reading.used < Amount::MAX.get()
+        };
+        if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
                 if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, Window::of(span)) {
                     note(charges, Charge { ledger: claim.ledger, window, unit, number, amount });

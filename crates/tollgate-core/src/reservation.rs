@@ -3,7 +3,7 @@
 
 use crate::{
     amount::{Amount, UnitId},
-    claim::{Applied, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
     ledger::{Holder, Ledgers, decide, decide_for, outside_period},
     records::{Admitted, Life, Records, State},
     time::Timestamp,
@@ -69,6 +69,15 @@ pub enum Admission {
     OtherCall,
 }
 
+impl From<Answer> for Admission {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Applied(applied) => Self::Decided(applied),
+            Answer::OutsidePeriod(at) => Self::OutsidePeriod(at),
+        }
+    }
+}
+
 /// An admission of before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
@@ -116,7 +125,7 @@ impl Window {
 }
 
 /// A reservation that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reservation {
     /// Every counter it is judged by, each once.
     pub charges: Vec<Charge>,
@@ -151,10 +160,10 @@ pub struct Closing<'a> {
     pub digest: [u8; 16],
     /// What is to be given back: charges of the reservation, with the amounts to take out.
     pub refunds: &'a [Charge],
-    /// What is charged whatever the limits say; nothing on slots.
+    /// What is charged whatever the limits say, in partitions where the reservation was charged; nothing on slots.
     pub debts: &'a [Claim],
-    /// The scopes in which it holds a slot.
-    pub slots: &'a [LedgerKey],
+    /// The reservation itself, as it was told. Its slots are released.
+    pub reservation: &'a Reservation,
     /// What is remembered of the end until the reservation would have ended, up to [`MAX_NOTE_BYTES`].
     pub note: &'a [u8],
 }
@@ -271,7 +280,7 @@ pub fn close(
     let refund = |charge: &Charge| books.get(&charge.ledger).map_or(Amount::ZERO, |ledger| ledger.refund(charge, now));
     let refunded = closing.refunds.iter().map(refund).collect();
     decide(books, closing.debts, Mode::Force, now);
-    for ledger in closing.slots {
+    for ledger in &closing.reservation.slots {
         if let Some(ledger) = books.get(ledger) {
             ledger.slots().release(id);
         }
@@ -283,13 +292,13 @@ pub fn close(
     Closure::Done(closed)
 }
 
-/// Lets a reservation, and its slots in these scopes, live for `ttl_ms` from now.
+/// Lets a reservation, and its slots, live for `ttl_ms` from now.
 pub fn extend(
     books: &mut impl Books,
     home: Partition,
     id: ReservationId,
     ttl_ms: u32,
-    slots: &[LedgerKey],
+    reservation: &Reservation,
     now: Timestamp,
 ) -> Extension {
     match books.records(home).reservation(home, id, now) {
@@ -297,7 +306,7 @@ pub fn extend(
         Some((_, State::Closed(closed))) => return Extension::Closed(closed.clone()),
         Some((life, State::Open(_))) => *life = Life { from: now, ttl_ms },
     }
-    for ledger in slots {
+    for ledger in &reservation.slots {
         if let Some(ledger) = books.get(ledger) {
             ledger.slots().extend(id, ttl_ms, now);
         }

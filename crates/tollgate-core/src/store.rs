@@ -3,8 +3,8 @@
 use std::{future::Future, pin::Pin};
 
 use crate::{
-    claim::{Answer, Claim, LedgerKey, Mode, Partition},
-    reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+    claim::{Answer, Claim, Mode, Partition},
+    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
 };
 
 /// Why a store did not decide.
@@ -41,10 +41,21 @@ pub type AnswerFuture<'a> = StoreFuture<'a, Answer>;
 /// [`StoreError::Indeterminate`]; then a call with a request id may be made again, and so may every
 /// [`Store::close`] and [`Store::extend`]. An answer, or an error, comes within a bound that the
 /// store states.
+///
+/// A store that cannot reach several partitions in one step takes a step for each of them, the
+/// `home` of the call last. No limit is exceeded then either, and what a refused call was charged is
+/// given back, except by a node that dies or loses its way in between: that stays for its window.
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`crate::claim::MAX_CLAIMS`] claims: [`crate::ledger::decide`]. Those in
-    /// [`crate::window::Span::Slots`] are judged, and nothing is held.
-    fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a>;
+    /// [`crate::window::Span::Slots`] are judged, and nothing is held. `home` is the caller's
+    /// partition.
+    fn apply_at<'a>(&'a self, home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a>;
+
+    /// The same, where the first claim is in the caller's partition.
+    fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
+        let home = claims.first().map_or(Partition::from_bytes([0; 12]), |claim| claim.ledger.partition);
+        self.apply_at(home, claims, mode)
+    }
 
     /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::reservation::admit`].
     fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission>;
@@ -56,14 +67,13 @@ pub trait Store: Send + Sync + 'static {
     /// [`crate::claim::MAX_CLAIMS`] each.
     fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure>;
 
-    /// Lets a reservation live on: [`crate::reservation::extend`]. `slots` are the reservation's, from
-    /// [`Store::look`].
+    /// Lets a reservation, which [`Store::look`] told, live on: [`crate::reservation::extend`].
     fn extend<'a>(
         &'a self,
         home: Partition,
         id: ReservationId,
         ttl_ms: u32,
-        slots: &'a [LedgerKey],
+        reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension>;
 
     /// Whether the store can be reached now. For readiness, not for the way of a call.

@@ -19,7 +19,7 @@ use std::{
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Answer, Applied, Claim, Mode},
+    claim::{Answer, Applied, Claim, Mode, Partition},
     decision::{Decision, QuotaStatus, Verdict},
     policy::{Block, DecidedBy, Resolved, Usage, Watch},
     store::{Store, StoreError},
@@ -243,7 +243,7 @@ impl DecisionService {
         };
         let gate = Self::gate(&domain, call.caller, &attributes);
         let usage = Self::usage_of(ask, &resolved, usage, &domain)?;
-        let remember = self.to_remember(ask, &call, (&domain, &identity, &resolved), &usage)?;
+        let remember = self.to_remember(ask, &call, (&domain, &identity, &resolved), (&usage, &attributes))?;
         let mut trace = Trace::default();
         let nothing = Usage::none();
         // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
@@ -307,7 +307,8 @@ impl DecisionService {
         };
         let mode = by.mode();
         let draws = resolved.draws(usage, value)?;
-        let Some((mut applied, rooms)) = self.apply_drawing(&draws, claims_at, by, now).await? else {
+        let Some((mut applied, rooms)) = self.apply_drawing(resolved.partition(), &draws, claims_at, by, now).await?
+        else {
             return Ok(Decision::unlimited(now));
         };
         let guards = || resolved.guards(value).chain(gate.map(|gate| gate.rule));
@@ -323,6 +324,7 @@ impl DecisionService {
     /// `None` if there is nothing to ask.
     async fn apply(
         &self,
+        home: Partition,
         claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
         mode: Mode,
         mut now: Timestamp,
@@ -334,7 +336,7 @@ impl DecisionService {
             }
             let started = Instant::now();
             let in_flight = InFlight::new(&self.telemetry);
-            let answer = self.store.apply(&claims, mode).await;
+            let answer = self.store.apply_at(home, &claims, mode).await;
             drop(in_flight);
             self.telemetry.store_answered(started.elapsed(), &answer);
             match answer? {

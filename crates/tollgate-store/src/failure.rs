@@ -228,7 +228,7 @@ mod tests {
     use tollgate_core::{
         amount::UnitId,
         claim::{LedgerKey, Partition},
-        reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+        reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
         store::{AnswerFuture, StoreFuture},
         window::SlidingWindow,
     };
@@ -339,10 +339,10 @@ mod tests {
     struct Slow(MemoryStore<Arc<ManualClock>>, tokio::sync::Semaphore);
 
     impl Store for Slow {
-        fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
+        fn apply_at<'a>(&'a self, home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
             Box::pin(async move {
                 drop(self.1.acquire().await);
-                self.0.apply(claims, mode).await
+                self.0.apply_at(home, claims, mode).await
             })
         }
 
@@ -363,9 +363,9 @@ mod tests {
             home: Partition,
             id: ReservationId,
             ttl_ms: u32,
-            slots: &'a [LedgerKey],
+            reservation: &'a Reservation,
         ) -> StoreFuture<'a, Extension> {
-            self.0.extend(home, id, ttl_ms, slots)
+            self.0.extend(home, id, ttl_ms, reservation)
         }
 
         fn ready(&self) -> StoreFuture<'_, ()> {

@@ -8,7 +8,7 @@ use tollgate_core::{
     claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Partition},
     ledger::{Ledger, Ledgers, decide, outside_period},
     records::Records,
-    reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, ReservationId, Terms},
+    reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
     store::{AnswerFuture, Store, StoreError, StoreFuture},
     time::Timestamp,
     window::Span,
@@ -101,7 +101,8 @@ impl<C: Clock> MemoryStore<C> {
     fn close_now(&self, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Result<Closure, StoreError> {
         let refunds = closing.refunds.iter().map(|charge| charge.ledger);
         let debts = closing.debts.iter().map(|claim| claim.ledger);
-        let touched = refunds.chain(debts).chain(closing.slots.iter().copied()).map(|ledger| ledger.partition);
+        let touched =
+            refunds.chain(debts).chain(closing.reservation.slots.iter().copied()).map(|ledger| ledger.partition);
         let (mut locked, now) = self.lock(touched.chain([home]));
         locked.make_room(closing.debts, 0, now, self.shard_capacity)?;
         Ok(reservation::close(&mut locked, home, id, closing, now))
@@ -121,7 +122,7 @@ impl<C: Clock> MemoryStore<C> {
 }
 
 impl<C: Clock> Store for MemoryStore<C> {
-    fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
+    fn apply_at<'a>(&'a self, _home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
         Box::pin(std::future::ready(self.apply_now(claims, mode)))
     }
 
@@ -143,10 +144,10 @@ impl<C: Clock> Store for MemoryStore<C> {
         home: Partition,
         id: ReservationId,
         ttl_ms: u32,
-        slots: &'a [LedgerKey],
+        reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension> {
-        let (mut locked, now) = self.lock(slots.iter().map(|ledger| ledger.partition).chain([home]));
-        Box::pin(std::future::ready(Ok(reservation::extend(&mut locked, home, id, ttl_ms, slots, now))))
+        let (mut locked, now) = self.lock(reservation.slots.iter().map(|ledger| ledger.partition).chain([home]));
+        Box::pin(std::future::ready(Ok(reservation::extend(&mut locked, home, id, ttl_ms, reservation, now))))
     }
 
     fn ready(&self) -> StoreFuture<'_, ()> {

@@ -1,5 +1,6 @@
 //! Counters in Redis, shared by any number of nodes.
 
+mod admit;
 mod examine;
 mod link;
 mod records;
@@ -7,11 +8,15 @@ mod split;
 mod usual;
 mod wire;
 
+use std::sync::Arc;
+
 use redis::Value;
 use tokio::time::Instant;
 use tollgate_core::{
-    claim::{Answer, Claim, LedgerKey, Mode, Partition},
-    reservation::{Admission, Closing, Closure, Extension, Looked, ReservationId, Terms},
+    claim::{Answer, Claim, Mode, Partition},
+    reservation::{
+        Admission, Charge, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms, shape_of,
+    },
     store::{AnswerFuture, Store, StoreError, StoreFuture},
     window::Span,
 };
@@ -20,8 +25,8 @@ pub use self::examine::{Finding, Verdict, examine};
 pub(crate) use self::link::Script;
 pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
 use self::{
-    records::{Admit, Close},
-    split::Bounds,
+    admit::{Admit, Ask, Elsewhere, Said},
+    records::{Close, Returned},
     usual::{Usual, UsualScripts},
     wire::{Request, Validity},
 };
@@ -33,6 +38,7 @@ struct Scripts {
     admit: Script,
     look: Script,
     close: Script,
+    refund: Script,
     extend: Script,
 }
 
@@ -44,7 +50,8 @@ const BLOCK: &str = lua!("block");
 const APPLY: &str = lua!("ledger" "apply" "answer");
 const ADMIT: &str = lua!("block" "ledger" "record" "slots" "admit" "apply" "admitted");
 const LOOK: &str = lua!("record" "look");
-const CLOSE: &str = lua!("block" "ledger" "record" "close" "apply" "closed");
+const CLOSE: &str = lua!("block" "ledger" "record" "close" "refund" "apply" "closed");
+const REFUND: &str = lua!("block" "ledger" "refund");
 const EXTEND: &str = lua!("record" "slots" "extend");
 
 impl Scripts {
@@ -56,20 +63,22 @@ impl Scripts {
             admit: script(ADMIT),
             look: script(LOOK),
             close: script(CLOSE),
+            refund: script(REFUND),
             extend: script(EXTEND),
         }
     }
 }
 
 /// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`], and so is every other
-/// operation.
+/// operation; what is in several slots of a Redis Cluster takes one for each of them. Clones share everything.
+#[derive(Clone)]
 pub struct RedisStore {
     link: Link,
-    scripts: Scripts,
+    scripts: Arc<Scripts>,
     clock: Option<InjectedClock>,
 }
 
-type InjectedClock = Box<dyn Fn() -> tollgate_core::time::Timestamp + Send + Sync>;
+type InjectedClock = Arc<dyn Fn() -> tollgate_core::time::Timestamp + Send + Sync>;
 
 impl RedisStore {
     /// A store at `config.url`. Does not wait for the server: it need not be there yet.
@@ -81,14 +90,14 @@ impl RedisStore {
 
     /// A store at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        Self { link, scripts: Scripts::behind(lua!("clock")), clock: None }
+        Self { link, scripts: Arc::new(Scripts::behind(lua!("clock"))), clock: None }
     }
 
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
     #[cfg(feature = "testing")]
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
-        let scripts = Scripts::behind(lua!("clock_injected"));
-        Ok(Self { link: Link::open(config)?, scripts, clock: Some(Box::new(move || clock.now())) })
+        let scripts = Arc::new(Scripts::behind(lua!("clock_injected")));
+        Ok(Self { link: Link::open(config)?, scripts, clock: Some(Arc::new(move || clock.now())) })
     }
 
     /// The way to Redis.
@@ -96,24 +105,15 @@ impl RedisStore {
         &self.link
     }
 
-    async fn apply_in_time(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
-        let deadline = self.link.deadline();
-        if self.link.is_cluster() && split::is_needed(claims) {
-            split::apply(self, claims, mode, deadline).await
-        } else {
-            self.run(claims, mode, Bounds { validity: Validity::of(claims), deadline }).await
-        }
-    }
-
-    /// Claims that one script reaches.
-    async fn run(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<Answer, StoreError> {
-        let prefix = self.link.key_prefix();
+    /// Applies claims that one script reaches.
+    async fn apply_at_once(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<Answer, StoreError> {
         if claims.iter().any(|claim| claim.span == Span::Slots) {
-            let admit = Admit::new(prefix, claims, mode, bounds.validity, None);
-            let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), bounds.deadline).await?;
-            return admit.request.read_reply(wire::bytes_of(&reply)?);
+            let elsewhere = &Elsewhere::default();
+            let validity = bounds.validity;
+            let ask = Ask { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
+            return self.ask(ask, bounds.deadline).await?.into_answer().ok_or_else(wire::unreadable);
         }
-        let request = Request::within(prefix, claims, mode, bounds.validity);
+        let request = Request::within(self.link.key_prefix(), claims, mode, bounds.validity);
         let usual = Usual::of(claims, &request, mode, bounds.validity);
         let reply = match usual.as_ref().and_then(|usual| Some((self.scripts.usual.get(usual)?, &usual.brief))) {
             Some((script, brief)) => {
@@ -121,7 +121,51 @@ impl RedisStore {
             }
             None => self.script(&self.scripts.apply, &[&request.keys], &[&request.packed], bounds.deadline).await?,
         };
-        request.read_reply(wire::bytes_of(&reply)?)
+        request.read_reply(&mut wire::bytes_of(&reply)?)
+    }
+
+    /// Runs the admission script.
+    async fn ask(&self, ask: Ask<'_>, deadline: Instant) -> Result<Said, StoreError> {
+        let admit = Admit::new(self.link.key_prefix(), ask);
+        let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), deadline).await?;
+        admit.read_reply(wire::bytes_of(&reply)?)
+    }
+
+    /// Closes the record of a reservation in one partition, and with it what lives there.
+    async fn close_at_once(
+        &self,
+        home: Partition,
+        id: ReservationId,
+        closing: &Closing<'_>,
+        elsewhere: &Returned,
+        deadline: Instant,
+    ) -> Result<Closure, StoreError> {
+        let close = Close::new(self.link.key_prefix(), home, id, closing, elsewhere);
+        let reply = self.script(&self.scripts.close, &close.keys(), &close.args(), deadline).await?;
+        records::read_closure(wire::bytes_of(&reply)?)
+    }
+
+    /// Gives back charges that are part of no reservation. Not to be done twice.
+    async fn refund(&self, charges: &[Charge], deadline: Instant) -> Result<(), StoreError> {
+        let (keys, packed) = records::refund(self.link.key_prefix(), charges);
+        self.script(&self.scripts.refund, &[&keys], &[b"", &packed], deadline).await.map(drop)
+    }
+
+    /// Extends the record of a reservation in one partition, and the slots that it holds there.
+    async fn extend_at_once(
+        &self,
+        home: Partition,
+        id: ReservationId,
+        ttl_ms: u32,
+        reservation: &Reservation,
+        deadline: Instant,
+    ) -> Result<Extension, StoreError> {
+        let prefix = self.link.key_prefix();
+        let record = [records::reservation_key(prefix, home, id)];
+        let slots: Vec<String> = reservation.slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
+        let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
+        let reply = self.script(&self.scripts.extend, &[&record, &slots], &[&terms], deadline).await?;
+        records::read_extension(wire::bytes_of(&reply)?)
     }
 
     async fn script(
@@ -136,21 +180,35 @@ impl RedisStore {
     }
 }
 
+/// What all scripts of one call share.
+#[derive(Clone, Copy)]
+struct Bounds {
+    validity: Validity,
+    deadline: Instant,
+}
+
 impl Store for RedisStore {
-    fn apply<'a>(&'a self, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
-        Box::pin(self.apply_in_time(claims, mode))
+    fn apply_at<'a>(&'a self, home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
+        Box::pin(async move {
+            let bounds = Bounds { validity: Validity::of(claims), deadline: self.link.deadline() };
+            if self.link.is_cluster() && split::is_needed(claims) {
+                return split::apply(self, home, claims, mode, bounds).await;
+            }
+            self.apply_at_once(claims, mode, bounds).await
+        })
     }
 
     fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
         Box::pin(async {
+            let bounds = Bounds { validity: Validity::of(claims), deadline: self.link.deadline() };
             if self.link.is_cluster() && claims.iter().any(|claim| claim.ledger.partition != terms.home) {
-                let what = "a reservation or a request id with quotas outside the account, in a Redis Cluster";
-                return Err(StoreError::Refused(format!("not supported: {what}")));
+                return split::admit(self, claims, terms, bounds).await;
             }
-            let validity = Validity::of(claims);
-            let admit = Admit::new(self.link.key_prefix(), claims, Mode::Try, validity, Some(terms));
-            let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), self.link.deadline()).await?;
-            admit.read_reply(wire::bytes_of(&reply)?)
+            let elsewhere = &Elsewhere::default();
+            let shape = if terms.request.is_some() { shape_of(claims) } else { 0 };
+            let validity = bounds.validity;
+            let ask = Ask { claims, mode: Mode::Try, validity, terms: Some(terms), shape, tells: false, elsewhere };
+            Ok(self.ask(ask, bounds.deadline).await?.admission)
         })
     }
 
@@ -164,11 +222,11 @@ impl Store for RedisStore {
 
     fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
         Box::pin(async move {
-            let close = Close::new(self.link.key_prefix(), home, id, closing);
-            let args: [&[u8]; 3] = [&close.debts.packed, &close.refunds, &close.body];
-            let keys: [&[String]; 2] = [&close.debts.keys, &close.keys];
-            let reply = self.script(&self.scripts.close, &keys, &args, self.link.deadline()).await?;
-            records::read_closure(wire::bytes_of(&reply)?)
+            let deadline = self.link.deadline();
+            if self.link.is_cluster() {
+                return split::close(self, home, id, closing, deadline).await;
+            }
+            self.close_at_once(home, id, closing, &Returned::new(), deadline).await
         })
     }
 
@@ -177,16 +235,14 @@ impl Store for RedisStore {
         home: Partition,
         id: ReservationId,
         ttl_ms: u32,
-        slots: &'a [LedgerKey],
+        reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension> {
         Box::pin(async move {
-            let prefix = self.link.key_prefix();
-            let record = [records::reservation_key(prefix, home, id)];
-            let scopes: Vec<String> = slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
-            let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
             let deadline = self.link.deadline();
-            let reply = self.script(&self.scripts.extend, &[&record, &scopes], &[&terms], deadline).await?;
-            records::read_extension(wire::bytes_of(&reply)?)
+            if self.link.is_cluster() {
+                return split::extend(self, home, id, ttl_ms, reservation, deadline).await;
+            }
+            self.extend_at_once(home, id, ttl_ms, reservation, deadline).await
         })
     }
 

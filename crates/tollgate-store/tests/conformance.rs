@@ -14,7 +14,12 @@ use proptest::{
     strategy::Strategy,
     test_runner::{Config, TestRunner},
 };
-use tollgate_core::store::Store;
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    store::Store,
+    window::{SlidingWindow, Span},
+};
 use tollgate_store::{
     clock::ManualClock,
     memory::MemoryStore,
@@ -99,4 +104,43 @@ fn redis_agrees_on_a_crowded_minute() {
 fn redis_agrees_on_crowded_seconds_and_a_crowded_day() {
     assert!(check(crowded(4_000, 2, 7_000), 4) > 1_500);
     assert!(check(crowded(86_400_000, 50_000, 7_000), 4) > 1_500);
+}
+
+/// At the end of counting a forced charge is cut to nothing, and then it changes nothing: what has left another window
+/// of the ledger is still there when the clock goes back. Broken to try it: a memory store that drops what is over with
+/// any forced call.
+#[test]
+fn a_charge_that_is_cut_to_nothing_drops_nothing() {
+    let server = RedisServer::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let clock = Arc::new(ManualClock::at(START));
+    let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock));
+    let redis = {
+        let _inside = runtime.enter();
+        let config = RedisConfig { deadline: std::time::Duration::from_secs(20), ..RedisConfig::new(server.url()) };
+        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
+    };
+    let home = Partition::of(["full"]);
+    let claim = |window_ms, cost| Claim {
+        ledger: LedgerKey::of(home, ["resource"]),
+        span: Span::Sliding(SlidingWindow::from_ms(window_ms).unwrap()),
+        unit: UnitId::of("tokens"),
+        cost,
+        limit: Limit::Unlimited,
+        effect: Effect::Charge,
+    };
+    for store in [&memory as &dyn Store, &redis] {
+        clock.set(START);
+        let apply = |claim, mode| match runtime.block_on(store.apply(&[claim], mode)).unwrap() {
+            Answer::Applied(applied) => applied.statuses[0].used,
+            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        };
+        apply(claim(1_000, Amount::from(7)), Mode::Force);
+        apply(claim(60_000, Amount::MAX), Mode::Force);
+        clock.advance_ms(1_000);
+        assert_eq!(apply(claim(60_000, Amount::from(1)), Mode::Force), Amount::MAX);
+        assert_eq!(apply(claim(1_000, Amount::ZERO), Mode::Peek), Amount::ZERO, "it is over");
+        clock.set(START.plus_ms(500));
+        assert_eq!(apply(claim(1_000, Amount::ZERO), Mode::Peek), Amount::from(7), "nothing is freed early");
+    }
 }

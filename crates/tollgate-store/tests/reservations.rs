@@ -13,7 +13,8 @@ use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Answer, Claim, Effect, Fit, LedgerKey, Mode, Partition},
     reservation::{
-        Admission, Charge, Closing, Closure, Extension, Hold, Looked, RequestMark, ReservationId, Terms, Window,
+        Admission, Charge, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, ReservationId, Terms,
+        Window,
     },
     store::Store,
     time::Timestamp,
@@ -202,7 +203,7 @@ impl World<'_> {
         let digest = [actual.map_or(255, |tokens| u8::try_from(tokens % 251).unwrap()); 16];
         let (Looked::Open { reservation, .. }, None, true) = (&looked, known.closed, known.ends_at > now) else {
             assert_eq!(matches!(looked, Looked::Unknown), known.ends_at <= now, "{looked:?}");
-            let closing = Closing { digest, refunds: &[], debts: &[], slots: &[], note: b"" };
+            let closing = Closing { digest, refunds: &[], debts: &[], reservation: &Reservation::default(), note: b"" };
             let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
             assert!(matches!(closure, Closure::Unknown | Closure::Before(_)), "{closure:?}");
             return;
@@ -222,7 +223,7 @@ impl World<'_> {
             .filter(|claim| claim.unit == tokens && debt > 0)
             .map(|claim| Claim { limit: Limit::Unlimited, ..claim })
             .collect();
-        let closing = Closing { digest, refunds: &refunds, debts: &debts, slots: &reservation.slots, note: b"end" };
+        let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation, note: b"end" };
         let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
         let Closure::Done(closed) = closure else { panic!("{closure:?}") };
         let charged_at = self.log[known.entry].0;
@@ -245,9 +246,10 @@ impl World<'_> {
     fn extend(&mut self, which: usize, ttl_ms: u32) {
         let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
         let (known, now) = (self.known[at].clone(), self.now());
-        let slots = [LedgerKey::of(home(), ["resource"])];
+        let slots = vec![LedgerKey::of(home(), ["resource"])];
+        let reservation = Reservation { slots, ..Reservation::default() };
         let runtime = self.runtime;
-        match runtime.block_on(self.node().extend(home(), known.id, ttl_ms, &slots)).unwrap() {
+        match runtime.block_on(self.node().extend(home(), known.id, ttl_ms, &reservation)).unwrap() {
             Extension::Until(until) => {
                 assert!(known.closed.is_none() && known.ends_at > now);
                 self.known[at].ends_at = until;

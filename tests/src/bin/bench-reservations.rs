@@ -105,7 +105,7 @@ async fn close(store: &RedisStore, number: u64, way: Way, known: &Reservation) {
         .collect();
     let debts: Vec<Claim> =
         claims.iter().filter(|claim| way == Way::SettleMore && claim.unit == tokens).copied().collect();
-    let closing = Closing { digest: [1; 16], refunds: &refunds, debts: &debts, slots: &known.slots, note: NOTE };
+    let closing = Closing { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, note: NOTE };
     store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
 }
 
@@ -124,8 +124,8 @@ async fn one(store: Arc<RedisStore>, way: Way, number: u64, known: Option<Reserv
         Way::ReserveSlot => reserve(&store, number, true).await,
         Way::Look => drop(store.look(home, id_of(number)).await.expect("a look")),
         Way::Extend => {
-            let slots = known.map(|known| known.slots).unwrap_or_default();
-            store.extend(home, id_of(number), TTL_MS, &slots).await.expect("an extension");
+            let known = known.unwrap_or_default();
+            store.extend(home, id_of(number), TTL_MS, &known).await.expect("an extension");
         }
         Way::SettleLess | Way::SettleMore | Way::Cancel => {
             close(&store, number, way, &known.expect("a reservation")).await;

@@ -1,7 +1,7 @@
 //! Pools by priority over the wire.
 
-use tollgate_proto::v1::{Caller, Decision};
-use tollgate_store::testing::RedisServer;
+use tollgate_proto::v1::{Caller, CancelRequest, Decision, ReserveRequest, SettleRequest, SettledUnit};
+use tollgate_store::testing::{RedisServer, topologies::RedisCluster};
 
 use crate::harness::{
     Node, ProcessBuilder, allowed, api_key_id, call, consume, folder_with, hash_of, memory_node, ms, peek, quota,
@@ -101,6 +101,65 @@ async fn a_refused_critical_call_is_kept_room_for() {
         node.clock.advance_ms(100);
     }
     assert!(allowed(&draw(&node, "critical", 100).await), "{lows} low calls passed meanwhile");
+}
+
+/// Reservations that draw from a pool, and hold a slot that all share: what they do not use goes back to the pool and to
+/// the share of their priority, and what they use besides is owed by both. On memory, on a Redis, and over the slots of
+/// a cluster. Broken to try it: a settlement that leaves the share as it was reserved.
+#[tokio::test]
+async fn what_a_reservation_drew_is_settled_in_the_pool_and_in_the_share() {
+    let (redis, cluster) = (RedisServer::start(), RedisCluster::start());
+    let streams = "- { unit: concurrent_requests, limit: 1, name: streams, scope: [resource] }\n      - { unit: tokens";
+    let policy = shared(1_000).replace("- { unit: tokens", streams);
+    let nodes =
+        [memory_node(&policy).await, redis_node(&policy, redis.url()).await, redis_node(&policy, cluster.url()).await];
+    for node in nodes {
+        let reserve = async |tier: &str, tokens: u64| {
+            let call = call(of(tier), "model", &[("tokens", tokens)]);
+            let request = ReserveRequest { call: Some(call), ..ReserveRequest::default() };
+            node.grpc.clone().reserve(request).await.unwrap().into_inner().decision.unwrap()
+        };
+        let end = async |decision: Decision, tokens: Option<u64>| -> SettledUnit {
+            let reservation_id = decision.reservation.expect("it was admitted").id;
+            let settlement = if let Some(tokens) = tokens {
+                let usage = [("tokens".to_owned(), tokens)].into();
+                let request = SettleRequest { reservation_id, usage, status: 0 };
+                node.grpc.clone().settle(request).await.unwrap().into_inner().settlement
+            } else {
+                node.grpc
+                    .clone()
+                    .cancel(CancelRequest { reservation_id, status: 0 })
+                    .await
+                    .unwrap()
+                    .into_inner()
+                    .settlement
+            };
+            settlement.unwrap().units.into_iter().find(|unit| unit.unit == "tokens").unwrap()
+        };
+        // Slots, tokens of the pool, and what remains of them to a priority.
+        let stands = async |tier: &str| {
+            let now = peek(&node.grpc, call(of(tier), "model", &[])).await.unwrap();
+            let capacity = quota(&now, "capacity");
+            (quota(&now, "streams").used, capacity.used, capacity.remaining.unwrap())
+        };
+        let held = reserve("low", 900).await;
+        assert_eq!(stands("low").await, (1, 900, 100));
+        let refused = reserve("critical", 10).await;
+        assert_eq!((refused.reservation.is_none(), &*refused.quota), (true, "streams"), "there is one slot for all");
+        assert_eq!(stands("low").await, (1, 900, 100), "and a call without one is charged nothing");
+        assert_eq!(end(held, None).await.returned, 900);
+        assert_eq!(stands("low").await, (0, 0, 1_000));
+
+        let less = end(reserve("low", 900).await, Some(300)).await;
+        assert_eq!((less.returned, less.debt, stands("low").await), (600, 0, (0, 300, 700)));
+        let more = end(reserve("low", 100).await, Some(250)).await;
+        assert_eq!((more.returned, more.debt, stands("low").await), (0, 150, (0, 550, 450)));
+        end(reserve("critical", 400).await, Some(400)).await;
+        // Of the 1,000, critical keeps what it uses and an eighth more.
+        assert_eq!((stands("low").await, stands("critical").await), ((0, 950, 0), (0, 950, 50)));
+        node.clock.advance_ms(60_000);
+        assert_eq!(stands("low").await, (0, 0, 1_000));
+    }
 }
 
 /// Two processes, four priorities, all at once: never over the limit, and hardly below.

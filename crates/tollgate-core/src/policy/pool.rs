@@ -175,6 +175,11 @@ impl Draw<'_> {
         self.uses
     }
 
+    /// The counter of what its priority has used, which goes with that of the quota.
+    pub fn share(&self) -> (LedgerKey, UnitId) {
+        (self.uses, USED[self.priority])
+    }
+
     /// Which priority draws, counted from 0.
     pub fn priority(&self) -> usize {
         self.priority
@@ -192,11 +197,13 @@ impl Draw<'_> {
                 unit: USED[priority],
                 cost: if own { self.cost } else { Amount::ZERO },
                 limit: part.filter(|_| own).map_or(Limit::Unlimited, Limit::Finite),
-                effect: Effect::Charge,
+                // The others' are only looked at, so that a reservation does not remember them.
+                effect: if own { Effect::Charge } else { Effect::Judge },
             }
         });
         let wanted = (0..PRIORITIES).filter(|priority| *priority != self.priority);
-        uses.chain(wanted.filter_map(|priority| self.wanted(priority, Amount::ZERO)))
+        let look = |claim| Claim { effect: Effect::Judge, ..claim };
+        uses.chain(wanted.filter_map(move |priority| self.wanted(priority, Amount::ZERO).map(look)))
     }
 
     /// Says that the draw was refused what is its due: to be charged whatever the limit.

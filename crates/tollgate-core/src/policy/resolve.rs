@@ -144,6 +144,11 @@ fn add_chain<'a>(
 }
 
 impl<'a> Resolved<'a> {
+    /// The caller's partition.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
     /// The quotas: the account's, then the key's.
     pub fn quotas(&self) -> &[ActiveQuota<'a>] {
         &self.quotas

@@ -109,7 +109,7 @@ impl DecisionService {
             at = failed.at;
         }
         let guards = |_| Ok(others.iter().map(Watch::guard).collect());
-        if let Some(seen) = self.apply(guards, Mode::Peek, now).await? {
+        if let Some(seen) = self.apply(caller.partition, guards, Mode::Peek, now).await? {
             blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
             at = seen.decided_at;
         }
@@ -185,7 +185,8 @@ impl DecisionService {
         now: Timestamp,
     ) -> Result<Option<Block<'d>>, CallError> {
         let Some(gate) = Self::gate(domain, caller, attributes) else { return Ok(None) };
-        let seen = self.apply(|_| Ok(SmallVec::from_iter([gate.guard()])), Mode::Peek, now).await?;
+        let seen =
+            self.apply(gate.ledger.partition, |_| Ok(SmallVec::from_iter([gate.guard()])), Mode::Peek, now).await?;
         Ok(seen.and_then(|seen| gate.block_of(seen.statuses.first()?)))
     }
 
@@ -256,7 +257,8 @@ impl DecisionService {
     /// Counts one failure, unless a block is on: what was under way when it began must neither lengthen it nor
     /// bring the next. One failure too many sets the block, as nobody else can while it is on.
     async fn count_in_store<'a>(&self, watch: Watch<'a>, now: Timestamp) -> Result<Failed<'a>, CallError> {
-        let applied = self.apply(|_| Ok(SmallVec::from_iter(watch.failure())), Mode::Try, now).await?;
+        let home = watch.ledger.partition;
+        let applied = self.apply(home, |_| Ok(SmallVec::from_iter(watch.failure())), Mode::Try, now).await?;
         let Some(Applied { decided_at: at, statuses, .. }) = applied else { return Ok(Failed::not_counted(now)) };
         let [failures, guard] = &statuses[..] else { return Ok(Failed::not_counted(at)) };
         if let Some(block) = watch.block_of(guard) {
@@ -265,7 +267,7 @@ impl DecisionService {
         if failures.used <= watch.rule.limit {
             return Ok(Failed { counted: true, ..Failed::not_counted(at) });
         }
-        let applied = self.apply(|_| Ok(SmallVec::from_iter([watch.block()])), Mode::Try, at).await?;
+        let applied = self.apply(home, |_| Ok(SmallVec::from_iter([watch.block()])), Mode::Try, at).await?;
         let Some(Applied { decided_at: at, allowed: is_new, statuses }) = applied else {
             return Ok(Failed { counted: true, ..Failed::not_counted(at) });
         };

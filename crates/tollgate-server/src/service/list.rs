@@ -78,7 +78,7 @@ impl DecisionService {
         let mut decided_at = now;
         let value = |name: &str| attributes.get(name);
         let mut rest = page;
-        while !rest.is_empty() {
+        while let Some(first) = rest.first() {
             let mut counters = 0;
             let fitting = rest.iter().take_while(|resolved| {
                 counters += claims_of(resolved, value);
@@ -96,7 +96,7 @@ impl DecisionService {
                 }
                 Ok(claims)
             };
-            let applied = self.apply(claims_at, Mode::Peek, now).await?;
+            let applied = self.apply(first.partition(), claims_at, Mode::Peek, now).await?;
             decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
             let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
             for resolved in together {

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Applied, Claim, LedgerKey, Mode},
+    claim::{Applied, Claim, LedgerKey, Mode, Partition},
     policy::pool::{Draw, Drawn, PRIORITIES, PoolUse, Rooms, settle},
     time::Timestamp,
 };
@@ -69,6 +69,7 @@ impl DecisionService {
     /// Asks the store for the claims and for what the call draws from pools. `None` if there is nothing to ask.
     pub(super) async fn apply_drawing(
         &self,
+        home: Partition,
         draws: &[Draw<'_>],
         claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
         mut by: By<'_>,
@@ -86,7 +87,7 @@ impl DecisionService {
                 Ok(claims)
             };
             let applied = match &mut by {
-                By::Mode(mode) => self.apply(with_draws, *mode, now).await?,
+                By::Mode(mode) => self.apply(home, with_draws, *mode, now).await?,
                 By::Admission(admission) => Some(self.admit(with_draws, admission, now).await?),
             };
             let Some(mut applied) = applied else { return Ok(None) };

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
+    amount::UnitId,
     claim::{Answer, Applied, Claim, Fit, Mode, Partition},
     policy::{CONCURRENT_REQUESTS, Resolved, Usage},
     reservation::{
-        Admission as Admitted, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms,
+        Admission as Admitted, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms,
         shape_of,
     },
     store::StoreError,
@@ -26,7 +27,7 @@ use super::PERIOD_ATTEMPTS;
 use crate::{
     directory::Identity,
     policies::Domain,
-    service::{Call, CallError, DecisionService, MAX_ENTRIES, call::check_name},
+    service::{Attributes, Call, CallError, DecisionService, MAX_ENTRIES, call::check_name},
     telemetry::InFlight,
 };
 
@@ -122,6 +123,9 @@ pub(super) struct Note {
     /// What was reserved, by unit.
     #[serde(rename = "u")]
     reserved: Vec<(String, u64)>,
+    /// The counters of priorities' shares of pools: of which unit, and which, by ledger and id.
+    #[serde(rename = "s", default, skip_serializing_if = "Vec::is_empty")]
+    shares: Vec<(String, u64, u32)>,
     /// The calendar windows, by their ids: unit and time zone.
     #[serde(rename = "c", default, skip_serializing_if = "Vec::is_empty")]
     calendars: Vec<(u32, String, String)>,
@@ -137,6 +141,17 @@ pub(super) struct Note {
     resource: String,
     #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
     attributes: Vec<(String, String)>,
+}
+
+impl Note {
+    /// Whether a charge counts a unit: in the unit's own counter, or in that of a share of a pool.
+    fn is_of(&self, charge: &Charge, unit: &str) -> bool {
+        let ledger = u64::from_le_bytes(charge.ledger.scope_bytes());
+        let is_share = |(of, share, id): &(String, u64, u32)| {
+            of == unit && (*share, UnitId::from_number(*id)) == (ledger, charge.unit)
+        };
+        charge.unit == UnitId::of(unit) || self.shares.iter().any(is_share)
+    }
 }
 
 impl DecisionService {
@@ -184,7 +199,7 @@ impl DecisionService {
         ask: Ask<'_>,
         call: &Call<'_>,
         (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
-        usage: &Usage,
+        (usage, attributes): (&Usage, &Attributes<'_>),
     ) -> Result<Option<Remember>, CallError> {
         let request = if call.request_id.is_empty() {
             None
@@ -201,7 +216,7 @@ impl DecisionService {
             Ask::Decide(_) => return Ok(None),
             Ask::Reserve(reserve) => {
                 let ttl_ms = checked_ttl(reserve.ttl_ms, self.lifetimes.reservation_ms)?;
-                Some((Token::draw(), ttl_ms, note_of((domain, identity, resolved), call, usage, ttl_ms)?))
+                Some((Token::draw(), ttl_ms, note_of((domain, identity, resolved), call, (usage, attributes), ttl_ms)?))
             }
         };
         Ok(Some(Remember { home: identity.caller().partition, hold, request }))
@@ -272,7 +287,7 @@ fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
 fn note_of(
     (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
     call: &Call<'_>,
-    usage: &Usage,
+    (usage, attributes): (&Usage, &Attributes<'_>),
     ttl_ms: u32,
 ) -> Result<Vec<u8>, CallError> {
     let units = domain.policy.units().iter().filter(|unit| *unit.name != *CONCURRENT_REQUESTS);
@@ -281,8 +296,15 @@ fn note_of(
         Window::Calendar(window) => Some((window.id(), window.unit().name().to_owned(), window.zone().to_owned())),
         Window::Sliding(_) | Window::Concurrent => None,
     });
+    let shares = resolved.draws(usage, |name| attributes.get(name))?;
+    let shares = shares.iter().filter_map(|draw| {
+        let (ledger, share) = draw.share();
+        let unit = &resolved.quotas().get(draw.quota)?.quota.unit.name;
+        Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
+    });
     let mut note = Note {
         reserved: reserved.collect(),
+        shares: shares.collect(),
         calendars: calendars.collect(),
         ttl_ms,
         account: identity.account.id.to_string(),

@@ -1,20 +1,20 @@
-//! What crosses the wire to `lua/admit.lua`, `look.lua`, `close.lua` and `extend.lua` and back, and how a
-//! reservation is written down. The layouts are stated there; what the scripts only keep is stated here.
+//! What crosses the wire to `lua/look.lua`, `close.lua`, `refund.lua` and `extend.lua` and back, and how a reservation is
+//! written down. The layouts are stated there; what the scripts only keep is stated here.
 
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{
-        Admission, Charge, Closed, Closing, Closure, Extension, Looked, Replay, Reservation, ReservationId, Terms,
-        Window, shape_of,
-    },
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
+    reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, ReservationId, Window, slots_of},
     store::StoreError,
     time::Timestamp,
     window::SlidingWindow,
 };
 
-use super::wire::{Request, Validity, key_in, put, take, unreadable, window_of};
+use super::{
+    admit::Elsewhere,
+    wire::{Request, Row, Validity, key_in, ledger_key, put, take, unreadable, window_of},
+};
 
 const SLIDING: u64 = 1;
 const SLOTS_KEY: &str = "s";
@@ -26,152 +26,94 @@ pub(super) fn reservation_key(prefix: &str, home: Partition, id: ReservationId) 
     key_in(prefix, home, RESERVATION_KEY, &id.0)
 }
 
+/// The key of a request's record.
+pub(super) fn request_key(prefix: &str, home: Partition, id: &[u8; 16]) -> String {
+    key_in(prefix, home, REQUEST_KEY, id)
+}
+
 /// The key of a scope's slots.
 pub(super) fn slots_key(prefix: &str, scope: &LedgerKey) -> String {
     key_in(prefix, scope.partition, SLOTS_KEY, &scope.scope_bytes())
 }
 
-/// One call of the admission script.
-pub(super) struct Admit {
-    pub(super) request: Request,
-    /// The scopes of slots, the reservation's record, the request's record.
-    records: Vec<String>,
-    terms: Vec<u8>,
-    body: Vec<u8>,
-}
-
-impl Admit {
-    /// A decision with claims on slots, or with terms.
-    pub(super) fn new(
-        prefix: &str,
-        claims: &[Claim],
-        mode: Mode,
-        validity: Validity,
-        terms: Option<&Terms<'_>>,
-    ) -> Self {
-        let request = Request::within(prefix, claims, mode, validity);
-        let mut scopes: SmallVec<[LedgerKey; 2]> = SmallVec::new();
-        let (hold, mark) = (terms.and_then(|terms| terms.hold), terms.and_then(|terms| terms.request));
-        let mut packed = vec![u8::from(hold.is_some())];
-        packed.extend(hold.map_or([0; 16], |hold| hold.id.0));
-        packed.extend(hold.map_or(0, |hold| hold.ttl_ms).to_le_bytes());
-        packed.push(u8::from(mark.is_some()));
-        packed.extend(mark.map_or([0; 16], |mark| mark.digest));
-        packed.extend(mark.map_or(0, |mark| mark.ttl_ms).to_le_bytes());
-        packed.extend(if mark.is_some() { shape_of(claims) } else { 0 }.to_le_bytes());
-        let mut rows = Vec::new();
-        let mut taken: Vec<LedgerKey> = Vec::new();
-        for claim in request.on_slots.iter().map(|at| &claims[*at]) {
-            let number = scopes.iter().position(|known| *known == claim.ledger).unwrap_or_else(|| {
-                scopes.push(claim.ledger);
-                scopes.len() - 1
-            });
-            rows.push(u8::try_from(number + 1).unwrap_or(u8::MAX));
-            put::<7>(&mut rows, claim.cost.get());
-            put::<7>(&mut rows, claim.limit.ceiling().get());
-            if claim.cost > Amount::ZERO && !taken.contains(&claim.ledger) {
-                taken.push(claim.ledger);
-            }
-        }
-        packed.push(u8::try_from(scopes.len()).unwrap_or(u8::MAX));
-        packed.extend(rows);
-        let mut keys: Vec<String> = scopes.iter().map(|scope| slots_key(prefix, scope)).collect();
-        let mut body = Vec::new();
-        if let (Some(terms), Some(hold)) = (terms, hold) {
-            keys.push(reservation_key(prefix, terms.home, hold.id));
-            body = write_body(terms.home, claims, &request, &taken, hold.note);
-        }
-        if let (Some(terms), Some(mark)) = (terms, mark) {
-            keys.push(key_in(prefix, terms.home, REQUEST_KEY, &mark.id));
-        }
-        Self { request, records: keys, terms: packed, body }
-    }
-
-    pub(super) fn keys(&self) -> [&[String]; 2] {
-        [&self.request.keys, &self.records]
-    }
-
-    pub(super) fn args(&self) -> [&[u8]; 3] {
-        [&self.request.packed, &self.terms, &self.body]
-    }
-
-    /// Reads the script's reply.
-    pub(super) fn read_reply(&self, bytes: &[u8]) -> Result<Admission, StoreError> {
-        match bytes {
-            [3, rest @ ..] => self.read_replay(rest),
-            [4, ..] => Ok(Admission::OtherCall),
-            _ => match self.request.read_reply(bytes)? {
-                Answer::Applied(applied) => Ok(Admission::Decided(applied)),
-                Answer::OutsidePeriod(at) => Ok(Admission::OutsidePeriod(at)),
-            },
-        }
-    }
-
-    fn read_replay(&self, mut rest: &[u8]) -> Result<Admission, StoreError> {
-        let mut front = || {
-            let (shape, held) = (take(&mut rest, 8)?, take(&mut rest, 1)?);
-            let (id, ends_at) = (take_array(&mut rest)?, take(&mut rest, 6)?);
-            Some((shape, (held == 1).then(|| (ReservationId(id), Timestamp::from_ms(ends_at)))))
-        };
-        let (shape, held) = front().ok_or_else(unreadable)?;
-        let applied = match self.request.read_reply(rest) {
-            Ok(Answer::Applied(applied)) => applied,
-            // Another policy gave other claims then; their statuses are of no use now.
-            _ => read_bare(rest).ok_or_else(unreadable)?,
-        };
-        Ok(Admission::Replayed(Replay { applied, shape, held }))
-    }
-}
-
-/// An admission without its statuses.
-fn read_bare(mut rest: &[u8]) -> Option<tollgate_core::claim::Applied> {
-    let (status, at) = (take(&mut rest, 1)?, take(&mut rest, 6)?);
-    let decided_at = Timestamp::from_ms(at);
-    Some(tollgate_core::claim::Applied { decided_at, allowed: status == 1, statuses: SmallVec::new() })
-}
-
 /// What a reservation's record begins with: number of ledgers u8, the ledgers; number of rows u8, and for each of
 /// the script's rows whether it is a counter of the reservation u8 and, if so, ledger u8, kind u8, id u32, unit
-/// u32; number of scopes of slots u8, the scopes; length of the note u16, the note. A ledger or scope is a u8, 1 if
-/// its partition of 12 bytes follows, as it is not the record's own, and its 8 bytes. Behind it the script writes,
-/// for each row, where and how much was charged.
-fn write_body(home: Partition, claims: &[Claim], request: &Request, taken: &[LedgerKey], note: &[u8]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(64 + 12 * request.rows.len() + note.len());
-    let small = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
-    let put_ledger = |body: &mut Vec<u8>, ledger: &LedgerKey| {
-        body.push(u8::from(ledger.partition != home));
-        if ledger.partition != home {
-            body.extend(ledger.partition.bytes());
+/// u32; number of charges in other slots u8, the charges as refund.lua has them; number of scopes of slots u8, the
+/// scopes; length of the note u16, the note. A ledger or scope is a u8, 1 if its partition of 12 bytes follows, as it
+/// is not the record's own, and its 8 bytes. Behind it the script writes, for each row, where and how much was charged.
+pub(super) fn write_body(
+    home: Partition,
+    claims: &[Claim],
+    request: &Request,
+    elsewhere: &Elsewhere,
+    note: &[u8],
+) -> Vec<u8> {
+    let mut body = Vec::with_capacity(64 + 12 * request.rows.len() + 23 * elsewhere.charges.len() + note.len());
+    let put_ledgers = |body: &mut Vec<u8>, ledgers: &[LedgerKey]| {
+        body.push(small(ledgers.len()));
+        for ledger in ledgers {
+            body.push(u8::from(ledger.partition != home));
+            if ledger.partition != home {
+                body.extend(ledger.partition.bytes());
+            }
+            body.extend(ledger.scope_bytes());
         }
-        body.extend(ledger.scope_bytes());
     };
-    body.push(small(request.ledgers.len()));
-    for ledger in &request.ledgers {
-        put_ledger(&mut body, ledger);
+    let mut ledgers = request.ledgers.clone();
+    let mut charges = Vec::new();
+    for charge in &elsewhere.charges {
+        put_charge(&mut charges, &mut ledgers, charge);
     }
+    put_ledgers(&mut body, &ledgers);
     body.push(small(request.rows.len()));
     for row in &request.rows {
-        let claim = &claims[row.claim];
-        let same = |other: &&Claim| {
-            (other.ledger, other.span, other.unit) == (claim.ledger, claim.span, claim.unit)
-                && other.effect == Effect::Charge
-        };
-        let counts = row.same_as.is_none() && claims.iter().any(|other| same(&other));
+        let counts = is_counter(claims, row);
         body.push(u8::from(counts));
         if counts {
+            let claim = &claims[row.claim];
             let (kind, id) = window_of(claim.span);
             body.extend([row.ledger, kind]);
             body.extend(id.to_le_bytes());
             body.extend(claim.unit.get().to_le_bytes());
         }
     }
-    body.push(small(taken.len()));
-    for scope in taken {
-        put_ledger(&mut body, scope);
-    }
+    body.push(small(elsewhere.charges.len()));
+    body.extend(charges);
+    put_ledgers(&mut body, &[&slots_of(claims)[..], &elsewhere.slots].concat());
     put::<2>(&mut body, note.len() as u64);
     body.extend(note);
     body
+}
+
+pub(super) fn small(number: usize) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+/// Whether a row is the one of a counter that the claims charge.
+pub(super) fn is_counter(claims: &[Claim], row: &Row) -> bool {
+    let claim = &claims[row.claim];
+    let same = |other: &Claim| {
+        (other.ledger, other.span, other.unit) == (claim.ledger, claim.span, claim.unit)
+            && other.effect == Effect::Charge
+    };
+    row.same_as.is_none() && claims.iter().any(same)
+}
+
+/// Appends a charge: number of its ledger among `ledgers` u8, from 1, kind u8, id u32, unit u32, number u48, amount u56.
+fn put_charge(to: &mut Vec<u8>, ledgers: &mut SmallVec<[LedgerKey; 4]>, charge: &Charge) {
+    let number = ledgers.iter().position(|known| *known == charge.ledger).unwrap_or_else(|| {
+        ledgers.push(charge.ledger);
+        ledgers.len() - 1
+    });
+    let (kind, window) = match charge.window {
+        Window::Sliding(window) => (1, window.ms()),
+        Window::Calendar(id) => (2, id),
+    };
+    to.extend([small(number + 1), kind]);
+    to.extend(window.to_le_bytes());
+    to.extend(charge.unit.get().to_le_bytes());
+    put::<6>(to, charge.number);
+    put::<7>(to, charge.amount.get());
 }
 
 fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
@@ -183,14 +125,13 @@ fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
             rows.push(None);
             continue;
         }
-        let ledger = *ledgers.get(usize::try_from(take(rest, 1)?).ok()?.checked_sub(1)?)?;
-        let (kind, id) = (take(rest, 1)?, take(rest, 4)?);
-        let window = match kind {
-            SLIDING => Window::Sliding(SlidingWindow::from_ms(id).ok()?),
-            _ => Window::Calendar(u32::try_from(id).ok()?),
-        };
-        let unit = UnitId::from_number(u32::try_from(take(rest, 4)?).ok()?);
-        rows.push(Some(Charge { ledger, window, unit, number: 0, amount: Amount::ZERO }));
+        rows.push(Some(read_counter(&ledgers, rest)?));
+    }
+    let mut elsewhere = Vec::new();
+    for _ in 0..take(rest, 1)? {
+        let mut charge = read_counter(&ledgers, rest)?;
+        (charge.number, charge.amount) = (take(rest, 6)?, Amount::try_from(take(rest, 7)?).ok()?);
+        elsewhere.push(charge);
     }
     let slots = read_ledgers(home, rest)?;
     let length = usize::try_from(take(rest, 2)?).ok()?;
@@ -202,7 +143,19 @@ fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
             (charge.number, charge.amount) = (number, Amount::try_from(amount).ok()?);
         }
     }
-    Some(Reservation { charges: rows.into_iter().flatten().collect(), slots, note: note.into() })
+    Some(Reservation { charges: rows.into_iter().flatten().chain(elsewhere).collect(), slots, note: note.into() })
+}
+
+/// A counter that nothing was charged on yet.
+fn read_counter(ledgers: &[LedgerKey], rest: &mut &[u8]) -> Option<Charge> {
+    let ledger = *ledgers.get(usize::try_from(take(rest, 1)?).ok()?.checked_sub(1)?)?;
+    let (kind, id) = (take(rest, 1)?, take(rest, 4)?);
+    let window = match kind {
+        SLIDING => Window::Sliding(SlidingWindow::from_ms(id).ok()?),
+        _ => Window::Calendar(u32::try_from(id).ok()?),
+    };
+    let unit = UnitId::from_number(u32::try_from(take(rest, 4)?).ok()?);
+    Some(Charge { ledger, window, unit, number: 0, amount: Amount::ZERO })
 }
 
 fn read_ledgers(home: Partition, rest: &mut &[u8]) -> Option<Vec<LedgerKey>> {
@@ -253,54 +206,92 @@ pub(super) fn read_closure(bytes: &[u8]) -> Result<Closure, StoreError> {
     .ok_or_else(unreadable)
 }
 
+/// Reads how a reservation was closed: what closed.lua wrote, and behind it what [`Close`] gave it.
 fn read_closed(mut rest: &[u8]) -> Option<Closed> {
     let rest = &mut rest;
     let (at, refunds) = (take(rest, 6)?, take(rest, 1)?);
-    let refunded = (0..refunds).map(|_| Amount::try_from(take(rest, 7)?).ok()).collect::<Option<_>>()?;
+    let mut refunded = (0..refunds).map(|_| Amount::try_from(take(rest, 7)?).ok()).collect::<Option<Vec<_>>>()?;
     let digest = take_array(rest)?;
+    for _ in 0..take(rest, 1)? {
+        let (place, amount) = (usize::try_from(take(rest, 1)?).ok()?, Amount::try_from(take(rest, 7)?).ok()?);
+        if place > refunded.len() {
+            return None;
+        }
+        refunded.insert(place, amount);
+    }
     Some(Closed { at: Timestamp::from_ms(at), digest, refunded, note: (*rest).into() })
 }
 
+/// What was given back in other slots: for each refund there its place among all of them, and how much.
+pub(super) type Returned = Vec<(usize, Amount)>;
+
 /// One call of the closing script.
 pub(super) struct Close {
-    pub(super) debts: Request,
+    debts: Request,
     /// The ledgers of refunds alone, the scopes of slots, the record.
-    pub(super) keys: Vec<String>,
-    pub(super) refunds: Vec<u8>,
-    pub(super) body: Vec<u8>,
+    more_keys: Vec<String>,
+    refunds: Vec<u8>,
+    body: Vec<u8>,
 }
 
 impl Close {
-    pub(super) fn new(prefix: &str, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Self {
+    /// `elsewhere` is in the order of the places, and not among the closing's own refunds. The script keeps, behind
+    /// the digest: number of them u8, for each its place u8 and amount u56; the note.
+    pub(super) fn new(
+        prefix: &str,
+        home: Partition,
+        id: ReservationId,
+        closing: &Closing<'_>,
+        elsewhere: &Returned,
+    ) -> Self {
         let debts = Request::within(prefix, closing.debts, Mode::Force, Validity::of(closing.debts));
+        let slots = &closing.reservation.slots;
         let mut ledgers = debts.ledgers.clone();
-        let mut refunds = id.0.to_vec();
-        refunds.push(u8::try_from(closing.slots.len()).unwrap_or(u8::MAX));
-        for charge in closing.refunds {
-            let number = ledgers.iter().position(|known| *known == charge.ledger).unwrap_or_else(|| {
-                ledgers.push(charge.ledger);
-                ledgers.len() - 1
-            });
-            let (kind, window) = match charge.window {
-                Window::Sliding(window) => (1, window.ms()),
-                Window::Calendar(id) => (2, id),
-            };
-            refunds.extend([u8::try_from(number + 1).unwrap_or(u8::MAX), kind]);
-            refunds.extend(window.to_le_bytes());
-            refunds.extend(charge.unit.get().to_le_bytes());
-            put::<6>(&mut refunds, charge.number);
-            put::<7>(&mut refunds, charge.amount.get());
+        let refunds = pack_refunds(id, slots.len(), closing.refunds, &mut ledgers);
+        let more = ledgers[debts.ledgers.len()..].iter().map(|ledger| ledger_key(prefix, ledger));
+        let slots = slots.iter().map(|scope| slots_key(prefix, scope));
+        let more_keys = more.chain(slots).chain([reservation_key(prefix, home, id)]).collect();
+        let mut body = closing.digest.to_vec();
+        body.push(small(elsewhere.len()));
+        for (place, amount) in elsewhere {
+            body.push(small(*place));
+            put::<7>(&mut body, amount.get());
         }
-        let more = ledgers[debts.ledgers.len()..].iter();
-        let more = more.map(|ledger| key_in(prefix, ledger.partition, "", &ledger.scope_bytes()));
-        let slots = closing.slots.iter().map(|scope| slots_key(prefix, scope));
-        let keys = more.chain(slots).chain([reservation_key(prefix, home, id)]).collect();
-        let body = [&closing.digest, closing.note].concat();
-        Self { debts, keys, refunds, body }
+        body.extend(closing.note);
+        Self { debts, more_keys, refunds, body }
+    }
+
+    pub(super) fn keys(&self) -> [&[String]; 2] {
+        [&self.debts.keys, &self.more_keys]
+    }
+
+    pub(super) fn args(&self) -> [&[u8]; 3] {
+        [&self.debts.packed, &self.refunds, &self.body]
     }
 }
 
-fn take_array<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+/// The keys and the packed argument of a refund outside any reservation.
+pub(super) fn refund(prefix: &str, charges: &[Charge]) -> (Vec<String>, Vec<u8>) {
+    let mut ledgers = SmallVec::new();
+    let packed = pack_refunds(ReservationId([0; 16]), 0, charges, &mut ledgers);
+    (ledgers.iter().map(|ledger| ledger_key(prefix, ledger)).collect(), packed)
+}
+
+fn pack_refunds(
+    id: ReservationId,
+    slots: usize,
+    refunds: &[Charge],
+    ledgers: &mut SmallVec<[LedgerKey; 4]>,
+) -> Vec<u8> {
+    let mut packed = id.0.to_vec();
+    packed.push(small(slots));
+    for charge in refunds {
+        put_charge(&mut packed, ledgers, charge);
+    }
+    packed
+}
+
+pub(super) fn take_array<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (array, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*array)

@@ -1,20 +1,42 @@
-//! One decision over several slots of a Redis Cluster, where one script reaches only one of them.
+//! Calls over several slots of a Redis Cluster, where one script reaches only one of them. A **part** is the claims
+//! of one partition.
 //!
-//! All parts are looked at first, and if one has no room the call is refused and nothing was charged. Then all
-//! parts but one are charged, and that one last: it is the commit point. Only calls that race for the last room
-//! can be refused after another part was charged; what was charged there then stays for its window, on the safe
-//! side of the limit.
+//! All parts are looked at first, and if one has no room the call is refused and nothing was charged. Then the others
+//! are charged, and the home last: it is the commit point. Of calls that race for the last room, some are refused
+//! after another part was charged; what was charged there is given back. Only what a node that dies in between has
+//! charged, or one that cannot reach the part any more, stays for its window, on the safe side of the limit.
+//!
+//! Of a reservation, each part leaves a record of its own in its partition, under the one id, so that each is closed
+//! once. That of the home names them all, and is closed last: whoever repeats an end completes it ([`end`]).
 
-use futures_util::future::try_join_all;
+mod end;
+
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join, try_join_all};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 use tollgate_core::{
-    claim::{Answer, Applied, Claim, ClaimStatus, Mode, Partition},
+    amount::Amount,
+    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Mode, Partition},
+    reservation::{
+        Admission, Charge, Closing, Hold, Replay, RequestMark, Reservation, ReservationId, Terms, shape_of, slots_of,
+    },
     store::StoreError,
     time::Timestamp,
+    window::Span,
 };
 
-use super::{RedisStore, wire::Validity};
+pub(super) use self::end::{close, extend};
+use super::{
+    Bounds, RedisStore,
+    admit::{Ask, Elsewhere, Said},
+    records::Returned,
+    wire::{put_status, read_status, unreadable},
+};
+
+/// What could not be given back because it never reached the server is tried again after so long.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// The claims of one partition, and where each stands in the call.
 struct Part {
@@ -23,11 +45,25 @@ struct Part {
     places: SmallVec<[usize; 8]>,
 }
 
-/// What all scripts of one call share.
-#[derive(Clone, Copy)]
-pub(super) struct Bounds {
-    pub(super) validity: Validity,
-    pub(super) deadline: Instant,
+impl Part {
+    fn of(partition: Partition) -> Self {
+        Self { partition, claims: Vec::new(), places: SmallVec::new() }
+    }
+
+    fn add(&mut self, place: usize, claim: &Claim) {
+        self.claims.push(*claim);
+        self.places.push(place);
+    }
+
+    /// Whether an admission leaves something there. A reservation remembers every counter that it may be settled on.
+    fn is_charged(&self, is_held: bool) -> bool {
+        let is_charged = |claim: &Claim| match (is_held, claim.span) {
+            (true, Span::Slots) => claim.cost > Amount::ZERO,
+            (true, _) => claim.effect == Effect::Charge,
+            (false, _) => claim.charge() > Amount::ZERO,
+        };
+        self.claims.iter().any(is_charged)
+    }
 }
 
 /// Whether the claims are in more than one partition.
@@ -35,41 +71,313 @@ pub(super) fn is_needed(claims: &[Claim]) -> bool {
     claims.windows(2).any(|pair| pair[0].ledger.partition != pair[1].ledger.partition)
 }
 
-/// Applies the claims part by part, within `deadline`.
+/// Applies the claims part by part.
 pub(super) async fn apply(
     store: &RedisStore,
+    home: Partition,
     claims: &[Claim],
     mode: Mode,
-    deadline: Instant,
+    bounds: Bounds,
 ) -> Result<Answer, StoreError> {
-    let mut parts = parts(claims);
-    let bounds = Bounds { validity: Validity::of(claims), deadline };
-    if mode != Mode::Try {
-        return Ok(merged(claims.len(), &parts, all(store, &parts, mode, bounds).await?));
+    let call = Call::new(store, claims, &Terms { home, hold: None, request: None }, bounds);
+    if mode == Mode::Try {
+        return Said::of(call.decide().await?).into_answer().ok_or_else(unreadable);
     }
-    let looked = merged(claims.len(), &parts, all(store, &parts, Mode::Peek, bounds).await?);
-    match looked {
-        Answer::Applied(Applied { allowed: true, .. }) => {}
-        _ => return Ok(looked),
-    }
-    let Some(last) = parts.pop() else { return Ok(looked) };
-    let mut answers = all(store, &parts, Mode::Try, bounds).await.map_err(half_done)?;
-    if answers.iter().all(is_charged) {
-        answers.push(store.run(&last.claims, Mode::Try, bounds).await.map_err(half_done)?);
-    } else {
-        answers.push(store.run(&last.claims, Mode::Peek, bounds).await.map_err(half_done)?);
-    }
-    parts.push(last);
-    match merged(claims.len(), &parts, answers) {
+    let answers = join_all(call.parts().map(|part| store.apply_at_once(&part.claims, mode, bounds))).await;
+    let is_charged =
+        |answer: &Result<Answer, StoreError>| mode == Mode::Force && matches!(answer, Ok(Answer::Applied(_)));
+    let in_part = answers.iter().any(is_charged);
+    let answers = answers.into_iter().collect::<Result<Vec<Answer>, StoreError>>();
+    match answers.map(|answers| call.merged(answers)) {
+        Err(error) if in_part => Err(half_done(error)),
         // To ask again would charge the other parts twice.
-        Answer::OutsidePeriod(_) => {
-            Err(StoreError::Indeterminate("a calendar period ended while the call was decided".into()))
-        }
-        applied @ Answer::Applied(_) => Ok(applied),
+        Ok(Answer::OutsidePeriod(_)) if in_part => Err(late()),
+        result => result,
     }
 }
 
-fn is_charged(answer: &Answer) -> bool {
+/// Admits the claims part by part.
+pub(super) async fn admit(
+    store: &RedisStore,
+    claims: &[Claim],
+    terms: &Terms<'_>,
+    bounds: Bounds,
+) -> Result<Admission, StoreError> {
+    Call::new(store, claims, terms, bounds).decide().await
+}
+
+/// A call over several slots.
+struct Call {
+    store: RedisStore,
+    others: Vec<Part>,
+    /// The home, or where that has no part in it, any.
+    last: Part,
+    home: Partition,
+    hold: Option<(ReservationId, u32, Vec<u8>)>,
+    request: Option<RequestMark>,
+    shape: u64,
+    bounds: Bounds,
+}
+
+impl Call {
+    fn new(store: &RedisStore, claims: &[Claim], terms: &Terms<'_>, bounds: Bounds) -> Self {
+        let Terms { home, hold, request } = *terms;
+        let (mut others, mut last): (Vec<Part>, _) = (Vec::new(), Part::of(home));
+        for (place, claim) in claims.iter().enumerate() {
+            let partition = claim.ledger.partition;
+            if partition == home {
+                last.add(place, claim);
+            } else if let Some(part) = others.iter_mut().find(|part| part.partition == partition) {
+                part.add(place, claim);
+            } else {
+                let mut part = Part::of(partition);
+                part.add(place, claim);
+                others.push(part);
+            }
+        }
+        if last.claims.is_empty() && hold.is_none() && request.is_none() {
+            last = others.pop().unwrap_or(last);
+        }
+        let hold = hold.map(|Hold { id, ttl_ms, note }| (id, ttl_ms, note.to_vec()));
+        let shape = if request.is_some() { shape_of(claims) } else { 0 };
+        Self { store: store.clone(), others, last, home, hold, request, shape, bounds }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.others.iter().chain([&self.last])
+    }
+
+    async fn decide(self) -> Result<Admission, StoreError> {
+        let looks = try_join_all(self.others.iter().map(|part| self.peek(part)));
+        if !self.others.iter().any(|part| self.charges(part)) {
+            // Nothing has to be taken back, so the last part need not be looked at before.
+            let looked = looks.await?;
+            let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Peek };
+            let last = self.ask_last(mode, &Elsewhere::default()).await?;
+            return self.whole(looked, last);
+        }
+        let nothing = Elsewhere::default();
+        let (looked, last) = try_join(looks, self.ask_last(Mode::Peek, &nothing)).await?;
+        match self.whole(looked.clone(), last.clone())? {
+            Admission::Decided(Applied { allowed: true, .. }) => {}
+            decided => return Ok(decided),
+        }
+        // A caller that loses patience must not leave the call half done, so it goes on without it.
+        let deadline = self.bounds.deadline;
+        match timeout_at(deadline, tokio::spawn(self.charge(looked, last))).await {
+            Ok(Ok(decided)) => decided,
+            Ok(Err(_)) | Err(_) => Err(StoreError::Indeterminate("no answer within the deadline".into())),
+        }
+    }
+
+    /// Charges the other parts, then the last; or none of them.
+    async fn charge(self, looked: Vec<Answer>, looked_last: Said) -> Result<Admission, StoreError> {
+        let made = join_all(self.others.iter().zip(&looked).map(async |(part, looked)| {
+            if self.charges(part) { self.ask(part).await } else { Ok(Said::of(looked.clone())) }
+        }))
+        .await;
+        let mut last = None;
+        if made.iter().all(|said| said.as_ref().is_ok_and(Said::is_admitted)) {
+            let made: Vec<Said> = made.iter().flatten().cloned().collect();
+            match self.ask_last(Mode::Try, &self.elsewhere(&made)).await {
+                Ok(said) if said.is_admitted() => {
+                    return self.whole(made.into_iter().filter_map(Said::into_answer).collect(), said);
+                }
+                // It may be admitted, and then needs all its parts.
+                Err(error @ StoreError::Indeterminate(_)) => return Err(error),
+                other => last = Some(other),
+            }
+        }
+        let is_back = self.give_back(&made).await;
+        self.refusal(made, last, (looked, looked_last), is_back).await
+    }
+
+    /// What is answered instead of an admission; `is_back` is whether nothing is charged any more.
+    async fn refusal(
+        &self,
+        made: Vec<Result<Said, StoreError>>,
+        last: Option<Result<Said, StoreError>>,
+        (looked, looked_last): (Vec<Answer>, Said),
+        is_back: bool,
+    ) -> Result<Admission, StoreError> {
+        let said = || made.iter().chain(&last);
+        let errors = said().filter_map(|said| said.as_ref().err());
+        if let Some(error) = errors.max_by_key(|error| matches!(error, StoreError::Indeterminate(_))) {
+            return Err(if is_back { error.clone() } else { half_done(error.clone()) });
+        }
+        let outside = said().flatten().find(|said| matches!(said.admission, Admission::OutsidePeriod(_)));
+        if let Some(Said { admission, .. }) = outside {
+            return if is_back { Ok(admission.clone()) } else { Err(late()) };
+        }
+        if let Some(Ok(said)) = &last
+            && matches!(said.admission, Admission::Replayed(_) | Admission::OtherCall)
+        {
+            return self.whole(Vec::new(), said.clone());
+        }
+        // Others were faster. Who refused has spoken; the rest is as it is now that it was given back.
+        let mut answers = looked;
+        answers.extend(looked_last.into_answer());
+        let now = self.parts().zip(&mut answers).zip(made.iter().map(Some).chain([last.as_ref()]));
+        join_all(now.map(async |((part, answer), said)| match said {
+            Some(Ok(said)) if !said.is_admitted() => *answer = said.clone().into_answer().unwrap_or(answer.clone()),
+            _ => {
+                if let Ok(now @ Answer::Applied(_)) = self.peek(part).await {
+                    *answer = now;
+                }
+            }
+        }))
+        .await;
+        Ok(self.merged(answers).into())
+    }
+
+    /// Whether everything is given back that was charged.
+    async fn give_back(&self, made: &[Result<Said, StoreError>]) -> bool {
+        // Whatever time the call has left.
+        let deadline = self.store.link.deadline();
+        let charged = self.others.iter().zip(made).filter(|(part, _)| self.charges(part));
+        let charged = charged.filter_map(|(part, said)| Some((part, said.as_ref().ok()?)));
+        let charged = charged.filter(|(_, said)| said.is_admitted());
+        let back = join_all(charged.map(|(part, said)| self.give_part_back(part, &said.charges, deadline))).await;
+        back.into_iter().all(|is_back| is_back)
+    }
+
+    async fn give_part_back(&self, part: &Part, charges: &[Charge], deadline: Instant) -> bool {
+        let refunds: Vec<Charge> = charges.iter().filter(|charge| charge.amount > Amount::ZERO).copied().collect();
+        let reservation = Reservation { slots: slots_of(&part.claims), ..Reservation::default() };
+        let closing = Closing { digest: [0; 16], refunds: &refunds, debts: &[], reservation: &reservation, note: b"" };
+        loop {
+            let done = match self.hold {
+                Some((id, ..)) => {
+                    let none = Returned::new();
+                    self.store.close_at_once(part.partition, id, &closing, &none, deadline).await.map(drop)
+                }
+                None => self.store.refund(&refunds, deadline).await,
+            };
+            match done {
+                Ok(()) => return true,
+                // Nothing was done.
+                Err(StoreError::Unreachable(_) | StoreError::Overloaded(_)) if Instant::now() < deadline => {
+                    sleep(TRY_AGAIN_AFTER).await;
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn charges(&self, part: &Part) -> bool {
+        part.is_charged(self.hold.is_some())
+    }
+
+    async fn peek(&self, part: &Part) -> Result<Answer, StoreError> {
+        self.store.apply_at_once(&part.claims, Mode::Peek, self.bounds).await
+    }
+
+    /// Admits another part than the last, as a reservation of its own if it is to be one.
+    async fn ask(&self, part: &Part) -> Result<Said, StoreError> {
+        let hold = self.hold.as_ref().map(|(id, ttl_ms, _)| Hold { id: *id, ttl_ms: *ttl_ms, note: b"" });
+        let terms = Terms { home: part.partition, hold, request: None };
+        let ask = Ask {
+            claims: &part.claims,
+            mode: Mode::Try,
+            validity: self.bounds.validity,
+            terms: Some(&terms),
+            shape: 0,
+            tells: true,
+            elsewhere: &Elsewhere::default(),
+        };
+        self.store.ask(ask, self.bounds.deadline).await
+    }
+
+    async fn ask_last(&self, mode: Mode, elsewhere: &Elsewhere) -> Result<Said, StoreError> {
+        let hold = self.hold.as_ref().filter(|_| mode == Mode::Try);
+        let hold = hold.map(|(id, ttl_ms, note)| Hold { id: *id, ttl_ms: *ttl_ms, note });
+        if hold.is_none() && self.request.is_none() {
+            if self.last.claims.is_empty() {
+                let applied = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
+                return Ok(Said::of(Answer::Applied(applied)));
+            }
+            return self.store.apply_at_once(&self.last.claims, mode, self.bounds).await.map(Said::of);
+        }
+        let terms = Terms { home: self.home, hold, request: self.request };
+        let ask = Ask {
+            claims: &self.last.claims,
+            mode,
+            validity: self.bounds.validity,
+            terms: Some(&terms),
+            shape: self.shape,
+            tells: false,
+            elsewhere,
+        };
+        self.store.ask(ask, self.bounds.deadline).await
+    }
+
+    /// What the records of the home say of the other parts.
+    fn elsewhere(&self, made: &[Said]) -> Elsewhere {
+        let mut elsewhere = Elsewhere::default();
+        for (part, said) in self.others.iter().zip(made) {
+            elsewhere.charges.extend(&said.charges);
+            elsewhere.slots.extend(slots_of(&part.claims));
+            if let (Admission::Decided(applied), Some(_)) = (&said.admission, self.request) {
+                applied.statuses.iter().for_each(|status| put_status(&mut elsewhere.statuses, status));
+            }
+        }
+        elsewhere
+    }
+
+    /// The whole answer, with those of the other parts; a replay brings them along.
+    fn whole(&self, mut others: Vec<Answer>, last: Said) -> Result<Admission, StoreError> {
+        match last.admission {
+            Admission::Decided(applied) => {
+                let by = applied.decided_at;
+                others.push(Answer::Applied(applied));
+                Ok(match self.merged(others) {
+                    // The home has decided, by its clock.
+                    Answer::Applied(whole) if whole.allowed => Admission::Decided(Applied { decided_at: by, ..whole }),
+                    answer => answer.into(),
+                })
+            }
+            Admission::Replayed(replay) if replay.shape == self.shape => {
+                let mut rest = &last.statuses[..];
+                let mut answers = Vec::with_capacity(self.others.len() + 1);
+                for part in &self.others {
+                    let statuses = part.claims.iter().map(|_| read_status(&mut rest)).collect::<Option<_>>();
+                    let statuses = statuses.ok_or_else(unreadable)?;
+                    answers.push(Answer::Applied(Applied { statuses, ..replay.applied }));
+                }
+                answers.push(Answer::Applied(replay.applied));
+                match self.merged(answers) {
+                    Answer::Applied(applied) => Ok(Admission::Replayed(Replay { applied, ..replay })),
+                    Answer::OutsidePeriod(_) => Err(unreadable()),
+                }
+            }
+            known => Ok(known),
+        }
+    }
+
+    /// Puts the answers of all parts together.
+    fn merged(&self, answers: Vec<Answer>) -> Answer {
+        let claims = self.parts().map(|part| part.claims.len()).sum();
+        let mut whole = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
+        let mut statuses: SmallVec<[Option<ClaimStatus>; 8]> = SmallVec::from_elem(None, claims);
+        for (part, answer) in self.parts().zip(answers) {
+            match answer {
+                Answer::OutsidePeriod(at) => return Answer::OutsidePeriod(at),
+                Answer::Applied(applied) => {
+                    // Each server has its own clock; the latest is the time by which all was decided.
+                    whole.decided_at = whole.decided_at.max(applied.decided_at);
+                    whole.allowed &= applied.allowed;
+                    for (place, status) in part.places.iter().zip(applied.statuses) {
+                        statuses[*place] = Some(status);
+                    }
+                }
+            }
+        }
+        whole.statuses = statuses.into_iter().flatten().collect();
+        Answer::Applied(whole)
+    }
+}
+
+fn fits(answer: &Answer) -> bool {
     matches!(answer, Answer::Applied(Applied { allowed: true, .. }))
 }
 
@@ -77,46 +385,10 @@ fn is_charged(answer: &Answer) -> bool {
 fn half_done(error: StoreError) -> StoreError {
     match error {
         StoreError::Indeterminate(_) => error,
-        other => StoreError::Indeterminate(format!("only a part of the counters was charged: {other}")),
+        other => StoreError::Indeterminate(format!("only a part of it was done: {other}")),
     }
 }
 
-/// The parts, with the one that most claims belong to, the account's as a rule, at the end.
-fn parts(claims: &[Claim]) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
-    for (place, claim) in claims.iter().enumerate() {
-        let partition = claim.ledger.partition;
-        let at = parts.iter().position(|part| part.partition == partition).unwrap_or_else(|| {
-            parts.push(Part { partition, claims: Vec::new(), places: SmallVec::new() });
-            parts.len() - 1
-        });
-        parts[at].claims.push(*claim);
-        parts[at].places.push(place);
-    }
-    parts.sort_by_key(|part| part.claims.len());
-    parts
-}
-
-async fn all(store: &RedisStore, parts: &[Part], mode: Mode, bounds: Bounds) -> Result<Vec<Answer>, StoreError> {
-    try_join_all(parts.iter().map(|part| store.run(&part.claims, mode, bounds))).await
-}
-
-fn merged(claims: usize, parts: &[Part], answers: Vec<Answer>) -> Answer {
-    let mut whole = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
-    let mut statuses: SmallVec<[Option<ClaimStatus>; 8]> = SmallVec::from_elem(None, claims);
-    for (part, answer) in parts.iter().zip(answers) {
-        match answer {
-            Answer::OutsidePeriod(at) => return Answer::OutsidePeriod(at),
-            Answer::Applied(applied) => {
-                // Each server has its own clock; the latest is the time by which all was decided.
-                whole.decided_at = whole.decided_at.max(applied.decided_at);
-                whole.allowed &= applied.allowed;
-                for (place, status) in part.places.iter().zip(applied.statuses) {
-                    statuses[*place] = Some(status);
-                }
-            }
-        }
-    }
-    whole.statuses = statuses.into_iter().flatten().collect();
-    Answer::Applied(whole)
+fn late() -> StoreError {
+    StoreError::Indeterminate("a calendar period ended while the call was decided".into())
 }

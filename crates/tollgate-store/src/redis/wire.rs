@@ -75,14 +75,14 @@ impl Request {
                 this.same_as = Some(first);
             }
         }
-        let keys = ledgers.iter().map(|ledger| key(prefix, ledger)).collect();
+        let keys = ledgers.iter().map(|ledger| ledger_key(prefix, ledger)).collect();
         Self { keys, packed: pack(claims, &rows, mode, validity), ledgers, rows, on_slots }
     }
 
-    /// Reads the script's reply.
-    pub(super) fn read_reply(&self, mut rest: &[u8]) -> Result<Answer, StoreError> {
-        let status = take(&mut rest, 1).ok_or_else(unreadable)?;
-        let decided_at = Timestamp::from_ms(take(&mut rest, 6).ok_or_else(unreadable)?);
+    /// Reads the script's reply off the front.
+    pub(super) fn read_reply(&self, rest: &mut &[u8]) -> Result<Answer, StoreError> {
+        let status = take(rest, 1).ok_or_else(unreadable)?;
+        let decided_at = Timestamp::from_ms(take(rest, 6).ok_or_else(unreadable)?);
         if status == 2 {
             return Ok(Answer::OutsidePeriod(decided_at));
         }
@@ -90,7 +90,7 @@ impl Request {
         let claims = self.rows.len() + self.on_slots.len();
         let mut statuses: SmallVec<[ClaimStatus; 8]> = SmallVec::from_elem(blank, claims);
         for row in &self.rows {
-            let mut status = read_status(&mut rest).ok_or_else(unreadable)?;
+            let mut status = read_status(rest).ok_or_else(unreadable)?;
             if let Some(first) = row.same_as {
                 // Only the first row of a counter carries what was charged there.
                 let ClaimStatus { used, resets_at, .. } = statuses[self.rows[first].claim];
@@ -99,7 +99,7 @@ impl Request {
             statuses[row.claim] = status;
         }
         for claim in &self.on_slots {
-            statuses[*claim] = read_status(&mut rest).ok_or_else(unreadable)?;
+            statuses[*claim] = read_status(rest).ok_or_else(unreadable)?;
         }
         Ok(Answer::Applied(Applied { decided_at, allowed: status == 1, statuses }))
     }
@@ -201,7 +201,7 @@ pub(super) fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
 }
 
 /// `tg{<partition>}<scope>`: all ledgers of a partition share a hash tag, and so a cluster slot.
-fn key(prefix: &str, ledger: &LedgerKey) -> String {
+pub(super) fn ledger_key(prefix: &str, ledger: &LedgerKey) -> String {
     key_in(prefix, ledger.partition, "", &ledger.scope_bytes())
 }
 
@@ -217,7 +217,21 @@ pub(super) fn key_in(prefix: &str, partition: Partition, kind: &str, name: &[u8]
     key
 }
 
-fn read_status(rest: &mut &[u8]) -> Option<ClaimStatus> {
+/// Appends a status as [`read_status`] finds it.
+pub(super) fn put_status(to: &mut Vec<u8>, status: &ClaimStatus) {
+    put::<7>(to, status.used.get());
+    put::<6>(to, status.resets_at.as_ms());
+    put::<6>(
+        to,
+        match status.fit {
+            Fit::Now => 0,
+            Fit::Never => NEVER,
+            Fit::At(at) => at.as_ms(),
+        },
+    );
+}
+
+pub(super) fn read_status(rest: &mut &[u8]) -> Option<ClaimStatus> {
     let used = Amount::try_from(take(rest, 7)?).ok()?;
     let resets_at = Timestamp::from_ms(take(rest, 6)?);
     let fit = match take(rest, 6)? {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
-    amount::{Amount, AmountTooLarge, Limit, UnitId},
+    amount::{Amount, AmountTooLarge, Limit},
     claim::{Claim, Effect},
     policy::CONCURRENT_REQUESTS,
     reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, Window},
@@ -95,14 +95,14 @@ impl DecisionService {
         };
         let note: Note = read_note(&reservation.note)?;
         let units = units_of(domain, &note, settle.usage.as_deref())?;
-        let refunds = refunds_of(&reservation, &units);
+        let refunds = refunds_of(&reservation, &note, &units);
         let end =
             EndNote { cancelled: settle.usage.is_none(), refunds: refunds.iter().map(|(at, _)| *at).collect(), units };
         let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
         let refunds: Vec<Charge> = refunds.into_iter().map(|(_, charge)| charge).collect();
         for _ in 0..PERIOD_ATTEMPTS {
             let debts = debts_of(&reservation, &note, &end.units, now)?;
-            let closing = Closing { digest, refunds: &refunds, debts: &debts, slots: &reservation.slots, note: &bytes };
+            let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: &bytes };
             let started = Instant::now();
             let in_flight = InFlight::new(&self.telemetry);
             let answer = self.store.close(token.home, token.id, &closing).await;
@@ -155,7 +155,7 @@ impl DecisionService {
             Looked::Open { reservation, .. } => reservation,
         };
         let ttl_ms = checked_ttl(ttl_ms, read_note::<Note>(&reservation.note)?.ttl_ms)?;
-        match self.store.extend(token.home, token.id, ttl_ms, &reservation.slots).await? {
+        match self.store.extend(token.home, token.id, ttl_ms, &reservation).await? {
             Extension::Until(at) => {
                 domain.metrics.reservations.extended();
                 Ok(at)
@@ -254,12 +254,11 @@ fn printable(name: &str) -> String {
 }
 
 /// What is given back, with the number of its unit.
-fn refunds_of(reservation: &Reservation, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
+fn refunds_of(reservation: &Reservation, note: &Note, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
     let mut refunds = Vec::new();
     for (at, unit) in units.iter().enumerate() {
         let over = unit.reserved.saturating_sub(unit.actual);
-        let id = UnitId::of(&unit.unit);
-        for charge in reservation.charges.iter().filter(|charge| charge.unit == id && over > 0) {
+        for charge in reservation.charges.iter().filter(|charge| over > 0 && note.is_of(charge, &unit.unit)) {
             // At the end of counting less may have been charged than was reserved.
             let amount = charge.amount.min(Amount::try_from(over).unwrap_or(Amount::MAX));
             if amount > Amount::ZERO {
@@ -279,9 +278,8 @@ fn debts_of(
 ) -> Result<Vec<Claim>, CallError> {
     let mut debts = Vec::new();
     for unit in units.iter().filter(|unit| unit.debt > 0) {
-        let id = UnitId::of(&unit.unit);
         let cost = Amount::try_from(unit.debt).unwrap_or(Amount::MAX);
-        for charge in reservation.charges.iter().filter(|charge| charge.unit == id) {
+        for charge in reservation.charges.iter().filter(|charge| note.is_of(charge, &unit.unit)) {
             let span = match charge.window {
                 Window::Sliding(window) => Span::Sliding(window),
                 Window::Calendar(id) => span_of(note, id, now)?,
