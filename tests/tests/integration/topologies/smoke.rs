@@ -236,6 +236,7 @@ async fn accounts(routes: &Routes<'_>) {
     routes.admin(get.clone(), "/accounts/{account}/keys", &["new"], None).await;
     routes.admin(get, "/keys/{key}", &[&key], None).await;
     routes.admin(patch, "/keys/{key}", &[&key], Some(json!({"description": "new"}))).await;
+    assert!(routes.admin(Method::GET, "/tiers", &[], None).await["tiers"].is_array());
     let over = json!({"resource": "model", "unit": "requests", "per": "minute", "limit": 7});
     for (of, name) in [("/accounts/{account}/overrides/{name}", "new"), ("/keys/{key}/overrides/{name}", &key)] {
         routes.admin(Method::PUT, of, &[name, "sale"], Some(over.clone())).await;
