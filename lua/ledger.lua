@@ -1,7 +1,7 @@
 -- One ledger in one string value: everything that is counted for one scope. The algorithm is that of
 -- tollgate-core's log.rs, on which every reply must agree.
 --
--- The value begins with a header (little endian, offsets from 0): version u8, lengths of the header, the shape, the
+-- The value begins with a header (little endian, offsets from 0): version u8 (2), lengths of the header, the shape, the
 -- fields' format and the statics' format u16 each (formats are of `struct`), and then, all but the fields at places that
 -- follow from the shape:
 --
@@ -45,7 +45,7 @@ local function read_header(key)
   local raw = redis.call('GETRANGE', key, '0', '399')
   if raw == '' then return false end
   local version, length, shape, fields, statics, at = struct.unpack('<BHHHH', raw)
-  if version ~= 1 then return nil, 'TGVERSION a counter is of version ' .. version end
+  if version ~= 2 then return nil, 'TGVERSION a counter is of version ' .. version end
   if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
   at = at + shape
   local format = string.sub(raw, at, at + fields - 1)
@@ -149,7 +149,7 @@ end
 --
 -- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
 local function rare(now, shortest_ttl)
-  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 1, 1, 4, 32, 2048, 4294967296
+  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 2, 1, 4, 32, 2048, 4294967296
   local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
 
   local function width_of(amount)

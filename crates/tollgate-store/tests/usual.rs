@@ -13,7 +13,7 @@ use tollgate_core::{
 };
 use tollgate_store::{
     clock::ManualClock,
-    redis::{RedisConfig, RedisStore},
+    redis::{Fault, RedisConfig, RedisStore},
     testing::RedisServer,
 };
 
@@ -95,4 +95,26 @@ async fn a_counter_in_use_lives_on() {
     clock.advance_ms(86_400_000 / 8 + 2_000);
     admit(&store, &day).await;
     assert_eq!(calls(&server.run::<String>("INFO commandstats"), "pexpire"), 1);
+}
+
+/// Nodes with another layout may run beside this one: what they wrote is refused by name, and left as it is.
+#[tokio::test]
+async fn a_counter_of_another_version_is_refused_and_left_alone() {
+    let (server, _clock, store) = store();
+    let claims = [claim("a", "requests", sliding(60_000), Effect::Charge)];
+    admit(&store, &claims).await;
+    let mut redis = server.connection();
+    let key = server.run::<Vec<String>>("KEYS *").remove(0);
+    for version in [1_u8, 3] {
+        let _: () = redis::cmd("SETRANGE").arg(&key).arg(0).arg(&[version][..]).query(&mut redis).unwrap();
+        let before: Vec<u8> = redis::cmd("GET").arg(&key).query(&mut redis).unwrap();
+        for mode in [Mode::Try, Mode::Force, Mode::Peek] {
+            let refused = store.apply(&claims, mode).await.unwrap_err().to_string();
+            assert!(refused.contains(&format!("a counter is of version {version}")), "{mode:?}: {refused}");
+        }
+        let after: Vec<u8> = redis::cmd("GET").arg(&key).query(&mut redis).unwrap();
+        assert_eq!(after, before);
+    }
+    let met = |faults: &[(Fault, u64)]| faults.iter().find(|(fault, _)| fault.name() == "version").map(|(_, met)| *met);
+    assert_eq!(met(&store.link().status().faults), Some(6));
 }
