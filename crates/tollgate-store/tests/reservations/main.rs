@@ -1,7 +1,10 @@
-//! The promises under random interleavings of reserve, settle, cancel, extend, expiry, duplicate ids, lost answers and
-//! callers that crash, on memory and on two nodes of one Redis, judged by an exact log that the test keeps itself.
+//! The promises under random interleavings of reserve, settle, cancel, extend, expiry, duplicate ids, lost answers,
+//! callers that crash and nodes that crash with a call under way, on memory and on two nodes of one Redis, judged by an
+//! exact log that the test keeps itself.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+mod place;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +30,8 @@ use tollgate_store::{
     testing::{RedisServer, conformance::START},
 };
 
+use self::place::{Node, Place};
+
 const WINDOWS: [u64; 2] = [1_000, 60_000];
 const TOKENS: u64 = 1_000;
 const LONG: u64 = 20_000;
@@ -36,8 +41,36 @@ const SLOTS: u64 = 3;
 #[derive(Clone, Debug)]
 enum Event {
     Pause(u64),
-    Reserve { tokens: u64, ttl_ms: u32, request: Option<u8>, lost: bool },
-    Settle { which: usize, tokens: u64, twice: bool },
+    Reserve {
+        tokens: u64,
+        ttl_ms: u32,
+        request: Option<u8>,
+        lost: bool,
+    },
+    Settle {
+        which: usize,
+        tokens: u64,
+        twice: bool,
+    },
+    Cancel {
+        which: usize,
+    },
+    Extend {
+        which: usize,
+        ttl_ms: u32,
+    },
+    /// The node dies with a call under way, after so many turns.
+    Crash {
+        after: usize,
+        during: Under,
+    },
+}
+
+/// What was under way when a node died.
+#[derive(Clone, Debug)]
+enum Under {
+    Reserve { tokens: u64, ttl_ms: u32 },
+    Settle { which: usize, tokens: u64 },
     Cancel { which: usize },
     Extend { which: usize, ttl_ms: u32 },
 }
@@ -57,7 +90,8 @@ struct Known {
 type Log = Vec<(Timestamp, u64, u64)>;
 
 struct World<'a> {
-    nodes: &'a [&'a dyn Store],
+    place: &'a Place<'a>,
+    nodes: Vec<Node>,
     clock: &'a ManualClock,
     runtime: &'a tokio::runtime::Runtime,
     turn: usize,
@@ -65,6 +99,8 @@ struct World<'a> {
     known: Vec<Known>,
     /// By request: until when it is remembered, its reservation, its tokens.
     requests: Vec<(u8, Timestamp, usize, u64)>,
+    /// Of the calls that were under way when a node died: how many were not done, and how many were.
+    under_way: [u32; 2],
 }
 
 fn amount(number: u64) -> Amount {
@@ -102,7 +138,57 @@ impl World<'_> {
     /// The next node: each call goes to another.
     fn node(&mut self) -> &dyn Store {
         self.turn += 1;
-        self.nodes[self.turn % self.nodes.len()]
+        &*self.nodes[self.turn % self.nodes.len()].store
+    }
+
+    /// Does `work` on the next node, which dies after so many turns; another takes its place.
+    fn crash(&mut self, after: usize, work: impl AsyncFnOnce(&dyn Store)) {
+        self.turn += 1;
+        let at = self.turn % self.nodes.len();
+        self.place.crash(self.nodes.remove(at), after, work);
+        self.nodes.push(self.place.node());
+    }
+
+    /// What a node says of a reservation.
+    fn look(&mut self, id: ReservationId) -> Looked {
+        let runtime = self.runtime;
+        runtime.block_on(self.node().look(home(), id)).unwrap()
+    }
+
+    /// The id of the next reservation.
+    fn next_id(&self) -> ReservationId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(self.known.len() as u64 + 1).to_le_bytes());
+        ReservationId(id)
+    }
+
+    /// Whether the exact log has room for a call.
+    fn has_room(&self, tokens: u64) -> bool {
+        // Nothing of a unit is never refused, also where a debt went above the limit.
+        let fits = |used, limit| tokens == 0 || used + tokens <= limit;
+        let [requests, short, long, slots] = self.expected();
+        requests < 8 && fits(short, TOKENS) && fits(long, LONG) && slots < SLOTS
+    }
+
+    /// Writes an admission down; returns its number.
+    fn admitted(&mut self, id: ReservationId, tokens: u64, ttl_ms: u32) -> usize {
+        let now = self.now();
+        self.log.push((now, 1, tokens));
+        let (ends_at, entry) = (now.plus_ms(u64::from(ttl_ms)), self.log.len() - 1);
+        self.known.push(Known { id, ends_at, tokens, entry, closed: None });
+        self.known.len() - 1
+    }
+
+    /// Writes the end of a reservation down.
+    fn closed(&mut self, at: usize, actual: Option<u64>) {
+        let wanted = actual.unwrap_or(0);
+        let Known { tokens, entry, .. } = self.known[at];
+        self.log[entry].2 -= tokens.saturating_sub(wanted);
+        if actual.is_none() {
+            self.log[entry].1 = 0;
+        }
+        self.log.push((self.now(), 0, wanted.saturating_sub(tokens)));
+        self.known[at].closed = Some(wanted);
     }
 
     /// What the exact log has in a window: requests, tokens.
@@ -122,16 +208,14 @@ impl World<'_> {
 
     /// What the store says is exactly what the log says; `remaining` and the wait are true.
     fn check(&mut self) {
-        let answer = self.runtime.block_on(self.nodes[0].apply(&claims(1), Mode::Peek)).unwrap();
+        let answer = self.runtime.block_on(self.nodes[0].store.apply(&claims(1), Mode::Peek)).unwrap();
         let Answer::Applied(applied) = answer else { panic!("no calendar here") };
         let used: Vec<u64> = applied.statuses.iter().map(|status| status.used.get()).collect();
         assert_eq!(used, self.expected(), "at {}", self.now());
     }
 
     fn reserve(&mut self, tokens: u64, ttl_ms: u32, request: Option<u8>, lost: bool) {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&(self.known.len() as u64 + 1).to_le_bytes());
-        let hold = Hold { id: ReservationId(id), ttl_ms, note: b"n" };
+        let hold = Hold { id: self.next_id(), ttl_ms, note: b"n" };
         let mark = |number: u8| RequestMark {
             id: [number; 16],
             digest: [u8::try_from(tokens % 251).unwrap(); 16],
@@ -169,18 +253,12 @@ impl World<'_> {
             }
             (Admission::OtherCall, Some((.., first))) => assert_ne!(first % 251, tokens % 251),
             (Admission::Decided(applied), None) => {
-                // Nothing of a unit is never refused, also where a debt went above the limit.
-                let has_room = |used, limit| tokens == 0 || used + tokens <= limit;
-                let fits =
-                    before[0] < 8 && has_room(before[1], TOKENS) && has_room(before[2], LONG) && before[3] < SLOTS;
+                let fits = self.has_room(tokens);
                 assert_eq!(applied.allowed, fits, "the exact log decides the same: {before:?} + {tokens}");
                 if applied.allowed {
-                    self.log.push((now, 1, tokens));
-                    let ends_at = now.plus_ms(u64::from(ttl_ms));
-                    let entry = self.log.len() - 1;
-                    self.known.push(Known { id: hold.id, ends_at, tokens, entry, closed: None });
+                    let made = self.admitted(hold.id, tokens, ttl_ms);
                     if let Some(number) = request {
-                        self.requests.push((number, now.plus_ms(5_000), self.known.len() - 1, tokens));
+                        self.requests.push((number, now.plus_ms(5_000), made, tokens));
                     }
                     let used: Vec<u64> = applied.statuses.iter().map(|status| status.used.get()).collect();
                     assert_eq!(used, self.expected(), "all of it");
@@ -199,31 +277,18 @@ impl World<'_> {
         let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
         let (known, now) = (self.known[at].clone(), self.now());
         let runtime = self.runtime;
-        let looked = runtime.block_on(self.node().look(home(), known.id)).unwrap();
-        let digest = [actual.map_or(255, |tokens| u8::try_from(tokens % 251).unwrap()); 16];
+        let looked = self.look(known.id);
         let (Looked::Open { reservation, .. }, None, true) = (&looked, known.closed, known.ends_at > now) else {
             assert_eq!(matches!(looked, Looked::Unknown), known.ends_at <= now, "{looked:?}");
-            let closing = Closing { digest, refunds: &[], debts: &[], reservation: &Reservation::default(), note: b"" };
+            let reservation = &Reservation::default();
+            let closing = Closing { digest: digest_of(actual), refunds: &[], debts: &[], reservation, note: b"" };
             let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
             assert!(matches!(closure, Closure::Unknown | Closure::Before(_)), "{closure:?}");
             return;
         };
-        let tokens = UnitId::of("tokens");
-        let wanted = actual.unwrap_or(0);
-        let over = known.tokens.saturating_sub(wanted);
-        let refund = |charge: &Charge| match (charge.unit == tokens, actual) {
-            (true, _) => (over > 0).then(|| Charge { amount: amount(over), ..*charge }),
-            (false, None) => Some(*charge),
-            (false, Some(_)) => None,
-        };
-        let refunds: Vec<Charge> = reservation.charges.iter().filter_map(refund).collect();
-        let debt = wanted.saturating_sub(known.tokens);
-        let debts: Vec<Claim> = claims(debt)
-            .into_iter()
-            .filter(|claim| claim.unit == tokens && debt > 0)
-            .map(|claim| Claim { limit: Limit::Unlimited, ..claim })
-            .collect();
-        let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation, note: b"end" };
+        let (refunds, debts) = corrections(reservation, known.tokens, actual);
+        let closing =
+            Closing { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, note: b"end" };
         let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
         let Closure::Done(closed) = closure else { panic!("{closure:?}") };
         let charged_at = self.log[known.entry].0;
@@ -232,12 +297,7 @@ impl World<'_> {
             let live = charged_at.plus_ms(u64::from(window.ms())) > now;
             assert_eq!(*refunded, if live { charge.amount } else { Amount::ZERO }, "what still counts comes back");
         }
-        self.log[known.entry].2 -= over;
-        if actual.is_none() {
-            self.log[known.entry].1 = 0;
-        }
-        self.log.push((now, 0, debt));
-        self.known[at].closed = Some(wanted);
+        self.closed(at, actual);
         // A second time, on the other node, it is done already.
         let again = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
         assert_eq!(again, Closure::Before(closed));
@@ -259,6 +319,63 @@ impl World<'_> {
         }
     }
 
+    /// A node dies while it ends a reservation: that is done as a whole, or not at all.
+    fn crash_closing(&mut self, after: usize, which: usize, actual: Option<u64>) {
+        let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
+        let Known { id, tokens, .. } = self.known[at];
+        let Looked::Open { reservation, .. } = self.look(id) else { return };
+        let (refunds, debts) = corrections(&reservation, tokens, actual);
+        let digest = digest_of(actual);
+        self.crash(after, async |node| {
+            let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"end" };
+            let _ = node.close(home(), id, &closing).await;
+        });
+        match self.look(id) {
+            Looked::Closed(_) => {
+                self.closed(at, actual);
+                self.under_way[1] += 1;
+            }
+            Looked::Open { .. } => self.under_way[0] += 1,
+            Looked::Unknown => panic!("a reservation is gone"),
+        }
+    }
+
+    /// A node dies with a call under way, which is then done as a whole or not at all: the record tells which, and the
+    /// counters have to agree with it.
+    fn crash_during(&mut self, after: usize, under: &Under) {
+        match *under {
+            Under::Reserve { tokens, ttl_ms } => {
+                let id = self.next_id();
+                let terms = Terms { home: home(), hold: Some(Hold { id, ttl_ms, note: b"n" }), request: None };
+                self.crash(after, async |node| drop(node.admit(&claims(tokens), &terms).await));
+                let had_room = self.has_room(tokens);
+                match self.look(id) {
+                    Looked::Open { .. } => {
+                        assert!(had_room, "admitted without room");
+                        self.admitted(id, tokens, ttl_ms);
+                        self.under_way[1] += 1;
+                    }
+                    Looked::Unknown => self.under_way[0] += u32::from(had_room),
+                    Looked::Closed(_) => panic!("nobody closed it"),
+                }
+            }
+            Under::Settle { which, tokens } => self.crash_closing(after, which, Some(tokens)),
+            Under::Cancel { which } => self.crash_closing(after, which, None),
+            Under::Extend { which, ttl_ms } => {
+                let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
+                let Known { id, ends_at, closed, .. } = self.known[at];
+                let slots = vec![LedgerKey::of(home(), ["resource"])];
+                let reservation = Reservation { slots, ..Reservation::default() };
+                self.crash(after, async |node| drop(node.extend(home(), id, ttl_ms, &reservation).await));
+                if let Looked::Open { expires_at, .. } = self.look(id) {
+                    let extended = self.now().plus_ms(u64::from(ttl_ms));
+                    assert!(expires_at == ends_at || closed.is_none() && expires_at == extended, "{expires_at}");
+                    self.known[at].ends_at = expires_at;
+                }
+            }
+        }
+    }
+
     fn play(&mut self, events: &[Event]) {
         for event in events {
             match *event {
@@ -272,6 +389,7 @@ impl World<'_> {
                 }
                 Event::Cancel { which } => self.close(which, None),
                 Event::Extend { which, ttl_ms } => self.extend(which, ttl_ms),
+                Event::Crash { after, ref during } => self.crash_during(after, during),
             }
             self.check();
         }
@@ -282,14 +400,47 @@ impl World<'_> {
     }
 }
 
-fn world<'a>(nodes: &'a [&'a dyn Store], clock: &'a ManualClock, runtime: &'a tokio::runtime::Runtime) -> World<'a> {
-    World { nodes, clock, runtime, turn: 0, log: Vec::new(), known: Vec::new(), requests: Vec::new() }
+fn digest_of(actual: Option<u64>) -> [u8; 16] {
+    [actual.map_or(255, |tokens| u8::try_from(tokens % 251).unwrap()); 16]
+}
+
+/// What a settlement to `actual` tokens gives back and what it charges; `None` cancels.
+fn corrections(reservation: &Reservation, reserved: u64, actual: Option<u64>) -> (Vec<Charge>, Vec<Claim>) {
+    let tokens = UnitId::of("tokens");
+    let wanted = actual.unwrap_or(0);
+    let over = reserved.saturating_sub(wanted);
+    let refund = |charge: &Charge| match (charge.unit == tokens, actual) {
+        (true, _) => (over > 0).then(|| Charge { amount: amount(over), ..*charge }),
+        (false, None) => Some(*charge),
+        (false, Some(_)) => None,
+    };
+    let debt = wanted.saturating_sub(reserved);
+    let debts = claims(debt).into_iter().filter(|claim| claim.unit == tokens && debt > 0);
+    let debts = debts.map(|claim| Claim { limit: Limit::Unlimited, ..claim }).collect();
+    (reservation.charges.iter().filter_map(refund).collect(), debts)
+}
+
+fn world<'a>(
+    place: &'a Place<'a>,
+    nodes: usize,
+    clock: &'a ManualClock,
+    runtime: &'a tokio::runtime::Runtime,
+) -> World<'a> {
+    let nodes = (0..nodes).map(|_| place.node()).collect();
+    let (log, known, requests) = (Vec::new(), Vec::new(), Vec::new());
+    World { place, nodes, clock, runtime, turn: 0, log, known, requests, under_way: [0; 2] }
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let pause = prop_oneof![4 => 0_u64..50, 3 => 0_u64..700, 1 => 0_u64..30_000];
     let ttl = prop_oneof![1_u32..2_000, 1_000_u32..60_000];
     let request = prop::option::weighted(0.4, 0_u8..4);
+    let under = prop_oneof![
+        4 => (0_u64..400, ttl.clone()).prop_map(|(tokens, ttl_ms)| Under::Reserve { tokens, ttl_ms }),
+        4 => (0_usize..6, 0_u64..500).prop_map(|(which, tokens)| Under::Settle { which, tokens }),
+        1 => (0_usize..6).prop_map(|which| Under::Cancel { which }),
+        1 => (0_usize..6, ttl.clone()).prop_map(|(which, ttl_ms)| Under::Extend { which, ttl_ms }),
+    ];
     let event = prop_oneof![
         5 => pause.prop_map(Event::Pause),
         6 => (0_u64..400, ttl.clone(), request, any::<bool>())
@@ -298,6 +449,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
             .prop_map(|(which, tokens, twice)| Event::Settle { which, tokens, twice }),
         1 => (0_usize..6).prop_map(|which| Event::Cancel { which }),
         1 => (0_usize..6, ttl).prop_map(|(which, ttl_ms)| Event::Extend { which, ttl_ms }),
+        2 => (0_usize..40, under).prop_map(|(after, during)| Event::Crash { after, during }),
     ];
     prop::collection::vec(event, 1..120)
 }
@@ -306,28 +458,23 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn the_promises_hold_for_reservations() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = std::cell::Cell::new(0);
+    let (case, under_way) = (std::cell::Cell::new(0), std::cell::Cell::new([0; 2]));
     let config = Config { cases: 150, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let outcome = TestRunner::new(config).run(&events(), |events| {
         case.set(case.get() + 1);
         let clock = Arc::new(ManualClock::at(START));
-        let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
-        world(&[&memory], &clock, &runtime).play(&events);
+        world(&Place::memory(&clock), 1, &clock, &runtime).play(&events);
         let clock = Arc::new(ManualClock::at(START));
-        let node = || {
-            let _inside = runtime.enter();
-            let config = RedisConfig {
-                key_prefix: format!("case{}", case.get()),
-                deadline: Duration::from_secs(20),
-                ..RedisConfig::new(server.url())
-            };
-            RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-        };
-        let (one, other) = (node(), node());
-        world(&[&one, &other], &clock, &runtime).play(&events);
+        let place = Place::redis(&server, format!("case{}", case.get()), &clock, &runtime);
+        let mut world = world(&place, 2, &clock, &runtime);
+        world.play(&events);
+        let ([lost, done], [more_lost, more_done]) = (under_way.get(), world.under_way);
+        under_way.set([lost + more_lost, done + more_done]);
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
+    let [lost, done] = under_way.get();
+    assert!(lost > 20 && done > 20, "of the calls under way when a node died {lost} were lost and {done} done");
 }
 
 /// Promise 6 for slots: nothing is held for longer than its time to live after a clock that went back was noticed.

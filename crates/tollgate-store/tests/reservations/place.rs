@@ -1,0 +1,93 @@
+//! Where nodes keep reservations, and how one of them dies.
+
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use tokio::runtime::Runtime;
+use tollgate_core::store::Store;
+use tollgate_store::{
+    clock::ManualClock,
+    memory::MemoryStore,
+    redis::{RedisConfig, RedisStore},
+    testing::RedisServer,
+};
+
+/// A store that nodes share.
+pub(crate) enum Place<'a> {
+    /// The one node that has it.
+    Memory(Arc<MemoryStore<Arc<ManualClock>>>),
+    /// Any number of nodes.
+    Redis { watcher: RefCell<redis::Connection>, config: RedisConfig, clock: Arc<ManualClock>, runtime: &'a Runtime },
+}
+
+/// A node's way to the store.
+pub(crate) struct Node {
+    pub(crate) store: Arc<dyn Store>,
+    /// The number that Redis gave its connection.
+    client: Option<u64>,
+}
+
+impl<'a> Place<'a> {
+    pub(crate) fn memory(clock: &Arc<ManualClock>) -> Self {
+        Self::Memory(Arc::new(MemoryStore::new(Arc::clone(clock), 10_000)))
+    }
+
+    pub(crate) fn redis(server: &RedisServer, prefix: String, clock: &Arc<ManualClock>, runtime: &'a Runtime) -> Self {
+        let config = RedisConfig {
+            key_prefix: prefix,
+            deadline: Duration::from_secs(20),
+            connections: 1,
+            ..RedisConfig::new(server.url())
+        };
+        Self::Redis { watcher: RefCell::new(server.connection()), config, clock: Arc::clone(clock), runtime }
+    }
+
+    /// A node that starts now.
+    pub(crate) fn node(&self) -> Node {
+        match self {
+            Self::Memory(store) => Node { store: Arc::clone(store) as _, client: None },
+            Self::Redis { config, clock, runtime, .. } => {
+                let before = self.clients();
+                let _inside = runtime.enter();
+                let store = RedisStore::with_injected_clock(config.clone(), Arc::clone(clock)).unwrap();
+                runtime.block_on(store.ready()).unwrap();
+                let client = self.clients().into_iter().find(|client| !before.contains(client));
+                assert!(client.is_some(), "the node has a connection");
+                Node { store: Arc::new(store), client }
+            }
+        }
+    }
+
+    /// Does `work` on a node that dies after so many turns of the runtime, and waits until what it had sent by then
+    /// is done or lost. Nobody sees an answer.
+    pub(crate) fn crash(&self, node: Node, after: usize, work: impl AsyncFnOnce(&dyn Store)) {
+        match self {
+            // What one step in memory has begun is done.
+            Self::Memory(store) => {
+                let here = Runtime::new().unwrap();
+                here.block_on(work(&**store));
+            }
+            Self::Redis { runtime, .. } => {
+                runtime.block_on(async {
+                    tokio::select! {
+                        biased;
+                        () = work(&*node.store) => {}
+                        () = async { for _ in 0..after { tokio::task::yield_now().await } } => {}
+                    }
+                });
+                let client = node.client;
+                drop(node);
+                while self.clients().iter().any(|known| Some(*known) == client) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Who is connected to Redis.
+    fn clients(&self) -> Vec<u64> {
+        let Self::Redis { watcher, .. } = self else { return Vec::new() };
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut *watcher.borrow_mut()).unwrap();
+        let numbers = list.lines().map(|line| line.split(' ').find_map(|field| field.strip_prefix("id=")));
+        numbers.map(|number| number.unwrap().parse().unwrap()).collect()
+    }
+}
