@@ -5,6 +5,7 @@ mod admin;
 use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
 
 use crate::{
     key::{self, KeyHash},
@@ -117,7 +118,9 @@ fn examine(settings: Settings) -> Result<(), String> {
 
 fn serve(settings: Settings) -> Result<(), String> {
     telemetry::start_logging(settings.log_format, &settings.log_filter)?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    // For what goes on beside the calls, which have threads of their own.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string())
 }
 

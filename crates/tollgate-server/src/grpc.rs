@@ -7,6 +7,8 @@ mod stream;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -44,19 +46,19 @@ impl Api {
         Self { service, timeout, streams }
     }
 
-    /// Does `work` under the caller's trace and within its deadline, or the node's own.
-    ///
-    /// tonic keeps the caller's deadline too, but answers `CANCELLED`; so this one ends a little earlier.
-    async fn run<T>(
-        &self,
-        metadata: &MetadataMap,
-        work: impl Future<Output = Result<T, CallError>>,
-    ) -> Result<T, Status> {
+    /// Does `work` under the caller's trace and within its deadline.
+    async fn run<T>(&self, metadata: &MetadataMap, work: BoxFuture<'_, Result<T, CallError>>) -> Result<T, Status> {
         let work = traced(text(metadata, "traceparent"), work);
-        let done = tokio::time::timeout(self.timeout(metadata), work).await;
+        let done = tokio::time::timeout_at(self.deadline(metadata), work).await;
         Ok(done.unwrap_or(Err(CallError::Late))?)
     }
 
+    /// The caller's deadline, or the node's own.
+    fn deadline(&self, metadata: &MetadataMap) -> Instant {
+        Instant::now() + self.timeout(metadata)
+    }
+
+    /// tonic keeps the caller's deadline too, but answers `CANCELLED`; so this one ends a little earlier.
     fn timeout(&self, metadata: &MetadataMap) -> Duration {
         let deadline = text(metadata, "grpc-timeout").and_then(parse_timeout);
         deadline.map_or(self.timeout, |deadline| deadline.saturating_sub(EARLIER).min(self.timeout))
@@ -70,12 +72,20 @@ impl Api {
     ) -> Result<v1::Decision, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let (within, call) = (guard::grant(&extensions)?.reach(), call(message));
-        self.run(&metadata, self.decide_one(within, call.as_ref(), mode)).await
+        let decided = self.decide_one(within, call.as_ref(), self.deadline(&metadata), mode)?;
+        Ok(traced(text(&metadata, "traceparent"), decided).await?)
     }
 
-    async fn decide_one(&self, within: &Reach, call: Option<&v1::Call>, mode: Mode) -> Result<v1::Decision, CallError> {
+    fn decide_one<'a>(
+        &'a self,
+        within: &'a Reach,
+        call: Option<&'a v1::Call>,
+        deadline: Instant,
+        mode: Mode,
+    ) -> Result<BoxFuture<'a, Result<v1::Decision, CallError>>, CallError> {
         let call = call.ok_or_else(|| CallError::field("call", "is required"))?;
-        self.service.decide(from_wire(within, call)?, mode, |outcome| decision(outcome, call)).await
+        let read = Call { deadline: Some(deadline), ..from_wire(within, call)? };
+        Ok(self.service.decide(read, mode, |outcome| decision(outcome, call)))
     }
 }
 
@@ -127,21 +137,22 @@ impl RateLimitService for Api {
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
-        let decision = self.run(&metadata, self.reserve_one(within, &message)).await?;
+        let decided = self.reserve_one(within, &message, self.deadline(&metadata));
+        let decision = traced(text(&metadata, "traceparent"), decided).await?;
         Ok(Response::new(v1::ReserveResponse { decision: Some(decision) }))
     }
 
     async fn settle(&self, request: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let settle = reserve::settle(guard::grant(&extensions)?.reach(), &message);
-        let settlement = self.run(&metadata, self.service.settle(settle)).await.map(reserve::settlement)?;
+        let settlement = self.run(&metadata, Box::pin(self.service.settle(settle))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::SettleResponse { settlement: Some(settlement) }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let cancel = reserve::cancel(guard::grant(&extensions)?.reach(), &message);
-        let settlement = self.run(&metadata, self.service.settle(cancel)).await.map(reserve::settlement)?;
+        let settlement = self.run(&metadata, Box::pin(self.service.settle(cancel))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::CancelResponse { settlement: Some(settlement) }))
     }
 
@@ -149,7 +160,7 @@ impl RateLimitService for Api {
         let (metadata, extensions, message) = request.into_parts();
         let v1::ExtendRequest { reservation_id, ttl_ms } = message;
         let within = guard::grant(&extensions)?.reach();
-        let ends_at = self.run(&metadata, self.service.extend(within, &reservation_id, ttl_ms)).await?;
+        let ends_at = self.run(&metadata, Box::pin(self.service.extend(within, &reservation_id, ttl_ms))).await?;
         Ok(Response::new(v1::ExtendResponse { reservation: Some(reserve::reservation(reservation_id, ends_at)) }))
     }
 
@@ -173,7 +184,7 @@ impl RateLimitService for Api {
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref())?;
         let listing = Listing { within, domain: &message.domain, caller, attributes, skip, take };
-        Ok(Response::new(self.run(&metadata, self.service.list(listing, listed)).await?))
+        Ok(Response::new(self.run(&metadata, Box::pin(self.service.list(listing, listed))).await?))
     }
 
     async fn report_outcome(
@@ -183,7 +194,7 @@ impl RateLimitService for Api {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
         let reported = self.service.report(report::from_wire(within, &message)?, report::to_wire);
-        Ok(Response::new(self.run(&metadata, reported).await?))
+        Ok(Response::new(self.run(&metadata, Box::pin(reported)).await?))
     }
 }
 
@@ -247,6 +258,7 @@ fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, Call
         attributes: call.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         dialect: &call.dialect,
         request_id: &call.request_id,
+        deadline: None,
         upload: call.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,

@@ -22,5 +22,6 @@ pub mod settings;
 pub mod telemetry;
 pub mod tls;
 mod uploads;
+mod workers;
 
 pub use rest::openapi_json;

@@ -33,6 +33,7 @@ use crate::{
     service::{DecisionService, Lifetimes, WithoutStore},
     settings::{Settings, StoreSettings},
     telemetry::Telemetry,
+    workers::Workers,
 };
 
 /// How often the store is probed for the health service and the metrics.
@@ -54,6 +55,9 @@ pub enum RunError {
     /// A file of tokens or certificates is wrong: everything that is, a line each.
     #[error("{0}")]
     Credentials(String),
+    /// There are no threads to be had.
+    #[error("threads: {0}")]
+    Threads(std::io::Error),
     /// The store cannot be set up.
     #[error("{0}")]
     Store(#[from] tollgate_core::store::StoreError),
@@ -122,13 +126,16 @@ pub struct Backend {
     link: Option<Link>,
     fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
+    workers: Workers,
 }
 
 impl Backend {
     /// The backend the settings ask for. Does not wait for Redis.
     pub fn of(settings: &Settings) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let elsewhere = settings.accounts.redis.as_deref().cloned().map(Link::open).transpose()?;
+        let workers = Workers::start(settings.threads).map_err(RunError::Threads)?;
+        let open = |config: &RedisConfig| Link::open(RedisConfig { runtimes: workers.handles(), ..config.clone() });
+        let elsewhere = settings.accounts.redis.as_deref().map(open).transpose()?;
         let accounts = |link: Option<Link>| -> Arc<dyn AccountStore> {
             match elsewhere.or(link) {
                 Some(link) => Arc::new(RedisAccounts::on(link)),
@@ -153,11 +160,12 @@ impl Backend {
                     link: None,
                     fallback: None,
                     sweep: Some(sweep),
+                    workers,
                 })
             }
             StoreSettings::Redis(config) => {
                 let connections = config.connections;
-                let link = Link::open(RedisConfig::clone(config))?;
+                let link = open(config)?;
                 let store = Arc::new(RedisStore::on(link.clone()));
                 let accounts = accounts(Some(link.clone()));
                 let refusals = Arc::new(RedisRefusals::on(link.clone()));
@@ -168,16 +176,17 @@ impl Backend {
                     move || fallback.sweep()
                 });
                 let (kind, link, fallback, sweep) = ("redis", Some(link), Some(fallback), Some(sweep as _));
-                Ok(Self { store, accounts, refusals, clock, kind, connections, link, fallback, sweep })
+                Ok(Self { store, accounts, refusals, clock, kind, connections, link, fallback, sweep, workers })
             }
         }
     }
 
     /// A store and a clock of a test's own, with accounts and refusals in memory.
-    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Self {
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Result<Self, RunError> {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
-        let refusals = in_memory();
-        Self { store, accounts, refusals, clock, kind, connections: 0, link: None, fallback: None, sweep: None }
+        let (refusals, workers) = (in_memory(), Workers::start(1).map_err(RunError::Threads)?);
+        let (link, fallback, sweep) = (None, None, None);
+        Ok(Self { store, accounts, refusals, clock, kind, connections: 0, link, fallback, sweep, workers })
     }
 }
 
@@ -258,7 +267,8 @@ pub async fn run(
     background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
 
     let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
-    let servers_of = Servers { settings, service, admin, doors, health, telemetry, stage: stage.clone() };
+    let workers = backend.workers;
+    let servers_of = Servers { settings, service, admin, doors, health, telemetry, stage: stage.clone(), workers };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
     servers.spawn(servers_of.rest(listeners.http).serve(stage));

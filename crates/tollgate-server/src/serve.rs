@@ -1,6 +1,7 @@
 //! What a node serves: gRPC, REST, and what operators read.
 
 mod activity;
+mod gather;
 mod server;
 mod stage;
 
@@ -31,6 +32,7 @@ use crate::{
     settings::Settings,
     telemetry::Telemetry,
     tls::Speaks,
+    workers::Workers,
 };
 
 /// What the servers of a node share.
@@ -42,6 +44,7 @@ pub(crate) struct Servers {
     pub(crate) health: Arc<rest::Health>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) workers: Workers,
 }
 
 impl Servers {
@@ -114,6 +117,7 @@ impl Servers {
             bounds: self.settings.connections.clone(),
             calls: self.settings.max_concurrent_calls,
             telemetry: Arc::clone(&self.telemetry),
+            workers: self.workers.clone(),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode, Partition},
@@ -165,47 +165,49 @@ impl DecisionService {
 
     /// Decides a call; `render` makes of the outcome what the protocol wants, while the policy that
     /// decided is still at hand.
-    pub(crate) async fn decide<R>(
-        &self,
-        call: Call<'_>,
+    pub(crate) fn decide<'a, R>(
+        &'a self,
+        call: Call<'a>,
         mode: Mode,
-        render: impl FnOnce(&Outcome<'_>) -> R,
-    ) -> Result<R, CallError> {
-        self.decide_as(call, Ask::Decide(mode), render).await
+        render: impl FnOnce(&Outcome<'_>) -> R + Send + 'a,
+    ) -> BoxFuture<'a, Result<R, CallError>> {
+        self.decide_as(call, Ask::Decide(mode), render)
     }
 
     /// Reserves for a call.
-    pub(crate) async fn reserve<'a, R>(
-        &self,
-        call: Call<'_>,
+    pub(crate) fn reserve<'a, R>(
+        &'a self,
+        call: Call<'a>,
         reserve: &'a Reserve<'a>,
-        render: impl FnOnce(&Outcome<'_>) -> R,
-    ) -> Result<R, CallError> {
-        self.decide_as(call, Ask::Reserve(reserve), render).await
+        render: impl FnOnce(&Outcome<'_>) -> R + Send + 'a,
+    ) -> BoxFuture<'a, Result<R, CallError>> {
+        self.decide_as(call, Ask::Reserve(reserve), render)
     }
 
-    async fn decide_as<R>(
-        &self,
-        call: Call<'_>,
-        ask: Ask<'_>,
-        render: impl FnOnce(&Outcome<'_>) -> R,
-    ) -> Result<R, CallError> {
-        let started = Instant::now();
-        // On the heap, as every layer around it would move it otherwise.
-        let decided = Box::pin(self.decide_unmeasured(call, ask, render)).await;
-        match &decided {
-            Ok(_) => self.telemetry.decided_in(started.elapsed()),
-            Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
-                self.telemetry.bad_request();
+    /// On the heap from the start: each layer around would hold it, and what it is made of, once more.
+    fn decide_as<'a, R>(
+        &'a self,
+        call: Call<'a>,
+        ask: Ask<'a>,
+        render: impl FnOnce(&Outcome<'_>) -> R + Send + 'a,
+    ) -> BoxFuture<'a, Result<R, CallError>> {
+        Box::pin(async move {
+            let started = Instant::now();
+            let decided = self.decide_unmeasured(&call, ask, render).await;
+            match &decided {
+                Ok(_) => self.telemetry.decided_in(started.elapsed()),
+                Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
+                    self.telemetry.bad_request();
+                }
+                Err(CallError::Late | CallError::Store(_) | CallError::NoReservation | CallError::Ended { .. }) => {}
             }
-            Err(CallError::Late | CallError::Store(_) | CallError::NoReservation | CallError::Ended { .. }) => {}
-        }
-        decided
+            decided
+        })
     }
 
     async fn decide_unmeasured<R>(
         &self,
-        call: Call<'_>,
+        call: &Call<'_>,
         ask: Ask<'_>,
         render: impl FnOnce(&Outcome<'_>) -> R,
     ) -> Result<R, CallError> {
@@ -214,9 +216,9 @@ impl DecisionService {
         let now = self.clock.now();
         let attributes = Attributes::check(&call.attributes)?;
         check_optional_name("dialect", call.dialect)?;
-        let until = tokio::time::Instant::now() + self.without_store.patience;
+        let until = Until::the_earlier(self.without_store.patience, call.deadline);
         let entering = self.enter(&domains, call.within, call.domain, call.caller, &attributes, now);
-        let (domain, identity) = match wait(until, entering).await? {
+        let (domain, identity) = match until.bounds(entering).await? {
             Ok(entered) => entered,
             Err(away) => {
                 let dialect = match away.domain() {
@@ -243,7 +245,7 @@ impl DecisionService {
         };
         let gate = Self::gate(&domain, call.caller, &attributes);
         let usage = Self::usage_of(ask, &resolved, usage, &domain)?;
-        let remember = self.to_remember(ask, &call, (&domain, &identity, &resolved), (&usage, &attributes))?;
+        let remember = self.to_remember(ask, call, (&domain, &identity, &resolved), (&usage, &attributes))?;
         let mut trace = Trace::default();
         let nothing = Usage::none();
         // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
@@ -255,7 +257,7 @@ impl DecisionService {
             _ => By::Mode(judged_mode),
         };
         let asked = match identity.check() {
-            Ok(()) => wait(until, self.judge(&resolved, judged, &attributes, gate, by, now)).await,
+            Ok(()) => until.bounds(self.judge(&resolved, judged, &attributes, gate, by, now)).await,
             Err(in_doubt) => Err(in_doubt.into()),
         };
         // A node alone can hold nothing for a reservation.
@@ -284,8 +286,9 @@ impl DecisionService {
         if mode != Mode::Peek {
             self.note_refusal(&outcome);
         }
-        if counts {
-            self.count_refusal(&outcome, &attributes).await;
+        if let (true, Some(failures)) = (counts, self.count_refusal(&outcome, &attributes)) {
+            // Whether that comes in time or not, the call is decided.
+            let _ = until.bounds(failures).await;
         }
         Ok(render(&outcome))
     }
@@ -349,10 +352,29 @@ impl DecisionService {
 }
 
 /// One bound for everything that a call waits for.
-fn wait<T>(
-    until: tokio::time::Instant,
-    work: impl Future<Output = Result<T, CallError>>,
-) -> impl Future<Output = Result<T, CallError>> {
-    let late = |_| Err(StoreError::Indeterminate("no answer within the deadline".into()).into());
-    tokio::time::timeout_at(until, work).map(move |done| done.unwrap_or_else(late))
+#[derive(Clone, Copy)]
+struct Until {
+    at: tokio::time::Instant,
+    /// The call's own deadline, if that is what bounds.
+    deadline: Option<tokio::time::Instant>,
+}
+
+impl Until {
+    /// When the store has had so much time, or at the call's deadline if that comes first.
+    fn the_earlier(patience: Duration, deadline: Option<tokio::time::Instant>) -> Self {
+        let at = tokio::time::Instant::now() + patience;
+        match deadline.filter(|deadline| *deadline < at) {
+            Some(deadline) => Self { at: deadline, deadline: Some(deadline) },
+            None => Self { at, deadline: None },
+        }
+    }
+
+    fn bounds<T>(self, work: impl Future<Output = Result<T, CallError>>) -> impl Future<Output = Result<T, CallError>> {
+        tokio::time::timeout_at(self.at, work).map(move |done| {
+            done.unwrap_or_else(|_| match self.deadline {
+                Some(_) => Err(CallError::Late),
+                None => Err(StoreError::Indeterminate("no answer within the deadline".into()).into()),
+            })
+        })
+    }
 }

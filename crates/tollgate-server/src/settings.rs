@@ -7,6 +7,7 @@ mod redis;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -69,7 +70,7 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
     pub redis_key_prefix: Option<String>,
 
-    /// Connections to each Redis server that all calls share [default: 2]
+    /// Connections to each Redis server that all calls share [default: as many as threads]
     #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
     pub redis_connections: Option<usize>,
 
@@ -223,6 +224,10 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
 
+    /// Threads that connections, and the calls on them, are spread over [default: as many as processors]
+    #[arg(long, env = "TOLLGATE_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+
     /// How logs are written to standard error [default: pretty]
     #[arg(long, env = "TOLLGATE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -260,6 +265,8 @@ pub struct Settings {
     pub doors: DoorSettings,
     /// What connections may cost.
     pub connections: ConnectionBounds,
+    /// How many threads connections are spread over.
+    pub threads: usize,
     /// The largest request, in bytes.
     pub max_request_bytes: usize,
     /// Calls in work at once, on a gRPC connection and over REST.
@@ -329,9 +336,10 @@ impl Options {
         let from_file = file.map(read).transpose()?.unwrap_or_default();
         let options = self.or(from_file);
         let mut wrong = Vec::new();
-        let redis = options.redis.as_deref().map(|url| redis::config(url, &options, &mut wrong));
-        let accounts_redis =
-            options.accounts_redis.as_deref().map(|url| Box::new(redis::config(url, &options, &mut wrong)));
+        let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let redis_at = |url: &str, wrong: &mut Vec<String>| redis::config(url, &options, threads, wrong);
+        let redis = options.redis.as_deref().map(|url| redis_at(url, &mut wrong));
+        let accounts_redis = options.accounts_redis.as_deref().map(|url| Box::new(redis_at(url, &mut wrong)));
         wrong.dedup();
         let settled = doors::settle(&options, &mut wrong);
         let mut at_least_one = |name: &str, value: usize| {
@@ -340,6 +348,7 @@ impl Options {
             }
             value
         };
+        let threads = at_least_one("threads", threads);
         let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
         let deadline = options.store_deadline_ms.map_or(Duration::from_millis(250), Duration::from_millis);
         let accounts = AccountSettings {
@@ -379,6 +388,7 @@ impl Options {
             ops_listen: settled.ops_listen,
             doors: settled.doors,
             connections: settled.connections,
+            threads,
             max_request_bytes,
             max_concurrent_calls,
             call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
@@ -430,6 +440,7 @@ impl Options {
             forwarded_header: self.forwarded_header.or(other.forwarded_header),
             max_login_failures: self.max_login_failures.or(other.max_login_failures),
             max_connections: self.max_connections.or(other.max_connections),
+            threads: self.threads.or(other.threads),
             header_timeout_ms: self.header_timeout_ms.or(other.header_timeout_ms),
             idle_timeout_ms: self.idle_timeout_ms.or(other.idle_timeout_ms),
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),

@@ -23,7 +23,7 @@ use tollgate_core::{
 
 pub use self::examine::{Finding, Verdict, examine};
 pub(crate) use self::link::Script;
-pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls};
+pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_connection};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
     records::{Close, Returned},
@@ -111,7 +111,7 @@ impl RedisStore {
             let elsewhere = &Elsewhere::default();
             let validity = bounds.validity;
             let ask = Ask { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
-            return self.ask(ask, bounds.deadline).await?.into_answer().ok_or_else(wire::unreadable);
+            return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
         let request = Request::within(self.link.key_prefix(), claims, mode, bounds.validity);
         let usual = Usual::of(claims, &request, mode, bounds.validity);
@@ -192,7 +192,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let bounds = Bounds { validity: Validity::of(claims), deadline: self.link.deadline() };
             if self.link.is_cluster() && split::is_needed(claims) {
-                return split::apply(self, home, claims, mode, bounds).await;
+                return Box::pin(split::apply(self, home, claims, mode, bounds)).await;
             }
             self.apply_at_once(claims, mode, bounds).await
         })
@@ -202,7 +202,7 @@ impl Store for RedisStore {
         Box::pin(async {
             let bounds = Bounds { validity: Validity::of(claims), deadline: self.link.deadline() };
             if self.link.is_cluster() && claims.iter().any(|claim| claim.ledger.partition != terms.home) {
-                return split::admit(self, claims, terms, bounds).await;
+                return Box::pin(split::admit(self, claims, terms, bounds)).await;
             }
             let elsewhere = &Elsewhere::default();
             let shape = if terms.request.is_some() { shape_of(claims) } else { 0 };
@@ -224,7 +224,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let deadline = self.link.deadline();
             if self.link.is_cluster() {
-                return split::close(self, home, id, closing, deadline).await;
+                return Box::pin(split::close(self, home, id, closing, deadline)).await;
             }
             self.close_at_once(home, id, closing, &Returned::new(), deadline).await
         })
@@ -240,7 +240,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let deadline = self.link.deadline();
             if self.link.is_cluster() {
-                return split::extend(self, home, id, ttl_ms, reservation, deadline).await;
+                return Box::pin(split::extend(self, home, id, ttl_ms, reservation, deadline)).await;
             }
             self.extend_at_once(home, id, ttl_ms, reservation, deadline).await
         })

@@ -1,12 +1,13 @@
 //! `Reserve`, `Settle`, `Cancel` and `Extend` on the wire.
 
+use tokio::time::Instant;
 use tollgate_core::time::Timestamp;
 use tollgate_proto::v1;
 
 use super::{Api, decision, from_wire, timestamp};
 use crate::{
     auth::Reach,
-    service::{CallError, Reserve, Settle, Settlement},
+    service::{Call, CallError, Reserve, Settle, Settlement},
 };
 
 impl Api {
@@ -14,11 +15,13 @@ impl Api {
         &self,
         within: &Reach,
         message: &v1::ReserveRequest,
+        deadline: Instant,
     ) -> Result<v1::Decision, CallError> {
         let call = message.call.as_ref().ok_or_else(|| CallError::field("call", "is required"))?;
         let inputs = message.inputs.iter().map(|(name, amount)| (name.as_str(), *amount)).collect();
         let reserve = Reserve { inputs, ttl_ms: message.ttl_ms };
-        self.service.reserve(from_wire(within, call)?, &reserve, |outcome| decision(outcome, call)).await
+        let read = Call { deadline: Some(deadline), ..from_wire(within, call)? };
+        self.service.reserve(read, &reserve, |outcome| decision(outcome, call)).await
     }
 }
 

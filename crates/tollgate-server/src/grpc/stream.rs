@@ -17,7 +17,7 @@ use tollgate_proto::v1;
 use tonic::{Status, Streaming};
 
 use super::{Api, result};
-use crate::{auth::Reach, serve::Stage, service::CallError};
+use crate::{auth::Reach, serve::Stage};
 
 type Answer = Result<v1::ConsumeStreamResponse, Status>;
 
@@ -112,7 +112,9 @@ async fn answer(api: &Api, within: &Reach, message: v1::ConsumeStreamRequest, pl
         0 => api.timeout,
         ms => Duration::from_millis(u64::from(ms)).min(api.timeout),
     };
-    let decided = tokio::time::timeout(timeout, api.decide_one(within, call.as_ref(), Mode::Try));
-    let decided = decided.await.unwrap_or(Err(CallError::Late));
+    let decided = match api.decide_one(within, call.as_ref(), Instant::now() + timeout, Mode::Try) {
+        Ok(decided) => decided.await,
+        Err(error) => Err(error),
+    };
     place.send(Ok(v1::ConsumeStreamResponse { id, result: Some(result(decided)) }));
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     auth::{Reach, ServiceGrant},
-    service::{Call, CallError, check_batch},
+    service::{Call, CallError, Outcome, check_batch},
     telemetry::traced,
 };
 
@@ -74,10 +74,9 @@ pub(super) async fn consume_batch(
     let read: Vec<Result<CallBody, serde_json::Error>> =
         batch.calls.iter().map(|call| serde_json::from_str(call.get())).collect();
     let within = grant.reach();
+    let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, read[at].as_ref().is_ok_and(|call| call.render));
     let calls = read.iter().map(|read| to_call(within, read)).collect();
-    let render = |at: usize| read[at].as_ref().is_ok_and(|call| call.render);
-    let timeout = shared.timeout.saturating_sub(EARLIER);
-    let decided = shared.service.consume_each(calls, timeout, |at, outcome| decision(outcome, render(at)));
+    let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
     let results = traced(traceparent(&headers), decided).await.into_iter().map(|decided| match decided {
         Ok(decision) => CallResultBody::Decision(decision),
         Err(error) => CallResultBody::Error(ErrorDetail::of(&error)),

@@ -330,6 +330,7 @@ impl CallBody {
             attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             dialect: &self.dialect,
             request_id: &self.request_id,
+            deadline: None,
             upload: self.upload.as_ref().map(|upload| Upload {
                 media_type: &upload.media_type,
                 bytes: upload.bytes,

@@ -23,11 +23,12 @@ use tokio::{
 };
 use tower::Service;
 
-use super::{Stage, activity::Activity};
+use super::{Stage, activity::Activity, gather::Gather};
 use crate::{
     auth::{Peer, names_of},
     telemetry::Telemetry,
     tls::{Speaks, Tls},
+    workers::Workers,
 };
 
 /// How long a client may take for the TLS handshake.
@@ -71,6 +72,7 @@ pub(crate) struct Server {
     /// How many calls may be in work on one connection.
     pub(crate) calls: usize,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) workers: Workers,
 }
 
 impl Server {
@@ -81,7 +83,7 @@ impl Server {
         let slots = Arc::new(Semaphore::new(self.bounds.most));
         let connections = self.telemetry.connections(self.name);
         let builder = Arc::new(self.builder());
-        let Self { name, listener, router, speaks, tls, bounds, telemetry, .. } = self;
+        let Self { name, listener, router, speaks, tls, bounds, telemetry, workers, .. } = self;
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -117,13 +119,18 @@ impl Server {
             };
             let acceptor = tls.as_ref().map(|tls| tls.acceptor(speaks));
             let (telemetry, counted) = (Arc::clone(&telemetry), Counted::new(connections.clone()));
-            tasks.spawn(async move {
-                let (_slot, _counted) = (slot, counted);
+            let worker = workers.least_busy();
+            let Ok(stream) = stream.into_std() else { continue };
+            let thread = worker.handle().clone();
+            let work = async move {
+                let (_slot, _counted, _seat) = (slot, counted, worker);
+                let Ok(stream) = TcpStream::from_std(stream) else { return };
                 if let Err(cut) = connection.run(stream, address, acceptor).await {
                     telemetry.connection_cut(name, cut.reason());
                     tracing::debug!(listener = name, peer = %address, reason = cut.reason(), "connection cut");
                 }
-            });
+            };
+            tasks.spawn_on(work, &thread);
         }
         drop(listener);
         sleep(FIRST_WORD).await;
@@ -221,7 +228,7 @@ impl Connection {
                 Ok::<_, Infallible>(call.until_the_end_of(answer))
             }
         });
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(io)), service));
         let mut stopping = pin!(ended(ending));
         tokio::select! {
             // How it ended is between hyper and the client: most often somebody just closed it.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Mode, Partition},
@@ -118,20 +119,27 @@ impl DecisionService {
         Ok(render(&Reported::Taken { counted, block, at }))
     }
 
-    /// Counts a refusal of this node as the failure that it is for the caller. Whatever becomes of that, the
-    /// refusal stands.
-    pub(super) async fn count_refusal(&self, outcome: &Outcome<'_>, attributes: &Attributes<'_>) {
-        let Outcome::Decided { domain, resolved, decision, dialect, .. } = outcome else { return };
+    /// What counts a refusal of this node as the failure that it is for the caller, if it is one. Whatever becomes
+    /// of that, the refusal stands.
+    pub(super) fn count_refusal<'a>(
+        &'a self,
+        outcome: &'a Outcome<'_>,
+        attributes: &'a Attributes<'_>,
+    ) -> Option<BoxFuture<'a, Result<(), CallError>>> {
+        let Outcome::Decided { domain, resolved, decision, dialect, .. } = outcome else { return None };
         let status = match outcome.reason() {
             // An answer because of a block is no failure: it would feed on itself.
-            None | Some(Reason::Blocked) => return,
+            None | Some(Reason::Blocked) => return None,
             Some(reason) => dialect.status(Occasion::Refused(reason)),
         };
-        for watch in resolved.watches(|name| attributes.get(name)) {
-            if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
-                let _ = self.count_failure(domain, watch, decision.decided_at).await;
+        Some(Box::pin(async move {
+            for watch in resolved.watches(|name| attributes.get(name)) {
+                if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
+                    self.count_failure(domain, watch, decision.decided_at).await?;
+                }
             }
-        }
+            Ok(())
+        }))
     }
 
     /// The caller, unless it is turned away. A key that is no good counts against the address it came from, and
@@ -160,7 +168,7 @@ impl DecisionService {
         let of_key = rejected.domain.as_ref().and_then(|domain| domains.get(domain.policy.domain(), &Reach::All));
         let domain = of_key.map(|domain| &**domain);
         let block = match ip.zip(Self::rule_of(domains, within, domain)) {
-            Some((ip, rule)) => self.failed_to_authenticate(rule, domain, ip, now).await,
+            Some((ip, rule)) => Box::pin(self.failed_to_authenticate(rule, domain, ip, now)).await,
             None => None,
         };
         Ok(Err(block.map_or(TurnedAway::BadKey(rejected), |block| TurnedAway::Barred { domain, block })))

@@ -25,33 +25,25 @@ pub(crate) fn check_batch(calls: usize) -> Result<(), CallError> {
 impl DecisionService {
     /// Consumes for each call that is one, several at a time and in no order; the answers stand in the order
     /// of the calls. A call that is not decided within `timeout` from now is late; the others have their answers.
-    pub(crate) async fn consume_each<R>(
-        &self,
-        calls: Vec<Result<Call<'_>, CallError>>,
+    pub(crate) async fn consume_each<'a, R>(
+        &'a self,
+        calls: Vec<Result<Call<'a>, CallError>>,
         timeout: Duration,
-        render: impl Fn(usize, &Outcome<'_>) -> R + Copy,
+        render: impl Fn(usize, &Outcome<'_>) -> R + Copy + Send + 'a,
     ) -> Vec<Result<R, CallError>> {
         let deadline = Instant::now() + timeout;
         let (mut work, mut results) = (FuturesOrdered::new(), Vec::new());
         let mut calls = calls.into_iter().enumerate();
         loop {
             for (at, call) in calls.by_ref().take(AT_ONCE - work.len()) {
-                work.push_back(self.consume_by(deadline, call, move |outcome| render(at, outcome)));
+                let call = call.map(|call| Call { deadline: Some(deadline), ..call });
+                let decided = call.map(|call| self.decide(call, Mode::Try, move |outcome| render(at, outcome)));
+                work.push_back(async { decided?.await });
             }
             match work.next().await {
                 Some(result) => results.push(result),
                 None => return results,
             }
         }
-    }
-
-    async fn consume_by<R>(
-        &self,
-        deadline: Instant,
-        call: Result<Call<'_>, CallError>,
-        render: impl FnOnce(&Outcome<'_>) -> R,
-    ) -> Result<R, CallError> {
-        let decided = self.decide(call?, Mode::Try, render);
-        tokio::time::timeout_at(deadline, decided).await.unwrap_or(Err(CallError::Late))
     }
 }

@@ -1,6 +1,7 @@
 //! What is asked of the service, how much of it is borne, and what may be wrong with it.
 
 use smallvec::SmallVec;
+use tokio::time::Instant;
 use tollgate_core::{
     policy::{MissingAttribute, ResolveError, UsageError},
     store::StoreError,
@@ -43,6 +44,8 @@ pub(crate) struct Call<'a> {
     pub(crate) upload: Option<Upload<'a>>,
     /// Names the call, so that it is charged once however often it comes; none if empty.
     pub(crate) request_id: &'a str,
+    /// By when it is to be decided, if that is known.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// What a caller's listing asks for.

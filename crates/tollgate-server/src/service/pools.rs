@@ -88,7 +88,7 @@ impl DecisionService {
             };
             let applied = match &mut by {
                 By::Mode(mode) => self.apply(home, with_draws, *mode, now).await?,
-                By::Admission(admission) => Some(self.admit(with_draws, admission, now).await?),
+                By::Admission(admission) => Some(Box::pin(self.admit(with_draws, admission, now)).await?),
             };
             let Some(mut applied) = applied else { return Ok(None) };
             let (found, rooms) = settle(draws, by.mode(), can_ask_again, &mut applied);

@@ -6,8 +6,8 @@ use tollgate_store::redis::{RedisConfig, RedisTls};
 
 use super::Options;
 
-/// What the options say about the Redis at `url`; `wrong` gets a line for each mistake.
-pub(super) fn config(url: &str, options: &Options, wrong: &mut Vec<String>) -> RedisConfig {
+/// What the options say about the Redis at `url`, for a node of so many threads; `wrong` gets a line for each mistake.
+pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
     let mut redis = RedisConfig::new(url);
     if let Some(prefix) = &options.redis_key_prefix {
         redis.key_prefix.clone_from(prefix);
@@ -36,7 +36,7 @@ pub(super) fn config(url: &str, options: &Options, wrong: &mut Vec<String>) -> R
     let identity = certificate.zip(key);
     let tls = url.starts_with("rediss") && (ca.is_some() || identity.is_some());
     redis.tls = tls.then_some(RedisTls { ca, identity });
-    redis.connections = options.redis_connections.unwrap_or(redis.connections);
+    redis.connections = options.redis_connections.unwrap_or(threads.max(1));
     redis.max_in_flight = options.store_max_in_flight.unwrap_or(redis.max_in_flight);
     redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
     for (name, zero) in [

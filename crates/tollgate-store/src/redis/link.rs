@@ -17,6 +17,7 @@ use std::{
 
 use redis::{Arg, Cmd, Value, aio::PubSub};
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
     time::{Instant, sleep, timeout_at},
 };
@@ -24,7 +25,7 @@ use tollgate_core::store::StoreError;
 
 use self::{cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target};
 pub(super) use self::{fault::Failure, masters::masters};
-pub use self::{fault::Fault, target::RedisTls};
+pub use self::{fault::Fault, node::prefer_connection, target::RedisTls};
 
 /// So many times one request follows a redirection or tries again; each time the server ran nothing.
 const MOST_HOPS: usize = 5;
@@ -53,6 +54,8 @@ pub struct RedisConfig {
     /// How many connections to each server the calls of this node share. Each carries any number of calls
     /// at once, in pipelines.
     pub connections: usize,
+    /// The runtimes that connections live on, in turn; without any, the one that opens the link.
+    pub runtimes: Vec<Handle>,
     /// How long a call may take in all, waiting included.
     pub deadline: Duration,
     /// How many calls may be under way at once; one more is refused at once.
@@ -70,7 +73,8 @@ impl RedisConfig {
             sentinel_password: None,
             tls: None,
             key_prefix: "tg".into(),
-            connections: 2,
+            connections: 1,
+            runtimes: Vec::new(),
             deadline: Duration::from_millis(250),
             max_in_flight: 8192,
         }

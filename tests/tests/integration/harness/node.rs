@@ -88,7 +88,7 @@ impl Node {
         let http = listeners.http.local_addr().expect("an address");
         let grpc = listeners.grpc.local_addr().expect("an address");
         let (shutdown, stopped) = oneshot::channel();
-        let backend = Backend::new(store, Arc::clone(&clock) as _, kind);
+        let backend = Backend::new(store, Arc::clone(&clock) as _, kind).unwrap();
         let task = tokio::spawn(run(settings(options, file.clone()), backend, listeners, async {
             let _ = stopped.await;
         }));

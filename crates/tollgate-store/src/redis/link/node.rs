@@ -1,6 +1,7 @@
 //! One Redis server: a few connections that all calls share, kept up by themselves, behind a breaker.
 
 use std::{
+    cell::Cell,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,6 +14,7 @@ use redis::{
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::{
+    runtime::Handle,
     sync::watch,
     task::AbortHandle,
     time::{Instant, timeout, timeout_at},
@@ -30,6 +32,16 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// A connection that lived for less is not made anew at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static PREFERRED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Makes calls on this thread use that one of a server's connections, counted from 0 and modulo their number, rather than
+/// each in turn: the one that lives on this thread's runtime (see [`RedisConfig::runtimes`]).
+pub fn prefer_connection(number: usize) {
+    PREFERRED.set(Some(number));
+}
 
 /// A server. Dropped, its connections end.
 pub(crate) struct Node {
@@ -72,7 +84,10 @@ impl Node {
         let breaker = Arc::new(Breaker::default());
         let bounds =
             Bounds { within: CONNECT_WITHIN.max(config.deadline), buffer: config.max_in_flight.clamp(64, 1024) };
-        let start = |_| Line::start(info.clone(), bounds, Arc::clone(&breaker));
+        let start = |number: usize| {
+            let home = config.runtimes.get(number % config.runtimes.len().max(1));
+            Line::start(info.clone(), bounds, Arc::clone(&breaker), home)
+        };
         let lines = (0..config.connections.max(1)).map(start).collect();
         Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker })
     }
@@ -83,7 +98,8 @@ impl Node {
             let text = format!("{} does not answer; next try in {} ms", self.info.addr(), rest.as_millis());
             Failure::new(Fault::Resting, text)
         })?;
-        let line = &self.lines[self.next.fetch_add(1, Ordering::Relaxed) % self.lines.len()];
+        let number = PREFERRED.get().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
+        let line = &self.lines[number % self.lines.len()];
         let result = line.send(command, asking, deadline).await;
         match &result {
             Err(failure) if failure.fault.is_silence() => {
@@ -136,10 +152,15 @@ impl Node {
 }
 
 impl Line {
-    fn start(info: ConnectionInfo, bounds: Bounds, breaker: Arc<Breaker>) -> Self {
+    fn start(info: ConnectionInfo, bounds: Bounds, breaker: Arc<Breaker>, home: Option<&Handle>) -> Self {
         let (to, state) = watch::channel(State::Connecting);
         let (lost, seen) = watch::channel(0);
-        let task = tokio::spawn(keep(info, bounds, breaker, to, seen)).abort_handle();
+        let kept = keep(info, bounds, breaker, to, seen);
+        let task = match home {
+            Some(home) => home.spawn(kept),
+            None => tokio::spawn(kept),
+        };
+        let task = task.abort_handle();
         Self { state, lost, task }
     }
 
