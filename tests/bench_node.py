@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 SECONDS, ROUNDS = int(sys.argv[1]), int(sys.argv[2])
 NODE = pathlib.Path("target/release/tollgate")
@@ -97,9 +98,16 @@ def start_node(folder, arguments):
     policy = folder / "policies" / "bench.yaml"
     policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)
-    command = [NODE, "--policy", policy, "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
+    # Whole batches at 32 streams are more than a node takes by default, and a refusal at once is no decision.
+    command = [NODE, "--store-max-in-flight", "65536", "--policy", policy, "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     node = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return node, re.search(r"gRPC on ([\d.:]+)", node.stdout.readline()).group(1)
+    return node, *re.search(r"REST on (\S+), gRPC on ([\d.:]+)", node.stdout.readline()).groups()
+
+
+def not_decided(rest):
+    """How many calls the store did not decide."""
+    metrics = urllib.request.urlopen(f"{rest}/metrics").read().decode()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith("tollgate_store_errors_total"))
 
 
 def main():
@@ -119,11 +127,13 @@ def main():
                     server = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", name]
                     processes.append(subprocess.Popen(server, stdout=subprocess.DEVNULL))
                     arguments = ["--redis", f"redis://127.0.0.1:{port}"]
-                node, address = start_node(folder, arguments)
+                node, rest, address = start_node(folder, arguments)
                 processes.append(node)
                 time.sleep(1)
                 for streams in STREAMS:
                     missed += measure(store, address, streams, folder)
+                if not_decided(rest):
+                    sys.exit(f"{not_decided(rest):.0f} calls were answered without a decision")
             finally:
                 for process in processes:
                     process.kill()
