@@ -1,29 +1,36 @@
 -- Decides a list of claims, all or nothing, in one step. answer.lua ends the script that does no more than
 -- that; scripts that do more have a part of theirs in front and one behind.
 --
--- KEYS     the ledgers, each once
+-- KEYS     the ledgers, each once; behind them, if any is open-ended, the sorted set of their names
 -- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
 --          periods are the current ones, then one row of 43 bytes for each claim, rows of one ledger side by
 --          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
 --          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
 --          period (0 for sliding), unit u32, cost u56 to judge, charge u56 (0 where an earlier row charges the
---          same counter, and where the cost is only judged), limit u56 (2^53 - 1: unlimited)
+--          same counter, and where the cost is only judged), limit u56 (2^53 - 1: unlimited). If ledgers are
+--          open-ended: how many of these their partition may have u32, the number of the set's key u8, and a bit for
+--          each ledger, from the lowest of the first byte on, 8 bytes
 -- reply    status u8 (0 denied, 1 allowed, 2 outside the time above: nothing was done), now u48 (ms), then for
 --          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, else from
---          then on)
+--          then on); or the error TGCROWDED: an open-ended ledger would have to be made for which there is no
+--          place; nothing was charged
 -- cost     one read and one write per ledger, both of the header; besides, per window, a group of four entries
 --          written for every fourth entry that comes, and one read for every fourth that leaves; a refusal
---          writes nothing, and reads at most a directory and two blocks for each claim that does not fit
+--          writes nothing, and reads at most a directory and two blocks for each claim that does not fit; making
+--          an open-ended ledger takes four steps in the set, and one or two for each name that is gone through
+-- the set  the names of open-ended ledgers, by when to see whether they are still there. It lives for 40 days from
+--          when the last one was made
 
 local SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 4, 32, 1024, 2048
 local TWO_32, MAX_AMOUNT, NEVER = 4294967296, 9007199254740991, 281474976710655
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
+local LOOKS, MOST_LOOKS, LOOK_AGAIN, SET_LIVES = '3', '64', 60000, '3456000000'
 local JOINS, OPENS = 1, 2
 local ROW = '<BBI4I6I6I4I7I7I7'
 local pack, unpack_bytes, rep, sub, call = struct.pack, struct.unpack, string.rep, string.sub, redis.call
 
 local request = ARGV[1]
-local rows = (#request - 13) / 43
+local rows = math.floor((#request - 13) / 43)
 local mode, earliest, latest_end = unpack_bytes('<BI6I6', request)
 if now < earliest or now >= latest_end then return pack('<BI6', OUTSIDE, now) end
 
@@ -201,6 +208,36 @@ for _ = 1, 2 do
     end
   end
   if not cramped then break end
+  local places = 14 + rows * 43
+  if #request > places and mode ~= FORCE then
+    local most, set = unpack_bytes('<I4B', request, places)
+    local made = {}
+    set = KEYS[set]
+    for k in pairs(cramped) do
+      local marks = string.byte(request, places + 5 + math.floor((k - 1) / 8))
+      if not ledgers[k] and math.floor(marks / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
+        made[#made + 1] = KEYS[k]
+      end
+    end
+    if #made > 0 then
+      -- A few names are gone through each time, so that those of ledgers that have ended leave; more if room is short.
+      local room = most - #made
+      local looks = call('ZCOUNT', set, '-inf', '+inf') > room and MOST_LOOKS or LOOKS
+      local names = call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', '0', looks)
+      for i = 1, #names do
+        if call('EXISTS', names[i]) == 1 then
+          call('ZADD', set, now + LOOK_AGAIN, names[i])
+        else
+          call('ZREM', set, names[i])
+        end
+      end
+      if call('ZCOUNT', set, '-inf', '+inf') > room then
+        return redis.error_reply('TGCROWDED there is no place for one more open-ended ledger')
+      end
+      for i = 1, #made do call('ZADD', set, now + LOOK_AGAIN, made[i]) end
+      call('PEXPIRE', set, SET_LIVES)
+    end
+  end
   for crowded in pairs(cramped) do
     local wanted = {}
     for r = 1, rows do

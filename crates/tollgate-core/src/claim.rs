@@ -43,10 +43,23 @@ pub struct LedgerKey {
 }
 
 impl LedgerKey {
-    /// The ledger of the scope named by `parts` within `partition`: 64 bits of a SHA-256 over the
+    /// The ledger of the scope named by `parts` within `partition`: 63 bits of a SHA-256 over the
     /// length-prefixed parts, enough within one partition.
     pub fn of<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { partition, scope: digest(parts) }
+        Self { partition, scope: closed(digest(parts)) }
+    }
+
+    /// The same, where callers choose what they are named by. A partition has a bounded number of these, and all that one
+    /// call charges are in one partition.
+    pub fn open_ended<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut key = Self::of(partition, parts);
+        key.scope[0] |= OPEN_ENDED;
+        key
+    }
+
+    /// Whether it is one of [`LedgerKey::open_ended`].
+    pub const fn is_open_ended(&self) -> bool {
+        self.scope[0] & OPEN_ENDED != 0
     }
 
     /// The ledger of these bytes, which were [`LedgerKey::scope_bytes`] of one in `partition`.
@@ -61,13 +74,21 @@ impl LedgerKey {
         for part in parts {
             names.push(part.as_bytes());
         }
-        Self { partition: self.partition, scope: digest(names) }
+        Self { partition: self.partition, scope: closed(digest(names)) }
     }
 
     /// The bytes stores build their keys from, behind the partition's.
     pub const fn scope_bytes(self) -> [u8; 8] {
         self.scope
     }
+}
+
+/// The bit of a scope's first byte that tells open-ended ones.
+const OPEN_ENDED: u8 = 0x80;
+
+const fn closed(mut scope: [u8; 8]) -> [u8; 8] {
+    scope[0] &= !OPEN_ENDED;
+    scope
 }
 
 fn digest<const N: usize>(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> [u8; N] {

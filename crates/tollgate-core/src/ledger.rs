@@ -21,7 +21,22 @@ pub trait Ledgers {
 
     /// The ledger of `key`, empty if there was none.
     fn get_or_new(&mut self, key: &LedgerKey) -> &mut Ledger;
+
+    /// Takes a place for each of these open-ended ledgers, which are new; false, and none is taken, if their partition
+    /// has not so many left. Where nothing is bounded there is always one.
+    fn seat(&mut self, _keys: &[LedgerKey]) -> bool {
+        true
+    }
 }
+
+/// How many open-ended ledgers a partition may have unless it is said otherwise: counters of one account whose names
+/// callers choose.
+pub const MAX_OPEN_ENDED: u32 = 10_000;
+
+/// A call would make an open-ended ledger in a partition that has as many as it may. Nothing was charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the account has as many counters as it may have of names that callers choose")]
+pub struct Crowded;
 
 impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger> {
@@ -36,8 +51,9 @@ impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {
 /// Decides `claims` against `ledgers` at `now`: this is what one atomic step of a store means.
 ///
 /// The caller has made sure that `now` lies in every calendar period of the claims. Counters named
-/// by several claims are charged once, and judged by every limit.
-pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Timestamp) -> Applied {
+/// by several claims are charged once, and judged by every limit. In [`Mode::Try`] an admission is an error if it
+/// would need an open-ended ledger for which there is no place.
+pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Timestamp) -> Result<Applied, Crowded> {
     decide_for(ledgers, claims, mode, now, None)
 }
 
@@ -55,7 +71,7 @@ pub(crate) fn decide_for(
     mode: Mode,
     now: Timestamp,
     mut holder: Option<Holder<'_>>,
-) -> Applied {
+) -> Result<Applied, Crowded> {
     let readings = read(ledgers, claims, now);
     let allowed = readings.iter().all(|reading| reading.fit == Fit::Now);
     let charged = match mode {
@@ -63,6 +79,12 @@ pub(crate) fn decide_for(
         Mode::Force => true,
         Mode::Peek => false,
     };
+    if charged && mode == Mode::Try {
+        let new = new_open_ended(ledgers, claims, &readings);
+        if !new.is_empty() && !ledgers.seat(&new) {
+            return Err(Crowded);
+        }
+    }
     for (at, claim) in claims.iter().enumerate() {
         let (before, from_here) = claims.split_at(at);
         if before.iter().any(|other| other.ledger == claim.ledger) {
@@ -70,9 +92,7 @@ pub(crate) fn decide_for(
         }
         let mine = || from_here.iter().filter(|other| other.ledger == claim.ledger);
         // At the end of counting a charge is cut to nothing, and changes no more than a look does.
-        let adds = |(other, reading): (&Claim, &Reading)| {
-            other.ledger == claim.ledger && other.charge() > Amount::ZERO && reading.used < Amount::MAX.get()
-        };
+        let adds = |(other, reading): (&Claim, &Reading)| other.ledger == claim.ledger && adds(other, reading);
         if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
                 if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, Window::of(span)) {
@@ -95,7 +115,24 @@ pub(crate) fn decide_for(
         resets_at: after.resets_at,
         fit: before.fit,
     });
-    Applied { decided_at: now, allowed, statuses: statuses.collect() }
+    Ok(Applied { decided_at: now, allowed, statuses: statuses.collect() })
+}
+
+/// Whether a charge changes its counter.
+fn adds(claim: &Claim, reading: &Reading) -> bool {
+    claim.charge() > Amount::ZERO && reading.used < Amount::MAX.get()
+}
+
+/// The open-ended ledgers that claims are about to be charged to and that were never charged before, each once.
+fn new_open_ended(ledgers: &mut impl Ledgers, claims: &[Claim], readings: &[Reading]) -> SmallVec<[LedgerKey; 2]> {
+    let mut new: SmallVec<[LedgerKey; 2]> = SmallVec::new();
+    for (claim, reading) in claims.iter().zip(readings).filter(|(claim, _)| claim.ledger.is_open_ended()) {
+        let is_known = |ledger: &mut Ledger| ledger.was_charged;
+        if adds(claim, reading) && !new.contains(&claim.ledger) && !ledgers.get(&claim.ledger).is_some_and(is_known) {
+            new.push(claim.ledger);
+        }
+    }
+    new
 }
 
 /// Whether a calendar period of the claims is not the one of `now`.
@@ -132,6 +169,7 @@ fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVe
 pub struct Ledger {
     windows: SmallVec<[WindowLog; 2]>,
     slots: Slots,
+    was_charged: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -211,6 +249,7 @@ impl Ledger {
         claims: impl Fn() -> I,
         mut noted: impl FnMut(Span, UnitId, u64, Amount),
     ) {
+        self.was_charged = true;
         self.settle(now, &claims);
         for (at, claim) in claims().enumerate() {
             if claims().take(at).any(|earlier| earlier.span == claim.span) {

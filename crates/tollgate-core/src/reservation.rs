@@ -4,7 +4,7 @@
 use crate::{
     amount::{Amount, UnitId},
     claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
-    ledger::{Holder, Ledgers, decide, decide_for, outside_period},
+    ledger::{Crowded, Holder, Ledgers, decide, decide_for, outside_period},
     records::{Admitted, Life, Records, State},
     time::Timestamp,
     window::{SlidingWindow, Span},
@@ -215,25 +215,30 @@ pub trait Books: Ledgers {
 /// same step. A request that was admitted before is answered from its record.
 ///
 /// Claims in [`Span::Slots`] are held by the reservation; without one they are only judged.
-pub fn admit(books: &mut impl Books, claims: &[Claim], terms: &Terms<'_>, now: Timestamp) -> Admission {
+pub fn admit(
+    books: &mut impl Books,
+    claims: &[Claim],
+    terms: &Terms<'_>,
+    now: Timestamp,
+) -> Result<Admission, Crowded> {
     if let Some(mark) = &terms.request
         && let Some(known) = books.records(terms.home).requests.get_mut(&(terms.home, mark.id))
         && known.life.lasts(now)
     {
         let same = known.digest == mark.digest;
-        return if same { Admission::Replayed(known.replay.clone()) } else { Admission::OtherCall };
+        return Ok(if same { Admission::Replayed(known.replay.clone()) } else { Admission::OtherCall });
     }
     if outside_period(claims, now) {
-        return Admission::OutsidePeriod(now);
+        return Ok(Admission::OutsidePeriod(now));
     }
     let mut charges = Vec::new();
     let holder = terms.hold.map(|Hold { id, ttl_ms, .. }| {
         charges = counters_of(claims);
         Holder { id, ttl_ms, charges: &mut charges }
     });
-    let applied = decide_for(books, claims, Mode::Try, now, holder);
+    let applied = decide_for(books, claims, Mode::Try, now, holder)?;
     if !applied.allowed {
-        return Admission::Decided(applied);
+        return Ok(Admission::Decided(applied));
     }
     let records = books.records(terms.home);
     if let Some(Hold { id, ttl_ms, note }) = terms.hold {
@@ -247,7 +252,7 @@ pub fn admit(books: &mut impl Books, claims: &[Claim], terms: &Terms<'_>, now: T
         let admitted = Admitted { life: Life { from: now, ttl_ms }, digest, replay };
         records.requests.insert((terms.home, id), admitted);
     }
-    Admission::Decided(applied)
+    Ok(Admission::Decided(applied))
 }
 
 /// What became of a reservation.
@@ -279,7 +284,8 @@ pub fn close(
     }
     let refund = |charge: &Charge| books.get(&charge.ledger).map_or(Amount::ZERO, |ledger| ledger.refund(charge, now));
     let refunded = closing.refunds.iter().map(refund).collect();
-    decide(books, closing.debts, Mode::Force, now);
+    // Nothing is refused in this mode.
+    let _ = decide(books, closing.debts, Mode::Force, now);
     for ledger in &closing.reservation.slots {
         if let Some(ledger) = books.get(ledger) {
             ledger.slots().release(id);

@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin};
 
 use crate::{
     claim::{Answer, Claim, Mode, Partition},
+    ledger::Crowded,
     reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
 };
 
@@ -21,6 +22,9 @@ pub enum StoreError {
     /// nothing was charged.
     #[error("the store is full: {0}")]
     Overloaded(String),
+    /// [`Crowded`]: nothing was charged. Calls that need no new counter are decided as ever.
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
     /// The store answered that it will not, or something that cannot be read: nothing was charged.
     #[error("the store refused: {0}")]
     Refused(String),

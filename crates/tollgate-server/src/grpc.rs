@@ -241,6 +241,7 @@ impl From<CallError> for Status {
             CallError::Ended { .. } => Self::failed_precondition(text),
             CallError::Late => Self::deadline_exceeded(text),
             CallError::Store(StoreError::Overloaded(_)) => overloaded(text),
+            CallError::Store(StoreError::Crowded(_)) => Self::resource_exhausted(text),
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::unavailable(text)
             }

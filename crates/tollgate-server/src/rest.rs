@@ -204,7 +204,9 @@ impl CallError {
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "permission_denied"),
             Self::Ended { .. } => (StatusCode::CONFLICT, "failed_precondition"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
-            Self::Store(StoreError::Overloaded(_)) => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
+            Self::Store(StoreError::Overloaded(_) | StoreError::Crowded(_)) => {
+                (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted")
+            }
             Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }

@@ -263,7 +263,9 @@ impl DecisionService {
         // A node alone can hold nothing for a reservation.
         let holds = remember.as_ref().is_some_and(|remember| remember.hold.is_some());
         let decision = match asked {
-            Err(CallError::Store(error)) if !holds && !matches!(error, StoreError::Overloaded(_)) => {
+            Err(CallError::Store(error))
+                if !holds && !matches!(error, StoreError::Overloaded(_) | StoreError::Crowded(_)) =>
+            {
                 self.decide_alone(&resolved, judged, &attributes, judged_mode, now, error)?
             }
             asked => asked?,

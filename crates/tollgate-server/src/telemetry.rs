@@ -106,6 +106,7 @@ struct StoreErrors {
     unreachable: Counter,
     indeterminate: Counter,
     overloaded: Counter,
+    crowded: Counter,
     refused: Counter,
 }
 
@@ -126,6 +127,7 @@ impl Telemetry {
                 unreachable: error("unreachable"),
                 indeterminate: error("indeterminate"),
                 overloaded: error("overloaded"),
+                crowded: error("crowded"),
                 refused: error("refused"),
             },
             store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
@@ -225,10 +227,11 @@ impl Telemetry {
             StoreError::Unreachable(_) => &self.store_errors.unreachable,
             StoreError::Indeterminate(_) => &self.store_errors.indeterminate,
             StoreError::Overloaded(_) => &self.store_errors.overloaded,
+            StoreError::Crowded(_) => &self.store_errors.crowded,
             StoreError::Refused(_) => &self.store_errors.refused,
         }
         .increment(1);
-        if !matches!(error, StoreError::Overloaded(_)) {
+        if !matches!(error, StoreError::Overloaded(_) | StoreError::Crowded(_)) {
             self.store_is(false, &error.to_string());
         }
     }

@@ -1,12 +1,14 @@
 //! Counters in this process's memory: the embedded default, for one node.
 
-use indexmap::IndexMap;
+use std::collections::HashMap;
+
+use indexmap::{IndexMap, IndexSet};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
     claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Partition},
-    ledger::{Ledger, Ledgers, decide, outside_period},
+    ledger::{Ledger, Ledgers, MAX_OPEN_ENDED, decide, outside_period},
     records::Records,
     reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
     store::{AnswerFuture, Store, StoreError, StoreFuture},
@@ -31,9 +33,41 @@ pub struct MemoryStore<C> {
 struct Shard {
     forgets: bool,
     ledgers: IndexMap<LedgerKey, Ledger>,
+    seats: Seats,
     records: Records,
     sweep_at: usize,
     full_until: Timestamp,
+}
+
+/// Who has a place among the open-ended ledgers of its partition.
+struct Seats {
+    taken: IndexSet<LedgerKey>,
+    by_partition: HashMap<Partition, usize>,
+    most: u32,
+}
+
+impl Seats {
+    fn take(&mut self, partition: Partition, new: &[LedgerKey]) -> bool {
+        let taken = self.by_partition.entry(partition).or_default();
+        if *taken + new.len() > self.most as usize {
+            return false;
+        }
+        *taken += new.len();
+        self.taken.extend(new);
+        true
+    }
+
+    fn free(&mut self, key: &LedgerKey) {
+        if key.is_open_ended() && self.taken.swap_remove(key) {
+            let left = self.by_partition.get_mut(&key.partition).map_or(0, |taken| {
+                *taken -= 1;
+                *taken
+            });
+            if left == 0 {
+                self.by_partition.remove(&key.partition);
+            }
+        }
+    }
 }
 
 impl<C: Clock> MemoryStore<C> {
@@ -41,19 +75,27 @@ impl<C: Clock> MemoryStore<C> {
     /// reservations and request ids. A call that would bring in one more is an error, as dropping a live
     /// counter would lift its limit.
     pub fn new(clock: C, max_ledgers: usize) -> Self {
-        Self::with_shards(clock, max_ledgers, true)
+        Self::with_shards(clock, max_ledgers, MAX_OPEN_ENDED, true)
+    }
+
+    /// The same, with room for so many open-ended ledgers in each partition.
+    #[must_use]
+    pub fn with_max_open_ended(self, most: u32) -> Self {
+        self.shards.iter().for_each(|shard| shard.lock().seats.most = most);
+        self
     }
 
     /// A store that forgets nothing, so that a clock that goes back finds what Redis would still hold.
     #[cfg(feature = "testing")]
     pub fn that_forgets_nothing(clock: C) -> Self {
-        Self::with_shards(clock, usize::MAX, false)
+        Self::with_shards(clock, usize::MAX, MAX_OPEN_ENDED, false)
     }
 
-    fn with_shards(clock: C, max_ledgers: usize, forgets: bool) -> Self {
+    fn with_shards(clock: C, max_ledgers: usize, most: u32, forgets: bool) -> Self {
         let shard = || Shard {
             forgets,
             ledgers: IndexMap::new(),
+            seats: Seats { taken: IndexSet::new(), by_partition: HashMap::new(), most },
             records: Records::default(),
             sweep_at: 0,
             full_until: Timestamp::default(),
@@ -88,14 +130,14 @@ impl<C: Clock> MemoryStore<C> {
         if mode != Mode::Peek {
             locked.make_room(claims, 0, now, self.shard_capacity)?;
         }
-        Ok(Answer::Applied(decide(&mut locked, claims, mode, now)))
+        Ok(Answer::Applied(decide(&mut locked, claims, mode, now)?))
     }
 
     fn admit_now(&self, claims: &[Claim], terms: &Terms<'_>) -> Result<Admission, StoreError> {
         let partitions = claims.iter().map(|claim| claim.ledger.partition);
         let (mut locked, now) = self.lock(partitions.chain([terms.home]));
         locked.make_room(claims, 2, now, self.shard_capacity)?;
-        Ok(reservation::admit(&mut locked, claims, terms, now))
+        Ok(reservation::admit(&mut locked, claims, terms, now)?)
     }
 
     fn close_now(&self, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Result<Closure, StoreError> {
@@ -163,7 +205,8 @@ impl Shard {
         }
         for _ in 0..2 {
             match self.ledgers.get_index(self.sweep_at) {
-                Some((_, ledger)) if self.forgets && ledger.is_over(now) => {
+                Some((key, ledger)) if self.forgets && ledger.is_over(now) => {
+                    self.seats.free(key);
                     self.ledgers.swap_remove_index(self.sweep_at);
                 }
                 Some(_) => self.sweep_at += 1,
@@ -174,7 +217,13 @@ impl Shard {
 
     fn sweep_all(&mut self, now: Timestamp) {
         self.records.sweep(now);
-        self.ledgers.retain(|_, ledger| !ledger.is_over(now));
+        self.ledgers.retain(|key, ledger| {
+            let stays = !ledger.is_over(now);
+            if !stays {
+                self.seats.free(key);
+            }
+            stays
+        });
         self.ledgers.shrink_to(self.ledgers.len() * 2);
     }
 
@@ -219,6 +268,11 @@ impl Ledgers for Locked<'_> {
 
     fn get_or_new(&mut self, key: &LedgerKey) -> &mut Ledger {
         self.shard(key.partition).ledgers.entry(*key).or_default()
+    }
+
+    fn seat(&mut self, new: &[LedgerKey]) -> bool {
+        // All open-ended ledgers of a call are its account's.
+        new.first().is_none_or(|key| self.shard(key.partition).seats.take(key.partition, new))
     }
 }
 

@@ -113,7 +113,7 @@ impl RedisStore {
             let ask = Ask { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
             return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
-        let request = Request::within(self.link.key_prefix(), claims, mode, bounds.validity);
+        let request = self.request(claims, mode, bounds.validity);
         let usual = Usual::of(claims, &request, mode, bounds.validity);
         let reply = match usual.as_ref().and_then(|usual| Some((self.scripts.usual.get(usual)?, &usual.brief))) {
             Some((script, brief)) => {
@@ -124,9 +124,16 @@ impl RedisStore {
         request.read_reply(&mut wire::bytes_of(&reply)?)
     }
 
+    /// What a script is asked that decides.
+    fn request(&self, claims: &[Claim], mode: Mode, validity: Validity) -> Request {
+        let prefix = self.link.key_prefix();
+        Request::within(prefix, claims, mode, validity).with_places(prefix, self.link.max_open_ended())
+    }
+
     /// Runs the admission script.
     async fn ask(&self, ask: Ask<'_>, deadline: Instant) -> Result<Said, StoreError> {
-        let admit = Admit::new(self.link.key_prefix(), ask);
+        let request = self.request(ask.claims, ask.mode, ask.validity);
+        let admit = Admit::new(self.link.key_prefix(), ask, request);
         let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), deadline).await?;
         admit.read_reply(wire::bytes_of(&reply)?)
     }

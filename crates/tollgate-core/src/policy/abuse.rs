@@ -109,15 +109,16 @@ impl AbuseRule {
         text
     }
 
-    /// The counters of the rule for a caller in `domain` whose account lives in `account`. `None` if the scope
-    /// names an attribute without a value: there is nobody to hold the failure against.
+    /// The counters of the rule in `domain` for whoever has these values, and whose account, if the rule asks for one,
+    /// lives in `account`. `None` if the scope names an attribute without a value: there is nobody to hold the failure
+    /// against.
     pub fn watch<'v>(
         &self,
         domain: &str,
         account: Partition,
         value: impl Fn(&Attribute) -> Option<&'v str>,
     ) -> Option<Watch<'_>> {
-        let ledger = self.scope.ledger(domain, account, |attribute| value(attribute).ok_or(())).ok()?;
+        let ledger = self.scope.ledger(domain, account, false, |attribute| value(attribute).ok_or(())).ok()?;
         Some(Watch { rule: self, ledger })
     }
 

@@ -130,7 +130,7 @@ impl<'a> Resolved<'a> {
         };
         let pooled = self.quotas().iter().enumerate().filter_map(|(at, active)| Some((at, active, active.quota.pool?)));
         let draws = pooled.map(|(quota, active, pool)| {
-            let scope = active.quota.scope.ledger(self.policy.domain(), self.partition, value)?;
+            let scope = self.ledger(&active.quota.scope, value)?;
             let window = match &active.quota.window {
                 Window::Sliding(sliding) => format!("sliding {}", sliding.ms()),
                 Window::Calendar(calendar) => format!("calendar {} {}", calendar.unit().name(), calendar.zone()),

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::Limit,
-    claim::{Claim, Effect, Partition},
+    claim::{Claim, Effect, LedgerKey, Partition},
     policy::{
         AbuseRule, Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
         draft::Counter,
@@ -176,7 +176,8 @@ impl<'a> Resolved<'a> {
     {
         let rules = self.policy.abuse_rules().iter();
         rules.filter_map(move |rule| {
-            rule.watch(&self.policy.domain, self.partition, |attribute| self.value(attribute, &attributes))
+            let ledger = self.ledger(&rule.scope, |attribute| self.value(attribute, &attributes).ok_or(())).ok()?;
+            Some(Watch { rule, ledger })
         })
     }
 
@@ -236,7 +237,7 @@ impl<'a> Resolved<'a> {
         // Quotas and guards mostly share a scope, and naming a ledger costs a hash.
         let ledger = |scope: &Scope, before: &[Claim]| {
             let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);
-            same.map_or_else(|| scope.ledger(&self.policy.domain, self.partition, value), |(_, claim)| Ok(claim.ledger))
+            same.map_or_else(|| self.ledger(scope, value), |(_, claim)| Ok(claim.ledger))
         };
         for active in &self.quotas {
             let quota = active.quota;
@@ -256,6 +257,16 @@ impl<'a> Resolved<'a> {
             claims.push(Watch { rule, ledger }.guard());
         }
         Ok(claims)
+    }
+
+    /// The ledger of a scope.
+    pub(super) fn ledger<'v, E>(
+        &self,
+        scope: &Scope,
+        value: impl FnMut(&Attribute) -> Result<&'v str, E>,
+    ) -> Result<LedgerKey, E> {
+        let is_open = *self.name != *self.resource.name;
+        scope.ledger(&self.policy.domain, self.partition, is_open, value)
     }
 
     /// What names the counter of `attribute`; the account is told apart by its partition.

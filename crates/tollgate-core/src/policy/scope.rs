@@ -106,11 +106,12 @@ impl Scope {
 
     /// The ledger of the scope: named by attributes and values alone, so that what was used stays
     /// when a limit or a tier changes. `value` is asked for every attribute but the account, which
-    /// the partition already tells apart.
+    /// the partition already tells apart. `is_open` says whether the caller chose the resource's name.
     pub(super) fn ledger<'v, E>(
         &self,
         domain: &str,
         account: Partition,
+        is_open: bool,
         mut value: impl FnMut(&Attribute) -> Result<&'v str, E>,
     ) -> Result<LedgerKey, E> {
         let mut values: SmallVec<[&str; 4]> = SmallVec::new();
@@ -118,9 +119,16 @@ impl Scope {
             values.push(if *attribute == Attribute::Account { "" } else { value(attribute)? });
         }
         let parts = || self.attributes.iter().zip(&values).flat_map(|(attribute, value)| [attribute.name(), *value]);
-        let partition =
-            if self.within_account() { account } else { Partition::of([domain, "scope"].into_iter().chain(parts())) };
-        Ok(LedgerKey::of(partition, parts()))
+        if !self.within_account() {
+            return Ok(LedgerKey::of(Partition::of([domain, "scope"].into_iter().chain(parts())), parts()));
+        }
+        let chosen = |attribute: &Attribute| match attribute {
+            Attribute::Account | Attribute::ApiKey => false,
+            Attribute::Resource => is_open,
+            Attribute::Other(_) => true,
+        };
+        let is_open_ended = self.attributes.iter().any(chosen);
+        Ok(if is_open_ended { LedgerKey::open_ended(account, parts()) } else { LedgerKey::of(account, parts()) })
     }
 }
 

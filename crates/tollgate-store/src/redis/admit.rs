@@ -80,9 +80,9 @@ pub(super) struct Admit<'a> {
 }
 
 impl<'a> Admit<'a> {
-    pub(super) fn new(prefix: &str, ask: Ask<'a>) -> Self {
+    /// `request` is that of the claims.
+    pub(super) fn new(prefix: &str, ask: Ask<'a>, request: Request) -> Self {
         let Ask { claims, terms, .. } = ask;
-        let request = Request::within(prefix, claims, ask.mode, ask.validity);
         let mut scopes: SmallVec<[LedgerKey; 2]> = SmallVec::new();
         let (hold, mark) = (terms.and_then(|terms| terms.hold), terms.and_then(|terms| terms.request));
         let mut packed = vec![u8::from(hold.is_some())];

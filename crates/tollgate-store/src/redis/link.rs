@@ -60,6 +60,8 @@ pub struct RedisConfig {
     pub deadline: Duration,
     /// How many calls may be under way at once; one more is refused at once.
     pub max_in_flight: usize,
+    /// How many open-ended ledgers a partition may have.
+    pub max_open_ended: u32,
 }
 
 impl RedisConfig {
@@ -77,6 +79,7 @@ impl RedisConfig {
             runtimes: Vec::new(),
             deadline: Duration::from_millis(250),
             max_in_flight: 8192,
+            max_open_ended: tollgate_core::ledger::MAX_OPEN_ENDED,
         }
     }
 }
@@ -156,6 +159,11 @@ impl Link {
     /// What every key begins with.
     pub(crate) fn key_prefix(&self) -> &str {
         &self.0.config.key_prefix
+    }
+
+    /// How many open-ended ledgers a partition may have.
+    pub(crate) fn max_open_ended(&self) -> u32 {
+        self.0.config.max_open_ended
     }
 
     /// Whether keys live in slots, so that one script reaches only those of one hash tag.

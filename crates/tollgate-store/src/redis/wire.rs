@@ -13,6 +13,8 @@ use tollgate_core::{
 
 const HEAD: usize = 13;
 const ROW: usize = 43;
+/// The key of the names of a partition's open-ended ledgers.
+const PLACES_KEY: &str = "o";
 const NEVER: u64 = (1 << 48) - 1;
 
 /// The keys and the packed claims of one decision.
@@ -77,6 +79,18 @@ impl Request {
         }
         let keys = ledgers.iter().map(|ledger| ledger_key(prefix, ledger)).collect();
         Self { keys, packed: pack(claims, &rows, mode, validity), ledgers, rows, on_slots }
+    }
+
+    /// The same, in partitions that may have so many open-ended ledgers.
+    pub(super) fn with_places(mut self, prefix: &str, most: u32) -> Self {
+        let Some(open) = self.ledgers.iter().find(|ledger| ledger.is_open_ended()) else { return self };
+        self.keys.push(key_in(prefix, open.partition, PLACES_KEY, &[]));
+        let marks = self.ledgers.iter().enumerate().filter(|(_, ledger)| ledger.is_open_ended());
+        let marks = marks.fold(0_u64, |marks, (at, _)| marks | 1 << at);
+        self.packed.extend(most.to_le_bytes());
+        self.packed.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
+        self.packed.extend(marks.to_le_bytes());
+        self
     }
 
     /// Reads the script's reply off the front.

@@ -59,9 +59,14 @@ enum WindowSpec {
 /// Where every sequence starts: Monday, 2025-03-03T00:00:00Z.
 pub const START: Timestamp = Timestamp::from_ms(1_740_960_000_000);
 
+/// Scopes from this one on are open-ended.
+const CLOSED_SCOPES: u8 = 2;
+
 impl ClaimSpec {
     fn claim(&self, now: Timestamp) -> Claim {
-        let partition = Partition::of(["conformance", &self.account.to_string()]);
+        // All open-ended ledgers of a call are those of one account.
+        let account = if self.scope < CLOSED_SCOPES { self.account } else { 0 };
+        let partition = Partition::of(["conformance", &account.to_string()]);
         let span = match self.window {
             WindowSpec::Sliding(ms) => Span::Sliding(SlidingWindow::from_ms(ms).expect("a window length")),
             WindowSpec::Calendar { ms, late } => {
@@ -74,8 +79,10 @@ impl ClaimSpec {
             }
             WindowSpec::Slots => Span::Slots,
         };
+        let scope = self.scope.to_string();
+        let ledger = if self.scope < CLOSED_SCOPES { LedgerKey::of } else { LedgerKey::open_ended };
         Claim {
-            ledger: LedgerKey::of(partition, [self.scope.to_string().as_str()]),
+            ledger: ledger(partition, [scope.as_str()]),
             span,
             unit: UnitId::of(["requests", "tokens", "images", "slots"][usize::from(self.unit)]),
             cost: Amount::try_from(self.cost).expect("a cost"),
@@ -226,11 +233,21 @@ fn place_of(charge: &Charge) -> (LedgerKey, tollgate_core::reservation::Window, 
 /// Short sequences of everything: windows from 1 ms to 31 days, calendars, several scopes, units and limits
 /// at once, costs up to 2^53 - 1, every mode and effect, and a clock that goes both ways.
 pub fn mixed() -> impl Strategy<Value = Vec<Step>> {
+    mixed_in(CLOSED_SCOPES)
+}
+
+/// The same with more scopes, most of them open-ended, for stores that have few places for these.
+pub fn open_ended() -> impl Strategy<Value = Vec<Step>> {
+    mixed_in(CLOSED_SCOPES + 6)
+}
+
+fn mixed_in(scopes: u8) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => duration().prop_map(Step::Forward),
         1 => duration().prop_map(Step::Back),
-        15 => (mode(), prop::collection::vec(claim(), 1..6)).prop_map(|(mode, claims)| Step::Apply(mode, claims)),
-        6 => admission(prop::collection::vec(claim(), 0..6)),
+        15 => (mode(), prop::collection::vec(claim_in(scopes), 1..6))
+            .prop_map(|(mode, claims)| Step::Apply(mode, claims)),
+        6 => admission(prop::collection::vec(claim_in(scopes), 0..6)),
         4 => closing(),
         1 => (0_u8..4, ttl()).prop_map(|(which, ttl)| Step::Extend(which, ttl)),
     ];
@@ -359,6 +376,10 @@ fn mode() -> impl Strategy<Value = Mode> {
 }
 
 fn claim() -> impl Strategy<Value = ClaimSpec> {
+    claim_in(CLOSED_SCOPES)
+}
+
+fn claim_in(scopes: u8) -> impl Strategy<Value = ClaimSpec> {
     let window = prop_oneof![
         3 => prop::sample::select(vec![1, 50, 1_000, 60_000, 86_400_000, u64::from(SlidingWindow::MAX_MS)])
             .prop_map(WindowSpec::Sliding),
@@ -376,7 +397,7 @@ fn claim() -> impl Strategy<Value = ClaimSpec> {
         1 => (1_u64..1 << 53).prop_map(Some),
     ];
     let effect = prop_oneof![6 => Just(Effect::Charge), 1 => Just(Effect::Judge)];
-    (0_u8..2, 0_u8..2, 0_u8..3, window, cost, limit, effect).prop_map(
+    (0_u8..2, 0..scopes, 0_u8..3, window, cost, limit, effect).prop_map(
         |(account, scope, unit, window, cost, limit, effect)| ClaimSpec {
             account,
             scope,

@@ -1,7 +1,7 @@
 //! What can go wrong on the way to Redis, by name, and what each means for the charge.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tollgate_core::store::StoreError;
+use tollgate_core::{ledger::Crowded, store::StoreError};
 
 /// What went wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub enum Fault {
     CrossSlot,
     /// A counter was written by another version of the scripts. Nothing was written.
     OtherVersion,
+    /// A partition has no place for one more open-ended ledger. Nothing was written.
+    Crowded,
     /// Anything else that the server said no to.
     Refused,
 }
@@ -63,7 +65,7 @@ pub(super) enum Remedy {
 
 impl Fault {
     /// All of them, for metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Unconnected,
         Self::Resting,
         Self::NoAnswer,
@@ -84,6 +86,7 @@ impl Fault {
         Self::Unauthenticated,
         Self::CrossSlot,
         Self::OtherVersion,
+        Self::Crowded,
         Self::Refused,
     ];
 
@@ -110,6 +113,7 @@ impl Fault {
             Self::Unauthenticated => "noauth",
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
+            Self::Crowded => "crowded",
             Self::Refused => "refused",
         }
     }
@@ -149,6 +153,7 @@ impl Fault {
             | Self::NoPermission
             | Self::CrossSlot
             | Self::OtherVersion
+            | Self::Crowded
             | Self::Refused => Remedy::None,
         }
     }
@@ -197,6 +202,7 @@ impl Fault {
             "NOPERM" => Self::NoPermission,
             "CLUSTERDOWN" => Self::ClusterDown,
             "TGVERSION" => Self::OtherVersion,
+            "TGCROWDED" => Self::Crowded,
             _ => Self::Refused,
         }
     }
@@ -243,6 +249,7 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         let Failure { fault, text, .. } = failure;
         match fault {
+            Fault::Crowded => Crowded.into(),
             Fault::NoAnswer | Fault::Broken => Self::Indeterminate(text),
             Fault::Unconnected
             | Fault::Resting
