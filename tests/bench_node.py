@@ -97,7 +97,7 @@ def start_node(folder, arguments):
     policy = folder / "policies" / "bench.yaml"
     policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)
-    command = [NODE, "--policy", policy, "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
+    command = [NODE, "--policy", policy, "--open-loopback", "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     node = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return node, re.search(r"gRPC on ([\d.:]+)", node.stdout.readline()).group(1)
 

@@ -115,9 +115,22 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
 
-    /// File of the tokens that let services in, over gRPC and on /v1 [default: none; loopback is open to services]
+    /// File of the tokens that let services in, over gRPC and on /v1 [default: none; with the embedded policy loopback
+    /// is open to services]
     #[arg(long, env = "TOLLGATE_SERVICE_TOKENS", value_name = "FILE")]
     pub service_tokens: Option<PathBuf>,
+
+    /// Whether, without --service-tokens, whoever reaches the loopback address may act as any service [default: with
+    /// the embedded policy alone]
+    #[arg(
+        long,
+        env = "TOLLGATE_OPEN_LOOPBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub open_loopback: Option<bool>,
 
     /// File of the tokens that let administrators in, on /admin/v1 [default: none; nobody gets in]
     #[arg(long, env = "TOLLGATE_ADMIN_TOKENS", value_name = "FILE")]
@@ -419,6 +432,7 @@ impl Options {
             http_listen: self.http_listen.or(other.http_listen),
             grpc_listen: self.grpc_listen.or(other.grpc_listen),
             service_tokens: self.service_tokens.or(other.service_tokens),
+            open_loopback: self.open_loopback.or(other.open_loopback),
             admin_tokens: self.admin_tokens.or(other.admin_tokens),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),
