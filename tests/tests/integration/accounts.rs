@@ -4,6 +4,7 @@ mod admin;
 mod command_line;
 mod everywhere;
 mod isolation;
+mod names;
 mod proxy;
 
 use std::path::{Path, PathBuf};
