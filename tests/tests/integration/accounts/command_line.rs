@@ -4,7 +4,7 @@ use std::{io::Read, net::TcpListener, thread};
 
 use serde_json::{Value, json};
 
-use super::{ADMIN, OTHER_ADMIN, World, call, hourly};
+use super::{ADMIN, OTHER_ADMIN, World, call, hourly, quota};
 use crate::harness::{Process, ProcessBuilder};
 
 /// The command line, set up for the domain `shop` of a node.
@@ -127,6 +127,8 @@ async fn a_key_s_life_on_the_command_line() {
     let limit = ["--unit=concurrent_requests", "--limit=2"];
     let set = good_json(&node, &[&["key", "set-override", &key, "slots"], &limit[..]].concat());
     assert_eq!(set["overrides"]["slots"], json!({"unit": "concurrent_requests", "limit": 2}));
+    let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
+    assert_eq!(quota(&decision, "concurrent_requests").map(|slots| &slots["limit"]), Some(&json!(2)), "{decision}");
     assert_eq!(good_json(&node, &["key", "clear-override", &key, "slots"])["overrides"], json!({}));
 
     let rotated = good_json(&node, &["key", "rotate", &key, "--overlap-s=3600"]);
