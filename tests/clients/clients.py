@@ -3,8 +3,8 @@
     clients.py CLIENT BASE_URL CALLS
 
 Each client makes CALLS calls, one after another, and follows the retry advice of its platform's documentation.
-It prints one JSON object: how many calls succeeded, how often it was refused, how long it waited, and why it gave
-up, if it did. A crash is an exit code.
+It prints one JSON object: how many calls succeeded, how often it was refused, how long it waited, why it gave up, if
+it did, and what it has seen of its limits. A crash is an exit code.
 """
 
 import json
@@ -16,6 +16,7 @@ import httpx
 import openai
 
 MOST_RETRIES = 5
+HELLO = [{"role": "user", "content": "Hello"}]
 
 
 class GaveUp(Exception):
@@ -28,6 +29,7 @@ class Account:
     def __init__(self):
         self.refused = 0
         self.waited = 0.0
+        self.seen = []
 
     def sleep(self, seconds):
         self.waited += seconds
@@ -52,7 +54,7 @@ def venice(base, account):
 def tiered_chat(base, account):
     """Exponential backoff with jitter whenever the error speaks of a `rate_limit`; anything else is raised."""
     for attempt in range(MOST_RETRIES):
-        answer = httpx.post(f"{base}/chat/completions", json={"model": "chat"})
+        answer = httpx.post(f"{base}/v1/chat/completions", json={"model": "any"})
         if answer.status_code == 200:
             return
         account.refused += 1
@@ -77,15 +79,18 @@ def deapi(base, account):
     raise GaveUp("retries used up")
 
 
+def sdk(base, **settings):
+    return openai.OpenAI(base_url=f"{base}/v1", api_key="not-read-by-the-gateway", **settings)
+
+
 def openai_sdk(base, account):
     """The official SDK with its own retries."""
     asked = []
     hooks = {"response": [lambda answer: asked.append(answer.status_code)]}
-    http = openai.DefaultHttpxClient(event_hooks=hooks)
-    client = openai.OpenAI(base_url=base, api_key="not-read-by-the-gateway", max_retries=2, http_client=http)
+    client = sdk(base, max_retries=2, http_client=openai.DefaultHttpxClient(event_hooks=hooks))
     started = time.monotonic()
     try:
-        answer = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "Hello"}])
+        answer = client.chat.completions.create(model="any", messages=HELLO)
         if answer.choices[0].message.content != "Hello yourself.":
             raise GaveUp(f"another answer: {answer}")
     except openai.RateLimitError as error:
@@ -96,7 +101,36 @@ def openai_sdk(base, account):
         account.waited += time.monotonic() - started if refused else 0.0
 
 
-CLIENTS = {"venice": venice, "tiered-chat": tiered_chat, "deapi": deapi, "openai": openai_sdk}
+def openai_stream(base, account):
+    """The official SDK, which takes its answer as a stream: how many parts it had, and the requests used by then."""
+    chat = sdk(base, max_retries=0).chat.completions
+    answer = chat.with_raw_response.create(model="any", messages=HELLO, stream=True)
+    parts = [part.choices[0].delta.content for part in answer.parse()]
+    if parts != [f"{number} " for number in range(len(parts))]:
+        raise GaveUp(f"another answer: {parts}")
+    account.seen.append([len(parts), answer.headers["X-RateLimit-Used"]])
+
+
+def openai_routes(base, account):
+    """The official SDK's ways to chat, to make a picture, to speak and to listen: what each is counted as, and the use."""
+    client = sdk(base, max_retries=0)
+    for answer in (
+        client.chat.completions.with_raw_response.create(model="any", messages=HELLO),
+        client.images.with_raw_response.generate(model="any", prompt="a gate"),
+        client.audio.speech.with_raw_response.create(model="any", voice="alloy", input="Hello"),
+        client.audio.transcriptions.with_raw_response.create(model="any", file=("hello.wav", b"RIFF")),
+    ):
+        account.seen.append([answer.headers["X-RateLimit-Resource"], answer.headers["X-RateLimit-Used"]])
+
+
+CLIENTS = {
+    "venice": venice,
+    "tiered-chat": tiered_chat,
+    "deapi": deapi,
+    "openai": openai_sdk,
+    "openai-stream": openai_stream,
+    "openai-routes": openai_routes,
+}
 
 
 def main(client, base, calls):
@@ -108,7 +142,7 @@ def main(client, base, calls):
     except GaveUp as why:
         gave_up = str(why)
     outcome = {"succeeded": succeeded, "refused": account.refused, "waited": round(account.waited, 3)}
-    print(json.dumps(outcome | {"gave_up": gave_up}))
+    print(json.dumps(outcome | {"gave_up": gave_up, "seen": account.seen}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ use crate::{
     auth::{AdminGrant, Reach},
     directory::Accounts,
     policies::{Domain, Policies},
-    service::{CallError, find_domain},
+    service::{CallError, check_name, find_domain},
 };
 
 /// How often a change is tried anew when somebody else changed the account meanwhile.
@@ -177,6 +177,12 @@ impl Desk<'_> {
     fn log_key(&self, did: &'static str, key: &str) {
         tracing::info!(by = self.by, domain = self.name(), key, "{did}");
     }
+}
+
+/// Checks a name that is to stand in the paths of this API.
+fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
+    check_name(field, name)?;
+    crate::policy_file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
 }
 
 fn check_version(record: &AccountRecord, if_match: Option<u64>) -> Result<(), AdminError> {

@@ -186,7 +186,7 @@ impl Doors {
     }
 
     /// The grant of a service. Without service tokens every caller has one for everything; the settings see
-    /// to it that such a node listens on loopback only.
+    /// to it that such a node listens on loopback only, and has the embedded policy unless somebody said more.
     pub(crate) async fn service(
         &self,
         headers: &HeaderMap,

@@ -193,6 +193,11 @@ fn failure(status: StatusCode, body: impl Serialize) -> Response {
     answer
 }
 
+/// What a service is answered.
+fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
+    result.map_or_else(IntoResponse::into_response, |body| Json(body).into_response())
+}
+
 impl CallError {
     /// The HTTP status, and the word for it.
     fn status(&self) -> (StatusCode, &'static str) {

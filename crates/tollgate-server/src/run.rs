@@ -143,8 +143,9 @@ impl Backend {
             }
         };
         match &settings.store {
-            StoreSettings::Memory { max_scopes } => {
-                let store = Arc::new(MemoryStore::new(SystemClock, *max_scopes));
+            StoreSettings::Memory { max_scopes, max_open_ended } => {
+                let store = MemoryStore::new(SystemClock, *max_scopes).with_max_open_ended(*max_open_ended);
+                let store = Arc::new(store);
                 let sweep = Box::new({
                     let store = Arc::clone(&store);
                     move || store.sweep()

@@ -1,12 +1,14 @@
 //! Metrics and logs. Every metric is declared here once, with its help; label values come from policies,
 //! never from callers.
 
+mod accounts;
+mod domain;
 mod failure;
+mod logs;
 mod reservations;
 mod shadow;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -16,15 +18,15 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tollgate_core::policy::{AUTHENTICATION, Policy, TierId};
+use tollgate_core::policy::AUTHENTICATION;
 use tollgate_store::{
     failure::Fallback,
     redis::{Link, LinkStatus},
 };
-use tracing::Instrument;
 
-pub(crate) use self::reservations::ReservationMetrics;
-use self::{failure::FailureMetrics, shadow::ShadowLog};
+pub use self::logs::{LogFormat, start_logging};
+use self::{accounts::AccountMetrics, failure::FailureMetrics};
+pub(crate) use self::{accounts::CacheResult, domain::DomainMetrics, logs::traced, reservations::ReservationMetrics};
 
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
 const LATENCIES: [f64; 14] =
@@ -52,11 +54,6 @@ const REFUSALS_WAITING: &str = "tollgate_refusal_log_waiting";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
-const ACCOUNT_LOOKUPS: &str = "tollgate_account_lookups_total";
-const ACCOUNT_INVALIDATIONS: &str = "tollgate_account_invalidations_total";
-const ACCOUNT_FEED_UP: &str = "tollgate_account_feed_up";
-const ACCOUNT_STORE_ERRORS: &str = "tollgate_account_store_errors_total";
-const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
 const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
 const TURNED_AWAY: &str = "tollgate_turned_away_total";
 const CONNECTIONS: &str = "tollgate_connections";
@@ -81,25 +78,6 @@ pub struct Telemetry {
     bad_requests: Counter,
     refusals_waiting: Gauge,
     accounts: AccountMetrics,
-}
-
-struct AccountMetrics {
-    lookups: [Counter; 3],
-    invalidations: Counter,
-    feed_up: Gauge,
-    store_errors: Counter,
-    overrides_left_out: Counter,
-}
-
-/// How something was found of an account.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum CacheResult {
-    /// The node remembered it.
-    Hit,
-    /// It was read from the store.
-    Miss,
-    /// It was read from the store, as what the node remembers is not to be trusted.
-    Bypass,
 }
 
 struct StoreErrors {
@@ -139,14 +117,7 @@ impl Telemetry {
             key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
             refusals_waiting: gauge(&recorder, REFUSALS_WAITING, &[]),
-            accounts: AccountMetrics {
-                lookups: ["hit", "miss", "bypass"]
-                    .map(|result| counter(&recorder, ACCOUNT_LOOKUPS, &[("result", result)])),
-                invalidations: counter(&recorder, ACCOUNT_INVALIDATIONS, &[]),
-                feed_up: gauge(&recorder, ACCOUNT_FEED_UP, &[]),
-                store_errors: counter(&recorder, ACCOUNT_STORE_ERRORS, &[]),
-                overrides_left_out: counter(&recorder, OVERRIDES_LEFT_OUT, &[]),
-            },
+            accounts: AccountMetrics::new(&recorder),
             handle,
             recorder,
         };
@@ -190,32 +161,6 @@ impl Telemetry {
             BadKey::Expired => expired,
         }
         .increment(1);
-    }
-
-    pub(crate) fn account_cache(&self, result: CacheResult) {
-        let [hit, miss, bypass] = &self.accounts.lookups;
-        match result {
-            CacheResult::Hit => hit,
-            CacheResult::Miss => miss,
-            CacheResult::Bypass => bypass,
-        }
-        .increment(1);
-    }
-
-    pub(crate) fn account_invalidated(&self) {
-        self.accounts.invalidations.increment(1);
-    }
-
-    pub(crate) fn account_feed(&self, up: bool) {
-        self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
-    }
-
-    pub(crate) fn account_store_failed(&self) {
-        self.accounts.store_errors.increment(1);
-    }
-
-    pub(crate) fn overrides_left_out(&self, count: usize) {
-        self.accounts.overrides_left_out.increment(count as u64);
     }
 
     /// Counts a call to the store. A store that goes away or comes back is logged once.
@@ -324,99 +269,6 @@ impl Telemetry {
     }
 }
 
-/// The decision counters of one domain, made when its policy is loaded: a call only counts up.
-pub(crate) struct DomainMetrics {
-    by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
-    shadow_log: ShadowLog,
-    /// Reports that no rule counted, and those that one did.
-    reports: [Counter; 2],
-    blocks: HashMap<Box<str>, Counter>,
-    /// What becomes of reservations.
-    pub(crate) reservations: ReservationMetrics,
-}
-
-struct ClassMetrics {
-    allowed: Counter,
-    denied: HashMap<Box<str>, Counter>,
-    /// For quotas that only an override brought in.
-    denied_by_other: Counter,
-    shadow: HashMap<Box<str>, Counter>,
-    shadow_other: Counter,
-}
-
-impl std::fmt::Debug for DomainMetrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("DomainMetrics")
-    }
-}
-
-impl DomainMetrics {
-    pub(crate) fn of(telemetry: &Telemetry, policy: &Policy) -> Self {
-        let mut quotas = policy.quota_names();
-        let rules = policy.abuse_rules().iter().chain(policy.authentication_rule()).map(|rule| &*rule.name);
-        // What denies a call is a quota or a rule.
-        quotas.extend(rules.clone());
-        let shadows = policy.shadow_names();
-        let mut classes: Vec<&str> = policy.class_names();
-        classes.push("");
-        let by_tier = policy.tiers().iter().map(|tier| {
-            let labels = |class, verdict, quota| {
-                let labels = [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class)];
-                counter(
-                    &telemetry.recorder,
-                    DECISIONS,
-                    &[labels[0], labels[1], labels[2], ("verdict", verdict), ("quota", quota)],
-                )
-            };
-            let by_class = classes.iter().map(|class| {
-                let shadow = |quota| {
-                    let labels =
-                        [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class), ("quota", quota)];
-                    counter(&telemetry.recorder, SHADOW_REFUSALS, &labels)
-                };
-                let denied = quotas.iter().chain(&["upload"]);
-                let denied = denied.map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
-                let metrics = ClassMetrics {
-                    allowed: labels(class, "allowed", ""),
-                    denied: denied.collect(),
-                    denied_by_other: labels(class, "denied", "other"),
-                    shadow: shadows.iter().map(|quota| (Box::from(*quota), shadow(quota))).collect(),
-                    shadow_other: shadow("other"),
-                };
-                (Box::from(*class), metrics)
-            });
-            (tier.id, by_class.collect())
-        });
-        let by_tier = by_tier.collect();
-        let of_domain = |name, label| counter(&telemetry.recorder, name, &[("domain", &**policy.domain()), label]);
-        let reports = ["false", "true"].map(|counted| of_domain(REPORTS, ("counted", counted)));
-        let blocks = rules.map(|rule| (Box::from(rule), of_domain(BLOCKS, ("rule", rule)))).collect();
-        let reservations = ReservationMetrics::of(telemetry, policy);
-        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks, reservations }
-    }
-
-    /// Counts a reported outcome.
-    pub(crate) fn reported(&self, counted: bool) {
-        self.reports[usize::from(counted)].increment(1);
-    }
-
-    /// Counts a block that began.
-    pub(crate) fn blocked(&self, rule: &str) {
-        if let Some(blocks) = self.blocks.get(rule) {
-            blocks.increment(1);
-        }
-    }
-
-    /// Counts a decision; `denied_by` is the quota that speaks for a refusal, or the rule that blocks.
-    pub(crate) fn count(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
-        let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
-        match denied_by {
-            None => class.allowed.increment(1),
-            Some(quota) => class.denied.get(quota).unwrap_or(&class.denied_by_other).increment(1),
-        }
-    }
-}
-
 fn describe(recorder: &PrometheusRecorder) {
     let counter = |name: &'static str, help: &'static str| recorder.describe_counter(name.into(), None, help.into());
     let gauge = |name: &'static str, help: &'static str| recorder.describe_gauge(name.into(), None, help.into());
@@ -454,11 +306,11 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
-    counter(ACCOUNT_LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
-    counter(ACCOUNT_INVALIDATIONS, "Changes of accounts that the node heard of");
-    gauge(ACCOUNT_FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
-    counter(ACCOUNT_STORE_ERRORS, "Look-ups that the store of accounts did not answer");
-    counter(OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
+    counter(accounts::LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
+    counter(accounts::INVALIDATIONS, "Changes of accounts that the node heard of");
+    gauge(accounts::FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
+    counter(accounts::STORE_ERRORS, "Look-ups that the store of accounts did not answer");
+    counter(accounts::OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
     gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
     counter(TURNED_AWAY, "Callers that were not let in, by door and reason");
     gauge(CONNECTIONS, "Open connections");
@@ -500,69 +352,5 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.decrement(1.0);
-    }
-}
-
-/// Runs `work` under the caller's W3C trace, so that what it logs can be found there. Without a valid
-/// `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>) it runs as it is.
-pub(crate) async fn traced<T>(traceparent: Option<&str>, work: impl Future<Output = T>) -> T {
-    match traceparent.and_then(parse_traceparent) {
-        Some((trace_id, parent_id)) => work.instrument(tracing::info_span!("call", trace_id, parent_id)).await,
-        None => work.await,
-    }
-}
-
-fn parse_traceparent(header: &str) -> Option<(&str, &str)> {
-    let mut fields = header.split('-');
-    let (version, trace_id, parent_id, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let hex =
-        |text: &str, length| text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let some = |text: &str| text.bytes().any(|byte| byte != b'0');
-    let whole = version != "00" || fields.next().is_none();
-    let valid = hex(version, 2) && version != "ff" && hex(trace_id, 32) && hex(parent_id, 16) && hex(flags, 2);
-    (valid && whole && some(trace_id) && some(parent_id)).then_some((trace_id, parent_id))
-}
-
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// A JSON object a line.
-    Json,
-    /// For people.
-    Pretty,
-}
-
-/// Starts logging to standard error, once for the process.
-pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log-filter: {error}"))?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Pretty => builder.try_init(),
-    };
-    started.map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn traceparents() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(parse_traceparent(good), Some(("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")));
-        for bad in [
-            "",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ] {
-            assert_eq!(parse_traceparent(bad), None, "{bad}");
-        }
     }
 }

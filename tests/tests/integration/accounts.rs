@@ -4,6 +4,7 @@ mod admin;
 mod command_line;
 mod everywhere;
 mod isolation;
+mod names;
 mod proxy;
 
 use std::path::{Path, PathBuf};
@@ -174,7 +175,12 @@ async fn call(rest: &Rest, verb: &str, caller: Value) -> Value {
 
 /// The limit and what is used of requests an hour.
 fn hourly(decision: &Value) -> (u64, u64) {
-    let quotas = decision["quotas"].as_array().unwrap_or_else(|| panic!("no quotas: {decision}"));
-    let hourly = quotas.iter().find(|quota| quota["name"] == "requests_per_hour").expect("requests an hour");
+    let hourly = quota(decision, "requests_per_hour").expect("requests an hour");
     (hourly["limit"].as_u64().unwrap(), hourly["used"].as_u64().unwrap())
+}
+
+/// The quota of this name, if the decision has one.
+fn quota<'a>(decision: &'a Value, name: &str) -> Option<&'a Value> {
+    let quotas = decision["quotas"].as_array().unwrap_or_else(|| panic!("no quotas: {decision}"));
+    quotas.iter().find(|quota| quota["name"] == name)
 }

@@ -9,11 +9,12 @@ mod venice;
 
 use std::path::Path;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate_proto::v1::{Call, Caller, ConsumeRequest, Decision, Upload, caller::By};
 use tollgate_server::settings::Options;
-use tollgate_store::clock::Clock as _;
+use tollgate_store::{clock::Clock as _, testing::RedisServer};
 
 use crate::harness::{Node, memory_node_with, redis_node_with};
 
@@ -53,21 +54,47 @@ fn with_keys(policy: &str, tiers: &[&str], keys: usize) -> String {
     format!("{policy}\nbootstrap: {}\n", json!({ "accounts": accounts }))
 }
 
+/// Drives the shipped policies in memory, and the same on Redis.
+async fn everywhere(drive: impl AsyncFn(&Platforms)) {
+    everywhere_with(&|_, policy| policy, drive).await;
+}
+
+/// The same of policies whose text `change` changes: it is given the name of the file, and the text.
+async fn everywhere_with(change: &dyn Fn(&str, String) -> String, drive: impl AsyncFn(&Platforms)) {
+    println!("in memory");
+    drive(&Platforms::start(None, change).await).await;
+    println!("in Redis");
+    let redis = RedisServer::start();
+    drive(&Platforms::start(Some(redis.url()), change).await).await;
+}
+
+/// Puts one text in the place of another, which must be there, in the policy of one file.
+fn changed(file: &str, from: &str, to: &str) -> impl Fn(&str, String) -> String {
+    move |name, policy| {
+        if name != file {
+            return policy;
+        }
+        assert!(policy.contains(from), "{file} has no {from:?}");
+        policy.replace(from, to)
+    }
+}
+
 impl Platforms {
-    /// In memory, or on the Redis at this URL; `change` may change the text of deAPI's policy.
-    async fn start(redis: Option<String>, change: impl FnOnce(String) -> String) -> Self {
+    /// In memory, or on the Redis at this URL; `change` may change the text of a file.
+    async fn start(redis: Option<String>, change: &dyn Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let write = |name: &str, text: &str| {
             let file = folder.path().join(name);
             std::fs::write(&file, text).expect("the policy is written");
             file
         };
-        let tiered_chat = with_keys(&shipped("tiered-chat.yaml"), &["free", "basic", "pro", "enterprise"], 4);
-        let deapi = with_keys(&change(shipped("deapi.yaml")), &["basic", "premium"], 4);
+        let policy_of = |name: &str| change(name, shipped(name));
+        let tiered_chat = with_keys(&policy_of("tiered-chat.yaml"), &["free", "basic", "pro", "enterprise"], 4);
+        let deapi = with_keys(&policy_of("deapi.yaml"), &["basic", "premium"], 4);
         let policy = vec![write("tiered-chat.yaml", &tiered_chat), write("deapi.yaml", &deapi)];
         let admins = format!("tokens: [{{ name: root, hash: '{}', domains: all }}]", crate::harness::hash_of(ADMIN));
         let options = Options { policy, admin_tokens: Some(write("admins.yaml", &admins)), ..Options::default() };
-        let venice = shipped("venice.yaml");
+        let venice = policy_of("venice.yaml");
         let node = match redis {
             None => memory_node_with(options, &venice).await,
             Some(url) => redis_node_with(options, &venice, url).await,
@@ -76,7 +103,21 @@ impl Platforms {
     }
 
     async fn in_memory() -> Self {
-        Self::start(None, |policy| policy).await
+        Self::start(None, &|_, policy| policy).await
+    }
+
+    /// A change that an administrator makes: a `POST` below the accounts of a domain.
+    async fn administer(&self, domain: &str, path: &str, body: Value) -> Value {
+        let request = self.node.rest.request(Method::POST, &format!("/admin/v1/accounts{path}?domain={domain}"));
+        let answer = request.bearer_auth(ADMIN).json(&body).send().await.expect("an answer");
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.json().await.expect("JSON")
+    }
+
+    /// The id of a new key of an account of the store.
+    async fn new_key(&self, domain: &str, account: &str) -> String {
+        let issued = self.administer(domain, &format!("/{account}/keys"), json!({ "kind": "inference" })).await;
+        issued["key"]["id"].as_str().expect("a key").to_owned()
     }
 
     /// The injected time.

@@ -2,6 +2,7 @@
 
 mod listeners;
 mod logins;
+mod open;
 mod routes;
 mod secrets;
 mod tls;

@@ -221,7 +221,8 @@ async fn flags_go_before_variables_and_variables_before_the_file() {
     let (_folder, policy) = folder_with(&shop(100));
     let config = policy.with_file_name("tollgate.conf");
     let listen = "http-listen: 127.0.0.1:0\ngrpc-listen: 127.0.0.1:0\n";
-    std::fs::write(&config, format!("{listen}policy: [{}]\nmax-request-bytes: 1000\n", policy.display())).unwrap();
+    let own = format!("policy: [{}]\nopen-loopback: true\n", policy.display());
+    std::fs::write(&config, format!("{listen}{own}max-request-bytes: 1000\n")).unwrap();
     let from_file = || ProcessBuilder::bare().arg("--config").arg(&config);
 
     let node = from_file().start();

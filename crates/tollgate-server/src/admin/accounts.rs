@@ -5,7 +5,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use tollgate_store::accounts::{AccountRecord, Event, Page, Saved};
 
-use super::{ATTEMPTS, AdminError, Desk, change, check_version, policy_file};
+use super::{ATTEMPTS, AdminError, Desk, change, check_segment, check_version, policy_file};
 use crate::service::{CallError, check_name};
 
 /// How long an event is remembered.
@@ -40,7 +40,7 @@ pub(crate) struct Told {
 
 impl Desk<'_> {
     pub(crate) async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
-        check_name("id", &new.id)?;
+        check_segment("id", &new.id)?;
         self.not_in_policy_file(&new.id)?;
         let tier = new.tier.unwrap_or_else(|| self.default_tier());
         self.check_tier(&tier)?;
@@ -115,7 +115,7 @@ impl Desk<'_> {
     /// Takes note of something that happened to an account, once. An account that the store does not know is on the
     /// default tier, and comes into being if it moves to another.
     pub(crate) async fn tell(&self, id: &str, event: &str, kind: &str) -> Result<Told, AdminError> {
-        check_name("account", id)?;
+        check_segment("account", id)?;
         check_name("id", event)?;
         self.not_in_policy_file(id)?;
         let known = self.domain.accounts.events();

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use tollgate_core::policy::{Chain, MAX_OVERRIDES};
 use tollgate_store::accounts::{AccountRecord, OverrideRecord};
 
-use super::{AdminError, Desk, change};
+use super::{AdminError, Desk, change, check_segment};
 use crate::service::CallError;
 
 /// Whose override.
@@ -86,5 +86,5 @@ fn check_override_name(name: &str) -> Result<(), AdminError> {
         let wrong = "must have 1 to 64 letters, digits, hyphens, underscores and dots";
         return Err(CallError::field("override", wrong).into());
     }
-    Ok(())
+    Ok(check_segment("override", name)?)
 }

@@ -79,6 +79,7 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn account(&mut self, account: &format::Account, written: &Value, place: &Place) -> Option<BootstrapAccount> {
         self.unique("account id", &account.id.0, place.at("id"));
+        self.segment(&account.id.0, place.at("id"));
         let keys = account.keys.iter().enumerate();
         let keys: Vec<Option<BootstrapKey>> =
             keys.map(|(at, key)| self.key(key, &written["keys"][at], &place.at("keys").at(at))).collect();
@@ -103,6 +104,7 @@ impl Checker<'_> {
 
     fn key(&mut self, key: &format::Key, written: &Value, place: &Place) -> Option<BootstrapKey> {
         self.unique("key id", &key.id.0, place.at("id"));
+        self.segment(&key.id.0, place.at("id"));
         self.unique("hash", &key.hash.0, place.at("hash"));
         let hash = KeyHash::parse(&key.hash.0).map(KeyHash::bytes);
         if hash.is_none() {
@@ -141,11 +143,21 @@ impl Checker<'_> {
         }
     }
 
+    fn segment(&mut self, name: &str, place: Place) {
+        self.mistakes.extend(not_a_segment(name).map(|wrong| (place, wrong.to_owned())));
+    }
+
     fn unique(&mut self, what: &'static str, value: &str, place: Place) {
         if !self.seen.insert((what, value.to_owned())) {
             self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
         }
     }
+}
+
+/// What is wrong with a name that stands in the paths of the admin API, if it cannot be named there. Clients take such a
+/// segment for a way to another path, however it is escaped.
+pub(crate) fn not_a_segment(name: &str) -> Option<&'static str> {
+    matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", which no URL can name")
 }
 
 fn overrides_of(written: &Value) -> Vec<Value> {

@@ -18,8 +18,8 @@ mod tests;
 mod yaml;
 
 pub(crate) use accounts::AccountRules;
-pub(crate) use bootstrap::parse_time;
 pub use bootstrap::{BootstrapAccount, BootstrapKey};
+pub(crate) use bootstrap::{not_a_segment, parse_time};
 pub(crate) use draft::length_ms;
 pub(crate) use format::SelfService;
 pub use format::schema;

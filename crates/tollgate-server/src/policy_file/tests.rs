@@ -120,6 +120,7 @@ default_tier: free
 bootstrap:
   accounts:
     - { id: a, tier: paid }
+    - { id: "..", tier: paid, keys: [{ id: ".", hash: "sha256:0000000000000000000000000000000000000000000000000000000000000000", kind: admin }] }
     - id: a
       tier: paid
       keys:
@@ -143,10 +144,12 @@ bootstrap:
     policy.yaml:34: tiers.paid.resources.speech: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
     policy.yaml:36: tiers.paid.classes.audio: there is no class "audio"; there is: text, heavy, silent
     policy.yaml:37: default_tier: there is no tier "free"; there is: paid
-    policy.yaml:41: bootstrap.accounts[1].id: is the account id of another one in this file; each needs its own
-    policy.yaml:45: bootstrap.accounts[1].keys[1].id: is the key id of another one in this file; each needs its own
-    policy.yaml:45: bootstrap.accounts[1].keys[1].hash: is the hash of another one in this file; each needs its own
-    policy.yaml:46: bootstrap.accounts[1].keys[1].expires_at: is not a time; write it like 2027-01-31T00:00:00Z
+    policy.yaml:41: bootstrap.accounts[1].id: cannot be "." or "..", which no URL can name
+    policy.yaml:41: bootstrap.accounts[1].keys[0].id: cannot be "." or "..", which no URL can name
+    policy.yaml:42: bootstrap.accounts[2].id: is the account id of another one in this file; each needs its own
+    policy.yaml:46: bootstrap.accounts[2].keys[1].id: is the key id of another one in this file; each needs its own
+    policy.yaml:46: bootstrap.accounts[2].keys[1].hash: is the hash of another one in this file; each needs its own
+    policy.yaml:47: bootstrap.accounts[2].keys[1].expires_at: is not a time; write it like 2027-01-31T00:00:00Z
     "#);
 }
 

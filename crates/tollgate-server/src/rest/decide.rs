@@ -2,12 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, MapAccess, Visitor},
@@ -20,7 +15,7 @@ use tollgate_core::{
 };
 use utoipa::ToSchema;
 
-use super::{Body, ErrorBody, Failures, Shared, reserve::ReservationBody, traceparent};
+use super::{Body, ErrorBody, Failures, Shared, answer, reserve::ReservationBody, traceparent};
 use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
@@ -315,8 +310,7 @@ pub(super) async fn consume(
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
     let decided = shared.service.decide(body.to_call(grant.reach()), mode, |outcome| decision(outcome, body.render));
-    let decided = traced(traceparent(headers), decided).await;
-    decided.map_or_else(IntoResponse::into_response, |decision| Json(decision).into_response())
+    answer(traced(traceparent(headers), decided).await)
 }
 
 impl CallBody {

@@ -159,7 +159,10 @@ pub(super) fn describe(description: &mut OpenApi) {
     let components = description.components.get_or_insert_default();
     for (door, said) in [
         (Door::Key, "The API key of an end user"),
-        (Door::Service, "A token of a service (`--service-tokens`). A node on loopback may be open without any"),
+        (
+            Door::Service,
+            "A token of a service (`--service-tokens`). A node with the embedded policy, or with `--open-loopback`, is open without any on loopback",
+        ),
         (Door::Admin, "A token of an administrator (`--admin-tokens`)"),
     ] {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(said)).build();

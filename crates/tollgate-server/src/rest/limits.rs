@@ -64,20 +64,20 @@ impl PlainError {
     }
 }
 
-/// What may go wrong when a caller asks for its limits.
+/// What may go wrong when a caller asks for its limits, or for the log.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "for the description of the API")]
 enum Failures {
     #[response(status = 400, description = "The query is wrong")]
     Invalid(PlainError),
-    #[response(status = 401, description = "There is no good API key in the Authorization header")]
+    #[response(status = 401, description = "There is no API key in the Authorization header that may read this")]
     BadKey(PlainError),
     #[response(
         status = 429,
         description = "The client address is blocked, or the node has more to do than it takes in"
     )]
     Barred(PlainError),
-    #[response(status = 503, description = "The counters cannot be reached within the deadline")]
+    #[response(status = 503, description = "What is to be read cannot be reached within the deadline")]
     Unavailable(PlainError),
     #[response(status = 504, description = "The call took too long")]
     Late(PlainError),

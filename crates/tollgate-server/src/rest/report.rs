@@ -1,16 +1,11 @@
 //! `POST /v1/report_outcome`: the RPC in JSON.
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, Failures, Shared,
+    Body, ErrorBody, Failures, Shared, answer,
     decide::{CallerBody, Entries, ReasonBody, reason},
     traceparent,
 };
@@ -79,8 +74,7 @@ pub(super) async fn report_outcome(
         attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         status: body.status,
     };
-    let reported = traced(traceparent(&headers), shared.service.report(report, reported)).await;
-    reported.map_or_else(IntoResponse::into_response, |reported| Json(reported).into_response())
+    answer(traced(traceparent(&headers), shared.service.report(report, reported)).await)
 }
 
 fn reported(reported: &Reported<'_>) -> ReportedBody {

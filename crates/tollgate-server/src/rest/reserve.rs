@@ -1,23 +1,18 @@
 //! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`: the RPCs in JSON.
 
-use axum::{
-    Json,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
 use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, Failures, Shared,
+    Body, ErrorBody, Failures, Shared, answer,
     decide::{CallBody, DecisionBody, Entries, decision},
     traceparent,
 };
 use crate::{
     auth::ServiceGrant,
-    service::{CallError, Reserve, Settle, Settlement},
+    service::{Reserve, Settle, Settlement},
     telemetry::traced,
 };
 
@@ -198,8 +193,4 @@ fn settlement(settlement: Settlement) -> SettlementBody {
         units: units.collect(),
         replayed: settlement.replayed,
     }
-}
-
-fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
-    result.map_or_else(IntoResponse::into_response, |body| Json(body).into_response())
 }

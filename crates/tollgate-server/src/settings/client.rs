@@ -45,9 +45,11 @@ pub struct ClientOptions {
     pub timeout_ms: Option<u64>,
 
     /// Send the token beyond loopback without TLS, as something else encrypts, such as a mesh
+    // Under an id of its own: clap hands what is global down by id, and a node's setting has the id of this field's name.
     #[arg(
-        long,
-        env = "TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK",
+        id = "client_plaintext_beyond_loopback",
+        long = "plaintext-beyond-loopback",
+        env = "TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK",
         value_name = "BOOL",
         num_args = 0..=1,
         require_equals = true,

@@ -26,7 +26,9 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
     let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
     let tls = tls(options, wrong);
-    for (name, address) in [("http-listen", http_listen), ("grpc-listen", grpc_listen)] {
+    let listen = [("http-listen", http_listen), ("grpc-listen", grpc_listen)];
+    open_loopback(options, &listen, wrong);
+    for (name, address) in listen {
         if address.ip().is_loopback() {
             continue;
         }
@@ -71,6 +73,31 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
             max_login_failures: options.max_login_failures.unwrap_or(20),
         },
         connections,
+    }
+}
+
+/// Services may go unknown only where nothing is at stake but the embedded policy, or where somebody said so.
+fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut Vec<String>) {
+    let beyond = listen.iter().find(|(_, address)| !address.ip().is_loopback());
+    match (options.open_loopback, beyond) {
+        (Some(true), _) if options.service_tokens.is_some() => {
+            wrong.push(
+                "open-loopback: does not go with service-tokens, which let in only those that they name".to_owned(),
+            );
+        }
+        (Some(true), Some((name, address))) => {
+            wrong.push(format!("open-loopback: does not go with {name}, as {address} is not a loopback address"));
+        }
+        // Loopback is closed: what is missing is said once, where there is no address that needs it anyway.
+        (said, None) if options.service_tokens.is_none() && !said.unwrap_or(options.policy.is_empty()) => {
+            wrong.push(
+                "service-tokens: is missing; only a node with the embedded policy is open to services by itself: \
+                 set service-tokens (with tls-client-ca it may name client certificates), or open-loopback if \
+                 whoever reaches the loopback address may act as any service"
+                    .to_owned(),
+            );
+        }
+        _ => {}
     }
 }
 
@@ -141,6 +168,8 @@ mod tests {
         assert!(both[0].contains("set service-tokens") && both[1].contains("set tls-cert"), "{both:?}");
         let clear = wrong("{ http-listen: '0.0.0.0:80', grpc-listen: '[::]:81', service-tokens: t }");
         assert_eq!(clear.len(), 2, "{clear:?}");
+        let open = wrong("{ open-loopback: true, grpc-listen: '[::]:81', plaintext-beyond-loopback: true }");
+        assert!(open.len() == 2 && open[0].starts_with("open-loopback: does not go with grpc-listen"), "{open:?}");
         assert!(clear[1].starts_with("grpc-listen: [::]:81 ") && clear[1].contains("plaintext-beyond-loopback"));
         for good in [
             "{}",
@@ -153,12 +182,39 @@ mod tests {
     }
 
     #[test]
+    fn loopback_is_open_with_the_embedded_policy_or_where_that_is_said() {
+        for closed in ["policy: [p]", "{ policy: [p], redis: 'redis://h' }", "open-loopback: false"] {
+            let said = wrong(closed);
+            assert!(said.len() == 1 && said[0].starts_with("service-tokens: is missing"), "{closed}: {said:?}");
+            assert!(said[0].contains("tls-client-ca") && said[0].contains("open-loopback"), "{closed}: {said:?}");
+        }
+        for good in [
+            "redis: 'redis://h'",
+            "open-loopback: true",
+            "{ policy: [p], open-loopback: true }",
+            "{ policy: [p], service-tokens: t }",
+            "{ policy: [p], service-tokens: t, open-loopback: false }",
+            "{ policy: [p], service-tokens: t, tls-client-ca: a, tls-cert: c, tls-key: k }",
+        ] {
+            assert_eq!(wrong(good), [""; 0], "{good}");
+        }
+        // Beyond loopback it is the address that asks for tokens, and says so.
+        let beyond = wrong("{ policy: [p], http-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }");
+        assert!(beyond.len() == 1 && beyond[0].starts_with("http-listen: "), "{beyond:?}");
+    }
+
+    #[test]
     fn what_does_not_go_together_is_said_by_name() {
         for (yaml, said) in [
             ("tls-cert: c", "tls-key: is missing"),
             ("tls-key: k", "tls-cert: is missing"),
             ("{ tls-client-ca: c, service-tokens: t }", "tls-client-ca: needs tls-cert"),
             ("{ tls-client-ca: c, tls-cert: c, tls-key: k }", "tls-client-ca: needs service-tokens"),
+            ("{ open-loopback: true, service-tokens: t }", "open-loopback: does not go with service-tokens"),
+            (
+                "{ open-loopback: true, service-tokens: t, grpc-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }",
+                "open-loopback: does not go with service-tokens",
+            ),
             ("allowed-hosts: ['a.example:80']", "allowed-hosts: \"a.example:80\""),
             ("allowed-hosts: ['https://a.example']", "allowed-hosts: "),
             ("trusted-proxies: ['10.0.0.0/40']", "trusted-proxies: \"10.0.0.0/40\""),

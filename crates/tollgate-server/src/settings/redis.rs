@@ -38,6 +38,7 @@ pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut V
     redis.tls = tls.then_some(RedisTls { ca, identity });
     redis.connections = options.redis_connections.unwrap_or(threads.max(1));
     redis.max_in_flight = options.store_max_in_flight.unwrap_or(redis.max_in_flight);
+    redis.max_open_ended = options.max_counters_per_account.unwrap_or(redis.max_open_ended);
     redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
     for (name, zero) in [
         ("redis-connections", redis.connections == 0),

@@ -16,7 +16,12 @@ pub(crate) enum Place<'a> {
     /// The one node that has it.
     Memory(Arc<MemoryStore<Arc<ManualClock>>>),
     /// Any number of nodes.
-    Redis { watcher: RefCell<redis::Connection>, config: RedisConfig, clock: Arc<ManualClock>, runtime: &'a Runtime },
+    Redis {
+        watcher: RefCell<redis::Connection>,
+        config: Box<RedisConfig>,
+        clock: Arc<ManualClock>,
+        runtime: &'a Runtime,
+    },
 }
 
 /// A node's way to the store.
@@ -38,7 +43,12 @@ impl<'a> Place<'a> {
             connections: 1,
             ..RedisConfig::new(server.url())
         };
-        Self::Redis { watcher: RefCell::new(server.connection()), config, clock: Arc::clone(clock), runtime }
+        Self::Redis {
+            watcher: RefCell::new(server.connection()),
+            config: Box::new(config),
+            clock: Arc::clone(clock),
+            runtime,
+        }
     }
 
     /// A node that starts now.
@@ -48,7 +58,7 @@ impl<'a> Place<'a> {
             Self::Redis { config, clock, runtime, .. } => {
                 let before = self.clients();
                 let _inside = runtime.enter();
-                let store = RedisStore::with_injected_clock(config.clone(), Arc::clone(clock)).unwrap();
+                let store = RedisStore::with_injected_clock(RedisConfig::clone(config), Arc::clone(clock)).unwrap();
                 runtime.block_on(store.ready()).unwrap();
                 let client = self.clients().into_iter().find(|client| !before.contains(client));
                 assert!(client.is_some(), "the node has a connection");

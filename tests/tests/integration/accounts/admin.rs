@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tollgate_core::time::Timestamp;
 use tollgate_server::settings::Options;
 
-use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly, policy};
+use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly, policy, quota};
 use crate::harness::{START, memory_node_with};
 
 #[tokio::test]
@@ -235,6 +235,8 @@ async fn overrides_are_set_and_cleared() {
     let slots = json!({"unit": "concurrent_requests", "limit": 2});
     let set = admin.good(Method::PUT, "/accounts/acme/overrides/slots", Some(slots.clone())).await;
     assert_eq!(set["overrides"]["slots"], slots);
+    let decision = call(&node.rest, "check", json!({"account": "acme"})).await;
+    assert_eq!(quota(&decision, "concurrent_requests").map(|slots| &slots["limit"]), Some(&json!(2)), "{decision}");
 }
 
 #[tokio::test]

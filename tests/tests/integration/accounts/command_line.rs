@@ -4,7 +4,7 @@ use std::{io::Read, net::TcpListener, thread};
 
 use serde_json::{Value, json};
 
-use super::{ADMIN, OTHER_ADMIN, World, call, hourly};
+use super::{ADMIN, OTHER_ADMIN, World, call, hourly, quota};
 use crate::harness::{Process, ProcessBuilder};
 
 /// The command line, set up for the domain `shop` of a node.
@@ -127,6 +127,8 @@ async fn a_key_s_life_on_the_command_line() {
     let limit = ["--unit=concurrent_requests", "--limit=2"];
     let set = good_json(&node, &[&["key", "set-override", &key, "slots"], &limit[..]].concat());
     assert_eq!(set["overrides"]["slots"], json!({"unit": "concurrent_requests", "limit": 2}));
+    let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
+    assert_eq!(quota(&decision, "concurrent_requests").map(|slots| &slots["limit"]), Some(&json!(2)), "{decision}");
     assert_eq!(good_json(&node, &["key", "clear-override", &key, "slots"])["overrides"], json!({}));
 
     let rotated = good_json(&node, &["key", "rotate", &key, "--overlap-s=3600"]);
@@ -225,11 +227,17 @@ async fn what_is_no_node_is_said_on_the_command_line() {
     let bare = || ProcessBuilder::bare().env("TOLLGATE_ADMIN_TOKEN", ADMIN);
     let said = bad(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
     assert!(said.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{said}");
-    let said = bad(bare(), &["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"]);
-    assert!(
-        said.contains("url: limits.example is not a loopback address") && said.contains("\ntimeout-ms: "),
-        "{said}"
-    );
+    // What lets a node listen in plain text does not let the token go so.
+    let in_clear = ["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"];
+    for command in [bare(), bare().env("TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK", "true")] {
+        let said = bad(command, &in_clear);
+        assert!(
+            said.contains("url: limits.example is not a loopback address") && said.contains("\ntimeout-ms: "),
+            "{said}"
+        );
+    }
+    let said = bad(bare().env("TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK", "true"), &in_clear);
+    assert!(said.starts_with("timeout-ms: ") && said.lines().count() == 1, "{said}");
     let said = bad(ProcessBuilder::bare(), &["account", "list"]);
     assert!(said.starts_with("admin-token-file: is missing"), "{said}");
     assert!(

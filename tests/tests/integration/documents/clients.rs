@@ -4,6 +4,7 @@
 //! client's first call on.
 
 use std::{
+    convert::Infallible,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,9 +12,13 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{Path as UrlPath, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
-    response::{IntoResponse, Response},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, Sse},
+    },
     routing::post,
 };
 use serde_json::{Value, json};
@@ -21,23 +26,43 @@ use tokio::{net::TcpListener, sync::OnceCell, task::JoinSet};
 use tollgate_core::time::Timestamp;
 use tollgate_store::clock::{Clock as _, ManualClock, SystemClock};
 
-use super::Platforms;
+use super::{Platforms, changed};
 use crate::harness::{Node, ProcessBuilder, Rest};
 
-/// Who calls: the domain, the dialect of its answers, and the caller.
+/// Who calls: the domain, the dialect of its answers, the caller, and the routes that say by themselves what is called.
 #[derive(Clone, Copy)]
 struct Customer {
     domain: &'static str,
     dialect: &'static str,
     caller: (&'static str, &'static str),
+    routes: &'static [(&'static str, &'static str)],
 }
 
-const VENICE: Customer = Customer { domain: "venice", dialect: "", caller: ("account", "demo") };
-const TIERED_CHAT: Customer = Customer { domain: "tiered-chat", dialect: "", caller: ("api_key_id", "free-1") };
+const VENICE: Customer = Customer { domain: "venice", dialect: "", caller: ("account", "demo"), routes: &[] };
+const TIERED_CHAT: Customer = Customer {
+    domain: "tiered-chat",
+    dialect: "",
+    caller: ("api_key_id", "free-1"),
+    routes: &[
+        ("v1/chat/completions", "chat"),
+        ("v1/images/generations", "images"),
+        ("v1/audio/speech", "audio"),
+        ("v1/audio/transcriptions", "audio"),
+    ],
+};
 const OPENAI: Customer = Customer { dialect: "openai", ..TIERED_CHAT };
-const DEAPI: Customer = Customer { domain: "deapi", dialect: "", caller: ("api_key_id", "basic-1") };
+const DEAPI: Customer = Customer { domain: "deapi", dialect: "", caller: ("api_key_id", "basic-1"), routes: &[] };
+
+/// How many parts a streamed answer comes in.
+const CHUNKS: usize = 50;
 
 impl Customer {
+    /// What is called: as the route says, or the call by its model, or the route's own name.
+    fn resource<'a>(self, route: &'a str, body: &'a Value) -> &'a str {
+        let by_route = self.routes.iter().find(|(known, _)| *known == route).map(|(_, resource)| *resource);
+        by_route.or(body["model"].as_str()).unwrap_or(route)
+    }
+
     fn call(self, resource: &str) -> Value {
         let (by, id) = self.caller;
         json!({
@@ -96,6 +121,15 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// One call of a route, and where the caller stands after it.
+    async fn post(&self, route: &str, body: Value) -> (StatusCode, HeaderMap) {
+        let client = crate::harness::http().build().expect("a client");
+        let answer = client.post(format!("{}/{route}", self.base)).json(&body).send().await.expect("an answer");
+        (answer.status(), answer.headers().clone())
+    }
+}
+
 impl Gate {
     /// Puts the past behind the node at the first call, so that it does not matter how long a client takes to start.
     async fn open(&self) -> (Timestamp, Instant) {
@@ -111,11 +145,13 @@ impl Gate {
 }
 
 /// Asks the node, copies what it renders, and does the work of an admitted call.
-async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, Json(body): Json<Value>) -> Response {
+async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, body: Bytes) -> Response {
+    // A file that is uploaded is no JSON.
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let (from, since) = gate.opened.get_or_init(|| gate.open()).await;
     gate.clock.set(from.plus_ms(u64::try_from(since.elapsed().as_millis()).expect("a short time")));
-    let resource = body["model"].as_str().unwrap_or(&path);
-    let (status, decision) = gate.rest.post("/v1/consume", gate.customer.call(resource).to_string()).await;
+    let call = gate.customer.call(gate.customer.resource(&path, &body));
+    let (status, decision) = gate.rest.post("/v1/consume", call.to_string()).await;
     assert_eq!(status.as_u16(), 200, "{decision}");
     let rendered = &decision["rendered"];
     let mut headers = HeaderMap::new();
@@ -129,8 +165,29 @@ async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, Jso
     let status = u16::try_from(rendered["status"].as_u64().expect("a status")).expect("a status");
     match rendered["body"].as_str() {
         Some(body) => (StatusCode::from_u16(status).expect("a status"), headers, body.to_owned()).into_response(),
-        None => (headers, Json(completion())).into_response(),
+        None if body["stream"] == true => (headers, streamed()).into_response(),
+        None => (headers, Json(done(&path))).into_response(),
     }
+}
+
+/// What an admitted call of a route gets.
+fn done(path: &str) -> Value {
+    match path {
+        "v1/images/generations" => json!({ "created": 1, "data": [{ "b64_json": "AAAA" }] }),
+        "v1/audio/transcriptions" => json!({ "text": "Hello yourself." }),
+        _ => completion(),
+    }
+}
+
+/// An answer that comes in many parts.
+fn streamed() -> impl IntoResponse {
+    let chunk = |number: usize| {
+        let delta = json!({ "role": "assistant", "content": format!("{number} ") });
+        let choice = json!({ "index": 0, "finish_reason": null, "delta": delta });
+        json!({ "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice] })
+    };
+    let chunks = (0..CHUNKS).map(move |number| chunk(number).to_string()).chain(["[DONE]".to_owned()]);
+    Sse::new(tokio_stream::iter(chunks.map(|data| Ok::<_, Infallible>(Event::default().data(data)))))
 }
 
 fn completion() -> Value {
@@ -206,4 +263,49 @@ async fn the_client_of_the_deapi_document_reaches_its_result_and_stops_for_the_d
     let said = Gateway::start(node, DEAPI, None).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
     assert_eq!(said["gave_up"], "daily", "{said}");
+}
+
+/// "Streaming responses count as a single request", however many parts they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_answer_counts_as_one_request() {
+    let platforms = Platforms::in_memory().await;
+    let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;
+    let said = gateway.client("openai-stream", 10).await;
+    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(10), &json!(0)), "{said}");
+    let seen: Vec<Value> = (1..=10).map(|used| json!([CHUNKS, used.to_string()])).collect();
+    assert_eq!(said["seen"], json!(seen), "the parts of each answer, and the requests used");
+    let (_, decision) = platforms.node.rest.post("/v1/check", TIERED_CHAT.call("chat").to_string()).await;
+    assert_eq!((&decision["verdict"], &decision["quotas"][0]["used"]), (&json!("denied"), &json!(10)), "{decision}");
+}
+
+/// "The resource being rate limited (e.g., chat, images, audio)", as the SDK's routes say it: all of a key count together.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_are_counted_as_chat_images_and_audio() {
+    let platforms = Platforms::in_memory().await;
+    let said = Gateway::start(&platforms.node, TIERED_CHAT, None).await.client("openai-routes", 1).await;
+    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(0)), "{said}");
+    assert_eq!(said["seen"], json!([["chat", "1"], ["images", "2"], ["audio", "3"], ["audio", "4"]]), "{said}");
+}
+
+/// The same where the policy gives each resource a counter of its own: one that is full leaves the others alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_may_be_counted_each_against_its_own_quota() {
+    let each = changed("tiered-chat.yaml", "\n  quotas: [api_key]\n", "\n  quotas: [api_key, resource]\n");
+    let platforms = Platforms::start(None, &each).await;
+    let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;
+    let said = gateway.client("openai-routes", 1).await;
+    assert_eq!(said["seen"], json!([["chat", "1"], ["images", "1"], ["audio", "1"], ["audio", "2"]]), "{said}");
+    // A route that does not say it: there the call does.
+    let mut used = [("v1/chat/completions", "chat", 1), ("v1/responses", "images", 1), ("v1/audio/speech", "audio", 2)];
+    for (route, resource, used) in &mut used {
+        while *used < 10 {
+            *used += 1;
+            let (status, headers) = gateway.post(route, json!({ "model": resource })).await;
+            let said = ["x-ratelimit-resource", "x-ratelimit-used", "x-ratelimit-limit"].map(|name| &headers[name]);
+            assert_eq!(status.as_u16(), 200, "{route}: {used}");
+            assert_eq!(said, [*resource, &*used.to_string(), "10"], "{route}");
+        }
+        let (status, headers) = gateway.post(route, json!({ "model": resource })).await;
+        assert_eq!((status.as_u16(), &headers["x-ratelimit-resource"]), (429, &HeaderValue::from_static(resource)));
+    }
 }

@@ -1,10 +1,9 @@
 //! "Limits & Quotas" of deAPI.
 
-use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tollgate_proto::v1::{Call, Reason, Upload, caller::By};
 
-use super::{Answer, Platforms, answer};
+use super::{Answer, Platforms, answer, changed, everywhere, everywhere_with};
 
 /// Endpoint, requests a minute, daily limit: "Basic Tier (Free)", every row.
 const ROWS: [(&str, u64, u64); 18] = [
@@ -59,7 +58,10 @@ fn too_many(minute: (u64, u64), daily: Option<(u64, u64)>, kind: &str, retry_aft
 
 #[tokio::test]
 async fn every_row_of_the_basic_tier() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(basic_tier).await;
+}
+
+async fn basic_tier(platforms: &Platforms) {
     let admitted = answer(200, &[], "");
     for (row, per_minute, per_day) in ROWS {
         let mut endpoints = endpoints(row).into_iter().cycle();
@@ -98,7 +100,10 @@ async fn every_row_of_the_basic_tier() {
 /// Both limits hit shortly before midnight: the type is `daily`, though the minute's wait is longer.
 #[tokio::test]
 async fn of_both_limits_the_daily_one_is_named() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(both_limits).await;
+}
+
+async fn both_limits(platforms: &Platforms) {
     for _ in 0..14 {
         assert_eq!(platforms.consume(call("basic-2", "txt2video")).await.status, 200);
         platforms.node.clock.advance_ms(60_000);
@@ -113,7 +118,10 @@ async fn of_both_limits_the_daily_one_is_named() {
 /// "300 (all endpoints)", "Daily Limit: Unlimited".
 #[tokio::test]
 async fn premium_is_one_counter_over_all_endpoints() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(premium).await;
+}
+
+async fn premium(platforms: &Platforms) {
     let all: Vec<String> = ROWS.iter().flat_map(|(row, ..)| endpoints(row)).collect();
     // More than any daily limit, three minutes running.
     for _ in 0..3 {
@@ -133,12 +141,11 @@ async fn premium_is_one_counter_over_all_endpoints() {
 /// The other reading of the document is a setting.
 #[tokio::test]
 async fn premium_may_be_counted_by_endpoint() {
-    let each = |policy: String| {
-        let changed = policy.replace("limit: 300, scope: [api_key] }", "limit: 300 }");
-        assert_ne!(changed, policy);
-        changed
-    };
-    let platforms = Platforms::start(None, each).await;
+    let each = changed("deapi.yaml", "limit: 300, scope: [api_key] }", "limit: 300 }");
+    everywhere_with(&each, premium_by_endpoint).await;
+}
+
+async fn premium_by_endpoint(platforms: &Platforms) {
     for (row, ..) in ROWS {
         let endpoint = endpoints(row).remove(0);
         let all = Call { usage: [("requests".to_owned(), 300)].into(), ..call("premium-1", &endpoint) };
@@ -151,23 +158,20 @@ async fn premium_may_be_counted_by_endpoint() {
 /// "Activated automatically when you sign up", and "activated after making any payment": at once.
 #[tokio::test]
 async fn a_payment_makes_a_basic_account_premium() {
-    let platforms = Platforms::in_memory().await;
-    let admin = async |path: &str, body: Value| {
-        let request = platforms.node.rest.request(Method::POST, &format!("/admin/v1/accounts{path}?domain=deapi"));
-        let answer = request.bearer_auth(super::ADMIN).json(&body).send().await.expect("an answer");
-        assert!(answer.status().is_success(), "{path}: {}", answer.status());
-        answer.json::<Value>().await.expect("JSON")
-    };
-    admin("", json!({ "id": "customer" })).await;
-    let issued = admin("/customer/keys", json!({ "kind": "inference" })).await;
-    let key = issued["key"]["id"].as_str().expect("a key");
+    everywhere(payment).await;
+}
+
+async fn payment(platforms: &Platforms) {
+    platforms.administer("deapi", "", json!({ "id": "customer" })).await;
+    let key = &platforms.new_key("deapi", "customer").await;
     for _ in 0..15 {
         assert_eq!(platforms.consume(call(key, "txt2video")).await.status, 200);
         platforms.node.clock.advance_ms(60_000);
     }
     let refused = platforms.refused(call(key, "txt2video")).await;
     assert!(refused.headers.contains(&("X-RateLimit-Type".to_owned(), "daily".to_owned())), "{refused:?}");
-    let told = admin("/customer/events", json!({ "id": "payment-1", "type": "payment" })).await;
+    let payment = json!({ "id": "payment-1", "type": "payment" });
+    let told = platforms.administer("deapi", "/customer/events", payment).await;
     assert_eq!(told["promoted"], json!({ "from": "basic", "to": "premium" }));
     for _ in 0..300 {
         assert_eq!(platforms.consume(call(key, "txt2video")).await, answer(200, &[], ""));
@@ -183,7 +187,10 @@ fn upload(endpoint: &str, media_type: &str, bytes: u64, duration_seconds: u64) -
 /// "File Upload Limits", every row.
 #[tokio::test]
 async fn every_row_of_the_upload_limits() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(uploads).await;
+}
+
+async fn uploads(platforms: &Platforms) {
     let rows = [
         ("img2img", "image", 10, "image"),
         ("img-upscale", "image/png", 10, "image"),
@@ -217,7 +224,10 @@ async fn every_row_of_the_upload_limits() {
 /// An upload that may not pass charges nothing, and the decision says where the caller stands.
 #[tokio::test]
 async fn a_refused_upload_charges_nothing() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(refused_upload).await;
+}
+
+async fn refused_upload(platforms: &Platforms) {
     let large = || Call { caller: call("basic-3", "aud2video").caller, ..upload("aud2video", "audio", 20 * MB + 1, 0) };
     for _ in 0..5 {
         let decision = platforms.decide(large()).await;
@@ -230,7 +240,10 @@ async fn a_refused_upload_charges_nothing() {
 
 #[tokio::test]
 async fn a_key_that_is_no_good() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(bad_key).await;
+}
+
+async fn bad_key(platforms: &Platforms) {
     let call = super::call("deapi", By::ApiKey("sk-nobody".to_owned()), "txt2img", &[]);
     let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"message":"Unauthenticated."}"#);
     assert_eq!(platforms.refused(call).await, expected);

@@ -1,9 +1,8 @@
 //! "Rate Limits" of the tiered chat platform.
 
 use tollgate_proto::v1::{Call, caller::By};
-use tollgate_store::testing::RedisServer;
 
-use super::{Answer, Platforms, answer};
+use super::{Answer, Platforms, answer, everywhere};
 
 /// Tier, requests a minute, tokens a minute, requests a day, priority.
 type Row = (&'static str, u64, u64, u64, &'static str);
@@ -110,26 +109,22 @@ async fn requests_a_day(platforms: &Platforms) {
 }
 
 #[tokio::test]
-async fn every_row_in_memory() {
-    let platforms = Platforms::in_memory().await;
-    requests_a_minute(&platforms).await;
-    tokens_a_minute(&platforms).await;
-    requests_a_day(&platforms).await;
-}
-
-#[tokio::test]
-async fn every_row_in_redis() {
-    let redis = RedisServer::start();
-    let platforms = Platforms::start(Some(redis.url()), |policy| policy).await;
-    requests_a_minute(&platforms).await;
-    tokens_a_minute(&platforms).await;
-    requests_a_day(&platforms).await;
+async fn every_row() {
+    everywhere(async |platforms| {
+        requests_a_minute(platforms).await;
+        tokens_a_minute(platforms).await;
+        requests_a_day(platforms).await;
+    })
+    .await;
 }
 
 /// "Enterprise: Unlimited, Unlimited, Unlimited".
 #[tokio::test]
 async fn enterprise_is_unlimited() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(enterprise).await;
+}
+
+async fn enterprise(platforms: &Platforms) {
     for number in 1..=200_u64 {
         let usage = [("requests", 1_000), ("tokens", 10_000_000)];
         let used = (number * 1_000).to_string();
@@ -141,7 +136,10 @@ async fn enterprise_is_unlimited() {
 /// The priority comes with the decision too, for those who do not ask for an answer.
 #[tokio::test]
 async fn the_priority_is_the_tiers() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(priority).await;
+}
+
+async fn priority(platforms: &Platforms) {
     for (tier, priority) in [("free", 1), ("basic", 2), ("pro", 3), ("enterprise", 4)] {
         let decision = platforms.decide(call(&format!("{tier}-1"), "chat", &[])).await;
         assert_eq!(decision.priority, priority, "{tier}");
@@ -154,7 +152,10 @@ async fn the_priority_is_the_tiers() {
 /// Limits are those of a key, and keys are told apart.
 #[tokio::test]
 async fn keys_are_counted_apart() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(counted_apart).await;
+}
+
+async fn counted_apart(platforms: &Platforms) {
     let full = |key| call(key, "chat", &[("requests", 10)]);
     assert_eq!(platforms.consume(full("free-1")).await.status, 200);
     assert_eq!(platforms.refused(full("free-1")).await.status, 429);
@@ -163,7 +164,10 @@ async fn keys_are_counted_apart() {
 
 #[tokio::test]
 async fn a_key_that_is_no_good() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(bad_key).await;
+}
+
+async fn bad_key(platforms: &Platforms) {
     let call = super::call("tiered-chat", By::ApiKey("sk-nobody".to_owned()), "chat", &[]);
     let body = r#"{"error":{"type":"authentication_error","message":"Invalid API key.","code":"invalid_api_key"}}"#;
     assert_eq!(platforms.refused(call).await, answer(401, &[("WWW-Authenticate", "Bearer")], body));

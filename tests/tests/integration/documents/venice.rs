@@ -1,8 +1,9 @@
 //! "Rate Limits" of the Venice API.
 
+use serde_json::json;
 use tollgate_proto::v1::{Call, ReportOutcomeRequest, caller::By};
 
-use super::{Answer, Platforms, answer};
+use super::{Answer, Platforms, answer, changed, everywhere, everywhere_with};
 
 /// Class, a model of it, requests a minute, tokens a minute.
 type Row = (&'static str, &'static str, u64, Option<u64>);
@@ -63,7 +64,10 @@ impl Headers {
 
 #[tokio::test]
 async fn every_row_of_requests_a_minute() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(requests_a_minute).await;
+}
+
+async fn requests_a_minute(platforms: &Platforms) {
     for (class, model, per_minute, tokens) in ROWS {
         let usage: &[(&str, u64)] = if tokens.is_some() { &[("tokens", 10)] } else { &[] };
         let call = || call("requests", model, usage);
@@ -91,7 +95,10 @@ async fn every_row_of_requests_a_minute() {
 
 #[tokio::test]
 async fn every_row_of_tokens_a_minute() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(tokens_a_minute).await;
+}
+
+async fn tokens_a_minute(platforms: &Platforms) {
     for (class, model, per_minute, tokens) in ROWS {
         let call = |tokens| call("tokens", model, &[("tokens", tokens)]);
         let start = platforms.seconds();
@@ -120,7 +127,10 @@ async fn every_row_of_tokens_a_minute() {
 
 #[tokio::test]
 async fn video_and_music_are_not_limited() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(video_and_music).await;
+}
+
+async fn video_and_music(platforms: &Platforms) {
     for model in NOT_LIMITED {
         for _ in 0..50 {
             let admitted = platforms.consume(call("video", model, &[("requests", 1_000_000)])).await;
@@ -132,7 +142,10 @@ async fn video_and_music_are_not_limited() {
 /// "Each model resolves to a model-specific override if one exists", for partners with numbers of their own.
 #[tokio::test]
 async fn a_partner_has_limits_of_its_own() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(partner).await;
+}
+
+async fn partner(platforms: &Platforms) {
     for (model, requests, tokens) in [
         ("llama-3.3-70b", 1_000, Some(20_000_000)),
         ("claude-sonnet-4-6", 2_000, Some(20_000_000)),
@@ -152,7 +165,10 @@ async fn a_partner_has_limits_of_its_own() {
 /// Counters are the account's and the model's.
 #[tokio::test]
 async fn accounts_and_models_are_counted_apart() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(counted_apart).await;
+}
+
+async fn counted_apart(platforms: &Platforms) {
     let full = |account, model| call(account, model, &[("requests", 20)]);
     for (account, model) in [("a", "venice-sd35"), ("a", "upscaler"), ("b", "venice-sd35")] {
         assert_eq!(platforms.consume(full(account, model)).await.status, 200, "{account} {model}");
@@ -160,10 +176,67 @@ async fn accounts_and_models_are_counted_apart() {
     assert_eq!(platforms.refused(full("a", "venice-sd35")).await.status, 429);
 }
 
+/// Two keys of one account, each row: by default the first uses up what the second could have had; as a setting each has
+/// the whole limit, and is refused one further, whatever the other does.
+async fn two_keys(platforms: &Platforms, apart: bool) {
+    platforms.administer("venice", "", json!({ "id": "two-keys" })).await;
+    let keys = [platforms.new_key("venice", "two-keys").await, platforms.new_key("venice", "two-keys").await];
+    for (class, model, per_minute, tokens) in ROWS {
+        let call = |key: &str, requests: u64| {
+            let usage = [("requests", requests), ("tokens", 10)];
+            let usage = if tokens.is_some() { &usage[..] } else { &usage[..1] };
+            super::call("venice", By::ApiKeyId(key.to_owned()), model, usage)
+        };
+        let start = platforms.seconds();
+        let headers = |requests, calls| Headers {
+            requests: (per_minute, per_minute - requests, start + 60),
+            tokens: tokens.map(|limit| (limit, limit - 10 * calls, 60)),
+        };
+        let admitted = async |key: &str, requests, (used, calls): (u64, u64)| {
+            let expected = headers(used, calls).on(200, &[], "");
+            assert_eq!(platforms.consume(call(key, requests)).await, expected, "{class}: {used} with {key}");
+        };
+        let refused = async |key: &str| {
+            let body = r#"{"error":"Rate limit exceeded"}"#;
+            let expected = headers(per_minute, 2).on(429, &[("Retry-After", "60")], body);
+            assert_eq!(platforms.refused(call(key, 1)).await, expected, "{class}: one more with {key}");
+        };
+        let [one, two] = &keys;
+        let (almost, full) = ((per_minute - 1, 1), (per_minute, 2));
+        admitted(one, per_minute - 1, almost).await;
+        if apart {
+            admitted(one, 1, full).await;
+            refused(one).await;
+            admitted(two, per_minute - 1, almost).await;
+            admitted(two, 1, full).await;
+            refused(two).await;
+        } else {
+            admitted(two, 1, full).await;
+            refused(one).await;
+            refused(two).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_of_an_account_share_its_limits() {
+    everywhere(async |platforms| two_keys(platforms, false).await).await;
+}
+
+#[tokio::test]
+async fn keys_of_an_account_may_be_counted_apart() {
+    let scope = "\n  quotas: [account, resource]\n";
+    let each = changed("venice.yaml", scope, "\n  quotas: [api_key, resource]\n");
+    everywhere_with(&each, async |platforms| two_keys(platforms, true).await).await;
+}
+
 /// "Abuse Protection: more than 20 failed requests in 30 seconds".
 #[tokio::test]
 async fn too_many_failed_requests_are_blocked() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(failed_requests).await;
+}
+
+async fn failed_requests(platforms: &Platforms) {
     let model = "llama-3.3-70b";
     let attempt = || call("failing", model, &[("tokens", 100)]);
     let start = platforms.seconds();
@@ -197,7 +270,10 @@ async fn too_many_failed_requests_are_blocked() {
 
 #[tokio::test]
 async fn a_key_that_is_no_good() {
-    let platforms = Platforms::in_memory().await;
+    everywhere(bad_key).await;
+}
+
+async fn bad_key(platforms: &Platforms) {
     let call = super::call("venice", By::ApiKey("sk-nobody".to_owned()), "llama-3.3-70b", &[]);
     let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#);
     assert_eq!(platforms.refused(call).await, expected);

@@ -89,9 +89,9 @@ async fn no_route_is_open_by_accident() {
     }
 }
 
-/// On loopback and without any token set up, services are let in, and administrators are not.
+/// On loopback that is open, services are let in without any token, and administrators are not.
 #[tokio::test]
-async fn the_embedded_default_has_no_administrators() {
+async fn open_loopback_has_no_administrators() {
     let node = memory_node_with(Options::default(), &shop(100)).await;
     for (method, path, _) in routes(&node).await {
         let anything = format!("Bearer {ADMIN}").into_bytes();

@@ -39,6 +39,9 @@ pub(crate) struct Node {
 /// The settings of a node with this policy file and listeners of the test's choice.
 fn settings(mut options: Options, policy: PathBuf) -> Settings {
     options.policy.push(policy);
+    if options.service_tokens.is_none() {
+        options.open_loopback.get_or_insert(true);
+    }
     // Tests try many a bad key from the one address they have.
     options.max_login_failures.get_or_insert(0);
     options.settle(None).expect("the settings are good")

@@ -26,7 +26,13 @@ fn tollgate() -> &'static Path {
             None => panic!("no profile in {}", folder.display()),
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
+        let mut command = Command::new(cargo);
+        // What cargo says to this test of its package, it would say to the build as well, and dependencies whose build
+        // scripts ask for that would be built anew each time.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_package(&name.to_string_lossy())) {
+            command.env_remove(name);
+        }
+        let built = command
             .args(["build", "--quiet", "--package", "tollgate-server", "--bin", "tollgate", "--profile", profile])
             .arg("--target-dir")
             .arg(target)
@@ -38,23 +44,32 @@ fn tollgate() -> &'static Path {
     })
 }
 
+fn is_of_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| variable.starts_with(of_package))
+}
+
 /// A process that is being put together.
-pub(crate) struct ProcessBuilder(Command);
+pub(crate) struct ProcessBuilder {
+    command: Command,
+    /// Whether it is a node to which no test has given tokens for services, and which is to be open without them.
+    open: bool,
+}
 
 impl ProcessBuilder {
-    /// With the policy file at `policy`, on free loopback ports, and no variable of the test's own environment
-    /// that would change it. It is patient with its Redis unless a flag says otherwise, as that shares the machine
+    /// With the policy file at `policy`, on free loopback ports, open to services unless `--service-tokens` follow,
+    /// and no variable of the test's own environment that would change it. It is patient with its Redis unless a flag says otherwise, as that shares the machine
     /// with all tests.
     pub(crate) fn new(policy: &Path) -> Self {
         let node = Self::bare().arg("--policy").arg(policy).env("TOLLGATE_STORE_DEADLINE_MS", "4000");
-        node.arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
+        let node = node.arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0");
+        Self { open: true, ..node }
     }
 
     /// Without any setting.
     pub(crate) fn bare() -> Self {
         let mut builder = Self::program(tollgate());
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE_")) {
-            builder.0.env_remove(name);
+            builder.command.env_remove(name);
         }
         builder
     }
@@ -63,21 +78,22 @@ impl ProcessBuilder {
     pub(crate) fn program(program: &Path) -> Self {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self(command)
+        Self { command, open: false }
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.0.arg(arg);
+        let arg = arg.as_ref();
+        self.open &= !arg.to_string_lossy().starts_with("--service-tokens");
+        self.command.arg(arg);
         self
     }
 
-    pub(crate) fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
-        self.0.args(args);
-        self
+    pub(crate) fn args<'a>(self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        args.into_iter().fold(self, Self::arg)
     }
 
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.0.env(name, value);
+        self.command.env(name, value);
         self
     }
 
@@ -87,8 +103,8 @@ impl ProcessBuilder {
     }
 
     /// Runs something that ends by itself, for at most half a minute.
-    pub(crate) fn output(mut self) -> (ExitStatus, String, String) {
-        let child = self.0.spawn().expect("the binary runs");
+    pub(crate) fn output(self) -> (ExitStatus, String, String) {
+        let child = self.spawn();
         let id = child.id();
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || done.send(child.wait_with_output()));
@@ -101,9 +117,16 @@ impl ProcessBuilder {
         (output.status, text(&output.stdout), text(&output.stderr))
     }
 
+    fn spawn(mut self) -> Child {
+        if self.open {
+            self.command.arg("--open-loopback");
+        }
+        self.command.spawn().expect("the binary runs")
+    }
+
     /// Starts a node, and returns once it said where it listens.
-    pub(crate) fn start(mut self) -> Process {
-        let mut child = self.0.spawn().expect("the binary runs");
+    pub(crate) fn start(self) -> Process {
+        let mut child = self.spawn();
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let mut from = child.stderr.take().expect("piped");
         let to = Arc::clone(&stderr);

@@ -9,9 +9,9 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
 use tollgate_store::refusals::Refusal;
-use utoipa::{IntoParams, IntoResponses, ToSchema};
+use utoipa::{IntoParams, ToSchema};
 
-use super::{PlainError, barred, failed, plain, unauthenticated};
+use super::{Failures, barred, failed, plain, unauthenticated};
 use crate::{
     auth::{ClientAddr, token},
     rest::{Shared, traceparent},
@@ -50,28 +50,6 @@ struct LogEntry {
     rate_limit_type: String,
     /// By the clock of the counters' store, RFC 3339.
     timestamp: String,
-}
-
-/// What may go wrong when a caller asks for the log.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "for the description of the API")]
-enum Failures {
-    #[response(status = 400, description = "The query is wrong")]
-    Invalid(PlainError),
-    #[response(
-        status = 401,
-        description = "There is no good API key in the Authorization header, or it may not see that"
-    )]
-    BadKey(PlainError),
-    #[response(
-        status = 429,
-        description = "The client address is blocked, or the node has more to do than it takes in"
-    )]
-    Barred(PlainError),
-    #[response(status = 503, description = "The log cannot be reached within the deadline")]
-    Unavailable(PlainError),
-    #[response(status = 504, description = "The call took too long")]
-    Late(PlainError),
 }
 
 /// The calls that were refused last.

@@ -1,0 +1,305 @@
+//! What may be set of a node, as it is written.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::ClientOptions;
+use crate::{auth::ForwardedHeader, telemetry::LogFormat};
+
+/// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
+/// flags.
+#[derive(Args, Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Options {
+    /// Policy file, or folder of policy files; several may be given [default: the embedded Venice policy]
+    #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
+    #[serde(default)]
+    pub policy: Vec<PathBuf>,
+
+    /// Redis that keeps the counters, shared by all nodes, as in `redis://user:password@host:port/db`; the schemes are
+    /// `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: this process's memory]
+    #[arg(long, env = "TOLLGATE_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis: Option<String>,
+
+    /// User at Redis, if the URL does not name it
+    #[arg(long, env = "TOLLGATE_REDIS_USER", value_name = "NAME")]
+    pub redis_user: Option<String>,
+
+    /// File with the password at Redis, if the URL does not hold it
+    #[arg(long, env = "TOLLGATE_REDIS_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// User at the sentinels, whose users are their own
+    #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_USER", value_name = "NAME")]
+    pub redis_sentinel_user: Option<String>,
+
+    /// File with the password at the sentinels
+    #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_sentinel_password_file: Option<PathBuf>,
+
+    /// Certificates of the authorities that vouch for Redis, PEM [default: the system's]
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_CA", value_name = "FILE")]
+    pub redis_tls_ca: Option<PathBuf>,
+
+    /// This node's certificate for Redis, PEM
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_CERT", value_name = "FILE")]
+    pub redis_tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, PEM
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_KEY", value_name = "FILE")]
+    pub redis_tls_key: Option<PathBuf>,
+
+    /// What every key in Redis begins with [default: tg]
+    #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
+    pub redis_key_prefix: Option<String>,
+
+    /// Connections to each Redis server that all calls share [default: as many as threads]
+    #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
+    pub redis_connections: Option<usize>,
+
+    /// How long a call may wait for the store, in milliseconds [default: 250]
+    #[arg(long, env = "TOLLGATE_STORE_DEADLINE_MS", value_name = "MS")]
+    pub store_deadline_ms: Option<u64>,
+
+    /// Calls to the store under way at once; more are refused [default: 8192]
+    #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
+    pub store_max_in_flight: Option<usize>,
+
+    /// Counters of one account at once whose names callers choose, by free attributes or by the matches of a wildcard; a
+    /// call that needs one more is refused [default: 10000]
+    #[arg(long, env = "TOLLGATE_MAX_COUNTERS_PER_ACCOUNT", value_name = "N")]
+    pub max_counters_per_account: Option<u32>,
+
+    /// Nodes that share the limits, for quotas with `on_failure: local` [default: 1]
+    #[arg(long, env = "TOLLGATE_NODE_COUNT", value_name = "N")]
+    pub node_count: Option<usize>,
+
+    /// Scopes that memory keeps counters for at once, without Redis and while it is away [default: 1000000]
+    #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
+    pub memory_max_scopes: Option<usize>,
+
+    /// Redis that keeps accounts and keys [default: the one that keeps the counters, or this process's memory]
+    #[arg(long, env = "TOLLGATE_ACCOUNTS_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub accounts_redis: Option<String>,
+
+    /// Accounts that memory keeps at once, without Redis [default: 100000]
+    #[arg(long, env = "TOLLGATE_MEMORY_MAX_ACCOUNTS", value_name = "N")]
+    pub memory_max_accounts: Option<usize>,
+
+    /// Accounts, keys and secrets, each, that a node remembers [default: 100000]
+    #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_ENTRIES", value_name = "N")]
+    pub account_cache_entries: Option<usize>,
+
+    /// How long a node believes what it remembers of an account while it hears of no change, in milliseconds
+    /// [default: 60000]
+    #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
+    pub account_cache_ttl_ms: Option<u64>,
+
+    /// Address for REST, metrics and health; beyond loopback only with --service-tokens and TLS
+    /// [default: 127.0.0.1:8080]
+    #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
+    pub http_listen: Option<SocketAddr>,
+
+    /// Address for gRPC; beyond loopback only with --service-tokens and TLS [default: 127.0.0.1:8081]
+    #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
+    pub grpc_listen: Option<SocketAddr>,
+
+    /// File of the tokens that let services in, over gRPC and on /v1 [default: none; with the embedded policy loopback
+    /// is open to services]
+    #[arg(long, env = "TOLLGATE_SERVICE_TOKENS", value_name = "FILE")]
+    pub service_tokens: Option<PathBuf>,
+
+    /// Whether, without --service-tokens, whoever reaches the loopback address may act as any service [default: with
+    /// the embedded policy alone]
+    #[arg(
+        long,
+        env = "TOLLGATE_OPEN_LOOPBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub open_loopback: Option<bool>,
+
+    /// File of the tokens that let administrators in, on /admin/v1 [default: none; nobody gets in]
+    #[arg(long, env = "TOLLGATE_ADMIN_TOKENS", value_name = "FILE")]
+    pub admin_tokens: Option<PathBuf>,
+
+    /// Certificate of the node, PEM; with --tls-key REST and gRPC are served by TLS alone
+    #[arg(long, env = "TOLLGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the node's certificate, PEM
+    #[arg(long, env = "TOLLGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities of client certificates, PEM; --service-tokens says whose certificate acts where
+    #[arg(long, env = "TOLLGATE_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Listen beyond loopback without TLS, as something else encrypts, such as a mesh
+    #[arg(
+        long,
+        env = "TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub plaintext_beyond_loopback: Option<bool>,
+
+    /// Address for metrics and health alone, in plain text and open to all [default: beside REST]
+    #[arg(long, env = "TOLLGATE_OPS_LISTEN", value_name = "ADDR")]
+    pub ops_listen: Option<SocketAddr>,
+
+    /// Names, without ports, by which REST is called [default: those of loopback on loopback, else any]
+    #[arg(long, env = "TOLLGATE_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+
+    /// Networks of proxies that are trusted to name the caller [default: none]
+    #[arg(long, env = "TOLLGATE_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+
+    /// Header in which they name it [default: x-forwarded-for]
+    #[arg(long, env = "TOLLGATE_FORWARDED_HEADER", value_name = "NAME")]
+    pub forwarded_header: Option<ForwardedHeader>,
+
+    /// Attempts to log in that may fail in 30 s from one address, before it is turned away for 30 s; 0 for any
+    /// number [default: 20]
+    #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
+    pub max_login_failures: Option<u32>,
+
+    /// Connections on each listener at once; more are closed [default: 4096]
+    #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<u64>,
+
+    /// How long an HTTP/1 client may take until its next request's headers are there, in milliseconds
+    /// [default: 30000]
+    #[arg(long, env = "TOLLGATE_HEADER_TIMEOUT_MS", value_name = "MS")]
+    pub header_timeout_ms: Option<u64>,
+
+    /// How long a connection may be without a call, in milliseconds [default: 300000]
+    #[arg(long, env = "TOLLGATE_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub idle_timeout_ms: Option<u64>,
+
+    /// Largest request body or message, in bytes [default: 65536]
+    #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
+    pub max_request_bytes: Option<usize>,
+
+    /// Calls in work at once on each gRPC connection, and over REST in all [default: 1024]
+    #[arg(long, env = "TOLLGATE_MAX_CONCURRENT_CALLS", value_name = "N")]
+    pub max_concurrent_calls: Option<usize>,
+
+    /// How long a call may take in all, in milliseconds [default: 5000]
+    #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
+    pub call_timeout_ms: Option<u64>,
+
+    /// Open `ConsumeStream`s; more are refused [default: 256]
+    #[arg(long, env = "TOLLGATE_MAX_STREAMS", value_name = "N")]
+    pub max_streams: Option<usize>,
+
+    /// Calls of one `ConsumeStream` without an answer that the client took; no more are read [default: 128]
+    #[arg(long, env = "TOLLGATE_STREAM_CALLS", value_name = "N")]
+    pub stream_calls: Option<usize>,
+
+    /// How long a `ConsumeStream` may be idle, in milliseconds [default: 300000]
+    #[arg(long, env = "TOLLGATE_STREAM_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub stream_idle_timeout_ms: Option<u64>,
+
+    /// How long a reservation lives that does not say it, in milliseconds, from 1000 to 3600000 [default: 600000]
+    #[arg(long, env = "TOLLGATE_RESERVATION_TTL_MS", value_name = "MS")]
+    pub reservation_ttl_ms: Option<u32>,
+
+    /// How long an admission is remembered by its request id, in milliseconds, from 1000 to 86400000 [default: 600000]
+    #[arg(long, env = "TOLLGATE_REQUEST_ID_TTL_MS", value_name = "MS")]
+    pub request_id_ttl_ms: Option<u32>,
+
+    /// How long a node goes on taking calls in after SIGTERM while `/readyz` says that it will not, in milliseconds
+    /// [default: 1000]
+    #[arg(long, env = "TOLLGATE_DRAIN_DELAY_MS", value_name = "MS")]
+    pub drain_delay_ms: Option<u64>,
+
+    /// How long calls in work may take to end after that, in milliseconds [default: 10000]
+    #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
+    pub drain_timeout_ms: Option<u64>,
+
+    /// Threads that connections, and the calls on them, are spread over [default: as many as processors]
+    #[arg(long, env = "TOLLGATE_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// How logs are written to standard error [default: pretty]
+    #[arg(long, env = "TOLLGATE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What is logged, as in `info,tollgate_server=debug` [default: info]
+    #[arg(long, env = "TOLLGATE_LOG_FILTER", value_name = "FILTER")]
+    pub log_filter: Option<String>,
+
+    /// What the commands that administer a node are set to. They have flags of their own.
+    #[arg(skip)]
+    #[serde(default)]
+    pub client: ClientOptions,
+}
+
+impl Options {
+    /// These options, and where they say nothing the others.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            policy: if self.policy.is_empty() { other.policy } else { self.policy },
+            redis: self.redis.or(other.redis),
+            redis_user: self.redis_user.or(other.redis_user),
+            redis_password_file: self.redis_password_file.or(other.redis_password_file),
+            redis_sentinel_user: self.redis_sentinel_user.or(other.redis_sentinel_user),
+            redis_sentinel_password_file: self.redis_sentinel_password_file.or(other.redis_sentinel_password_file),
+            redis_tls_ca: self.redis_tls_ca.or(other.redis_tls_ca),
+            redis_tls_cert: self.redis_tls_cert.or(other.redis_tls_cert),
+            redis_tls_key: self.redis_tls_key.or(other.redis_tls_key),
+            redis_key_prefix: self.redis_key_prefix.or(other.redis_key_prefix),
+            redis_connections: self.redis_connections.or(other.redis_connections),
+            store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),
+            store_max_in_flight: self.store_max_in_flight.or(other.store_max_in_flight),
+            max_counters_per_account: self.max_counters_per_account.or(other.max_counters_per_account),
+            node_count: self.node_count.or(other.node_count),
+            memory_max_scopes: self.memory_max_scopes.or(other.memory_max_scopes),
+            accounts_redis: self.accounts_redis.or(other.accounts_redis),
+            memory_max_accounts: self.memory_max_accounts.or(other.memory_max_accounts),
+            account_cache_entries: self.account_cache_entries.or(other.account_cache_entries),
+            account_cache_ttl_ms: self.account_cache_ttl_ms.or(other.account_cache_ttl_ms),
+            http_listen: self.http_listen.or(other.http_listen),
+            grpc_listen: self.grpc_listen.or(other.grpc_listen),
+            service_tokens: self.service_tokens.or(other.service_tokens),
+            open_loopback: self.open_loopback.or(other.open_loopback),
+            admin_tokens: self.admin_tokens.or(other.admin_tokens),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
+            tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
+            plaintext_beyond_loopback: self.plaintext_beyond_loopback.or(other.plaintext_beyond_loopback),
+            ops_listen: self.ops_listen.or(other.ops_listen),
+            allowed_hosts: if self.allowed_hosts.is_empty() { other.allowed_hosts } else { self.allowed_hosts },
+            trusted_proxies: if self.trusted_proxies.is_empty() { other.trusted_proxies } else { self.trusted_proxies },
+            forwarded_header: self.forwarded_header.or(other.forwarded_header),
+            max_login_failures: self.max_login_failures.or(other.max_login_failures),
+            max_connections: self.max_connections.or(other.max_connections),
+            header_timeout_ms: self.header_timeout_ms.or(other.header_timeout_ms),
+            idle_timeout_ms: self.idle_timeout_ms.or(other.idle_timeout_ms),
+            max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
+            max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
+            call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),
+            max_streams: self.max_streams.or(other.max_streams),
+            stream_calls: self.stream_calls.or(other.stream_calls),
+            stream_idle_timeout_ms: self.stream_idle_timeout_ms.or(other.stream_idle_timeout_ms),
+            reservation_ttl_ms: self.reservation_ttl_ms.or(other.reservation_ttl_ms),
+            request_id_ttl_ms: self.request_id_ttl_ms.or(other.request_id_ttl_ms),
+            drain_delay_ms: self.drain_delay_ms.or(other.drain_delay_ms),
+            drain_timeout_ms: self.drain_timeout_ms.or(other.drain_timeout_ms),
+            threads: self.threads.or(other.threads),
+            log_format: self.log_format.or(other.log_format),
+            log_filter: self.log_filter.or(other.log_filter),
+            client: other.client,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Where services need not say who they are: on loopback, with the embedded policy or where somebody said so.
+
+use tollgate_store::testing::RedisServer;
+use tonic::Code;
+
+use crate::harness::{Process, ProcessBuilder, account, call, consume, folder_with, hash_of, shop};
+
+/// Free ports of loopback, and no other setting.
+fn bare() -> ProcessBuilder {
+    ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
+}
+
+/// What a node says that does not start.
+fn refused(node: ProcessBuilder) -> String {
+    let (status, stdout, stderr) = node.output();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stdout.is_empty(), "{stdout}");
+    stderr
+}
+
+/// The code and the status with which it turns away a service that shows nothing.
+async fn turns_away(node: &Process) -> Option<(Code, u16)> {
+    let body = r#"{"caller":{"account":"a"},"resource":"llama-3.3-70b"}"#;
+    let (status, _) = node.rest.post("/v1/consume", body).await;
+    let code = consume(&node.grpc, call(account("a"), "llama-3.3-70b", &[])).await.err().map(|status| status.code());
+    assert_eq!(code.is_none(), status.is_success(), "{code:?} {status}");
+    code.map(|code| (code, status.as_u16()))
+}
+
+#[tokio::test]
+async fn a_node_with_a_policy_of_its_own_knows_its_services_or_is_told_that_loopback_is_open() {
+    let (folder, policy) = folder_with(&shop(100).replace("  model:", "  llama-3.3-70b:"));
+    let own = || bare().arg("--policy").arg(&policy);
+    for node in [own(), own().redis("redis://127.0.0.1:1"), own().env("TOLLGATE_OPEN_LOOPBACK", "false")] {
+        let said = refused(node);
+        assert!(said.starts_with("service-tokens: is missing"), "{said}");
+        for setting in ["service-tokens", "tls-client-ca", "open-loopback"] {
+            assert!(said.contains(setting), "no {setting} in {said}");
+        }
+    }
+    let config = folder.path().join("tollgate.conf");
+    std::fs::write(&config, "open-loopback: true\n").unwrap();
+    for open in
+        [own().arg("--open-loopback"), own().env("TOLLGATE_OPEN_LOOPBACK", "true"), own().arg("--config").arg(&config)]
+    {
+        assert_eq!(turns_away(&open.start()).await, None);
+    }
+    let tokens = folder.path().join("services.yaml");
+    let hash = hash_of("tgt_integration-token-of-the-shop-0123456789");
+    std::fs::write(&tokens, format!("tokens: [{{ name: shop, hash: '{hash}', domains: all }}]")).unwrap();
+    let closed = || own().arg("--service-tokens").arg(&tokens);
+    assert_eq!(turns_away(&closed().start()).await, Some((Code::Unauthenticated, 401)));
+    let said = refused(closed().arg("--open-loopback"));
+    assert!(said.starts_with("open-loopback: does not go with service-tokens"), "{said}");
+}
+
+#[tokio::test]
+async fn a_node_with_the_embedded_policy_is_open_on_loopback() {
+    let redis = RedisServer::start();
+    for open in [bare(), bare().redis(&redis.url())] {
+        assert_eq!(turns_away(&open.start()).await, None);
+    }
+    let said = refused(bare().arg("--open-loopback=false"));
+    assert!(said.starts_with("service-tokens: is missing"), "{said}");
+}
+
+#[test]
+fn only_loopback_can_be_open() {
+    let (_folder, policy) = folder_with(&shop(100));
+    for setting in ["http-listen", "grpc-listen"] {
+        for node in [ProcessBuilder::bare(), ProcessBuilder::bare().arg("--policy").arg(&policy)] {
+            let said = refused(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
+            assert!(said.contains(&format!("open-loopback: does not go with {setting}")), "{said}");
+            assert!(said.contains(&format!("\n{setting}: ")) && said.contains("set service-tokens"), "{said}");
+        }
+    }
+}
