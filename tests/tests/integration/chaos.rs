@@ -4,7 +4,6 @@
 
 mod clock;
 mod load;
-mod proxy;
 
 use std::time::Duration;
 
@@ -13,10 +12,8 @@ use tollgate_store::testing::{
     topologies::{RedisCluster, SentinelTrio},
 };
 
-use self::{
-    load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report},
-    proxy::Proxy,
-};
+use self::load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report};
+use crate::harness::Proxy;
 
 /// How long the fault of a case lasts, unless the case says otherwise.
 const FAULT: Duration = Duration::from_secs(3);

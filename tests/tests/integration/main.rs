@@ -30,6 +30,8 @@ mod metrics;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod pacing;
 #[cfg(test)]
 mod pools;
