@@ -55,7 +55,7 @@ const REFUND: &str = lua!("block" "ledger" "refund");
 const EXTEND: &str = lua!("record" "slots" "extend");
 
 impl Scripts {
-    fn behind(clock: &'static str) -> Self {
+    fn behind(clock: &str) -> Self {
         let script = |code: &str| Script::new([clock, code].concat());
         Self {
             usual: UsualScripts::between([clock, BLOCK].concat(), APPLY),
@@ -98,6 +98,13 @@ impl RedisStore {
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
         let scripts = Arc::new(Scripts::behind(lua!("clock_injected")));
         Ok(Self { link: Link::open(config)?, scripts, clock: Some(Arc::new(move || clock.now())) })
+    }
+
+    /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
+    #[cfg(feature = "testing")]
+    pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
+        let scripts = Arc::new(Scripts::behind(concat!("-- Another version.\n", lua!("clock"))));
+        Ok(Self { link: Link::open(config)?, scripts, clock: None })
     }
 
     /// The way to Redis.

@@ -44,7 +44,7 @@ pub enum Fault {
     Unauthenticated,
     /// `CROSSSLOT`: the keys are in several slots. Nothing was run.
     CrossSlot,
-    /// A counter was written by another version of the scripts. Nothing was written.
+    /// A counter or a record was written by another version of the scripts. Nothing was written.
     OtherVersion,
     /// Anything else that the server said no to.
     Refused,
