@@ -26,15 +26,15 @@ fn tollgate() -> &'static Path {
             None => panic!("no profile in {}", folder.display()),
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
+        let mut command = Command::new(cargo);
         // What cargo tells this test of itself would make build scripts that read it run anew, and all behind them.
         for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-                build.env_remove(&name);
+            let of_this_test = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+            if of_this_test.iter().any(|front| name.as_encoded_bytes().starts_with(front.as_bytes())) {
+                command.env_remove(&name);
             }
         }
-        let built = build
+        let built = command
             .args(["build", "--quiet", "--package", "tollgate-server", "--bin", "tollgate", "--profile", profile])
             .arg("--target-dir")
             .arg(target)
