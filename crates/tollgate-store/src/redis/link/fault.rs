@@ -46,6 +46,8 @@ pub enum Fault {
     CrossSlot,
     /// A counter or a record was written by another version of the scripts. Nothing was written.
     OtherVersion,
+    /// Fewer replicas than are waited for had the charge in time. It was made.
+    Unreplicated,
     /// Anything else that the server said no to.
     Refused,
 }
@@ -63,7 +65,7 @@ pub(super) enum Remedy {
 
 impl Fault {
     /// All of them, for metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Unconnected,
         Self::Resting,
         Self::NoAnswer,
@@ -84,6 +86,7 @@ impl Fault {
         Self::Unauthenticated,
         Self::CrossSlot,
         Self::OtherVersion,
+        Self::Unreplicated,
         Self::Refused,
     ];
 
@@ -110,6 +113,7 @@ impl Fault {
             Self::Unauthenticated => "noauth",
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
+            Self::Unreplicated => "unreplicated",
             Self::Refused => "refused",
         }
     }
@@ -149,6 +153,7 @@ impl Fault {
             | Self::NoPermission
             | Self::CrossSlot
             | Self::OtherVersion
+            | Self::Unreplicated
             | Self::Refused => Remedy::None,
         }
     }
@@ -243,7 +248,7 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         let Failure { fault, text, .. } = failure;
         match fault {
-            Fault::NoAnswer | Fault::Broken => Self::Indeterminate(text),
+            Fault::NoAnswer | Fault::Broken | Fault::Unreplicated => Self::Indeterminate(text),
             Fault::Unconnected
             | Fault::Resting
             | Fault::Moved
@@ -312,7 +317,7 @@ mod tests {
     fn only_a_request_that_may_have_run_is_indeterminate() {
         for fault in Fault::ALL {
             let unknown = matches!(StoreError::from(Failure::new(fault, "")), StoreError::Indeterminate(_));
-            assert_eq!(unknown, matches!(fault, Fault::NoAnswer | Fault::Broken), "{fault:?}");
+            assert_eq!(unknown, matches!(fault, Fault::NoAnswer | Fault::Broken | Fault::Unreplicated), "{fault:?}");
         }
     }
 }
