@@ -26,7 +26,8 @@ local holds, id, hold_ttl, has_id, digest, request_ttl, shape, tells, scopes =
 local reservation_key, request_key = KEYS[#KEYS - has_id], KEYS[#KEYS]
 local first_scope = #KEYS - has_id - holds - scopes
 if has_id == 1 then
-  local known, _, _, record = recall(request_key)
+  local wrong, known, _, _, record = recall(request_key)
+  if wrong then return redis.error_reply(wrong) end
   if known then
     if string.sub(record, 12, 27) ~= digest then return struct.pack('<BI6', 4, now) end
     return '\3' .. string.sub(record, 28)

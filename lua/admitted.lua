@@ -36,7 +36,7 @@ if admitted and holds + tells > 0 then
   charges = struct.pack('<' .. string.rep('I6I7', rows), unpack(made))
 end
 if admitted and holds == 1 then
-  redis.call('SET', reservation_key, struct.pack('<BI6I4', 0, now, hold_ttl) .. ARGV[3] .. charges,
+  redis.call('SET', reservation_key, head(0, now, hold_ttl) .. ARGV[3] .. charges,
     'PX', hold_ttl > shortest_ttl and hold_ttl or shortest_ttl)
 end
 
@@ -44,7 +44,7 @@ local answer = struct.pack('<BI6' .. string.rep('I7I6I6', rows), unpack(reply, 1
   .. struct.pack('<' .. string.rep('I7I6I6', slot_rows), unpack(slot_statuses))
 if admitted and has_id == 1 then
   redis.call('SET', request_key,
-    struct.pack('<BI6I4', 2, now, request_ttl) .. digest .. shape .. struct.pack('<Bc16I6', holds, id, now + hold_ttl)
+    head(2, now, request_ttl) .. digest .. shape .. struct.pack('<Bc16I6', holds, id, now + hold_ttl)
       .. answer .. ARGV[4], 'PX', request_ttl > shortest_ttl and request_ttl or shortest_ttl)
 end
 return tells == 1 and answer .. charges or answer

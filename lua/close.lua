@@ -12,7 +12,8 @@
 -- record   state 1: closed: the reply from the time on
 
 local reservation_key = KEYS[#KEYS]
-local state, from, ttl, record = recall(reservation_key)
+local wrong, state, from, ttl, record = recall(reservation_key)
+if wrong then return redis.error_reply(wrong) end
 if not state then return '\0' end
 if state ~= 0 then return '\3' .. string.sub(record, 12) end
 do

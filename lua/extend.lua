@@ -5,7 +5,8 @@
 -- reply    empty: there is none, or it has ended; else 0 u8 and when it ends u48 (ms); or 1 u8 if it is closed, and
 --          what stands in its record behind the first 11 bytes
 
-local state, _, old_ttl, value = recall(KEYS[1])
+local wrong, state, _, old_ttl, value = recall(KEYS[1])
+if wrong then return redis.error_reply(wrong) end
 if not state then return '' end
 if state ~= 0 then return '\1' .. string.sub(value, 12) end
 local id, ttl = struct.unpack('<c16I4', ARGV[1])

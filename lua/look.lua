@@ -4,6 +4,7 @@
 -- reply    empty: there is none, or it has ended; else its state u8 (0 holds, 1 closed), now u48, when it ends u48
 --          (ms), and what stands in its record behind the first 11 bytes (see admit.lua and close.lua)
 
-local state, from, ttl, value = recall(KEYS[1])
+local wrong, state, from, ttl, value = recall(KEYS[1])
+if wrong then return redis.error_reply(wrong) end
 if not state then return '' end
 return struct.pack('<BI6I6', state, now, from + ttl) .. string.sub(value, 12)

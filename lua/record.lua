@@ -1,19 +1,31 @@
--- Records: a reservation, or a call with a request id, in one string value: state u8 (see the scripts), from u48
--- and for how long u32 (ms) it counts, then what the scripts say. The algorithm is that of tollgate-core's
--- reservation.rs.
+-- Records: a reservation, or a call with a request id, in one string value: version of the layout and state u8
+-- (4 * version + state; the version is 1, the states are those of the scripts), from u48 and for how long u32 (ms)
+-- it counts, then what the scripts say. The algorithm is that of tollgate-core's reservation.rs.
 --
--- recall(key)  state, from, ttl and the value, if the record still counts. When the clock went back, it counts
---              from now, for good: nothing lasts longer than its time to live.
+-- recall(key)  false, state, from, ttl and the value, if the record still counts; else false alone. Or what is wrong,
+--              if it cannot be read. When the clock went back, it counts from now, for good: nothing lasts longer
+--              than its time to live.
+-- head(state, from, ttl)  what a record begins with
+
+local RECORD_VERSION = 1
+
+local function head(state, from, ttl)
+  return struct.pack('<BI6I4', 4 * RECORD_VERSION + state, from, ttl)
+end
 
 local function recall(key)
   local value = redis.call('GET', key)
-  if not value then return nil end
+  if not value then return false end
   local state, from, ttl = struct.unpack('<BI6I4', value)
+  state = state - 4 * RECORD_VERSION
+  if state < 0 or state > 3 then
+    return 'TGVERSION a record is of version ' .. math.floor(state / 4) + RECORD_VERSION
+  end
   if from > now then
     from = now
     redis.call('SETRANGE', key, 1, struct.pack('<I6', now))
     redis.call('PEXPIRE', key, ttl > shortest_ttl and ttl or shortest_ttl)
   end
-  if now >= from + ttl then return nil end
-  return state, from, ttl, value
+  if now >= from + ttl then return false end
+  return false, state, from, ttl, value
 end

@@ -216,17 +216,18 @@ mod tests {
     #[test]
     fn every_mistake_is_said_at_once_by_name() {
         let wrong = options(
-            "http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nstore-deadline-ms: 0",
+            "http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nredis-wait-replicas: 1\nredis-wait-ms: 0\nstore-deadline-ms: 0",
         );
         let said = wrong.settle(None).err().unwrap();
         for name in [
             "http-listen: 0.0.0.0:80 is not a loopback",
             "redis-connections: ",
             "redis-key-prefix: ",
+            "redis-wait-ms: ",
             "store-deadline-ms: ",
         ] {
             assert!(said.contains(name), "{said}");
         }
-        assert_eq!(said.lines().count(), 5, "{said}");
+        assert_eq!(said.lines().count(), 6, "{said}");
     }
 }

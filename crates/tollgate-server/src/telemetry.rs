@@ -124,6 +124,10 @@ impl Telemetry {
         #[expect(clippy::cast_precision_loss, reason = "a handful of connections")]
         gauge(&telemetry.recorder, STORE_CONNECTIONS, &[("store", store)]).set(connections as f64);
         gauge(&telemetry.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        // There from the start, as Prometheus sees no increase in a counter that begins with its first count.
+        for result in ["success", "failure"] {
+            counter(&telemetry.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
+        }
         Ok(telemetry)
     }
 

@@ -22,8 +22,8 @@ use tollgate_core::{
 };
 
 pub use self::examine::{Finding, Verdict, examine};
-pub(crate) use self::link::Script;
 pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_connection};
+pub(crate) use self::link::{Script, Writes};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
     records::{Close, Returned},
@@ -55,7 +55,7 @@ const REFUND: &str = lua!("block" "ledger" "refund");
 const EXTEND: &str = lua!("record" "slots" "extend");
 
 impl Scripts {
-    fn behind(clock: &'static str) -> Self {
+    fn behind(clock: &str) -> Self {
         let script = |code: &str| Script::new([clock, code].concat());
         Self {
             usual: UsualScripts::between([clock, BLOCK].concat(), APPLY),
@@ -100,6 +100,13 @@ impl RedisStore {
         Ok(Self { link: Link::open(config)?, scripts, clock: Some(Arc::new(move || clock.now())) })
     }
 
+    /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
+    #[cfg(feature = "testing")]
+    pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
+        let scripts = Arc::new(Scripts::behind(concat!("-- Another version.\n", lua!("clock"))));
+        Ok(Self { link: Link::open(config)?, scripts, clock: None })
+    }
+
     /// The way to Redis.
     pub fn link(&self) -> &Link {
         &self.link
@@ -115,11 +122,14 @@ impl RedisStore {
         }
         let request = self.request(claims, mode, bounds.validity);
         let usual = Usual::of(claims, &request, mode, bounds.validity);
+        let writes = writes_by(mode);
         let reply = match usual.as_ref().and_then(|usual| Some((self.scripts.usual.get(usual)?, &usual.brief))) {
             Some((script, brief)) => {
-                self.script(&script, &[&request.keys], &[&request.packed, brief], bounds.deadline).await?
+                self.script(&script, writes, &[&request.keys], &[&request.packed, brief], bounds.deadline).await?
             }
-            None => self.script(&self.scripts.apply, &[&request.keys], &[&request.packed], bounds.deadline).await?,
+            None => {
+                self.script(&self.scripts.apply, writes, &[&request.keys], &[&request.packed], bounds.deadline).await?
+            }
         };
         request.read_reply(&mut wire::bytes_of(&reply)?)
     }
@@ -132,9 +142,10 @@ impl RedisStore {
 
     /// Runs the admission script.
     async fn ask(&self, ask: Ask<'_>, deadline: Instant) -> Result<Said, StoreError> {
+        let writes = writes_by(ask.mode);
         let request = self.request(ask.claims, ask.mode, ask.validity);
         let admit = Admit::new(self.link.key_prefix(), ask, request);
-        let reply = self.script(&self.scripts.admit, &admit.keys(), &admit.args(), deadline).await?;
+        let reply = self.script(&self.scripts.admit, writes, &admit.keys(), &admit.args(), deadline).await?;
         admit.read_reply(wire::bytes_of(&reply)?)
     }
 
@@ -148,14 +159,14 @@ impl RedisStore {
         deadline: Instant,
     ) -> Result<Closure, StoreError> {
         let close = Close::new(self.link.key_prefix(), home, id, closing, elsewhere);
-        let reply = self.script(&self.scripts.close, &close.keys(), &close.args(), deadline).await?;
+        let reply = self.script(&self.scripts.close, Writes::Charge, &close.keys(), &close.args(), deadline).await?;
         records::read_closure(wire::bytes_of(&reply)?)
     }
 
     /// Gives back charges that are part of no reservation. Not to be done twice.
     async fn refund(&self, charges: &[Charge], deadline: Instant) -> Result<(), StoreError> {
         let (keys, packed) = records::refund(self.link.key_prefix(), charges);
-        self.script(&self.scripts.refund, &[&keys], &[b"", &packed], deadline).await.map(drop)
+        self.script(&self.scripts.refund, Writes::Charge, &[&keys], &[b"", &packed], deadline).await.map(drop)
     }
 
     /// Extends the record of a reservation in one partition, and the slots that it holds there.
@@ -171,19 +182,29 @@ impl RedisStore {
         let record = [records::reservation_key(prefix, home, id)];
         let slots: Vec<String> = reservation.slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
         let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
-        let reply = self.script(&self.scripts.extend, &[&record, &slots], &[&terms], deadline).await?;
+        let reply = self.script(&self.scripts.extend, Writes::Charge, &[&record, &slots], &[&terms], deadline).await?;
         records::read_extension(wire::bytes_of(&reply)?)
     }
 
     async fn script(
         &self,
         script: &Script,
+        writes: Writes,
         keys: &[&[String]],
         args: &[&[u8]],
         deadline: Instant,
     ) -> Result<Value, StoreError> {
         let clock = self.clock.as_ref().map(|clock| clock().as_ms());
-        self.link.script_until(deadline, script, |verb, script| wire::command(verb, script, keys, args, clock)).await
+        self.link
+            .script_until(deadline, script, writes, |verb, script| wire::command(verb, script, keys, args, clock))
+            .await
+    }
+}
+
+fn writes_by(mode: Mode) -> Writes {
+    match mode {
+        Mode::Try | Mode::Force => Writes::Charge,
+        Mode::Peek => Writes::Nothing,
     }
 }
 
@@ -222,7 +243,7 @@ impl Store for RedisStore {
     fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
         Box::pin(async move {
             let keys = [records::reservation_key(self.link.key_prefix(), home, id)];
-            let reply = self.script(&self.scripts.look, &[&keys], &[], self.link.deadline()).await?;
+            let reply = self.script(&self.scripts.look, Writes::Nothing, &[&keys], &[], self.link.deadline()).await?;
             records::read_looked(home, wire::bytes_of(&reply)?)
         })
     }

@@ -1,10 +1,10 @@
 //! Faults of Redis under a fixed, moderate load from three nodes. What holds in each case: the bounds on waiting, that
 //! service comes back, that nothing is admitted beyond the bound of the failure mode, and that no counter stays without a
-//! time to live. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
+//! time to live, nor do the nodes hold more and more. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
 
 mod clock;
+mod held;
 mod load;
-mod proxy;
 
 use std::time::Duration;
 
@@ -13,10 +13,8 @@ use tollgate_store::testing::{
     topologies::{RedisCluster, SentinelTrio},
 };
 
-use self::{
-    load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report},
-    proxy::Proxy,
-};
+use self::load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report};
+use crate::harness::Proxy;
 
 /// How long the fault of a case lasts, unless the case says otherwise.
 const FAULT: Duration = Duration::from_secs(3);
@@ -168,7 +166,7 @@ async fn soak() {
     let redis = RedisServer::start();
     let fleet = Fleet::start(&redis.url(), "deny").await;
     let case: Case = fleet.case(&format!("nothing, for {seconds} s")).await;
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    fleet.stays_flat(Duration::from_secs(seconds)).await;
     let report = case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await;
     print(&report);
     assert_eq!(report.admitted, report.charged, "both sides count alike");

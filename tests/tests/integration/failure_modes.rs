@@ -146,3 +146,22 @@ async fn a_full_redis_is_one_that_cannot_decide() {
     let again = consume(&nodes[0].grpc, call(account("a"), "closed", &[])).await.unwrap();
     assert_eq!((allowed(&again), quota(&again, "requests_per_hour").used), (true, 2));
 }
+
+/// A node that is to wait for a replica, and has none: it says what it does not know, and who looks is answered.
+#[tokio::test]
+async fn a_charge_that_no_replica_confirms_is_not_decided() {
+    let redis = RedisServer::start();
+    let (_folder, policy) = folder_with(platform());
+    let node = ProcessBuilder::new(&policy).redis(&redis.url());
+    let node = node.args(["--redis-wait-replicas=1", "--redis-wait-ms=50"]).start();
+    let error = consume(&node.grpc, call(account("a"), "closed", &[])).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.message().contains("0 of 1 replicas had the charge within 50ms"), "{error:?}");
+    let now = peek(&node.grpc, call(account("a"), "closed", &[])).await.unwrap();
+    assert_eq!(quota(&now, "requests_per_hour").used, 1, "it was made");
+    let (_, metrics) = node.rest.text("/metrics").await;
+    assert!(metrics.contains("tollgate_store_faults_total{fault=\"unreplicated\"} 1\n"), "{metrics}");
+    let arguments = ["doctor", "--redis", &redis.url(), "--redis-wait-replicas=1", "--redis-wait-ms=50"];
+    let (status, said, _) = ProcessBuilder::bare().args(arguments).output();
+    assert!(!status.success() && said.contains("0 of 1 confirm within 50ms; calls fail (unreplicated)"), "{said}");
+}

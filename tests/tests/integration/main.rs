@@ -6,6 +6,8 @@ mod abuse;
 #[cfg(test)]
 mod accounts;
 #[cfg(test)]
+mod alerts;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod batch;
@@ -29,6 +31,8 @@ mod listing;
 mod metrics;
 #[cfg(test)]
 mod openapi;
+#[cfg(test)]
+mod overload;
 #[cfg(test)]
 mod pacing;
 #[cfg(test)]

@@ -162,6 +162,7 @@ impl Desk<'_> {
             keys: IndexMap::new(),
             created_at: now,
             changed_at: now,
+            later: serde_json::Map::new(),
         }
     }
 }

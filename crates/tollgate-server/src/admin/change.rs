@@ -56,6 +56,7 @@ pub(super) fn new_key(new: NewKey, now: Timestamp) -> (String, String, KeyRecord
         revoked_at: None,
         rotated_at: None,
         overrides: IndexMap::new(),
+        later: serde_json::Map::new(),
     };
     (id, secret, record)
 }

@@ -32,6 +32,7 @@ pub(super) fn record(domain: &Domain, id: &str) -> Option<AccountRecord> {
         revoked_at: key.revoked.then_some(unknown),
         rotated_at: None,
         overrides: overrides(&key.written),
+        later: serde_json::Map::new(),
     };
     Some(AccountRecord {
         domain: domain.policy.domain().to_string(),
@@ -43,6 +44,7 @@ pub(super) fn record(domain: &Domain, id: &str) -> Option<AccountRecord> {
         keys: account.keys.iter().map(|from| (from.id.to_string(), key(from))).collect(),
         created_at: unknown,
         changed_at: unknown,
+        later: serde_json::Map::new(),
     })
 }
 

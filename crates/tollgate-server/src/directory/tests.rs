@@ -173,6 +173,7 @@ fn account(tier: &str, version: u64) -> AccountRecord {
         keys: IndexMap::new(),
         created_at: NOW,
         changed_at: NOW,
+        later: serde_json::Map::new(),
     }
 }
 
@@ -188,6 +189,7 @@ fn with_key(mut account: AccountRecord, id: &str, secret: &str) -> AccountRecord
         revoked_at: None,
         rotated_at: None,
         overrides: IndexMap::new(),
+        later: serde_json::Map::new(),
     };
     account.keys.insert(id.into(), key);
     account.version += 1;

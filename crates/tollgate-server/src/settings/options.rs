@@ -59,6 +59,14 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
     pub redis_connections: Option<usize>,
 
+    /// Replicas that must have a charge before the call is answered (`WAIT`) [default: 0]
+    #[arg(long, env = "TOLLGATE_REDIS_WAIT_REPLICAS", value_name = "N")]
+    pub redis_wait_replicas: Option<usize>,
+
+    /// How long a call waits for them, in milliseconds; less than --store-deadline-ms [default: 100]
+    #[arg(long, env = "TOLLGATE_REDIS_WAIT_MS", value_name = "MS")]
+    pub redis_wait_ms: Option<u64>,
+
     /// How long a call may wait for the store, in milliseconds [default: 250]
     #[arg(long, env = "TOLLGATE_STORE_DEADLINE_MS", value_name = "MS")]
     pub store_deadline_ms: Option<u64>,
@@ -260,6 +268,8 @@ impl Options {
             redis_tls_key: self.redis_tls_key.or(other.redis_tls_key),
             redis_key_prefix: self.redis_key_prefix.or(other.redis_key_prefix),
             redis_connections: self.redis_connections.or(other.redis_connections),
+            redis_wait_replicas: self.redis_wait_replicas.or(other.redis_wait_replicas),
+            redis_wait_ms: self.redis_wait_ms.or(other.redis_wait_ms),
             store_deadline_ms: self.store_deadline_ms.or(other.store_deadline_ms),
             store_max_in_flight: self.store_max_in_flight.or(other.store_max_in_flight),
             max_counters_per_account: self.max_counters_per_account.or(other.max_counters_per_account),

@@ -40,6 +40,11 @@ pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut V
     redis.max_in_flight = options.store_max_in_flight.unwrap_or(redis.max_in_flight);
     redis.max_open_ended = options.max_counters_per_account.unwrap_or(redis.max_open_ended);
     redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
+    redis.wait_replicas = options.redis_wait_replicas.unwrap_or(redis.wait_replicas);
+    redis.wait = options.redis_wait_ms.map_or(redis.wait, Duration::from_millis);
+    if redis.wait_replicas > 0 && !(Duration::from_millis(1)..redis.deadline).contains(&redis.wait) {
+        wrong.push("redis-wait-ms: must be at least 1, and less than store-deadline-ms".to_owned());
+    }
     for (name, zero) in [
         ("redis-connections", redis.connections == 0),
         ("store-max-in-flight", redis.max_in_flight == 0),

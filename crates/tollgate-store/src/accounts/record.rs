@@ -35,6 +35,9 @@ pub struct AccountRecord {
     /// When it was last changed.
     #[serde(with = "time")]
     pub changed_at: Timestamp,
+    /// What a later version knows of it besides, kept as it is.
+    #[serde(flatten)]
+    pub later: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A key, without its secret.
@@ -67,6 +70,9 @@ pub struct KeyRecord {
     /// Its own limits, by name.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub overrides: IndexMap<String, OverrideRecord>,
+    /// What a later version knows of it besides, kept as it is.
+    #[serde(flatten)]
+    pub later: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A secret that is going out of use.

@@ -94,6 +94,7 @@ impl Server<'_> {
             ),
         }
         self.check_rights(&mut connection).await;
+        self.check_replicas(&mut connection).await;
         self.check_clock(&mut connection).await;
         self.check_latency(&mut connection).await;
         self.check_settings(&mut connection).await;
@@ -209,6 +210,28 @@ impl Server<'_> {
                     "rights: not allowed or not possible: {wrong}. The ACL line of docs/operations.md has all of them"
                 ),
             );
+        }
+    }
+
+    /// Whether so many replicas confirm as calls will wait for.
+    async fn check_replicas(&mut self, connection: &mut MultiplexedConnection) {
+        let (replicas, within) = (self.config.wait_replicas, self.config.wait);
+        if replicas == 0 {
+            return;
+        }
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(replicas).arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
+        match ask(connection, &wait).await {
+            Ok(Value::Int(have)) if usize::try_from(have).is_ok_and(|have| have >= replicas) => {
+                self.say(Verdict::Good, format!("replicas: {have} confirm, {replicas} are waited for"));
+            }
+            Ok(answer) => {
+                let have = if let Value::Int(have) = answer { have } else { 0 };
+                let text =
+                    format!("replicas: {have} of {replicas} confirm within {within:?}; calls fail (unreplicated)");
+                self.say(Verdict::Bad, text);
+            }
+            Err(failure) => self.say(Verdict::Bad, format!("replicas: WAIT ({})", failure.text())),
         }
     }
 

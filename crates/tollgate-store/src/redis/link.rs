@@ -62,6 +62,10 @@ pub struct RedisConfig {
     pub max_in_flight: usize,
     /// How many open-ended ledgers a partition may have.
     pub max_open_ended: u32,
+    /// How many replicas must have what a call wrote before it is answered; 0 to wait for none.
+    pub wait_replicas: usize,
+    /// How long a call waits for them.
+    pub wait: Duration,
 }
 
 impl RedisConfig {
@@ -80,8 +84,19 @@ impl RedisConfig {
             deadline: Duration::from_millis(250),
             max_in_flight: 8192,
             max_open_ended: tollgate_core::ledger::MAX_OPEN_ENDED,
+            wait_replicas: 0,
+            wait: Duration::from_millis(100),
         }
     }
+}
+
+/// Whether a command writes what replicas must have before it is answered, if the configuration wants that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writes {
+    /// A charge.
+    Charge,
+    /// Nothing of the kind.
+    Nothing,
 }
 
 /// A script and its SHA-1, by which Redis knows it.
@@ -195,7 +210,7 @@ impl Link {
     pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
         let deadline = self.deadline();
         let _permit = self.0.permit()?;
-        Ok(self.0.send(command, deadline).await?)
+        Ok(self.0.send(command, Writes::Nothing, deadline).await?)
     }
 
     /// Runs `script`; `command` completes `EVALSHA sha` or `EVAL code` with the keys and arguments.
@@ -204,21 +219,22 @@ impl Link {
         script: &Script,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
-        self.script_until(self.deadline(), script, command).await
+        self.script_until(self.deadline(), script, Writes::Nothing, command).await
     }
 
-    /// As [`Link::script`], for one of several that share a deadline.
+    /// As [`Link::script`], for one of several that share a deadline, or that waits for replicas.
     pub(crate) async fn script_until(
         &self,
         deadline: Instant,
         script: &Script,
+        writes: Writes,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
         let _permit = self.0.permit()?;
-        match self.0.send(&command("EVALSHA", &script.sha), deadline).await {
+        match self.0.send(&command("EVALSHA", &script.sha), writes, deadline).await {
             // The server says that it ran nothing, so this cannot charge twice.
             Err(failure) if failure.fault == Fault::NoScript => {
-                Ok(self.0.send(&command("EVAL", &script.code), deadline).await?)
+                Ok(self.0.send(&command("EVAL", &script.code), writes, deadline).await?)
             }
             result => Ok(result?),
         }
@@ -293,11 +309,11 @@ impl Shared {
     }
 
     /// Sends a command to whom it belongs, and where it is sent on to.
-    async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, writes: Writes, deadline: Instant) -> Result<Value, Failure> {
         let mut node = self.node(command, deadline).await?;
         let mut asking = false;
         for _ in 0..MOST_HOPS {
-            let failure = match node.send(command, asking, deadline).await {
+            let failure = match node.send(command, writes, asking, deadline).await {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };

@@ -68,6 +68,7 @@ fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: What, numb
         keys: IndexMap::new(),
         created_at: now,
         changed_at: now,
+        later: serde_json::Map::new(),
     });
     record.version = now.as_ms();
     record.changed_at = now;
@@ -116,6 +117,7 @@ fn key(number: u64, now: Timestamp) -> KeyRecord {
         revoked_at: None,
         rotated_at: None,
         overrides: IndexMap::new(),
+        later: serde_json::Map::new(),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
 use tonic::{Code, Status, transport::Channel};
 
+use super::held::{Grown, Held, stay_flat};
 use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, until};
 
 pub(super) const DEADLINE: Duration = Duration::from_millis(250);
@@ -39,7 +40,7 @@ pub(super) struct Case {
     name: String,
     go: Arc<AtomicBool>,
     callers: JoinSet<Vec<Answer>>,
-    memory_kb: u64,
+    held: Held,
 }
 
 /// One call's answer.
@@ -83,7 +84,7 @@ pub(super) struct Report {
     longest: Duration,
     back: Duration,
     in_a_window: u64,
-    memory_kb: i64,
+    grown: Grown,
     /// Of the account with room for all, by the callers and by Redis.
     pub(super) admitted: u64,
     pub(super) charged: u64,
@@ -91,11 +92,11 @@ pub(super) struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, calls, failed, p99, longest, back, in_a_window, memory_kb, .. } = self;
+        let Self { name, calls, failed, p99, longest, back, in_a_window, grown, .. } = self;
         let (p99, longest, back) = (p99.as_millis(), longest.as_millis(), back.as_millis());
         write!(
             f,
-            "| {name} | {calls} | {failed} | {p99} ms | {longest} ms | {back} ms | {in_a_window} of {LIMIT} | {memory_kb:+} KB |"
+            "| {name} | {calls} | {failed} | {p99} ms | {longest} ms | {back} ms | {in_a_window} of {LIMIT} | {grown} |"
         )
     }
 }
@@ -148,7 +149,7 @@ impl Fleet {
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-        Case { name: name.to_owned(), go, callers, memory_kb: self.memory_kb() }
+        Case { name: name.to_owned(), go, callers, held: self.held() }
     }
 
     /// One for each node.
@@ -162,9 +163,14 @@ impl Fleet {
         }
     }
 
-    /// Of the largest node.
-    pub(super) fn memory_kb(&self) -> u64 {
-        self.nodes.iter().filter_map(Process::memory_kb).max().unwrap_or(0)
+    /// What the largest node holds.
+    pub(super) fn held(&self) -> Held {
+        Held::by(&self.nodes)
+    }
+
+    /// Lets time pass, in which no node holds more and more.
+    pub(super) async fn stays_flat(&self, during: Duration) {
+        stay_flat(&self.nodes, during).await;
     }
 }
 
@@ -217,8 +223,7 @@ impl Case {
             longest: took.last().copied().unwrap_or_default(),
             back,
             in_a_window,
-            memory_kb: i64::try_from(fleet.memory_kb()).expect("memory")
-                - i64::try_from(self.memory_kb).expect("memory"),
+            grown: fleet.held().grown_since(self.held),
             admitted: answers.iter().filter(admitted).filter(|answer| !answer.full).count() as u64,
             charged,
         }
@@ -231,7 +236,7 @@ fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
     assert!(report.longest <= DEADLINE + LONGEST, "the longest wait: {report}");
     assert!(report.back <= BACK_WITHIN, "service is not back: {report}");
     assert!(report.in_a_window <= bounds.in_a_window || bounds.lost_writes, "over the bound: {report}");
-    assert!(report.memory_kb < 16 * 1024, "memory grows: {report}");
+    report.grown.check(report);
     if bounds.nothing_fails {
         let failed: Vec<&Status> = answers.iter().filter_map(|answer| answer.result.as_ref().err()).collect();
         assert!(failed.is_empty(), "{report}: {:?}", failed[0]);

@@ -1,9 +1,10 @@
-//! What the tests share: nodes in this process, nodes as processes, clients, policies, patience.
+//! What the tests share: nodes in this process, nodes as processes, clients, policies, a bad network, patience.
 
 mod clients;
 mod node;
 mod policy;
 mod process;
+mod proxy;
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ pub(crate) use clients::{
 pub(crate) use node::{Node, START, memory_node, memory_node_with, redis_node, redis_node_with};
 pub(crate) use policy::{KEY, folder_with, hash_of, shop};
 pub(crate) use process::{Process, ProcessBuilder, signal};
+pub(crate) use proxy::Proxy;
 
 /// Asks again until `ask` has an answer, for at most `bound`.
 pub(crate) async fn until<T>(what: &str, bound: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {

@@ -195,6 +195,11 @@ impl Process {
         line.split_whitespace().next()?.parse().ok()
     }
 
+    /// How many files, sockets and the like it has open, if it lives.
+    pub(crate) fn descriptors(&self) -> Option<usize> {
+        Some(std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.count())
+    }
+
     /// What it wrote to standard error so far.
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr.lock().expect("no panic")).into_owned()

@@ -44,10 +44,12 @@ pub enum Fault {
     Unauthenticated,
     /// `CROSSSLOT`: the keys are in several slots. Nothing was run.
     CrossSlot,
-    /// A counter was written by another version of the scripts. Nothing was written.
+    /// A counter or a record was written by another version of the scripts. Nothing was written.
     OtherVersion,
     /// A partition has no place for one more open-ended ledger. Nothing was written.
     Crowded,
+    /// Fewer replicas than are waited for had the charge in time. It was made.
+    Unreplicated,
     /// Anything else that the server said no to.
     Refused,
 }
@@ -65,7 +67,7 @@ pub(super) enum Remedy {
 
 impl Fault {
     /// All of them, for metrics.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Unconnected,
         Self::Resting,
         Self::NoAnswer,
@@ -87,6 +89,7 @@ impl Fault {
         Self::CrossSlot,
         Self::OtherVersion,
         Self::Crowded,
+        Self::Unreplicated,
         Self::Refused,
     ];
 
@@ -114,6 +117,7 @@ impl Fault {
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
             Self::Crowded => "crowded",
+            Self::Unreplicated => "unreplicated",
             Self::Refused => "refused",
         }
     }
@@ -154,6 +158,7 @@ impl Fault {
             | Self::CrossSlot
             | Self::OtherVersion
             | Self::Crowded
+            | Self::Unreplicated
             | Self::Refused => Remedy::None,
         }
     }
@@ -250,7 +255,7 @@ impl From<Failure> for StoreError {
         let Failure { fault, text, .. } = failure;
         match fault {
             Fault::Crowded => Crowded.into(),
-            Fault::NoAnswer | Fault::Broken => Self::Indeterminate(text),
+            Fault::NoAnswer | Fault::Broken | Fault::Unreplicated => Self::Indeterminate(text),
             Fault::Unconnected
             | Fault::Resting
             | Fault::Moved
@@ -319,7 +324,7 @@ mod tests {
     fn only_a_request_that_may_have_run_is_indeterminate() {
         for fault in Fault::ALL {
             let unknown = matches!(StoreError::from(Failure::new(fault, "")), StoreError::Indeterminate(_));
-            assert_eq!(unknown, matches!(fault, Fault::NoAnswer | Fault::Broken), "{fault:?}");
+            assert_eq!(unknown, matches!(fault, Fault::NoAnswer | Fault::Broken | Fault::Unreplicated), "{fault:?}");
         }
     }
 }

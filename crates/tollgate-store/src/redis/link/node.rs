@@ -10,7 +10,7 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, Value,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    RedisConfig,
+    RedisConfig, Writes,
     fault::{Failure, Fault, Remedy},
 };
 use crate::breaker::{Backoff, Breaker};
@@ -49,6 +49,23 @@ pub(crate) struct Node {
     lines: Box<[Line]>,
     next: AtomicUsize,
     breaker: Arc<Breaker>,
+    wait: Option<Wait>,
+}
+
+/// How many replicas must have what was written, and how long that may take.
+#[derive(Clone, Copy)]
+struct Wait {
+    replicas: usize,
+    within: Duration,
+}
+
+/// What goes in one message with a command, as other calls share the connection.
+#[derive(Clone, Copy, Default)]
+struct Around {
+    /// `ASKING` in front, which is for the next command only.
+    asking: bool,
+    /// `WAIT` behind, which is for what was written before on this connection.
+    wait: Option<Wait>,
 }
 
 /// One connection, and the task that makes it anew when it is lost.
@@ -89,18 +106,26 @@ impl Node {
             Line::start(info.clone(), bounds, Arc::clone(&breaker), home)
         };
         let lines = (0..config.connections.max(1)).map(start).collect();
-        Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker })
+        let wait = (config.wait_replicas > 0).then_some(Wait { replicas: config.wait_replicas, within: config.wait });
+        Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker, wait })
     }
 
     /// Sends one command, once, behind `ASKING` if the server is only about to get the slot.
-    pub(super) async fn send(&self, command: &Cmd, asking: bool, deadline: Instant) -> Result<Value, Failure> {
+    pub(super) async fn send(
+        &self,
+        command: &Cmd,
+        writes: Writes,
+        asking: bool,
+        deadline: Instant,
+    ) -> Result<Value, Failure> {
         let pass = self.breaker.enter(Instant::now()).map_err(|rest| {
             let text = format!("{} does not answer; next try in {} ms", self.info.addr(), rest.as_millis());
             Failure::new(Fault::Resting, text)
         })?;
         let number = PREFERRED.get().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
         let line = &self.lines[number % self.lines.len()];
-        let result = line.send(command, asking, deadline).await;
+        let around = Around { asking, wait: self.wait.filter(|_| writes == Writes::Charge) };
+        let result = line.send(command, around, deadline).await;
         match &result {
             Err(failure) if failure.fault.is_silence() => {
                 let opened = pass.failed(Instant::now());
@@ -116,14 +141,14 @@ impl Node {
 
     /// Sends a command that calls do not wait for, whatever the breaker says.
     pub(super) async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
-        self.lines[0].send(command, false, deadline).await
+        self.lines[0].send(command, Around::default(), deadline).await
     }
 
     /// Whether the server answers, asked whatever the breaker says. The answer tells the breaker.
     pub(super) async fn ping(&self, deadline: Instant) -> Result<(), Failure> {
         let mut last = Failure::new(Fault::Unconnected, "no connection");
         for line in &self.lines {
-            match line.send(&redis::cmd("PING"), false, deadline).await {
+            match line.send(&redis::cmd("PING"), Around::default(), deadline).await {
                 Ok(_) => {
                     self.breaker.close();
                     return Ok(());
@@ -151,6 +176,37 @@ impl Node {
     }
 }
 
+impl Around {
+    async fn send(self, connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, Failure> {
+        let failed = |error: RedisError| Failure::of(&error);
+        if !self.asking && self.wait.is_none() {
+            return connection.req_packed_command(command).await.and_then(Value::extract_error).map_err(failed);
+        }
+        let mut message = redis::pipe();
+        if self.asking {
+            message.cmd("ASKING");
+        }
+        message.add_command(command.clone());
+        if let Some(Wait { replicas, within }) = self.wait {
+            message.cmd("WAIT").arg(replicas).arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
+        }
+        let replies = connection.req_packed_commands(&message, 0, message.len()).await.map_err(failed)?;
+        let mut replies = replies.into_iter().skip(usize::from(self.asking));
+        let value = replies.next().unwrap_or(Value::Nil).extract_error().map_err(failed)?;
+        let Some(Wait { replicas, within }) = self.wait else { return Ok(value) };
+        // Whatever is wrong with the waiting, the command was run.
+        let unreplicated = |what| Failure::new(Fault::Unreplicated, what);
+        match replies.next().unwrap_or(Value::Nil).extract_error() {
+            Ok(Value::Int(have)) if usize::try_from(have).is_ok_and(|have| have >= replicas) => Ok(value),
+            Ok(Value::Int(have)) => {
+                Err(unreplicated(format!("{have} of {replicas} replicas had the charge within {within:?}")))
+            }
+            Ok(_) => Err(unreplicated("WAIT has an answer that cannot be read".to_owned())),
+            Err(error) => Err(unreplicated(format!("WAIT: {error}"))),
+        }
+    }
+}
+
 impl Line {
     fn start(info: ConnectionInfo, bounds: Bounds, breaker: Arc<Breaker>, home: Option<&Handle>) -> Self {
         let (to, state) = watch::channel(State::Connecting);
@@ -164,21 +220,11 @@ impl Line {
         Self { state, lost, task }
     }
 
-    async fn send(&self, command: &Cmd, asking: bool, deadline: Instant) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, around: Around, deadline: Instant) -> Result<Value, Failure> {
         let (mut connection, number) = self.connection(deadline).await?;
-        let answered = timeout_at(deadline, async {
-            if !asking {
-                return connection.req_packed_command(command).await.and_then(Value::extract_error);
-            }
-            // In one message, as other calls share the connection and ASKING is for the next command only.
-            let mut both = redis::pipe();
-            both.cmd("ASKING").add_command(command.clone());
-            let mut replies = connection.req_packed_commands(&both, 0, 2).await?;
-            replies.pop().unwrap_or(Value::Nil).extract_error()
-        });
-        let failure = match answered.await {
+        let failure = match timeout_at(deadline, around.send(&mut connection, command)).await {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => Failure::of(&error),
+            Ok(Err(failure)) => failure,
             Err(_) => Failure::new(Fault::NoAnswer, "no answer within the deadline"),
         };
         if failure.fault.remedy() == Remedy::Reconnect {

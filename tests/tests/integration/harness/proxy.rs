@@ -15,7 +15,7 @@ use tokio::{
 };
 
 /// Passes bytes on, or not.
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     port: u16,
     weather: Arc<Weather>,
     cuts: watch::Sender<u64>,
@@ -30,7 +30,7 @@ struct Weather {
 
 impl Proxy {
     /// In front of the Redis on `port`.
-    pub(super) async fn start(port: u16) -> Self {
+    pub(crate) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let own = listener.local_addr().expect("an address").port();
         let weather = Arc::new(Weather::default());
@@ -57,22 +57,22 @@ impl Proxy {
         Self { port: own, weather, cuts, task }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Loses everything, without a word, from now on or no more.
-    pub(super) fn swallow(&self, on: bool) {
+    pub(crate) fn swallow(&self, on: bool) {
         self.weather.swallows.store(on, Ordering::SeqCst);
     }
 
     /// Holds every answer back for so long.
-    pub(super) fn delay(&self, delay: Duration) {
+    pub(crate) fn delay(&self, delay: Duration) {
         self.weather.delay_ms.store(u64::try_from(delay.as_millis()).expect("short"), Ordering::SeqCst);
     }
 
     /// Cuts every connection.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 }

@@ -1,0 +1,145 @@
+//! What a Redis needs for many accounts: its memory, the size of its snapshot, and its time an admission at that number
+//! of keys. Run it by `tests/bench-sizing`, with numbers of accounts or none for 100,000 and 1,000,000.
+//!
+//! Each account has one scope with requests and tokens a minute and requests a day, and was called a few times. The
+//! scripts are those of production, with Redis's own clock. They fill the counters of some accounts; all others are
+//! copies of these, as a new counter grows with its first calls, which takes three times as long as a usual one.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+#![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
+
+use std::time::Instant;
+
+use redis::{Connection, Script, cmd};
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{redis::raw, testing::RedisServer};
+
+const CLOCK: &str = include_str!("../../../lua/clock.lua");
+const EVENTS: u64 = 5;
+/// So many counters are filled by calls.
+const FIRST: u64 = 1_000;
+/// So many admissions, of accounts all over, make the figure of time, in parts of which the lower quartile counts.
+const MEASURED: u64 = 50_000;
+const PARTS: u64 = 20;
+const PIPELINE: u64 = 500;
+
+fn claims(account: u64) -> [Claim; 3] {
+    let partition = Partition::of(["sizing", "account", &account.to_string()]);
+    let claim = |ms, unit, cost: u32| Claim {
+        ledger: LedgerKey::of(partition, ["llama-3.3-70b"]),
+        span: Span::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
+        unit: UnitId::of(unit),
+        cost: Amount::from(cost),
+        limit: Limit::Finite(Amount::from(1 << 31)),
+        effect: Effect::Charge,
+    };
+    [claim(60_000, "requests", 1), claim(60_000, "tokens", 1_500), claim(86_400_000, "requests", 1)]
+}
+
+fn admit(redis: &mut Connection, hash: &str, accounts: impl Iterator<Item = u64>) {
+    let mut pipeline = redis::pipe();
+    for account in accounts {
+        let (keys, args) = raw::encode("tg", &claims(account), Mode::Try);
+        pipeline.cmd("EVALSHA").arg(hash).arg(keys.len()).arg(keys).arg(args).ignore();
+    }
+    pipeline.exec(redis).expect("the calls run");
+}
+
+fn key(account: u64) -> String {
+    raw::encode("tg", &claims(account), Mode::Try).0.swap_remove(0)
+}
+
+/// Calls the first accounts. Returns the µs of a call.
+fn fill(redis: &mut Connection, hash: &str) -> f64 {
+    cmd("CONFIG").arg("RESETSTAT").exec(redis).expect("RESETSTAT");
+    for _ in 0..EVENTS {
+        admit(redis, hash, 0..FIRST);
+    }
+    microseconds_a_call(redis)
+}
+
+/// Copies the counters of the first accounts to all others.
+fn copy(redis: &mut Connection, accounts: u64) {
+    let mut dump = |account| cmd("DUMP").arg(key(account)).query::<Vec<u8>>(redis).expect("DUMP");
+    let dumps: Vec<Vec<u8>> = (0..FIRST).map(&mut dump).collect();
+    let mut account = FIRST;
+    while account < accounts {
+        let mut pipeline = redis::pipe();
+        for (dump, account) in dumps.iter().zip(account..accounts) {
+            pipeline.cmd("RESTORE").arg(key(account)).arg(86_400_000).arg(dump).ignore();
+        }
+        pipeline.exec(redis).expect("RESTORE");
+        account += FIRST;
+    }
+}
+
+fn measure(accounts: u64) {
+    assert!(accounts >= FIRST, "at least {FIRST} accounts");
+    let server = RedisServer::start();
+    let mut redis = server.connection();
+    let script = Script::new(&raw::script(CLOCK, &claims(0), Mode::Try));
+    script.prepare_invoke().load(&mut redis).expect("the script is loaded");
+    let empty = used_memory(&mut redis);
+    let started = Instant::now();
+    let of_new = fill(&mut redis, script.get_hash());
+    copy(&mut redis, accounts);
+    let filled = started.elapsed();
+    let keys: u64 = cmd("DBSIZE").query(&mut redis).expect("DBSIZE");
+    assert_eq!(keys, accounts, "a counter each");
+    let memory = used_memory(&mut redis) - empty;
+    let mut usage =
+        |account| -> u64 { cmd("MEMORY").arg("USAGE").arg(key(account)).query(&mut redis).expect("a size") };
+    let (made, copied) = (usage(FIRST - 1), usage(accounts - 1));
+    assert_eq!(made, copied, "a copy takes what a counter takes");
+    let value: u64 = cmd("STRLEN").arg(key(0)).query(&mut redis).expect("STRLEN");
+
+    let mut parts: Vec<f64> = Vec::new();
+    for part in 0..PARTS {
+        cmd("CONFIG").arg("RESETSTAT").exec(&mut redis).expect("RESETSTAT");
+        let number = MEASURED / PARTS;
+        for first in (part * number..(part + 1) * number).step_by(usize::try_from(PIPELINE).expect("small")) {
+            // Far from each other, so that no cache of the processor has them.
+            let all_over = (first..first + PIPELINE).map(|call| call * 7_368_787 % accounts);
+            admit(&mut redis, script.get_hash(), all_over);
+        }
+        parts.push(microseconds_a_call(&mut redis));
+    }
+    parts.sort_by(f64::total_cmp);
+    let microseconds = parts[parts.len() / 4];
+
+    cmd("SAVE").exec(&mut redis).expect("SAVE");
+    let snapshot = std::fs::metadata(server.folder().join("dump.rdb")).expect("a snapshot").len();
+    println!(
+        "{accounts:>9} accounts  {:>5} MB  {:>4} B an account (the value {value}, the key {})  {microseconds:>5.1} µs an admission, \
+         {of_new:.1} µs of a new account  snapshot {:>4} MB  (filled in {:.0} s)",
+        memory / 1_000_000,
+        memory / accounts,
+        key(0).len(),
+        snapshot / 1_000_000,
+        filled.as_secs_f64(),
+    );
+}
+
+fn used_memory(redis: &mut Connection) -> u64 {
+    let info: String = cmd("INFO").arg("memory").query(redis).expect("INFO");
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("used_memory");
+    line.parse().expect("a number")
+}
+
+fn microseconds_a_call(redis: &mut Connection) -> f64 {
+    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
+    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
+    each.parse().expect("a number")
+}
+
+fn main() {
+    let told: Vec<u64> = std::env::args().skip(1).map(|word| word.parse().expect("a number of accounts")).collect();
+    for accounts in if told.is_empty() { vec![100_000, 1_000_000] } else { told } {
+        measure(accounts);
+    }
+}

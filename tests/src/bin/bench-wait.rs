@@ -1,0 +1,102 @@
+//! What waiting for a replica costs: decisions a second and their latency through a store with 64 callers at once, with
+//! and without `WAIT 1`, a master and its replica on loopback. Run it by `tests/bench-wait`.
+//!
+//! The ways take turns, and the median of the rounds counts. `WAIT` holds up its connection until the replica answers,
+//! with every call behind it, so that the number of connections decides.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its table")]
+#![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Claim, Effect, LedgerKey, Mode, Partition},
+    store::Store,
+    window::{SlidingWindow, Span},
+};
+use tollgate_store::{
+    redis::{RedisConfig, RedisStore},
+    testing::RedisServer,
+};
+
+const CALLERS: u64 = 64;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(2);
+/// Connections, and replicas that are waited for.
+const WAYS: [(usize, usize); 6] = [(2, 0), (2, 1), (8, 0), (8, 1), (32, 0), (32, 1)];
+
+/// Calls a second, the median and the 99th percentile of their time.
+#[derive(Clone, Copy)]
+struct Figures {
+    rate: f64,
+    p50: Duration,
+    p99: Duration,
+}
+
+fn claims(account: u64) -> [Claim; 3] {
+    let partition = Partition::of(["wait", "account", &account.to_string()]);
+    let claim = |ms, unit, cost: u32| Claim {
+        ledger: LedgerKey::of(partition, ["llama-3.3-70b"]),
+        span: Span::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
+        unit: UnitId::of(unit),
+        cost: Amount::from(cost),
+        limit: Limit::Finite(Amount::from(1 << 31)),
+        effect: Effect::Charge,
+    };
+    [claim(60_000, "requests", 1), claim(60_000, "tokens", 1_500), claim(86_400_000, "requests", 1)]
+}
+
+async fn round(store: &Arc<RedisStore>) -> Figures {
+    let started = Instant::now();
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let store = Arc::clone(store);
+        callers.spawn(async move {
+            let claims = claims(caller);
+            let mut took = Vec::new();
+            while started.elapsed() < ROUND {
+                let begun = Instant::now();
+                store.apply(&claims, Mode::Try).await.expect("an answer");
+                took.push(begun.elapsed());
+            }
+            took
+        });
+    }
+    let mut took: Vec<Duration> = callers.join_all().await.into_iter().flatten().collect();
+    took.sort_unstable();
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred thousand")]
+    let rate = took.len() as f64 / started.elapsed().as_secs_f64();
+    Figures { rate, p50: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
+}
+
+#[tokio::main]
+async fn main() {
+    let master = RedisServer::start();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
+    replica.wait_for("INFO replication", "master_link_status:up").await;
+    master.wait_for("INFO replication", "state=online").await;
+    let open = |(connections, wait_replicas)| {
+        let deadline = Duration::from_mins(1);
+        let wait = Duration::from_secs(10);
+        let config = RedisConfig { connections, wait_replicas, wait, deadline, ..RedisConfig::new(master.url()) };
+        Arc::new(RedisStore::connect(config).expect("a store"))
+    };
+    let stores = WAYS.map(open);
+    let mut each = WAYS.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (store, figures) in stores.iter().zip(&mut each) {
+            figures.push(round(store).await);
+        }
+    }
+    println!("connections  replicas  decisions/s     p50      p99");
+    for ((connections, replicas), mut rounds) in WAYS.into_iter().zip(each) {
+        rounds.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+        let Figures { rate, p50, p99 } = rounds[rounds.len() / 2];
+        println!("{connections:>11}  {replicas:>8}  {rate:>11.0}  {p50:>6.1?}  {p99:>7.1?}");
+    }
+}

@@ -1,0 +1,81 @@
+//! The alert rules speak of metrics that nodes have. That each fires when it should is for `promtool test rules`
+//! (`deploy/alerts/tollgate_test.yaml`, run by `tests/run`).
+
+use tollgate_store::testing::RedisServer;
+
+use crate::harness::{ProcessBuilder, account, call, consume, folder_with, shop};
+
+const RULES: &str = include_str!("../../../deploy/alerts/tollgate.yaml");
+/// What is said of them to people.
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+
+/// A metric as a rule names it: its name, and for every label the values of which each must exist.
+#[derive(Debug)]
+struct Selector<'a> {
+    name: &'a str,
+    labels: Vec<(&'a str, Vec<&'a str>)>,
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// The metrics that an expression reads, and the labels that it groups by.
+fn read(expression: &str) -> (Vec<Selector<'_>>, Vec<&str>) {
+    let mut selectors = Vec::new();
+    for (at, _) in expression.match_indices("tollgate_") {
+        let rest = &expression[at..];
+        let (name, behind) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
+        let matchers = behind.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+        let labels = matchers.map_or_else(Vec::new, |(inside, _)| inside.split(',').map(matcher).collect());
+        selectors.push(Selector { name, labels });
+    }
+    let groups = expression.split("by (").skip(1).filter_map(|rest| rest.split_once(')'));
+    let groups = groups.flat_map(|(labels, _)| labels.split(',')).map(str::trim).collect();
+    (selectors, groups)
+}
+
+/// `name="value"` or `name=~"one|other"`.
+fn matcher(text: &str) -> (&str, Vec<&str>) {
+    let (name, value) = text.split_once('=').unwrap_or_else(|| panic!("not understood: {text}"));
+    let value = value.trim_start_matches('~').trim_matches('"');
+    (name.trim(), value.split('|').collect())
+}
+
+#[tokio::test]
+async fn every_metric_and_label_of_the_rules_is_one_that_a_node_has() {
+    let redis = RedisServer::start();
+    let (_folder, policy) = folder_with(&shop(100));
+    let node = ProcessBuilder::new(&policy).redis(&redis.url()).start();
+    // A histogram has buckets once it has something in them. Counters must be there before they count, as an increase
+    // is seen only from one value to the next.
+    consume(&node.grpc, call(account("a"), "model", &[])).await.expect("a decision");
+    let (_, metrics) = node.rest.text("/metrics").await;
+    let series = |name: &str, label: &str, value: &str| {
+        metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))).any(
+            |line| {
+                let has = |text: &str| line.contains(&format!("{{{text}")) || line.contains(&format!(",{text}"));
+                label.is_empty() || has(&format!("{label}=\"{value}"))
+            },
+        )
+    };
+    let expressions: Vec<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
+    let alerts: Vec<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert_eq!(expressions.len(), alerts.len(), "an expression stands on one line");
+    for (expression, alert) in expressions.into_iter().zip(alerts) {
+        let (selectors, groups) = read(expression);
+        assert!(!selectors.is_empty(), "{alert} reads nothing of a node: {expression}");
+        for Selector { name, labels } in &selectors {
+            assert!(series(name, "", ""), "{alert}: no node has {name}");
+            for (label, values) in labels {
+                for value in values {
+                    assert!(series(name, label, &format!("{value}\"")), "{alert}: no {name} with {label}={value}");
+                }
+            }
+            for label in &groups {
+                assert!(series(name, label, ""), "{alert}: {name} has no label {label}");
+            }
+        }
+        assert!(OPERATIONS.contains(&format!("| `{alert}`")), "{alert} is not in docs/operations.md");
+    }
+}

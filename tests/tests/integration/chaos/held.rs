@@ -1,0 +1,77 @@
+//! What nodes hold of their machine, which must not grow however long they run.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use crate::harness::Process;
+
+/// How often a node is looked at.
+const EVERY: Duration = Duration::from_millis(100);
+/// A reload or a probe may just be under way.
+const AT_ONCE: usize = 2;
+
+/// What the nodes hold, by the largest of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held {
+    memory_kb: u64,
+    descriptors: usize,
+}
+
+/// How much more that is than it was before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grown {
+    memory_kb: i64,
+    descriptors: i64,
+}
+
+impl Held {
+    /// By the nodes that live.
+    pub(super) fn by(nodes: &[Process]) -> Self {
+        let most = |most: Self, node: &Process| Self {
+            memory_kb: most.memory_kb.max(node.memory_kb().unwrap_or(0)),
+            descriptors: most.descriptors.max(node.descriptors().unwrap_or(0)),
+        };
+        nodes.iter().fold(Self::default(), most)
+    }
+
+    pub(super) fn grown_since(self, before: Self) -> Grown {
+        let more = |now: u64, before: u64| i64::try_from(now).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(0);
+        Grown {
+            memory_kb: more(self.memory_kb, before.memory_kb),
+            descriptors: more(self.descriptors as u64, before.descriptors as u64),
+        }
+    }
+}
+
+impl Grown {
+    /// In a case that may make all connections anew, and make some to servers that were not in use before.
+    pub(super) fn check(self, what: impl fmt::Display) {
+        assert!(self.memory_kb < 16 * 1024, "memory grows: {what}");
+        assert!(self.descriptors <= 16, "descriptors grow: {what}");
+    }
+}
+
+impl fmt::Display for Grown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:+} KB, {:+}", self.memory_kb, self.descriptors)
+    }
+}
+
+/// Lets time pass, in which every node must hold no more descriptors in the last third than in the first.
+pub(super) async fn stay_flat(nodes: &[Process], during: Duration) {
+    let started = Instant::now();
+    let mut most = vec![[0; 3]; nodes.len()];
+    while started.elapsed() < during {
+        let third = (3 * started.elapsed().as_millis() / during.as_millis()).min(2) as usize;
+        for (node, most) in nodes.iter().zip(&mut most) {
+            most[third] = most[third].max(node.descriptors().expect("the node lives"));
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    for [first, _, last] in &most {
+        assert!(*first > 10 && *last <= first + AT_ONCE, "descriptors of the nodes in each third: {most:?}");
+    }
+    println!("descriptors of the nodes in each third: {most:?}");
+}

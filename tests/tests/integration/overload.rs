@@ -1,0 +1,255 @@
+//! A node that gets many times what it can do: it refuses early and cheaply, and decides what it took in.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, StatusCode, header};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tollgate_store::testing::RedisServer;
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
+
+use crate::harness::{
+    KEY, Process, ProcessBuilder, Proxy, Rest, account, allowed, call, consume, folder_with, peek, quota, shop, until,
+};
+
+const DEADLINE: Duration = Duration::from_secs(4);
+/// How late each answer of Redis is, so that a node with room for 16 calls decides a few hundred a second.
+const SLOW: Duration = Duration::from_millis(40);
+const LOAD: Duration = Duration::from_secs(4);
+/// What a refused caller waits before the next call: far less than it was told to.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How one call ended.
+enum End {
+    /// Decided, and whether it was admitted; a listing admits nothing.
+    Decided(bool),
+    /// Refused as the node has too much to do, and said so as it should.
+    Refused,
+}
+
+struct Answer {
+    way: Way,
+    end: End,
+    took: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Grpc,
+    Rest,
+    /// `GET /api_keys/rate_limits`.
+    Limits,
+}
+
+async fn over_grpc(grpc: &RateLimitServiceClient<Channel>) -> End {
+    match consume(grpc, call(account("load"), "bulk", &[("tokens", 3)])).await {
+        Ok(decision) => End::Decided(allowed(&decision)),
+        Err(status) => {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("when to come again");
+            let pushback: u64 = pushback.to_str().unwrap().parse().expect("a number of milliseconds");
+            assert!((1..=1_000).contains(&pushback), "{pushback}");
+            End::Refused
+        }
+    }
+}
+
+/// The body, if the node did not refuse; a refusal says when to come again.
+async fn answered(request: reqwest::RequestBuilder) -> Result<Value, Value> {
+    let answer = request.send().await.expect("an answer");
+    let (status, wait) = (answer.status(), answer.headers().get(header::RETRY_AFTER).cloned());
+    let body: Value = answer.json().await.expect("JSON");
+    match status {
+        StatusCode::OK => Ok(body),
+        StatusCode::TOO_MANY_REQUESTS => {
+            assert_eq!(wait.expect("when to come again"), "1", "{body}");
+            Err(body)
+        }
+        status => panic!("{status}: {body}"),
+    }
+}
+
+async fn over_rest(rest: &Rest) -> End {
+    let request = rest.request(Method::POST, "/v1/consume").header(header::CONTENT_TYPE, "application/json");
+    let body = r#"{"caller":{"account":"load"},"resource":"bulk","usage":{"tokens":3}}"#;
+    match answered(request.body(body)).await {
+        Ok(decision) => End::Decided(decision["verdict"] == "allowed"),
+        Err(body) => {
+            assert_eq!(body["error"]["code"], "resource_exhausted", "{body}");
+            End::Refused
+        }
+    }
+}
+
+async fn limits(rest: &Rest) -> End {
+    match answered(rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth(KEY)).await {
+        Ok(_) => End::Decided(false),
+        Err(body) => {
+            is_plain(&body);
+            End::Refused
+        }
+    }
+}
+
+/// The end users' routes have errors of their own shape.
+fn is_plain(body: &Value) {
+    let error = body.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("error"));
+    assert!(error.is_some_and(Value::is_string), "{body}");
+}
+
+/// Calls one way until told to stop.
+async fn keep_calling(way: Way, grpc: RateLimitServiceClient<Channel>, rest: Rest, go: Arc<AtomicBool>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while go.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        let one = async {
+            match way {
+                Way::Grpc => over_grpc(&grpc).await,
+                Way::Rest => over_rest(&rest).await,
+                Way::Limits => limits(&rest).await,
+            }
+        };
+        let end = tokio::time::timeout(2 * DEADLINE, one).await.expect("a call hangs");
+        let took = started.elapsed();
+        if matches!(end, End::Refused) {
+            tokio::time::sleep(PAUSE).await;
+        }
+        answers.push(Answer { way, end, took });
+    }
+    answers
+}
+
+/// On four connections over gRPC, fewer on each than it has streams, so that none waits on its own side; over REST
+/// more than are taken in.
+fn load(node: &Process, go: &Arc<AtomicBool>) -> JoinSet<Vec<Answer>> {
+    let mut callers = JoinSet::new();
+    for _ in 0..4 {
+        let address = Endpoint::from_shared(format!("http://{}", node.grpc_address)).expect("an address");
+        let grpc = RateLimitServiceClient::new(address.connect_lazy());
+        for number in 0..42 {
+            let way = match number {
+                0..24 => Way::Grpc,
+                24..40 => Way::Rest,
+                _ => Way::Limits,
+            };
+            callers.spawn(keep_calling(way, grpc.clone(), node.rest.clone(), Arc::clone(go)));
+        }
+    }
+    callers
+}
+
+/// The most that a node has of something in a part of the load, by memory in kB and descriptors.
+async fn most(node: &Process, during: Duration) -> (u64, usize) {
+    let (started, mut most) = (Instant::now(), (0, 0));
+    while started.elapsed() < during {
+        let (memory, descriptors) = (node.memory_kb().expect("it lives"), node.descriptors().expect("it lives"));
+        most = (most.0.max(memory), most.1.max(descriptors));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    most
+}
+
+fn longest<'a>(answers: impl IntoIterator<Item = &'a Answer>) -> Duration {
+    answers.into_iter().map(|answer| answer.took).max().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_too_much_to_do_refuses_early_and_decides_what_it_takes_in() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let (_folder, policy) = folder_with(&shop(100));
+    let node = ProcessBuilder::new(&policy).redis(&proxy.url());
+    let node = node.arg("--max-concurrent-calls=48").arg("--store-max-in-flight=16").start();
+    until("the node decides", Duration::from_secs(10), async || {
+        peek(&node.grpc, call(account("load"), "bulk", &[])).await.ok()
+    })
+    .await;
+    proxy.delay(SLOW);
+    let go = Arc::new(AtomicBool::new(true));
+    let callers = load(&node, &go);
+    // Every connection is there, and every buffer has been used, by the end of the first quarter.
+    most(&node, LOAD / 4).await;
+    let early = most(&node, LOAD / 4).await;
+    most(&node, LOAD / 4).await;
+    let late = most(&node, LOAD / 4).await;
+    go.store(false, Ordering::Relaxed);
+    let answers: Vec<Answer> = callers.join_all().await.into_iter().flatten().collect();
+
+    let (refused, decided): (Vec<&Answer>, Vec<&Answer>) =
+        answers.iter().partition(|answer| matches!(answer.end, End::Refused));
+    for way in [Way::Grpc, Way::Rest, Way::Limits] {
+        let of = |answers: &[&Answer]| answers.iter().filter(|answer| answer.way == way).count();
+        assert!(of(&refused) > 20 && of(&decided) > 0, "{way:?}: {} refused, {} decided", of(&refused), of(&decided));
+    }
+    assert!(refused.len() > 4 * decided.len(), "no overload: {} refused, {} decided", refused.len(), decided.len());
+    assert!(longest(refused.iter().copied()) < DEADLINE / 4, "refused after {:?}", longest(refused));
+    assert!(longest(decided.iter().copied()) < DEADLINE, "decided after {:?}", longest(decided));
+    assert!(late.0 < early.0 + 4 * 1024, "memory grows under load: {early:?} kB and descriptors, then {late:?}");
+    assert!(late.1 <= early.1 + 4, "descriptors grow under load: {early:?} kB and descriptors, then {late:?}");
+
+    // Afterwards it is as before, and Redis holds what was admitted: a refusal charged nothing.
+    proxy.delay(Duration::ZERO);
+    let now = peek(&node.grpc, call(account("load"), "bulk", &[])).await.expect("a decision");
+    let admitted = answers.iter().filter(|answer| matches!(answer.end, End::Decided(true))).count() as u64;
+    assert_eq!(quota(&now, "requests_per_hour").used, admitted, "what was charged, and what was admitted");
+    assert_eq!(quota(&now, "tokens_per_hour").used, 3 * admitted);
+    assert!(admitted > 100, "{admitted}");
+    for _ in 0..100 {
+        assert!(matches!(over_grpc(&node.grpc).await, End::Decided(true)));
+        assert!(matches!(over_rest(&node.rest).await, End::Decided(true)));
+        assert!(matches!(limits(&node.rest).await, End::Decided(_)));
+    }
+    assert_eq!(node.rest.text("/readyz").await.0, StatusCode::OK);
+    let said = node.stderr();
+    assert!(!said.contains("panicked") && !said.contains("ERROR"), "{said}");
+}
+
+/// What end users are told when the node has too much to do, when the counters do not answer, and when the call takes too
+/// long: each in the shape that their routes describe.
+#[tokio::test]
+async fn end_users_are_told_of_trouble_in_their_own_shape() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let (_folder, policy) = folder_with(&shop(100));
+    let start = |flags: &[&'static str]| ProcessBuilder::new(&policy).redis(&proxy.url()).args(flags.to_vec()).start();
+    let nodes = [
+        (start(&["--store-deadline-ms=1000", "--max-concurrent-calls=1"]), [429, 503]),
+        (start(&["--store-deadline-ms=1000", "--store-max-in-flight=1"]), [429, 503]),
+        (start(&["--call-timeout-ms=500"]), [504, 504]),
+    ];
+    for (node, _) in &nodes {
+        until("the node decides", Duration::from_secs(10), async || {
+            let answer = node.rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth(KEY).send().await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+    }
+    proxy.swallow(true);
+    for (node, expected) in &nodes {
+        for route in ["/api_keys/rate_limits", "/api/v1/api_keys/rate_limits", "/api_keys/rate_limits/log"] {
+            let ask = || node.rest.request(Method::GET, route).bearer_auth(KEY).send();
+            let started = Instant::now();
+            let (one, other) = tokio::join!(ask(), ask());
+            assert!(started.elapsed() < DEADLINE, "{route}: {:?}", started.elapsed());
+            let mut statuses = Vec::new();
+            for answer in [one.expect("an answer"), other.expect("an answer")] {
+                let (status, wait) = (answer.status().as_u16(), answer.headers().get(header::RETRY_AFTER).cloned());
+                assert_eq!(wait.is_some(), status == 429, "{route}: {status}");
+                is_plain(&answer.json().await.expect("JSON"));
+                statuses.push(status);
+            }
+            statuses.sort_unstable();
+            assert_eq!(&statuses, expected, "{route}");
+        }
+    }
+}
