@@ -30,6 +30,7 @@ mod listing;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod open_ended;
 mod openapi;
 #[cfg(test)]
 mod overload;

@@ -1,0 +1,87 @@
+//! Counters whose names callers choose, over the wire: an account has so many, and no more.
+
+use tollgate_proto::v1::{Call, Decision};
+use tollgate_store::testing::RedisServer;
+use tonic::{Code, Status};
+
+use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota};
+
+/// A wildcard whose matches are counted apart, and a limit by session.
+const POLICY: &str = "
+version: 1
+domain: open
+classes:
+  text:
+    quotas:
+      - { unit: requests, per: minute, limit: 100, scope: [account] }
+      - { unit: requests, per: hour, limit: 100, scope: [account, session] }
+  prompts:
+    quotas:
+      - { unit: requests, per: minute, limit: 100, scope: [account, resource] }
+resources:
+  chat: { class: text }
+  prompt/*: { class: prompts, counter: each }
+tiers:
+  paid: { is_charged: true }
+default_tier: paid
+";
+
+fn chat(caller: &str, session: &str) -> Call {
+    let attributes = [("session".to_owned(), session.to_owned())].into();
+    Call { attributes, ..call(account(caller), "chat", &[]) }
+}
+
+fn full<T: std::fmt::Debug>(answer: Result<T, Status>) {
+    let error = answer.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
+    assert!(error.message().contains("names that callers choose"), "{error:?}");
+    assert!(error.metadata().get("grpc-retry-pushback-ms").is_none(), "it is not the node that has too much to do");
+}
+
+/// Names of both kinds share the account's places; what needs no new counter goes on, and so do other accounts.
+async fn places_are_bounded(process: &Process) {
+    let decide = async |call: Call| -> Decision { consume(&process.grpc, call).await.unwrap() };
+    for session in ["a", "b", "a"] {
+        assert!(allowed(&decide(chat("acme", session)).await));
+    }
+    assert!(allowed(&decide(call(account("acme"), "prompt/one", &[])).await));
+    full(consume(&process.grpc, chat("acme", "c")).await);
+    full(consume(&process.grpc, call(account("acme"), "prompt/two", &[])).await);
+    let body = r#"{"caller":{"account":"acme"},"resource":"chat","attributes":{"session":"d"}}"#;
+    let (status, said) = process.rest.post("/v1/consume", body).await;
+    assert_eq!((status.as_u16(), said["error"]["code"].as_str()), (429, Some("resource_exhausted")), "{said}");
+
+    let now = peek(&process.grpc, chat("acme", "c")).await.unwrap();
+    assert_eq!((quota(&now, "requests_per_minute").used, quota(&now, "requests_per_hour").used), (3, 0), "{now:?}");
+    assert!(allowed(&decide(chat("acme", "b")).await));
+    assert!(allowed(&decide(call(account("acme"), "prompt/one", &[])).await));
+    assert!(allowed(&decide(chat("other", "c")).await));
+
+    let (_, metrics) = process.rest.text("/metrics").await;
+    let value = |name: &str, label: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name) && line.contains(label));
+        line.and_then(|line| line.rsplit(' ').next()).map(ToOwned::to_owned)
+    };
+    assert_eq!(value("tollgate_store_errors_total{", "\"crowded\"").as_deref(), Some("3"), "{metrics}");
+    assert_eq!(value("tollgate_store_up", "").as_deref(), Some("1"), "{metrics}");
+}
+
+fn bounded(policy: &std::path::Path) -> ProcessBuilder {
+    ProcessBuilder::new(policy).arg("--max-counters-per-account=3")
+}
+
+#[tokio::test]
+async fn an_account_has_so_many_counters_in_memory() {
+    let (_folder, policy) = folder_with(POLICY);
+    places_are_bounded(&bounded(&policy).start()).await;
+}
+
+/// Two nodes share the places.
+#[tokio::test]
+async fn an_account_has_so_many_counters_in_redis() {
+    let redis = RedisServer::start();
+    let (_folder, policy) = folder_with(POLICY);
+    places_are_bounded(&bounded(&policy).redis(&redis.url()).start()).await;
+    let other = bounded(&policy).redis(&redis.url()).start();
+    full(consume(&other.grpc, chat("acme", "e")).await);
+}
