@@ -49,7 +49,7 @@ impl Grown {
     /// In a case that may make all connections anew, and make some to servers that were not in use before.
     pub(super) fn check(self, what: impl fmt::Display) {
         assert!(self.memory_kb < 16 * 1024, "memory grows: {what}");
-        assert!(self.descriptors <= 16, "descriptors grow: {what}");
+        assert!(self.descriptors <= 8, "descriptors grow: {what}");
     }
 }
 
