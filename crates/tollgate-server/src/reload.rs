@@ -65,54 +65,67 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
-/// Reloads `part` for as long as the node lives, on changes and on each of `hangups`.
+/// Something whose files are watched.
 ///
 /// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
 /// link in its folder.
-pub(crate) async fn keep_fresh(part: Arc<dyn Reload>, mut hangups: watch::Receiver<()>) {
-    let what = part.what();
-    // One waiting notice is enough: it says that something changed, not what.
-    let (notice, mut changes) = mpsc::channel(1);
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = notice.try_send(());
-        }
-    });
-    let mut watcher = match watcher {
-        Ok(watcher) => Some(watcher),
-        Err(error) => {
-            tracing::warn!(what, %error, "files cannot be watched; SIGHUP still reloads them");
-            None
-        }
-    };
-    let mut seen = Vec::new();
-    loop {
-        watch_new(&*part, watcher.as_mut(), &mut seen);
-        tokio::select! {
-            Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
-            Ok(()) = hangups.changed() => {}
-            else => return,
-        }
-        while changes.try_recv().is_ok() {}
-        let reloading = Arc::clone(&part);
-        match tokio::task::spawn_blocking(move || reloading.reload()).await {
-            Ok(Ok(())) => tracing::info!(what, "reloaded"),
-            Ok(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
-            Err(error) => tracing::error!(what, %error, "not reloaded; what was there stays"),
-        }
-    }
+pub(crate) struct Watched {
+    part: Arc<dyn Reload>,
+    watcher: Option<RecommendedWatcher>,
+    changes: mpsc::Receiver<()>,
+    seen: Vec<PathBuf>,
 }
 
-/// Watches the folders that are not watched yet: a file may have come to name others.
-fn watch_new(part: &dyn Reload, watcher: Option<&mut RecommendedWatcher>, seen: &mut Vec<PathBuf>) {
-    let Some(watcher) = watcher else { return };
-    for folder in part.folders() {
-        if seen.contains(&folder) {
-            continue;
+impl Watched {
+    /// Changes from now on are seen, whenever [`Watched::keep_fresh`] gets to them.
+    pub(crate) fn new(part: Arc<dyn Reload>) -> Self {
+        // One waiting notice is enough: it says that something changed, not what.
+        let (notice, changes) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                let _ = notice.try_send(());
+            }
+        });
+        let failed = |error: &notify::Error| {
+            tracing::warn!(what = part.what(), %error, "files cannot be watched; SIGHUP still reloads them");
+        };
+        let watcher = watcher.inspect_err(failed).ok();
+        let mut new = Self { part, watcher, changes, seen: Vec::new() };
+        new.watch_new();
+        new
+    }
+
+    /// Reloads it for as long as the node lives, on changes and on each of `hangups`.
+    pub(crate) async fn keep_fresh(mut self, mut hangups: watch::Receiver<()>) {
+        let what = self.part.what();
+        loop {
+            tokio::select! {
+                Some(()) = self.changes.recv() => tokio::time::sleep(SETTLE).await,
+                Ok(()) = hangups.changed() => {}
+                else => return,
+            }
+            while self.changes.try_recv().is_ok() {}
+            let reloading = Arc::clone(&self.part);
+            match tokio::task::spawn_blocking(move || reloading.reload()).await {
+                Ok(Ok(())) => tracing::info!(what, "reloaded"),
+                Ok(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
+                Err(error) => tracing::error!(what, %error, "not reloaded; what was there stays"),
+            }
+            self.watch_new();
         }
-        if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
-            tracing::warn!(what = part.what(), %error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads");
+    }
+
+    /// Watches the folders that are not watched yet: a file may have come to name others.
+    fn watch_new(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for folder in self.part.folders() {
+            if self.seen.contains(&folder) {
+                continue;
+            }
+            if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
+                tracing::warn!(what = self.part.what(), %error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads");
+            }
+            self.seen.push(folder);
         }
-        seen.push(folder);
     }
 }

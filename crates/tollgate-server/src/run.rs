@@ -28,7 +28,8 @@ use crate::{
     grpc,
     policies::{Policies, Source},
     refusals::Refusals,
-    reload, rest,
+    reload::Watched,
+    rest,
     serve::{Servers, Stage},
     service::{DecisionService, Lifetimes, WithoutStore},
     settings::{Settings, StoreSettings},
@@ -253,9 +254,10 @@ pub async fn run(
             let _ = hangups.send(());
         }
     });
-    background.spawn(reload::keep_fresh(policies, hung_up.clone()));
+    // Before calls come, so that whoever sees the node answer may count on a change being seen.
+    background.spawn(Watched::new(policies).keep_fresh(hung_up.clone()));
     for part in doors.parts() {
-        background.spawn(reload::keep_fresh(part, hung_up.clone()));
+        background.spawn(Watched::new(part).keep_fresh(hung_up.clone()));
     }
     // Before calls come, so that what they read of accounts is remembered.
     let changes = accounts.hear().await;
