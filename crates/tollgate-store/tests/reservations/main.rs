@@ -59,9 +59,9 @@ enum Event {
         which: usize,
         ttl_ms: u32,
     },
-    /// The node dies with a call under way, after so many turns.
+    /// The node dies with a call under way, after so many turns, or as the answer comes.
     Crash {
-        after: usize,
+        after: Option<usize>,
         during: Under,
     },
 }
@@ -141,8 +141,8 @@ impl World<'_> {
         &*self.nodes[self.turn % self.nodes.len()].store
     }
 
-    /// Does `work` on the next node, which dies after so many turns; another takes its place.
-    fn crash(&mut self, after: usize, work: impl AsyncFnOnce(&dyn Store)) {
+    /// Does `work` on the next node, which dies after so many turns or as the answer comes; another takes its place.
+    fn crash(&mut self, after: Option<usize>, work: impl AsyncFnOnce(&dyn Store)) {
         self.turn += 1;
         let at = self.turn % self.nodes.len();
         self.place.crash(self.nodes.remove(at), after, work);
@@ -320,7 +320,7 @@ impl World<'_> {
     }
 
     /// A node dies while it ends a reservation: that is done as a whole, or not at all.
-    fn crash_closing(&mut self, after: usize, which: usize, actual: Option<u64>) {
+    fn crash_closing(&mut self, after: Option<usize>, which: usize, actual: Option<u64>) {
         let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
         let Known { id, tokens, .. } = self.known[at];
         let Looked::Open { reservation, .. } = self.look(id) else { return };
@@ -342,7 +342,7 @@ impl World<'_> {
 
     /// A node dies with a call under way, which is then done as a whole or not at all: the record tells which, and the
     /// counters have to agree with it.
-    fn crash_during(&mut self, after: usize, under: &Under) {
+    fn crash_during(&mut self, after: Option<usize>, under: &Under) {
         match *under {
             Under::Reserve { tokens, ttl_ms } => {
                 let id = self.next_id();
@@ -449,7 +449,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
             .prop_map(|(which, tokens, twice)| Event::Settle { which, tokens, twice }),
         1 => (0_usize..6).prop_map(|which| Event::Cancel { which }),
         1 => (0_usize..6, ttl).prop_map(|(which, ttl_ms)| Event::Extend { which, ttl_ms }),
-        2 => (0_usize..40, under).prop_map(|(after, during)| Event::Crash { after, during }),
+        2 => (prop::option::of(0_usize..40), under).prop_map(|(after, during)| Event::Crash { after, during }),
     ];
     prop::collection::vec(event, 1..120)
 }

@@ -67,9 +67,9 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Does `work` on a node that dies after so many turns of the runtime, and waits until what it had sent by then
-    /// is done or lost. Nobody sees an answer.
-    pub(crate) fn crash(&self, node: Node, after: usize, work: impl AsyncFnOnce(&dyn Store)) {
+    /// Does `work` on a node that dies after so many turns of the runtime, or as the answer comes, and waits until what
+    /// it had sent by then is done or lost. Nobody sees an answer.
+    pub(crate) fn crash(&self, node: Node, after: Option<usize>, work: impl AsyncFnOnce(&dyn Store)) {
         match self {
             // What one step in memory has begun is done.
             Self::Memory(store) => {
@@ -81,7 +81,7 @@ impl<'a> Place<'a> {
                     tokio::select! {
                         biased;
                         () = work(&*node.store) => {}
-                        () = async { for _ in 0..after { tokio::task::yield_now().await } } => {}
+                        () = turns(after) => {}
                     }
                 });
                 let client = node.client;
@@ -99,5 +99,13 @@ impl<'a> Place<'a> {
         let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut *watcher.borrow_mut()).unwrap();
         let numbers = list.lines().map(|line| line.split(' ').find_map(|field| field.strip_prefix("id=")));
         numbers.map(|number| number.unwrap().parse().unwrap()).collect()
+    }
+}
+
+/// Ends after so many turns of the runtime, or never.
+async fn turns(number: Option<usize>) {
+    let Some(number) = number else { return std::future::pending().await };
+    for _ in 0..number {
+        tokio::task::yield_now().await;
     }
 }
