@@ -153,14 +153,15 @@ impl Call {
             // Nothing has to be taken back, so the last part need not be looked at before.
             let looked = looks.await?;
             let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Peek };
-            let last = self.ask_last(mode, &Elsewhere::default()).await?;
+            let said: Vec<Said> = looked.iter().cloned().map(Said::of).collect();
+            let last = self.ask_last(mode, &self.elsewhere(&said)).await?;
             return self.whole(looked, last);
         }
         let nothing = Elsewhere::default();
         let (looked, last) = try_join(looks, self.ask_last(Mode::Peek, &nothing)).await?;
         match self.whole(looked.clone(), last.clone())? {
             Admission::Decided(Applied { allowed: true, .. }) => {}
-            decided => return Ok(decided),
+            refused => return self.unless_known(refused).await,
         }
         // A caller that loses patience must not leave the call half done, so it goes on without it.
         let deadline = self.bounds.deadline;
@@ -190,6 +191,17 @@ impl Call {
         }
         let is_back = self.give_back(&made).await;
         self.refusal(made, last, (looked, looked_last), is_back).await
+    }
+
+    /// A refusal, unless the request was admitted in the meantime: then its answer stands.
+    async fn unless_known(&self, refused: Admission) -> Result<Admission, StoreError> {
+        if self.request.is_some() && matches!(refused, Admission::Decided(_)) {
+            let said = self.ask_last(Mode::Peek, &Elsewhere::default()).await?;
+            if matches!(said.admission, Admission::Replayed(_) | Admission::OtherCall) {
+                return self.whole(Vec::new(), said);
+            }
+        }
+        Ok(refused)
     }
 
     /// What is answered instead of an admission; `is_back` is whether nothing is charged any more.
@@ -227,12 +239,12 @@ impl Call {
             }
         }))
         .await;
-        Ok(self.merged(answers).into())
+        self.unless_known(self.merged(answers).into()).await
     }
 
     /// Whether everything is given back that was charged.
     async fn give_back(&self, made: &[Result<Said, StoreError>]) -> bool {
-        // Whatever time the call has left.
+        // However little time the call has left.
         let deadline = self.store.link.deadline();
         let charged = self.others.iter().zip(made).filter(|(part, _)| self.charges(part));
         let charged = charged.filter_map(|(part, said)| Some((part, said.as_ref().ok()?)));

@@ -9,7 +9,7 @@ mod world;
 use std::sync::{Arc, atomic::Ordering};
 
 use tollgate_core::{
-    claim::{Applied, Mode},
+    claim::{Applied, Claim, Effect, Mode},
     reservation::{Admission, Closing, Closure, Extension, Looked, RequestMark, ReservationId, Terms},
     store::{Store, StoreError},
     window::Span,
@@ -206,29 +206,43 @@ fn a_request_id_has_the_whole_answer_again() {
     let world = World::start();
     let (one, other) = (world.node(), world.node());
     let mark = |id, digest| Some(RequestMark { id: [id; 16], digest: [digest; 16], ttl_ms: 60_000 });
-    let claims = world.claims(10);
-    for (id, hold) in [(1, false), (2, true)] {
+    let all_charged = world.claims(10);
+    // As a guard against an address, which is only looked at.
+    let judged =
+        all_charged.iter().filter(|claim| claim.ledger.partition == world.homes[0] || claim.span != Span::Slots);
+    let judged: Vec<Claim> = judged
+        .map(|claim| {
+            let effect = if claim.ledger.partition == world.homes[0] { Effect::Charge } else { Effect::Judge };
+            Claim { effect, ..*claim }
+        })
+        .collect();
+    for (id, hold, claims) in
+        [(1, false, &all_charged), (2, true, &all_charged), (3, false, &judged), (4, true, &judged)]
+    {
         let terms = Terms { request: mark(id, 1), ..world.terms(id) };
         let terms = Terms { hold: terms.hold.filter(|_| hold), ..terms };
-        let first = decided(one.run(one.store.admit(&claims, &terms)).unwrap());
+        let first = decided(one.run(one.store.admit(claims, &terms)).unwrap());
         let stands = world.used(&one);
         // A hold drawn anew, as whoever repeats a call does.
         let again = Terms { hold: world.terms(id + 100).hold.filter(|_| hold), ..terms };
-        let Admission::Replayed(replay) = other.run(other.store.admit(&claims, &again)).unwrap() else { panic!() };
+        let Admission::Replayed(replay) = other.run(other.store.admit(claims, &again)).unwrap() else { panic!() };
         assert_eq!((&replay.applied, replay.held.map(|held| held.0)), (&first, terms.hold.map(|hold| hold.id)));
         let other_call = Terms { request: mark(id, 2), ..again };
-        assert_eq!(other.run(other.store.admit(&claims, &other_call)).unwrap(), Admission::OtherCall);
+        assert_eq!(other.run(other.store.admit(claims, &other_call)).unwrap(), Admission::OtherCall);
         assert_eq!(world.used(&one), stands);
     }
 }
 
-/// Two calls with one id at the same time: one of them is charged, also where both had looked before either charged.
+/// Two calls with one id at the same time: one of them is charged, also where both had looked before either charged, and
+/// where the pool had room for one.
 #[test]
 fn a_request_id_that_comes_twice_at_once_is_charged_once() {
     let world = Arc::new(World::start());
     let (node, other) = (world.node(), Arc::new(world.node()));
     let mark = |digest| Some(RequestMark { id: [1; 16], digest: [digest; 16], ttl_ms: 60_000 });
-    for (digest, hold) in [(1, false), (2, false), (1, true), (2, true)] {
+    let cases =
+        [1_000, 10].into_iter().flat_map(|pool| [(1, false, pool), (2, false, pool), (1, true, pool), (2, true, pool)]);
+    for (digest, hold, pool) in cases {
         world.clock.advance_ms(2 * WINDOW_MS);
         let terms = move |world: &World, id, digest| Terms {
             hold: world.terms(id).hold.filter(|_| hold),
@@ -239,12 +253,14 @@ fn a_request_id_that_comes_twice_at_once_is_charged_once() {
         node.at(4, move || {
             let (world, other) = (Arc::clone(&rival.0), Arc::clone(&rival.1));
             let first = std::thread::spawn(move || {
-                let admitted = other.run(other.store.admit(&world.claims(10), &terms(&world, 1, 1))).unwrap();
+                let admitted =
+                    other.run(other.store.admit(&world.limited(10, [10, pool, 1_000]), &terms(&world, 1, 1))).unwrap();
                 assert!(decided(admitted).allowed);
             });
             first.join().unwrap();
         });
-        let second = node.run(node.store.admit(&world.claims(10), &terms(&world, 2, digest))).unwrap();
+        let second =
+            node.run(node.store.admit(&world.limited(10, [10, pool, 1_000]), &terms(&world, 2, digest))).unwrap();
         match second {
             Admission::Replayed(replay) => {
                 assert_eq!(digest, 1);
