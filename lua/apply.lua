@@ -224,6 +224,10 @@ for _ = 1, 2 do
       local room = most - #made
       local looks = call('ZCOUNT', set, '-inf', '+inf') > room and MOST_LOOKS or LOOKS
       local names = call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', '0', looks)
+      if #names == 0 and looks == MOST_LOOKS then
+        -- The clock went back: what is to be looked at later than that is due now.
+        names = call('ZRANGEBYSCORE', set, '(' .. now + LOOK_AGAIN, '+inf', 'LIMIT', '0', looks)
+      end
       for i = 1, #names do
         if call('EXISTS', names[i]) == 1 then
           call('ZADD', set, now + LOOK_AGAIN, names[i])

@@ -172,7 +172,8 @@ impl Backend {
                 let accounts = accounts(Some(link.clone()));
                 let refusals = Arc::new(RedisRefusals::on(link.clone()));
                 let nodes = settings.node_count;
-                let fallback = Arc::new(Fallback::new(Arc::clone(&clock), nodes, settings.local_max_scopes));
+                let fallback = Fallback::new(Arc::clone(&clock), nodes, settings.local_max_scopes);
+                let fallback = Arc::new(fallback.with_max_open_ended(config.max_open_ended));
                 let sweep = Box::new({
                     let fallback = Arc::clone(&fallback);
                     move || fallback.sweep()

@@ -78,6 +78,12 @@ impl Fallback {
         }
     }
 
+    /// The same, with room for so many open-ended ledgers in each partition.
+    #[must_use]
+    pub fn with_max_open_ended(self, most: u32) -> Self {
+        Self { local: self.local.with_max_open_ended(most), ..self }
+    }
+
     /// This node's part of a limit: at least one of what may be used at all.
     pub fn share(&self, limit: Limit) -> Limit {
         match limit {

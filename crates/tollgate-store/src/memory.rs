@@ -48,11 +48,11 @@ struct Seats {
 
 impl Seats {
     fn take(&mut self, partition: Partition, new: &[LedgerKey]) -> bool {
-        let taken = self.by_partition.entry(partition).or_default();
-        if *taken + new.len() > self.most as usize {
+        let taken = self.by_partition.get(&partition).copied().unwrap_or(0) + new.len();
+        if taken > self.most as usize {
             return false;
         }
-        *taken += new.len();
+        self.by_partition.insert(partition, taken);
         self.taken.extend(new);
         true
     }

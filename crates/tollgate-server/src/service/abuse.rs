@@ -9,6 +9,7 @@ use tollgate_core::{
     claim::{Applied, Mode, Partition},
     decision::Decision,
     policy::{AUTHENTICATION, AbuseRule, Block, Watch},
+    store::StoreError,
     time::Timestamp,
 };
 
@@ -104,7 +105,11 @@ impl DecisionService {
         let (mut counted, mut at) = (0, now);
         let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
         for watch in counting {
-            let failed = self.count_failure(&domain, watch, now).await?;
+            let failed = match self.count_failure(&domain, watch, now).await {
+                // Whoever takes all places of an account is not spared by its other rules.
+                Err(CallError::Store(StoreError::Crowded(_))) => continue,
+                failed => failed?,
+            };
             counted += usize::from(failed.counted);
             blocks.extend(failed.block.filter(|block| !block.rule.shadow));
             at = failed.at;
@@ -135,7 +140,8 @@ impl DecisionService {
         Some(Box::pin(async move {
             for watch in resolved.watches(|name| attributes.get(name)) {
                 if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
-                    self.count_failure(domain, watch, decision.decided_at).await?;
+                    // Where one rule cannot count, the others do.
+                    let _ = self.count_failure(domain, watch, decision.decided_at).await;
                 }
             }
             Ok(())

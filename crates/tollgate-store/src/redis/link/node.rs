@@ -37,16 +37,19 @@ thread_local! {
     static PREFERRED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Makes calls on this thread use that one of a server's connections, counted from 0 and modulo their number, rather than
-/// each in turn: the one that lives on this thread's runtime (see [`RedisConfig::runtimes`]).
-pub fn prefer_connection(number: usize) {
-    PREFERRED.set(Some(number));
+/// Makes calls on this thread use the connections that live on that runtime, counted from 0, of
+/// [`RedisConfig::runtimes`]: this thread's. Without this, and where there are fewer connections than runtimes, all are
+/// used in turn.
+pub fn prefer_connection(runtime: usize) {
+    PREFERRED.set(Some(runtime));
 }
 
 /// A server. Dropped, its connections end.
 pub(crate) struct Node {
     pub(super) info: ConnectionInfo,
     lines: Box<[Line]>,
+    /// How many runtimes the lines live on, in turn.
+    runtimes: usize,
     next: AtomicUsize,
     breaker: Arc<Breaker>,
     wait: Option<Wait>,
@@ -101,13 +104,14 @@ impl Node {
         let breaker = Arc::new(Breaker::default());
         let bounds =
             Bounds { within: CONNECT_WITHIN.max(config.deadline), buffer: config.max_in_flight.clamp(64, 1024) };
+        let runtimes = config.runtimes.len().max(1);
         let start = |number: usize| {
-            let home = config.runtimes.get(number % config.runtimes.len().max(1));
+            let home = config.runtimes.get(number % runtimes);
             Line::start(info.clone(), bounds, Arc::clone(&breaker), home)
         };
         let lines = (0..config.connections.max(1)).map(start).collect();
         let wait = (config.wait_replicas > 0).then_some(Wait { replicas: config.wait_replicas, within: config.wait });
-        Arc::new(Self { info, lines, next: AtomicUsize::new(0), breaker, wait })
+        Arc::new(Self { info, lines, runtimes, next: AtomicUsize::new(0), breaker, wait })
     }
 
     /// Sends one command, once, behind `ASKING` if the server is only about to get the slot.
@@ -122,8 +126,7 @@ impl Node {
             let text = format!("{} does not answer; next try in {} ms", self.info.addr(), rest.as_millis());
             Failure::new(Fault::Resting, text)
         })?;
-        let number = PREFERRED.get().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed));
-        let line = &self.lines[number % self.lines.len()];
+        let line = &self.lines[self.next_line()];
         let around = Around { asking, wait: self.wait.filter(|_| writes == Writes::Charge) };
         let result = line.send(command, around, deadline).await;
         match &result {
@@ -137,6 +140,17 @@ impl Node {
             _ => pass.succeeded(),
         }
         result
+    }
+
+    /// The next connection of those that live on this thread, if any do, or else of all: connection `n` lives on runtime
+    /// `n % runtimes`.
+    fn next_line(&self) -> usize {
+        let here = PREFERRED.get().filter(|runtime| *runtime < self.runtimes.min(self.lines.len()));
+        let (first, apart) = here.map_or((0, 1), |runtime| (runtime, self.runtimes));
+        let lines = (self.lines.len() - first).div_ceil(apart);
+        // One line needs no turn, and threads no memory that they share.
+        let turn = if lines == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % lines };
+        first + turn * apart
     }
 
     /// Sends a command that calls do not wait for, whatever the breaker says.
