@@ -93,6 +93,23 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// What is kept has an end and a bound.
+    pub(crate) fn every_key_is_bounded(&self) {
+        let Self::Redis { watcher, config, .. } = self else { return };
+        let mut redis = watcher.borrow_mut();
+        let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{}{{*", config.key_prefix)).query(&mut *redis).unwrap();
+        for key in keys {
+            let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut *redis).unwrap();
+            assert!(ttl > 0, "{key} stays");
+            let kind: String = redis::cmd("TYPE").arg(&key).query(&mut *redis).unwrap();
+            let (length, most): (usize, usize) = match &*kind {
+                "zset" => (redis::cmd("ZCARD").arg(&key).query(&mut *redis).unwrap(), 10_000),
+                _ => (redis::cmd("STRLEN").arg(&key).query(&mut *redis).unwrap(), 65_536),
+            };
+            assert!(length <= most, "{key}: a {kind} of {length}");
+        }
+    }
+
     /// Who is connected to Redis.
     fn clients(&self) -> Vec<u64> {
         let Self::Redis { watcher, .. } = self else { return Vec::new() };
