@@ -493,7 +493,9 @@ fn world<'a>(
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let pause = prop_oneof![4 => 0_u64..50, 3 => 0_u64..700, 1 => 0_u64..30_000];
+    // To the very moment when something leaves, too.
+    let exact = prop::sample::select(vec![1, 998, 999, 1_000, 1_001, 59_999, 60_000]);
+    let pause = prop_oneof![4 => 0_u64..50, 3 => 0_u64..700, 1 => 0_u64..30_000, 3 => exact];
     let ttl = prop_oneof![1_u32..2_000, 1_000_u32..60_000];
     let request = prop::option::weighted(0.4, 0_u8..4);
     // Now and then more than the limit, and a limit that is another for one call.
