@@ -98,8 +98,9 @@ def start_node(folder, arguments):
     policy = folder / "policies" / "bench.yaml"
     policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)
-    # Whole batches at 32 streams are more than a node takes by default, and a refusal at once is no decision.
-    command = [NODE, "--policy", policy, "--open-loopback", "--store-max-in-flight", "65536"]
+    # Whole batches at 32 streams are more than a node takes by default, and wait longer; a refusal is no decision.
+    command = [NODE, "--policy", policy, "--open-loopback", "--store-max-in-flight", "65536", "--store-deadline-ms", "10000"]
+    command += ["--call-timeout-ms", "20000"]
     command += ["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     node = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return node, *re.search(r"REST on (\S+), gRPC on ([\d.:]+)", node.stdout.readline()).groups()

@@ -26,7 +26,9 @@ use tollgate_store::{
 const ACCOUNTS: u64 = 1_000;
 const PARTS: usize = 9;
 const CALLS: u64 = 2_000;
-const OUTSTANDING: u64 = 100_000;
+const OUTSTANDING: u64 = 1_000_000;
+/// The most that one of them may take, in bytes.
+const MOST_BYTES: u64 = 400;
 const TTL_MS: u32 = 3_600_000;
 /// About what a node notes: the units, the account, the key, the resource.
 const NOTE: &[u8] =
@@ -183,10 +185,12 @@ async fn main() {
     for ((_, name), figure) in WAYS.iter().zip(&figures) {
         println!("{name:<40} {figure:>7.2} µs  {:>5.2} of a consume", figure / figures[0]);
     }
-    println!("{:<40} {:>7} B", "an outstanding reservation", bytes_each(&mut redis, &store).await);
+    let bytes = bytes_each(&mut redis, &store).await;
+    println!("{:<40} {bytes:>7} B", format!("each of {OUTSTANDING} outstanding"));
+    assert!(bytes <= MOST_BYTES, "an outstanding reservation may take {MOST_BYTES} B");
 }
 
-/// The memory of reservations of 1,000 accounts, with the counters of those accounts there already.
+/// The memory of a reservation, of many of 1,000 accounts, with the counters of those accounts there already.
 async fn bytes_each(redis: &mut Connection, store: &Arc<RedisStore>) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     // What they charge is in the counters either way.
