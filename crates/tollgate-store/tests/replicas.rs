@@ -1,8 +1,14 @@
 //! A call that waits for replicas: it is answered once they have its charge, and otherwise fails by name.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
@@ -164,4 +170,45 @@ async fn without_the_right_to_wait_a_charge_is_indeterminate_by_name() {
     let store = RedisStore::connect(config(url, 1)).unwrap();
     is_by_name(apply(&store, Mode::Try).await, "WAIT: ");
     assert_eq!((met(&store, "unreplicated"), met(&store, "noperm")), (1, 0));
+}
+
+/// A failover under load, in its worst order: the replica becomes master while the old one still takes calls. Nothing that
+/// was answered is lost, and what the new master has besides is of calls whose charge was not known. Broken to try it:
+/// a store that waits for no replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_loses_no_answered_charge() {
+    const CALLERS: u64 = 4;
+    let [mut master, replica] = replicated().await;
+    let (store, answered, unanswered) = (store(&master, 1), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..CALLERS {
+        let (store, answered, unanswered) = (store.clone(), Arc::clone(&answered), Arc::clone(&unanswered));
+        callers.spawn(async move {
+            loop {
+                match apply(&store, Mode::Try).await {
+                    Ok(applied) if applied.allowed => answered.fetch_add(1, Ordering::SeqCst),
+                    Ok(_) => return,
+                    Err(_) => unanswered.fetch_add(1, Ordering::SeqCst),
+                };
+            }
+        });
+    }
+    let reaches = async |count: &AtomicU64, wanted: u64| {
+        let reached = async {
+            while count.load(Ordering::SeqCst) < wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(2 * DEADLINE, reached).await.expect("calls meet the failover");
+    };
+    reaches(&answered, 100).await;
+    let () = replica.run("REPLICAOF NO ONE");
+    // Each caller has met the old master without its replica.
+    reaches(&unanswered, 2 * CALLERS).await;
+    callers.shutdown().await;
+    master.kill();
+    let promoted = self::store(&replica, 0);
+    let used = apply(&promoted, Mode::Peek).await.unwrap().statuses[0].used.get();
+    let answered = answered.load(Ordering::SeqCst);
+    assert!((answered..=answered + CALLERS).contains(&used), "{answered} answered, {used} kept");
 }

@@ -20,7 +20,7 @@ use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::{
         Program, RedisServer,
-        conformance::{START, Step, compare, mixed, reserved},
+        conformance::{START, Step, compare, crowded, mixed, paced, reserved},
         topologies::{OtherServer, RedisCluster, SecureRedis, SentinelTrio},
     },
 };
@@ -32,9 +32,13 @@ fn patient(url: String) -> RedisConfig {
     RedisConfig { deadline: PATIENCE, ..RedisConfig::new(url) }
 }
 
-/// Plays generated sequences as `conformance.rs` does, on whatever `config` leads to.
+/// Plays generated sequences of each kind as `conformance.rs` does, on whatever `config` leads to: `cases` of everything
+/// mixed, and fewer of the others.
 fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(u32) -> String) {
-    conforms_on(config, cases, prefix, &mixed());
+    conforms_on(config, cases, &prefix, &mixed());
+    conforms_on(config, cases / 3, |case| prefix(1_000 + case), &reserved());
+    conforms_on(config, cases / 10, |case| prefix(2_000 + case), &paced());
+    conforms_on(config, 1, |case| prefix(3_000 + case), &crowded(60_000, 36, 3_000));
 }
 
 fn conforms_on(
@@ -78,7 +82,6 @@ fn own_prefix(case: u32) -> String {
 fn a_cluster_conforms_over_several_slots_too() {
     let cluster = RedisCluster::start();
     conforms(&RedisConfig::new(cluster.url()), 100, own_prefix);
-    conforms_on(&RedisConfig::new(cluster.url()), 20, |case| format!("reserved{case}"), &reserved());
 }
 
 #[test]
@@ -104,13 +107,12 @@ fn a_valkey_conforms() {
     other_conforms(Program::Valkey);
 }
 
-/// Within the rights of the documentation: decisions of all kinds, then reservations alone. What the server refuses
+/// Within the rights of the documentation. What the server refuses
 /// is known by name, though an older one has other words for it.
 fn other_conforms(program: Program) {
     let server = OtherServer::start(program);
     let config = RedisConfig::new(server.url());
     conforms(&config, 60, |case| format!("tg{{{case}}}"));
-    conforms_on(&config, 40, |case| format!("tg{{reserved{case}}}"), &reserved());
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let store = RedisStore::connect(patient(server.url())).unwrap();
         let call = async || store.apply(&[claim("a", 10)], Mode::Try).await;

@@ -434,7 +434,7 @@ impl World<'_> {
             match *event {
                 Event::Pause(ms) => self.clock.advance_ms(ms),
                 Event::Reserve { tokens, limit, ttl_ms, request, lost } => {
-                    self.reserve((tokens, limit), ttl_ms, request, lost)
+                    self.reserve((tokens, limit), ttl_ms, request, lost);
                 }
                 Event::Settle { which, tokens, twice } => {
                     self.close(which, Some(tokens));
