@@ -252,7 +252,35 @@ fn a_wrong_configuration_file_is_said_by_name() {
     assert!(stderr.contains("max-request-bytes"), "{stderr}");
 }
 
-/// A node that is given nothing runs the embedded policy, and what it prints works when pasted.
+/// What a node that is given nothing prints works when pasted: a call, its limits, and the same call over gRPC.
+#[tokio::test]
+async fn what_the_embedded_default_prints_works_when_pasted() {
+    let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
+    let commands = until("it says what to try", Duration::from_secs(10), async || {
+        let said = node.stdout();
+        let commands: Vec<String> =
+            said.lines().map(str::trim).filter(|line| line.contains("curl ")).map(ToOwned::to_owned).collect();
+        (commands.len() == 3).then_some(commands)
+    })
+    .await;
+    let pasted = |command: &str| -> serde_json::Value {
+        let done = std::process::Command::new("bash").args(["-c", command]).output().unwrap();
+        serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{command}: {done:?}"))
+    };
+    let decision = pasted(&commands[0]);
+    assert_eq!(decision["verdict"], "allowed", "{decision}");
+    let limits = pasted(&commands[1]);
+    assert_eq!(limits["data"]["apiTier"]["id"], "paid", "{limits}");
+    // The last needs a program that is not everywhere: it says to gRPC's port what the first says to REST.
+    let json = |command: &str| -> serde_json::Value {
+        serde_json::from_str(command.split('\'').find(|part| part.starts_with('{')).unwrap()).unwrap()
+    };
+    assert_eq!(json(&commands[2])["call"], json(&commands[0]));
+    let to = format!(" {} tollgate.v1.RateLimitService/Consume", node.grpc_address);
+    assert!(commands[2].starts_with("grpcurl -plaintext ") && commands[2].ends_with(&to), "{commands:?}");
+}
+
+/// A node that is given nothing runs the embedded policy; its demo key is known there alone.
 #[tokio::test]
 async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {
     let demo = concat!("tg_demoVeniceKey", "ForLoopbackUseOnly04QjPeg");

@@ -140,7 +140,15 @@ impl ProcessBuilder {
         let mut line = String::new();
         said.read_line(&mut line).expect("a line");
         // What follows is read too, so that the node is never stuck in writing it.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        let stdout = Arc::new(Mutex::new(String::new()));
+        let to = Arc::clone(&stdout);
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            while let Ok(1..) = said.read_line(&mut line) {
+                to.lock().expect("no panic").push_str(&line);
+                line.clear();
+            }
+        });
         let after = |mark: &str| line.split_once(mark).and_then(|(_, rest)| rest.split([',', ';']).next());
         let http = after("REST on http://").or_else(|| after("REST on https://"));
         let (Some(http), Some(grpc)) = (http, after("gRPC on ")) else {
@@ -157,6 +165,7 @@ impl ProcessBuilder {
             http_address: http.to_owned(),
             said: line.clone(),
             child,
+            stdout,
             stderr,
         }
     }
@@ -172,6 +181,7 @@ pub(crate) struct Process {
     /// The first line of its standard output.
     pub(crate) said: String,
     child: Child,
+    stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -198,6 +208,11 @@ impl Process {
     /// How many files, sockets and the like it has open, if it lives.
     pub(crate) fn descriptors(&self) -> Option<usize> {
         Some(std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.count())
+    }
+
+    /// What it wrote to standard output so far, behind the first line.
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.lock().expect("no panic").clone()
     }
 
     /// What it wrote to standard error so far.
