@@ -1,6 +1,7 @@
 //! Reservations over the wire: what gateways get wrong about tokens and slots, each as a test.
 
 mod outcomes;
+mod slots;
 
 use std::{
     process::{Command, Stdio},
