@@ -307,6 +307,22 @@ async fn a_key_that_is_no_good() {
 
 async fn bad_key(platforms: &Platforms) {
     let call = super::call("venice", By::ApiKey("sk-nobody".to_owned()), "llama-3.3-70b", &[]);
-    let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#);
-    assert_eq!(platforms.refused(call).await, expected);
+    assert_eq!(platforms.refused(call).await, no_such_key());
+}
+
+fn no_such_key() -> Answer {
+    answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#)
+}
+
+#[tokio::test]
+async fn guessing_keys_is_slowed() {
+    everywhere(guessing).await;
+}
+
+async fn guessing(platforms: &Platforms) {
+    let message = concat!(
+        r#"{"error":"Too many failed attempts (> 20) resulting in a non-success status code. "#,
+        r#"Please wait 30s and try again."}"#
+    );
+    platforms.guessing("venice", "llama-3.3-70b", 20, 30, &no_such_key(), message).await;
 }
