@@ -7,7 +7,7 @@ mod deapi;
 mod tiered_chat;
 mod venice;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -114,10 +114,46 @@ impl Platforms {
         answer.json().await.expect("JSON")
     }
 
+    /// A new key of an account of the store: its id, and its secret.
+    async fn issue(&self, domain: &str, account: &str) -> [String; 2] {
+        let issued = self.administer(domain, &format!("/{account}/keys"), json!({ "kind": "inference" })).await;
+        [&issued["key"]["id"], &issued["secret"]].map(|text| text.as_str().expect("a key").to_owned())
+    }
+
     /// The id of a new key of an account of the store.
     async fn new_key(&self, domain: &str, account: &str) -> String {
-        let issued = self.administer(domain, &format!("/{account}/keys"), json!({ "kind": "inference" })).await;
-        issued["key"]["id"].as_str().expect("a key").to_owned()
+        let [id, _] = self.issue(domain, account).await;
+        id
+    }
+
+    /// Guesses keys from one address: as many times as are borne and once more they are answered as a key that is no
+    /// good, then, for so long, a good key is, too, as blocked. Nobody else notices.
+    async fn guessing(&self, domain: &str, resource: &str, borne: u64, block_s: u64, bad_key: &Answer, message: &str) {
+        self.administer(domain, "", json!({ "id": "guessed" })).await;
+        let [id, secret] = self.issue(domain, "guessed").await;
+        let from = |ip: &str, by: By| Call {
+            attributes: BTreeMap::from([("ip".to_owned(), ip.to_owned())]),
+            ..call(domain, by, resource, &[])
+        };
+        let good = |ip: &str| from(ip, By::ApiKey(secret.clone()));
+        for guess in 0..=borne {
+            let guess = By::ApiKey(format!("sk-guess-{guess}"));
+            assert_eq!(self.consume(from("192.0.2.1", guess)).await, *bad_key, "{domain}");
+        }
+        let blocked = self.refused(good("192.0.2.1")).await;
+        assert_eq!((blocked.status, &*blocked.body), (429, message), "{domain}");
+        let wait = ("Retry-After".to_owned(), block_s.to_string());
+        assert!(blocked.headers.contains(&wait), "{domain}: {blocked:?}");
+        assert_eq!(self.consume(good("192.0.2.2")).await.status, 200, "{domain}: another address");
+        assert_eq!(
+            self.consume(from("192.0.2.1", By::ApiKeyId(id))).await.status,
+            200,
+            "{domain}: known to the backend"
+        );
+        self.node.clock.advance_ms(block_s * 1000 - 1);
+        assert_eq!(self.refused(good("192.0.2.1")).await.status, 429, "{domain}: until the last millisecond");
+        self.node.clock.advance_ms(1);
+        assert_eq!(self.consume(good("192.0.2.1")).await.status, 200, "{domain}: and not longer");
     }
 
     /// The injected time.
@@ -159,6 +195,7 @@ impl Platforms {
         };
         let mut body = json!({
             "domain": call.domain, "caller": caller, "resource": call.resource, "usage": call.usage, "render": true,
+            "attributes": call.attributes,
         });
         if let Some(Upload { media_type, bytes, duration_seconds }) = &call.upload {
             body["upload"] = json!({ "media_type": media_type, "bytes": bytes, "duration_seconds": duration_seconds });

@@ -41,9 +41,29 @@ async fn a_call_chooses_its_dialect() {
     assert_eq!(own, rendered(&node, one_more("own")).await);
     let ietf = rendered(&node, one_more("ietf")).await;
     assert_eq!(header(&ietf, "RateLimit"), Some(r#""requests_per_minute";r=0;t=60, "tokens_per_minute";r=20000"#));
+    assert_eq!((header(&ietf, "Retry-After"), header(&ietf, "x-should-retry")), (Some("60"), None));
     let openai = rendered(&node, one_more("openai")).await;
     assert_eq!(header(&openai, "retry-after-ms"), Some("60000"));
     assert_eq!(rendered(&node, one_more("none")).await, RenderedResponse { status: 429, ..Default::default() });
+}
+
+/// A wait of an hour is longer than SDKs honour, and a call that never fits is not worth another try.
+#[tokio::test]
+async fn sdks_are_told_when_not_to_try_again() {
+    let node = memory_node(&shop(100)).await;
+    let bulk = |requests| Call { dialect: "ietf".to_owned(), ..call(account("a"), "bulk", &[("requests", requests)]) };
+    for (requests, status, wait, should_retry) in
+        [(1_000_000, 200, None, None), (1, 429, Some("3600"), Some("false")), (1_000_001, 413, None, Some("false"))]
+    {
+        let answer = rendered(&node, bulk(requests)).await;
+        assert_eq!(answer.status, status, "{requests}");
+        assert_eq!(header(&answer, "Retry-After"), wait, "{requests}");
+        assert_eq!(header(&answer, "x-should-retry"), should_retry, "{requests}");
+    }
+    // An hour is over in two minutes, which they do wait for.
+    node.clock.advance_ms(3_480_000);
+    let answer = rendered(&node, bulk(1)).await;
+    assert_eq!((header(&answer, "Retry-After"), header(&answer, "x-should-retry")), (Some("120"), None));
 }
 
 #[tokio::test]

@@ -5,11 +5,15 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use serde_json::Value;
-use tollgate_proto::v1::{Call, Decision, Reason};
-use tollgate_store::{clock::Clock, testing::RedisServer};
+use tollgate_core::time::Timestamp;
+use tollgate_proto::v1::{Call, Decision, GetRateLimitsRequest, Reason};
+use tollgate_store::{
+    clock::{Clock, SystemClock},
+    testing::{Program, RedisServer},
+};
 
 use crate::harness::{
-    KEY, Node, account, allowed, api_key, call, consume, decided_at_ms, memory_node, peek, quota, redis_node, shop,
+    KEY, Node, account, allowed, api_key, call, consume, decided_at_ms, memory_node, ms, peek, quota, redis_node, shop,
 };
 
 /// So much later, that many requests of so many tokens each.
@@ -65,7 +69,7 @@ async fn numbers_are_true(node: &Node, load: Load) {
     assert_eq!(refused.reason(), Reason::QuotaExceeded);
     let wait = refused.retry_after_ms.expect("when to come back");
     let says = quota(&refused, &refused.quota);
-    let at = says.retry_at.as_ref().map(crate::harness::ms);
+    let at = says.retry_at.as_ref().map(ms);
     assert_eq!(at, Some(decided_at_ms(&refused) + wait), "retry_at and retry_after_ms are one thing");
     node.clock.advance_ms(wait - 1);
     assert!(!allowed(&peek(&node.grpc, tiny(&[])).await.unwrap()), "admitted 1 ms before {wait} ms");
@@ -97,19 +101,45 @@ fn numbers_are_true_in_redis() {
     check(12, async || redis_node(&shop(100), redis.url()).await);
 }
 
-/// The listing's `decidedAt` is the store's clock, also where the node's own clock is elsewhere.
+/// Whatever is asked, the answer's time is that of the store, also where the node's own clock is an hour away. Redis
+/// 6.2, as its allocator bears a library that sets the clock.
 #[tokio::test]
 async fn decided_at_is_the_time_of_the_store() {
-    let redis = RedisServer::start();
+    let redis = RedisServer::start_program(Program::OwnClock, &[]);
     let (_folder, policy) = crate::harness::folder_with(&shop(100));
     let node = crate::harness::ProcessBuilder::new(&policy).redis(&redis.url()).start();
-    let time = || -> u64 {
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut redis.connection()).unwrap();
-        seconds * 1000 + micros / 1000
-    };
-    let before = time();
-    let decision = consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
-    assert!((before..=time()).contains(&decided_at_ms(&decision)));
+    for ahead_s in [3_600, -3_600] {
+        redis.set_clock(ahead_s);
+        let time = || -> Timestamp {
+            let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut redis.connection()).unwrap();
+            Timestamp::from_ms(seconds * 1000 + micros / 1000)
+        };
+        let before = time();
+        assert!(before.as_ms().abs_diff(SystemClock.now().as_ms()) > 3_000_000, "{ahead_s} s");
+        let of_the_store = |what: &str, at: Timestamp| {
+            let after = time();
+            assert!((before..=after).contains(&at), "{what}: {at} is not from {before} to {after}");
+        };
+        let text_of_the_store = |what: &str, at: &Value| {
+            let (at, after) = (at.as_str().unwrap(), time().to_string());
+            // Texts of one form and length, which are in the order of what they say.
+            assert_eq!(at.len(), after.len(), "{at}");
+            assert!((&*before.to_string()..=&*after).contains(&at), "{what}: {at} is not from {before} to {after}");
+        };
+        let one = || call(account("a"), "model", &[]);
+        for (what, decision) in
+            [("Consume", consume(&node.grpc, one()).await), ("Check", peek(&node.grpc, one()).await)]
+        {
+            of_the_store(what, Timestamp::from_ms(decided_at_ms(&decision.unwrap())));
+        }
+        let listing = GetRateLimitsRequest { caller: Some(account("a")), ..Default::default() };
+        let listed = node.grpc.clone().get_rate_limits(listing).await.unwrap().into_inner();
+        of_the_store("GetRateLimits", Timestamp::from_ms(ms(listed.decided_at.as_ref().unwrap())));
+        text_of_the_store("REST's limits", &node.rest.limits(KEY).await["data"]["decidedAt"]);
+        let body = r#"{"caller":{"account":"a"},"resource":"model"}"#;
+        let (_, decision) = node.rest.post("/v1/consume", body).await;
+        text_of_the_store("REST's Consume", &decision["decided_at"]);
+    }
 }
 
 /// Promise 5.

@@ -212,6 +212,33 @@ dialects:
     assert_snapshot!(every_answer(loaded.dialects.choose("").unwrap()));
 }
 
+/// Where waiting is of no use, or takes longer than SDKs wait, they are told so; deAPI's page has no such header, and a
+/// few lines add it.
+#[test]
+fn sdks_are_told_when_not_to_try_again() {
+    let loaded = policy(
+        r"
+dialect: deapi
+dialects:
+  deapi:
+    extends: deapi
+    retry_within: 120s
+    headers:
+      - { name: x-should-retry, value: should_retry, on: [quota_exceeded, cost_above_limit, blocked] }
+",
+    );
+    let kinds = |dialect: &Dialect| -> Vec<String> {
+        let answers = every_answer(dialect);
+        let told = answers.split("\n\n").filter(|answer| answer.contains("x-should-retry: false"));
+        told.map(|answer| answer.split(':').next().unwrap().to_owned()).collect()
+    };
+    for (name, _) in TABLES {
+        let expected: &[&str] = if matches!(name, "deapi" | "none") { &[] } else { &["for today", "for ever"] };
+        assert_eq!(kinds(built_in::named(name).unwrap()), expected, "{name}");
+    }
+    assert_eq!(kinds(loaded.dialects.choose("").unwrap()), ["for today", "for ever"]);
+}
+
 #[test]
 fn every_mistake_in_a_table_is_reported_at_once() {
     let more = r#"

@@ -245,6 +245,19 @@ async fn a_key_that_is_no_good() {
 
 async fn bad_key(platforms: &Platforms) {
     let call = super::call("deapi", By::ApiKey("sk-nobody".to_owned()), "txt2img", &[]);
-    let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"message":"Unauthenticated."}"#);
-    assert_eq!(platforms.refused(call).await, expected);
+    assert_eq!(platforms.refused(call).await, no_such_key());
+}
+
+fn no_such_key() -> Answer {
+    answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"message":"Unauthenticated."}"#)
+}
+
+#[tokio::test]
+async fn guessing_keys_is_slowed() {
+    everywhere(guessing).await;
+}
+
+async fn guessing(platforms: &Platforms) {
+    let message = r#"{"message":"Too many failed attempts (> 10) to authenticate. Please wait 300s and try again."}"#;
+    platforms.guessing("deapi", "txt2embedding", 10, 300, &no_such_key(), message).await;
 }

@@ -169,6 +169,23 @@ async fn a_key_that_is_no_good() {
 
 async fn bad_key(platforms: &Platforms) {
     let call = super::call("tiered-chat", By::ApiKey("sk-nobody".to_owned()), "chat", &[]);
+    assert_eq!(platforms.refused(call).await, no_such_key());
+}
+
+fn no_such_key() -> Answer {
     let body = r#"{"error":{"type":"authentication_error","message":"Invalid API key.","code":"invalid_api_key"}}"#;
-    assert_eq!(platforms.refused(call).await, answer(401, &[("WWW-Authenticate", "Bearer")], body));
+    answer(401, &[("WWW-Authenticate", "Bearer")], body)
+}
+
+#[tokio::test]
+async fn guessing_keys_is_slowed() {
+    everywhere(guessing).await;
+}
+
+async fn guessing(platforms: &Platforms) {
+    let message = concat!(
+        r#"{"error":{"type":"rate_limit_error","message":"Too many failed attempts (> 10) to authenticate. "#,
+        r#"Please wait 300s and try again.","code":"rate_limit_exceeded"}}"#
+    );
+    platforms.guessing("tiered-chat", "chat", 10, 300, &no_such_key(), message).await;
 }

@@ -64,11 +64,11 @@ impl Headers {
 
 #[tokio::test]
 async fn every_row_of_requests_a_minute() {
-    everywhere(requests_a_minute).await;
+    everywhere(async |platforms| requests_a_minute(platforms, &ROWS).await).await;
 }
 
-async fn requests_a_minute(platforms: &Platforms) {
-    for (class, model, per_minute, tokens) in ROWS {
+async fn requests_a_minute(platforms: &Platforms, rows: &[Row]) {
+    for &(class, model, per_minute, tokens) in rows {
         let usage: &[(&str, u64)] = if tokens.is_some() { &[("tokens", 10)] } else { &[] };
         let call = || call("requests", model, usage);
         // 7.5 s after a full second.
@@ -95,11 +95,11 @@ async fn requests_a_minute(platforms: &Platforms) {
 
 #[tokio::test]
 async fn every_row_of_tokens_a_minute() {
-    everywhere(tokens_a_minute).await;
+    everywhere(async |platforms| tokens_a_minute(platforms, &ROWS).await).await;
 }
 
-async fn tokens_a_minute(platforms: &Platforms) {
-    for (class, model, per_minute, tokens) in ROWS {
+async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
+    for &(class, model, per_minute, tokens) in rows {
         let call = |tokens| call("tokens", model, &[("tokens", tokens)]);
         let start = platforms.seconds();
         let Some(limit) = tokens else {
@@ -137,6 +137,38 @@ async fn video_and_music(platforms: &Platforms) {
             assert_eq!(admitted, answer(200, &[], ""), "{model}");
         }
     }
+}
+
+/// "Each model resolves to a model-specific override if one exists", before the class of its provider and of its size;
+/// other models of these classes stay with them.
+#[tokio::test]
+async fn a_model_may_have_limits_of_its_own() {
+    let own = |file: &str, policy: String| {
+        let medium = changed(
+            "venice.yaml",
+            "llama-3.3-70b: { class: text/medium }",
+            "llama-3.3-70b: { class: text/medium, quotas: [{ unit: requests, per: minute, limit: 7 }, \
+             { unit: tokens, per: minute, limit: 1234567 }] }",
+        );
+        let provider = changed(
+            "venice.yaml",
+            "claude-opus-4-6: { class: text/large, provider_class: anthropic }",
+            "claude-opus-4-6: { class: text/large, provider_class: anthropic, \
+             quotas: [{ unit: requests, per: minute, limit: 3 }] }",
+        );
+        provider(file, medium(file, policy))
+    };
+    let rows = [
+        ("its own", "llama-3.3-70b", 7, Some(1_234_567)),
+        ("its own, not its provider's", "claude-opus-4-6", 3, None),
+        ("Medium", "qwen3-next-80b", 100, Some(2_000_000)),
+        ("Anthropic (direct)", "claude-sonnet-4-6", 500, Some(5_000_000)),
+    ];
+    everywhere_with(&own, async |platforms| {
+        requests_a_minute(platforms, &rows).await;
+        tokens_a_minute(platforms, &rows).await;
+    })
+    .await;
 }
 
 /// "Each model resolves to a model-specific override if one exists", for partners with numbers of their own.
@@ -275,6 +307,22 @@ async fn a_key_that_is_no_good() {
 
 async fn bad_key(platforms: &Platforms) {
     let call = super::call("venice", By::ApiKey("sk-nobody".to_owned()), "llama-3.3-70b", &[]);
-    let expected = answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#);
-    assert_eq!(platforms.refused(call).await, expected);
+    assert_eq!(platforms.refused(call).await, no_such_key());
+}
+
+fn no_such_key() -> Answer {
+    answer(401, &[("WWW-Authenticate", "Bearer")], r#"{"error":"Authentication failed"}"#)
+}
+
+#[tokio::test]
+async fn guessing_keys_is_slowed() {
+    everywhere(guessing).await;
+}
+
+async fn guessing(platforms: &Platforms) {
+    let message = concat!(
+        r#"{"error":"Too many failed attempts (> 20) resulting in a non-success status code. "#,
+        r#"Please wait 30s and try again."}"#
+    );
+    platforms.guessing("venice", "llama-3.3-70b", 20, 30, &no_such_key(), message).await;
 }

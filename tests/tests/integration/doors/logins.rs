@@ -48,9 +48,10 @@ async fn grpc(node: &Node, token: &str) -> Option<tonic::Status> {
 async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
     let (_folder, node) = node(&[]).await;
     for guess in 0..21 {
-        let status = match guess % 3 {
+        let status = match guess % 4 {
             0 => rest(&node, "/v1/consume", "tgt_guess", None).await.0,
             1 => rest(&node, "/api_keys/rate_limits", "sk-guess", None).await.0,
+            2 => rest(&node, "/admin/v1/accounts", "tgt_guess", None).await.0,
             _ => {
                 assert_eq!(grpc(&node, "tgt_guess").await.unwrap().code(), Code::Unauthenticated, "guess {guess}");
                 continue;
@@ -59,7 +60,7 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
         assert_eq!(status, 401, "guess {guess}");
     }
     node.clock.advance_ms(1);
-    for route in ["/v1/consume", "/api_keys/rate_limits"] {
+    for route in ["/v1/consume", "/api_keys/rate_limits", "/admin/v1/accounts", "/admin/v1/tiers"] {
         for token in [GOOD, KEY, "guess"] {
             assert_eq!(rest(&node, route, token, None).await, (429, Some(30)), "{route}");
         }
@@ -68,6 +69,7 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
     let said = "too many attempts from this address failed; try again in 30 s";
     for (method, route, body) in [
         (Method::POST, "/v1/consume", json!({ "error": { "code": "resource_exhausted", "message": said } })),
+        (Method::POST, "/admin/v1/accounts", json!({ "error": { "code": "resource_exhausted", "message": said } })),
         (Method::GET, "/api_keys/rate_limits", json!({ "error": said })),
         (Method::GET, "/api/v1/api_keys/rate_limits/log", json!({ "error": said })),
     ] {
@@ -78,22 +80,51 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
     assert_eq!(blocked.code(), Code::ResourceExhausted, "{blocked}");
     assert_eq!(blocked.metadata().get("retry-after").unwrap(), "30");
     // Who shows nothing guesses nothing, and what is open stays open.
-    let nothing = node.rest.request(Method::POST, "/v1/consume").send().await.unwrap();
-    assert_eq!(nothing.status(), StatusCode::UNAUTHORIZED);
+    for route in ["/v1/consume", "/admin/v1/accounts"] {
+        let nothing = node.rest.request(Method::POST, route).send().await.unwrap();
+        assert_eq!(nothing.status(), StatusCode::UNAUTHORIZED, "{route}");
+    }
     let (status, metrics) = node.rest.text("/metrics").await;
     assert_eq!(status, StatusCode::OK);
-    for (door, reason) in
-        [("service", "unknown"), ("key", "unknown"), ("service", "too_many_failures"), ("service", "missing")]
-    {
+    for (door, reason) in [
+        ("service", "unknown"),
+        ("key", "unknown"),
+        ("admin", "unknown"),
+        ("service", "too_many_failures"),
+        ("admin", "too_many_failures"),
+        ("service", "missing"),
+        ("admin", "missing"),
+    ] {
         let counted = format!(r#"tollgate_turned_away_total{{door="{door}",reason="{reason}"}}"#);
         assert!(metrics.contains(&counted), "{counted}: {metrics}");
     }
     node.clock.advance_ms(29_000);
-    assert_eq!(rest(&node, "/v1/consume", GOOD, None).await, (429, Some(1)));
+    for route in ["/v1/consume", "/admin/v1/accounts"] {
+        assert_eq!(rest(&node, route, GOOD, None).await, (429, Some(1)), "{route}");
+    }
     node.clock.advance_ms(999);
     assert_eq!(rest(&node, "/v1/consume", GOOD, None).await.0, 200);
     assert!(grpc(&node, GOOD).await.is_none());
     assert_eq!(rest(&node, "/api_keys/rate_limits", KEY, None).await.0, 200);
+    assert_eq!(rest(&node, "/admin/v1/accounts", GOOD, None).await.0, 200);
+}
+
+/// Who only ever knocks at the door of administrators is turned away there, and before any token is compared.
+#[tokio::test]
+async fn guesses_at_an_administrators_token_are_bounded() {
+    let (_folder, node) = node(&[]).await;
+    for guess in 0..21 {
+        let route = ["/admin/v1/accounts", "/admin/v1/tiers", "/admin/v1/accounts/acme/keys"][guess % 3];
+        assert_eq!(rest(&node, route, &format!("tgt_guess-{guess}"), None).await, (401, None), "guess {guess}");
+    }
+    node.clock.advance_ms(1);
+    for token in ["tgt_guess", GOOD] {
+        for route in ["/admin/v1/accounts", "/admin/v1/tiers", "/v1/consume"] {
+            assert_eq!(rest(&node, route, token, None).await, (429, Some(30)), "{route}");
+        }
+    }
+    node.clock.advance_ms(29_999);
+    assert_eq!(rest(&node, "/admin/v1/accounts", GOOD, None).await, (200, None));
 }
 
 /// A key that asks for what it may not see is known, and guesses nothing.

@@ -1,0 +1,174 @@
+//! Ends that say how the call was answered: failures count for the abuse rules, as if they had been reported.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tollgate_proto::v1::{Call, Caller, Decision, Reason};
+use tollgate_store::testing::RedisServer;
+
+use super::{CancelRequest, SettleRequest, id_of, reserve, usage};
+use crate::harness::{KEY, Node, account, allowed, api_key_id, call, hash_of, memory_node, peek, quota, redis_node};
+
+/// Three failures of a key, and one of an address at a resource, are borne.
+fn policy() -> String {
+    format!(
+        r#"version: 1
+domain: guarded
+units: [tokens]
+resources:
+  chat: {{ quotas: [{{ unit: tokens, per: minute, limit: 100000 }}, {{ unit: concurrent_requests, limit: 100 }}] }}
+  free: {{ quotas: [] }}
+tiers:
+  paid: {{ is_charged: true }}
+default_tier: paid
+abuse:
+  rules:
+    keys: {{ limit: 3, per: 30s, block: 30s, scope: [api_key], statuses: [5xx] }}
+    addresses: {{ limit: 1, per: 30s, block: 60s, scope: [ip, resource], statuses: [418] }}
+bootstrap:
+  accounts:
+    - id: acme
+      tier: paid
+      keys:
+        - {{ id: one, hash: "{}", kind: inference }}
+        - {{ id: two, hash: "{}", kind: inference }}
+"#,
+        hash_of(KEY),
+        hash_of("sk-integration-second")
+    )
+}
+
+/// The API that a reservation is ended with.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Grpc,
+    Rest,
+}
+
+/// An end: settled with as many tokens, or cancelled.
+type End = Option<u64>;
+
+/// Ends a reservation, and says whether that was done before; or what was wrong.
+async fn end(node: &Node, by: By, id: &str, end: End, status: u32) -> Result<bool, String> {
+    let (path, mut body) = match end {
+        Some(tokens) => ("/v1/settle", json!({ "reservation_id": id, "usage": { "tokens": tokens } })),
+        None => ("/v1/cancel", json!({ "reservation_id": id })),
+    };
+    match (by, end) {
+        (By::Grpc, Some(tokens)) => {
+            let request = SettleRequest { reservation_id: id.to_owned(), usage: usage(&[("tokens", tokens)]), status };
+            let answer = node.grpc.clone().settle(request).await.map_err(|error| error.message().to_owned())?;
+            Ok(answer.into_inner().settlement.expect("a settlement").replayed)
+        }
+        (By::Grpc, None) => {
+            let request = CancelRequest { reservation_id: id.to_owned(), status };
+            let answer = node.grpc.clone().cancel(request).await.map_err(|error| error.message().to_owned())?;
+            Ok(answer.into_inner().settlement.expect("a settlement").replayed)
+        }
+        (By::Rest, _) => {
+            if status != 0 {
+                body["status"] = json!(status);
+            }
+            let (code, answer) = node.rest.post(path, body.to_string()).await;
+            if code.as_u16() != 200 {
+                return Err(answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned());
+            }
+            assert!(answer["settled_at"].is_string(), "{answer}");
+            Ok(answer["replayed"] == true)
+        }
+    }
+}
+
+async fn ask(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
+    let attributes = BTreeMap::from([("ip".to_owned(), ip.to_owned())]);
+    let call = Call { attributes, ..call(who, resource, &[("tokens", 10)]) };
+    reserve(&node.grpc, call, &[], 0).await.expect("a decision")
+}
+
+/// The id of a new reservation of a key.
+async fn held(node: &Node, key: &str, ip: &str) -> String {
+    id_of(&ask(node, api_key_id(key), "chat", ip).await)
+}
+
+async fn failures_block(node: &Node, by: By) {
+    let ended = async |id: &str, how: End, status| end(node, by, id, how, status).await.expect("it ends");
+    let key_one = async || ask(node, api_key_id("one"), "chat", "192.0.2.1").await;
+    let used = async || {
+        let now = peek(&node.grpc, call(account("acme"), "chat", &[])).await.expect("a decision");
+        [quota(&now, "tokens_per_minute").used, quota(&now, "concurrent_requests").used]
+    };
+    let under_way = held(node, "one", "192.0.2.1").await;
+    let before = used().await;
+
+    // A status that is none: refused by name, and the reservation is open as before.
+    let wrong = held(node, "one", "192.0.2.1").await;
+    for status in [1, 99, 600] {
+        for how in [Some(3), None] {
+            let said = end(node, by, &wrong, how, status).await.expect_err("it is refused");
+            assert!(said.starts_with("status: must be an HTTP status from 100 to 599"), "{by:?}: {said}");
+        }
+    }
+    assert_eq!(used().await, [before[0] + 10, before[1] + 1], "{by:?}: as it was reserved");
+    // The first failure. The same end again is the same failure, with whatever status.
+    assert!(!ended(&wrong, Some(3), 503).await, "{by:?}: not ended by what was refused");
+    assert_eq!(used().await, [before[0] + 3, before[1]], "{by:?}: settled");
+    for status in [503, 500, 0, 599, 503] {
+        assert!(ended(&wrong, Some(3), status).await, "{by:?}: a replay");
+    }
+    // The second, and none: a success, a status that the rule does not count, no status.
+    let cancelled = held(node, "one", "192.0.2.1").await;
+    assert!(!ended(&cancelled, None, 500).await);
+    for _ in 0..5 {
+        assert!(ended(&cancelled, None, 500).await, "{by:?}: a replay");
+    }
+    for status in [200, 404, 0, 499] {
+        for how in [Some(10), None] {
+            ended(&held(node, "one", "192.0.2.1").await, how, status).await;
+        }
+    }
+    // The third is borne, the fourth is not.
+    ended(&held(node, "one", "192.0.2.1").await, Some(0), 599).await;
+    let last = held(node, "one", "192.0.2.1").await;
+    let before = used().await;
+    ended(&last, None, 502).await;
+    assert_eq!(used().await, [before[0] - 10, before[1] - 1], "{by:?}: it ends all the same");
+    let refused = key_one().await;
+    assert_eq!((refused.reason(), refused.retry_after_ms), (Reason::Blocked, Some(30_000)), "{by:?}: {refused:?}");
+    // It is the key of the reservation that is blocked: neither its account nor the other key.
+    for who in [account("acme"), api_key_id("two")] {
+        let others = ask(node, who, "chat", "192.0.2.1").await;
+        ended(&id_of(&others), None, 0).await;
+    }
+    // What was under way ends, and does not lengthen the block.
+    node.clock.advance_ms(10_000);
+    assert!(!ended(&under_way, Some(0), 500).await);
+    assert_eq!(key_one().await.retry_after_ms, Some(20_000), "{by:?}");
+    node.clock.advance_ms(20_000);
+    ended(&id_of(&key_one().await), None, 0).await;
+
+    // The attributes and the resource are those of the reservation, too.
+    for key in ["one", "two"] {
+        assert!(allowed(&ask(node, account("acme"), "chat", "192.0.2.9").await));
+        ended(&held(node, key, "192.0.2.9").await, Some(10), 418).await;
+    }
+    let refused = ask(node, account("other"), "chat", "192.0.2.9").await;
+    assert_eq!((refused.reason(), refused.retry_after_ms), (Reason::Blocked, Some(60_000)), "{by:?}: {refused:?}");
+    assert!(allowed(&ask(node, account("other"), "free", "192.0.2.9").await), "{by:?}: another resource");
+    assert!(allowed(&ask(node, account("other"), "chat", "192.0.2.1").await), "{by:?}: another address");
+    node.clock.advance_ms(3_600_000);
+}
+
+#[tokio::test]
+async fn ends_with_failures_block_as_reports_do() {
+    let redis = RedisServer::start();
+    for node in [memory_node(&policy()).await, redis_node(&policy(), redis.url()).await] {
+        for by in [By::Grpc, By::Rest] {
+            failures_block(&node, by).await;
+        }
+        let (_, metrics) = node.rest.text("/metrics").await;
+        for (rule, blocks) in [("keys", 2), ("addresses", 2)] {
+            let line = format!("tollgate_blocks_total{{domain=\"guarded\",rule=\"{rule}\"}} {blocks}");
+            assert!(metrics.contains(&line), "{line}: {metrics}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Whose a slot is: who has to wait while somebody holds the only one.
+
+use serde_json::json;
+use tollgate_proto::v1::{Caller, Decision};
+use tollgate_store::testing::RedisServer;
+
+use super::{cancel, id_of, reserve};
+use crate::harness::{Node, account, allowed, api_key_id, call, hash_of, memory_node, quota, redis_node};
+
+/// Two keys of one account and one of another, and two resources, each with the only slot of this scope.
+fn policy(scope: &[&str]) -> String {
+    let key = |id: &str| json!({ "id": id, "hash": hash_of(&format!("sk-slots-{id}")), "kind": "inference" });
+    let policy = json!({
+        "version": 1,
+        "domain": "slots",
+        "classes": { "any": { "quotas": [{ "unit": "concurrent_requests", "limit": 1, "scope": scope }] } },
+        "resources": { "chat": { "class": "any" }, "images": { "class": "any" } },
+        "tiers": { "paid": { "is_charged": true } },
+        "default_tier": "paid",
+        "bootstrap": { "accounts": [
+            { "id": "acme", "tier": "paid", "keys": [key("one"), key("two")] },
+            { "id": "other", "tier": "paid", "keys": [key("three")] },
+        ] },
+    });
+    // JSON is YAML.
+    policy.to_string()
+}
+
+/// Whether the first key of `acme`, which holds a slot of `chat`, is in the way of another call: by scope.
+#[rustfmt::skip]
+const ROWS: [(&str, &str, [bool; 5]); 8] = [
+    // caller         resource   [api_key]  [account]  [resource]  [api_key, resource]  [account, resource]
+    ("one",           "chat",   [true,      true,      true,       true,                true]),
+    ("one",           "images", [true,      true,      false,      false,               false]),
+    ("two",           "chat",   [false,     true,      true,       false,               true]),
+    ("two",           "images", [false,     true,      false,      false,               false]),
+    ("three",         "chat",   [false,     false,     true,       false,               false]),
+    ("three",         "images", [false,     false,     false,      false,               false]),
+    // A call of the account itself is of no key.
+    ("account acme",  "chat",   [false,     true,      true,       false,               true]),
+    ("account acme",  "images", [false,     true,      false,      false,               false]),
+];
+
+const SCOPES: [&[&str]; 5] =
+    [&["api_key"], &["account"], &["resource"], &["api_key", "resource"], &["account", "resource"]];
+
+async fn ask(node: &Node, who: &str, resource: &str) -> Decision {
+    let caller: Caller = who.strip_prefix("account ").map_or_else(|| api_key_id(who), account);
+    reserve(&node.grpc, call(caller, resource, &[]), &[], 0).await.expect("a decision")
+}
+
+async fn slots_are_of(node: &Node, at: usize) {
+    let held = id_of(&ask(node, "one", "chat").await);
+    for (who, resource, shares) in ROWS {
+        let what = format!("{who} at {resource} by {:?}", SCOPES[at]);
+        let decision = ask(node, who, resource).await;
+        assert_eq!(!allowed(&decision), shares[at], "{what}: {decision:?}");
+        if shares[at] {
+            let slots = quota(&decision, "concurrent_requests");
+            assert_eq!((&*decision.quota, slots.denies, slots.used), ("concurrent_requests", true, 1), "{what}");
+        } else {
+            cancel(&node.grpc, &id_of(&decision)).await.expect("it is given back");
+        }
+    }
+    cancel(&node.grpc, &held).await.expect("it is given back");
+    for (who, resource, _) in ROWS {
+        let decision = ask(node, who, resource).await;
+        assert!(allowed(&decision), "{who} at {resource} by {:?}, when nobody holds one", SCOPES[at]);
+        cancel(&node.grpc, &id_of(&decision)).await.expect("it is given back");
+    }
+}
+
+#[tokio::test]
+async fn slots_are_of_whom_their_scope_says() {
+    let redis = RedisServer::start();
+    for (at, scope) in SCOPES.iter().enumerate() {
+        slots_are_of(&memory_node(&policy(scope)).await, at).await;
+        slots_are_of(&redis_node(&policy(scope), redis.url()).await, at).await;
+    }
+}
