@@ -152,7 +152,7 @@ pub(super) struct DecisionBody {
     /// Why the call is denied.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<ReasonBody>,
-    /// The time by the clock of the counters' store, RFC 3339.
+    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
     decided_at: String,
     /// The name of the quota that speaks for the decision.
     #[serde(skip_serializing_if = "Option::is_none")]

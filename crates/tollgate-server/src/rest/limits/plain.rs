@@ -23,7 +23,7 @@ pub(super) struct PlainLimits {
     resources: Vec<PlainResource>,
     /// The blocks that are on.
     blocks: Vec<PlainBlock>,
-    /// The time by the clock of the counters' store, RFC 3339.
+    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
     decided_at: String,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -29,7 +29,7 @@ struct Limits {
     /// The next midnight, UTC.
     next_epoch_begins: String,
     rate_limits: Vec<ResourceBody>,
-    /// The time by the clock of the counters' store, RFC 3339.
+    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
     decided_at: String,
     /// Until when an abuse rule blocks the caller from any of these resources, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
