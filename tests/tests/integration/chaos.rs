@@ -112,7 +112,7 @@ async fn failure_modes_under_load() {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn failovers() {
     let mut cluster = RedisCluster::start();
-    let fleet = Fleet::start(&cluster.url(), "deny").await;
+    let fleet = Fleet::start(&cluster.url_of_user(), "deny").await;
     let case = fleet.case("CLUSTER FAILOVER by command").await;
     let _: () = cluster.servers[3].run("CLUSTER FAILOVER");
     cluster.wait_until_whole();
@@ -129,7 +129,7 @@ async fn failovers() {
     drop(fleet);
 
     let mut trio = SentinelTrio::start();
-    let fleet = Fleet::start(&trio.url(), "deny").await;
+    let fleet = Fleet::start(&trio.url_of_user(), "deny").await;
     let case = fleet.case("kill -9 the master under Sentinel").await;
     trio.servers[0].kill();
     while trio.master().is_none_or(|master| master == 0) {
