@@ -62,6 +62,20 @@ async fn a_redis_that_is_too_far_away_for_the_deadline() {
 }
 
 #[test]
+fn a_redis_of_accounts_is_looked_at_too() {
+    let (counters, accounts) = (RedisServer::start(), RedisServer::start());
+    let settings = [format!("--redis={}", counters.url()), format!("--accounts-redis={}", accounts.url())];
+    let (code, said) = doctor(&settings);
+    assert_eq!((code, said.matches("all commands of a node may be used").count()), (0, 2), "{said}");
+    let _: () = accounts.run("CONFIG SET maxmemory-policy allkeys-lru");
+    for settings in [&settings[..], &settings[1..]] {
+        let (code, said) = doctor(settings);
+        let complaint = format!("BAD  127.0.0.1:{} eviction:", accounts.port());
+        assert_eq!((code, said.contains(&complaint)), (1, true), "{said}");
+    }
+}
+
+#[test]
 fn a_clock_that_is_off() {
     let server = RedisServer::start_program(Program::OwnClock, &[]);
     let settings = [format!("--redis={}", server.url())];
