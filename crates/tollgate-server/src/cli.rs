@@ -107,11 +107,16 @@ pub fn main() -> ExitCode {
 }
 
 fn examine(settings: Settings) -> Result<(), String> {
-    let StoreSettings::Redis(config) = settings.store else {
+    let mut configs = Vec::new();
+    if let StoreSettings::Redis(config) = settings.store {
+        configs.push(*config);
+    }
+    configs.extend(settings.accounts.redis.map(|config| *config));
+    if configs.is_empty() {
         return Err("redis: is not set, and memory needs no doctor".to_owned());
-    };
+    }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    let (text, well) = runtime.block_on(crate::doctor::run(&config));
+    let (text, well) = runtime.block_on(crate::doctor::run(&configs));
     print(&text)?;
     if well { Ok(()) } else { Err("redis: see above".to_owned()) }
 }

@@ -2,9 +2,12 @@
 
 use tollgate_store::redis::{Finding, RedisConfig, Verdict, examine};
 
-/// Examines the Redis and prints what was found, a line each, the worst last. Returns whether a node can work with it.
-pub(crate) async fn run(config: &RedisConfig) -> (String, bool) {
-    let mut findings = examine(config).await;
+/// Examines every Redis of a node and prints what was found, a line each, the worst last. Returns whether a node can work with it.
+pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
+    let mut findings = Vec::new();
+    for config in configs {
+        findings.append(&mut examine(config).await);
+    }
     findings.sort_by_key(|finding| finding.verdict);
     let of = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (doubtful, bad) = (of(Verdict::Doubtful), of(Verdict::Bad));

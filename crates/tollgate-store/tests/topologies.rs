@@ -205,7 +205,7 @@ async fn one_each(store: &RedisStore, round: u64) -> Vec<StoreError> {
 #[tokio::test]
 async fn calls_follow_slots_on_the_move() {
     let cluster = RedisCluster::start();
-    let store = RedisStore::connect(RedisConfig { connections: 1, ..patient(cluster.url()) }).unwrap();
+    let store = RedisStore::connect(RedisConfig { connections: 1, ..patient(cluster.url_of_user()) }).unwrap();
     one_each(&store, 1).await;
     let (from, to) = (&cluster.servers[0], &cluster.servers[1]);
     let (from_id, to_id): (String, String) = (from.run("CLUSTER MYID"), to.run("CLUSTER MYID"));
@@ -235,7 +235,7 @@ async fn calls_follow_slots_on_the_move() {
 #[tokio::test]
 async fn calls_follow_a_failover_of_the_cluster() {
     let mut cluster = RedisCluster::start();
-    let store = RedisStore::connect(RedisConfig::new(cluster.url())).unwrap();
+    let store = RedisStore::connect(RedisConfig::new(cluster.url_of_user())).unwrap();
     one_each(&store, 1).await;
     let _: () = cluster.servers[3].run("CLUSTER FAILOVER");
     one_each(&store, 2).await;
@@ -248,7 +248,7 @@ async fn calls_follow_a_failover_of_the_cluster() {
 #[tokio::test]
 async fn calls_follow_a_failover_of_the_sentinels() {
     let mut trio = SentinelTrio::start();
-    let store = RedisStore::connect(RedisConfig::new(trio.url())).unwrap();
+    let store = RedisStore::connect(RedisConfig::new(trio.url_of_user())).unwrap();
     one_each(&store, 1).await;
     let _: () = trio.sentinels[0].run("SENTINEL FAILOVER tollgate");
     let before = trio.servers[0].port();
@@ -274,7 +274,7 @@ async fn calls_follow_a_failover_of_the_sentinels() {
 #[tokio::test]
 async fn a_refusal_by_one_slot_charges_no_other() {
     let cluster = RedisCluster::start();
-    let store = RedisStore::connect(patient(cluster.url())).unwrap();
+    let store = RedisStore::connect(patient(cluster.url_of_user())).unwrap();
     let claims = [claim("account", 1_000), claim("pool", 3), claim("address", 1_000)];
     for number in 1..=10 {
         let Answer::Applied(applied) = store.apply(&claims, Mode::Try).await.unwrap() else { panic!() };

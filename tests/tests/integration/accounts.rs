@@ -1,6 +1,7 @@
 //! Accounts and keys of the store: administered over REST, known to every node.
 
 mod admin;
+mod apart;
 mod command_line;
 mod everywhere;
 mod isolation;

@@ -1,5 +1,6 @@
 //! Every RPC and every route once, on Redis as production runs it; and what the doctor says of it.
 
+mod complaints;
 mod smoke;
 
 use tollgate_store::testing::{
@@ -16,14 +17,28 @@ fn doctor(settings: &[String]) -> (i32, String) {
     (status.code().unwrap_or(-1), said + &error)
 }
 
+/// With the rights of the documentation and no more, and so below.
 #[tokio::test]
 async fn a_cluster() {
     let cluster = RedisCluster::start();
-    let settings = [format!("--redis={}", cluster.url())];
+    let settings = [format!("--redis={}", cluster.url_of_user())];
     smoke(&settings).await;
     let (code, said) = doctor(&settings);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("all slots are served, by 3 masters"), "{said}");
+    assert_eq!(said.matches("all commands of a node may be used").count(), 3, "{said}");
+    let _: () = cluster.servers[1].run("ACL SETUSER tollgate -asking");
+    let (code, said) = doctor(&settings);
+    assert_eq!((code, said.contains("ASKING (")), (1, true), "{said}");
+    let _: () = cluster.servers[1].run("ACL SETUSER tollgate +asking");
+    for server in &cluster.servers {
+        let _: () = server.run("ACL SETUSER tollgate -cluster|slots");
+    }
+    let (code, said) = doctor(&settings);
+    assert_eq!((code, said.contains("cluster|slots")), (1, true), "{said}");
+    for server in &cluster.servers {
+        let _: () = server.run("ACL SETUSER tollgate +cluster|slots");
+    }
     let (code, said) = doctor(&[format!("--redis={}", cluster.servers[0].url())]);
     assert_eq!((code, said.contains("use redis+cluster://")), (1, true), "{said}");
     for master in &cluster.servers[..3] {
@@ -36,10 +51,14 @@ async fn a_cluster() {
 #[tokio::test]
 async fn a_master_under_sentinels() {
     let trio = SentinelTrio::start();
-    let settings = [format!("--redis={}", trio.url())];
+    let settings = [format!("--redis={}", trio.url_of_user())];
     smoke(&settings).await;
     let (code, said) = doctor(&settings);
     assert_eq!((code, said.contains("3 of 3 answer")), (0, true), "{said}");
+    assert!(said.contains("all commands of a node may be used"), "{said}");
+    let _: () = trio.servers[0].run("ACL SETUSER tollgate -role");
+    let (code, said) = doctor(&settings);
+    assert_eq!((code, said.contains("role")), (1, true), "{said}");
 }
 
 /// With the rights of the documentation and no more, the password in a file.

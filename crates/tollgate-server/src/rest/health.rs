@@ -34,6 +34,9 @@ pub(super) struct Readiness {
     /// `running` or `draining`.
     lifecycle: &'static str,
     store: Part,
+    /// Of accounts that policies do not have: not well while their changes are not heard. That alone makes no node
+    /// unready: accounts of policies need no store, and a Redis that only does not tell may still be read.
+    accounts: Part,
     policies: Part,
     credentials: Part,
     /// The domains this node serves.
@@ -69,6 +72,12 @@ impl Health {
         store_answers || (self.decides_alone && self.policies.current().bear_failure())
     }
 
+    fn accounts(&self) -> Part {
+        let ok = self.telemetry.hears_of_accounts();
+        let detail = "changes of accounts are not heard: each account is read anew, or its calls are unavailable";
+        Part { ok, detail: (!ok).then(|| detail.to_owned()) }
+    }
+
     async fn readiness(&self) -> Readiness {
         let draining = self.drains();
         let store = self.probe_store().await;
@@ -82,6 +91,7 @@ impl Health {
             ready: self.may_decide(store.is_ok()) && !draining,
             lifecycle: if draining { "draining" } else { "running" },
             store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
+            accounts: self.accounts(),
             policies: stays(self.policies.last_failure(), "policies"),
             credentials: stays((!credentials.is_empty()).then(|| credentials.join("\n")), "credentials"),
             domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),

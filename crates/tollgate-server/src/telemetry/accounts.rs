@@ -1,5 +1,7 @@
 //! What a node remembers of accounts, and how it hears of their changes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use metrics::{Counter, Gauge};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
@@ -15,6 +17,8 @@ pub(super) struct AccountMetrics {
     lookups: [Counter; 3],
     invalidations: Counter,
     feed_up: Gauge,
+    /// The same, to be read.
+    heard: AtomicBool,
     store_errors: Counter,
     overrides_left_out: Counter,
 }
@@ -36,6 +40,7 @@ impl AccountMetrics {
             lookups: ["hit", "miss", "bypass"].map(|result| counter(recorder, LOOKUPS, &[("result", result)])),
             invalidations: counter(recorder, INVALIDATIONS, &[]),
             feed_up: gauge(recorder, FEED_UP, &[]),
+            heard: AtomicBool::new(false),
             store_errors: counter(recorder, STORE_ERRORS, &[]),
             overrides_left_out: counter(recorder, OVERRIDES_LEFT_OUT, &[]),
         }
@@ -58,7 +63,13 @@ impl Telemetry {
     }
 
     pub(crate) fn account_feed(&self, up: bool) {
+        self.accounts.heard.store(up, Ordering::Relaxed);
         self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    /// Whether changes of accounts are heard now.
+    pub(crate) fn hears_of_accounts(&self) -> bool {
+        self.accounts.heard.load(Ordering::Relaxed)
     }
 
     pub(crate) fn account_store_failed(&self) {

@@ -14,6 +14,43 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// So many round trips are measured.
 const ROUND_TRIPS: usize = 50;
 
+/// What a node needs to be allowed, each tried once; the test beside compares them with the ACL line. What is in angle
+/// brackets is put in.
+const NEEDED: &[&str] = &[
+    "PING",
+    "SELECT <db>",
+    "TIME",
+    "EVAL <script> 1 <text>",
+    "EVALSHA <sha> 1 <text>",
+    "SET <text> a PX 1000",
+    "SETRANGE <text> 1 b",
+    "PEXPIRE <text> 1000",
+    "GETRANGE <text> 0 -1",
+    "GET <text>",
+    "EXISTS <text>",
+    "ZADD <set> 0 a",
+    "PEXPIRE <set> 1000",
+    "ZSCORE <set> a",
+    "ZCOUNT <set> 0 1",
+    "ZRANGE <set> 0 1",
+    "ZREVRANGE <set> 0 1",
+    "ZRANGEBYSCORE <set> 0 1",
+    "ZRANGEBYLEX <set> - + LIMIT 0 1",
+    "ZREMRANGEBYSCORE <set> 1 2",
+    "ZREM <set> b",
+    "LPUSH <list> a",
+    "PEXPIRE <list> 1000",
+    "LTRIM <list> 0 1",
+    "LLEN <list>",
+    "LRANGE <list> 0 1",
+    "DEL <text> <set> <list>",
+    "PUBLISH <channel> a",
+];
+/// What it needs besides to follow a master under sentinels.
+const NEEDED_UNDER_SENTINELS: &[&str] = &["ROLE"];
+/// What it needs besides in a cluster. `ASKING` holds for the command behind it.
+const NEEDED_IN_A_CLUSTER: &[&str] = &["CLUSTER SLOTS", "ASKING", "GET <text>"];
+
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -93,7 +130,7 @@ impl Server<'_> {
                 format!("INFO: {}; version, memory and persistence were not looked at", failure.text()),
             ),
         }
-        self.check_rights(&mut connection).await;
+        self.check_rights(info, &mut connection).await;
         self.check_replicas(&mut connection).await;
         self.check_clock(&mut connection).await;
         self.check_latency(&mut connection).await;
@@ -168,38 +205,40 @@ impl Server<'_> {
     }
 
     /// Does once what nodes do, with keys of its own.
-    async fn check_rights(&mut self, connection: &mut MultiplexedConnection) {
-        let key = format!("{}{{doctor}}examined", self.config.key_prefix);
-        let set = format!("{}{{doctor}}accounts", self.config.key_prefix);
-        let channel = format!("{}:doctor", self.config.key_prefix);
-        let script = "redis.call('TIME') redis.call('SET', KEYS[1], 'a', 'PX', '1000') \
-                      redis.call('SETRANGE', KEYS[1], '1', 'b') redis.call('PEXPIRE', KEYS[1], '1000') \
-                      return redis.call('GETRANGE', KEYS[1], '0', '-1')";
-        let hash = redis::Script::new(script).get_hash().to_owned();
-        let tried: &[&[&str]] = &[
-            &["EVAL", script, "1", &key],
-            &["EVALSHA", &hash, "1", &key],
-            &["GET", &key],
-            &["EXISTS", &key],
-            &["ZADD", &set, "0", "a"],
-            &["ZRANGEBYLEX", &set, "-", "+", "LIMIT", "0", "1"],
-            &["ZREM", &set, "a"],
-            &["DEL", &key],
-            &["PUBLISH", &channel, ""],
+    async fn check_rights(&mut self, info: &ConnectionInfo, connection: &mut MultiplexedConnection) {
+        let prefix = &self.config.key_prefix;
+        let key = |name: &str| format!("{prefix}{{doctor}}{name}");
+        let channel = format!("{prefix}:doctor");
+        let script = "return redis.call('GET', KEYS[1])";
+        let put_in = [
+            ("<db>", info.redis_settings().db().to_string()),
+            ("<script>", script.to_owned()),
+            ("<sha>", redis::Script::new(script).get_hash().to_owned()),
+            ("<text>", key("text")),
+            ("<set>", key("set")),
+            ("<list>", key("list")),
+            ("<channel>", channel.clone()),
         ];
+        let by_topology = match &self.config.url {
+            url if url.contains("+sentinel://") => NEEDED_UNDER_SENTINELS,
+            url if url.contains("+cluster://") => NEEDED_IN_A_CLUSTER,
+            _ => &[],
+        };
         let mut wrong = Vec::new();
-        for words in tried {
+        for words in NEEDED.iter().chain(by_topology) {
             let mut command = Cmd::new();
-            for word in *words {
-                command.arg(*word);
+            for word in words.split(' ') {
+                let place = put_in.iter().find(|(place, _)| *place == word);
+                command.arg(place.map_or(word, |(_, value)| value));
             }
             match ask(connection, &command).await {
-                // Another node of the cluster has the slot.
+                // Another node of the cluster has the slot; rights were looked at before.
                 Err(failure) if failure.fault() == Fault::Moved => {}
-                Err(failure) => wrong.push(format!("{} ({})", words[0], failure.text())),
+                Err(failure) => wrong.push(format!("{} ({})", name_of(words), failure.text())),
                 Ok(_) => {}
             }
         }
+        wrong.extend(not_heard(info, &channel).await);
         if wrong.is_empty() {
             self.say(Verdict::Good, "rights: scripts and all commands of a node may be used");
         } else {
@@ -318,6 +357,29 @@ impl Server<'_> {
     }
 }
 
+/// What the ACL calls the command, in capitals.
+fn name_of(words: &str) -> &str {
+    let words = words.split_once(" <").map_or(words, |(name, _)| name);
+    if words.starts_with("CLUSTER ") { words } else { words.split(' ').next().unwrap_or(words) }
+}
+
+/// Listens once, on a connection of its own as nodes do. Returns what went wrong.
+async fn not_heard(info: &ConnectionInfo, channel: &str) -> Option<String> {
+    let heard = timeout(PATIENCE, async {
+        let mut heard = Client::open(info.clone())?.get_async_pubsub().await?;
+        Ok(match heard.subscribe(channel).await {
+            Err(error) => Err(("SUBSCRIBE", error)),
+            Ok(()) => heard.unsubscribe(channel).await.map_err(|error| ("UNSUBSCRIBE", error)),
+        })
+    });
+    match heard.await {
+        Ok(Ok(Ok(()))) => None,
+        Ok(Ok(Err((name, error)))) => Some(format!("{name} ({})", Failure::of(&error).text())),
+        Ok(Err(error)) => Some(format!("another connection ({})", Failure::to_connect(&error).text())),
+        Err(_) => Some(format!("SUBSCRIBE (no answer within {PATIENCE:?})")),
+    }
+}
+
 async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, Failure> {
     match timeout(PATIENCE, command.query_async::<Value>(connection)).await {
         Ok(Ok(value)) => value.extract_error().map_err(|error| Failure::of(&error)),
@@ -342,3 +404,6 @@ impl Info {
 
 /// What can be said of the URL as a whole, and the masters behind it.
 pub(super) type Masters = Result<(Vec<(Verdict, String)>, Vec<ConnectionInfo>), StoreError>;
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,18 @@ fn rights() -> String {
     line.replace("<PASSWORD>", PASSWORD)
 }
 
+/// The options of a server that knows the user of [`ACL`], besides the one that may do everything.
+fn start_with_user(program: Program, options: &[&str]) -> RedisServer {
+    let user = rights();
+    let user = std::iter::once("--user").chain(user.split(' ').skip(1));
+    RedisServer::start_program(program, &user.chain(options.iter().copied()).collect::<Vec<_>>())
+}
+
+/// The same URL for the user of [`ACL`].
+fn as_user(url: &str) -> String {
+    url.replacen("://", &format!("://tollgate:{PASSWORD}@"), 1)
+}
+
 /// A server of another program than the installed one, which knows the user of [`ACL`].
 pub struct OtherServer(RedisServer);
 
@@ -33,9 +45,7 @@ impl OtherServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start(program: Program) -> Self {
-        let user = rights();
-        let options: Vec<&str> = std::iter::once("--user").chain(user.split(' ').skip(1)).collect();
-        Self(RedisServer::start_program(program, &options))
+        Self(start_with_user(program, &[]))
     }
 
     /// Runs a command as [`RedisServer::run`] does, without the user's bounds.
@@ -48,7 +58,7 @@ impl OtherServer {
 
     /// `redis://tollgate:…@127.0.0.1:port`.
     pub fn url(&self) -> String {
-        format!("redis://tollgate:{PASSWORD}@127.0.0.1:{}", self.0.port())
+        as_user(&self.0.url())
     }
 }
 
@@ -88,7 +98,7 @@ impl RedisCluster {
 
     fn server() -> RedisServer {
         let bus = RedisServer::free_port().to_string();
-        RedisServer::start_with(&[
+        let options = [
             "--cluster-enabled",
             "yes",
             "--cluster-port",
@@ -99,7 +109,8 @@ impl RedisCluster {
             "0",
             "--cluster-replica-validity-factor",
             "0",
-        ])
+        ];
+        start_with_user(Program::Installed, &options)
     }
 
     /// Waits until every slot is served, every server knows it, and three replicas follow.
@@ -124,6 +135,11 @@ impl RedisCluster {
     pub fn url(&self) -> String {
         format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", self.servers[0].port(), self.servers[2].port())
     }
+
+    /// The same, as the user of [`ACL`].
+    pub fn url_of_user(&self) -> String {
+        as_user(&self.url())
+    }
 }
 
 /// A master, two replicas, three sentinels.
@@ -140,11 +156,11 @@ impl SentinelTrio {
     /// # Panics
     /// When that does not happen within 20 s.
     pub fn start() -> Self {
-        let master = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
+        let master = start_with_user(Program::Installed, &["--repl-diskless-sync-delay", "0"]);
         let port = master.port().to_string();
         let replica = || {
             let of = ["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"];
-            RedisServer::start_with(&of)
+            start_with_user(Program::Installed, &of)
         };
         let servers = vec![master, replica(), replica()];
         let sentinels = (0..3).map(|_| Self::sentinel(&port)).collect();
@@ -200,6 +216,11 @@ impl SentinelTrio {
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(|server| format!("127.0.0.1:{}", server.port())).collect();
         format!("redis+sentinel://{}/tollgate", hosts.join(","))
+    }
+
+    /// The same, as the user of [`ACL`] at the servers; the sentinels ask for nobody.
+    pub fn url_of_user(&self) -> String {
+        as_user(&self.url())
     }
 }
 

@@ -71,7 +71,7 @@ async fn the_clock_of_redis_steps() {
         redis.set_clock(step);
         begun.push(SystemClock.now().as_ms());
         tokio::time::sleep(PHASE).await;
-        every_counter_ends(&mut redis.connection());
+        every_counter_ends(&[&redis]);
     }
     go.store(false, Ordering::Relaxed);
     let seen: Vec<Seen> = callers.join_all().await.into_iter().flatten().collect();

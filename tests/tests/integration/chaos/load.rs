@@ -45,6 +45,8 @@ pub(super) struct Case {
 
 /// One call's answer.
 struct Answer {
+    /// Which node was asked.
+    node: usize,
     full: bool,
     at: Instant,
     took: Duration,
@@ -61,17 +63,20 @@ pub(super) struct Bounds {
     pub(super) nothing_fails: bool,
     /// Redis itself may have lost writes.
     pub(super) lost_writes: bool,
-    /// Calls to a dead node fail.
-    pub(super) a_node_died: bool,
+    /// The failure mode admits calls that Redis does not know of.
+    pub(super) mode_admits: bool,
+    /// This node was killed, and calls to it fail; no call to the others may.
+    pub(super) died: Option<usize>,
 }
 
 impl Bounds {
     pub(super) fn never_over() -> Self {
-        Self::at_most(LIMIT)
+        Self { mode_admits: false, ..Self::at_most(LIMIT) }
     }
 
+    /// Where the failure mode decides meanwhile.
     pub(super) fn at_most(in_a_window: u64) -> Self {
-        Self { in_a_window, nothing_fails: false, lost_writes: false, a_node_died: false }
+        Self { in_a_window, nothing_fails: false, lost_writes: false, mode_admits: true, died: None }
     }
 }
 
@@ -88,6 +93,8 @@ pub(super) struct Report {
     /// Of the account with room for all, by the callers and by Redis.
     pub(super) admitted: u64,
     pub(super) charged: u64,
+    /// Of the same account: Redis may have charged any of them.
+    not_decided: u64,
 }
 
 impl fmt::Display for Report {
@@ -143,9 +150,10 @@ impl Fleet {
     pub(super) async fn case(&self, name: &str) -> Case {
         let go = Arc::new(AtomicBool::new(true));
         let mut callers = JoinSet::new();
-        for node in &self.nodes {
+        for (at, node) in self.nodes.iter().enumerate() {
             for caller in 0..CALLERS {
-                callers.spawn(keep_calling(node.grpc.clone(), caller % 2 == 0, name.to_owned(), Arc::clone(&go)));
+                let (grpc, full) = (node.grpc.clone(), caller % 2 == 0);
+                callers.spawn(keep_calling(at, grpc, full, name.to_owned(), Arc::clone(&go)));
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -178,7 +186,8 @@ impl Case {
     /// Ends the case once every node decides again, and checks everything.
     pub(super) async fn end(mut self, fleet: &Fleet, bounds: Bounds) -> Report {
         let over = Instant::now();
-        for node in &fleet.nodes[..if bounds.a_node_died { 2 } else { 3 }] {
+        let live = || fleet.nodes.iter().enumerate().filter(|(at, _)| bounds.died != Some(*at)).map(|(_, node)| node);
+        for node in live() {
             until("service is back", Duration::from_secs(20), async || {
                 let decision = peek(&node.grpc, call(account("probe"), "roomy", &[])).await.ok()?;
                 decision.decided_by.is_empty().then_some(())
@@ -194,7 +203,7 @@ impl Case {
             answers.extend(ended.expect("no caller panics"));
         }
         let now = until("Redis says what was charged", Duration::from_secs(10), async || {
-            peek(&fleet.nodes[0].grpc, call(account(self.name.clone()), "roomy", &[])).await.ok()
+            peek(&live().next()?.grpc, call(account(self.name.clone()), "roomy", &[])).await.ok()
         })
         .await;
         let report = self.report(&answers, back, quota(&now, "requests_per_hour").used, fleet);
@@ -226,6 +235,7 @@ impl Case {
             grown: fleet.held().grown_since(self.held),
             admitted: answers.iter().filter(admitted).filter(|answer| !answer.full).count() as u64,
             charged,
+            not_decided: answers.iter().filter(|answer| !answer.full && answer.result.is_err()).count() as u64,
         }
     }
 }
@@ -237,20 +247,30 @@ fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
     assert!(report.back <= BACK_WITHIN, "service is not back: {report}");
     assert!(report.in_a_window <= bounds.in_a_window || bounds.lost_writes, "over the bound: {report}");
     report.grown.check(report);
-    if bounds.nothing_fails {
-        let failed: Vec<&Status> = answers.iter().filter_map(|answer| answer.result.as_ref().err()).collect();
-        assert!(failed.is_empty(), "{report}: {:?}", failed[0]);
+    if !bounds.mode_admits {
+        let elsewhere = answers.iter().find(|answer| answer.result.as_ref().is_ok_and(|(_, by)| !by.is_empty()));
+        assert!(elsewhere.is_none(), "not Redis decided: {report}");
+        let Report { admitted, charged, not_decided, .. } = *report;
+        let sums = format!("{admitted} admitted, {charged} charged, {not_decided} not decided: {report}");
+        assert!(charged <= admitted + not_decided, "more charged than called: {sums}");
+        assert!(admitted <= charged || bounds.lost_writes, "admitted and not charged: {sums}");
     }
     for answer in answers {
         if let Err(status) = &answer.result {
-            let gone = bounds.a_node_died && !matches!(status.code(), Code::Internal | Code::InvalidArgument);
-            assert!(status.code() == Code::Unavailable || gone, "{report}: {status:?}");
+            if bounds.died == Some(answer.node) {
+                assert!(!matches!(status.code(), Code::Internal | Code::InvalidArgument), "{report}: {status:?}");
+            } else {
+                let may_fail = !bounds.nothing_fails && bounds.died.is_none();
+                assert!(may_fail, "a call to node {} failed: {report}: {status:?}", answer.node);
+                assert_eq!(status.code(), Code::Unavailable, "{report}: {status:?}");
+            }
         }
     }
     fleet.did_not_panic();
 }
 
 async fn keep_calling(
+    node: usize,
     grpc: RateLimitServiceClient<Channel>,
     full: bool,
     roomy: String,
@@ -266,7 +286,7 @@ async fn keep_calling(
         let bound = Duration::from_secs(5);
         let decided = tokio::time::timeout(bound, consume(&grpc, one)).await.expect("a call hangs");
         let result = decided.map(|decision| (allowed(&decision), decision.decided_by));
-        answers.push(Answer { full, at: Instant::now(), took: started.elapsed(), result });
+        answers.push(Answer { node, full, at: Instant::now(), took: started.elapsed(), result });
     }
     answers
 }

@@ -1,0 +1,193 @@
+//! Accounts in one Redis, counters in another: what is where, and what goes on without either.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tollgate_store::testing::RedisServer;
+
+use super::{Client, World, call, hourly};
+use crate::harness::{Process, until};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What the keys of accounts end with, or go on with, behind their braces.
+const OF_ACCOUNTS: [&str; 5] = ["account", "accounts", "event", "key", "secret"];
+
+struct Apart {
+    world: World,
+    accounts: RedisServer,
+    counters: RedisServer,
+}
+
+impl Apart {
+    fn start() -> Self {
+        let saved = || RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+        Self { world: World::new(), accounts: saved(), counters: saved() }
+    }
+
+    /// A node that hears of changes.
+    async fn node(&self) -> Process {
+        let node = self.world.process().redis(&self.counters.url());
+        // What is remembered does not end by itself within the test.
+        let node = node.arg("--account-cache-ttl-ms=3600000").arg("--store-deadline-ms=1000");
+        let node = node.arg(format!("--accounts-redis={}", self.accounts.url())).start();
+        until_accounts(&node, true).await;
+        node
+    }
+}
+
+/// The kinds of keys that a Redis has, and whether each of them ends.
+fn kinds(redis: &RedisServer) -> BTreeSet<(String, bool)> {
+    let mut connection = redis.connection();
+    let of = |key: String| {
+        let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+        let name = key.split_once('}').expect("every key has a partition").1;
+        let kind = OF_ACCOUNTS.iter().find(|kind| name == **kind || (**kind == "event" && name.starts_with(*kind)));
+        (kind.map_or("counter", |kind| kind).to_owned(), ttl != -1)
+    };
+    redis.run::<Vec<String>>("KEYS *").into_iter().map(of).collect()
+}
+
+async fn until_accounts(node: &Process, well: bool) {
+    until(&format!("accounts are well: {well}"), PATIENCE, async || {
+        (node.rest.json("/readyz").await.1["accounts"]["ok"] == well).then_some(())
+    })
+    .await;
+}
+
+async fn until_limit(nodes: &[Process], caller: &Value, limit: u64) {
+    for node in nodes {
+        until(&format!("the limit is {limit}"), PATIENCE, async || {
+            let (status, answer) = ask(node, "check", caller).await;
+            (status == 200 && hourly(&answer).0 == limit).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn ask(node: &Process, verb: &str, caller: &Value) -> (u16, Value) {
+    let body = json!({"caller": caller, "resource": "model", "domain": "shop"});
+    let (status, answer) = node.rest.post(&format!("/v1/{verb}"), body.to_string()).await;
+    (status.as_u16(), answer)
+}
+
+#[tokio::test]
+async fn each_is_where_it_belongs_and_every_node_hears_of_changes() {
+    let apart = Apart::start();
+    let nodes = [apart.node().await, apart.node().await];
+    let admin = Client::new(&nodes[0]);
+    admin.create("acme", "basic").await;
+    let (_, secret) = admin.key("acme").await;
+    let (by_name, by_key) = (json!({"account": "acme"}), json!({"api_key": secret}));
+    for node in &nodes {
+        for caller in [&by_name, &by_key] {
+            assert_eq!(call(&node.rest, "consume", caller.clone()).await["verdict"], "allowed");
+        }
+    }
+    assert_eq!(hourly(&call(&nodes[1].rest, "check", by_name.clone()).await), (10, 4), "nodes share the counters");
+
+    let paid = json!({"id": "payment-1", "type": "payment"});
+    admin.good(Method::POST, "/accounts/acme/events", Some(paid)).await;
+    until_limit(&nodes, &by_name, 300).await;
+    Client::new(&nodes[1]).tier("acme", "basic").await;
+    until_limit(&nodes, &by_name, 10).await;
+
+    let kind = |kind: &str, ends| (kind.to_owned(), ends);
+    let of_accounts = [
+        kind("account", false),
+        kind("accounts", false),
+        kind("event", true),
+        kind("key", false),
+        kind("secret", false),
+    ];
+    assert_eq!(kinds(&apart.accounts), BTreeSet::from(of_accounts));
+    assert_eq!(kinds(&apart.counters), BTreeSet::from([kind("counter", true)]));
+    for (redis, listeners) in [(&apart.accounts, 2), (&apart.counters, 0)] {
+        let (_, hear): (String, u64) = redis.run("PUBSUB NUMSUB tg:accounts");
+        assert_eq!(hear, listeners);
+    }
+}
+
+#[tokio::test]
+async fn without_counters_nothing_is_decided_and_accounts_are_administered() {
+    let mut apart = Apart::start();
+    let nodes = [apart.node().await, apart.node().await];
+    let admin = Client::new(&nodes[0]);
+    admin.create("acme", "basic").await;
+    let acme = json!({"account": "acme"});
+    until_limit(&nodes, &acme, 10).await;
+
+    apart.counters.kill();
+    for node in &nodes {
+        for caller in [&acme, &json!({"account": "fixed"}), &json!({"account": "nobody"})] {
+            let (status, answer) = ask(node, "consume", caller).await;
+            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{answer}");
+        }
+        let (status, ready) = node.rest.json("/readyz").await;
+        assert_eq!(
+            (status.as_u16(), &ready["store"]["ok"], &ready["accounts"]["ok"]),
+            (503, &json!(false), &json!(true))
+        );
+    }
+    admin.tier("acme", "premium").await;
+    let (_, secret) = Client::new(&nodes[1]).key("acme").await;
+    let read = Client::new(&nodes[1]).good(Method::GET, "/accounts/acme", None).await;
+    assert_eq!(read["tier"], "premium");
+
+    apart.counters.restart();
+    for node in &nodes {
+        until("the node is ready", PATIENCE, async || {
+            (node.rest.text("/readyz").await.0 == StatusCode::OK).then_some(())
+        })
+        .await;
+    }
+    // What was changed meanwhile holds, on the node that heard of it as well. Each thread connects anew by itself, so
+    // that a call may still fail.
+    until_limit(&nodes, &acme, 300).await;
+    until_limit(&nodes, &json!({"api_key": secret}), 300).await;
+}
+
+#[tokio::test]
+async fn without_accounts_those_of_policies_are_decided_and_no_key_is_called_unknown() {
+    let mut apart = Apart::start();
+    let node = apart.node().await;
+    let admin = Client::new(&node);
+    admin.create("acme", "premium").await;
+    let (_, secret) = admin.key("acme").await;
+    let (known, key) = (json!({"account": "acme"}), json!({"api_key": secret}));
+    for caller in [&known, &key] {
+        assert_eq!(call(&node.rest, "consume", caller.clone()).await["verdict"], "allowed");
+    }
+
+    apart.accounts.kill();
+    until_accounts(&node, false).await;
+    for caller in [&known, &key, &json!({"account": "nobody"}), &json!({"api_key": "of-another-kind"})] {
+        for verb in ["consume", "check"] {
+            let (status, answer) = ask(&node, verb, caller).await;
+            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{caller}: {answer}");
+        }
+    }
+    for caller in [json!({"account": "fixed"}), json!({"api_key": "secret of shop"})] {
+        let decided = call(&node.rest, "consume", caller).await;
+        assert_eq!((&decided["verdict"], hourly(&decided).0), (&json!("allowed"), 77), "{decided}");
+    }
+    for (method, path, body) in
+        [(Method::GET, "/accounts/acme", None), (Method::PATCH, "/accounts/acme", Some(json!({"tier": "basic"})))]
+    {
+        let (status, answer) = admin.ask(method, path, body).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+    }
+    let (status, ready) = node.rest.json("/readyz").await;
+    assert_eq!((status.as_u16(), &ready["store"]["ok"]), (200, &json!(true)), "{ready}");
+    assert!(ready["accounts"]["detail"].as_str().unwrap().contains("not heard"), "{ready}");
+
+    apart.accounts.restart();
+    until_accounts(&node, true).await;
+    // A connection that is still away fails a call.
+    let decided = until("it decides", PATIENCE, async || {
+        let (status, answer) = ask(&node, "consume", &key).await;
+        (status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!((hourly(&decided), &decided["verdict"]), ((300, 3), &json!("allowed")), "what failed was not charged");
+}
