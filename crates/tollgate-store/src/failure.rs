@@ -12,7 +12,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -40,6 +40,8 @@ pub struct Fallback {
     clock: Arc<dyn Clock>,
     nodes: u64,
     waiting: Mutex<VecDeque<Admitted>>,
+    /// How many more are being charged. Written with `waiting` locked, so that none is missing from both.
+    at_hand: AtomicUsize,
     /// Held by who charges the store, so that the last to do so ends after all others.
     replaying: tokio::sync::Mutex<()>,
     charged: AtomicU64,
@@ -72,6 +74,7 @@ impl Fallback {
             clock,
             nodes: nodes.max(1),
             waiting: Mutex::new(VecDeque::new()),
+            at_hand: AtomicUsize::new(0),
             replaying: tokio::sync::Mutex::default(),
             charged: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -138,6 +141,7 @@ impl Fallback {
             let batch: Vec<Admitted> = {
                 let mut waiting = self.waiting.lock();
                 let count = waiting.len().min(AT_ONCE);
+                self.at_hand.store(count, Ordering::Relaxed);
                 waiting.drain(..count).collect()
             };
             if batch.is_empty() {
@@ -156,8 +160,9 @@ impl Fallback {
                     None => back.push(admitted),
                 }
             }
+            let mut waiting = self.waiting.lock();
+            self.at_hand.store(0, Ordering::Relaxed);
             if !back.is_empty() {
-                let mut waiting = self.waiting.lock();
                 back.into_iter().rev().for_each(|admitted| waiting.push_front(admitted));
                 return;
             }
@@ -166,8 +171,9 @@ impl Fallback {
 
     /// What became of the admissions made without the store.
     pub fn replayed(&self) -> Replayed {
+        let waiting = self.waiting.lock();
         Replayed {
-            waiting: self.waiting.lock().len(),
+            waiting: waiting.len() + self.at_hand.load(Ordering::Relaxed),
             charged: self.charged.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }

@@ -132,8 +132,9 @@ impl Node {
         match &result {
             Err(failure) if failure.fault.is_silence() => {
                 let opened = pass.failed(Instant::now());
-                if opened && failure.fault == Fault::NoAnswer {
-                    // The way may be gone without a sign of it, and new connections find another.
+                // The way may be gone without a sign of it, and new connections find another. And what broke one
+                // connection has mostly broken all, of which some would not be used, and so not noticed, for long.
+                if opened && failure.fault == Fault::NoAnswer || failure.fault == Fault::Broken {
                     self.reconnect();
                 }
             }
