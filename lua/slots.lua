@@ -1,6 +1,7 @@
 -- Slots: who holds one of a scope, in a sorted set by the time when it ends (ms). A member is the reservation's
--- id (16 bytes) and its time to live u32 (ms); what a later version may put behind them is left alone. The empty member has the time of the latest taking, by which a
--- clock that went back is known. The algorithm is that of tollgate-core's slots.rs.
+-- id (16 bytes) and its time to live u32 (ms); what a later version may put behind them is left alone. The empty
+-- member has the time of the latest taking, by which a clock that went back is known. The algorithm is that of
+-- tollgate-core's slots.rs.
 
 -- No set outlives the longest reservation by more than a second.
 local SET_TTL = 3601000

@@ -17,6 +17,7 @@ use tollgate_core::{
     window::{SlidingWindow, Span},
 };
 use tollgate_store::{redis::raw, testing::RedisServer};
+use tollgate_tests::microseconds_a_call;
 
 /// Simulated milliseconds of the short window.
 const SHORT: u64 = 60_000;
@@ -309,13 +310,6 @@ fn ways_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], 
         parts.sort_by(f64::total_cmp);
         parts[parts.len() / 4]
     })
-}
-
-fn microseconds_a_call(redis: &mut Connection) -> f64 {
-    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
-    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
-    each.parse().expect("a number")
 }
 
 /// One way under one load.

@@ -22,6 +22,7 @@ use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::RedisServer,
 };
+use tollgate_tests::{memory, microseconds_a_call};
 
 const ACCOUNTS: u64 = 1_000;
 const PARTS: usize = 9;
@@ -195,20 +196,7 @@ async fn bytes_each(redis: &mut Connection, store: &Arc<RedisStore>) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     // What they charge is in the counters either way.
     all(store, Way::Consume, 0..OUTSTANDING, &[]).await;
-    let before = used_memory(redis);
+    let before = memory(redis, "used_memory_dataset");
     all(store, Way::Reserve, 0..OUTSTANDING, &[]).await;
-    used_memory(redis).saturating_sub(before) / OUTSTANDING
-}
-
-fn used_memory(redis: &mut Connection) -> u64 {
-    let info: String = cmd("INFO").arg("memory").query(redis).expect("INFO");
-    let line = info.lines().find_map(|line| line.strip_prefix("used_memory_dataset:")).expect("used_memory_dataset");
-    line.parse().expect("a number")
-}
-
-fn microseconds_a_call(redis: &mut Connection) -> f64 {
-    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
-    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
-    each.parse().expect("a number")
+    memory(redis, "used_memory_dataset").saturating_sub(before) / OUTSTANDING
 }

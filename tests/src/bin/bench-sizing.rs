@@ -11,12 +11,9 @@
 use std::time::Instant;
 
 use redis::{Connection, Script, cmd};
-use tollgate_core::{
-    amount::{Amount, Limit, UnitId},
-    claim::{Claim, Effect, LedgerKey, Mode, Partition},
-    window::{SlidingWindow, Span},
-};
+use tollgate_core::claim::Mode;
 use tollgate_store::{redis::raw, testing::RedisServer};
+use tollgate_tests::{claims, memory, microseconds_a_call};
 
 const CLOCK: &str = include_str!("../../../lua/clock.lua");
 const EVENTS: u64 = 5;
@@ -26,19 +23,6 @@ const FIRST: u64 = 1_000;
 const MEASURED: u64 = 50_000;
 const PARTS: u64 = 20;
 const PIPELINE: u64 = 500;
-
-fn claims(account: u64) -> [Claim; 3] {
-    let partition = Partition::of(["sizing", "account", &account.to_string()]);
-    let claim = |ms, unit, cost: u32| Claim {
-        ledger: LedgerKey::of(partition, ["llama-3.3-70b"]),
-        span: Span::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
-        unit: UnitId::of(unit),
-        cost: Amount::from(cost),
-        limit: Limit::Finite(Amount::from(1 << 31)),
-        effect: Effect::Charge,
-    };
-    [claim(60_000, "requests", 1), claim(60_000, "tokens", 1_500), claim(86_400_000, "requests", 1)]
-}
 
 fn admit(redis: &mut Connection, hash: &str, accounts: impl Iterator<Item = u64>) {
     let mut pipeline = redis::pipe();
@@ -83,14 +67,14 @@ fn measure(accounts: u64) {
     let mut redis = server.connection();
     let script = Script::new(&raw::script(CLOCK, &claims(0), Mode::Try));
     script.prepare_invoke().load(&mut redis).expect("the script is loaded");
-    let empty = used_memory(&mut redis);
+    let empty = memory(&mut redis, "used_memory");
     let started = Instant::now();
     let of_new = fill(&mut redis, script.get_hash());
     copy(&mut redis, accounts);
     let filled = started.elapsed();
     let keys: u64 = cmd("DBSIZE").query(&mut redis).expect("DBSIZE");
     assert_eq!(keys, accounts, "a counter each");
-    let memory = used_memory(&mut redis) - empty;
+    let taken = memory(&mut redis, "used_memory") - empty;
     let mut usage =
         |account| -> u64 { cmd("MEMORY").arg("USAGE").arg(key(account)).query(&mut redis).expect("a size") };
     let (made, copied) = (usage(FIRST - 1), usage(accounts - 1));
@@ -116,25 +100,12 @@ fn measure(accounts: u64) {
     println!(
         "{accounts:>9} accounts  {:>5} MB  {:>4} B an account (the value {value}, the key {})  {microseconds:>5.1} µs an admission, \
          {of_new:.1} µs of a new account  snapshot {:>4} MB  (filled in {:.0} s)",
-        memory / 1_000_000,
-        memory / accounts,
+        taken / 1_000_000,
+        taken / accounts,
         key(0).len(),
         snapshot / 1_000_000,
         filled.as_secs_f64(),
     );
-}
-
-fn used_memory(redis: &mut Connection) -> u64 {
-    let info: String = cmd("INFO").arg("memory").query(redis).expect("INFO");
-    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("used_memory");
-    line.parse().expect("a number")
-}
-
-fn microseconds_a_call(redis: &mut Connection) -> f64 {
-    let stats: String = cmd("INFO").arg("commandstats").query(redis).expect("INFO");
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).expect("evalsha was called");
-    let each = line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).expect("usec_per_call");
-    each.parse().expect("a number")
 }
 
 fn main() {

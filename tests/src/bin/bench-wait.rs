@@ -13,16 +13,12 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tollgate_core::{
-    amount::{Amount, Limit, UnitId},
-    claim::{Claim, Effect, LedgerKey, Mode, Partition},
-    store::Store,
-    window::{SlidingWindow, Span},
-};
+use tollgate_core::{claim::Mode, store::Store};
 use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::RedisServer,
 };
+use tollgate_tests::claims;
 
 const CALLERS: u64 = 64;
 const ROUNDS: usize = 5;
@@ -36,19 +32,6 @@ struct Figures {
     rate: f64,
     p50: Duration,
     p99: Duration,
-}
-
-fn claims(account: u64) -> [Claim; 3] {
-    let partition = Partition::of(["wait", "account", &account.to_string()]);
-    let claim = |ms, unit, cost: u32| Claim {
-        ledger: LedgerKey::of(partition, ["llama-3.3-70b"]),
-        span: Span::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
-        unit: UnitId::of(unit),
-        cost: Amount::from(cost),
-        limit: Limit::Finite(Amount::from(1 << 31)),
-        effect: Effect::Charge,
-    };
-    [claim(60_000, "requests", 1), claim(60_000, "tokens", 1_500), claim(86_400_000, "requests", 1)]
 }
 
 async fn round(store: &Arc<RedisStore>) -> Figures {
