@@ -1,6 +1,7 @@
 //! Counters in Redis, shared by any number of nodes.
 
 mod admit;
+mod batch;
 mod examine;
 mod link;
 mod records;
@@ -26,6 +27,7 @@ pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_conn
 pub(crate) use self::link::{Script, Writes};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
+    batch::{Batches, UsualCall},
     records::{Close, Returned},
     usual::{Usual, UsualScripts},
     wire::{Request, Validity},
@@ -75,6 +77,7 @@ impl Scripts {
 pub struct RedisStore {
     link: Link,
     scripts: Arc<Scripts>,
+    batches: Arc<Batches>,
     clock: Option<InjectedClock>,
 }
 
@@ -89,22 +92,27 @@ impl RedisStore {
     }
 
     /// A store at the other end of `link`, which others may use too.
+    ///
+    /// Must be called within a Tokio runtime.
     pub fn on(link: Link) -> Self {
-        Self { link, scripts: Arc::new(Scripts::behind(lua!("clock"))), clock: None }
+        Self::behind(lua!("clock"), link, None)
+    }
+
+    fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
+        let batches = Arc::new(Batches::new(&link, injected.as_ref()));
+        Self { link, scripts: Arc::new(Scripts::behind(clock)), batches, clock: injected }
     }
 
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
     #[cfg(feature = "testing")]
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
-        let scripts = Arc::new(Scripts::behind(lua!("clock_injected")));
-        Ok(Self { link: Link::open(config)?, scripts, clock: Some(Arc::new(move || clock.now())) })
+        Ok(Self::behind(lua!("clock_injected"), Link::open(config)?, Some(Arc::new(move || clock.now()))))
     }
 
     /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
     #[cfg(feature = "testing")]
     pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
-        let scripts = Arc::new(Scripts::behind(concat!("-- Another version.\n", lua!("clock"))));
-        Ok(Self { link: Link::open(config)?, scripts, clock: None })
+        Ok(Self::behind(concat!("-- Another version.\n", lua!("clock")), Link::open(config)?, None))
     }
 
     /// The way to Redis.
@@ -120,17 +128,17 @@ impl RedisStore {
             let ask = Ask { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
             return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
-        let request = self.request(claims, mode, bounds.validity);
+        let mut request = self.request(claims, mode, bounds.validity);
         let usual = Usual::of(claims, &request, mode, bounds.validity);
-        let writes = writes_by(mode);
-        let reply = match usual.as_ref().and_then(|usual| Some((self.scripts.usual.get(usual)?, &usual.brief))) {
-            Some((script, brief)) => {
-                self.script(&script, writes, &[&request.keys], &[&request.packed, brief], bounds.deadline).await?
-            }
-            None => {
-                self.script(&self.scripts.apply, writes, &[&request.keys], &[&request.packed], bounds.deadline).await?
-            }
-        };
+        if let Some((script, told)) = usual.and_then(|usual| Some((self.scripts.usual.get(&usual)?, usual.told))) {
+            let slot = self.link.is_cluster().then(|| claims.first().map(|claim| claim.ledger.partition)).flatten();
+            let keys = std::mem::take(&mut request.keys);
+            let call = UsualCall { script, keys, slot, told, deadline: bounds.deadline };
+            let reply = self.batches.decide(&self.link, call).await?;
+            return request.read_reply(&mut &*reply);
+        }
+        let (keys, args) = (&[&*request.keys], &[&*request.packed]);
+        let reply = self.script(&self.scripts.apply, writes_by(mode), keys, args, bounds.deadline).await?;
         request.read_reply(&mut wire::bytes_of(&reply)?)
     }
 
@@ -282,6 +290,7 @@ impl Store for RedisStore {
 /// The scripts and their arguments as they are, for benches that run them without a store.
 #[cfg(feature = "testing")]
 pub mod raw {
+    use redis::Value;
     use tollgate_core::claim::{Claim, Mode};
 
     use super::{APPLY, BLOCK, Request, Usual, UsualScripts, Validity};
@@ -303,6 +312,29 @@ pub mod raw {
     /// The keys and the arguments of one decision.
     pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<Vec<u8>>) {
         let (request, usual) = usual(prefix, claims, mode);
-        (request.keys.into_vec(), [request.packed].into_iter().chain(usual.map(|usual| usual.brief)).collect())
+        let args = usual.map_or_else(|| vec![request.packed], |usual| vec![vec![1], usual.told]);
+        (request.keys.into_vec(), args)
+    }
+
+    /// The keys and the arguments of usual calls that come together: so many with the claims of each.
+    pub fn encode_together<'a>(
+        prefix: &str,
+        calls: impl IntoIterator<Item = (&'a [Claim], u8)>,
+    ) -> (Vec<String>, Vec<Vec<u8>>) {
+        let (mut keys, mut args) = (Vec::new(), vec![Vec::new()]);
+        for (claims, number) in calls {
+            let (of_call, mut told) = encode(prefix, claims, Mode::Try);
+            keys.extend(of_call);
+            args[0].push(number);
+            let told = told.pop().unwrap_or_default();
+            args.extend((0..number).map(|_| told.clone()));
+        }
+        (keys, args)
+    }
+
+    /// The reply of each call.
+    pub fn replies(reply: &Value) -> impl Iterator<Item = &[u8]> {
+        let replies = if let Value::Array(replies) = reply { replies } else { std::slice::from_ref(reply) };
+        replies.iter().filter_map(|reply| if let Value::BulkString(bytes) = reply { Some(&**bytes) } else { None })
     }
 }

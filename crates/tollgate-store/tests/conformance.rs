@@ -4,7 +4,8 @@
 //! oldest group after a flush, a block summed without its first entry, a column too narrow for its cost,
 //! later-dated entries left as they are. Each fails here; and, in the usual script, cells of another size, a directory line
 //! that is not written, a wait from the oldest entry where it is not enough, a group flushed to another place, a stale copy
-//! of the oldest group.
+//! of the oldest group. And of calls that come together: what earlier ones charged not written before a later one goes the
+//! long way, or not read anew after it; a place taken before all are known to be there; another call's shape not looked at.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
@@ -27,7 +28,7 @@ use tollgate_store::{
     redis::{RedisConfig, RedisStore},
     testing::{
         RedisServer,
-        conformance::{START, Step, compare, crowded, mixed, open_ended, paced, reserved},
+        conformance::{START, Step, compare, crowded, mixed, open_ended, paced, reserved, together},
     },
 };
 
@@ -40,7 +41,8 @@ fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
 /// The same on stores that have so many places for open-ended ledgers in each partition.
 fn check_within(most: u32, strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
     let server = RedisServer::start();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // On one thread calls go in the order in which they come.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (case, most_used) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     let mut runner =
         TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() });
@@ -104,6 +106,11 @@ fn redis_agrees_on_mixed_sequences() {
 #[test]
 fn redis_agrees_on_open_ended_ledgers() {
     check_within(3, open_ended(), 300);
+}
+
+#[test]
+fn redis_agrees_on_calls_that_come_together() {
+    check_within(3, together(), 150);
 }
 
 #[test]

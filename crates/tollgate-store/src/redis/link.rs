@@ -18,13 +18,13 @@ use std::{
 use redis::{Arg, Cmd, Value, aio::PubSub};
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep, timeout_at},
 };
 use tollgate_core::store::StoreError;
 
 use self::{cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target};
-pub(super) use self::{fault::Failure, masters::masters};
+pub(super) use self::{fault::Failure, masters::masters, node::preferred_runtime};
 pub use self::{fault::Fault, node::prefer_connection, target::RedisTls};
 
 /// So many times one request follows a redirection or tries again; each time the server ran nothing.
@@ -206,6 +206,26 @@ impl Link {
         }
     }
 
+    /// The most calls that may be under way.
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.0.config.max_in_flight
+    }
+
+    /// The runtimes that connections live on; none if that is the one that opened the link.
+    pub(super) fn runtimes(&self) -> &[Handle] {
+        &self.0.config.runtimes
+    }
+
+    /// A place among the calls under way.
+    pub(super) fn enter(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.0.permit()
+    }
+
+    /// Counts a fault that a script told of.
+    pub(super) fn met(&self, failure: &Failure) {
+        self.0.met(failure, None);
+    }
+
     /// Runs one command. In a cluster it goes to the slot of its first key.
     pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
         let deadline = self.deadline();
@@ -231,12 +251,23 @@ impl Link {
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
         let _permit = self.0.permit()?;
+        Ok(self.run(deadline, script, writes, command).await?)
+    }
+
+    /// As [`Link::script_until`], for calls that have their places.
+    pub(super) async fn run(
+        &self,
+        deadline: Instant,
+        script: &Script,
+        writes: Writes,
+        command: impl Fn(&str, &str) -> Cmd,
+    ) -> Result<Value, Failure> {
         match self.0.send(&command("EVALSHA", &script.sha), writes, deadline).await {
             // The server says that it ran nothing, so this cannot charge twice.
             Err(failure) if failure.fault == Fault::NoScript => {
-                Ok(self.0.send(&command("EVAL", &script.code), writes, deadline).await?)
+                self.0.send(&command("EVAL", &script.code), writes, deadline).await
             }
-            result => Ok(result?),
+            result => result,
         }
     }
 
@@ -286,7 +317,7 @@ impl Link {
 }
 
 impl Shared {
-    fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, StoreError> {
+    fn permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
         self.in_flight
             .try_acquire()
             .map_err(|_| StoreError::Overloaded(format!("{} calls to Redis are under way", self.config.max_in_flight)))

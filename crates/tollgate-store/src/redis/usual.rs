@@ -41,10 +41,10 @@ struct Form {
     calendars: bool,
 }
 
-/// A usual call: its form, and what the script wants besides the claims.
+/// A usual call: its form, and what the script is told of it.
 pub(super) struct Usual {
     form: Form,
-    pub(super) brief: Vec<u8>,
+    pub(super) told: Vec<u8>,
 }
 
 impl Usual {
@@ -71,56 +71,57 @@ impl Usual {
         let window = |row: &Row| (row.ledger, window_of(claim(row).span));
         let windows = || charged.chunk_by(|a, b| window(a) == window(b));
         let mut form = Form { windows: SmallVec::new(), guards: SmallVec::new(), calendars: !validity.is_always() };
-        let mut brief = Vec::with_capacity(24 + 40 * charged.len());
+        let mut told = Vec::with_capacity(24 + 40 * charged.len() + request.packed.len());
         for rows in windows() {
             let (ledger, (kind, id)) = window(&rows[0]);
             if form.windows.last().is_none_or(|(before, ..)| *before != ledger) {
                 let logs = windows().filter(|rows| rows[0].ledger == ledger).count();
-                brief.push(u8::try_from(logs).ok()?);
+                told.push(u8::try_from(logs).ok()?);
             }
             if form.windows.len() == MOST_WINDOWS || rows.iter().all(|row| claim(row).cost == Amount::ZERO) {
                 return None;
             }
             let columns = u8::try_from(rows.len()).ok()?;
             form.windows.push((ledger, kind, columns));
-            brief.extend([kind, columns]);
-            brief.extend(id.to_le_bytes());
-            brief.extend(rows.iter().flat_map(|row| claim(row).unit.get().to_le_bytes()));
+            told.extend([kind, columns]);
+            told.extend(id.to_le_bytes());
+            told.extend(rows.iter().flat_map(|row| claim(row).unit.get().to_le_bytes()));
         }
         form.guards
             .extend(guards.chunk_by(|a, b| a.ledger == b.ledger).filter_map(|rows| u8::try_from(rows.len()).ok()));
         if form.calendars {
-            validity.put(&mut brief);
+            validity.put(&mut told);
         }
         for rows in windows() {
             match claim(&rows[0]).span {
-                Span::Sliding(window) => brief.extend(window.ms().to_le_bytes()),
+                Span::Sliding(window) => told.extend(window.ms().to_le_bytes()),
                 Span::Calendar { period, .. } => {
-                    put::<6>(&mut brief, period.start.as_ms());
-                    put::<6>(&mut brief, period.end.as_ms());
+                    put::<6>(&mut told, period.start.as_ms());
+                    put::<6>(&mut told, period.end.as_ms());
                 }
                 Span::Slots => return None,
             }
         }
         for claim in charged.iter().map(claim) {
-            put::<7>(&mut brief, claim.cost.get());
-            put::<7>(&mut brief, claim.limit.ceiling().get());
+            put::<7>(&mut told, claim.cost.get());
+            put::<7>(&mut told, claim.limit.ceiling().get());
         }
-        Some(Self { form, brief })
+        told.extend_from_slice(&request.packed);
+        Some(Self { form, told })
     }
 }
 
 /// The scripts, one for each form that was met.
 pub(super) struct UsualScripts {
-    /// What stands in front of the usual part, and behind it.
+    /// What stands in front of the usual part, and what decides where it does not.
     front: String,
-    rest: &'static str,
+    apply: &'static str,
     known: ArcSwap<HashMap<Form, Arc<Script>>>,
 }
 
 impl UsualScripts {
-    pub(super) fn between(front: String, rest: &'static str) -> Self {
-        Self { front, rest, known: ArcSwap::default() }
+    pub(super) fn between(front: String, apply: &'static str) -> Self {
+        Self { front, apply, known: ArcSwap::default() }
     }
 
     /// The script for a call; none if it has a form too many.
@@ -132,7 +133,7 @@ impl UsualScripts {
         if known.len() >= MOST_FORMS {
             return None;
         }
-        let code = [&self.front, &*usual.form.render().ok()?, self.rest].concat();
+        let code = [&self.front, &*usual.form.render(self.apply).ok()?].concat();
         let script = Arc::new(Script::new(code));
         self.known.rcu(|known| {
             let mut more = HashMap::clone(known);
@@ -154,9 +155,13 @@ struct Context {
     guards: Vec<usize>,
     guard_rows: Vec<usize>,
     calendars: bool,
-    /// The formats of `ARGV[2]` and of the reply.
+    /// The formats of what stands in front of the claims, and of the reply.
     brief: String,
     reply: String,
+    /// Where the claims begin, from 1.
+    apply_at: usize,
+    /// The general script.
+    apply: &'static str,
 }
 
 #[derive(Serialize)]
@@ -224,7 +229,7 @@ impl Ledger {
 }
 
 impl Form {
-    fn render(&self) -> Result<String, minijinja::Error> {
+    fn render(&self, apply: &'static str) -> Result<String, minijinja::Error> {
         let mut ledgers: Vec<Ledger> = Vec::new();
         let (mut windows, mut rows) = (Vec::new(), 0);
         for (at, (ledger, kind, columns)) in self.windows.iter().enumerate() {
@@ -242,7 +247,11 @@ impl Form {
         let guard_rows: usize = self.guards.iter().map(|rows| usize::from(*rows)).sum();
         let guards: Vec<usize> = (ledgers.len() + 1..=ledgers.len() + self.guards.len()).collect();
         let reply = format!("<BI6{}", "I7I6I6".repeat(rows + guard_rows));
+        let shapes: usize = ledgers.iter().map(|ledger| ledger.shape).sum();
+        let spans: usize = windows.iter().map(|window| if window.sliding { 4 } else { 12 }).sum();
         let context = Context {
+            apply_at: 1 + shapes + if self.calendars { 12 } else { 0 } + spans + 14 * rows,
+            apply,
             rows: (1..=rows).collect(),
             guard_rows: (0..guard_rows).collect(),
             calendars: self.calendars,

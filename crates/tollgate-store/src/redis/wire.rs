@@ -16,6 +16,8 @@ const ROW: usize = 43;
 /// The key of the names of a partition's open-ended ledgers.
 const PLACES_KEY: &str = "o";
 const NEVER: u64 = (1 << 48) - 1;
+/// What is said of a reply that is none of the script's.
+pub(super) const UNREADABLE: &str = "the script's reply cannot be read";
 
 /// The keys and the packed claims of one decision.
 pub(super) struct Request {
@@ -257,7 +259,7 @@ pub(super) fn read_status(rest: &mut &[u8]) -> Option<ClaimStatus> {
 }
 
 pub(super) fn unreadable() -> StoreError {
-    StoreError::Refused("the script's reply cannot be read".into())
+    StoreError::Refused(UNREADABLE.into())
 }
 
 /// Takes a little-endian number of `size` bytes off the front.

@@ -1,8 +1,9 @@
 //! The conformance suite: generated sequences of calls, whose every answer must be the same on every
 //! store. The core's algorithm, which [`crate::memory`] runs, is the specification.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
+use futures_util::{FutureExt, future::maybe_done};
 use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
@@ -24,6 +25,8 @@ pub enum Step {
     Back(u64),
     /// Calls a store.
     Apply(Mode, Vec<ClaimSpec>),
+    /// Calls a store for all of these at the same moment, in the order that [`together`] makes.
+    Together(Vec<Vec<ClaimSpec>>),
     /// Admits: as a reservation for so long, with a request id, remembered for so long.
     Admit(Vec<ClaimSpec>, Option<u32>, Option<(u8, u32)>),
     /// Closes one of the reservations made so far, or one that never was: gives back a share of each charge (in
@@ -122,6 +125,20 @@ pub async fn compare(
                 assert_eq!(answer, expected, "{}", place());
                 if let Ok(Answer::Applied(applied)) = &answer {
                     most_used = applied.statuses.first().map_or(0, |status| status.used.get()).max(most_used);
+                }
+            }
+            Step::Together(calls) => {
+                let calls: Vec<Vec<Claim>> = calls.iter().map(|specs| claims(specs)).collect();
+                let mut answers: Vec<_> =
+                    calls.iter().map(|claims| maybe_done(other.apply(claims, Mode::Try))).collect();
+                for answer in &mut answers {
+                    let _ = answer.now_or_never();
+                }
+                for (number, (claims, mut answer)) in calls.iter().zip(answers).enumerate() {
+                    (&mut answer).await;
+                    let answer = Pin::new(&mut answer).take_output().expect("it is done");
+                    let expected = specification.apply(claims, Mode::Try).await;
+                    assert_eq!(answer, expected, "call {number} of {}", place());
                 }
             }
             Step::Admit(specs, hold_ms, request) => {
@@ -364,6 +381,60 @@ pub fn paced() -> impl Strategy<Value = Vec<Step>> {
             [Step::Forward(late * pace), Step::Apply(Mode::Try, claims)]
         });
         prop::collection::vec(call, 50..200).prop_map(|calls| calls.into_iter().flatten().collect())
+    })
+}
+
+/// Calls that come at the same moment and go to a store together: of several forms, on few counters and on many, on some
+/// that are not there yet and some that no place is left for, with and without room, more of them than go at once, a
+/// moment apart from the next or long, with a clock that goes both ways. A store may decide calls of the same moment in
+/// any order; these come in one that leaves no choice: those of a form side by side, and so those of a counter.
+pub fn together() -> impl Strategy<Value = Vec<Step>> {
+    let windows = prop::sample::select(vec![
+        [WindowSpec::Sliding(1_000), WindowSpec::Sliding(20)],
+        [WindowSpec::Sliding(60_000), WindowSpec::Calendar { ms: 1_000, late: false }],
+    ]);
+    windows.prop_flat_map(|[one, other]| {
+        let limit =
+            || prop_oneof![3 => Just(None), 2 => (1_u64..40).prop_map(Some), 1 => (1_u64..9_000).prop_map(Some)];
+        let scope = prop_oneof![4 => Just(0), 3 => 0..CLOSED_SCOPES, 2 => CLOSED_SCOPES..CLOSED_SCOPES + 5];
+        let cost = prop_oneof![20 => 1_u64..300, 1 => 1_u64..70_000];
+        let claims_of = move |form: u8, scope: u8, cost, some, more| {
+            let claim = |unit, window, cost, limit| ClaimSpec {
+                account: 0,
+                scope,
+                unit,
+                window,
+                cost,
+                limit,
+                effect: Effect::Charge,
+            };
+            if form == 0 {
+                // Of one form, and yet not of the same counters.
+                return vec![ClaimSpec { account: 1, ..claim(u8::from(cost > 200), one, cost, some) }];
+            }
+            let mut claims = vec![claim(0, one, 1, some), claim(1, one, cost, more), claim(0, other, 1, some)];
+            if form > 1 {
+                // A guard, which counts no call.
+                let guard = ClaimSpec { scope: 1 - scope.min(1), effect: Effect::Judge, ..claim(2, one, 1, Some(3)) };
+                claims.push(guard);
+            }
+            claims
+        };
+        let call = (0_u8..3, scope, cost, limit(), limit())
+            .prop_map(move |(form, scope, cost, some, more)| (form, claims_of(form, scope, cost, some, more)));
+        let calls = prop::collection::vec(call, 1..80).prop_map(|mut calls| {
+            calls.sort_by_key(|(form, claims)| (*form, claims[0].scope));
+            Step::Together(calls.into_iter().map(|(_, claims)| claims).collect())
+        });
+        let step = prop_oneof![
+            9 => prop_oneof![Just(1), Just(0), 0_u64..60, 0_u64..2_000].prop_map(Step::Forward),
+            1 => prop_oneof![0_u64..60, 0_u64..70_000].prop_map(Step::Back),
+            10 => calls,
+            1 => claim().prop_map(|claim| Step::Apply(Mode::Force, vec![claim])),
+        ];
+        // Scripts that Redis does not know yet and nodes that are not connected yet would upset the order.
+        let known = (0..3).map(move |form| Step::Apply(Mode::Try, claims_of(form, 0, 1, None, None)));
+        prop::collection::vec(step, 1..60).prop_map(move |steps| known.clone().chain(steps).collect())
     })
 }
 

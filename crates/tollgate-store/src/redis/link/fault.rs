@@ -188,12 +188,15 @@ impl Fault {
             ServerErrorKind::NoPerm => Self::NoPermission,
             // Before version 7 an error within a script comes as text: `ERR Error running script (call to
             // f_…): @user_script:1: -OOM command not allowed …`.
-            ServerErrorKind::ResponseError if detail.contains("rror running script") => detail
-                .split_ascii_whitespace()
-                .find_map(|word| word.strip_prefix('-').map(Self::of_code))
-                .unwrap_or(Self::Refused),
+            ServerErrorKind::ResponseError if detail.contains("rror running script") => Self::of_text(detail),
             _ => Self::Refused,
         }
+    }
+
+    /// That of an error whose code stands in a text, behind a dash.
+    fn of_text(text: &str) -> Self {
+        let code = text.split_ascii_whitespace().find_map(|word| word.strip_prefix('-'));
+        code.map_or(Self::Refused, Self::of_code)
     }
 
     fn of_code(code: &str) -> Self {
@@ -239,6 +242,15 @@ impl Failure {
     pub(crate) fn of(error: &RedisError) -> Self {
         let detail = error.detail().unwrap_or_default().to_owned();
         Self { detail, ..Self::new(Fault::of(error), error.to_string()) }
+    }
+
+    /// That of an error that a script caught: its code comes first or, before version 7, where Redis put it.
+    pub(crate) fn of_script(text: &str) -> Self {
+        let fault = match Fault::of_code(text.split(' ').next().unwrap_or_default()) {
+            Fault::Refused => Fault::of_text(text),
+            fault => fault,
+        };
+        Self::new(fault, text)
     }
 
     /// That of a connection that did not come to be.

@@ -44,6 +44,11 @@ pub fn prefer_connection(runtime: usize) {
     PREFERRED.set(Some(runtime));
 }
 
+/// What this thread said by [`prefer_connection`].
+pub(crate) fn preferred_runtime() -> Option<usize> {
+    PREFERRED.get()
+}
+
 /// A server. Dropped, its connections end.
 pub(crate) struct Node {
     pub(super) info: ConnectionInfo,
@@ -146,7 +151,7 @@ impl Node {
     /// The next connection of those that live on this thread, if any do, or else of all: connection `n` lives on runtime
     /// `n % runtimes`.
     fn next_line(&self) -> usize {
-        let here = PREFERRED.get().filter(|runtime| *runtime < self.runtimes.min(self.lines.len()));
+        let here = preferred_runtime().filter(|runtime| *runtime < self.runtimes.min(self.lines.len()));
         let (first, apart) = here.map_or((0, 1), |runtime| (runtime, self.runtimes));
         let lines = (self.lines.len() - first).div_ceil(apart);
         // One line needs no turn, and threads no memory that they share.
