@@ -71,9 +71,10 @@ async fn json_logs_have_an_object_a_line_whose_message_is_constant() {
     .await;
     node.signal("TERM");
     node.ended(BOUND).await;
-    until_logged(&node, "node stopped").await;
-
-    let log = node.stderr();
+    let log = until("the last line is there", BOUND, async || {
+        Some(node.stderr()).filter(|log| log.contains("node stopped") && log.ends_with('\n'))
+    })
+    .await;
     let lines = objects(&log);
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
     let mut said = HashSet::new();
@@ -127,10 +128,12 @@ async fn a_line_that_a_call_causes_has_the_callers_trace() {
     let request = node.rest.request(Method::POST, "/v1/consume").header("content-type", "application/json");
     let answer = request.header("traceparent", rest).body(body).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
-    until_logged(&node, "over-rest").await;
-    until("both calls are logged", BOUND, async || (node.stderr().matches(SHADOW).count() == 2).then_some(())).await;
-    let log = node.stderr();
-    let lines = objects(log.rsplit_once('\n').unwrap().0);
+    let lines = until("both calls are logged", BOUND, async || {
+        let log = node.stderr();
+        let whole_lines = log.rsplit_once('\n')?.0;
+        (whole_lines.matches(SHADOW).count() == 2).then(|| objects(whole_lines))
+    })
+    .await;
     for (domain, trace, parent) in traces {
         let line = lines.iter().find(|line| line["message"] == SHADOW && line["domain"] == domain).unwrap();
         let span = &line["span"];
