@@ -1,8 +1,8 @@
 //! Metrics and logs: what they say, and what they must never say.
 //!
-//! Tried by breaking the server: a series named by the call's resource, buckets from 70 µs or for decisions alone,
-//! connections that are always one, calls that stay in flight, failed reloads counted as good ones, milliseconds for
-//! seconds.
+//! Tried by breaking the server: a series named by the call's resource, or by a path that is no route, buckets from 70 µs
+//! or for decisions alone, connections that are always one, calls that stay in flight, failed reloads counted as good
+//! ones, milliseconds for seconds.
 
 use std::{
     collections::HashSet,
@@ -188,6 +188,9 @@ async fn no_label_comes_from_a_caller() {
         ] {
             let _ = consume(&node.grpc, call).await;
         }
+        let body = serde_json::json!({ "caller": { "account": weird }, "resource": format!("prompt/{weird}") });
+        assert_eq!(node.rest.post("/v1/consume", body.to_string()).await.0.as_u16(), 200);
+        assert_eq!(node.rest.text(&format!("/{weird}")).await.0.as_u16(), 404);
     }
     let (_, after) = node.rest.text("/metrics").await;
     assert!(!after.contains("weird"), "{after}");
