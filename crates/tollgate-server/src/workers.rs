@@ -87,6 +87,8 @@ impl Worker {
 mod tests {
     use super::*;
 
+    /// Seen to fail with threads whose users are counted as connections, with the fullest thread, and with threads that
+    /// take turns.
     #[test]
     fn each_connection_goes_to_the_thread_with_the_fewest() {
         let workers = Workers::start(3).unwrap();
@@ -96,7 +98,8 @@ mod tests {
         for worker in workers.all() {
             assert_eq!(on(worker, &connections), 2, "spread evenly, whoever else knows the threads");
         }
-        drop(connections.remove(0));
+        // Not on the thread whose turn it would be.
+        drop(connections.remove(1));
         let next = workers.least_busy();
         assert_eq!(on(&next, &connections), 1, "where one has ended there is room");
     }

@@ -12,10 +12,10 @@ use proptest::{
 use tollgate_core::{
     EXACT_ENTRIES,
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, Fit, LedgerKey, Mode, Partition},
+    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
-    window::{SlidingWindow, Span},
+    window::{CalendarUnit, CalendarWindow, SlidingWindow, Span},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},
@@ -37,8 +37,11 @@ const WINDOWS: [u32; 2] = [1_000, 60_000];
 
 /// Requests and tokens in a short window, requests in a long one.
 fn claims(limits: [u64; 3], tokens: u64) -> Vec<Claim> {
+    claims_in(WINDOWS.map(|ms| Span::Sliding(SlidingWindow::from_ms(u64::from(ms)).unwrap())), limits, tokens)
+}
+
+fn claims_in([short, long]: [Span; 2], limits: [u64; 3], tokens: u64) -> Vec<Claim> {
     let ledger = LedgerKey::of(Partition::of(["promises"]), ["resource"]);
-    let [short, long] = WINDOWS.map(|ms| Span::Sliding(SlidingWindow::from_ms(u64::from(ms)).unwrap()));
     let rows =
         [(short, "requests", 1, limits[0]), (short, "tokens", tokens, limits[1]), (long, "requests", 1, limits[2])];
     rows.map(|(span, unit, cost, limit)| Claim {
@@ -53,10 +56,14 @@ fn claims(limits: [u64; 3], tokens: u64) -> Vec<Claim> {
 }
 
 impl Bench<'_> {
+    fn ask(&self, claims: &[Claim], mode: Mode) -> Answer {
+        self.runtime.block_on(self.store.apply(claims, mode)).unwrap()
+    }
+
     fn apply(&self, claims: &[Claim], mode: Mode) -> Applied {
-        match self.runtime.block_on(self.store.apply(claims, mode)).unwrap() {
+        match self.ask(claims, mode) {
             Answer::Applied(applied) => applied,
-            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+            Answer::OutsidePeriod(at) => panic!("the periods are those of {at}"),
         }
     }
 
@@ -72,8 +79,12 @@ impl Bench<'_> {
 
     /// What the exact log has in the trailing `ms`: requests, tokens, events.
     fn exact(&self, ms: u64) -> (u64, u64, usize) {
-        let now = self.clock.now();
-        let inside = self.log.iter().rev().take_while(|(at, ..)| at.plus_ms(ms) > now);
+        self.exact_since(Timestamp::from_ms(self.clock.now().as_ms() + 1 - ms))
+    }
+
+    /// The same from `start` on.
+    fn exact_since(&self, start: Timestamp) -> (u64, u64, usize) {
+        let inside = self.log.iter().rev().take_while(|(at, ..)| *at >= start);
         inside.fold((0, 0, 0), |sum, (_, requests, tokens)| (sum.0 + requests, sum.1 + tokens, sum.2 + 1))
     }
 }
@@ -110,10 +121,14 @@ where
 
 /// Pauses and costs of a load, with limits that change on the way.
 fn load(calls: usize) -> impl Strategy<Value = Vec<(u64, u64, [u64; 3])>> {
+    prop::collection::vec(call(), 1..calls)
+}
+
+fn call() -> impl Strategy<Value = (u64, u64, [u64; 3])> {
     let pause = prop_oneof![5 => 0_u64..40, 2 => 0_u64..400, 1 => 0_u64..5_000];
     let limits =
         prop_oneof![9 => Just([8, 400, 60]), 1 => (0_u64..12, 0_u64..600, 0_u64..80).prop_map(|(a, b, c)| [a, b, c])];
-    prop::collection::vec((pause, 1_u64..120, limits), 1..calls)
+    (pause, 1_u64..120, limits)
 }
 
 /// Promises 1, 2 and 3. Broken to try it: a verdict that lets one more in, entries that leave a millisecond
@@ -144,6 +159,62 @@ fn never_over_never_a_false_refusal_all_or_nothing() {
                     "a refusal charges nothing"
                 );
             }
+        }
+    });
+}
+
+/// Promises 1 to 5 and 7 in calendar periods. The exact log says every status in full, as a period ends for all that is
+/// in it at once. What the node's own clock says, which is not the store's, never counts. Broken to try it: usage that
+/// outlives its period, periods that a store does not check or that have their end in them, `cost >= limit` for never,
+/// one more that fits, unlimited claims not charged.
+#[test]
+fn calendar_periods_keep_them_whatever_the_nodes_clock_says() {
+    let units = [CalendarUnit::Second, CalendarUnit::Minute, CalendarUnit::Day];
+    let skew_ms = prop_oneof![6 => Just(0), 2 => -2_000_i64..2_000, 1 => -100_000_000_i64..100_000_000];
+    // To the end of the shorter period, or just before it.
+    let edge_ms = prop::option::weighted(0.2, 0_u64..2);
+    let steps = prop::collection::vec((call(), edge_ms, skew_ms, prop::bool::weighted(0.1)), 1..150);
+    let windows = units.map(|unit| CalendarWindow::new(unit, "Asia/Kolkata").unwrap());
+    let midnight = windows[2].period_at(START).end.as_ms();
+    let two_units = prop::sample::subsequence(vec![0, 1, 2], 2);
+    check(60, (two_units, 0_u64..70_000, steps), |bench, (two, before_midnight, steps)| {
+        let periods = |at| [two[0], two[1]].map(|index| windows[index].period_at(at));
+        bench.clock.set(Timestamp::from_ms(midnight - before_midnight));
+        for ((pause, tokens, limits), edge, skew, unlimited) in steps {
+            let edge = edge.map(|edge| Timestamp::from_ms(periods(bench.clock.now())[0].end.as_ms() - edge));
+            bench.clock.set(edge.unwrap_or(bench.clock.now().plus_ms(*pause)));
+            let now = bench.clock.now();
+            let consume = |by: Timestamp| {
+                let spans =
+                    [0, 1].map(|index| Span::Calendar { id: windows[two[index]].id(), period: periods(by)[index] });
+                let mut claims = claims_in(spans, *limits, *tokens);
+                claims.iter_mut().filter(|_| *unlimited).for_each(|claim| claim.limit = Limit::Unlimited);
+                bench.ask(&claims, Mode::Try)
+            };
+            let by = Timestamp::from_ms(now.as_ms().saturating_add_signed(*skew));
+            let mut answer = consume(by);
+            if periods(by) != periods(now) {
+                assert_eq!(answer, Answer::OutsidePeriod(now), "dated {by}");
+                answer = consume(now);
+            }
+            let [short, long] = periods(now);
+            let (requests, spent, _) = bench.exact_since(short.start);
+            let (in_long, ..) = bench.exact_since(long.start);
+            let counters = [(requests, 1, short.end), (spent, *tokens, short.end), (in_long, 1, long.end)];
+            let fit = |((used, cost, end), limit): ((u64, u64, Timestamp), u64)| match limit {
+                limit if *unlimited || used + cost <= limit => Fit::Now,
+                limit if cost > limit => Fit::Never,
+                _ => Fit::At(end),
+            };
+            let fits = [0, 1, 2].map(|index| fit((counters[index], limits[index])));
+            let allowed = fits.iter().all(|fit| *fit == Fit::Now);
+            let statuses = counters.iter().zip(fits).map(|((used, cost, end), fit)| ClaimStatus {
+                used: Amount::try_from(used + if allowed { *cost } else { 0 }).unwrap(),
+                resets_at: *end,
+                fit,
+            });
+            assert_eq!(answer, Answer::Applied(Applied { decided_at: now, allowed, statuses: statuses.collect() }));
+            bench.log.extend(allowed.then_some((now, 1, *tokens)));
         }
     });
 }

@@ -1,6 +1,7 @@
 //! What gRPC brings besides the API: health, reflection, deadlines.
 //!
-//! Tried by breaking the server: without the health descriptors in the reflection, that test fails.
+//! Tried by breaking the server: without the health descriptors in the reflection, that test fails; so does that of a
+//! hanging Redis where the node waits 300 ms beyond its deadline.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::harness::{
-    Process, ProcessBuilder, account, allowed, call, consume, folder_with, http, memory_node, shop, signal, until,
+    Process, ProcessBuilder, SLACK, account, allowed, call, consume, folder_with, http, memory_node, shop, signal,
+    until,
 };
 
 pub(crate) const SERVICE: &str = "tollgate.v1.RateLimitService";
@@ -117,7 +119,7 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
         let error = consume(&node.grpc, one()).await.unwrap_err();
         let took = started.elapsed();
         assert_eq!(error.code(), Code::Unavailable, "{error:?}");
-        assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(4), "{took:?}");
+        assert!(took >= Duration::from_millis(190) && took < Duration::from_millis(200) + SLACK, "{took:?}");
     }
     let (status, body) = node.rest.post("/v1/check", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
     assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
@@ -139,7 +141,7 @@ async fn a_client_s_deadline_is_kept_when_redis_hangs() {
     let (code, said) =
         raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", &message, &[("grpc-timeout", "300m")]).await;
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(4), "{took:?}");
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(300) + SLACK, "{took:?}");
     assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {said}");
 }
 
@@ -154,5 +156,5 @@ async fn a_client_s_own_deadline_ends_its_call() {
     request.set_timeout(Duration::from_millis(300));
     let started = Instant::now();
     node.grpc.clone().consume(request).await.unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(300) + SLACK, "{:?}", started.elapsed());
 }

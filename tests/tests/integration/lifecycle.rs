@@ -252,7 +252,9 @@ fn a_wrong_configuration_file_is_said_by_name() {
     assert!(stderr.contains("max-request-bytes"), "{stderr}");
 }
 
-/// What a node that is given nothing prints works when pasted: a call, its limits, and the same call over gRPC.
+/// What a node that is given nothing prints works when pasted: a call, its limits, and the same call over gRPC. Seen to
+/// fail with each port in the place of the other, without the content type, with another key, and without `call` around
+/// the call over gRPC.
 #[tokio::test]
 async fn what_the_embedded_default_prints_works_when_pasted() {
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();

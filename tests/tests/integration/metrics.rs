@@ -1,13 +1,19 @@
 //! Metrics and logs: what they say, and what they must never say.
 //!
-//! Tried by breaking the server: a series named by the call's resource, and buckets from 70 µs.
+//! Tried by breaking the server: a series named by the call's resource, or by a path that is no route, buckets from 70 µs
+//! or for decisions alone, connections that are always one, calls that stay in flight, failed reloads counted as good
+//! ones, milliseconds for seconds.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use tollgate_proto::v1::Call;
+use tollgate_store::testing::RedisServer;
 
 use crate::harness::{
-    KEY, ProcessBuilder, account, allowed, api_key, call, consume, folder_with, memory_node, peek, shop,
+    KEY, ProcessBuilder, account, allowed, api_key, call, consume, folder_with, memory_node, peek, shop, until,
 };
 
 fn value(metrics: &str, series: &str) -> Option<f64> {
@@ -68,6 +74,95 @@ async fn decisions_are_counted_by_domain_tier_class_verdict_and_quota() {
     }
 }
 
+/// The buckets of a histogram and what it has beside them: each bound in seconds with how many took no longer, the sum
+/// and the count.
+fn histogram(metrics: &str, name: &str, labels: &str) -> (Vec<(f64, f64)>, f64, f64) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    let bucket = format!("{name}_bucket{{{labels}{comma}le=\"");
+    let number = |text: &str| text.parse::<f64>().unwrap();
+    let buckets = metrics.lines().filter_map(|line| line.strip_prefix(&bucket)?.split_once("\"} "));
+    let buckets = buckets.map(|(bound, count)| (number(bound), number(count))).collect();
+    let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    let beside = |what| value(metrics, &format!("{name}_{what}{labels}")).unwrap();
+    (buckets, beside("sum"), beside("count"))
+}
+
+/// What operators need of a node on Redis is there before anything has happened, and moves with what happens.
+#[tokio::test]
+async fn the_way_to_redis_the_time_it_takes_and_the_policy_are_measured() {
+    let mut redis = RedisServer::start();
+    let (_folder, policy) = folder_with(&shop(100));
+    let node = ProcessBuilder::new(&policy).redis(&redis.url()).arg("--redis-connections=3").start();
+    let scrape = async || node.rest.text("/metrics").await.1;
+    let is = |metrics: &str, series: &str, expected: f64| {
+        let found = value(metrics, series).unwrap_or_else(|| panic!("no {series} in\n{metrics}"));
+        assert!((found - expected).abs() < f64::EPSILON, "{series} is {found}, not {expected}");
+    };
+    let error = |kind: &str| format!("tollgate_store_errors_total{{store=\"redis\",error=\"{kind}\"}}");
+    let reloads = |result: &str| format!("tollgate_policy_reloads_total{{result=\"{result}\"}}");
+    let (in_flight, generation) =
+        ("tollgate_store_in_flight{store=\"redis\"}", "tollgate_policy_generation{domain=\"shop\"}");
+
+    let started = Instant::now();
+    for _ in 0..20 {
+        assert!(allowed(&consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap()));
+    }
+    let took = started.elapsed();
+    let metrics = scrape().await;
+    for kind in ["unreachable", "indeterminate", "overloaded", "crowded", "refused"] {
+        is(&metrics, &error(kind), 0.0);
+    }
+    for (series, expected) in [
+        ("tollgate_store_connections{store=\"redis\"}", 3.0),
+        ("tollgate_store_servers", 1.0),
+        ("tollgate_store_breakers_open", 0.0),
+        ("tollgate_failure_replay_waiting", 0.0),
+        ("tollgate_refusal_log_waiting", 0.0),
+        (in_flight, 0.0),
+        (generation, 1.0),
+        (&reloads("success"), 0.0),
+        (&reloads("failure"), 0.0),
+    ] {
+        is(&metrics, series, expected);
+    }
+    let bounds = |buckets: &[(f64, f64)]| buckets.iter().map(|(bound, _)| *bound).collect::<Vec<_>>();
+    let (decisions, whole, decided) = histogram(&metrics, "tollgate_decision_duration_seconds", "");
+    let (calls, in_store, asked) = histogram(&metrics, "tollgate_store_duration_seconds", "store=\"redis\"");
+    assert_eq!(bounds(&decisions), bounds(&calls), "they can be compared");
+    assert!(bounds(&calls).is_sorted_by(|one, next| one < next), "{calls:?}");
+    assert_eq!((calls[0].0, calls.last().unwrap().0), (50e-6, f64::INFINITY));
+    assert!(calls.iter().filter(|(bound, _)| (50e-6..0.01).contains(bound)).count() > 6, "{calls:?}");
+    for (buckets, count) in [(&decisions, decided), (&calls, asked)] {
+        assert!(buckets.is_sorted_by_key(|(_, so_far)| *so_far), "{buckets:?}");
+        assert_eq!((buckets.last().unwrap().1, count), (20.0, 20.0), "one for each call: {buckets:?}");
+    }
+    assert!(0.0 < in_store && in_store < whole && whole < took.as_secs_f64(), "{in_store} s of {whole} s of {took:?}");
+
+    std::fs::write(&policy, "nothing of the kind").unwrap();
+    node.signal("HUP");
+    until("the bad file is counted", Duration::from_secs(10), async || {
+        value(&scrape().await, &reloads("failure")).filter(|count| *count > 0.0)
+    })
+    .await;
+    is(&scrape().await, generation, 1.0);
+    std::fs::write(&policy, shop(99)).unwrap();
+    node.signal("HUP");
+    until("the good file is counted", Duration::from_secs(10), async || {
+        value(&scrape().await, generation).filter(|version| *version > 1.0)
+    })
+    .await;
+    assert!(value(&scrape().await, &reloads("success")).is_some_and(|count| count > 0.0));
+    redis.kill();
+    // The policy file knows this account, so that nothing but the decision asks Redis.
+    for _ in 0..5 {
+        consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap_err();
+    }
+    let metrics = scrape().await;
+    let errors = ["unreachable", "indeterminate"].map(|kind| value(&metrics, &error(kind)).unwrap());
+    assert!((errors.iter().sum::<f64>() - 5.0).abs() < f64::EPSILON, "one for each call not decided: {metrics}");
+    is(&metrics, in_flight, 0.0);
+}
+
 fn series(metrics: &str) -> HashSet<String> {
     let lines = metrics.lines().filter(|line| !line.starts_with('#'));
     lines.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
@@ -78,7 +173,7 @@ fn series(metrics: &str) -> HashSet<String> {
 async fn no_label_comes_from_a_caller() {
     let node = memory_node(&shop(3)).await;
     // Histograms come to be with the first call.
-    consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
+    consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap();
     let (_, before) = node.rest.text("/metrics").await;
     for number in 0..50 {
         let weird = format!("weird-{number}");
@@ -89,10 +184,13 @@ async fn no_label_comes_from_a_caller() {
             with(call(account(weird.clone()), &weird, &[])),
             with(call(api_key(weird.clone()), "model", &[])),
             with(call(account("a"), "model", &[(&weird, 1)])),
-            Call { domain: weird.clone(), ..call(account("a"), "model", &[]) },
+            Call { domain: weird.clone(), ..call(account("acme"), "model", &[]) },
         ] {
             let _ = consume(&node.grpc, call).await;
         }
+        let body = serde_json::json!({ "caller": { "account": weird }, "resource": format!("prompt/{weird}") });
+        assert_eq!(node.rest.post("/v1/consume", body.to_string()).await.0.as_u16(), 200);
+        assert_eq!(node.rest.text(&format!("/{weird}")).await.0.as_u16(), 404);
     }
     let (_, after) = node.rest.text("/metrics").await;
     assert!(!after.contains("weird"), "{after}");

@@ -1,4 +1,7 @@
 //! Redis that is absent, forgets its scripts, or restarts under load.
+//!
+//! Tried by breaking the server: calls that come to nothing and are held for 600 and for 800 ms more, which is 100 ms
+//! beyond the deadline and 300.
 
 use std::{
     sync::{
@@ -15,14 +18,15 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::{
     grpc::{SERVICE, health},
-    harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, shop, until},
+    harness::{
+        Process, ProcessBuilder, SLACK, SLACK_OF_MOST, account, allowed, call, consume, folder_with, peek, quota, shop,
+        until,
+    },
 };
 
 const DEADLINE: Duration = Duration::from_millis(500);
 /// Of a node whose calls must all succeed.
 const PATIENT: Duration = Duration::from_secs(4);
-/// What a loaded machine may take on top.
-const SLACK: Duration = Duration::from_secs(2);
 
 fn node_on(url: &str, deadline: Duration) -> (tempfile::TempDir, Process) {
     let (folder, policy) = folder_with(&shop(100));
@@ -61,13 +65,15 @@ async fn a_node_without_redis_says_so_and_recovers_by_itself() {
     assert_eq!(body["policies"]["ok"], true, "{body}");
     assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200, "the process lives");
     until_health(&node, SERVICE, ServingStatus::NotServing).await;
-    for _ in 0..3 {
+    // The policy file knows the second, so that nothing but its counters is in Redis.
+    for caller in ["a", "acme", "a", "acme"] {
         let started = Instant::now();
-        let error = consume(&node.grpc, one()).await.unwrap_err();
+        let error = consume(&node.grpc, call(account(caller), "model", &[])).await.unwrap_err();
         assert_eq!(error.code(), Code::Unavailable, "{error:?}");
         assert!(started.elapsed() < DEADLINE + SLACK, "{:?}", started.elapsed());
         let started = Instant::now();
-        let (status, body) = node.rest.post("/v1/consume", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
+        let body = serde_json::json!({ "caller": { "account": caller }, "resource": "model" });
+        let (status, body) = node.rest.post("/v1/consume", body.to_string()).await;
         assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
         assert!(started.elapsed() < DEADLINE + SLACK, "{:?}", started.elapsed());
     }
@@ -89,6 +95,9 @@ async fn a_node_without_redis_says_so_and_recovers_by_itself() {
     until_health(&node, SERVICE, ServingStatus::Serving).await;
 }
 
+/// Whom the load is from: an account that the policy file knows, so that Redis has nothing but its counters.
+const LOAD: &str = "acme";
+
 /// 16 callers call until told to stop. Returns every answer and how long it took.
 fn load(node: &Process, go: &Arc<AtomicBool>) -> tokio::task::JoinSet<Vec<(Result<Decision, Status>, Duration)>> {
     let mut callers = tokio::task::JoinSet::new();
@@ -98,7 +107,7 @@ fn load(node: &Process, go: &Arc<AtomicBool>) -> tokio::task::JoinSet<Vec<(Resul
             let mut answers = Vec::new();
             while go.load(Ordering::Relaxed) {
                 let started = Instant::now();
-                let answer = consume(&grpc, call(account("load"), "bulk", &[("tokens", 3)])).await;
+                let answer = consume(&grpc, call(account(LOAD), "bulk", &[("tokens", 3)])).await;
                 if answer.is_err() {
                     // Not a wait to be right: a caller that is refused at once does not spin.
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -118,6 +127,8 @@ fn in_time(answers: &[(Result<Decision, Status>, Duration)], deadline: Duration)
         }
         assert!(*took < deadline + SLACK, "{took:?}: {answer:?}");
     }
+    let most = answers.iter().filter(|(_, took)| *took <= deadline + SLACK_OF_MOST).count();
+    assert!(most * 100 >= answers.len() * 99, "{most} of {} calls came in time", answers.len());
 }
 
 fn admitted(answers: &[(Result<Decision, Status>, Duration)]) -> u64 {
@@ -131,7 +142,7 @@ fn unknown(answers: &[(Result<Decision, Status>, Duration)]) -> u64 {
 
 async fn charged(node: &Process) -> u64 {
     let now = until("the node decides", Duration::from_secs(10), async || {
-        peek(&node.grpc, call(account("load"), "bulk", &[])).await.ok()
+        peek(&node.grpc, call(account(LOAD), "bulk", &[])).await.ok()
     })
     .await;
     let requests = quota(&now, "requests_per_hour").used;

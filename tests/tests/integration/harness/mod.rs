@@ -16,6 +16,10 @@ pub(crate) use policy::{KEY, folder_with, hash_of, shop};
 pub(crate) use process::{Process, ProcessBuilder, signal};
 pub(crate) use proxy::Proxy;
 
+/// What a call may take on top of its deadline on a loaded machine, and what 99 of 100 may: the bounds of the chaos suite.
+pub(crate) const SLACK: Duration = Duration::from_millis(250);
+pub(crate) const SLACK_OF_MOST: Duration = Duration::from_millis(20);
+
 /// Asks again until `ask` has an answer, for at most `bound`.
 pub(crate) async fn until<T>(what: &str, bound: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();

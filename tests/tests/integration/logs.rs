@@ -1,0 +1,144 @@
+//! Logs that programs read: an object a line, with the trace of the caller in it.
+//!
+//! Tried by breaking the server: fields in an object of their own, a line that is printed beside the log, an error in a
+//! message, a key's secret in a field, and calls over gRPC, and over REST, that run outside the trace.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
+use reqwest::Method;
+use serde_json::Value;
+use tollgate_proto::v1::{Call, ConsumeRequest};
+use tollgate_store::testing::RedisServer;
+
+use crate::harness::{
+    KEY, Process, ProcessBuilder, account, api_key, call, consume, folder_with, hash_of, shop, until,
+};
+
+const BOUND: Duration = Duration::from_secs(10);
+/// What is said of a call that a shadow would have refused: the first line that a call of a healthy node causes.
+const SHADOW: &str = "a shadow would have refused a call";
+
+/// The shop on trial, so that calls cause lines.
+fn on_trial(domain: &str) -> String {
+    shop(1).replace("domain: shop", &format!("domain: {domain}\nshadow: true"))
+}
+
+async fn until_logged(node: &Process, text: &str) {
+    until(&format!("{text:?} is logged"), BOUND, async || node.stderr().contains(text).then_some(())).await;
+}
+
+fn objects(log: &str) -> Vec<Value> {
+    let parsed = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")));
+    parsed.inspect(|line: &Value| assert!(line.is_object(), "{line}")).collect()
+}
+
+/// A node's life at its most talkative, through a bad file and the loss of its Redis.
+#[tokio::test]
+async fn json_logs_have_an_object_a_line_whose_message_is_constant() {
+    let password = "hunter2-hunter2";
+    let mut redis = RedisServer::start();
+    let _: () =
+        redis::cmd("CONFIG").arg("SET").arg("requirepass").arg(password).query(&mut redis.connection()).unwrap();
+    let url = redis.url().replace("redis://", &format!("redis://:{password}@"));
+    let (_folder, policy) = folder_with(&on_trial("shop"));
+    let mut node = ProcessBuilder::new(&policy).redis(&url).args(["--log-format=json", "--log-filter=trace"]).start();
+    let secrets = [KEY, "sk-integration-revoked", "sk-nobody-has-this-one"];
+    for secret in secrets {
+        for _ in 0..2 {
+            consume(&node.grpc, call(api_key(secret), "model", &[])).await.unwrap();
+        }
+        let body = serde_json::json!({ "caller": { "api_key": secret }, "resource": "no-such-model" });
+        node.rest.post("/v1/consume", body.to_string()).await;
+        let request = node.rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth(secret);
+        request.send().await.unwrap();
+    }
+    until_logged(&node, SHADOW).await;
+    // More than one mistake, and so more than one line for people.
+    std::fs::write(&policy, on_trial("shop").replace("class: text", "class: none\n")).unwrap();
+    node.signal("HUP");
+    until_logged(&node, "not reloaded").await;
+    std::fs::write(&policy, on_trial("shop")).unwrap();
+    node.signal("HUP");
+    until_logged(&node, "\"reloaded\"").await;
+    redis.kill();
+    until("the loss is logged", BOUND, async || {
+        let _ = consume(&node.grpc, call(account("acme"), "model", &[])).await;
+        node.stderr().contains("a call was answered without the store").then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    node.ended(BOUND).await;
+    let log = until("the last line is there", BOUND, async || {
+        Some(node.stderr()).filter(|log| log.contains("node stopped") && log.ends_with('\n'))
+    })
+    .await;
+    let lines = objects(&log);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let mut said = HashSet::new();
+    for line in lines.iter().filter(|line| line["target"].as_str().is_some_and(|from| from.starts_with("tollgate"))) {
+        let message = line["message"].as_str().unwrap_or_else(|| panic!("no message: {line}"));
+        let own = ["timestamp", "level", "target", "message", "span", "spans"];
+        let fields = line.as_object().unwrap().iter().filter(|(name, _)| !own.contains(&name.as_str()));
+        let fields: Vec<(&str, String)> = fields.map(|(name, value)| (name.as_str(), text(value))).collect();
+        for (name, value) in &fields {
+            assert!(!message.contains(value.as_str()), "the value of {name} is in the message: {line}");
+        }
+        let names: BTreeSet<&str> = fields.iter().map(|(name, _)| *name).collect();
+        said.insert(format!("{message} {names:?}"));
+    }
+    for expected in [
+        r#"node starts {"domains", "store"}"#,
+        r#"a shadow would have refused a call {"account", "domain", "quota", "unsaid"}"#,
+        r#"not reloaded; what was there stays {"errors", "what"}"#,
+        r#"reloaded {"what"}"#,
+        r#"store does not answer {"error"}"#,
+        r#"a call was answered without the store {"error", "mode", "unsaid"}"#,
+        "node stopped {}",
+    ] {
+        assert!(said.contains(expected), "{expected} is not among {said:#?}");
+    }
+    for secret in secrets.into_iter().chain([password]) {
+        for part in [secret, &hash_of(secret)["sha256:".len()..][..16]] {
+            let line = log.lines().find(|line| line.contains(part));
+            assert_eq!(line, None, "{secret}");
+        }
+    }
+}
+
+/// The line is that of the shadow refusals, of which each domain has its own: a call of each way in causes the first.
+#[tokio::test]
+async fn a_line_that_a_call_causes_has_the_callers_trace() {
+    let (_folder, policy) = folder_with(&on_trial("over-grpc"));
+    let second = policy.with_file_name("second.yaml");
+    std::fs::write(&second, on_trial("over-rest")).unwrap();
+    let node = ProcessBuilder::new(&policy).arg("--policy").arg(&second).arg("--log-format=json").start();
+    let traces = [
+        ("over-grpc", "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"),
+        ("over-rest", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"),
+    ];
+    let [grpc, rest] = traces.map(|(_, trace, parent)| format!("00-{trace}-{parent}-01"));
+    let refused = Call { domain: "over-grpc".into(), ..call(account("acme"), "model", &[("requests", 2)]) };
+    let mut request = tonic::Request::new(ConsumeRequest { call: Some(refused) });
+    request.metadata_mut().insert("traceparent", grpc.parse().unwrap());
+    node.grpc.clone().consume(request).await.unwrap();
+    let body = r#"{"domain":"over-rest","caller":{"account":"acme"},"resource":"model","usage":{"requests":2}}"#;
+    let request = node.rest.request(Method::POST, "/v1/consume").header("content-type", "application/json");
+    let answer = request.header("traceparent", rest).body(body).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    let lines = until("both calls are logged", BOUND, async || {
+        let log = node.stderr();
+        let whole_lines = log.rsplit_once('\n')?.0;
+        (whole_lines.matches(SHADOW).count() == 2).then(|| objects(whole_lines))
+    })
+    .await;
+    for (domain, trace, parent) in traces {
+        let line = lines.iter().find(|line| line["message"] == SHADOW && line["domain"] == domain).unwrap();
+        let span = &line["span"];
+        assert_eq!((&span["trace_id"], &span["parent_id"]), (&trace.into(), &parent.into()), "{line}");
+    }
+    let others: Vec<&Value> = lines.iter().filter(|line| line["message"] != SHADOW).collect();
+    assert!(!others.is_empty() && others.iter().all(|line| line.get("span").is_none()), "{others:?}");
+}
