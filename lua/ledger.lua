@@ -21,7 +21,7 @@
 --
 -- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot
 -- n % capacity for as long as it lives, so its number is its address: time u32 (mod 2^32), and per column
--- the cost (1, 2, 4 or 7 bytes: the column's width). A log's first number is the time when it began, so that
+-- the cost (as many bytes as the largest of its column needs). A log's first number is the time when it began, so that
 -- no number is that of an entry of a log that is over; a calendar count has another number each time it begins
 -- anew.
 --
@@ -153,8 +153,9 @@ local function rare(now, shortest_ttl)
   local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
 
   local function width_of(amount)
-    if amount < 256 then return 1 elseif amount < 65536 then return 2 elseif amount < TWO_32 then return 4 end
-    return 7
+    local width = 1
+    while amount >= 256 ^ width do width = width + 1 end
+    return width
   end
 
   -- The logs of a ledger as tables, their entries read in full and none later than now.

@@ -33,6 +33,7 @@ mod logs;
 mod metrics;
 #[cfg(test)]
 mod open_ended;
+#[cfg(test)]
 mod openapi;
 #[cfg(test)]
 mod overload;

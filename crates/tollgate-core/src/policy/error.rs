@@ -130,8 +130,8 @@ pub enum Problem {
     TooManyPools(usize, String),
     /// A scope that would not fit in the store.
     #[error(
-        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (2 for each window, and 4 \
-         for each unit in it, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
+        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (4 for each window, 5 for \
+         each unit in it and 2 for what an abuse rule counts in it, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
     )]
     LedgerTooLarge {
         /// The scope.

@@ -9,8 +9,15 @@ use crate::{
     window::{SlidingWindow, Window},
 };
 
-/// The most that the sliding windows of one ledger may weigh, each 2 and 4 for each of its units.
+/// The most that the sliding windows of one ledger may weigh: the bytes of an entry in each. The fullest log has 2,048
+/// entries and the sums of 64 blocks, so that 30 are 63,360 bytes, beside a header of less than 2 KiB.
 const MAX_WEIGHT: usize = 30;
+/// What a window weighs: the time of an entry.
+const WINDOW: usize = 4;
+/// What a quota's unit weighs in a window: costs below 2^40.
+const UNIT: usize = 5;
+/// What an abuse rule counts, one by one.
+const COUNT: usize = 2;
 
 /// What is counted in each ledger that a policy can name: for every scope, and for every resource if
 /// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
@@ -21,7 +28,15 @@ pub(super) struct Ledgers {
 }
 
 type ByResource = HashMap<Option<usize>, Counters>;
-type Counters = Vec<(SlidingWindow, UnitId)>;
+type Counters = Vec<Counter>;
+
+/// A counter, and what its unit weighs.
+#[derive(Clone, Copy, Debug)]
+struct Counter {
+    window: SlidingWindow,
+    unit: UnitId,
+    weight: usize,
+}
 
 impl Ledgers {
     /// Counts a quota of a resource.
@@ -32,10 +47,8 @@ impl Ledgers {
     /// Counts what an abuse rule keeps for a resource.
     pub(super) fn add_rule(&mut self, rule: &AbuseRule, resource: usize) {
         let counters = self.counters_of(&rule.scope, resource);
-        for counter in rule.counters() {
-            if !counters.contains(&counter) {
-                counters.push(counter);
-            }
+        for (window, unit) in rule.counters() {
+            add(counters, Counter { window, unit, weight: COUNT });
         }
     }
 
@@ -70,21 +83,25 @@ impl Ledgers {
 }
 
 fn count(counters: &mut Counters, quota: &Quota) {
-    if let Window::Sliding(window) = quota.window
-        && !counters.contains(&(window, quota.unit.id))
-    {
-        counters.push((window, quota.unit.id));
+    if let Window::Sliding(window) = quota.window {
+        add(counters, Counter { window, unit: quota.unit.id, weight: UNIT });
     }
 }
 
-fn weight(counters: &[(SlidingWindow, UnitId)]) -> usize {
-    let is_first = |(at, (window, _)): &(usize, &(SlidingWindow, UnitId))| {
-        counters[..*at].iter().all(|(before, _)| before != window)
-    };
-    2 * counters.iter().enumerate().filter(is_first).count() + 4 * counters.len()
+fn add(counters: &mut Counters, counter: Counter) {
+    if !counters.iter().any(|known| (known.window, known.unit) == (counter.window, counter.unit)) {
+        counters.push(counter);
+    }
 }
 
-fn problem(scope: &Scope, counters: &[(SlidingWindow, UnitId)]) -> Option<Problem> {
+fn weight(counters: &[Counter]) -> usize {
+    let is_first =
+        |(at, counter): &(usize, &Counter)| counters[..*at].iter().all(|known| known.window != counter.window);
+    let windows = counters.iter().enumerate().filter(is_first).count();
+    WINDOW * windows + counters.iter().map(|counter| counter.weight).sum::<usize>()
+}
+
+fn problem(scope: &Scope, counters: &[Counter]) -> Option<Problem> {
     let weight = weight(counters);
     let too_large = weight > MAX_WEIGHT;
     too_large.then(|| Problem::LedgerTooLarge { scope: scope.to_string(), weight, most: MAX_WEIGHT })
