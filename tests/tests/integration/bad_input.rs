@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tollgate_proto::v1::{
@@ -12,8 +13,8 @@ use tollgate_proto::v1::{
 };
 use tonic::Code;
 
-use crate::grpc::raw;
-use crate::harness::{KEY, Node, account, allowed, api_key, api_key_id, call, consume, memory_node, peek, shop};
+use crate::grpc::{error_of, raw, raw_as};
+use crate::harness::{KEY, Node, account, allowed, api_key, api_key_id, call, consume, memory_node, peek, quota, shop};
 
 const TOO_LONG: usize = 10_000;
 
@@ -401,6 +402,38 @@ async fn messages_that_cannot_be_read() {
     }
     assert!(wrong.is_empty(), "not INVALID_ARGUMENT: {wrong:?}");
     nothing_charged(&node).await;
+}
+
+/// A body of another type is not read as if it were gRPC. With the guard's look at the type left out, each is answered
+/// with 200 and charged.
+#[tokio::test]
+async fn messages_of_another_type() {
+    let node = node().await;
+    let message = ConsumeRequest { call: Some(good()) }.encode_to_vec();
+    let path = "/tollgate.v1.RateLimitService/Consume";
+    for content_type in [
+        None,
+        Some(""),
+        Some("text/plain"),
+        Some("application/json"),
+        Some("application/grpc+json"),
+        Some("application/grpc-web"),
+        Some("application/grpcx"),
+    ] {
+        let answer = raw_as(content_type, &node.grpc_address, path, &message, &[]).await;
+        assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type:?}");
+        let (code, said) = error_of(&answer);
+        assert_eq!(code, Code::InvalidArgument, "{content_type:?}");
+        assert!(said.starts_with("content-type:"), "{content_type:?}: {said}");
+    }
+    nothing_charged(&node).await;
+    for content_type in ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=utf-8"] {
+        let answer = raw_as(Some(content_type), &node.grpc_address, path, &message, &[]).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{content_type}");
+        // An error would be in the headers; what follows is the decision.
+        assert!(!answer.headers().contains_key("grpc-status"), "{content_type}: {:?}", error_of(&answer));
+    }
+    assert_eq!(quota(&peek(&node.grpc, good()).await.unwrap(), "requests_per_minute").used, 3);
 }
 
 #[tokio::test]
