@@ -204,13 +204,13 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let settings = Options { http_listen: "127.0.0.1:1".parse().ok(), ..Options::default() }
-            .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4"))
+            .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4\nthreads: 3"))
             .settle(None)
             .ok()
             .unwrap();
         assert_eq!(settings.http_listen.port(), 1);
         assert_eq!(settings.grpc_listen.port(), 3);
-        assert!(matches!(settings.store, StoreSettings::Redis(redis) if redis.connections == 2));
+        assert!(matches!(settings.store, StoreSettings::Redis(redis) if redis.connections == 3));
     }
 
     #[test]
