@@ -106,13 +106,17 @@ pub struct CacheBounds {
 }
 
 impl Options {
+    /// These options, completed by those of the configuration file.
+    pub(crate) fn completed_by(self, file: Option<&Path>) -> Result<Self, String> {
+        Ok(self.or(file.map(read).transpose()?.unwrap_or_default()))
+    }
+
     /// These options, completed by those of the configuration file and by the defaults.
     ///
     /// # Errors
     /// Everything that is wrong, a line each, with the name of the setting.
     pub fn settle(self, file: Option<&Path>) -> Result<Settings, String> {
-        let from_file = file.map(read).transpose()?.unwrap_or_default();
-        let options = self.or(from_file);
+        let options = self.completed_by(file)?;
         let mut wrong = Vec::new();
         let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let redis_at = |url: &str, wrong: &mut Vec<String>| redis::config(url, &options, threads, wrong);
