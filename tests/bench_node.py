@@ -94,9 +94,7 @@ def load(address, path, bodies, streams, folder):
 
 
 def start_node(folder, arguments):
-    # In a folder of its own: the node watches it, and h2load writes its log elsewhere.
-    policy = folder / "policies" / "bench.yaml"
-    policy.parent.mkdir(exist_ok=True)
+    policy = folder / "bench.yaml"
     policy.write_text(POLICY)
     # Whole batches at 32 streams are more than a node takes by default, and wait longer; a refusal is no decision.
     command = [NODE, "--policy", policy, "--open-loopback", "--store-max-in-flight", "65536", "--store-deadline-ms", "10000"]
