@@ -9,7 +9,7 @@ use prost::Message;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tollgate_proto::v1::{
-    Call, ConsumeRequest, GetRateLimitsRequest, Reason, rate_limit_service_client::RateLimitServiceClient,
+    Call, Caller, ConsumeRequest, GetRateLimitsRequest, Reason, rate_limit_service_client::RateLimitServiceClient,
 };
 use tonic::Code;
 
@@ -149,16 +149,30 @@ async fn keys_that_are_no_good() {
         ("sk-nobody-has-this", Reason::UnknownKey, "unknown_key"),
         ("tg_notevenplausible", Reason::UnknownKey, "unknown_key"),
         ("ключ", Reason::UnknownKey, "unknown_key"),
+        // What an end user sends for a key is data from outside: a backend that passes it on made no mistake, and needs the
+        // answer for its user.
+        ("sk\nwith\0controls\u{7f}\u{85}", Reason::UnknownKey, "unknown_key"),
         ("sk-integration-revoked", Reason::RevokedKey, "revoked_key"),
         ("sk-integration-expired", Reason::ExpiredKey, "expired_key"),
     ] {
-        let decision = consume(&node.grpc, call(api_key(secret), "model", &[])).await.unwrap();
-        assert!(!allowed(&decision));
-        assert_eq!(decision.reason(), reason, "{secret}");
-        assert!(decision.quotas.is_empty() && decision.retry_after_ms.is_none(), "{decision:?}");
-        let body = json!({ "caller": { "api_key": secret }, "resource": "model" });
-        let (status, answer) = node.rest.post("/v1/consume", body.to_string()).await;
-        assert_eq!((status, &answer["reason"]), (StatusCode::OK, &json!(word)), "{secret}: {answer}");
+        let one = Call { render: true, dialect: "openai".into(), ..call(api_key(secret), "model", &[]) };
+        for decision in [consume(&node.grpc, one.clone()).await, peek(&node.grpc, one).await] {
+            let decision = decision.unwrap();
+            assert!(!allowed(&decision));
+            assert_eq!(decision.reason(), reason, "{secret}");
+            assert!(decision.quotas.is_empty() && decision.retry_after_ms.is_none(), "{decision:?}");
+            assert_eq!(decision.rendered.map(|rendered| rendered.status), Some(401), "{secret}");
+        }
+        let body = json!({ "caller": { "api_key": secret }, "resource": "model", "render": true, "dialect": "openai" });
+        for path in ["/v1/consume", "/v1/check"] {
+            let (status, answer) = node.rest.post(path, body.to_string()).await;
+            assert_eq!((status, &answer["reason"]), (StatusCode::OK, &json!(word)), "{path}: {secret}: {answer}");
+            assert_eq!(
+                (&answer["verdict"], &answer["rendered"]["status"]),
+                (&json!("denied"), &json!(401)),
+                "{answer}"
+            );
+        }
         let request = GetRateLimitsRequest { caller: Some(api_key(secret)), ..GetRateLimitsRequest::default() };
         let listed = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
         assert_eq!((listed.reason(), listed.resources.len()), (reason, 0), "{secret}");
@@ -166,8 +180,11 @@ async fn keys_that_are_no_good() {
     for (id, reason) in
         [("nobody", Reason::UnknownKey), ("acme-revoked", Reason::RevokedKey), ("acme-expired", Reason::ExpiredKey)]
     {
-        let decision = consume(&node.grpc, call(api_key_id(id), "model", &[])).await.unwrap();
-        assert_eq!((allowed(&decision), decision.reason()), (false, reason), "{id}");
+        let one = call(api_key_id(id), "model", &[]);
+        for decision in [consume(&node.grpc, one.clone()).await, peek(&node.grpc, one).await] {
+            let decision = decision.unwrap();
+            assert_eq!((allowed(&decision), decision.reason()), (false, reason), "{id}");
+        }
     }
     nothing_charged(&node).await;
 }
@@ -205,6 +222,7 @@ async fn bearers_that_are_no_good() {
         let good = node.rest.request(Method::GET, path).header(header::AUTHORIZATION, format!("bEaReR {KEY}"));
         assert_eq!(good.send().await.unwrap().status(), StatusCode::OK);
     }
+    nothing_charged(&node).await;
 }
 
 #[tokio::test]
@@ -269,6 +287,7 @@ async fn bodies_over_the_limit_and_of_another_type() {
     let (status, answer) = node.rest.post("/v1/consume", padded(65_537)).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
     assert_eq!(answer["error"]["code"], "payload_too_large");
+    assert_eq!(answer["error"]["message"], "body: has more than 65536 bytes");
     let post = |content_type: Option<&str>| {
         let request = node.rest.request(Method::POST, "/v1/consume").body(good.clone());
         match content_type {
@@ -309,6 +328,7 @@ async fn routes_and_methods_that_are_not_there() {
         let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], code, "{method} {path}");
     }
+    nothing_charged(&node).await;
 }
 
 #[tokio::test]
@@ -330,6 +350,7 @@ async fn pages_that_are_not_there_over_rest() {
         let body: Value = answer.json().await.unwrap();
         assert!(body["error"].as_str().unwrap().contains(names), "{query}: {body}");
     }
+    nothing_charged(&node).await;
 }
 
 /// A place behind the end is an empty page or an error, however far behind it is.
@@ -350,6 +371,7 @@ async fn a_cursor_behind_the_end() {
             assert_eq!(error.code(), Code::InvalidArgument, "page_token {cursor}: {error:?}");
         }
     }
+    nothing_charged(&node).await;
 }
 
 #[tokio::test]
@@ -357,7 +379,16 @@ async fn pages_that_are_not_there_over_grpc() {
     let node = node().await;
     let good = || GetRateLimitsRequest { caller: Some(api_key(KEY)), ..GetRateLimitsRequest::default() };
     let token = |token: &str| GetRateLimitsRequest { page_token: token.into(), ..good() };
-    for (field, request) in [
+    let of = |caller: Caller| GetRateLimitsRequest { caller: Some(caller), ..good() };
+    let mut wrong = Vec::new();
+    for text in bad_texts().into_iter().chain([String::new()]) {
+        wrong.push(("caller.account", of(account(text.clone()))));
+        wrong.push(("caller.api_key_id", of(api_key_id(text))));
+    }
+    for length in [0, 513, TOO_LONG] {
+        wrong.push(("caller.api_key", of(api_key("k".repeat(length)))));
+    }
+    wrong.extend([
         ("page_size", GetRateLimitsRequest { page_size: 101, ..good() }),
         ("page_size", GetRateLimitsRequest { page_size: u32::MAX, ..good() }),
         ("page_token", token("garbage")),
@@ -367,11 +398,14 @@ async fn pages_that_are_not_there_over_grpc() {
         ("caller", GetRateLimitsRequest { caller: None, ..good() }),
         ("attributes", GetRateLimitsRequest { attributes: [(String::new(), "v".into())].into(), ..good() }),
         ("domain", GetRateLimitsRequest { domain: "a\nb".into(), ..good() }),
-    ] {
+    ]);
+    for (field, request) in wrong {
         let error = node.grpc.clone().get_rate_limits(request).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{field}: {error:?}");
         assert!(error.message().starts_with(field), "{field}: {error:?}");
+        assert!(error.message().len() < 600 && !error.message().contains(char::is_control), "{field}: {error:?}");
     }
+    nothing_charged(&node).await;
 }
 
 #[tokio::test]
@@ -394,13 +428,15 @@ async fn messages_that_cannot_be_read() {
     let node = node().await;
     let mut wrong = Vec::new();
     // Field 1 (call), of 3 bytes: field 3 (resource), of one byte that is no UTF-8.
-    for message in [&b"\x0a\x03\x1a\x01\xff"[..], b"\x0a\xff\xff\xff\xff\x0f", b"\xff\xff"] {
+    for (message, names) in
+        [(&b"\x0a\x03\x1a\x01\xff"[..], "resource"), (b"\x0a\xff\xff\xff\xff\x0f", "buffer"), (b"\xff\xff", "varint")]
+    {
         let error = raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", message, &[]).await;
-        if error.0 != Code::InvalidArgument {
+        if error.0 != Code::InvalidArgument || !error.1.contains(names) {
             wrong.push((message, error));
         }
     }
-    assert!(wrong.is_empty(), "not INVALID_ARGUMENT: {wrong:?}");
+    assert!(wrong.is_empty(), "not INVALID_ARGUMENT, or not what is wrong: {wrong:?}");
     nothing_charged(&node).await;
 }
 
@@ -442,6 +478,7 @@ async fn methods_that_are_not_there_over_grpc() {
     for path in ["/tollgate.v1.RateLimitService/Nothing", "/nowhere/Nothing", "/"] {
         assert_eq!(raw(&node.grpc_address, path, b"", &[]).await.0, Code::Unimplemented, "{path}");
     }
+    nothing_charged(&node).await;
 }
 
 /// After all of it the node is as well as before.
@@ -452,6 +489,7 @@ async fn a_wrong_call_does_not_break_its_connection() {
     for (_, wrong) in wrong_calls() {
         consume(&one, wrong).await.unwrap_err();
     }
+    nothing_charged(&node).await;
     let right = tokio::time::timeout(Duration::from_secs(5), consume(&one, good())).await.unwrap().unwrap();
     assert!(allowed(&right));
 }
