@@ -256,8 +256,3 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
         }
     }
 }
-
-/// The caller's trace, if it sent one.
-fn traceparent(headers: &axum::http::HeaderMap) -> Option<&str> {
-    headers.get("traceparent").and_then(|value| value.to_str().ok())
-}

@@ -28,6 +28,8 @@ mod lifecycle;
 #[cfg(test)]
 mod listing;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod open_ended;
