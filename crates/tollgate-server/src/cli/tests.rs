@@ -1,6 +1,6 @@
 use std::{path::Path, process};
 
-use clap::{Arg, ArgAction, Args, CommandFactory};
+use clap::{Arg, ArgAction, Args, CommandFactory, builder::Str};
 
 use super::*;
 
@@ -17,7 +17,7 @@ const FLAGS: &str = "OPTIONS_FLAGS";
 fn value(at: usize, arg: &Arg, set: usize) -> String {
     let number = 1_000 * (1 + set) + at;
     let few = arg.get_possible_values();
-    match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+    match arg.get_value_names().and_then(|names| names.first()).map(Str::as_str) {
         // Those with few values take turns; the two that are true or false stand at an even and an odd place.
         _ if !few.is_empty() => few[(at + set) % few.len()].get_name().to_owned(),
         Some("N" | "MS") => number.to_string(),
