@@ -24,7 +24,8 @@ use crate::{
     uploads::Upload,
 };
 
-/// A call that wants to pass. It may bring a secret, and so cannot be printed.
+/// A call that wants to pass.
+// It may bring a secret, and so cannot be printed.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CallBody {
