@@ -94,7 +94,9 @@ def load(address, path, bodies, streams, folder):
 
 
 def start_node(folder, arguments):
-    policy = folder / "bench.yaml"
+    # In a folder of its own: the node would be woken by every line that h2load writes beside it, which is not to be measured.
+    policy = folder / "policies" / "bench.yaml"
+    policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)
     # Whole batches at 32 streams are more than a node takes by default, and wait longer; a refusal is no decision.
     command = [NODE, "--policy", policy, "--open-loopback", "--store-max-in-flight", "65536", "--store-deadline-ms", "10000"]
