@@ -94,7 +94,7 @@ def load(address, path, bodies, streams, folder):
 
 
 def start_node(folder, arguments):
-    # In a folder of its own: the node watches it, and h2load writes its log elsewhere.
+    # In a folder of its own: the node would be woken by every line that h2load writes beside it, which is not to be measured.
     policy = folder / "policies" / "bench.yaml"
     policy.parent.mkdir(exist_ok=True)
     policy.write_text(POLICY)

@@ -3,6 +3,8 @@
 
 mod codec;
 
+use std::fmt;
+
 /// `tollgate.v1`.
 #[expect(
     missing_docs,
@@ -14,6 +16,23 @@ mod codec;
 )]
 pub mod v1 {
     tonic::include_proto!("tollgate.v1");
+}
+
+impl fmt::Debug for v1::Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller").field("by", &self.by).finish()
+    }
+}
+
+impl fmt::Debug for v1::caller::By {
+    /// Of an API key only that it is one: it is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiKey(_) => f.write_str("ApiKey(…)"),
+            Self::ApiKeyId(id) => f.debug_tuple("ApiKeyId").field(id).finish(),
+            Self::Account(id) => f.debug_tuple("Account").field(id).finish(),
+        }
+    }
 }
 
 /// The compiled descriptors of all files, for server reflection.

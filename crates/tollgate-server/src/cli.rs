@@ -1,6 +1,8 @@
 //! The command line.
 
 mod admin;
+#[cfg(test)]
+mod tests;
 
 use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
@@ -190,16 +192,4 @@ fn read_secret() -> Result<String, String> {
 fn print(text: &str) -> Result<(), String> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{text}").map_err(|error| format!("standard output: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
-    }
 }

@@ -95,16 +95,16 @@ impl Dialect {
 }
 
 impl Dialects {
-    /// The dialects of a policy file. Without a policy, as it does not compile, units go unchecked.
+    /// The dialects of a policy file.
     pub(crate) fn of(
         tables: &IndexMap<String, Table>,
         default: Option<&str>,
-        policy: Option<&Policy>,
+        policy: &Policy,
     ) -> Result<Self, Vec<(Place, String)>> {
         let mut mistakes = Vec::new();
         let mut own = BTreeMap::new();
         for (name, table) in tables {
-            match compile::compile(table, &Place::root().at("dialects").at(&**name), policy) {
+            match compile::compile(table, &Place::root().at("dialects").at(&**name), Some(policy)) {
                 Ok(dialect) => drop(own.insert(Arc::from(&**name), Arc::new(dialect))),
                 Err(wrong) => mistakes.extend(wrong),
             }

@@ -120,6 +120,11 @@ impl Reload for Policies {
         paths.iter().map(|path| if path.is_dir() { path.clone() } else { folder_of(path) }).collect()
     }
 
+    fn files(&self) -> Vec<PathBuf> {
+        let Source::Paths(paths) = &self.source else { return Vec::new() };
+        files_of(paths).unwrap_or_else(|_| paths.clone())
+    }
+
     fn reload(&self) -> Result<(), String> {
         let read = Domains::read(&self.source, self.demo, &self.telemetry).map_err(|errors| one_text(&errors));
         self.telemetry.policy_reloads(read.is_ok());

@@ -1,6 +1,8 @@
 //! Hot reload: of whatever stands in files, when they change, and on SIGHUP.
 
 use std::{
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -8,7 +10,10 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
+
+use crate::policy_file::MAX_FILE_BYTES;
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -20,6 +25,9 @@ pub(crate) trait Reload: Send + Sync + 'static {
 
     /// The folders to watch for changes.
     fn folders(&self) -> Vec<PathBuf>;
+
+    /// The files that would be read now.
+    fn files(&self) -> Vec<PathBuf>;
 
     /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was.
     fn reload(&self) -> Result<(), String>;
@@ -65,15 +73,36 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
+/// What stands in files, told apart from what stood there before: the hash of each that can be read, by its path.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Contents(Vec<(PathBuf, Option<[u8; 32]>)>);
+
+impl Contents {
+    fn of(part: &dyn Reload) -> Self {
+        let hash = |path: &Path| {
+            let mut bytes = Vec::new();
+            // A byte more than any of these files may have: of a longer one it is enough to know that.
+            File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).ok()?;
+            Some(Sha256::digest(bytes).into())
+        };
+        let mut files = part.files();
+        files.sort_unstable();
+        Self(files.into_iter().map(|path| (path.clone(), hash(&path))).collect())
+    }
+}
+
 /// Something whose files are watched.
 ///
 /// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
-/// link in its folder.
+/// link in its folder. What else is written there is none of its business: were it read anew for that, a log in the same
+/// folder, which gets a line for each reload, would never let it rest.
 pub(crate) struct Watched {
     part: Arc<dyn Reload>,
     watcher: Option<RecommendedWatcher>,
     changes: mpsc::Receiver<()>,
     seen: Vec<PathBuf>,
+    /// As of when they were last read.
+    read: Contents,
 }
 
 impl Watched {
@@ -90,7 +119,9 @@ impl Watched {
             tracing::warn!(what = part.what(), %error, "files cannot be watched; SIGHUP still reloads them");
         };
         let watcher = watcher.inspect_err(failed).ok();
-        let mut new = Self { part, watcher, changes, seen: Vec::new() };
+        // Before the folders are watched: what changes between the two differs from this at the next notice.
+        let read = Contents::of(&*part);
+        let mut new = Self { part, watcher, changes, seen: Vec::new(), read };
         new.watch_new();
         new
     }
@@ -99,16 +130,31 @@ impl Watched {
     pub(crate) async fn keep_fresh(mut self, mut hangups: watch::Receiver<()>) {
         let what = self.part.what();
         loop {
-            tokio::select! {
-                Some(()) = self.changes.recv() => tokio::time::sleep(SETTLE).await,
-                Ok(()) = hangups.changed() => {}
+            let asked = tokio::select! {
+                Some(()) = self.changes.recv() => {
+                    tokio::time::sleep(SETTLE).await;
+                    false
+                }
+                Ok(()) = hangups.changed() => true,
                 else => return,
-            }
+            };
             while self.changes.try_recv().is_ok() {}
-            let reloading = Arc::clone(&self.part);
-            match tokio::task::spawn_blocking(move || reloading.reload()).await {
-                Ok(Ok(())) => tracing::info!(what, "reloaded"),
-                Ok(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
+            let (part, before) = (Arc::clone(&self.part), std::mem::take(&mut self.read));
+            let looked = tokio::task::spawn_blocking(move || {
+                // Looked at before they are read: what changes in between is seen to differ the next time.
+                let now = Contents::of(&*part);
+                let outcome = (asked || now != before).then(|| part.reload());
+                (now, outcome)
+            });
+            match looked.await {
+                Ok((now, outcome)) => {
+                    self.read = now;
+                    match outcome {
+                        None => continue,
+                        Some(Ok(())) => tracing::info!(what, "reloaded"),
+                        Some(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
+                    }
+                }
                 Err(error) => tracing::error!(what, %error, "not reloaded; what was there stays"),
             }
             self.watch_new();

@@ -40,12 +40,8 @@ pub(crate) struct Shared {
     pub(crate) health: Arc<Health>,
     /// How long a call may take in all.
     pub(crate) timeout: Duration,
-}
-
-/// What REST bears.
-pub(crate) struct Bounds {
+    /// The largest body.
     pub(crate) body_bytes: usize,
-    pub(crate) concurrent_calls: usize,
 }
 
 /// What a listener offers.
@@ -108,7 +104,8 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
     described(Offer::Everything).1.to_pretty_json()
 }
 
-pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
+/// The routes of a listener, which all together take in so many calls at once.
+pub(crate) fn router(shared: Shared, concurrent_calls: usize, offer: Offer) -> Router {
     let (routes, _) = described(offer);
     let (_, description) = described(Offer::Everything);
     let description = Arc::new(description);
@@ -126,7 +123,7 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
             },
         ))
         .layer(LoadShedLayer::new())
-        .layer(GlobalConcurrencyLimitLayer::new(bounds.concurrent_calls))
+        .layer(GlobalConcurrencyLimitLayer::new(concurrent_calls))
         .layer(TimeoutLayer::new(shared.timeout));
     let routes = if offer == Offer::Operations { routes } else { routes.route("/openapi.json", openapi) };
     routes
@@ -135,7 +132,7 @@ pub(crate) fn router(shared: Shared, bounds: &Bounds, offer: Offer) -> Router {
             ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(bounds_layer)
-        .layer(DefaultBodyLimit::max(bounds.body_bytes))
+        .layer(DefaultBodyLimit::max(shared.body_bytes))
         // Last, and so first on the way in: whoever may not enter costs nothing more.
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared.doors), guard::guard))
         .with_state(shared)
@@ -234,16 +231,19 @@ impl IntoResponse for CallError {
 /// A JSON body, whose mistakes are answered in our own words.
 struct Body<T>(T);
 
-impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
+impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Response;
 
-    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
-        match Json::<T>::from_request(request, state).await {
+    async fn from_request(request: axum::extract::Request, shared: &Shared) -> Result<Self, Response> {
+        match Json::<T>::from_request(request, shared).await {
             Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                let said = format!("body: has more than {} bytes", shared.body_bytes);
+                Err(ErrorBody::new("payload_too_large", said).with(StatusCode::PAYLOAD_TOO_LARGE))
+            }
             Err(rejection) => {
                 let code = match &rejection {
                     JsonRejection::MissingJsonContentType(_) => "unsupported_media_type",
-                    _ if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => "payload_too_large",
                     _ => "invalid_argument",
                 };
                 let status = match rejection.status() {
@@ -255,9 +255,4 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
             }
         }
     }
-}
-
-/// The caller's trace, if it sent one.
-fn traceparent(headers: &axum::http::HeaderMap) -> Option<&str> {
-    headers.get("traceparent").and_then(|value| value.to_str().ok())
 }

@@ -99,12 +99,9 @@ impl Servers {
             doors: Arc::clone(&self.doors),
             health: Arc::clone(&self.health),
             timeout: self.settings.call_timeout,
-        };
-        let bounds = rest::Bounds {
             body_bytes: self.settings.max_request_bytes,
-            concurrent_calls: self.settings.max_concurrent_calls,
         };
-        rest::router(shared, &bounds, offer)
+        rest::router(shared, self.settings.max_concurrent_calls, offer)
     }
 
     fn server(&self, name: &'static str, listener: TcpListener, speaks: Speaks, router: Router) -> Server {

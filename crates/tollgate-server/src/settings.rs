@@ -106,13 +106,17 @@ pub struct CacheBounds {
 }
 
 impl Options {
+    /// These options, completed by those of the configuration file.
+    pub(crate) fn completed_by(self, file: Option<&Path>) -> Result<Self, String> {
+        Ok(self.or(file.map(read).transpose()?.unwrap_or_default()))
+    }
+
     /// These options, completed by those of the configuration file and by the defaults.
     ///
     /// # Errors
     /// Everything that is wrong, a line each, with the name of the setting.
     pub fn settle(self, file: Option<&Path>) -> Result<Settings, String> {
-        let from_file = file.map(read).transpose()?.unwrap_or_default();
-        let options = self.or(from_file);
+        let options = self.completed_by(file)?;
         let mut wrong = Vec::new();
         let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let redis_at = |url: &str, wrong: &mut Vec<String>| redis::config(url, &options, threads, wrong);
@@ -204,13 +208,13 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let settings = Options { http_listen: "127.0.0.1:1".parse().ok(), ..Options::default() }
-            .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4"))
+            .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4\nthreads: 3"))
             .settle(None)
             .ok()
             .unwrap();
         assert_eq!(settings.http_listen.port(), 1);
         assert_eq!(settings.grpc_listen.port(), 3);
-        assert!(matches!(settings.store, StoreSettings::Redis(redis) if redis.connections == 2));
+        assert!(matches!(settings.store, StoreSettings::Redis(redis) if redis.connections == 3));
     }
 
     #[test]

@@ -281,9 +281,9 @@ fn describe(recorder: &PrometheusRecorder) {
     };
     counter(
         DECISIONS,
-        "Decisions by domain, tier, class of the resource, verdict, and the quota that denied, or `block` or `upload`",
+        "Decisions by domain, tier, class of the resource, verdict, and the quota or abuse rule that denied, or `upload`, or `other` for a quota of an override alone",
     );
-    counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name");
+    counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name, or `other`");
     counter(RESERVATIONS, "What became of reservations, by domain: reserved, settled, cancelled, extended, unknown");
     counter(DEBT, "What was used beyond reservations and charged at their settlement, by domain and unit");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");

@@ -81,8 +81,12 @@ impl Reload for Tls {
     }
 
     fn folders(&self) -> Vec<PathBuf> {
+        self.files().iter().map(|file| folder_of(file)).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
         let TlsSettings { certificate, key, client_ca } = &self.settings;
-        [certificate, key].into_iter().chain(client_ca).map(|file| folder_of(file)).collect()
+        [certificate, key].into_iter().chain(client_ca).cloned().collect()
     }
 
     fn reload(&self) -> Result<(), String> {

@@ -57,14 +57,14 @@ enum Measured {
 pub(crate) struct BadUpload;
 
 impl Uploads {
-    /// The limits of a policy file. Without a policy, as it does not compile, resources go unchecked.
-    pub(crate) fn of(section: &format::Uploads, policy: Option<&Policy>) -> Result<Self, Vec<(Place, String)>> {
+    /// The limits of a policy file.
+    pub(crate) fn of(section: &format::Uploads, policy: &Policy) -> Result<Self, Vec<(Place, String)>> {
         let mut mistakes = Vec::new();
         let mut limits: Vec<Limit> = Vec::with_capacity(section.limits.len());
         for (at, limit) in section.limits.iter().enumerate() {
             let place = Place::root().at("uploads").at("limits").at(at);
             let resource = limit.resource.as_ref().map(|name| name.0.as_str());
-            if let (Some(policy), Some(name)) = (policy, resource)
+            if let Some(name) = resource
                 && !policy.resources().iter().any(|known| matches(name, &known.name))
             {
                 let message = format!("{name:?} matches none of `resources`");
@@ -187,11 +187,15 @@ fn length_of(text: &str) -> Measure {
 
 #[cfg(test)]
 mod tests {
+    use tollgate_core::policy::draft::{Draft, ResourceDraft};
+
     use super::*;
 
     fn uploads(limits: &serde_json::Value) -> Uploads {
         let section = serde_json::from_value(serde_json::json!({ "limits": limits })).unwrap();
-        Uploads::of(&section, None).unwrap()
+        let resources = ["aud2video", "aud2txt", "txt2img"].map(|name| (name.to_owned(), ResourceDraft::default()));
+        let (policy, _) = Policy::compile_in_part(&Draft { resources: resources.into(), ..Draft::default() });
+        Uploads::of(&section, &policy).unwrap()
     }
 
     fn check(uploads: &Uploads, resource: &str, media_type: &str, bytes: u64, seconds: u64) -> String {

@@ -1,9 +1,8 @@
 //! The one place that reads a clock.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
-};
+#[cfg(feature = "testing")]
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tollgate_core::time::Timestamp;
 
@@ -26,9 +25,11 @@ impl Clock for SystemClock {
 }
 
 /// A clock that stands where it is put, for tests.
+#[cfg(feature = "testing")]
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicU64);
 
+#[cfg(feature = "testing")]
 impl ManualClock {
     /// A clock that stands at `now`.
     pub fn at(now: Timestamp) -> Self {
@@ -46,6 +47,7 @@ impl ManualClock {
     }
 }
 
+#[cfg(feature = "testing")]
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_ms(self.0.load(Ordering::SeqCst))

@@ -1,18 +1,17 @@
 //! Bad input over the wire: a clear error that names the field, never an internal one, nothing charged.
 //!
 //! Tried by breaking the server: without `check_attributes`, and with `deny_unknown_fields` left out of
-//! `CallBody`, the tables fail.
+//! `CallBody`, the tables fail; so they do where the name of an account is not checked, where a key with control characters is
+//! taken for an error of the service, and where what is too large or cannot be read is refused without saying what is.
 
-use std::time::Duration;
+mod messages;
+mod pages;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
-use tollgate_proto::v1::{
-    Call, ConsumeRequest, GetRateLimitsRequest, Reason, rate_limit_service_client::RateLimitServiceClient,
-};
+use tollgate_proto::v1::{Call, GetRateLimitsRequest, Reason};
 use tonic::Code;
 
-use crate::grpc::raw;
 use crate::harness::{KEY, Node, account, allowed, api_key, api_key_id, call, consume, memory_node, peek, shop};
 
 const TOO_LONG: usize = 10_000;
@@ -148,16 +147,30 @@ async fn keys_that_are_no_good() {
         ("sk-nobody-has-this", Reason::UnknownKey, "unknown_key"),
         ("tg_notevenplausible", Reason::UnknownKey, "unknown_key"),
         ("ключ", Reason::UnknownKey, "unknown_key"),
+        // What an end user sends for a key is data from outside: a backend that passes it on made no mistake, and needs the
+        // answer for its user.
+        ("sk\nwith\0controls\u{7f}\u{85}", Reason::UnknownKey, "unknown_key"),
         ("sk-integration-revoked", Reason::RevokedKey, "revoked_key"),
         ("sk-integration-expired", Reason::ExpiredKey, "expired_key"),
     ] {
-        let decision = consume(&node.grpc, call(api_key(secret), "model", &[])).await.unwrap();
-        assert!(!allowed(&decision));
-        assert_eq!(decision.reason(), reason, "{secret}");
-        assert!(decision.quotas.is_empty() && decision.retry_after_ms.is_none(), "{decision:?}");
-        let body = json!({ "caller": { "api_key": secret }, "resource": "model" });
-        let (status, answer) = node.rest.post("/v1/consume", body.to_string()).await;
-        assert_eq!((status, &answer["reason"]), (StatusCode::OK, &json!(word)), "{secret}: {answer}");
+        let one = Call { render: true, dialect: "openai".into(), ..call(api_key(secret), "model", &[]) };
+        for decision in [consume(&node.grpc, one.clone()).await, peek(&node.grpc, one).await] {
+            let decision = decision.unwrap();
+            assert!(!allowed(&decision));
+            assert_eq!(decision.reason(), reason, "{secret}");
+            assert!(decision.quotas.is_empty() && decision.retry_after_ms.is_none(), "{decision:?}");
+            assert_eq!(decision.rendered.map(|rendered| rendered.status), Some(401), "{secret}");
+        }
+        let body = json!({ "caller": { "api_key": secret }, "resource": "model", "render": true, "dialect": "openai" });
+        for path in ["/v1/consume", "/v1/check"] {
+            let (status, answer) = node.rest.post(path, body.to_string()).await;
+            assert_eq!((status, &answer["reason"]), (StatusCode::OK, &json!(word)), "{path}: {secret}: {answer}");
+            assert_eq!(
+                (&answer["verdict"], &answer["rendered"]["status"]),
+                (&json!("denied"), &json!(401)),
+                "{answer}"
+            );
+        }
         let request = GetRateLimitsRequest { caller: Some(api_key(secret)), ..GetRateLimitsRequest::default() };
         let listed = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
         assert_eq!((listed.reason(), listed.resources.len()), (reason, 0), "{secret}");
@@ -165,8 +178,11 @@ async fn keys_that_are_no_good() {
     for (id, reason) in
         [("nobody", Reason::UnknownKey), ("acme-revoked", Reason::RevokedKey), ("acme-expired", Reason::ExpiredKey)]
     {
-        let decision = consume(&node.grpc, call(api_key_id(id), "model", &[])).await.unwrap();
-        assert_eq!((allowed(&decision), decision.reason()), (false, reason), "{id}");
+        let one = call(api_key_id(id), "model", &[]);
+        for decision in [consume(&node.grpc, one.clone()).await, peek(&node.grpc, one).await] {
+            let decision = decision.unwrap();
+            assert_eq!((allowed(&decision), decision.reason()), (false, reason), "{id}");
+        }
     }
     nothing_charged(&node).await;
 }
@@ -204,6 +220,7 @@ async fn bearers_that_are_no_good() {
         let good = node.rest.request(Method::GET, path).header(header::AUTHORIZATION, format!("bEaReR {KEY}"));
         assert_eq!(good.send().await.unwrap().status(), StatusCode::OK);
     }
+    nothing_charged(&node).await;
 }
 
 #[tokio::test]
@@ -268,6 +285,7 @@ async fn bodies_over_the_limit_and_of_another_type() {
     let (status, answer) = node.rest.post("/v1/consume", padded(65_537)).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
     assert_eq!(answer["error"]["code"], "payload_too_large");
+    assert_eq!(answer["error"]["message"], "body: has more than 65536 bytes");
     let post = |content_type: Option<&str>| {
         let request = node.rest.request(Method::POST, "/v1/consume").body(good.clone());
         match content_type {
@@ -308,117 +326,5 @@ async fn routes_and_methods_that_are_not_there() {
         let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], code, "{method} {path}");
     }
-}
-
-#[tokio::test]
-async fn pages_that_are_not_there_over_rest() {
-    let node = node().await;
-    for (query, names) in [
-        ("limit=0", "limit"),
-        ("limit=501", "limit"),
-        ("limit=-1", "limit"),
-        ("limit=x", "limit"),
-        ("limit=18446744073709551616", "limit"),
-        ("cursor=garbage", "cursor"),
-        ("cursor=-1", "cursor"),
-        ("colour=red", "colour"),
-    ] {
-        let request = node.rest.request(Method::GET, &format!("/api_keys/rate_limits?{query}")).bearer_auth(KEY);
-        let answer = request.send().await.unwrap();
-        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
-        let body: Value = answer.json().await.unwrap();
-        assert!(body["error"].as_str().unwrap().contains(names), "{query}: {body}");
-    }
-}
-
-/// A place behind the end is an empty page or an error, however far behind it is.
-#[tokio::test]
-async fn a_cursor_behind_the_end() {
-    let node = node().await;
-    for cursor in ["7", "1000", "9223372036854775807", "18446744073709551615"] {
-        let path = format!("/api_keys/rate_limits?cursor={cursor}");
-        let answer = node.rest.request(Method::GET, &path).bearer_auth(KEY).send().await;
-        let answer = answer.unwrap_or_else(|error| panic!("cursor {cursor}: no answer at all: {error}"));
-        assert!(matches!(answer.status().as_u16(), 200 | 400), "cursor {cursor}: {}", answer.status());
-        let request = GetRateLimitsRequest {
-            caller: Some(api_key(KEY)),
-            page_token: cursor.into(),
-            ..GetRateLimitsRequest::default()
-        };
-        if let Err(error) = node.grpc.clone().get_rate_limits(request).await {
-            assert_eq!(error.code(), Code::InvalidArgument, "page_token {cursor}: {error:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn pages_that_are_not_there_over_grpc() {
-    let node = node().await;
-    let good = || GetRateLimitsRequest { caller: Some(api_key(KEY)), ..GetRateLimitsRequest::default() };
-    let token = |token: &str| GetRateLimitsRequest { page_token: token.into(), ..good() };
-    for (field, request) in [
-        ("page_size", GetRateLimitsRequest { page_size: 101, ..good() }),
-        ("page_size", GetRateLimitsRequest { page_size: u32::MAX, ..good() }),
-        ("page_token", token("garbage")),
-        ("page_token", token("-1")),
-        ("page_token", token("18446744073709551616")),
-        ("page_token", token(&"9".repeat(TOO_LONG))),
-        ("caller", GetRateLimitsRequest { caller: None, ..good() }),
-        ("attributes", GetRateLimitsRequest { attributes: [(String::new(), "v".into())].into(), ..good() }),
-        ("domain", GetRateLimitsRequest { domain: "a\nb".into(), ..good() }),
-    ] {
-        let error = node.grpc.clone().get_rate_limits(request).await.unwrap_err();
-        assert_eq!(error.code(), Code::InvalidArgument, "{field}: {error:?}");
-        assert!(error.message().starts_with(field), "{field}: {error:?}");
-    }
-}
-
-#[tokio::test]
-async fn messages_over_the_limit_and_without_a_call() {
-    let node = node().await;
-    let large = Call { attributes: [("ip".to_owned(), "x".repeat(70_000))].into(), ..good() };
-    let error = consume(&node.grpc, large).await.unwrap_err();
-    let expected = [Code::InvalidArgument, Code::ResourceExhausted, Code::OutOfRange];
-    assert!(expected.contains(&error.code()), "{error:?}");
-    assert!(error.message().contains("65536"), "it does not say the limit: {error:?}");
-    let error = node.grpc.clone().consume(ConsumeRequest { call: None }).await.unwrap_err();
-    assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().starts_with("call: "), "{error:?}");
     nothing_charged(&node).await;
-}
-
-/// A message that is no protobuf, or whose strings are not UTF-8.
-#[tokio::test]
-async fn messages_that_cannot_be_read() {
-    let node = node().await;
-    let mut wrong = Vec::new();
-    // Field 1 (call), of 3 bytes: field 3 (resource), of one byte that is no UTF-8.
-    for message in [&b"\x0a\x03\x1a\x01\xff"[..], b"\x0a\xff\xff\xff\xff\x0f", b"\xff\xff"] {
-        let error = raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", message, &[]).await;
-        if error.0 != Code::InvalidArgument {
-            wrong.push((message, error));
-        }
-    }
-    assert!(wrong.is_empty(), "not INVALID_ARGUMENT: {wrong:?}");
-    nothing_charged(&node).await;
-}
-
-#[tokio::test]
-async fn methods_that_are_not_there_over_grpc() {
-    let node = node().await;
-    for path in ["/tollgate.v1.RateLimitService/Nothing", "/nowhere/Nothing", "/"] {
-        assert_eq!(raw(&node.grpc_address, path, b"", &[]).await.0, Code::Unimplemented, "{path}");
-    }
-}
-
-/// After all of it the node is as well as before.
-#[tokio::test]
-async fn a_wrong_call_does_not_break_its_connection() {
-    let node = node().await;
-    let one = RateLimitServiceClient::new(node.channel.clone());
-    for (_, wrong) in wrong_calls() {
-        consume(&one, wrong).await.unwrap_err();
-    }
-    let right = tokio::time::timeout(Duration::from_secs(5), consume(&one, good())).await.unwrap().unwrap();
-    assert!(allowed(&right));
 }

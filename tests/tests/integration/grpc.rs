@@ -26,13 +26,29 @@ pub(crate) type RawError = (Code, String);
 /// Sends a message as it is, with these headers besides, by a client that knows no gRPC and so has no opinion
 /// of its own on deadlines. Returns the error that is the answer.
 pub(crate) async fn raw(address: &str, path: &str, message: &[u8], headers: &[(&str, &str)]) -> RawError {
+    error_of(&raw_as(Some("application/grpc"), address, path, message, headers).await)
+}
+
+/// The same with this content type, or none. Returns the whole answer.
+pub(crate) async fn raw_as(
+    content_type: Option<&str>,
+    address: &str,
+    path: &str,
+    message: &[u8],
+    headers: &[(&str, &str)],
+) -> reqwest::Response {
     let mut frame = vec![0];
     frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
     frame.extend(message);
     let request = http().http2_prior_knowledge().build().expect("a client").post(format!("http://{address}{path}"));
-    let request = request.header("content-type", "application/grpc").header("te", "trailers");
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let answer = request.body(frame).send().await.expect("an answer");
+    let headers =
+        content_type.map(|content_type| ("content-type", content_type)).into_iter().chain(headers.iter().copied());
+    let request = headers.fold(request.header("te", "trailers"), |request, (name, value)| request.header(name, value));
+    request.body(frame).send().await.expect("an answer")
+}
+
+/// The error that an answer is.
+pub(crate) fn error_of(answer: &reqwest::Response) -> RawError {
     let said = |name| answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let code = said("grpc-status").expect("an error comes without a body");
     (Code::from_bytes(code.as_bytes()), said("grpc-message").unwrap_or_default())

@@ -282,6 +282,40 @@ async fn what_the_embedded_default_prints_works_when_pasted() {
     assert!(commands[2].starts_with("grpcurl -plaintext ") && commands[2].ends_with(&to), "{commands:?}");
 }
 
+/// The first transcript of the README is what the binary prints and answers, but for addresses and times. (Tried with another
+/// word in what it prints, and another limit in the answer.)
+#[tokio::test]
+async fn the_transcript_of_the_readme_is_true() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let block = readme.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
+    let block = block.replace("127.0.0.1:8080", &node.http_address).replace("127.0.0.1:8081", &node.grpc_address);
+    let mut commands = block.split("$ ").skip(1).map(|command| command.split_once('\n').unwrap());
+
+    let (command, printed) = commands.next().unwrap();
+    assert_eq!(command, "cargo run --release");
+    let (printed, _) = printed.split_once("…\n").expect("there is more than is shown");
+    until(&format!("it prints {printed}"), Duration::from_secs(10), async || {
+        (node.said.clone() + &node.stdout()).starts_with(printed).then_some(())
+    })
+    .await;
+
+    let (command, answer) = commands.next().unwrap();
+    assert!(printed.contains(&format!("  {command}\n")), "{command} is not what it says to paste");
+    let done = std::process::Command::new("bash").args(["-c", command]).output().unwrap();
+    // Broken into lines to be read.
+    let shown: String = answer.lines().map(str::trim).collect();
+    assert_eq!(without_times(&String::from_utf8_lossy(&done.stdout)), without_times(&shown));
+    assert_eq!(commands.next(), None);
+}
+
+/// JSON whose times are all the same.
+fn without_times(json: &str) -> String {
+    let is_time = |text: &str| text.len() == 24 && text.ends_with('Z') && text.as_bytes()[10] == b'T';
+    let parts = json.split('"').map(|part| if is_time(part) { "a time" } else { part });
+    parts.collect::<Vec<_>>().join("\"")
+}
+
 /// A node that is given nothing runs the embedded policy; its demo key is known there alone.
 #[tokio::test]
 async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {

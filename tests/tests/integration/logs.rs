@@ -142,3 +142,22 @@ async fn a_line_that_a_call_causes_has_the_callers_trace() {
     let others: Vec<&Value> = lines.iter().filter(|line| line["message"] != SHADOW).collect();
     assert!(!others.is_empty() && others.iter().all(|line| line.get("span").is_none()), "{others:?}");
 }
+
+/// So has the line that says who changed what. Tried by breaking the server: routes outside the trace.
+#[tokio::test]
+async fn a_change_is_logged_with_the_administrators_trace() {
+    let (folder, policy) = folder_with(&shop(1));
+    let tokens = folder.path().join("admins.yaml");
+    let token = "tgt_integration-token-of-the-administrators-31";
+    std::fs::write(&tokens, format!("tokens: [{{ name: root, hash: '{}', domains: all }}]\n", hash_of(token))).unwrap();
+    let node = ProcessBuilder::new(&policy).arg("--log-format=json").arg("--admin-tokens").arg(&tokens).start();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let request = node.rest.request(Method::POST, "/admin/v1/accounts").header("content-type", "application/json");
+    let request = request.bearer_auth(token).header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+    assert_eq!(request.body(r#"{"id":"new"}"#).send().await.unwrap().status().as_u16(), 201);
+    until_logged(&node, "account created").await;
+    let log = node.stderr();
+    let lines = objects(log.rsplit_once('\n').unwrap().0);
+    let line = lines.iter().find(|line| line["message"] == "account created").unwrap();
+    assert_eq!(line["span"]["trace_id"], trace, "{line}");
+}

@@ -18,6 +18,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::grpc::Hanging;
 use crate::harness::{
     KEY, Process, ProcessBuilder, Proxy, Rest, account, allowed, call, consume, folder_with, peek, quota, shop, until,
 };
@@ -252,4 +253,52 @@ async fn end_users_are_told_of_trouble_in_their_own_shape() {
             assert_eq!(&statuses, expected, "{route}");
         }
     }
+}
+
+/// Over gRPC a connection has as many calls in work as the node takes on it, and its client holds the others back: they
+/// wait for their turn, and none is refused. (Tried with a node that takes any number on a connection.)
+#[tokio::test]
+async fn calls_beyond_those_of_a_connection_wait_for_their_turn() {
+    let redis = RedisServer::start();
+    let (_folder, policy) = folder_with(&shop(100));
+    let node = ProcessBuilder::new(&policy).redis(&redis.url()).args(["--max-concurrent-calls=4"]).start();
+    let one = || call(account("a"), "model", &[]);
+    // The client has heard of the bound by the time it has an answer.
+    assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
+    let hanging = Hanging::of(&redis);
+    let mut calls = JoinSet::new();
+    for _ in 0..12 {
+        let grpc = node.grpc.clone();
+        calls.spawn(async move { consume(&grpc, one()).await });
+    }
+    let in_work = async || {
+        let (_, metrics) = node.rest.text("/metrics").await;
+        let mut lines =
+            metrics.lines().filter_map(|line| line.strip_prefix("tollgate_store_in_flight{store=\"redis\"} "));
+        lines.next().expect("the metric").parse::<f64>().expect("a number")
+    };
+    until("four calls are in work", DEADLINE, async || (in_work().await >= 4.0).then_some(())).await;
+    // Others that were on their way would be in work by now.
+    for _ in 0..20 {
+        assert!(in_work().await <= 4.0, "more than the bound");
+    }
+    drop(hanging);
+    for decision in calls.join_all().await {
+        assert!(allowed(&decision.expect("a decision")));
+    }
+    assert_eq!(quota(&peek(&node.grpc, one()).await.unwrap(), "requests_per_minute").used, 13);
+
+    // A client that begins with more than it may, as it has not heard of the bound yet, has an answer to each, too; the node
+    // took no notice of what it refused.
+    let fresh = Endpoint::from_shared(format!("http://{}", node.grpc_address)).expect("an address").connect_lazy();
+    let fresh = RateLimitServiceClient::new(fresh);
+    let mut calls = JoinSet::new();
+    for _ in 0..60 {
+        let grpc = fresh.clone();
+        calls.spawn(async move { consume(&grpc, call(account("b"), "model", &[])).await });
+    }
+    let answers = tokio::time::timeout(DEADLINE, calls.join_all()).await.expect("a call hangs");
+    let decided = answers.iter().filter(|answer| answer.as_ref().is_ok_and(allowed)).count();
+    let now = peek(&fresh, call(account("b"), "model", &[])).await.unwrap();
+    assert_eq!(quota(&now, "requests_per_minute").used, decided as u64);
 }

@@ -14,6 +14,13 @@ use crate::policy::{
 impl Policy {
     /// Checks and compiles a draft. On failure the list holds every mistake that could be seen.
     pub fn compile(draft: &Draft) -> Result<Self, Vec<CompileError>> {
+        let (policy, errors) = Self::compile_in_part(draft);
+        if errors.is_empty() { Ok(policy) } else { Err(errors) }
+    }
+
+    /// Every mistake of a draft, and a policy of what is left without them. With a mistake it decides nothing as it was
+    /// meant, and is only good to check what refers to its names, so that mistakes there are said in the same breath.
+    pub fn compile_in_part(draft: &Draft) -> (Self, Vec<CompileError>) {
         let root = Place::root();
         let mut builder = Builder::new(draft);
         let classes = builder.rules(&draft.classes, &root.at("classes"));
@@ -61,35 +68,29 @@ impl Policy {
             builder.error(place, problem);
         }
         let Builder { errors, units, scopes, .. } = builder;
-        match default_tier {
-            Some(default_tier) if errors.is_empty() => {
-                let tiers = tiers_of(draft);
-                let resources: Vec<Resource> = resources.into_iter().map(|resource| resource.known).collect();
-                let inputs = inputs_of(&resources);
-                Ok(Self {
-                    domain: draft.domain.as_str().into(),
-                    units,
-                    tiers,
-                    default_tier: TierId(default_tier),
-                    resources,
-                    listed: draft.resources.len(),
-                    exact: HashMap::new(),
-                    wildcards: HashMap::new(),
-                    prefix_lengths: Vec::new(),
-                    plans: plans.distinct,
-                    plan_of: plans.table,
-                    scopes,
-                    ledgers,
-                    inputs,
-                    abuse,
-                    authentication,
-                    shadow: draft.shadow,
-                    on_failure: draft.on_failure,
-                }
-                .with_lookup())
-            }
-            _ => Err(errors),
-        }
+        let resources: Vec<Resource> = resources.into_iter().map(|resource| resource.known).collect();
+        let inputs = inputs_of(&resources);
+        let policy = Self {
+            domain: draft.domain.as_str().into(),
+            units,
+            tiers: tiers_of(draft),
+            default_tier: TierId(default_tier.unwrap_or_default()),
+            resources,
+            listed: draft.resources.len(),
+            exact: HashMap::new(),
+            wildcards: HashMap::new(),
+            prefix_lengths: Vec::new(),
+            plans: plans.distinct,
+            plan_of: plans.table,
+            scopes,
+            ledgers,
+            inputs,
+            abuse,
+            authentication,
+            shadow: draft.shadow,
+            on_failure: draft.on_failure,
+        };
+        (policy.with_lookup(), errors)
     }
 
     fn with_lookup(mut self) -> Self {

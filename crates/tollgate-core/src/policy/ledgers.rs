@@ -68,12 +68,14 @@ impl Ledgers {
         })
     }
 
-    /// What would be wrong if `quotas` were added to every ledger of their scope.
+    /// What would be wrong if `quotas` were added to every ledger of their scope. A ledger that is too large without
+    /// them is not their mistake.
     pub(super) fn too_large_with(&self, quotas: &[&Quota]) -> Option<Problem> {
         quotas.iter().find_map(|quota| {
             let added = || quotas.iter().filter(|other| other.scope == quota.scope);
             let known = self.counted.iter().find(|(scope, _)| *scope == quota.scope);
-            let ledgers = known.into_iter().flat_map(|(_, ledgers)| ledgers.values().cloned());
+            let ledgers = known.into_iter().flat_map(|(_, ledgers)| ledgers.values());
+            let ledgers = ledgers.filter(|counters| problem(&quota.scope, counters).is_none()).cloned();
             ledgers.chain([Counters::new()]).find_map(|mut counters| {
                 added().for_each(|quota| count(&mut counters, quota));
                 problem(&quota.scope, &counters)

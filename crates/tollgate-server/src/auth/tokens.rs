@@ -91,6 +91,15 @@ impl Reload for TokenFile {
         std::iter::once(&self.path).chain(&self.tokens.current().secrets).map(|path| folder_of(path)).collect()
     }
 
+    fn files(&self) -> Vec<PathBuf> {
+        // Also the secrets that are named and not there yet, or not good yet: they may come to be.
+        let text = read_bounded(&self.path, MAX_FILE_BYTES);
+        let written = text.and_then(|text| policy_file::read_yaml(&text)).and_then(understand);
+        let named = written.map(|written| written.tokens).unwrap_or_default();
+        let secrets = named.into_iter().filter_map(|token| token.file).map(|secret| secret_of(&self.path, &secret));
+        std::iter::once(self.path.clone()).chain(secrets).collect()
+    }
+
     fn reload(&self) -> Result<(), String> {
         let read = Tokens::read(self.what, &self.path);
         self.telemetry.credentials_reloaded(self.what, read.is_ok());
@@ -163,8 +172,7 @@ impl Tokens {
             let (field, hash) = match (&token.hash, &token.file, token.certificate) {
                 (Some(hash), None, None) => ("hash", KeyHash::parse(hash).ok_or_else(|| BAD_HASH.to_owned())),
                 (None, Some(secret), None) => {
-                    // As seen from the file that names it.
-                    let secret = folder_of(path).join(secret);
+                    let secret = secret_of(path, secret);
                     let hash = plain(&secret);
                     tokens.secrets.push(secret);
                     ("file", hash)
@@ -222,6 +230,11 @@ fn understand(value: serde_json::Value) -> Result<Written, String> {
         };
         if place.is_empty() { said } else { format!("{place}: {said}") }
     })
+}
+
+/// A secret is named as seen from the file that names it.
+fn secret_of(path: &Path, secret: &Path) -> PathBuf {
+    folder_of(path).join(secret)
 }
 
 /// The hash of the token that a file holds in plain, as a mounted secret does.

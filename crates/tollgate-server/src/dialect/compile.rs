@@ -40,7 +40,8 @@ const NOT_OURS: [&str; 9] = [
 /// The most bytes the template of a body may have.
 const MAX_BODY_BYTES: usize = 16 << 10;
 
-/// Compiles the table at `place`, upon the built-in one that it extends. Without a policy, units go unchecked.
+/// Compiles the table at `place`, upon the built-in one that it extends. A built-in one is of no policy, and its
+/// units go unchecked.
 pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
     let mut compiler = Compiler { selectors: Vec::new(), mistakes: Vec::new() };
     let base = table.extends.as_ref().and_then(|name| match built_in::table(&name.0) {

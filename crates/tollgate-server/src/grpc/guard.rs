@@ -62,6 +62,9 @@ where
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
         Box::pin(async move {
+            if !speaks_grpc(request.headers()) {
+                return Ok(unsupported_media_type());
+            }
             match enter(&doors, request.headers(), request.extensions()).await {
                 Ok((from, grant)) => {
                     request.extensions_mut().insert(from);
@@ -74,6 +77,24 @@ where
             answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the call took too long").into_http()))
         })
     }
+}
+
+/// Whether the body is said to be what this server reads: gRPC's frames with protobuf in them.
+fn speaks_grpc(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim_ascii);
+    media_type.is_some_and(|media_type| {
+        ["application/grpc", "application/grpc+proto"].iter().any(|spoken| media_type.eq_ignore_ascii_case(spoken))
+    })
+}
+
+/// The status is that of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, which bids servers keep
+/// clients that speak something else from taking an answer of gRPC, 200 whatever happened, for a success.
+fn unsupported_media_type() -> http::Response<Body> {
+    let said = "content-type: must be application/grpc or application/grpc+proto";
+    let mut answer = Status::invalid_argument(said).into_http();
+    *answer.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    answer
 }
 
 async fn enter(

@@ -16,19 +16,17 @@ pub(crate) struct AccountRules {
 }
 
 impl AccountRules {
-    /// The rules of a policy file. Without a policy, as it does not compile, tiers go unchecked.
+    /// The rules of a policy file.
     pub(super) fn of(
         keys: &format::Keys,
         promotions: Vec<format::Promotion>,
-        policy: Option<&Policy>,
+        policy: &Policy,
     ) -> Result<Self, Vec<(Place, String)>> {
         let mut mistakes = Vec::new();
         for (at, promotion) in promotions.iter().enumerate() {
             let place = Place::root().at("promotions").at(at);
             for (field, tier) in [("from", &promotion.from.0), ("to", &promotion.to.0)] {
-                if let Some(policy) = policy
-                    && policy.tier_named(tier).is_none()
-                {
+                if policy.tier_named(tier).is_none() {
                     let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
                     mistakes
                         .push((place.at(field), format!("there is no tier {tier:?}; there is: {}", known.join(", "))));

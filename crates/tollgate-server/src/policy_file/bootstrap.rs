@@ -55,12 +55,11 @@ pub struct BootstrapKey {
 
 type Mistakes = Vec<(Place, String)>;
 
-/// Checks the section, whose accounts are `written` so. Without a policy, as it does not compile, tiers and overrides go
-/// unchecked.
+/// Checks the section, whose accounts are `written` so.
 pub(super) fn check(
     section: &format::Bootstrap,
     written: &Value,
-    policy: Option<&Policy>,
+    policy: &Policy,
 ) -> Result<Vec<BootstrapAccount>, Mistakes> {
     let place = Place::root().at("bootstrap").at("accounts");
     let mut checker = Checker { policy, mistakes: Vec::new(), seen: HashSet::new() };
@@ -71,7 +70,7 @@ pub(super) fn check(
 }
 
 struct Checker<'a> {
-    policy: Option<&'a Policy>,
+    policy: &'a Policy,
     mistakes: Mistakes,
     seen: HashSet<(&'static str, String)>,
 }
@@ -84,7 +83,7 @@ impl Checker<'_> {
         let keys: Vec<Option<BootstrapKey>> =
             keys.map(|(at, key)| self.key(key, &written["keys"][at], &place.at("keys").at(at))).collect();
         let overrides = self.overrides(&account.overrides, Chain::Account, place);
-        let policy = self.policy?;
+        let policy = self.policy;
         let tier = policy.tier_named(&account.tier.0);
         if tier.is_none() {
             let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
@@ -133,7 +132,7 @@ impl Checker<'_> {
 
     fn overrides(&mut self, overrides: &[format::Override], chain: Chain, place: &Place) -> Option<Arc<[Override]>> {
         let drafts: Vec<_> = overrides.iter().map(draft::of_override).collect();
-        match self.policy?.overrides(&drafts, chain, &place.at("overrides")) {
+        match self.policy.overrides(&drafts, chain, &place.at("overrides")) {
             Ok(overrides) => Some(overrides.into()),
             Err(errors) => {
                 let said = errors.into_iter().map(|error| (error.place, error.problem.to_string()));

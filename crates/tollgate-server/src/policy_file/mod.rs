@@ -146,19 +146,19 @@ fn compile(file: format::PolicyFile, written: &Value) -> Result<LoadedPolicy, Ve
     let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, promotions, keys, .. } = file.clone();
     let speaks_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
     let self_service = self_service.unwrap_or(if speaks_venice { SelfService::Venice } else { SelfService::Plain });
-    let policy = Policy::compile(&draft::of(file))
-        .map_err(|errors| errors.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>());
-    let compiled = policy.as_ref().ok();
-    let bootstrap = bootstrap::check(&bootstrap, &written["bootstrap"]["accounts"], compiled);
-    let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), compiled);
-    let uploads = Uploads::of(&uploads, compiled);
-    let accounts = AccountRules::of(&keys, promotions, compiled);
-    match (policy, bootstrap, accounts, dialects, uploads) {
-        (Ok(policy), Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) => {
+    // Names are checked against what the file says of them, also where some of that is wrong.
+    let (policy, wrong) = Policy::compile_in_part(&draft::of(file));
+    let wrong = wrong.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>();
+    let bootstrap = bootstrap::check(&bootstrap, &written["bootstrap"]["accounts"], &policy);
+    let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), &policy);
+    let uploads = Uploads::of(&uploads, &policy);
+    let accounts = AccountRules::of(&keys, promotions, &policy);
+    match (bootstrap, accounts, dialects, uploads) {
+        (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
             Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, accounts, dialects, uploads, self_service })
         }
-        (policy, bootstrap, accounts, dialects, uploads) => {
-            let mistakes = [policy.err(), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];
+        (bootstrap, accounts, dialects, uploads) => {
+            let mistakes = [Some(wrong), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];
             Err(mistakes.into_iter().flatten().flatten().collect())
         }
     }

@@ -77,6 +77,8 @@ bootstrap:
     "#);
 }
 
+/// Names are checked against a policy that does not compile as well. Tried by checking them against an empty one, and by
+/// blaming the override of an hour for what is too large without it.
 #[test]
 fn every_semantic_mistake_is_reported_at_once() {
     // `costarring` and `liquid` are the standard example of an FNV-1a collision.
@@ -127,6 +129,21 @@ bootstrap:
         - { id: k, hash: "sha256:1bc988390885531b24f20c5ef0caac79b645f9791ab2ade6a1cabfac0dbdcc1b", kind: admin }
         - { id: k, hash: "sha256:1bc988390885531b24f20c5ef0caac79b645f9791ab2ade6a1cabfac0dbdcc1b", kind: admin,
             expires_at: "2027-02-30T00:00:00Z" }
+    - id: b
+      tier: silver
+      overrides:
+        - { unit: bananas, per: minute, limit: 1 }
+        - { unit: requests, per: minute, limit: 1, resource: speech }
+        - { unit: requests, per: hour, limit: 1 }
+      keys:
+        - { id: l, hash: "sha256:2bc988390885531b24f20c5ef0caac79b645f9791ab2ade6a1cabfac0dbdcc1b", kind: admin,
+            overrides: [{ unit: requests, per: minute, limit: 1, scope: [account] }] }
+promotions:
+  - { on: payment, from: paid, to: gold }
+uploads:
+  limits: [{ media: audio, resource: music, size: 1MB }]
+dialects:
+  own: { headers: [{ name: X-Left, value: remaining, quota: { unit: bytes } }] }
 "#;
     assert_snapshot!(report(text), @r#"
     policy.yaml:4: units[2]: "liquid" is counted in the same column as "costarring"; rename one of the two units
@@ -150,6 +167,13 @@ bootstrap:
     policy.yaml:46: bootstrap.accounts[2].keys[1].id: is the key id of another one in this file; each needs its own
     policy.yaml:46: bootstrap.accounts[2].keys[1].hash: is the hash of another one in this file; each needs its own
     policy.yaml:47: bootstrap.accounts[2].keys[1].expires_at: is not a time; write it like 2027-01-31T00:00:00Z
+    policy.yaml:49: bootstrap.accounts[3].tier: there is no tier "silver"; there is: paid
+    policy.yaml:51: bootstrap.accounts[3].overrides[0].unit: there is no unit "bananas"; there is: requests, tokens, costarring
+    policy.yaml:52: bootstrap.accounts[3].overrides[1].resource: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
+    policy.yaml:56: bootstrap.accounts[3].keys[0].overrides[0].scope: must contain api_key; quotas without it are the account's
+    policy.yaml:58: promotions[0].to: there is no tier "gold"; there is: paid
+    policy.yaml:60: uploads.limits[0].resource: "music" matches none of `resources`
+    policy.yaml:62: dialects.own.headers[0].quota.unit: there is no unit "bytes"; there is: requests, tokens, costarring
     "#);
 }
 

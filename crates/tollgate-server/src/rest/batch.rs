@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::{
     Json,
     extract::State,
-    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -15,19 +14,17 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, ErrorDetail, Shared,
     decide::{CallBody, DecisionBody, decision},
-    traceparent,
 };
 use crate::{
     auth::{Reach, ServiceGrant},
     service::{Call, CallError, Outcome, check_batch},
-    telemetry::traced,
 };
 
 /// How much earlier than the request as a whole its calls are late.
 const EARLIER: Duration = Duration::from_millis(50);
 
 /// Many calls.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchBody {
     /// Read one by one, so that a wrong one spoils no other.
@@ -65,7 +62,6 @@ enum CallResultBody {
 pub(super) async fn consume_batch(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(batch): Body<BatchBody>,
 ) -> Response {
     if let Err(error) = check_batch(batch.calls.len()) {
@@ -77,7 +73,7 @@ pub(super) async fn consume_batch(
     let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, read[at].as_ref().is_ok_and(|call| call.render));
     let calls = read.iter().map(|read| to_call(within, read)).collect();
     let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
-    let results = traced(traceparent(&headers), decided).await.into_iter().map(|decided| match decided {
+    let results = decided.await.into_iter().map(|decided| match decided {
         Ok(decision) => CallResultBody::Decision(decision),
         Err(error) => CallResultBody::Error(ErrorDetail::of(&error)),
     });

@@ -2,7 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error, MapAccess, Visitor},
@@ -15,18 +15,18 @@ use tollgate_core::{
 };
 use utoipa::ToSchema;
 
-use super::{Body, ErrorBody, Failures, Shared, answer, reserve::ReservationBody, traceparent};
+use super::{Body, ErrorBody, Failures, Shared, answer, reserve::ReservationBody};
 use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
     directory::BadKey,
     service::{Call, CallerRef, MAX_ENTRIES, Outcome, Reason},
-    telemetry::traced,
     uploads::Upload,
 };
 
 /// A call that wants to pass.
-#[derive(Debug, Deserialize, ToSchema)]
+// It may bring a secret, and so cannot be printed.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CallBody {
     /// The policy's domain. May be left out where the deployment serves only one.
@@ -124,7 +124,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
 }
 
 /// Who calls: one of the three.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum CallerBody {
     /// The secret of an API key.
@@ -284,13 +284,8 @@ enum WindowBody {
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]
-pub(super) async fn check(
-    State(shared): State<Shared>,
-    grant: ServiceGrant,
-    headers: HeaderMap,
-    Body(call): Body<CallBody>,
-) -> Response {
-    decide(&shared, &grant, &headers, &call, Mode::Peek).await
+pub(super) async fn check(State(shared): State<Shared>, grant: ServiceGrant, Body(call): Body<CallBody>) -> Response {
+    decide(&shared, &grant, &call, Mode::Peek).await
 }
 
 /// Charges every quota of the call if all of them have room, and none otherwise.
@@ -299,18 +294,13 @@ pub(super) async fn check(
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]
-pub(super) async fn consume(
-    State(shared): State<Shared>,
-    grant: ServiceGrant,
-    headers: HeaderMap,
-    Body(call): Body<CallBody>,
-) -> Response {
-    decide(&shared, &grant, &headers, &call, Mode::Try).await
+pub(super) async fn consume(State(shared): State<Shared>, grant: ServiceGrant, Body(call): Body<CallBody>) -> Response {
+    decide(&shared, &grant, &call, Mode::Try).await
 }
 
-async fn decide(shared: &Shared, grant: &ServiceGrant, headers: &HeaderMap, body: &CallBody, mode: Mode) -> Response {
+async fn decide(shared: &Shared, grant: &ServiceGrant, body: &CallBody, mode: Mode) -> Response {
     let decided = shared.service.decide(body.to_call(grant.reach()), mode, |outcome| decision(outcome, body.render));
-    answer(traced(traceparent(headers), decided).await)
+    answer(decided.await)
 }
 
 impl CallBody {

@@ -15,7 +15,10 @@ use utoipa::openapi::{
 };
 
 use super::{ErrorBody, limits::PlainError};
-use crate::auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token};
+use crate::{
+    auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token},
+    telemetry::traced,
+};
 
 /// What a route asks of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +51,13 @@ impl Door {
 #[derive(Clone, Copy)]
 pub(super) struct BadKey;
 
-/// Lets a request through with its grant and the caller's address, or answers it.
-pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
+/// Lets a request through with its grant and the caller's address, or answers it; under the caller's trace, if it sent one.
+pub(super) async fn guard(State(doors): State<Arc<Doors>>, request: Request, next: Next) -> Response {
+    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    traced(traceparent.as_deref(), pass(&doors, request, next)).await
+}
+
+async fn pass(doors: &Doors, mut request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
     // is nothing to enter.
     let route = request.extensions().get::<MatchedPath>();
@@ -58,7 +66,7 @@ pub(super) async fn guard(State(doors): State<Arc<Doors>>, mut request: Request,
         return next.run(request).await;
     }
     let shown = token(request.headers()).is_some();
-    let from = match enter(&doors, door, &mut request).await {
+    let from = match enter(doors, door, &mut request).await {
         Ok(from) => from,
         Err(refusal) => return turned_away(door, refusal),
     };

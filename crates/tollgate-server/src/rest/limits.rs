@@ -16,12 +16,11 @@ use tollgate_core::{policy::Block, time::Timestamp};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
-use super::{Shared, failure, guard::BadKey, traceparent};
+use super::{Shared, failure, guard::BadKey};
 use crate::{
     auth::{ClientAddr, Reach, token},
     policy_file::SelfService,
     service::{CallError, CallerRef, Listed, Listing},
-    telemetry::traced,
 };
 
 const DEFAULT_PAGE: usize = 200;
@@ -109,7 +108,7 @@ pub(super) async fn get_rate_limits(
         skip,
         take,
     };
-    traced(traceparent(&headers), shared.service.list(listing, limits)).await.unwrap_or_else(failed)
+    shared.service.list(listing, limits).await.unwrap_or_else(failed)
 }
 
 /// The same, where clients of the Venice API expect it.

@@ -1,22 +1,20 @@
 //! `POST /v1/report_outcome`: the RPC in JSON.
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
     decide::{CallerBody, Entries, ReasonBody, reason},
-    traceparent,
 };
 use crate::{
     auth::ServiceGrant,
     service::{Reason, Report, Reported},
-    telemetry::traced,
 };
 
 /// How a call was answered.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReportBody {
     /// The policy's domain. May be left out where the deployment serves only one.
@@ -63,7 +61,6 @@ pub(super) struct ReportedBody {
 pub(super) async fn report_outcome(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(body): Body<ReportBody>,
 ) -> Response {
     let report = Report {
@@ -74,7 +71,7 @@ pub(super) async fn report_outcome(
         attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         status: body.status,
     };
-    answer(traced(traceparent(&headers), shared.service.report(report, reported)).await)
+    answer(shared.service.report(report, reported).await)
 }
 
 fn reported(reported: &Reported<'_>) -> ReportedBody {

@@ -1,6 +1,6 @@
 //! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`: the RPCs in JSON.
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
 use utoipa::ToSchema;
@@ -8,16 +8,14 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
     decide::{CallBody, DecisionBody, Entries, decision},
-    traceparent,
 };
 use crate::{
     auth::ServiceGrant,
     service::{Reserve, Settle, Settlement},
-    telemetry::traced,
 };
 
 /// A call whose usage is known only afterwards.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReserveBody {
     /// Of units that its `usage` does not name, the policy's estimate is reserved.
@@ -116,13 +114,12 @@ struct SettledUnitBody {
 pub(super) async fn reserve(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(body): Body<ReserveBody>,
 ) -> Response {
     let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
     let call = body.call.to_call(grant.reach());
     let reserved = shared.service.reserve(call, &reserve, |outcome| decision(outcome, body.call.render));
-    answer(traced(traceparent(&headers), reserved).await)
+    answer(reserved.await)
 }
 
 /// Corrects a reservation by the actual usage: what was not used is given back in the windows where it still counts,
@@ -136,12 +133,11 @@ pub(super) async fn reserve(
 pub(super) async fn settle(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(body): Body<SettleBody>,
 ) -> Response {
     let SettleBody { reservation_id, usage, status } = &body;
     let settle = Settle { within: grant.reach(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
-    answer(traced(traceparent(&headers), shared.service.settle(settle)).await.map(settlement))
+    answer(shared.service.settle(settle).await.map(settlement))
 }
 
 /// Gives everything back, the request included.
@@ -154,12 +150,11 @@ pub(super) async fn settle(
 pub(super) async fn cancel(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(body): Body<CancelBody>,
 ) -> Response {
     let CancelBody { reservation_id, status } = &body;
     let cancel = Settle { within: grant.reach(), reservation_id, usage: None, status: *status };
-    answer(traced(traceparent(&headers), shared.service.settle(cancel)).await.map(settlement))
+    answer(shared.service.settle(cancel).await.map(settlement))
 }
 
 /// Keeps a reservation, and its slots, alive for a while from now.
@@ -172,11 +167,10 @@ pub(super) async fn cancel(
 pub(super) async fn extend(
     State(shared): State<Shared>,
     grant: ServiceGrant,
-    headers: HeaderMap,
     Body(body): Body<ExtendBody>,
 ) -> Response {
     let extended = shared.service.extend(grant.reach(), &body.reservation_id, body.ttl_ms);
-    let extended = traced(traceparent(&headers), extended).await;
+    let extended = extended.await;
     answer(extended.map(|ends_at| ReservationBody::of(&body.reservation_id, ends_at)))
 }
 

@@ -65,3 +65,10 @@ async fn no_secret_is_logged() {
         }
     }
 }
+
+/// What brings a key says of it only that it is there, whoever prints it. (Tried by printing it.)
+#[test]
+fn a_call_cannot_be_printed_with_its_key() {
+    let printed = format!("{:?}", call(api_key(crate::harness::KEY), "model", &[]));
+    assert!(printed.contains("ApiKey(…)") && !printed.contains(crate::harness::KEY), "{printed}");
+}

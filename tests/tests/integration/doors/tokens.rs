@@ -217,9 +217,15 @@ async fn tokens_rotate_without_a_restart() {
     );
     assert!(node.stderr().contains("tokens[0].hash: "), "{}", node.stderr());
 
-    // A mounted secret that changes alone is noticed too.
-    std::fs::write(folder.services.with_file_name("mounted"), SHOP).unwrap();
+    // A mounted secret that changes alone is noticed too; also one that was not there yet when it was named. (Tried by
+    // looking only at the secrets that are in force.)
     write("tokens: [{ name: shop, file: mounted, domains: [shop] }]");
+    until("it is missed", Duration::from_secs(10), async || {
+        let (_, ready) = node.rest.json("/readyz").await;
+        ready["credentials"]["detail"].as_str()?.contains("mounted: cannot be read").then_some(())
+    })
+    .await;
+    std::fs::write(folder.services.with_file_name("mounted"), SHOP).unwrap();
     until("the mounted token is good", Duration::from_secs(10), async || code(SHOP).await.is_none().then_some(()))
         .await;
     std::fs::write(folder.services.with_file_name("mounted"), new).unwrap();

@@ -14,9 +14,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Failures, barred, failed, plain, unauthenticated};
 use crate::{
     auth::{ClientAddr, token},
-    rest::{Shared, traceparent},
+    rest::Shared,
     service::Logged,
-    telemetry::traced,
 };
 
 /// Whose refusals.
@@ -77,7 +76,7 @@ pub(in crate::rest) async fn get_log(
         Logged::Barred { block, at } => barred(block, *at),
         Logged::NotAdmin => plain(StatusCode::UNAUTHORIZED, "Admin API key required"),
     });
-    traced(traceparent(&headers), answer).await.unwrap_or_else(failed)
+    answer.await.unwrap_or_else(failed)
 }
 
 /// The same, where clients of the Venice API expect it.
