@@ -21,7 +21,7 @@
 -- the set  the names of open-ended ledgers, by when to see whether they are still there. It lives for 40 days from
 --          when the last one was made
 
-local SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 4, 32, 1024, 2048
+local SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 4, 64, 1024, 2048
 local TWO_32, MAX_AMOUNT, NEVER = 4294967296, 9007199254740991, 281474976710655
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
 local LOOKS, MOST_LOOKS, LOOK_AGAIN, SET_LIVES = '3', '64', 60000, '3456000000'

@@ -2,7 +2,7 @@
 -- is pending. `oldest` is the number of the oldest entry, `latest` the time of the one before `seq`, `entry` the format
 -- of an entry.
 local function close_block(key, seq, oldest, latest, columns, capacity, ring, size, entry)
-  local BLOCK, TWO_32 = 32, 4294967296
+  local BLOCK, TWO_32 = 64, 4294967296
   local line_size, lines = 4 + 7 * columns, capacity / BLOCK
   local first, sums = seq - BLOCK, {}
   if first < oldest then first = oldest end

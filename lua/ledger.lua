@@ -1,7 +1,7 @@
 -- One ledger in one string value: everything that is counted for one scope. The algorithm is that of
 -- tollgate-core's log.rs, on which every reply must agree.
 --
--- The value begins with a header (little endian, offsets from 0): version u8 (2), lengths of the header, the shape, the
+-- The value begins with a header (little endian, offsets from 0): version u8 (3), lengths of the header, the shape, the
 -- fields' format and the statics' format u16 each (formats are of `struct`), and then, all but the fields at places that
 -- follow from the shape:
 --
@@ -30,7 +30,7 @@
 -- of the oldest entry's group is kept unless that group is pending. So a call that adds an entry or lets
 -- one go needs the ring only every fourth time.
 --
--- The directory, in front of a ring of 64 slots and more, has a line per block of 32 entries: time of the
+-- The directory, in front of a ring of 128 slots and more, has a line per block of 64 entries: time of the
 -- last u32, per column the block's sum u56. A line is written when the next block begins, as the latest entry
 -- may still grow.
 --
@@ -45,7 +45,7 @@ local function read_header(key)
   local raw = redis.call('GETRANGE', key, '0', '399')
   if raw == '' then return false end
   local version, length, shape, fields, statics, at = struct.unpack('<BHHHH', raw)
-  if version ~= 2 then return nil, 'TGVERSION a counter is of version ' .. version end
+  if version ~= 3 then return nil, 'TGVERSION a counter is of version ' .. version end
   if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
   at = at + shape
   local format = string.sub(raw, at, at + fields - 1)
@@ -66,7 +66,7 @@ end
 -- Reads at most the directory and two blocks besides two groups, whatever the log's length.
 local function walk(key, h, s, horizon, column, excess)
   local g = h[1]
-  local GROUP, BLOCK, TWO_32 = 4, 32, 4294967296
+  local GROUP, BLOCK, TWO_32 = 4, 64, 4294967296
   local columns, d, capacity, ring, size, format = g[s + 1], g[s + 3], g[s + 4], g[s + 5], g[s + 6], g[s + 7]
   local before_latest, oldest_group = d + 4 + 2 * columns, d + 5 + 2 * columns
   local seq, latest = h[d], h[d + 3]
@@ -149,7 +149,7 @@ end
 --
 -- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
 local function rare(now, shortest_ttl)
-  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 2, 1, 4, 32, 2048, 4294967296
+  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 3, 1, 4, 64, 2048, 4294967296
   local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
 
   local function width_of(amount)

@@ -8,7 +8,7 @@
 -- cost     per ledger one read and one write of its header; for a row whose entry is no longer in the header a read
 --          and a write of its cost, and the same for its block's sum
 
-local SLIDING, GROUP, BLOCK, TWO_32 = 1, 4, 32, 4294967296
+local SLIDING, GROUP, BLOCK, TWO_32 = 1, 4, 64, 4294967296
 local id, slot_scopes = struct.unpack('<c16B', ARGV[2])
 local refunds, refunded, headers = (#ARGV[2] - 17) / 23, {}, {}
 

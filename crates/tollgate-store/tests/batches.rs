@@ -90,14 +90,14 @@ async fn what_is_wrong_with_one_counter_concerns_its_callers_only() {
     }
     // One is of another version, and one is none of ours.
     let mut redis = server.connection();
-    redis::cmd("SETRANGE").arg(&keys[1]).arg(0).arg(&[3_u8][..]).exec(&mut redis).unwrap();
+    redis::cmd("SETRANGE").arg(&keys[1]).arg(0).arg(&[4_u8][..]).exec(&mut redis).unwrap();
     redis::cmd("DEL").arg(&keys[3]).exec(&mut redis).unwrap();
     redis::cmd("RPUSH").arg(&keys[3]).arg("a list").exec(&mut redis).unwrap();
     for round in 2..5 {
         let answers = at_once(&store, &calls).await;
         for (account, answer) in accounts.iter().zip(answers) {
             match (*account, answer) {
-                ("b", Err(StoreError::Refused(text))) => assert!(text.contains("a counter is of version 3"), "{text}"),
+                ("b", Err(StoreError::Refused(text))) => assert!(text.contains("a counter is of version 4"), "{text}"),
                 ("d", Err(StoreError::Refused(text))) => assert!(text.contains("WRONGTYPE"), "{text}"),
                 ("a" | "c" | "e", answer) => assert_eq!(answer, Ok((round, true)), "{account}"),
                 (_, answer) => panic!("{account}: {answer:?}"),

@@ -12,7 +12,7 @@ use crate::{
         pattern::Pattern,
         plan::{CompiledResource, RuleId, TierRules},
         pool::Pool,
-        quota::{CONCURRENT_REQUESTS, OnFailure, default_label, default_name},
+        quota::{CONCURRENT_REQUESTS, OnFailure, REQUESTS, default_label, default_name},
     },
     reservation::MAX_SLOTS,
     window::{CalendarWindow, SlidingWindow, Window},
@@ -282,7 +282,7 @@ impl Builder {
 }
 
 fn units(names: &[String], errors: &mut Vec<CompileError>) -> Vec<Unit> {
-    let mut units = vec![Unit::named("requests")];
+    let mut units = vec![Unit::named(REQUESTS)];
     for (at, name) in names.iter().enumerate() {
         let unit = Unit::named(name);
         match units.iter().find(|known| known.id == unit.id) {

@@ -130,8 +130,8 @@ pub enum Problem {
     TooManyPools(usize, String),
     /// A scope that would not fit in the store.
     #[error(
-        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (4 for each window, 5 for \
-         each unit in it and 2 for what an abuse rule counts in it, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
+        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (in each window 4, 2 for \
+         requests and each thing that an abuse rule counts, 4 for any other unit, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
     )]
     LedgerTooLarge {
         /// The scope.

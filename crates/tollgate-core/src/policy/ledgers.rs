@@ -5,19 +5,19 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     amount::UnitId,
-    policy::{AbuseRule, Problem, Quota, Scope},
+    policy::{AbuseRule, Problem, Quota, Scope, quota::REQUESTS},
     window::{SlidingWindow, Window},
 };
 
 /// The most that the sliding windows of one ledger may weigh: the bytes of an entry in each. The fullest log has 2,048
-/// entries and the sums of 64 blocks, so that 30 are 63,360 bytes, beside a header of less than 2 KiB.
+/// entries, so that 30 are 61,440 bytes; the sums of 32 blocks and the header take less than 4 KiB more.
 const MAX_WEIGHT: usize = 30;
 /// What a window weighs: the time of an entry.
 const WINDOW: usize = 4;
-/// What a quota's unit weighs in a window: costs below 2^40.
-const UNIT: usize = 5;
-/// What an abuse rule counts, one by one.
+/// What is counted one by one weighs: requests, and what an abuse rule counts.
 const COUNT: usize = 2;
+/// What any other unit weighs in a window.
+const AMOUNT: usize = 4;
 
 /// What is counted in each ledger that a policy can name: for every scope, and for every resource if
 /// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
@@ -86,7 +86,8 @@ impl Ledgers {
 
 fn count(counters: &mut Counters, quota: &Quota) {
     if let Window::Sliding(window) = quota.window {
-        add(counters, Counter { window, unit: quota.unit.id, weight: UNIT });
+        let weight = if quota.unit.id == UnitId::of(REQUESTS) { COUNT } else { AMOUNT };
+        add(counters, Counter { window, unit: quota.unit.id, weight });
     }
 }
 

@@ -12,6 +12,9 @@ use crate::{
 /// overrides add.
 pub(super) const MAX_PLAN: usize = 16;
 
+/// The unit of calls, which every domain has: a call uses one of it, if it does not say otherwise.
+pub(super) const REQUESTS: &str = "requests";
+
 /// The unit of slots: a quota of it has no window, and every reservation holds one.
 pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
 

@@ -367,20 +367,21 @@ fn ledgers_that_would_not_fit_are_refused() {
     let windows =
         |count: u64| (1..=count).map(|at| quota("requests", WindowDraft::Sliding { ms: at }, 1, &["account"]));
     let of = |count| draft([("chat", with_rule(Some(windows(count).collect())))], None);
-    compiled(&of(3));
+    compiled(&of(5));
     assert!(
-        mistakes(&of(4))[0]
+        mistakes(&of(6))[0]
             .starts_with("tiers: scope [account] would count too much in one place: its sliding windows weigh 36")
     );
     // Calendar windows are single numbers, and do not count.
     let day = |unit: &str| {
         quota(unit, WindowDraft::Calendar { unit: CalendarUnit::Day, zone: "UTC".to_owned() }, 1, &["account"])
     };
-    let quotas = windows(3).chain([day("requests"), day("tokens")]).collect();
+    let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();
     let policy = compiled(&draft([("chat", with_rule(Some(quotas)))], None));
     // What is shared over resources adds up over them.
     let one = |ms| with_rule(Some(vec![quota("requests", WindowDraft::Sliding { ms }, 1, &["account"])]));
-    let spread = draft([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4))], None);
+    let spread =
+        draft([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4)), ("e", one(5)), ("f", one(6))], None);
     assert_eq!(mistakes(&spread).len(), 1);
     // An override must fit beside what the rules count.
     let one_more = [over(None, DAY, 1, &["account"])];

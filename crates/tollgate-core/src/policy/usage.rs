@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::{Amount, AmountTooLarge, UnitId},
-    policy::{CONCURRENT_REQUESTS, Policy},
+    policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS},
 };
 
 /// How much of each unit a call uses. It always uses requests.
@@ -93,7 +93,7 @@ impl Policy {
             let amount = Amount::try_from(amount).map_err(|_| UsageError::TooLarge(name.to_owned()))?;
             amounts.push((unit.id, amount));
         }
-        let requests = UnitId::of("requests");
+        let requests = UnitId::of(REQUESTS);
         if !amounts.iter().any(|(unit, _)| *unit == requests) {
             amounts.push((requests, Amount::from(1)));
         }

@@ -157,7 +157,7 @@ dialects:
     policy.yaml:26: resources.images.provider_class: there is no provider class "nobody"; there is: none yet
     policy.yaml:27: resources."a*b": a `*` may only stand at the end, as in `prompt/*`
     policy.yaml:29: resources.idle: no rule gives it quotas in tier "paid"; write `quotas: []` where it is not limited
-    policy.yaml:30: tiers: scope [account] would count too much in one place: its sliding windows weigh 50 (4 for each window, 5 for each unit in it and 2 for what an abuse rule counts in it, over all tiers), and at most 30 fits; use fewer windows or units, or another scope
+    policy.yaml:30: tiers: scope [account] would count too much in one place: its sliding windows weigh 34 (in each window 4, 2 for requests and each thing that an abuse rule counts, 4 for any other unit, over all tiers), and at most 30 fits; use fewer windows or units, or another scope
     policy.yaml:34: tiers.paid.resources.speech: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
     policy.yaml:36: tiers.paid.classes.audio: there is no class "audio"; there is: text, heavy, silent
     policy.yaml:37: default_tier: there is no tier "free"; there is: paid

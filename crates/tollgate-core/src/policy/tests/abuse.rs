@@ -165,10 +165,10 @@ fn mistakes_in_rules_are_told_with_their_places() {
 /// What rules count takes room in the ledgers too.
 #[test]
 fn rules_weigh_in_their_ledgers() {
-    let quotas = [1_000, 2_000, 3_000].map(|ms| quota("requests", WindowDraft::Sliding { ms }, 10, &[]));
+    let quotas = [1_000, 2_000, 3_000, 4_000].map(|ms| quota("requests", WindowDraft::Sliding { ms }, 10, &[]));
     let mut draft = with_rules([("one", rule(&[]))]);
     draft.resources = map([("chat", with_rule(Some(quotas.to_vec())))]);
-    assert!(mistakes(&draft)[0].contains("its sliding windows weigh 35"), "{:?}", mistakes(&draft));
+    assert!(mistakes(&draft)[0].contains("its sliding windows weigh 32"), "{:?}", mistakes(&draft));
     draft.abuse.rules = map([("one", rule(&["account"]))]);
     compiled(&draft);
 }
