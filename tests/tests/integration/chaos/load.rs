@@ -54,6 +54,15 @@ struct Answer {
     result: Result<(bool, String), Status>,
 }
 
+impl Answer {
+    /// Whether Redis may have charged a call that was not decided: the node does not say that it did not.
+    fn is_unsure(&self) -> bool {
+        let not_charged = ["the store cannot be reached", "the store is full", "the store refused"];
+        let said = self.result.as_ref().err().map(Status::message);
+        said.is_some_and(|said| !not_charged.iter().any(|start| said.starts_with(start)))
+    }
+}
+
 /// What a case must keep besides the bounds on waiting.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
@@ -93,8 +102,8 @@ pub(super) struct Report {
     /// Of the account with room for all, by the callers and by Redis.
     pub(super) admitted: u64,
     pub(super) charged: u64,
-    /// Of the same account: Redis may have charged any of them.
-    not_decided: u64,
+    /// Of the same account: those without an answer that Redis may have charged.
+    unsure: u64,
 }
 
 impl fmt::Display for Report {
@@ -235,7 +244,7 @@ impl Case {
             grown: fleet.held().grown_since(self.held),
             admitted: answers.iter().filter(admitted).filter(|answer| !answer.full).count() as u64,
             charged,
-            not_decided: answers.iter().filter(|answer| !answer.full && answer.result.is_err()).count() as u64,
+            unsure: answers.iter().filter(|answer| !answer.full && answer.is_unsure()).count() as u64,
         }
     }
 }
@@ -252,9 +261,9 @@ fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
     if !bounds.mode_admits {
         let elsewhere = answers.iter().find(|answer| answer.result.as_ref().is_ok_and(|(_, by)| !by.is_empty()));
         assert!(elsewhere.is_none(), "not Redis decided: {report}");
-        let Report { admitted, charged, not_decided, .. } = *report;
-        let sums = format!("{admitted} admitted, {charged} charged, {not_decided} not decided: {report}");
-        assert!(charged <= admitted + not_decided, "more charged than called: {sums}");
+        let Report { admitted, charged, unsure, .. } = *report;
+        let sums = format!("{admitted} admitted, {charged} charged, {unsure} without an answer: {report}");
+        assert!(charged <= admitted + unsure, "more charged than called: {sums}");
         assert!(admitted <= charged || bounds.lost_writes, "admitted and not charged: {sums}");
     }
     for answer in answers {
