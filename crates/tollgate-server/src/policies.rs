@@ -59,8 +59,8 @@ impl Domains {
     fn read(source: &Source, demo: bool, telemetry: &Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
         let domains = read_all(source)?.into_iter().map(|(domain, loaded)| {
             let metrics = DomainMetrics::of(telemetry, &loaded.policy);
-            telemetry.policy_loaded(&domain);
-            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, self_service } = loaded;
+            telemetry.policy_loaded(&domain, loaded.fingerprint);
+            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, self_service, .. } = loaded;
             let directory = Directory::of(bootstrap, demo);
             (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
         });

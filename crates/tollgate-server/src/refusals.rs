@@ -182,7 +182,7 @@ mod tests {
     fn refusals(most: usize) -> (Refusals, Arc<Fragile>, Arc<Telemetry>) {
         let gate = tokio::sync::Semaphore::new(1);
         let log = Arc::new(Fragile { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false), gate });
-        let telemetry = Arc::new(Telemetry::new("memory", 0).unwrap());
+        let telemetry = Arc::new(Telemetry::new("memory").unwrap());
         let mut refusals = Refusals::new(Arc::clone(&log) as _, Arc::clone(&telemetry));
         refusals.most = most;
         (refusals, log, telemetry)

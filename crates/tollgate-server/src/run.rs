@@ -122,8 +122,6 @@ pub struct Backend {
     pub clock: Arc<dyn Clock>,
     /// For the metrics: `memory` or `redis`.
     pub kind: &'static str,
-    /// For the metrics.
-    pub connections: usize,
     link: Option<Link>,
     fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
@@ -158,7 +156,6 @@ impl Backend {
                     refusals,
                     clock,
                     kind: "memory",
-                    connections: 0,
                     link: None,
                     fallback: None,
                     sweep: Some(sweep),
@@ -166,7 +163,6 @@ impl Backend {
                 })
             }
             StoreSettings::Redis(config) => {
-                let connections = config.connections;
                 let link = open(config)?;
                 let store = Arc::new(RedisStore::on(link.clone()));
                 let accounts = accounts(Some(link.clone()));
@@ -179,7 +175,7 @@ impl Backend {
                     move || fallback.sweep()
                 });
                 let (kind, link, fallback, sweep) = ("redis", Some(link), Some(fallback), Some(sweep as _));
-                Ok(Self { store, accounts, refusals, clock, kind, connections, link, fallback, sweep, workers })
+                Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers })
             }
         }
     }
@@ -189,7 +185,7 @@ impl Backend {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
         let (refusals, workers) = (in_memory(), Workers::start(1).map_err(RunError::Threads)?);
         let (link, fallback, sweep) = (None, None, None);
-        Ok(Self { store, accounts, refusals, clock, kind, connections: 0, link, fallback, sweep, workers })
+        Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers })
     }
 }
 
@@ -204,7 +200,7 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let telemetry = Arc::new(Telemetry::new(backend.kind, backend.connections)?);
+    let telemetry = Arc::new(Telemetry::new(backend.kind)?);
     if let Some(link) = &backend.link {
         telemetry.watch(link.clone());
     }

@@ -52,6 +52,7 @@ const BLOCKS: &str = "tollgate_blocks_total";
 const REFUSALS_DROPPED: &str = "tollgate_refusal_log_dropped_total";
 const REFUSALS_WAITING: &str = "tollgate_refusal_log_waiting";
 const POLICY_GENERATION: &str = "tollgate_policy_generation";
+const POLICY_FINGERPRINT: &str = "tollgate_policy_fingerprint";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
 const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
@@ -89,8 +90,8 @@ struct StoreErrors {
 }
 
 impl Telemetry {
-    /// The metrics of a node whose store is of this kind and keeps so many connections.
-    pub fn new(store: &'static str, connections: usize) -> Result<Self, BuildError> {
+    /// The metrics of a node whose store is of this kind.
+    pub fn new(store: &'static str) -> Result<Self, BuildError> {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &LATENCIES)?
             .build_recorder();
@@ -121,8 +122,6 @@ impl Telemetry {
             handle,
             recorder,
         };
-        #[expect(clippy::cast_precision_loss, reason = "a handful of connections")]
-        gauge(&telemetry.recorder, STORE_CONNECTIONS, &[("store", store)]).set(connections as f64);
         gauge(&telemetry.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         // There from the start, as Prometheus sees no increase in a counter that begins with its first count.
         for result in ["success", "failure"] {
@@ -212,9 +211,10 @@ impl Telemetry {
         for (fault, met) in &status.faults {
             counter(&self.recorder, STORE_FAULTS, &[("fault", fault.name())]).absolute(*met);
         }
-        #[expect(clippy::cast_precision_loss, reason = "a handful of servers")]
-        for (name, servers) in [(STORE_SERVERS, status.servers), (STORE_RESTING, status.resting)] {
-            gauge(&self.recorder, name, &[]).set(servers as f64);
+        let LinkStatus { servers, resting, connections, .. } = *status;
+        #[expect(clippy::cast_precision_loss, reason = "a handful of servers and connections")]
+        for (name, number) in [(STORE_SERVERS, servers), (STORE_RESTING, resting), (STORE_CONNECTIONS, connections)] {
+            gauge(&self.recorder, name, &[]).set(number as f64);
         }
     }
 
@@ -237,8 +237,10 @@ impl Telemetry {
         counter(&self.recorder, BLOCKS, &[("domain", ""), ("rule", AUTHENTICATION)]).increment(1);
     }
 
-    pub(crate) fn policy_loaded(&self, domain: &str) {
+    pub(crate) fn policy_loaded(&self, domain: &str, fingerprint: u64) {
         gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
+        #[expect(clippy::cast_precision_loss, reason = "48 bits")]
+        gauge(&self.recorder, POLICY_FINGERPRINT, &[("domain", domain)]).set(fingerprint as f64);
     }
 
     pub(crate) fn policy_reloads(&self, success: bool) {
@@ -290,7 +292,7 @@ fn describe(recorder: &PrometheusRecorder) {
     seconds(STORE_SECONDS, "Time the store took to answer");
     counter(STORE_ERRORS, "Calls the store did not decide");
     gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
-    gauge(STORE_CONNECTIONS, "Connections the calls to the store share");
+    gauge(STORE_CONNECTIONS, "Connections to Redis that are up, which calls share");
     gauge(STORE_UP, "Whether the store answered its last probe");
     counter(failure::DECISIONS, "Calls answered without the store, by failure mode and verdict");
     gauge(failure::WAITING, "Admissions made without the store that wait to be charged to it");
@@ -308,6 +310,7 @@ fn describe(recorder: &PrometheusRecorder) {
     );
     gauge(REFUSALS_WAITING, "Refusals that wait to be written to the log");
     gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
+    gauge(POLICY_FINGERPRINT, "A number that is the same on nodes whose policy of the domain says the same");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
     counter(accounts::LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");

@@ -108,12 +108,19 @@ async fn the_way_to_redis_the_time_it_takes_and_the_policy_are_measured() {
         assert!(allowed(&consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap()));
     }
     let took = started.elapsed();
-    let metrics = scrape().await;
+    let connected = async |number: f64| {
+        until(&format!("{number} connections"), Duration::from_secs(10), async || {
+            let metrics = scrape().await;
+            value(&metrics, "tollgate_store_connections").filter(|up| (up - number).abs() < 0.5).map(|_| metrics)
+        })
+        .await
+    };
+    let metrics = connected(3.0).await;
     for kind in ["unreachable", "indeterminate", "overloaded", "crowded", "refused"] {
         is(&metrics, &error(kind), 0.0);
     }
     for (series, expected) in [
-        ("tollgate_store_connections{store=\"redis\"}", 3.0),
+        ("tollgate_store_connections", 3.0),
         ("tollgate_store_servers", 1.0),
         ("tollgate_store_breakers_open", 0.0),
         ("tollgate_failure_replay_waiting", 0.0),
@@ -138,20 +145,26 @@ async fn the_way_to_redis_the_time_it_takes_and_the_policy_are_measured() {
     }
     assert!(0.0 < in_store && in_store < whole && whole < took.as_secs_f64(), "{in_store} s of {whole} s of {took:?}");
 
+    let fingerprint = |metrics: &str| value(metrics, "tollgate_policy_fingerprint{domain=\"shop\"}").unwrap();
+    let first = fingerprint(&metrics);
     std::fs::write(&policy, "nothing of the kind").unwrap();
     node.signal("HUP");
     until("the bad file is counted", Duration::from_secs(10), async || {
         value(&scrape().await, &reloads("failure")).filter(|count| *count > 0.0)
     })
     .await;
-    is(&scrape().await, generation, 1.0);
+    let metrics = scrape().await;
+    is(&metrics, generation, 1.0);
+    is(&metrics, "tollgate_policy_fingerprint{domain=\"shop\"}", first);
     std::fs::write(&policy, shop(99)).unwrap();
     node.signal("HUP");
     until("the good file is counted", Duration::from_secs(10), async || {
         value(&scrape().await, generation).filter(|version| *version > 1.0)
     })
     .await;
-    assert!(value(&scrape().await, &reloads("success")).is_some_and(|count| count > 0.0));
+    let metrics = scrape().await;
+    assert!(value(&metrics, &reloads("success")).is_some_and(|count| count > 0.0));
+    assert!((fingerprint(&metrics) - first).abs() > 0.5, "another policy");
     redis.kill();
     // The policy file knows this account, so that nothing but the decision asks Redis.
     for _ in 0..5 {
@@ -161,6 +174,7 @@ async fn the_way_to_redis_the_time_it_takes_and_the_policy_are_measured() {
     let errors = ["unreachable", "indeterminate"].map(|kind| value(&metrics, &error(kind)).unwrap());
     assert!((errors.iter().sum::<f64>() - 5.0).abs() < f64::EPSILON, "one for each call not decided: {metrics}");
     is(&metrics, in_flight, 0.0);
+    connected(0.0).await;
 }
 
 fn series(metrics: &str) -> HashSet<String> {

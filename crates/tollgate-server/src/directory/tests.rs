@@ -116,7 +116,7 @@ impl Node {
             arrived: Notify::new(),
             released: Semaphore::new(0),
         });
-        let telemetry = Arc::new(Telemetry::new("memory", 0).unwrap());
+        let telemetry = Arc::new(Telemetry::new("memory").unwrap());
         let bounds = CacheBounds { entries: 1000, lifetime, deadline: Duration::from_secs(20) };
         let accounts = Arc::new(Accounts::new(Arc::clone(&store) as _, bounds, Arc::clone(&telemetry)));
         tokio::spawn(Arc::clone(&accounts).listen(None));

@@ -4,6 +4,7 @@
 use std::{collections::HashSet, fmt, io::Read, path::Path, sync::Arc};
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tollgate_core::policy::{Place, Policy, draft::OverrideDraft};
 
 use crate::{dialect::Dialects, uploads::Uploads};
@@ -33,6 +34,9 @@ pub const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct LoadedPolicy {
     /// The compiled policy.
     pub policy: Arc<Policy>,
+    /// 48 bits of the SHA-256 of what the file says, whatever its comments and its layout: the same on nodes that go by
+    /// the same.
+    pub fingerprint: u64,
     /// The accounts and keys that the file brings along.
     pub bootstrap: Vec<BootstrapAccount>,
     /// What it says of accounts in the store.
@@ -155,13 +159,19 @@ fn compile(file: format::PolicyFile, written: &Value) -> Result<LoadedPolicy, Ve
     let accounts = AccountRules::of(&keys, promotions, &policy);
     match (bootstrap, accounts, dialects, uploads) {
         (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
-            Ok(LoadedPolicy { policy: Arc::new(policy), bootstrap, accounts, dialects, uploads, self_service })
+            let (policy, fingerprint) = (Arc::new(policy), fingerprint(written));
+            Ok(LoadedPolicy { policy, fingerprint, bootstrap, accounts, dialects, uploads, self_service })
         }
         (bootstrap, accounts, dialects, uploads) => {
             let mistakes = [Some(wrong), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];
             Err(mistakes.into_iter().flatten().flatten().collect())
         }
     }
+}
+
+fn fingerprint(written: &Value) -> u64 {
+    let hash = Sha256::digest(written.to_string());
+    hash.iter().take(6).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 fn at_start(message: String) -> PolicyError {

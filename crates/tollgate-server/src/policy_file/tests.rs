@@ -20,6 +20,16 @@ fn report(text: &str) -> String {
 const GOOD: &str = "version: 1\ndomain: d\ntiers: {t: {is_charged: false, quotas: []}}\ndefault_tier: t\n";
 
 #[test]
+fn policies_that_say_the_same_have_the_same_fingerprint() {
+    let fingerprint = |text: &str| parse("policy.yaml", text).unwrap().fingerprint;
+    let rewritten = GOOD
+        .replace("{t: {is_charged: false, quotas: []}}", "\n  # Nobody pays.\n  t: { is_charged: false, quotas: [] }");
+    assert_eq!(fingerprint(GOOD), fingerprint(&rewritten));
+    assert_ne!(fingerprint(GOOD), fingerprint(&GOOD.replace("false", "true")));
+    assert!(fingerprint(GOOD) < 1 << 48);
+}
+
+#[test]
 fn the_least_policy_is_good() {
     assert_eq!(report(GOOD), "no mistakes");
 }

@@ -149,6 +149,8 @@ pub struct LinkStatus {
     pub servers: usize,
     /// How many of them are left alone because they did not answer.
     pub resting: usize,
+    /// How many connections to them are up.
+    pub connections: usize,
 }
 
 impl Link {
@@ -203,6 +205,7 @@ impl Link {
             faults: Fault::ALL.into_iter().zip(self.0.faults.iter().map(|met| met.load(Ordering::Relaxed))).collect(),
             servers: nodes.len(),
             resting: nodes.iter().filter(|node| node.is_resting()).count(),
+            connections: nodes.iter().map(|node| node.connections()).sum(),
         }
     }
 

@@ -190,6 +190,11 @@ impl Node {
         }
     }
 
+    /// How many connections are up.
+    pub(super) fn connections(&self) -> usize {
+        self.lines.iter().filter(|line| matches!(&*line.state.borrow(), State::Up(..))).count()
+    }
+
     /// Whether calls are refused because the server did not answer.
     pub(super) fn is_resting(&self) -> bool {
         self.breaker.is_open()
