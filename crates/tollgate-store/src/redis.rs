@@ -93,7 +93,8 @@ impl RedisStore {
 
     /// A store at the other end of `link`, which others may use too.
     ///
-    /// Must be called within a Tokio runtime.
+    /// Must be called within a Tokio runtime that goes on: calls from threads without a runtime of the link's are sent by
+    /// a task on this one.
     pub fn on(link: Link) -> Self {
         Self::behind(lua!("clock"), link, None)
     }

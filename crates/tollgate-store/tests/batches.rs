@@ -108,7 +108,7 @@ async fn what_is_wrong_with_one_counter_concerns_its_callers_only() {
     assert_eq!((met(Fault::OtherVersion.name()), met(Fault::Refused.name())), (Some(3), Some(3)));
 }
 
-/// At the end of its memory Redis refuses a whole batch before anything of it is written.
+/// At the end of its memory Redis charges nobody whom it refuses.
 #[tokio::test]
 async fn a_redis_without_memory_charges_nobody() {
     let server = RedisServer::start();
@@ -158,6 +158,27 @@ async fn a_stalled_redis_leaves_nobody_waiting() {
     server.resume();
     let used: Vec<_> = at_once(&store, &calls[..2]).await.into_iter().map(|answer| answer.unwrap().0).collect();
     assert_eq!(used, [21, 21]);
+}
+
+/// The name of a server may lead to another one by now. Tried with a fault that a call tells of and nobody acts upon.
+#[tokio::test]
+async fn a_server_that_may_only_be_read_is_connected_to_anew() {
+    let server = RedisServer::start();
+    let store = store(&server);
+    assert_eq!(said(store.apply(&call("a", 100), Mode::Try).await), Ok((1, true)));
+    let connection = || {
+        let clients: String = server.run("CLIENT LIST");
+        let mut decides = clients.lines().filter(|line| line.contains("cmd=eval"));
+        decides.next().unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let before = connection();
+    server.run::<()>("REPLICAOF 127.0.0.1 1");
+    // Accounts that are new take the long way.
+    let answer = store.apply(&call("b", 100), Mode::Try).await;
+    assert!(matches!(&answer, Err(StoreError::Unreachable(text)) if text.contains("READONLY")), "{answer:?}");
+    server.run::<()>("REPLICAOF NO ONE");
+    assert_eq!(said(store.apply(&call("b", 100), Mode::Try).await), Ok((1, true)));
+    assert_ne!(connection(), before);
 }
 
 /// Each account has a slot of its own.

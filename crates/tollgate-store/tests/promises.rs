@@ -388,7 +388,7 @@ fn limits_change_at_once_and_usage_stays() {
 }
 
 /// Promise 8, for a counter's memory; the conformance suite checks TTLs and sizes after all its sequences. The heaviest
-/// ledgers that policies may have, with what README.md says of costs. Broken to try it: no coalescing, and costs that all take
+/// ledgers that one policy may have, with what README.md says of costs. Broken to try it: no coalescing, and costs that all take
 /// seven bytes, or requests four.
 #[test]
 fn a_counter_never_outgrows_64_kib() {

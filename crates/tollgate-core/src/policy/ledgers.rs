@@ -1,5 +1,6 @@
 //! How large the ledgers of a policy can become. One scope's value in the store must fit in 64 KiB,
-//! and a sliding window takes room in it for its entries, whatever its limit.
+//! and a sliding window takes room in it for its entries, whatever its limit. (What a pool keeps for its priorities has
+//! ledgers of its own, each with one window of four units, which fits.)
 
 use std::{collections::HashMap, sync::Arc};
 

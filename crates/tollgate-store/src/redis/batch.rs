@@ -1,12 +1,15 @@
 //! Usual calls that come at the same moment, decided by one run of their script. Nothing waits for company: a batch is
 //! what came while the thread was busy with what came before.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use redis::Value;
 use smallvec::SmallVec;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
     time::Instant,
 };
 use tollgate_core::{claim::Partition, store::StoreError};
@@ -20,6 +23,8 @@ use super::{
 /// So many calls at most are decided by one run. By then a call has saved what there is to save (`tests/bench-batches`),
 /// and Redis serves nobody else for about a quarter of a millisecond at most.
 const MOST_CALLS: usize = 32;
+/// Whose deadlines are further apart do not share one.
+const NEAR: Duration = Duration::from_millis(20);
 /// So many are looked through at once.
 const MOST_AT_ONCE: usize = 512;
 /// What a reply begins with that is an error.
@@ -69,9 +74,10 @@ impl Batches {
         let (caller, answer) = oneshot::channel();
         let elsewhere = self.0.len() - 1;
         let here = preferred_runtime().filter(|runtime| *runtime < elsewhere).unwrap_or(elsewhere);
-        self.0[here]
-            .try_send(Waiting { call, caller })
-            .map_err(|_| StoreError::Overloaded("too many calls wait to be sent".into()))?;
+        self.0[here].try_send(Waiting { call, caller }).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::Overloaded("too many calls wait to be sent".into()),
+            TrySendError::Closed(_) => StoreError::Unreachable("the node ends".into()),
+        })?;
         // Whoever has the call keeps to its deadline.
         answer.await.unwrap_or_else(|_| Err(StoreError::Indeterminate("the node ends".into())))
     }
@@ -89,8 +95,13 @@ impl Sending {
         let mut waiting = Vec::new();
         while calls.recv_many(&mut waiting, MOST_AT_ONCE).await > 0 {
             let mut batches: SmallVec<[Batch; 2]> = SmallVec::new();
+            let now = Instant::now();
             // Who has gone is not charged.
             for Waiting { call, caller } in waiting.drain(..).filter(|waiting| !waiting.caller.is_closed()) {
+                if call.deadline <= now {
+                    let _ = caller.send(Err(StoreError::Unreachable("no time is left to ask".into())));
+                    continue;
+                }
                 match batches.iter_mut().find(|batch| batch.takes(&call)) {
                     Some(batch) => batch.add(call, caller),
                     None => batches.push(Batch::begin(call, caller)),
@@ -171,6 +182,8 @@ impl Batch {
             && Arc::ptr_eq(&self.script, &call.script)
             && self.slot == call.slot
             && self.keys == call.keys.len()
+            && call.deadline <= self.deadline + NEAR
+            && self.deadline <= call.deadline + NEAR
     }
 
     fn add(&mut self, call: UsualCall, caller: Caller) {
@@ -186,5 +199,29 @@ impl Batch {
 impl Group {
     fn count(&self) -> u8 {
         u8::try_from(self.calls.len()).unwrap_or(u8::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::RedisConfig, *};
+
+    /// Parts of a call over several slots may have spent most of theirs. Tried with the earliest deadline for all.
+    #[tokio::test]
+    async fn whoever_is_late_is_late_alone() {
+        let (script, now) = (Arc::new(Script::new(String::new())), Instant::now());
+        let call = |ms| UsualCall {
+            script: Arc::clone(&script),
+            keys: SmallVec::from_iter(["key".to_owned()]),
+            slot: None,
+            told: Vec::new(),
+            deadline: now + Duration::from_millis(ms),
+        };
+        let batch = Batch::begin(call(250), oneshot::channel().0);
+        assert!(batch.takes(&call(251)) && batch.takes(&call(240)));
+        assert!(!batch.takes(&call(2)) && !batch.takes(&call(500)));
+        let link = Link::open(RedisConfig::new("redis://127.0.0.1:1")).unwrap();
+        let late = Batches::new(&link, None).decide(&link, call(0)).await;
+        assert_eq!(late, Err(StoreError::Unreachable("no time is left to ask".into())));
     }
 }

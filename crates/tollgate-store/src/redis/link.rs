@@ -224,9 +224,9 @@ impl Link {
         self.0.permit()
     }
 
-    /// Counts a fault that a script told of.
+    /// Counts a fault that a script told of, and does what it asks for.
     pub(super) fn met(&self, failure: &Failure) {
-        self.0.met(failure, None);
+        self.0.met(failure);
     }
 
     /// Runs one command. In a cluster it goes to the slot of its first key.
@@ -314,7 +314,7 @@ impl Link {
                 Err(met) => failure = met,
             }
         }
-        self.0.met(&failure, None);
+        self.0.met(&failure);
         Err(failure.into())
     }
 }
@@ -351,7 +351,7 @@ impl Shared {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            self.met(&failure, Some(&node));
+            self.met(&failure);
             asking = failure.fault == Fault::Ask;
             node = match (failure.fault, &self.route) {
                 (Fault::Moved | Fault::Ask, Route::Cluster(cluster)) => cluster.redirected(&failure.detail, &node)?,
@@ -368,7 +368,7 @@ impl Shared {
     }
 
     /// Counts a fault and does what it asks for besides an answer.
-    fn met(&self, failure: &Failure, node: Option<&Node>) {
+    fn met(&self, failure: &Failure) {
         if let Some(at) = Fault::ALL.iter().position(|fault| *fault == failure.fault) {
             self.faults[at].fetch_add(1, Ordering::Relaxed);
         }
@@ -377,11 +377,7 @@ impl Shared {
         }
         match &self.route {
             // The name may lead to another server by now.
-            Route::Single(_) if failure.fault == Fault::ReadOnly => {
-                if let Some(node) = node {
-                    node.reconnect();
-                }
-            }
+            Route::Single(node) if failure.fault == Fault::ReadOnly => node.reconnect(),
             Route::Single(_) => {}
             Route::Sentinel(sentinels) => sentinels.doubt(),
             Route::Cluster(cluster) => cluster.doubt(),
