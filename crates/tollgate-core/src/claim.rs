@@ -183,15 +183,11 @@ pub struct Applied {
     /// Whether every claim fitted.
     pub allowed: bool,
     /// One status for each claim, in the claims' order.
-    pub statuses: SmallVec<[ClaimStatus; 8]>,
+    pub statuses: SmallVec<[ClaimStatus; 4]>,
 }
 
 /// A store's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every answer is the large one; a box would cost each an allocation"
-)]
 pub enum Answer {
     /// It decided.
     Applied(Applied),

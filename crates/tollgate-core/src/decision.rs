@@ -47,7 +47,7 @@ pub struct Decision<'a> {
     /// The store's time.
     pub decided_at: Timestamp,
     /// Every quota, in the order of the policy.
-    pub quotas: SmallVec<[QuotaStatus<'a>; 8]>,
+    pub quotas: SmallVec<[QuotaStatus<'a>; 4]>,
     /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
     /// the one with the smallest part of its limit left. `None` if no quota applies.
     pub speaker: Option<usize>,
@@ -102,7 +102,7 @@ impl<'a> Decision<'a> {
             let ClaimStatus { used, resets_at, fit } = *status;
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, room: None, fit }
         };
-        let quotas: SmallVec<[QuotaStatus<'a>; 8]> = quotas.iter().zip(&applied.statuses).map(status).collect();
+        let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
         let blocked = block.map(|block| Fit::At(block.until));
         // What a store refused is refused, and be it by a shadow that has no more slots.
         let refused = |quota: &QuotaStatus<'_>| !quota.quota.shadow && quota.fit != Fit::Now;

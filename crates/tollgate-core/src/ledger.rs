@@ -149,7 +149,7 @@ fn note(charges: &mut [Charge], made: Charge) {
     }
 }
 
-fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 8]> {
+fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 4]> {
     let nothing = Ledger::default();
     let readings = claims.iter().map(|claim| match ledgers.get(&claim.ledger) {
         Some(ledger) => {

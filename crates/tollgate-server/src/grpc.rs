@@ -296,7 +296,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
     let said = v1::Decision {
         verdict: outcome.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
         reason: outcome.reason().map_or(v1::Reason::Unspecified, reason).into(),
-        rendered: call.render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
+        rendered: call.render.then(|| Box::new(rendered(outcome.dialect().render(&Facts::of(outcome))))),
         ..v1::Decision::default()
     };
     match outcome {
@@ -309,15 +309,18 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             ..said
         },
         Outcome::Decided { identity, resolved, decision, trace, .. } => v1::Decision {
-            reservation: trace.reservation.as_ref().map(|(id, ends_at)| reserve::reservation(id.clone(), *ends_at)),
+            reservation: trace
+                .reservation
+                .as_ref()
+                .map(|(id, ends_at)| Box::new(reserve::reservation(id.clone(), *ends_at))),
             replayed: trace.replayed,
             decided_at: Some(timestamp(decision.decided_at)),
             quotas: quotas(decision, call.details),
-            quota: outcome.speaking().map(|quota| quota.quota.name.to_string()).unwrap_or_default(),
+            quota: outcome.speaking().map(|quota| quota.quota.name.as_ref().into()).unwrap_or_default(),
             retry_after_ms: decision.retry_after_ms(),
-            account: identity.account.id.to_string(),
-            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
-            tier: resolved.tier().name.to_string(),
+            account: identity.account.id.as_ref().into(),
+            api_key_id: identity.key.as_ref().map(|key| key.id.as_ref().into()).unwrap_or_default(),
+            tier: resolved.tier().name.as_ref().into(),
             resource: resolved.resource().to_owned(),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             blocked_until: decision.block.map(|block| timestamp(block.until)),
@@ -362,8 +365,8 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
                 .collect(),
             next_page_token: next.map(|skip| skip.to_string()).unwrap_or_default(),
             decided_at: Some(timestamp(*decided_at)),
-            account: identity.account.id.to_string(),
-            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()).unwrap_or_default(),
+            account: identity.account.id.as_ref().into(),
+            api_key_id: identity.key.as_ref().map(|key| key.id.as_ref().into()).unwrap_or_default(),
             tier: domain.policy.tier(identity.account.tier).map(|tier| tier.name.to_string()).unwrap_or_default(),
             blocked_until: None,
         },
@@ -377,7 +380,7 @@ fn quotas(decision: &Decision<'_>, details: bool) -> Vec<v1::QuotaStatus> {
 fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
     let quota = status.quota;
     v1::QuotaStatus {
-        name: quota.name.to_string(),
+        name: quota.name.as_ref().into(),
         limit: match status.limit {
             Limit::Finite(limit) => Some(limit.get()),
             Limit::Unlimited => None,
@@ -391,11 +394,13 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,
-        details: details.then(|| v1::QuotaDetails {
-            label: quota.label.to_string(),
-            unit: quota.unit.name.to_string(),
-            window: Some(window(&quota.window)),
-            scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
+        details: details.then(|| {
+            Box::new(v1::QuotaDetails {
+                label: quota.label.as_ref().into(),
+                unit: quota.unit.name.as_ref().into(),
+                window: Some(window(&quota.window)),
+                scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
+            })
         }),
     }
 }

@@ -48,7 +48,7 @@ use crate::{
     directory::{Accounts, BadKey, Identity},
     policies::{Domain, Policies},
     refusals::Refusals,
-    telemetry::{InFlight, Telemetry},
+    telemetry::Telemetry,
     uploads::TooLarge,
 };
 
@@ -243,17 +243,15 @@ impl DecisionService {
             Some(upload) => domain.uploads.check(call.resource, upload)?,
             None => None,
         };
-        let gate = Self::gate(&domain, call.caller, &attributes);
-        let usage = Self::usage_of(ask, &resolved, usage, &domain)?;
-        let remember = self.to_remember(ask, call, (&domain, &identity, &resolved), (&usage, &attributes))?;
+        let gate = Self::gate(domain, call.caller, &attributes);
+        let usage = Self::usage_of(ask, &resolved, usage, domain)?;
+        let remember = self.to_remember(ask, call, (domain, &identity, &resolved), (&usage, &attributes))?;
         let mut trace = Trace::default();
         let nothing = Usage::none();
         // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
         let (judged, judged_mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, mode) };
         let by = match &remember {
-            Some(remember) if too_large.is_none() => {
-                By::Admission(Admission { remember, domain: &domain, trace: &mut trace })
-            }
+            Some(remember) if too_large.is_none() => By::Admission(Admission { remember, domain, trace: &mut trace }),
             _ => By::Mode(judged_mode),
         };
         let asked = match identity.check() {
@@ -283,7 +281,7 @@ impl DecisionService {
         }
         // Without the store there is nothing to count in.
         let counts = mode != Mode::Peek && decision.decided_by == DecidedBy::Store;
-        let (domain, identity) = (&*domain, &identity);
+        let identity = &identity;
         let outcome = Outcome::Decided { domain, identity, resolved, usage, decision, too_large, dialect, trace };
         if mode != Mode::Peek {
             self.note_refusal(&outcome);
@@ -330,7 +328,7 @@ impl DecisionService {
     async fn apply(
         &self,
         home: Partition,
-        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
+        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
         mode: Mode,
         mut now: Timestamp,
     ) -> Result<Option<Applied>, CallError> {
@@ -340,9 +338,7 @@ impl DecisionService {
                 return Ok(None);
             }
             let started = Instant::now();
-            let in_flight = InFlight::new(&self.telemetry);
             let answer = self.store.apply_at(home, &claims, mode).await;
-            drop(in_flight);
             self.telemetry.store_answered(started.elapsed(), &answer);
             match answer? {
                 Answer::Applied(applied) => return Ok(Some(applied)),

@@ -69,7 +69,7 @@ pub struct Telemetry {
     store_seconds: Histogram,
     store_errors: StoreErrors,
     /// Calls to the store that are under way.
-    pub(crate) store_in_flight: Gauge,
+    store_in_flight: Gauge,
     store_up: Gauge,
     store_was_up: AtomicBool,
     link: OnceLock<Link>,
@@ -133,7 +133,7 @@ impl Telemetry {
     /// The metrics as Prometheus reads them.
     pub(crate) fn render(&self) -> String {
         if let Some(link) = self.link.get() {
-            self.link_seen(&link.status());
+            self.link_seen(link);
         }
         if let Some(fallback) = self.fallback.get() {
             self.replayed(&fallback.replayed());
@@ -207,15 +207,18 @@ impl Telemetry {
         let _ = self.fallback.set(fallback);
     }
 
-    fn link_seen(&self, status: &LinkStatus) {
+    fn link_seen(&self, link: &Link) {
+        let status = link.status();
         for (fault, met) in &status.faults {
             counter(&self.recorder, STORE_FAULTS, &[("fault", fault.name())]).absolute(*met);
         }
-        let LinkStatus { servers, resting, connections, .. } = *status;
+        let LinkStatus { servers, resting, connections, .. } = status;
         #[expect(clippy::cast_precision_loss, reason = "a handful of servers and connections")]
         for (name, number) in [(STORE_SERVERS, servers), (STORE_RESTING, resting), (STORE_CONNECTIONS, connections)] {
             gauge(&self.recorder, name, &[]).set(number as f64);
         }
+        #[expect(clippy::cast_precision_loss, reason = "a bounded queue")]
+        self.store_in_flight.set(link.in_flight() as f64);
     }
 
     pub(crate) fn store_probed(&self, up: bool) {
@@ -344,20 +347,4 @@ fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static 
 
 fn histogram(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
     recorder.register_histogram(&key(name, labels), &metadata())
-}
-
-/// Counts a call to the store while it is under way.
-pub(crate) struct InFlight<'a>(&'a Gauge);
-
-impl<'a> InFlight<'a> {
-    pub(crate) fn new(telemetry: &'a Arc<Telemetry>) -> Self {
-        telemetry.store_in_flight.increment(1.0);
-        Self(&telemetry.store_in_flight)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
 }

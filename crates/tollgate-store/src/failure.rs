@@ -107,9 +107,9 @@ impl Fallback {
             let fit = if never { Fit::Never } else { Fit::Now };
             ClaimStatus { used: Amount::ZERO, resets_at: self.clock.now(), fit }
         };
-        let mut statuses: SmallVec<[ClaimStatus; 8]> = claims.iter().map(blank).collect();
+        let mut statuses: SmallVec<[ClaimStatus; 4]> = claims.iter().map(blank).collect();
         let places: SmallVec<[usize; 8]> = (0..claims.len()).filter(|at| is_local(*at)).collect();
-        let shares: SmallVec<[Claim; 8]> =
+        let shares: SmallVec<[Claim; 4]> =
             places.iter().map(|at| Claim { limit: self.share(claims[*at].limit), ..claims[*at] }).collect();
         let may_pass = (0..claims.len()).all(|at| is_local(at) || statuses[at].fit == Fit::Now);
         let mut applied = Applied { decided_at: self.clock.now(), allowed: may_pass, statuses: SmallVec::new() };
@@ -195,7 +195,7 @@ impl Fallback {
     }
 }
 
-fn still_counting(admitted: &Admitted, now: Timestamp) -> SmallVec<[Claim; 8]> {
+fn still_counting(admitted: &Admitted, now: Timestamp) -> SmallVec<[Claim; 4]> {
     let counts = |claim: &&Claim| match claim.span {
         Span::Sliding(window) => now.ms_since(admitted.at) < u64::from(window.ms()),
         Span::Calendar { period, .. } => period.contains(now),
@@ -211,7 +211,7 @@ async fn charge(store: &dyn Store, claims: &[Claim]) -> Option<Result<(), ()>> {
         Ok(Answer::Applied(_)) => Some(Ok(())),
         // A period ended just now, by the store's clock. The rest counts on.
         Ok(Answer::OutsidePeriod(at)) => {
-            let rest: SmallVec<[Claim; 8]> = claims
+            let rest: SmallVec<[Claim; 4]> = claims
                 .iter()
                 .filter(|claim| !matches!(claim.span, Span::Calendar { period, .. } if !period.contains(at)))
                 .copied()

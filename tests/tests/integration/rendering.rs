@@ -23,7 +23,7 @@ dialects:
 
 async fn rendered(node: &Node, call: Call) -> RenderedResponse {
     let call = Call { render: true, ..call };
-    consume(&node.grpc, call).await.expect("a decision").rendered.expect("a rendered answer")
+    *consume(&node.grpc, call).await.expect("a decision").rendered.expect("a rendered answer")
 }
 
 fn header<'a>(answer: &'a RenderedResponse, name: &str) -> Option<&'a str> {

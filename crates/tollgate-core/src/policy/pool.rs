@@ -265,7 +265,7 @@ pub type Rooms = SmallVec<[(usize, Amount); 1]>;
 pub fn settle(draws: &[Draw<'_>], mode: Mode, again: bool, applied: &mut Applied) -> (Drawn, Rooms) {
     let (mut found, mut rooms) = (Drawn::default(), Rooms::new());
     let behind: usize = draws.iter().map(Draw::rows).sum();
-    let rows: SmallVec<[ClaimStatus; 8]> =
+    let rows: SmallVec<[ClaimStatus; 4]> =
         applied.statuses.drain(applied.statuses.len().saturating_sub(behind)..).collect();
     let mut rest = &rows[..];
     let others_fit = applied.statuses.iter().all(|status| status.fit == Fit::Now);

@@ -66,7 +66,7 @@ pub struct Resolved<'a> {
     tier: &'a Tier,
     resource: &'a Resource,
     name: &'a str,
-    quotas: SmallVec<[ActiveQuota<'a>; 8]>,
+    quotas: SmallVec<[ActiveQuota<'a>; 4]>,
 }
 
 /// A quota and the limit in force, which an override may have replaced.
@@ -123,7 +123,7 @@ impl Policy {
 /// Adds one chain's quotas as its overrides leave them. The most specific override comes last, and
 /// so has the last word.
 fn add_chain<'a>(
-    quotas: &mut SmallVec<[ActiveQuota<'a>; 8]>,
+    quotas: &mut SmallVec<[ActiveQuota<'a>; 4]>,
     of_chain: &'a [Quota],
     chain: Chain,
     overrides: &'a [Override],
@@ -224,7 +224,7 @@ impl<'a> Resolved<'a> {
         usage: &Usage,
         attributes: impl Fn(&str) -> Option<&'v str>,
         now: Timestamp,
-    ) -> Result<SmallVec<[Claim; 8]>, MissingAttribute>
+    ) -> Result<SmallVec<[Claim; 4]>, MissingAttribute>
     where
         'a: 'v,
     {
@@ -233,7 +233,7 @@ impl<'a> Resolved<'a> {
             found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
         };
         let guards = self.policy.abuse_rules().len();
-        let mut claims: SmallVec<[Claim; 8]> = SmallVec::with_capacity(self.quotas.len() + guards);
+        let mut claims: SmallVec<[Claim; 4]> = SmallVec::with_capacity(self.quotas.len() + guards);
         // Quotas and guards mostly share a scope, and naming a ledger costs a hash.
         let ledger = |scope: &Scope, before: &[Claim]| {
             let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);

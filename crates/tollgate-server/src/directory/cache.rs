@@ -24,7 +24,7 @@ use super::{BadKey, Identity, compile::Known};
 use crate::{
     key::KeyHash,
     settings::CacheBounds,
-    telemetry::{CacheResult, InFlight, Telemetry},
+    telemetry::{CacheResult, Telemetry},
 };
 
 /// How long a node waits before it tries again to hear of changes.
@@ -220,7 +220,6 @@ impl Accounts {
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let _in_flight = InFlight::new(&self.telemetry);
         let bound = self.bounds.deadline;
         let answer = tokio::time::timeout(bound, work)
             .await

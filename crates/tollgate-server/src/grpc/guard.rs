@@ -21,8 +21,8 @@ use crate::auth::{Doors, Peer, Refusal, ServiceGrant};
 /// How much longer than a call a message may take in all, until its answer begins.
 const LONGER: Duration = Duration::from_secs(5);
 
-/// A gRPC service that only services with a grant may call. The grant and the caller's address come along as
-/// extensions of each request.
+/// A gRPC service that only services with a grant may call. The grant comes along as an extension of
+/// each request.
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     inner: S,
@@ -66,10 +66,7 @@ where
                 return Ok(unsupported_media_type());
             }
             match enter(&doors, request.headers(), request.extensions()).await {
-                Ok((from, grant)) => {
-                    request.extensions_mut().insert(from);
-                    request.extensions_mut().insert(grant);
-                }
+                Ok(grant) => drop(request.extensions_mut().insert(grant)),
                 Err(refusal) => return Ok(Status::from(refusal).into_http()),
             }
             // A message that is sent forever holds its call no longer than this.
@@ -101,10 +98,10 @@ async fn enter(
     doors: &Doors,
     headers: &http::HeaderMap,
     extensions: &http::Extensions,
-) -> Result<(crate::auth::ClientAddr, ServiceGrant), Refusal> {
+) -> Result<ServiceGrant, Refusal> {
     let peer = extensions.get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?;
     let from = doors.client(peer, headers);
-    Ok((from, doors.service(headers, peer, from).await?))
+    doors.service(headers, peer, from).await
 }
 
 /// The grant of a request that passed the door.

@@ -1,8 +1,6 @@
 //! Failures: what is reported, what the quotas refused, and keys that are no good; and the blocks that too many
 //! of them bring.
 
-use std::sync::Arc;
-
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -105,7 +103,7 @@ impl DecisionService {
         let (mut counted, mut at) = (0, now);
         let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
         for watch in counting {
-            let failed = match self.count_failure(&domain, watch, now).await {
+            let failed = match self.count_failure(domain, watch, now).await {
                 // Whoever takes all places of an account is not spared by its other rules.
                 Err(CallError::Store(StoreError::Crowded(_))) => continue,
                 failed => failed?,
@@ -158,7 +156,7 @@ impl DecisionService {
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
         now: Timestamp,
-    ) -> Result<Result<(Arc<Domain>, Identity), TurnedAway<'d>>, CallError> {
+    ) -> Result<Result<(&'d Domain, Identity), TurnedAway<'d>>, CallError> {
         // Whoever brings an id or a name has authenticated the caller by other means.
         let by_secret = matches!(caller, CallerRef::Secret(_));
         let ip = attributes.ip().filter(|_| by_secret);

@@ -24,13 +24,13 @@ impl DecisionService {
     ) -> Result<Decision<'a>, CallError> {
         let Some(fallback) = &self.without_store.fallback else { return Err(error.into()) };
         let quotas = resolved.quotas();
-        let modes: SmallVec<[OnFailure; 8]> = quotas
+        let modes: SmallVec<[OnFailure; 4]> = quotas
             .iter()
             // A shadow refuses nobody, and so keeps nobody waiting.
             .map(|active| if active.quota.shadow { OnFailure::Allow } else { active.quota.on_failure })
             .collect();
         for _ in 0..PERIOD_ATTEMPTS {
-            let claims: SmallVec<[Claim; 8]> = resolved.claims(usage, |name| attributes.get(name), now)?;
+            let claims: SmallVec<[Claim; 4]> = resolved.claims(usage, |name| attributes.get(name), now)?;
             let mut applied = match fallback.decide(&claims, &modes, mode) {
                 Some(Ok(Answer::Applied(applied))) => applied,
                 Some(Ok(Answer::OutsidePeriod(at))) => {
@@ -47,7 +47,7 @@ impl DecisionService {
                 OnFailure::Local => ActiveQuota { limit: fallback.share(active.limit), ..*active },
                 OnFailure::Deny | OnFailure::Allow => *active,
             };
-            let in_force: SmallVec<[ActiveQuota<'a>; 8]> = quotas.iter().map(in_force).collect();
+            let in_force: SmallVec<[ActiveQuota<'a>; 4]> = quotas.iter().map(in_force).collect();
             let mut decision = Decision::merge(&in_force, guards(), &applied);
             let local = modes.contains(&OnFailure::Local);
             decision.decided_by = if local { DecidedBy::Local } else { DecidedBy::Allow };

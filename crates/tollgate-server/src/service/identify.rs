@@ -27,14 +27,14 @@ pub(crate) struct Rejected {
 impl DecisionService {
     /// The domain and the caller, or why the caller's key is no good. Keys are looked for only where the calling
     /// service may act.
-    pub(super) async fn identify(
+    pub(super) async fn identify<'d>(
         &self,
-        domains: &Domains,
+        domains: &'d Domains,
         within: &Reach,
         domain: &str,
         caller: CallerRef<'_>,
         now: Timestamp,
-    ) -> Result<Result<(Arc<Domain>, Identity), Rejected>, CallError> {
+    ) -> Result<Result<(&'d Domain, Identity), Rejected>, CallError> {
         check_optional_name("domain", domain)?;
         let found = match caller {
             CallerRef::Secret(secret) => {
@@ -65,7 +65,7 @@ impl DecisionService {
         };
         let checked = found.and_then(|(domain, identity)| {
             let good = identity.key.as_ref().map_or(Ok(()), |key| key.check(now));
-            good.map(|()| (Arc::clone(domain), identity)).map_err(|why| (Some(domain), why))
+            good.map(|()| (&**domain, identity)).map_err(|why| (Some(domain), why))
         });
         Ok(checked.map_err(|(domain, why)| {
             self.telemetry.key_refused(why);

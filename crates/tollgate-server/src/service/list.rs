@@ -50,7 +50,7 @@ impl DecisionService {
             Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Listed::Barred { block, at: now })),
         };
         identity.check()?;
-        if let Some(block) = self.gate_block(&domain, listing.caller, &attributes, now).await? {
+        if let Some(block) = self.gate_block(domain, listing.caller, &attributes, now).await? {
             return Ok(render(&Listed::Barred { block, at: now }));
         }
         let caller = identity.caller();
@@ -63,7 +63,7 @@ impl DecisionService {
         let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
         let (decisions, decided_at) = self.peek_all(&page, &attributes, now).await?;
         let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
-        Ok(render(&Listed::Page { identity: &identity, domain: &domain, resources, decided_at, next }))
+        Ok(render(&Listed::Page { identity: &identity, domain, resources, decided_at, next }))
     }
 
     /// Peeks at the counters of several resources, a bounded number in each call to the store.
@@ -87,7 +87,7 @@ impl DecisionService {
             // One resource alone may have more; a call to it asks for as many.
             let (together, later) = rest.split_at(fitting.count().max(1));
             let claims_at = |now| {
-                let mut claims: SmallVec<[Claim; 8]> = SmallVec::new();
+                let mut claims: SmallVec<[Claim; 4]> = SmallVec::new();
                 for resolved in together {
                     claims.extend(resolved.claims(&nothing, value, now)?);
                     for draw in resolved.draws(&nothing, value)? {

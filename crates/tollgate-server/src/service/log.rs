@@ -43,7 +43,7 @@ impl DecisionService {
             Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Logged::Barred { block, at: now })),
         };
         identity.check()?;
-        if let Some(block) = self.gate_block(&domain, caller, &attributes, now).await? {
+        if let Some(block) = self.gate_block(domain, caller, &attributes, now).await? {
             return Ok(render(&Logged::Barred { block, at: now }));
         }
         let Some(key) = &identity.key else { return Ok(render(&Logged::BadKey)) };

@@ -71,7 +71,7 @@ impl DecisionService {
         &self,
         home: Partition,
         draws: &[Draw<'_>],
-        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
+        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
         mut by: By<'_>,
         now: Timestamp,
     ) -> Result<Option<(Applied, Rooms)>, CallError> {

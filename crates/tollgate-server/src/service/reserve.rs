@@ -28,7 +28,6 @@ use crate::{
     directory::Identity,
     policies::Domain,
     service::{Attributes, Call, CallError, DecisionService, MAX_ENTRIES, call::check_name},
-    telemetry::InFlight,
 };
 
 /// The shortest life of a reservation that may be asked for.
@@ -225,7 +224,7 @@ impl DecisionService {
     /// Asks the store to admit and remember, and once more where its clock is in another calendar period.
     pub(super) async fn admit(
         &self,
-        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 8]>, CallError>,
+        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
         Admission { remember, domain, trace }: &mut Admission<'_>,
         mut now: Timestamp,
     ) -> Result<Applied, CallError> {
@@ -234,9 +233,7 @@ impl DecisionService {
         for _ in 0..PERIOD_ATTEMPTS {
             let claims = claims_at(now)?;
             let started = Instant::now();
-            let in_flight = InFlight::new(&self.telemetry);
             let answer = self.store.admit(&claims, &terms).await;
-            drop(in_flight);
             self.telemetry.store_answered(started.elapsed(), &answer);
             match answer? {
                 Admitted::Decided(applied) => {

@@ -370,7 +370,7 @@ impl Call {
     fn merged(&self, answers: Vec<Answer>) -> Answer {
         let claims = self.parts().map(|part| part.claims.len()).sum();
         let mut whole = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
-        let mut statuses: SmallVec<[Option<ClaimStatus>; 8]> = SmallVec::from_elem(None, claims);
+        let mut statuses: SmallVec<[Option<ClaimStatus>; 4]> = SmallVec::from_elem(None, claims);
         for (part, answer) in self.parts().zip(answers) {
             match answer {
                 Answer::OutsidePeriod(at) => return Answer::OutsidePeriod(at),

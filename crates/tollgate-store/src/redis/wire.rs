@@ -24,7 +24,7 @@ pub(super) struct Request {
     pub(super) keys: SmallVec<[String; 4]>,
     pub(super) packed: Vec<u8>,
     pub(super) ledgers: SmallVec<[LedgerKey; 4]>,
-    pub(super) rows: SmallVec<[Row; 8]>,
+    pub(super) rows: SmallVec<[Row; 4]>,
     /// The claims on slots, by their index. They have no rows here.
     pub(super) on_slots: SmallVec<[usize; 2]>,
 }
@@ -42,7 +42,7 @@ impl Request {
     /// A request that does nothing outside `validity`.
     pub(super) fn within(prefix: &str, claims: &[Claim], mode: Mode, validity: Validity) -> Self {
         let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::new();
-        let mut rows: SmallVec<[Row; 8]> = SmallVec::with_capacity(claims.len());
+        let mut rows: SmallVec<[Row; 4]> = SmallVec::with_capacity(claims.len());
         let mut on_slots = SmallVec::new();
         for (at, claim) in claims.iter().enumerate() {
             if claim.span == Span::Slots {
@@ -104,7 +104,7 @@ impl Request {
         }
         let blank = ClaimStatus { used: Amount::ZERO, resets_at: decided_at, fit: Fit::Now };
         let claims = self.rows.len() + self.on_slots.len();
-        let mut statuses: SmallVec<[ClaimStatus; 8]> = SmallVec::from_elem(blank, claims);
+        let mut statuses: SmallVec<[ClaimStatus; 4]> = SmallVec::from_elem(blank, claims);
         for row in &self.rows {
             let mut status = read_status(rest).ok_or_else(unreadable)?;
             if let Some(first) = row.same_as {

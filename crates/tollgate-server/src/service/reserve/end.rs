@@ -20,7 +20,6 @@ use crate::{
     auth::Reach,
     policies::{Domain, Domains},
     service::{CallError, CallerRef, DecisionService, MAX_ENTRIES, PERIOD_ATTEMPTS, Report},
-    telemetry::InFlight,
 };
 
 /// What a reservation is ended with, decoded but not yet checked.
@@ -104,9 +103,7 @@ impl DecisionService {
             let debts = debts_of(&reservation, &note, &end.units, now)?;
             let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: &bytes };
             let started = Instant::now();
-            let in_flight = InFlight::new(&self.telemetry);
             let answer = self.store.close(token.home, token.id, &closing).await;
-            drop(in_flight);
             self.telemetry.store_answered(started.elapsed(), &answer);
             match answer? {
                 Closure::Done(closed) => {
