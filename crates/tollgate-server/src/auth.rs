@@ -7,7 +7,12 @@ mod hosts;
 mod throttle;
 mod tokens;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use axum::http::{HeaderMap, header};
 use tollgate_store::clock::Clock;
@@ -24,6 +29,7 @@ pub use self::{
 use self::{throttle::Throttle, tokens::TokenFile};
 use crate::{
     reload::Reload,
+    serve::Activity,
     telemetry::Telemetry,
     tls::{Tls, TlsSettings},
 };
@@ -82,9 +88,13 @@ impl AdminGrant {
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
+    /// Its address, or, behind a balancer that names it by the PROXY protocol, that of the client.
     pub(crate) address: SocketAddr,
+    /// The address that its connections are counted by; none for that of a trusted proxy.
+    pub(crate) source: Option<IpAddr>,
     /// What the client's certificate says, if it showed one.
     pub(crate) certificate: Vec<CertificateName>,
+    pub(crate) connection: Activity,
 }
 
 /// Why a caller does not get in.

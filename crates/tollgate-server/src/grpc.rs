@@ -1,6 +1,7 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
 mod guard;
+mod open;
 mod report;
 mod reserve;
 mod stream;
@@ -19,7 +20,11 @@ use tollgate_core::{
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-pub(crate) use self::{guard::Guarded, stream::Bounds as StreamBounds};
+pub(crate) use self::{
+    guard::Guarded,
+    open::{MAX_MESSAGE_BYTES, Open, OpenCalls, REFLECTION, WATCH},
+    stream::Bounds as StreamBounds,
+};
 use crate::{
     auth::Reach,
     dialect::{Facts, Rendered},
@@ -131,7 +136,9 @@ impl RateLimitService for Api {
         tokio::spawn(
             async move { traced(text(&metadata, "traceparent"), stream::serve(api, within, calls, to)).await },
         );
-        Ok(Response::new(answers))
+        let mut response = Response::new(answers);
+        response.extensions_mut().insert(crate::serve::Streaming);
+        Ok(response)
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {

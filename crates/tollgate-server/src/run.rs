@@ -209,9 +209,9 @@ pub async fn run(
     }
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
+    let mut background = JoinSet::new();
     // Before the files are read, so that no hangup between the two is missed.
-    let mut hangup = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
-    let (hangups, hung_up) = watch::channel(());
+    let hung_up = hangups(&mut background)?;
     let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &telemetry);
     let doors = Arc::new(doors.map_err(RunError::Credentials)?);
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
@@ -245,12 +245,6 @@ pub async fn run(
     tracing::info!(store = backend.kind, domains = ?policies.current().names(), "node starts");
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    let mut background = JoinSet::new();
-    background.spawn(async move {
-        while let Some(()) = hangup.recv().await {
-            let _ = hangups.send(());
-        }
-    });
     // Before calls come, so that whoever sees the node answer may count on a change being seen.
     background.spawn(Watched::new(policies).keep_fresh(hung_up.clone()));
     for part in doors.parts() {
@@ -268,7 +262,9 @@ pub async fn run(
 
     let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
     let workers = backend.workers;
-    let servers_of = Servers { settings, service, admin, doors, health, telemetry, stage: stage.clone(), workers };
+    let (connections, stage_of) = (Arc::default(), stage.clone());
+    let servers_of =
+        Servers { settings, service, admin, doors, health, telemetry, stage: stage_of, workers, connections };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
     servers.spawn(servers_of.rest(listeners.http).serve(stage));
@@ -306,6 +302,18 @@ pub async fn run(
     });
     tracing::info!("node stopped");
     result
+}
+
+/// Tells of every SIGHUP from now on.
+fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
+    let (hangups, hung_up) = watch::channel(());
+    background.spawn(async move {
+        while let Some(()) = hangup.recv().await {
+            let _ = hangups.send(());
+        }
+    });
+    Ok(hung_up)
 }
 
 fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {

@@ -1,7 +1,11 @@
 //! What a node serves: gRPC, REST, and what operators read.
 
 mod activity;
+mod connection;
+mod connections;
 mod gather;
+mod handshakes;
+mod proxy;
 mod server;
 mod stage;
 
@@ -13,15 +17,15 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
-use tonic::{
-    codegen::{Service, http},
-    server::NamedService,
-    service::Routes,
-};
+use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
 
-pub use self::server::ConnectionBounds;
-use self::server::Server;
-pub(crate) use self::stage::Stage;
+pub use self::connections::ConnectionBounds;
+pub(crate) use self::{
+    activity::{Activity, Streaming},
+    stage::Stage,
+};
+use self::{connections::ConnectionTable, server::Server};
 use crate::{
     admin::Admin,
     auth::Doors,
@@ -45,29 +49,23 @@ pub(crate) struct Servers {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) stage: watch::Receiver<Stage>,
     pub(crate) workers: Workers,
+    pub(crate) connections: Arc<ConnectionTable>,
 }
 
 impl Servers {
     /// gRPC.
-    pub(crate) fn grpc(
-        &self,
-        listener: TcpListener,
-        health: impl Service<
-            http::Request<tonic::body::Body>,
-            Response = http::Response<tonic::body::Body>,
-            Error = std::convert::Infallible,
-            Future: Send + 'static,
-        > + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    ) -> Result<Server, RunError> {
+    pub(crate) fn grpc(&self, listener: TcpListener, health: HealthServer<impl Health>) -> Result<Server, RunError> {
         let settings = &self.settings;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
+        let open = Arc::new(grpc::OpenCalls::default());
+        let health = health.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
+        let health = grpc::Open::new(health, Arc::clone(&open), ("/grpc.health.v1.Health/Watch", grpc::WATCH));
+        let reflection = reflection.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
+        let conversation = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        let reflection = grpc::Open::new(reflection, open, (conversation, grpc::REFLECTION));
         let streams = grpc::StreamBounds {
             places: Arc::new(Semaphore::new(settings.max_streams)),
             calls: settings.stream_calls,
@@ -77,7 +75,13 @@ impl Servers {
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.max_request_bytes);
         let api = grpc::Guarded::new(api, Arc::clone(&self.doors), settings.call_timeout);
-        let routes = Routes::new(health).add_service(reflection).add_service(api).prepare();
+        let routes = Routes::new(health).add_service(api);
+        let routes = if settings.open_reflection {
+            routes.add_service(reflection)
+        } else {
+            routes.add_service(grpc::Guarded::new(reflection, Arc::clone(&self.doors), settings.call_timeout))
+        };
+        let routes = routes.prepare();
         Ok(self.server("grpc", listener, Speaks::Http2, routes.into_axum_router()))
     }
 
@@ -115,6 +119,8 @@ impl Servers {
             calls: self.settings.max_concurrent_calls,
             telemetry: Arc::clone(&self.telemetry),
             workers: self.workers.clone(),
+            proxies: self.settings.doors.proxies.clone(),
+            connections: Arc::clone(&self.connections),
         }
     }
 }

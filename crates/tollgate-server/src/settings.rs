@@ -41,6 +41,8 @@ pub struct Settings {
     pub doors: DoorSettings,
     /// What connections may cost.
     pub connections: ConnectionBounds,
+    /// Whether gRPC reflection is open to everybody.
+    pub open_reflection: bool,
     /// How many threads connections are spread over.
     pub threads: usize,
     /// The largest request, in bytes.
@@ -173,6 +175,7 @@ impl Options {
             ops_listen: settled.ops_listen,
             doors: settled.doors,
             connections: settled.connections,
+            open_reflection: options.open_reflection.unwrap_or(false),
             threads,
             max_request_bytes,
             max_concurrent_calls,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::AtomicUsize, mpsc},
     thread,
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct Worker {
     handle: Handle,
     /// Each connection holds one.
     seat: Arc<()>,
+    /// What its connections hold for calls in work and answers not yet written, in bytes.
+    pending_bytes: Arc<AtomicUsize>,
 }
 
 impl Workers {
@@ -74,7 +76,12 @@ impl Worker {
             runtime.block_on(async { while ended.changed().await.is_ok() {} });
         })?;
         let handle = ready.recv().map_err(io::Error::other)??;
-        Ok(Self { handle, seat: Arc::default() })
+        Ok(Self { handle, seat: Arc::default(), pending_bytes: Arc::default() })
+    }
+
+    /// The count of what its connections hold.
+    pub(crate) fn pending_bytes(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.pending_bytes)
     }
 
     /// Its runtime.

@@ -1,9 +1,12 @@
 //! Who gets in: tokens, certificates, hosts, connections, and how often one may fail.
 
+mod crowds;
 mod listeners;
 mod logins;
 mod open;
+mod proxy_protocol;
 mod routes;
 mod secrets;
+mod strangers;
 mod tls;
 mod tokens;

@@ -1,10 +1,10 @@
-//! Whether a connection has something to do, and since when it has not.
+//! What a connection has in work, what it holds in memory for its client, and since when it does nothing.
 
 use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -12,41 +12,141 @@ use std::{
 
 use axum::{
     body::{Body, Bytes, HttpBody},
-    http::Response,
+    http::{Request, Response},
 };
-use hyper::body::{Frame, SizeHint};
-use tokio::time::{Instant, sleep_until};
+use hyper::body::{Buf, Frame, SizeHint};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
 
-/// The calls in work on one connection.
-#[derive(Clone)]
-pub(super) struct Activity(Arc<State>);
+use super::connections::{ConnectionTable, Cut, ThreadMemory};
 
+/// What a call in work, or an answer that is not written yet, takes in memory beside its headers and its body, in
+/// bytes: what a node (built for tests) was seen to take for each of 1,000 answers that nobody reads.
+const CALL_BYTES: usize = 16 << 10;
+/// What a connection goes on to take for each call of the most that it had at once, in bytes: HTTP/2 gives no room of its
+/// streams back before the connection ends. Seen in the same way.
+const STREAM_BYTES: usize = 6 << 10;
+/// Answers are told apart by age in steps of half the time they may take.
+const AGES: usize = 8;
+
+/// Marks the response of a call that streams: its answers come as long as there are any, and it bounds itself what a
+/// client that does not read can make it keep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streaming;
+
+/// One connection. Clones are the same connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity(Arc<State>);
+
+#[derive(Debug)]
 struct State {
     began: Instant,
+    /// Half of the time that an answer may take to be written.
+    step: Duration,
+    /// Calls in work, and answers that are not written yet.
     calls: AtomicUsize,
-    /// When the last call ended, in milliseconds since `began`.
+    /// The most of them at once so far.
+    most_calls: AtomicUsize,
+    /// When the last of them ended, in milliseconds since `began`.
     last_ms: AtomicU64,
+    /// Whether a request has come.
+    asked: AtomicBool,
+    /// What it holds in memory.
+    bytes: AtomicUsize,
+    /// Answers that are not written yet, by the step in which they were ready.
+    unread: [AtomicU32; AGES],
+    /// Why the connection is to end, as a [`Cut`]; 0 while it is not.
+    cut: AtomicU8,
+    cutting: Notify,
+    thread: ThreadMemory,
+    connections: Arc<ConnectionTable>,
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(State { began: Instant::now(), calls: AtomicUsize::new(0), last_ms: AtomicU64::new(0) }))
+    /// A connection that begins now, on this thread. `answer_timeout` is how long an answer may take to be written.
+    pub(super) fn new(connections: Arc<ConnectionTable>, thread: ThreadMemory, answer_timeout: Duration) -> Self {
+        Self(Arc::new(State {
+            began: Instant::now(),
+            step: (answer_timeout / 2).max(Duration::from_millis(1)),
+            calls: AtomicUsize::new(0),
+            most_calls: AtomicUsize::new(0),
+            last_ms: AtomicU64::new(0),
+            asked: AtomicBool::new(false),
+            bytes: AtomicUsize::new(0),
+            unread: std::array::from_fn(|_| AtomicU32::new(0)),
+            cut: AtomicU8::new(0),
+            cutting: Notify::new(),
+            thread,
+            connections,
+        }))
     }
 
     /// A call has begun; it ends when the returned is dropped.
-    pub(super) fn begin(&self) -> CallInWork {
-        self.0.calls.fetch_add(1, Ordering::Relaxed);
-        CallInWork(Arc::clone(&self.0))
+    pub(super) fn begin(&self, request: &Request<impl Sized>) -> CallInWork {
+        self.0.asked.store(true, Ordering::Relaxed);
+        let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+        let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+        CallInWork::new(self, CALL_BYTES + path + headers.sum::<usize>())
     }
 
+    /// Whether a request has come on it.
+    pub(super) fn has_asked(&self) -> bool {
+        self.0.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether a call is in work, or an answer not yet written.
     pub(super) fn is_busy(&self) -> bool {
         self.0.calls.load(Ordering::Relaxed) > 0
+    }
+
+    /// What it holds in memory, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The thread it lives on.
+    pub(super) fn thread(&self) -> &ThreadMemory {
+        &self.0.thread
+    }
+
+    /// When its last call ended, or it began.
+    pub(super) fn last_active(&self) -> Instant {
+        self.0.began + Duration::from_millis(self.0.last_ms.load(Ordering::Relaxed))
+    }
+
+    /// Ends the connection at once, whatever it does.
+    pub(super) fn cut(&self, why: Cut) {
+        // The first reason is the one that is told.
+        let _ = self.0.cut.compare_exchange(0, why as u8, Ordering::Relaxed, Ordering::Relaxed);
+        self.0.cutting.notify_one();
+    }
+
+    /// Ends the connection as one whose client does not read.
+    pub(crate) fn cut_as_unread(&self) {
+        self.cut(Cut::Unread);
+    }
+
+    /// Whether it is to end.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.cut.load(Ordering::Relaxed) != 0
+    }
+
+    /// Waits until the connection is to end, and why.
+    pub(super) async fn cutting(&self) -> Cut {
+        loop {
+            if let Some(cut) = Cut::of(self.0.cut.load(Ordering::Relaxed)) {
+                return cut;
+            }
+            self.0.cutting.notified().await;
+        }
     }
 
     /// Ends once there was no call for so long.
     pub(super) async fn idle_for(&self, timeout: Duration) {
         loop {
-            let last = self.0.began + Duration::from_millis(self.0.last_ms.load(Ordering::Relaxed));
+            let last = self.last_active();
             let busy = self.is_busy();
             if !busy && last.elapsed() >= timeout {
                 return;
@@ -54,41 +154,147 @@ impl Activity {
             sleep_until(if busy { Instant::now() } else { last } + timeout).await;
         }
     }
+
+    /// Ends once an answer was not written for longer than one may take, and at most half as long again.
+    pub(super) async fn has_unread_answer(&self) {
+        let mut ticks = interval(self.0.step);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // Of a turn of the ring, the younger half is within its time, or belongs to steps that a late tick missed.
+            let now = self.step();
+            let old = (3..=AGES / 2).filter_map(|age| now.checked_sub(age));
+            let unread = |step: usize| self.0.unread[step % AGES].load(Ordering::Relaxed) > 0;
+            if old.into_iter().any(unread) {
+                return;
+            }
+        }
+    }
+
+    /// Counts so many bytes more, and ends a connection if that is too much.
+    fn hold(&self, bytes: usize) {
+        let state = &*self.0;
+        let held = state.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let on_thread = state.thread.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // What ends already counts until it is gone; where that is too much as well, whoever adds to it ends too.
+        if held > state.thread.most_of_connection() || on_thread > 2 * state.thread.most {
+            self.cut(Cut::Memory);
+        } else if on_thread > state.thread.most {
+            state.connections.relieve(&state.thread);
+        }
+    }
+
+    /// The step of this moment.
+    fn step(&self) -> usize {
+        let steps = self.0.began.elapsed().as_nanos() / self.0.step.as_nanos();
+        usize::try_from(steps).unwrap_or(usize::MAX)
+    }
 }
 
-/// One call in work.
-pub(super) struct CallInWork(Arc<State>);
+impl State {
+    fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.thread.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.release(self.bytes.load(Ordering::Relaxed));
+    }
+}
+
+/// One call in work, or its answer until it is written.
+#[derive(Debug)]
+pub(super) struct CallInWork {
+    connection: Activity,
+    bytes: usize,
+    /// Where the answer is counted by its age.
+    age: Option<usize>,
+}
 
 impl CallInWork {
-    /// The answer, which keeps the call in work until it was sent, or given up.
-    pub(super) fn until_the_end_of(self, answer: Response<Body>) -> Response<Answer> {
-        answer.map(|body| Answer { body, _call: self })
+    fn new(connection: &Activity, bytes: usize) -> Self {
+        let calls = connection.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if calls > connection.0.most_calls.fetch_max(calls, Ordering::Relaxed) {
+            connection.hold(STREAM_BYTES);
+        }
+        let mut call = Self { connection: connection.clone(), bytes: 0, age: None };
+        call.hold(bytes);
+        call
+    }
+
+    /// Counts so many bytes more.
+    fn hold(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.connection.hold(bytes);
+    }
+
+    /// The headers and all else but the call itself are gone.
+    fn release_request(&mut self) {
+        let gone = self.bytes.saturating_sub(CALL_BYTES);
+        self.bytes -= gone;
+        self.connection.0.release(gone);
+    }
+
+    /// Counts the answer by its age from now on.
+    fn answered(&mut self) {
+        let age = self.connection.step() % AGES;
+        self.connection.0.unread[age].fetch_add(1, Ordering::Relaxed);
+        self.age = Some(age);
+    }
+
+    /// The answer, which keeps the call in work until it was written, or given up.
+    pub(super) fn until_the_end_of(mut self, answer: Response<Body>) -> Response<Answer> {
+        self.release_request();
+        let streaming = answer.extensions().get::<Streaming>().is_some();
+        if !streaming {
+            self.answered();
+        }
+        let connection = self.connection.clone();
+        answer.map(|body| Answer { body, connection, call: Some(self), streaming })
     }
 }
 
 impl Drop for CallInWork {
     fn drop(&mut self) {
-        let since = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.last_ms.store(since, Ordering::Relaxed);
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+        let state = &*self.connection.0;
+        state.release(self.bytes);
+        if let Some(age) = self.age {
+            state.unread[age].fetch_sub(1, Ordering::Relaxed);
+        }
+        let since = u64::try_from(state.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        state.last_ms.store(since, Ordering::Relaxed);
+        state.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// The body of an answer.
 pub(super) struct Answer {
     body: Body,
-    _call: CallInWork,
+    connection: Activity,
+    /// Goes along with the first data of an answer that does not stream, which is all of it.
+    call: Option<CallInWork>,
+    streaming: bool,
 }
 
 impl HttpBody for Answer {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
+        let this = &mut *self;
+        Pin::new(&mut this.body).poll_frame(context).map_ok(|frame| {
+            frame.map_data(|data| {
+                let of_call = if this.streaming { None } else { this.call.take() };
+                let mut unwritten = of_call.unwrap_or_else(|| CallInWork::new(&this.connection, 0));
+                unwritten.hold(data.len());
+                Chunk { data, _unwritten: unwritten }
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -97,5 +303,30 @@ impl HttpBody for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// A piece of an answer, which counts until the last of it was handed to the transport: HTTP/2 keeps what a client does
+/// not take in queues of its own, where nothing else sees it.
+pub(super) struct Chunk {
+    data: Bytes,
+    _unwritten: CallInWork,
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+    }
+
+    fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+        self.data.copy_to_bytes(length)
     }
 }

@@ -3,6 +3,10 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -15,11 +19,42 @@ pub(super) struct Gather<I> {
     io: I,
     /// Whether the turn was given away since the last write.
     waited: bool,
+    preface: Preface,
+    /// Whether the first bytes may still become the preface.
+    expects_preface: bool,
+}
+
+/// What a client that speaks HTTP/2 sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How much of the preface of HTTP/2 has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Preface(Arc<AtomicUsize>);
+
+impl Preface {
+    /// Whether the client speaks HTTP/2, and has said so.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == PREFACE.len()
+    }
+
+    /// Compares what came next; whether more is to come.
+    fn compare(&self, bytes: &[u8]) -> bool {
+        let seen = self.0.load(Ordering::Relaxed);
+        let expected = &PREFACE[seen..];
+        let same = bytes.len().min(expected.len());
+        if bytes[..same] != expected[..same] {
+            return false;
+        }
+        self.0.store(seen + same, Ordering::Relaxed);
+        same < expected.len()
+    }
 }
 
 impl<I> Gather<I> {
-    pub(super) fn new(io: I) -> Self {
-        Self { io, waited: false }
+    /// This transport, and what is seen of the preface on it.
+    pub(super) fn new(io: I) -> (Self, Preface) {
+        let preface = Preface::default();
+        (Self { io, waited: false, preface: preface.clone(), expects_preface: true }, preface)
     }
 
     /// Lets everything else that is ready run first.
@@ -40,7 +75,13 @@ impl<I> Gather<I> {
 
 impl<I: AsyncRead + Unpin> AsyncRead for Gather<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(context, to)
+        let this = self.get_mut();
+        let before = to.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(context, to);
+        if this.expects_preface && read.is_ready() {
+            this.expects_preface = this.preface.compare(&to.filled()[before..]);
+        }
+        read
     }
 }
 

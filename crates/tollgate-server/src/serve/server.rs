@@ -1,40 +1,35 @@
 //! A listener and its connections, from the first byte to the last: TLS, and what a connection may cost.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    body::Body,
-    http::{HeaderValue, Request, Version, header::CONNECTION},
-};
+use axum::Router;
 use futures_util::FutureExt;
-use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioTimer},
     server::conn::auto,
 };
 use metrics::Gauge;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::sleep,
 };
-use tower::Service;
 
-use super::{Stage, activity::Activity, gather::Gather};
+use super::{
+    Stage,
+    activity::Activity,
+    connection::{Connection, Listening},
+    connections::{ConnectionBounds, ConnectionTable, Cut, ThreadMemory, source_of},
+    handshakes::HandshakeTurns,
+};
 use crate::{
-    auth::{Peer, names_of},
+    auth::TrustedProxies,
     telemetry::Telemetry,
     tls::{Speaks, Tls},
     workers::Workers,
 };
 
-/// How long a client may take for the TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long an idle connection has to end after it was told to.
-const GOODBYE: Duration = Duration::from_secs(5);
 /// How long accepting rests after an error that is the node's own, such as too many open files.
 const REST: Duration = Duration::from_millis(100);
 /// How long those who connected as the node stopped have to make a call.
@@ -49,17 +44,6 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 /// The most bytes of a request's headers.
 const MAX_HEADER_BYTES: u16 = 16 * 1024;
 
-/// What connections may cost.
-#[derive(Clone, Debug)]
-pub struct ConnectionBounds {
-    /// How many there may be on each listener; more are closed at once.
-    pub most: usize,
-    /// How long a client may take to send the headers of an HTTP/1 request, from the end of the one before.
-    pub header_timeout: Duration,
-    /// How long a connection may be without a call.
-    pub idle_timeout: Duration,
-}
-
 /// A listener, and what answers on it.
 pub(crate) struct Server {
     /// For metrics and logs.
@@ -73,6 +57,9 @@ pub(crate) struct Server {
     pub(crate) calls: usize,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) workers: Workers,
+    pub(crate) proxies: TrustedProxies,
+    /// The connections of all listeners.
+    pub(crate) connections: Arc<ConnectionTable>,
 }
 
 impl Server {
@@ -80,10 +67,18 @@ impl Server {
     pub(crate) async fn serve(self, stage: watch::Receiver<Stage>) {
         // Connections are told to end when nobody can connect any more: whoever does so because of it is refused.
         let (end, ending) = watch::channel(false);
-        let slots = Arc::new(Semaphore::new(self.bounds.most));
-        let connections = self.telemetry.connections(self.name);
-        let builder = Arc::new(self.builder());
-        let Self { name, listener, router, speaks, tls, bounds, telemetry, workers, .. } = self;
+        let open = self.telemetry.connections(self.name);
+        let builder = self.builder();
+        let Self { name, listener, router, speaks, tls, bounds, telemetry, workers, proxies, connections, .. } = self;
+        let shared = Arc::new(Listening {
+            name,
+            builder,
+            router,
+            handshakes: HandshakeTurns::per_second(bounds.handshakes_per_second),
+            bounds,
+            stage: stage.clone(),
+            ending,
+        });
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -106,26 +101,25 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                telemetry.connection_cut(name, "too_many");
+            let worker = workers.least_busy();
+            let memory = ThreadMemory::new(worker.pending_bytes(), shared.bounds.pending_bytes);
+            let activity = Activity::new(Arc::clone(&connections), memory, shared.bounds.answer_timeout);
+            let trusted = proxies.trusts(address.ip().to_canonical());
+            let source = (!trusted).then(|| source_of(address.ip()));
+            let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
+                telemetry.connection_cut(name, Cut::TooMany.reason());
                 continue;
             };
-            let connection = Connection {
-                builder: Arc::clone(&builder),
-                router: router.clone(),
-                idle_timeout: bounds.idle_timeout,
-                stage: stage.clone(),
-                ending: ending.clone(),
-            };
+            let proxied = trusted && shared.bounds.proxy_protocol;
+            let connection = Connection { shared: Arc::clone(&shared), place, address, source, proxied };
             let acceptor = tls.as_ref().map(|tls| tls.acceptor(speaks));
-            let (telemetry, counted) = (Arc::clone(&telemetry), Counted::new(connections.clone()));
-            let worker = workers.least_busy();
+            let (telemetry, counted) = (Arc::clone(&telemetry), Counted::new(open.clone()));
             let Ok(stream) = stream.into_std() else { continue };
             let thread = worker.handle().clone();
             let work = async move {
-                let (_slot, _counted, _seat) = (slot, counted, worker);
+                let (_counted, _seat) = (counted, worker);
                 let Ok(stream) = TcpStream::from_std(stream) else { return };
-                if let Err(cut) = connection.run(stream, address, acceptor).await {
+                if let Err(cut) = connection.run(stream, acceptor).await {
                     telemetry.connection_cut(name, cut.reason());
                     tracing::debug!(listener = name, peer = %address, reason = cut.reason(), "connection cut");
                 }
@@ -161,97 +155,6 @@ impl Server {
     }
 }
 
-/// Why a connection was ended by the node.
-#[derive(Clone, Copy)]
-enum Cut {
-    Handshake,
-    Idle,
-}
-
-impl Cut {
-    const fn reason(self) -> &'static str {
-        match self {
-            Self::Handshake => "handshake",
-            Self::Idle => "idle",
-        }
-    }
-}
-
-struct Connection {
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    router: Router,
-    idle_timeout: Duration,
-    stage: watch::Receiver<Stage>,
-    ending: watch::Receiver<bool>,
-}
-
-impl Connection {
-    async fn run(
-        self,
-        stream: TcpStream,
-        address: SocketAddr,
-        acceptor: Option<tokio_rustls::TlsAcceptor>,
-    ) -> Result<(), Cut> {
-        let _ = stream.set_nodelay(true);
-        let Some(acceptor) = acceptor else {
-            return self.serve(stream, Peer { address, certificate: Vec::new() }).await;
-        };
-        let stream = tokio::select! {
-            stream = timeout(HANDSHAKE, acceptor.accept(stream)) => stream,
-            () = ended(self.ending.clone()) => return Ok(()),
-        };
-        let Ok(Ok(stream)) = stream else { return Err(Cut::Handshake) };
-        let shown = stream.get_ref().1.peer_certificates();
-        let certificate = shown.and_then(<[_]>::first).map(|first| names_of(first)).unwrap_or_default();
-        self.serve(stream, Peer { address, certificate }).await
-    }
-
-    async fn serve<I>(self, io: I, peer: Peer) -> Result<(), Cut>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Self { builder, router, idle_timeout, stage, ending } = self;
-        let activity = Activity::new();
-        let peer = Arc::new(peer);
-        let service = service_fn(|mut request: Request<Incoming>| {
-            let call = activity.begin();
-            request.extensions_mut().insert(Arc::clone(&peer));
-            let one_at_a_time = request.version() < Version::HTTP_2;
-            let answer = router.clone().call(request.map(Body::new));
-            let stage = stage.clone();
-            async move {
-                let mut answer = answer.await?;
-                // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
-                if one_at_a_time && *stage.borrow() > Stage::Running {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(call.until_the_end_of(answer))
-            }
-        });
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(io)), service));
-        let mut stopping = pin!(ended(ending));
-        tokio::select! {
-            // How it ended is between hyper and the client: most often somebody just closed it.
-            _ = connection.as_mut() => return Ok(()),
-            () = &mut stopping => {
-                connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
-                return Ok(());
-            }
-            () = activity.idle_for(idle_timeout) => {}
-        }
-        connection.as_mut().graceful_shutdown();
-        let goodbye = timeout(GOODBYE, async {
-            let _ = connection.as_mut().await;
-        });
-        // A call that came at the last moment is still answered.
-        if goodbye.await.is_err() && activity.is_busy() {
-            let _ = connection.await;
-        }
-        Err(Cut::Idle)
-    }
-}
-
 /// Counts a connection while it is open.
 struct Counted(Gauge);
 
@@ -271,8 +174,4 @@ impl Drop for Counted {
 fn is_of_the_client(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-async fn ended(mut ending: watch::Receiver<bool>) {
-    let _ = ending.wait_for(|ending| *ending).await;
 }

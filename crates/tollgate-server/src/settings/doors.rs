@@ -12,6 +12,11 @@ use crate::{
     tls::TlsSettings,
 };
 
+/// The most connections that a listener may be set to take.
+const MAX_CONNECTIONS: u64 = 1_000_000;
+/// The longest time that may be set, in milliseconds: a day.
+const MAX_MS: u64 = 86_400_000;
+
 /// These settings, settled.
 pub(super) struct Settled {
     pub(super) http_listen: SocketAddr,
@@ -47,19 +52,10 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
     }
     let allowed: Vec<String> = options.allowed_hosts.iter().filter_map(|host| host_name(host, wrong)).collect();
     let proxies = options.trusted_proxies.iter().filter_map(|network| proxy(network, wrong)).collect();
-    let mut at_least_one = |name: &str, value: u64| {
-        if value == 0 {
-            wrong.push(format!("{name}: must be at least 1"));
-        }
-        value
-    };
-    let connections = ConnectionBounds {
-        most: usize::try_from(at_least_one("max-connections", options.max_connections.unwrap_or(4_096)))
-            .unwrap_or(usize::MAX)
-            .min(tokio::sync::Semaphore::MAX_PERMITS),
-        header_timeout: ms(at_least_one("header-timeout-ms", options.header_timeout_ms.unwrap_or(30_000))),
-        idle_timeout: ms(at_least_one("idle-timeout-ms", options.idle_timeout_ms.unwrap_or(300_000))),
-    };
+    let connections = connections(options, wrong);
+    if connections.proxy_protocol && options.trusted_proxies.is_empty() {
+        wrong.push("proxy-protocol: needs trusted-proxies, whose connections begin with its header".to_owned());
+    }
     Settled {
         http_listen,
         grpc_listen,
@@ -73,6 +69,32 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
             max_login_failures: options.max_login_failures.unwrap_or(20),
         },
         connections,
+    }
+}
+
+fn connections(options: &Options, wrong: &mut Vec<String>) -> ConnectionBounds {
+    let mut within = |name: &str, value: u64, least: u64, most: u64| {
+        if !(least..=most).contains(&value) {
+            wrong.push(format!("{name}: must be from {least} to {most}"));
+        }
+        value
+    };
+    let most = within("max-connections", options.max_connections.unwrap_or(4_096), 1, MAX_CONNECTIONS);
+    let of_address = options.max_connections_per_address.unwrap_or((most / 4).max(1));
+    let of_address = within("max-connections-per-address", of_address, 1, MAX_CONNECTIONS);
+    let pending = within("max-pending-bytes", options.max_pending_bytes.unwrap_or(128 << 20), 1 << 20, 1 << 40);
+    let handshakes = u64::from(options.max_handshakes_per_second.unwrap_or(200));
+    let handshakes = within("max-handshakes-per-second", handshakes, 1, 100_000);
+    let mut time = |name: &str, value: Option<u64>, default: u64| ms(within(name, value.unwrap_or(default), 1, MAX_MS));
+    ConnectionBounds {
+        header_timeout: time("header-timeout-ms", options.header_timeout_ms, 30_000),
+        idle_timeout: time("idle-timeout-ms", options.idle_timeout_ms, 300_000),
+        answer_timeout: time("answer-timeout-ms", options.answer_timeout_ms, 20_000),
+        most: usize::try_from(most).unwrap_or(usize::MAX),
+        most_of_address: usize::try_from(of_address).unwrap_or(usize::MAX),
+        pending_bytes: usize::try_from(pending).unwrap_or(usize::MAX),
+        handshakes_per_second: u32::try_from(handshakes).unwrap_or(u32::MAX),
+        proxy_protocol: options.proxy_protocol.unwrap_or(false),
     }
 }
 

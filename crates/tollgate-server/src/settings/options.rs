@@ -181,9 +181,31 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
     pub max_login_failures: Option<u32>,
 
-    /// Connections on each listener at once; more are closed [default: 4096]
+    /// Whether connections of trusted proxies begin with a header of the PROXY protocol (version 1 or 2) that names the
+    /// client
+    #[arg(
+        long,
+        env = "TOLLGATE_PROXY_PROTOCOL",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub proxy_protocol: Option<bool>,
+
+    /// Connections on each listener at once; for more, those end that have no call in work [default: 4096]
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<u64>,
+
+    /// Connections of one address on each listener at once; trusted proxies may have any number [default: a quarter of
+    /// --max-connections]
+    #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    pub max_connections_per_address: Option<u64>,
+
+    /// TLS handshakes that begin in a second on each listener, a quarter of them from one address; more wait
+    /// [default: 200]
+    #[arg(long, env = "TOLLGATE_MAX_HANDSHAKES_PER_SECOND", value_name = "N")]
+    pub max_handshakes_per_second: Option<u32>,
 
     /// How long an HTTP/1 client may take until its next request's headers are there, in milliseconds
     /// [default: 30000]
@@ -193,6 +215,27 @@ pub struct Options {
     /// How long a connection may be without a call, in milliseconds [default: 300000]
     #[arg(long, env = "TOLLGATE_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub idle_timeout_ms: Option<u64>,
+
+    /// How long an answer may take to be written before its connection is closed, in milliseconds [default: 20000]
+    #[arg(long, env = "TOLLGATE_ANSWER_TIMEOUT_MS", value_name = "MS")]
+    pub answer_timeout_ms: Option<u64>,
+
+    /// What the connections of each thread may hold for calls in work and answers not yet written, in bytes, at least
+    /// 1048576; beyond it the connection that holds the most is closed, and one alone may hold a quarter
+    /// [default: 134217728]
+    #[arg(long, env = "TOLLGATE_MAX_PENDING_BYTES", value_name = "N")]
+    pub max_pending_bytes: Option<u64>,
+
+    /// Whether gRPC reflection is open to everybody, and not only to services
+    #[arg(
+        long,
+        env = "TOLLGATE_OPEN_REFLECTION",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub open_reflection: Option<bool>,
 
     /// Largest request body or message, in bytes [default: 65536]
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
@@ -293,7 +336,13 @@ impl Options {
             trusted_proxies: if self.trusted_proxies.is_empty() { other.trusted_proxies } else { self.trusted_proxies },
             forwarded_header: self.forwarded_header.or(other.forwarded_header),
             max_login_failures: self.max_login_failures.or(other.max_login_failures),
+            proxy_protocol: self.proxy_protocol.or(other.proxy_protocol),
             max_connections: self.max_connections.or(other.max_connections),
+            max_connections_per_address: self.max_connections_per_address.or(other.max_connections_per_address),
+            max_handshakes_per_second: self.max_handshakes_per_second.or(other.max_handshakes_per_second),
+            answer_timeout_ms: self.answer_timeout_ms.or(other.answer_timeout_ms),
+            max_pending_bytes: self.max_pending_bytes.or(other.max_pending_bytes),
+            open_reflection: self.open_reflection.or(other.open_reflection),
             header_timeout_ms: self.header_timeout_ms.or(other.header_timeout_ms),
             idle_timeout_ms: self.idle_timeout_ms.or(other.idle_timeout_ms),
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),

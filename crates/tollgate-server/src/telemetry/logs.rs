@@ -35,7 +35,8 @@ pub enum LogFormat {
 /// Starts logging to standard error, once for the process.
 pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log-filter: {error}"))?;
+    // Warnings of the HTTP/2 library are about what clients do, and so theirs to write; a filter may ask for them.
+    let filter = EnvFilter::try_new(format!("h2=error,{filter}")).map_err(|error| format!("log-filter: {error}"))?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -11,7 +11,7 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    KEY, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, shop, until,
+    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, shop,
 };
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -111,9 +111,15 @@ async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
         let mut silent = TcpStream::connect(address).await.unwrap();
         closed(&mut silent).await;
     }
+    // The preface of HTTP/2, and never its end.
+    for address in [&node.http_address, &node.grpc_address] {
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(&PREFACE[..20]).await.unwrap();
+        closed(&mut half).await;
+    }
     // HTTP/2 without a call: the preface, then nothing.
     let mut idle = TcpStream::connect(&node.grpc_address).await.unwrap();
-    idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    idle.write_all(&[PREFACE, &b"\0\0\0\x04\0\0\0\0\0"[..]].concat()).await.unwrap();
     closed(&mut idle).await;
 
     // All the while a connection with a call in work stays.
@@ -122,38 +128,9 @@ async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
     }
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
     let (_, metrics) = ops.text("/metrics").await;
-    for listener in ["http", "grpc"] {
-        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="idle"}}"#);
+    for (listener, reason) in [("http", "silent"), ("grpc", "silent"), ("grpc", "idle")] {
+        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="{reason}"}}"#);
         assert!(metrics.contains(&cut), "{metrics}");
-    }
-}
-
-#[tokio::test]
-async fn there_are_no_more_connections_than_the_bound() {
-    let (_folder, node) = node(&["--max-connections=3"]);
-    let ops = ops(&node);
-    for (listener, address) in [("http", &node.http_address), ("grpc", &node.grpc_address)] {
-        let open = format!(r#"tollgate_connections{{listener="{listener}"}} 3"#);
-        let full = async || ops.text("/metrics").await.1.contains(&open).then_some(());
-        let mut held = Vec::new();
-        for _ in 0..3 {
-            held.push(TcpStream::connect(address).await.unwrap());
-        }
-        until("all are taken in", Duration::from_secs(5), full).await;
-        for _ in 0..5 {
-            let mut more = TcpStream::connect(address).await.unwrap();
-            assert_eq!(closed(&mut more).await, "", "{listener}");
-        }
-        let (_, metrics) = ops.text("/metrics").await;
-        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="too_many"}} 5"#);
-        assert!(metrics.contains(&cut), "{metrics}");
-        drop(held);
-        // There is room again.
-        until("a call goes through", Duration::from_secs(5), async || match listener {
-            "http" => node.rest.request(Method::GET, "/openapi.json").send().await.ok().map(drop),
-            _ => consume(&node.grpc, call(account("a"), "free", &[])).await.ok().map(drop),
-        })
-        .await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! TLS, client certificates, and certificates that change.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::{
@@ -20,7 +20,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Identity},
 };
 
-use crate::harness::{Process, ProcessBuilder, account, call, folder_with, hash_of, shop, until};
+use crate::harness::{Process, ProcessBuilder, account, call, connect_from, folder_with, hash_of, shop, until};
 
 const TOKEN: &str = "tgt_integration-token-of-the-shop-0123456789";
 
@@ -109,12 +109,17 @@ impl Files {
     }
 
     fn start(&self) -> Process {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, settings: &[&str]) -> Process {
         let with = |builder: ProcessBuilder, flag: &str, file: &str| builder.arg(flag).arg(self.path(file));
         let builder = with(ProcessBuilder::new(&self.policy), "--tls-cert", "node.pem");
         let builder = with(builder, "--tls-key", "node.key");
         let builder = with(builder, "--tls-client-ca", "ca.pem");
         let builder = with(builder, "--admin-tokens", "admins.yaml");
-        with(builder, "--service-tokens", "tokens.yaml").arg("--ops-listen=127.0.0.1:0").start()
+        let builder = with(builder, "--service-tokens", "tokens.yaml").arg("--ops-listen=127.0.0.1:0");
+        settings.iter().fold(builder, ProcessBuilder::arg).start()
     }
 }
 
@@ -137,6 +142,10 @@ async fn consume(client: &RateLimitServiceClient<Channel>, token: Option<&str>) 
 
 /// A TLS connection to `address`, speaking HTTP/1.1.
 async fn connect(address: &str, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
+    shake_hands(TcpStream::connect(address).await?, ca, identity).await
+}
+
+async fn shake_hands(stream: TcpStream, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -151,7 +160,7 @@ async fn connect(address: &str, ca: &str, identity: Option<&Pair>) -> std::io::R
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 /// The certificate that new connections are shown.
@@ -319,4 +328,23 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
     assert!(!good && stderr.contains("broke the connection off"), "{stderr}");
     let (good, _, stderr) = list(&url, "ca.pem", Some("node.key"));
     assert!(!good && stderr.contains("node.key: has no certificate in PEM"), "{stderr}");
+}
+
+/// Seen to fail without turns (all 200 handshakes are done), and with turns that addresses share.
+#[tokio::test]
+async fn a_flood_of_handshakes_waits_and_others_do_not() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.node(), &authority.pem());
+    let node = files.start_with(&["--max-handshakes-per-second=40"]);
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let stream = connect_from(Ipv4Addr::new(127, 0, 0, 2), &node.http_address).await.unwrap();
+        let ca = authority.pem();
+        flood.spawn(async move { shake_hands(stream, &ca, None).await.is_ok() });
+    }
+    // Another address has turns of its own.
+    connect(&node.http_address, &authority.pem(), None).await.unwrap();
+    let done = flood.join_all().await.into_iter().filter(|done| *done).count();
+    // Ten at once, ten a second for the five seconds that one may wait, and as many as came late.
+    assert!((20..120).contains(&done), "{done}");
 }

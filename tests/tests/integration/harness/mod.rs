@@ -1,6 +1,7 @@
 //! What the tests share: nodes in this process, nodes as processes, clients, policies, a bad network, patience.
 
 mod clients;
+mod frames;
 mod node;
 mod policy;
 mod process;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 pub(crate) use clients::{
     Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, http, ms, peek, quota,
 };
+pub(crate) use frames::{PREFACE, RawHttp2, connect_from};
 pub(crate) use node::{Node, START, memory_node, memory_node_with, redis_node, redis_node_with};
 pub(crate) use policy::{KEY, folder_with, hash_of, shop};
 pub(crate) use process::{Process, ProcessBuilder, signal};

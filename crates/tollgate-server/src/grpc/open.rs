@@ -1,0 +1,233 @@
+//! gRPC services that whoever reaches the node may call: how many of their calls there may be, and for how long.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::{Bytes, HttpBody};
+use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::{
+    task::AbortHandle,
+    time::{Sleep, sleep, timeout},
+};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Service, http},
+    server::NamedService,
+};
+
+use crate::{
+    auth::Peer,
+    serve::{Activity, Streaming},
+};
+
+/// The largest message, in bytes: names of services and files are shorter.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 1_024;
+/// How long a call may take until its answer is there; its message is there at once.
+const CALL: Duration = Duration::from_secs(5);
+/// How long `Watch` lasts; clients then watch anew.
+pub(crate) const WATCH: Duration = Duration::from_mins(10);
+/// How long a conversation of reflection lasts.
+pub(crate) const REFLECTION: Duration = Duration::from_mins(1);
+/// How much longer than that the connection of a client may stay that does not take the end of a stream.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// How many calls there may be at once, in all and of one address; trusted proxies are bounded by the first alone.
+#[derive(Clone, Copy)]
+struct Most {
+    in_all: usize,
+    of_source: usize,
+}
+
+const CALLS: Most = Most { in_all: 1_024, of_source: 512 };
+const STREAMS: Most = Most { in_all: 256, of_source: 32 };
+
+/// The calls of the open services of a node.
+#[derive(Default)]
+pub(crate) struct OpenCalls {
+    calls: Counts,
+    streams: Counts,
+}
+
+#[derive(Clone, Default)]
+struct Counts(Arc<Mutex<Counted>>);
+
+#[derive(Default)]
+struct Counted {
+    in_all: usize,
+    of_source: HashMap<IpAddr, usize>,
+}
+
+impl Counts {
+    fn begin(&self, source: Option<IpAddr>, most: Most) -> Result<Counting, Status> {
+        let mut counted = self.0.lock();
+        let of_source = source.and_then(|source| counted.of_source.get(&source)).copied().unwrap_or_default();
+        if of_source >= most.of_source {
+            return Err(Status::resource_exhausted("this address has too many calls of this kind open"));
+        }
+        if counted.in_all >= most.in_all {
+            return Err(Status::resource_exhausted("the node has too many calls of this kind open"));
+        }
+        counted.in_all += 1;
+        if let Some(source) = source {
+            counted.of_source.insert(source, of_source + 1);
+        }
+        Ok(Counting { counts: self.clone(), source })
+    }
+}
+
+/// One call that is counted, until this is dropped.
+struct Counting {
+    counts: Counts,
+    source: Option<IpAddr>,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let mut counted = self.counts.0.lock();
+        counted.in_all -= 1;
+        let Some(source) = self.source else { return };
+        if let Some(count) = counted.of_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                counted.of_source.remove(&source);
+            }
+        }
+    }
+}
+
+/// A gRPC service whose calls are bounded.
+#[derive(Clone)]
+pub(crate) struct Open<S> {
+    inner: S,
+    calls: Arc<OpenCalls>,
+    /// The path of the method that streams, and how long it may.
+    stream: (&'static str, Duration),
+}
+
+impl<S> Open<S> {
+    pub(crate) fn new(inner: S, calls: Arc<OpenCalls>, stream: (&'static str, Duration)) -> Self {
+        Self { inner, calls, stream }
+    }
+
+    fn open(&self, request: &http::Request<Body>) -> Result<(Counting, Option<Lifetime>), Status> {
+        let peer = request.extensions().get::<Arc<Peer>>();
+        let peer = peer.ok_or_else(|| Status::internal("the service is not behind its listener"))?;
+        let (path, lifetime) = self.stream;
+        if request.uri().path() != path {
+            return Ok((self.calls.calls.begin(peer.source, CALLS)?, None));
+        }
+        let counting = self.calls.streams.begin(peer.source, STREAMS)?;
+        Ok((counting, Some(Lifetime { length: lifetime, connection: peer.connection.clone() })))
+    }
+}
+
+/// How long a stream may last.
+struct Lifetime {
+    length: Duration,
+    connection: Activity,
+}
+
+impl<S: NamedService> NamedService for Open<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Open<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (counting, lifetime) = match self.open(&request) {
+            Ok(opened) => opened,
+            Err(status) => return Box::pin(async { Ok(status.into_http()) }),
+        };
+        let request = match &lifetime {
+            // Whoever reads the requests of a stream stops with it.
+            Some(Lifetime { length, .. }) => request.map(|body| Body::new(Bounded::new(body, *length, ()))),
+            None => request,
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let Ok(answer) = timeout(CALL, answer).await else {
+                return Ok(Status::deadline_exceeded("the message took too long").into_http());
+            };
+            let mut answer = answer?;
+            let Some(Lifetime { length, connection }) = lifetime else { return Ok(answer) };
+            answer.extensions_mut().insert(Streaming);
+            let cut = tokio::spawn(async move {
+                sleep(length + GRACE).await;
+                connection.cut_as_unread();
+            });
+            let held = (counting, CutAtLast(cut.abort_handle()));
+            Ok(answer.map(|body| Body::new(Bounded::new(body, length, held))))
+        })
+    }
+}
+
+/// Ends the connection of a stream whose end the client does not take, unless this is dropped before.
+struct CutAtLast(AbortHandle);
+
+impl Drop for CutAtLast {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A body that ends after some time, and what is held as long as it lasts.
+struct Bounded<T> {
+    body: Body,
+    end: Pin<Box<Sleep>>,
+    has_ended: bool,
+    _held: T,
+}
+
+impl<T> Bounded<T> {
+    fn new(body: Body, length: Duration, held: T) -> Self {
+        Self { body, end: Box::pin(sleep(length)), has_ended: false, _held: held }
+    }
+}
+
+impl<T: Unpin> HttpBody for Bounded<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.has_ended {
+            return Poll::Ready(None);
+        }
+        if this.end.as_mut().poll(context).is_ready() {
+            this.has_ended = true;
+            // Of an answer these are the trailers; where requests are read they end them as well.
+            let status = Status::unavailable("the stream has lasted as long as one may; open it anew");
+            let mut trailers = http::HeaderMap::new();
+            return Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))));
+        }
+        Pin::new(&mut this.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

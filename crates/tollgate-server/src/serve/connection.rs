@@ -1,0 +1,197 @@
+//! One connection, from its first byte to its last.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, Version, header::CONNECTION},
+};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tower::Service;
+
+use super::{
+    Stage,
+    connections::{ConnectionBounds, Cut, Place, source_of},
+    gather::Gather,
+    handshakes::HandshakeTurns,
+    proxy,
+};
+use crate::auth::{Peer, names_of};
+
+/// How long a client may take for the TLS handshake, once it has its turn.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a new connection may take until its first request, or the preface of HTTP/2, is there.
+const FIRST_WORDS: Duration = Duration::from_secs(10);
+/// How long an idle connection has to end after it was told to.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What the connections of a listener share.
+pub(super) struct Listening {
+    pub(super) name: &'static str,
+    pub(super) builder: auto::Builder<TokioExecutor>,
+    pub(super) router: Router,
+    pub(super) handshakes: HandshakeTurns,
+    pub(super) bounds: ConnectionBounds,
+    pub(super) stage: watch::Receiver<Stage>,
+    /// Whether connections end with their calls in work.
+    pub(super) ending: watch::Receiver<bool>,
+}
+
+impl Listening {
+    /// How long the first words of a client may take.
+    fn first_words(&self) -> Duration {
+        FIRST_WORDS.min(self.bounds.header_timeout)
+    }
+}
+
+/// A connection that was taken in.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Listening>,
+    pub(super) place: Place,
+    pub(super) address: SocketAddr,
+    /// The address that it counts for; none for that of a trusted proxy.
+    pub(super) source: Option<IpAddr>,
+    /// Whether it begins with a header of the PROXY protocol.
+    pub(super) proxied: bool,
+}
+
+impl Connection {
+    /// Serves it until it ends.
+    ///
+    /// # Errors
+    /// Why the node ended it.
+    pub(super) async fn run(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), Cut> {
+        let activity = self.place.activity().clone();
+        tokio::select! {
+            ended = self.serve(stream, acceptor) => ended,
+            cut = activity.cutting() => Err(cut),
+        }
+    }
+
+    async fn serve(mut self, mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), Cut> {
+        let _ = stream.set_nodelay(true);
+        let ending = ended(self.shared.ending.clone());
+        let Some(acceptor) = acceptor else {
+            self.read_proxy_header(&mut stream).await?;
+            return self.answer(stream, Vec::new()).await;
+        };
+        let stream = tokio::select! {
+            stream = self.shake_hands(stream, acceptor) => stream?,
+            () = ending => return Ok(()),
+        };
+        let shown = stream.get_ref().1.peer_certificates();
+        let certificate = shown.and_then(<[_]>::first).map(|first| names_of(first)).unwrap_or_default();
+        self.answer(stream, certificate).await
+    }
+
+    /// Takes the client's address from the header that a trusted proxy sends first.
+    async fn read_proxy_header(&mut self, stream: &mut TcpStream) -> Result<(), Cut> {
+        if !self.proxied {
+            return Ok(());
+        }
+        let read = timeout(self.shared.first_words(), proxy::read_client(stream)).await;
+        let Ok(Ok(named)) = read else { return Err(Cut::ProxyHeader) };
+        if let Some(client) = named {
+            let source = source_of(client.ip());
+            let shared = &self.shared;
+            self.place.name(shared.name, source, &shared.bounds).ok_or(Cut::TooMany)?;
+            (self.address, self.source) = (client, Some(source));
+        }
+        Ok(())
+    }
+
+    async fn shake_hands(&mut self, mut stream: TcpStream, acceptor: TlsAcceptor) -> Result<TlsStream<TcpStream>, Cut> {
+        self.read_proxy_header(&mut stream).await?;
+        // A turn is taken for whoever has begun: one that says nothing costs nothing but its place.
+        let readable = timeout(self.shared.first_words(), stream.readable()).await;
+        readable.map_err(|_| Cut::Silent)?.map_err(|_| Cut::Handshake)?;
+        self.shared.handshakes.wait(self.source).await.ok_or(Cut::Handshake)?;
+        let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await;
+        stream.map_err(|_| Cut::Handshake)?.map_err(|_| Cut::Handshake)
+    }
+
+    async fn answer<I>(self, io: I, certificate: Vec<crate::auth::CertificateName>) -> Result<(), Cut>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { shared, place, address, source, .. } = self;
+        let activity = place.activity().clone();
+        let peer = Arc::new(Peer { address, source, certificate, connection: activity.clone() });
+        let service = service_fn(|mut request: Request<Incoming>| {
+            let call = activity.begin(&request);
+            request.extensions_mut().insert(Arc::clone(&peer));
+            let one_at_a_time = request.version() < Version::HTTP_2;
+            let answer = shared.router.clone().call(request.map(Body::new));
+            let (stage, activity) = (shared.stage.clone(), activity.clone());
+            async move {
+                // Of the calls that came with those for which it is cut, none does anything more.
+                if activity.is_cut() {
+                    return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
+                }
+                let Ok(mut answer) = answer.await;
+                // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
+                if one_at_a_time && *stage.borrow() > Stage::Running {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(call.until_the_end_of(answer))
+            }
+        });
+        let (io, preface) = Gather::new(io);
+        let mut connection = pin!(shared.builder.serve_connection(TokioIo::new(io), service));
+        let mut ending = pin!(ended(shared.ending.clone()));
+        let silent = async {
+            sleep(shared.first_words()).await;
+            if activity.has_asked() || preface.is_complete() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            // How it ended is between hyper and the client: most often somebody just closed it.
+            _ = connection.as_mut() => return Ok(()),
+            () = &mut ending => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    _ = connection => return Ok(()),
+                    () = activity.has_unread_answer() => return Err(Cut::Unread),
+                }
+            }
+            () = silent => return Err(Cut::Silent),
+            () = activity.has_unread_answer() => return Err(Cut::Unread),
+            () = activity.idle_for(shared.bounds.idle_timeout) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let goodbye = timeout(GOODBYE, async {
+            let _ = connection.as_mut().await;
+        });
+        // A call that came at the last moment is still answered.
+        if goodbye.await.is_err() && activity.is_busy() {
+            tokio::select! {
+                _ = connection => {}
+                () = activity.has_unread_answer() => return Err(Cut::Unread),
+            }
+        }
+        Err(Cut::Idle)
+    }
+}
+
+async fn ended(mut ending: watch::Receiver<bool>) {
+    let _ = ending.wait_for(|ending| *ending).await;
+}

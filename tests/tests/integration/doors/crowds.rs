@@ -1,0 +1,106 @@
+//! Many connections: of one address, of many, of clients that say nothing, and of those that shake hands and go.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use reqwest::Method;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::harness::{
+    Process, ProcessBuilder, account, allowed, call, connect_from, consume, folder_with, shop, until,
+};
+
+fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
+    let (folder, policy) = folder_with(&shop(100));
+    (folder, settings.iter().fold(ProcessBuilder::new(&policy), ProcessBuilder::arg).start())
+}
+
+fn address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 1, u8::try_from(n).unwrap())
+}
+
+async fn half_a_request(from: Ipv4Addr, to: &str) -> TcpStream {
+    let mut stream = connect_from(from, to).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: a").await.unwrap();
+    stream
+}
+
+async fn is_open(stream: &mut TcpStream) -> bool {
+    timeout(Duration::from_millis(1), stream.read(&mut [0; 64])).await.is_err()
+}
+
+/// Seen to fail without the bound of an address, and where the newcomer is closed when the listener is full.
+#[tokio::test]
+async fn half_sent_requests_of_one_address_or_of_many_keep_nobody_out() {
+    for addresses in [1, 100] {
+        let (_folder, node) = node(&["--max-connections=100"]);
+        // A good connection, in use, stays through all of it.
+        let one = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1).build().unwrap();
+        let ask = async || one.get(format!("http://{}/healthz", node.http_address)).send().await.unwrap().status();
+        assert!(ask().await.is_success());
+        let mut held = Vec::new();
+        for n in 0..300 {
+            held.push(half_a_request(address(n % addresses), &node.http_address).await);
+            if n % 50 == 0 {
+                assert!(ask().await.is_success());
+                // And so does one that comes new, from the flood's own address too.
+                assert!(node.rest.request(Method::GET, "/healthz").send().await.unwrap().status().is_success());
+            }
+        }
+        let bound = if addresses == 1 { 25 } else { 100 };
+        let mut open = 0;
+        for stream in &mut held {
+            open += usize::from(is_open(stream).await);
+        }
+        assert!(open <= bound, "{open} of {addresses} addresses");
+    }
+}
+
+/// Seen to fail with connections in work that are displaced.
+#[tokio::test]
+async fn connections_with_calls_in_work_are_never_displaced() {
+    let (_folder, node) = node(&["--max-connections=3", "--max-connections-per-address=3"]);
+    let mut watches = Vec::new();
+    for _ in 0..3 {
+        let channel = tonic::transport::Channel::from_shared(format!("http://{}", node.grpc_address)).unwrap();
+        let mut health = HealthClient::new(channel.connect().await.unwrap());
+        let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert!(watch.message().await.unwrap().is_some());
+        watches.push(watch);
+    }
+    // All places are in use: whoever comes is closed at once.
+    for _ in 0..5 {
+        let mut more = TcpStream::connect(&node.grpc_address).await.unwrap();
+        let ended = timeout(Duration::from_secs(15), more.read(&mut [0; 64])).await.expect("it is closed");
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+    let (_, metrics) = node.rest.text("/metrics").await;
+    assert!(metrics.contains(r#"tollgate_connections_cut_total{listener="grpc",reason="too_many"} 5"#), "{metrics}");
+    for watch in &mut watches {
+        let news = timeout(Duration::from_millis(20), watch.message()).await;
+        assert!(matches!(news, Err(_) | Ok(Ok(Some(_)))), "the watch has ended: {news:?}");
+    }
+    drop(watches);
+    // There is room again.
+    let decided = async || consume(&node.grpc, call(account("a"), "free", &[])).await.ok();
+    assert!(allowed(&until("a call goes through", Duration::from_secs(5), decided).await));
+}
+
+/// Seen to fail with proxies that count like others.
+#[tokio::test]
+async fn a_trusted_proxy_may_have_all_connections() {
+    let (_folder, node) = node(&["--max-connections=40", "--trusted-proxies=127.0.1.0/24"]);
+    let mut held = Vec::new();
+    for _ in 0..30 {
+        held.push(half_a_request(address(1), &node.http_address).await);
+    }
+    let mut open = 0;
+    for stream in &mut held {
+        open += usize::from(is_open(stream).await);
+    }
+    assert_eq!(open, 30);
+}

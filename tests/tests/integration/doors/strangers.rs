@@ -1,0 +1,366 @@
+//! What somebody without a token can make a node hold: nothing without a bound, and nothing that delays others.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, StatusCode};
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
+use tollgate_proto::v1::ConsumeRequest;
+use tonic::{Code, Request, metadata::MetadataValue};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
+
+use crate::harness::{
+    PREFACE, Process, ProcessBuilder, RawHttp2, account, allowed, call, connect_from, consume, folder_with, hash_of,
+    shop, until,
+};
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const TOKEN: &str = "tgt_integration-token-of-the-shop-0123456789";
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+/// A message that is announced with 4 MiB, and the first byte of it.
+const ENDLESS: &[u8] = b"\0\x00\x3f\xff\xff\x0a";
+/// One of 1,000 bytes, which is within what is allowed, and the first byte of it.
+const HALF: &[u8] = b"\0\0\0\x03\xe8\x0a";
+/// An empty message.
+const EMPTY: &[u8] = b"\0\0\0\0\0";
+/// A question of reflection: `list_services: ""`.
+const LIST: &[u8] = b"\0\0\0\0\x02\x3a\0";
+
+/// A node that knows one service; everybody else is a stranger.
+fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
+    let (folder, policy) = folder_with(&shop(1_000_000));
+    let services = folder.path().join("services.yaml");
+    std::fs::write(&services, format!("tokens: [{{ name: shop, hash: '{}', domains: all }}]", hash_of(TOKEN))).unwrap();
+    let builder = ProcessBuilder::new(&policy).arg("--ops-listen=127.0.0.1:0").arg("--service-tokens").arg(&services);
+    (folder, settings.iter().fold(builder, ProcessBuilder::arg).start())
+}
+
+/// How many connections of a listener were cut for this reason.
+async fn cut(node: &Process, listener: &str, reason: &str) -> u64 {
+    let ops = node.said.split("health and metrics on http://").nth(1).unwrap();
+    let ops = crate::harness::Rest::new(ops.split([',', ';']).next().unwrap().trim());
+    let (_, metrics) = ops.text("/metrics").await;
+    let name = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="{reason}"}} "#);
+    metrics.lines().find_map(|line| line.strip_prefix(&*name)).map_or(0, |count| count.parse().unwrap())
+}
+
+fn with_token<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let token: MetadataValue<_> = format!("Bearer {TOKEN}").parse().unwrap();
+    request.metadata_mut().insert("authorization", token);
+    request
+}
+
+fn serving() -> HealthCheckRequest {
+    HealthCheckRequest::default()
+}
+
+/// Seen to fail with the library's own bound on messages: the node grew by 1.7 GB.
+#[tokio::test]
+async fn messages_that_never_end_are_given_no_room() {
+    let (_folder, node) = node(&["--open-reflection"]);
+    let mut health = HealthClient::new(node.channel.clone());
+    health.check(serving()).await.unwrap();
+    let before = node.resident_bytes();
+    let mut held = Vec::new();
+    for (path, message) in [(CHECK, ENDLESS), (WATCH, ENDLESS), (REFLECTION, ENDLESS), (CHECK, HALF), (WATCH, HALF)] {
+        let mut raw = RawHttp2::connect(LOCALHOST, &node.grpc_address, 65_535).await.unwrap();
+        for _ in 0..1_000 {
+            let stream = raw.grpc(path);
+            raw.data(stream, message, false);
+        }
+        raw.flush().await;
+        held.push(raw);
+        // Whoever comes meanwhile finds a place, as soon as what is too much was refused.
+        let served = async || health.check(serving()).await.ok();
+        until("a check is answered", Duration::from_secs(10), served).await;
+    }
+    let grown = node.resident_bytes().saturating_sub(before);
+    assert!(grown < 64 << 20, "the node grew by {grown} bytes");
+}
+
+/// Seen to fail with a body that counts only until HTTP/2 has queued it (windows of 1), and without the time.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_ends_its_connection() {
+    let (_folder, node) = node(&["--answer-timeout-ms=1000"]);
+    let mut watch = HealthClient::new(node.channel.clone()).watch(serving()).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let mut unread = JoinSet::new();
+    for window in [0, 1] {
+        for path in ["/openapi.json", "/admin/v1/accounts", "/nowhere", "/api_keys/rate_limits"] {
+            let mut raw = RawHttp2::connect(LOCALHOST, &node.http_address, window).await.unwrap();
+            raw.request("GET", path, &[], true);
+            assert!(raw.flush().await);
+            unread.spawn(async move { (path, window, raw.is_closed_within(Duration::from_secs(20)).await) });
+        }
+        let mut raw = RawHttp2::connect(LOCALHOST, &node.grpc_address, window).await.unwrap();
+        let stream = raw.grpc(CHECK);
+        raw.data(stream, EMPTY, true);
+        assert!(raw.flush().await);
+        unread.spawn(async move { (CHECK, window, raw.is_closed_within(Duration::from_secs(20)).await) });
+    }
+    while let Some(ended) = unread.join_next().await {
+        let (path, window, closed) = ended.unwrap();
+        assert!(closed, "{path} with a window of {window}");
+    }
+    assert!(cut(&node, "http", "unread").await >= 8 && cut(&node, "grpc", "unread").await >= 2);
+    // An answer that only has nothing to say yet is none that is not read.
+    let more = tokio::time::timeout(Duration::from_millis(100), watch.message()).await;
+    assert!(matches!(more, Err(_) | Ok(Ok(Some(_)))), "the watch has ended: {more:?}");
+}
+
+/// Seen to fail without the bound of a connection.
+#[tokio::test]
+async fn a_connection_that_holds_too_much_is_ended_and_others_are_not() {
+    let (_folder, node) = node(&["--max-pending-bytes=1048576"]);
+    let mut health = HealthClient::new(node.channel.clone());
+    for (address, listener) in [(&node.http_address, "http"), (&node.grpc_address, "grpc")] {
+        let mut raw = RawHttp2::connect(LOCALHOST, address, 0).await.unwrap();
+        for _ in 0..200 {
+            if listener == "http" {
+                raw.request("GET", "/openapi.json", &[], true);
+            } else {
+                let stream = raw.grpc(CHECK);
+                raw.data(stream, EMPTY, true);
+            }
+        }
+        raw.flush().await;
+        assert!(raw.is_closed_within(Duration::from_secs(15)).await, "{listener}");
+        until("it is counted", Duration::from_secs(5), async || {
+            (cut(&node, listener, "memory").await == 1).then_some(())
+        })
+        .await;
+        health.check(serving()).await.unwrap();
+    }
+}
+
+/// Seen to fail without the bound of an address, and with one that counts calls which have ended.
+#[tokio::test]
+async fn watches_are_few_and_every_address_has_its_own() {
+    let (_folder, node) = node(&[]);
+    let health = HealthClient::new(node.channel.clone());
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        open.push(health.clone().watch(serving()).await.unwrap());
+    }
+    let refused = health.clone().watch(serving()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    health.clone().check(serving()).await.unwrap();
+    // Of eight addresses all have as many as all may have.
+    let mut held = Vec::new();
+    for n in 2..=8 {
+        let mut raw = RawHttp2::connect(Ipv4Addr::new(127, 0, 0, n), &node.grpc_address, 65_535).await.unwrap();
+        for _ in 0..40 {
+            let stream = raw.grpc(WATCH);
+            raw.data(stream, EMPTY, true);
+        }
+        assert!(raw.flush().await);
+        held.push(raw);
+    }
+    drop(open);
+    let again = async || health.clone().watch(serving()).await.ok();
+    until("there is room for a watch", Duration::from_secs(10), again).await;
+}
+
+#[tokio::test]
+async fn reflection_is_for_services_unless_it_is_opened() {
+    let ask = async |node: &Process, token: bool| {
+        let question = MessageRequest::ListServices(String::new());
+        let questions =
+            tokio_stream::once(ServerReflectionRequest { host: String::new(), message_request: Some(question) });
+        let questions = if token { with_token(questions) } else { Request::new(questions) };
+        let mut answers =
+            ServerReflectionClient::new(node.channel.clone()).server_reflection_info(questions).await?.into_inner();
+        answers.message().await.map(drop)
+    };
+    let (_folder, closed) = node(&[]);
+    assert_eq!(ask(&closed, false).await.unwrap_err().code(), Code::Unauthenticated);
+    ask(&closed, true).await.unwrap();
+    let (_folder, open) = node(&["--open-reflection"]);
+    ask(&open, false).await.unwrap();
+}
+
+/// Seen to fail with the warnings of the HTTP/2 library: one for each connection.
+#[tokio::test]
+async fn strangers_write_nothing_into_the_log() {
+    let (_folder, node) = node(&[]);
+    assert_eq!(node.rest.text("/openapi.json").await.0, StatusCode::OK);
+    let before = node.stderr();
+    for address in [&node.http_address, &node.grpc_address] {
+        for _ in 0..20 {
+            let mut raw = RawHttp2::connect(LOCALHOST, address, 65_535).await.unwrap();
+            let stream = raw.request("POST", "/v1/consume", &[("content-length", "5")], false);
+            raw.data(stream, b"more than five", false);
+            raw.data(stream, b"after the end", true);
+            raw.data(stream, b"after the end", true);
+            raw.data(99, b"a stream that was never begun", true);
+            raw.flush().await;
+            raw.is_closed_within(Duration::from_millis(200)).await;
+        }
+        let mut garbage = TcpStream::connect(address).await.unwrap();
+        garbage.write_all(b"\x16\x03\x01 no TLS here\r\n\r\n").await.unwrap();
+    }
+    assert_eq!(node.rest.text("/openapi.json").await.0, StatusCode::OK);
+    let after = node.stderr();
+    assert_eq!(after.strip_prefix(&*before).unwrap(), "");
+}
+
+/// One way to burden a node without a token.
+#[derive(Clone, Copy, Debug)]
+enum Burden {
+    /// Answers that a window of nothing, or of one byte, keeps from leaving.
+    UnreadBodies,
+    /// Watches and conversations that are never read.
+    UnreadStreams,
+    /// Messages that never end.
+    EndlessMessages,
+    /// Requests of HTTP/1 whose headers never end, and prefaces that do not.
+    HalfRequests,
+}
+
+const BURDENS: [Burden; 4] =
+    [Burden::UnreadBodies, Burden::UnreadStreams, Burden::EndlessMessages, Burden::HalfRequests];
+
+/// A connection that is kept open.
+enum Burdening {
+    Http2 { _connection: RawHttp2 },
+    Tcp { _connection: TcpStream },
+}
+
+impl Burden {
+    /// Opens one connection with as much as it can carry. What the node refuses is part of the trial.
+    async fn begin(self, n: usize, from: Ipv4Addr, node: &Process) -> Option<Burdening> {
+        let raw = async |to: &str, window| RawHttp2::connect(from, to, window).await.ok();
+        let window = u32::from(n % 2 == 1);
+        match self {
+            Self::UnreadBodies if n % 3 == 2 => {
+                let mut raw = raw(&node.grpc_address, window).await?;
+                for _ in 0..1_000 {
+                    let stream = raw.grpc(CHECK);
+                    raw.data(stream, EMPTY, true);
+                }
+                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+            }
+            Self::UnreadBodies => {
+                let mut raw = raw(&node.http_address, window).await?;
+                for at in 0..1_000 {
+                    let path = ["/openapi.json", "/admin/v1/accounts", "/nowhere"][at % 3];
+                    raw.request("GET", path, &[], true);
+                }
+                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+            }
+            Self::UnreadStreams => {
+                let mut raw = raw(&node.grpc_address, window).await?;
+                for at in 0..1_000_usize {
+                    let (path, message) = if at.is_multiple_of(2) { (WATCH, EMPTY) } else { (REFLECTION, LIST) };
+                    let stream = raw.grpc(path);
+                    raw.data(stream, message, false);
+                }
+                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+            }
+            Self::EndlessMessages => {
+                let mut raw = raw(&node.grpc_address, 65_535).await?;
+                for at in 0..1_000 {
+                    let stream = raw.grpc([CHECK, WATCH, REFLECTION][at % 3]);
+                    raw.data(stream, if at.is_multiple_of(2) { ENDLESS } else { HALF }, false);
+                }
+                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+            }
+            Self::HalfRequests => {
+                let to = if n.is_multiple_of(2) { &node.http_address } else { &node.grpc_address };
+                let mut stream = connect_from(from, to).await.ok()?;
+                let said = [&b"GET /healthz HTTP/1.1\r\nx-more: "[..], &[b'a'; 8_000]].concat();
+                let said = if n.is_multiple_of(2) { &said } else { &PREFACE[..20] };
+                stream.write_all(said).await.ok()?;
+                Some(Burdening::Tcp { _connection: stream })
+            }
+        }
+    }
+
+    /// How many connections are opened.
+    fn connections(self) -> usize {
+        match self {
+            Self::HalfRequests => 6_000,
+            _ => 100,
+        }
+    }
+}
+
+/// Calls that are none of this, at a pace: how long each took.
+async fn honest(node: &Process, until: Instant) -> Vec<Duration> {
+    let (mut took, mut grpc) = (Vec::new(), node.grpc.clone());
+    while Instant::now() < until {
+        let started = Instant::now();
+        let request = ConsumeRequest { call: Some(call(account("honest"), "free", &[])) };
+        let decided = grpc.consume(with_token(request)).await;
+        let decision = decided.expect("an honest call is decided").into_inner().decision.unwrap();
+        assert!(allowed(&decision));
+        took.push(started.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    took
+}
+
+fn p99(mut took: Vec<Duration>) -> Duration {
+    took.sort_unstable();
+    took[took.len() * 99 / 100]
+}
+
+/// The bound of docs/security.md, with 32 MiB for each of two threads: twice those, and 64 KiB for each of 2 × 1,024
+/// connections.
+const WORST_CASE: u64 = 2 * 2 * (32 << 20) + 2 * 1_024 * (64 << 10);
+/// What 99 of 100 honest calls may take meanwhile.
+const HONEST: Duration = Duration::from_millis(50);
+
+/// Prints a row for each burden: how much the node grew at most, and how long honest calls took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn strangers_hold_no_more_memory_than_the_bound_and_delay_nobody() {
+    println!("| burden | from | connections | memory of the node | p99 of honest calls | before |");
+    for burden in BURDENS {
+        for addresses in [1_u8, 50] {
+            let (_folder, node) =
+                node(&["--max-connections=1024", "--max-pending-bytes=33554432", "--threads=2", "--open-reflection"]);
+            let calm = p99(honest(&node, Instant::now() + Duration::from_secs(1)).await);
+            let before = node.resident_bytes();
+            let end = Instant::now() + Duration::from_secs(6);
+            let attack = async {
+                let mut held = Vec::new();
+                for n in 0..burden.connections() {
+                    let last = 2 + u8::try_from(n % usize::from(addresses)).unwrap();
+                    held.extend(burden.begin(n, Ipv4Addr::new(127, 0, 0, last), &node).await);
+                    if Instant::now() > end {
+                        break;
+                    }
+                }
+                held
+            };
+            let largest = async {
+                let mut largest = 0;
+                while Instant::now() < end {
+                    largest = largest.max(node.resident_bytes());
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                largest
+            };
+            let (held, largest, took) = tokio::join!(attack, largest, honest(&node, end));
+            let (grown, p99) = (largest.saturating_sub(before), p99(took));
+            let count = held.len();
+            println!("| {burden:?} | {addresses} | {count} | {} MB | {p99:.1?} | {calm:.1?} |", grown / 1_000_000);
+            assert!(grown < WORST_CASE, "{burden:?}: {grown} bytes");
+            assert!(p99 < HONEST, "{burden:?}: {p99:?}");
+            // Whoever comes new is let in.
+            assert_eq!(node.rest.request(Method::GET, "/openapi.json").send().await.unwrap().status(), StatusCode::OK);
+            drop(held);
+            assert!(consume(&node.grpc, call(account("a"), "free", &[])).await.is_err(), "strangers decide nothing");
+        }
+    }
+}
