@@ -28,6 +28,7 @@ pub use self::{
 };
 use self::{throttle::Throttle, tokens::TokenFile};
 use crate::{
+    directory::Recalled,
     reload::Reload,
     serve::Activity,
     telemetry::Telemetry,
@@ -40,14 +41,41 @@ pub(crate) enum Reach {
     /// Every domain.
     All,
     /// These.
-    Only(Arc<BTreeSet<Box<str>>>),
+    Only(Arc<DomainSet>),
+    /// That of the end user's own API key, whichever it is.
+    SelfService,
+}
+
+/// Some domains, by name.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DomainSet {
+    names: BTreeSet<Box<str>>,
+    counted_as: Box<str>,
 }
 
 impl Reach {
+    /// These domains alone.
+    pub(crate) fn only(names: impl IntoIterator<Item = String>) -> Self {
+        let names: BTreeSet<Box<str>> = names.into_iter().map(String::into_boxed_str).collect();
+        // Each name with its length, so that no two sets are written alike.
+        let counted_as = names.iter().fold("within ".to_owned(), |text, name| format!("{text}{}:{name}", name.len()));
+        Self::Only(Arc::new(DomainSet { names, counted_as: counted_as.into() }))
+    }
+
     pub(crate) fn permits(&self, domain: &str) -> bool {
         match self {
-            Self::All => true,
-            Self::Only(domains) => domains.contains(domain),
+            Self::All | Self::SelfService => true,
+            Self::Only(domains) => domains.names.contains(domain),
+        }
+    }
+
+    /// Under which name its failures are counted where no domain is known, so that they block nobody whom it does not
+    /// reach. No domain has such a name, as none has a space in it.
+    pub(crate) fn counted_as(&self) -> &str {
+        match self {
+            Self::All => "all domains",
+            Self::Only(domains) => &domains.counted_as,
+            Self::SelfService => "self service",
         }
     }
 }
@@ -133,8 +161,16 @@ pub struct DoorSettings {
     pub hosts: Hosts,
     /// Who may name the callers behind it.
     pub proxies: TrustedProxies,
-    /// How many attempts to log in may fail in 30 seconds from one address; 0 for any number.
+    /// How many attempts of each kind of caller to log in may fail in 30 seconds from one address; 0 for any number.
     pub max_login_failures: u32,
+}
+
+/// Failed logins. Services, administrators and end users are counted apart: none is blocked for what another got
+/// wrong.
+struct Throttles {
+    services: Throttle,
+    admins: Throttle,
+    keys: Throttle,
 }
 
 /// The doors of a node, and who has a key.
@@ -144,7 +180,7 @@ pub(crate) struct Doors {
     pub(crate) tls: Option<Arc<Tls>>,
     hosts: Hosts,
     proxies: TrustedProxies,
-    throttle: Throttle,
+    throttles: Throttles,
     telemetry: Arc<Telemetry>,
 }
 
@@ -169,7 +205,11 @@ impl Doors {
                 tls,
                 hosts: settings.hosts,
                 proxies: settings.proxies,
-                throttle: Throttle::new(clock, settings.max_login_failures),
+                throttles: Throttles {
+                    services: Throttle::new(Arc::clone(&clock), settings.max_login_failures),
+                    admins: Throttle::new(Arc::clone(&clock), settings.max_login_failures),
+                    keys: Throttle::new(clock, settings.max_login_failures),
+                },
                 telemetry: Arc::clone(telemetry),
             }),
             (services, admins, tls) => {
@@ -208,7 +248,7 @@ impl Doors {
         };
         let found = match token(headers) {
             // Whoever shows a token is judged by it, whatever else it shows.
-            Some(token) => self.login(services, token, "service", from).await,
+            Some(token) => login(services, token, "service", &self.throttles.services, from).await,
             None if peer.certificate.is_empty() => Err(Refusal::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(Refusal::UnknownCertificate),
         };
@@ -220,40 +260,35 @@ impl Doors {
         let found = match (&self.admins, token(headers)) {
             (None, _) => Err(Refusal::NoAdmins),
             (Some(_), None) => Err(Refusal::Missing("admin")),
-            (Some(admins), Some(token)) => self.login(admins, token, "admin", from).await,
+            (Some(admins), Some(token)) => login(admins, token, "admin", &self.throttles.admins, from).await,
         };
         found.map(AdminGrant).map_err(|refusal| self.turned_away("admin", refusal))
     }
 
-    /// Whether an end user may show an API key at all.
-    pub(crate) async fn key(&self, from: ClientAddr) -> Result<(), Refusal> {
-        self.throttle.admits(from).await.map_err(|refusal| self.turned_away("key", refusal))
+    /// Whether the API key that an end user shows may be looked for. `recall` says what the node knows of it without
+    /// asking anybody, and is asked only where too many keys from this address were no good: one that is known to be
+    /// good passes, one that is known to be none does not, and of the others some are looked up.
+    pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> Recalled) -> Result<(), Refusal> {
+        let Some(refusal) = self.throttles.keys.block(from).await else { return Ok(()) };
+        let permitted = match recall() {
+            Recalled::Good => Ok(()),
+            Recalled::Bad => Err(refusal),
+            Recalled::Unknown => self.throttles.keys.permit_look_up(from).await,
+        };
+        permitted.map_err(|refusal| self.turned_away("key", refusal))
     }
 
-    /// Counts an API key that was no good.
-    pub(crate) async fn bad_key(&self, from: ClientAddr) {
-        self.turned_away("key", Refusal::Unknown("key"));
-        self.throttle.failed(from).await;
+    /// Counts an API key that was no good. Fails if too many from this address were none.
+    pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), Refusal> {
+        let counted = self.throttles.keys.count_failure(from).await;
+        self.turned_away("key", counted.err().unwrap_or(Refusal::Unknown("key")));
+        counted
     }
 
     /// Forgets the addresses that no longer fail.
     pub(crate) fn sweep(&self) {
-        self.throttle.sweep();
-    }
-
-    async fn login(
-        &self,
-        tokens: &TokenFile,
-        token: &str,
-        kind: &'static str,
-        from: ClientAddr,
-    ) -> Result<Grant, Refusal> {
-        self.throttle.admits(from).await?;
-        let found = tokens.find(token);
-        if found.is_none() {
-            self.throttle.failed(from).await;
-        }
-        found.ok_or(Refusal::Unknown(kind))
+        let Throttles { services, admins, keys } = &self.throttles;
+        [services, admins, keys].into_iter().for_each(Throttle::sweep);
     }
 
     fn turned_away(&self, door: &'static str, refusal: Refusal) -> Refusal {
@@ -266,6 +301,22 @@ impl Doors {
         self.telemetry.turned_away(door, reason);
         refusal
     }
+}
+
+/// The grant of whoever shows this token. It is compared first: a token that is right is never turned away, whatever
+/// else came from its address.
+async fn login(
+    tokens: &TokenFile,
+    token: &str,
+    kind: &'static str,
+    throttle: &Throttle,
+    from: ClientAddr,
+) -> Result<Grant, Refusal> {
+    if let Some(grant) = tokens.find(token) {
+        return Ok(grant);
+    }
+    throttle.count_failure(from).await?;
+    Err(Refusal::Unknown(kind))
 }
 
 /// What stands in the one `Authorization` header: the token of `Bearer …` (RFC 6750); empty, and so good for

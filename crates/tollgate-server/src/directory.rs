@@ -51,6 +51,17 @@ pub(crate) enum BadKey {
     Expired,
 }
 
+/// What a node knows of a secret without asking the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recalled {
+    /// It is that of a good key, as far as the node last heard.
+    Good,
+    /// It is no good.
+    Bad,
+    /// Only the store can tell.
+    Unknown,
+}
+
 /// A caller that was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {

@@ -1,5 +1,7 @@
 //! Abuse protection: who fails too often is blocked, for as long as the policy says, and nobody else.
 
+mod reach;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! Files of tokens: who is known by which token, and where it may act.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use crate::{
 
 /// What the file of the administrators is called.
 pub(super) const ADMINS: &str = "admin_tokens";
-/// The most tokens of a file: each one that is presented is compared with all.
+/// The most tokens of a file.
 const MAX_TOKENS: usize = 1_000;
 /// The shortest token that a file may hold in plain, in bytes; 32 random letters and digits are 190 bits.
 const MIN_TOKEN_BYTES: usize = 32;
@@ -49,7 +49,7 @@ pub(crate) struct TokenFile {
 
 #[derive(Default)]
 struct Tokens {
-    entries: Vec<(KeyHash, Grant)>,
+    entries: HashMap<[u8; 8], Vec<(KeyHash, Grant)>>,
     certificates: HashMap<CertificateName, Grant>,
     /// Files that hold a token each.
     secrets: Vec<PathBuf>,
@@ -62,17 +62,18 @@ impl TokenFile {
         Ok(Self { what, path: path.to_owned(), telemetry, tokens })
     }
 
-    /// The grant of whoever presents `token`.
+    /// The grant of whoever presents `token`, whose cost does not depend on how many tokens there are.
     ///
-    /// Compares with all entries, so that the time tells nothing about which ones there are.
+    /// Hashes that share their first bytes are compared in constant time; which of those exist tells nothing about a
+    /// token.
     pub(super) fn find(&self, token: &str) -> Option<Grant> {
         if token.is_empty() || token.len() > MAX_SECRET_BYTES {
             return None;
         }
         let hash = KeyHash::of(token);
         let tokens = self.tokens.current();
-        let look = |found, (known, grant)| if hash.matches(known) { Some(grant) } else { found };
-        tokens.entries.iter().map(|(known, grant)| (known, grant)).fold(None, look).cloned()
+        let candidates = tokens.entries.get(&hash.bucket())?;
+        candidates.iter().find(|(known, _)| known.matches(&hash)).map(|(_, grant)| grant.clone())
     }
 
     /// The grant of the holder of a certificate with these names, the first that is known.
@@ -165,7 +166,7 @@ impl Tokens {
                     if domains.is_empty() || domains.iter().any(String::is_empty) {
                         mistake("domains", "must be `all`, or name at least one domain");
                     }
-                    Reach::Only(Arc::new(domains.into_iter().map(Into::into).collect::<BTreeSet<_>>()))
+                    Reach::only(domains)
                 }
             };
             let grant = Grant { name: token.name.into(), reach };
@@ -199,7 +200,7 @@ impl Tokens {
                 Ok(hash) if !hashes.insert(hash.bytes()) => {
                     mistake(field, "is the token of another entry; each needs its own");
                 }
-                Ok(hash) => tokens.entries.push((hash, grant)),
+                Ok(hash) => tokens.entries.entry(hash.bucket()).or_default().push((hash, grant)),
             }
         }
         if wrong.is_empty() {
@@ -315,7 +316,7 @@ mod tests {
         let with = |secret: &str| read("tokens: [{ name: a, file: secret, domains: all }]", secret);
         let good = generate();
         let tokens = with(&format!("{good}\n")).unwrap();
-        assert!(tokens.entries[0].0.matches(&KeyHash::of(&good)));
+        assert!(tokens.entries.values().flatten().any(|(hash, _)| hash.matches(&KeyHash::of(&good))));
         for bad in ["", "short", &"a".repeat(64), "with a space in it that makes it no token at all", &"x1".repeat(400)]
         {
             let said = with(bad).err().unwrap();

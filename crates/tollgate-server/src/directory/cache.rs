@@ -20,7 +20,7 @@ use quick_cache::{Equivalent, Weighter, sync::Cache};
 use tollgate_core::{policy::Policy, store::StoreError, time::Timestamp};
 use tollgate_store::accounts::{AccountStore, Changed, Changes, KeyPlace};
 
-use super::{BadKey, Identity, compile::Known};
+use super::{BadKey, Identity, Recalled, compile::Known};
 use crate::{
     key::KeyHash,
     settings::CacheBounds,
@@ -107,6 +107,25 @@ impl Accounts {
         found.map_err(|(error, _)| error)
     }
 
+    /// What is known of this secret without asking the store. That a key is good is also taken from what is not
+    /// believed any more: it says only that a look-up is worth its cost.
+    pub(crate) fn recall(&self, hash: &KeyHash, now: Timestamp) -> Recalled {
+        let Some(place) = self.places.peek(hash) else { return Recalled::Unknown };
+        let generation = self.generation.load(Ordering::Acquire);
+        let Some(to) = &place.value else {
+            return if self.believes(&place, generation) { Recalled::Bad } else { Recalled::Unknown };
+        };
+        let Some(known) = self.known.peek(&NameRef { domain: &to.domain, name: &to.account }) else {
+            return Recalled::Unknown;
+        };
+        let key = known.value.keys.get(&*to.key);
+        match key.is_some_and(|key| key.check_secret(hash, now).and_then(|()| key.key.check(now)).is_ok()) {
+            true => Recalled::Good,
+            false if self.believes(&known, generation) => Recalled::Bad,
+            false => Recalled::Unknown,
+        }
+    }
+
     /// The caller with the key `place` leads to, presented by its secret.
     pub(crate) async fn by_secret(
         &self,
@@ -190,9 +209,7 @@ impl Accounts {
         W: Weighter<K, Entry<V>> + Clone,
     {
         let generation = self.generation.load(Ordering::Acquire);
-        let believed = |entry: &Entry<V>| {
-            entry.generation == generation && entry.read_at.elapsed() < self.bounds.lifetime && good(&entry.value)
-        };
+        let believed = |entry: &Entry<V>| self.believes(entry, generation) && good(&entry.value);
         let last = cache.get(key);
         if let Some(entry) = last.as_ref().filter(|entry| believed(entry)) {
             self.telemetry.account_cache(CacheResult::Hit);
@@ -217,6 +234,10 @@ impl Accounts {
             }
         });
         found.await.map_err(|error| (error, last.map(|entry| entry.value)))
+    }
+
+    fn believes<T>(&self, entry: &Entry<T>, generation: u64) -> bool {
+        entry.generation == generation && entry.read_at.elapsed() < self.bounds.lifetime
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {

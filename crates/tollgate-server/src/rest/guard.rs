@@ -22,7 +22,7 @@ use crate::{
 
 /// What a route asks of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
+pub(super) enum Door {
     /// Nothing: health, metrics, and the description of the API.
     Open,
     /// An end user's API key, which the route itself looks up.
@@ -72,7 +72,7 @@ async fn pass(doors: &Doors, mut request: Request, next: Next) -> Response {
     };
     let answer = next.run(request).await;
     if shown && answer.extensions().get::<BadKey>().is_some() {
-        doors.bad_key(from).await;
+        return doors.bad_key(from).await.map_or_else(|refusal| turned_away(door, refusal), |()| answer);
     }
     answer
 }
@@ -84,8 +84,8 @@ async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<Clien
     let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?);
     let from = doors.client(&peer, request.headers());
     match door {
-        Door::Open => {}
-        Door::Key => doors.key(from).await?,
+        // The route itself looks for the key, as whether it is good matters more than where it comes from.
+        Door::Open | Door::Key => {}
         Door::Service => {
             let grant = doors.service(request.headers(), &peer, from).await?;
             request.extensions_mut().insert(grant);
@@ -111,7 +111,7 @@ fn shaped(door: Door, status: StatusCode, code: &'static str, message: &str) -> 
     }
 }
 
-fn turned_away(door: Door, refusal: Refusal) -> Response {
+pub(super) fn turned_away(door: Door, refusal: Refusal) -> Response {
     // The gRPC statuses stand in grpc/guard.rs, in the same order.
     let (status, code) = match refusal {
         Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::UnknownCertificate | Refusal::NoAdmins => {
@@ -198,7 +198,10 @@ fn describe_door(operation: &mut Operation, door: Door) {
     };
     let of_all = [
         ("421", "The host is not a name of this node"),
-        ("429", "Too many attempts to log in failed from this address, or the node has more to do than it takes in"),
+        (
+            "429",
+            "Too many attempts to log in failed from this address, this one too, or the node has more to do than it takes in",
+        ),
     ];
     for (status, said) in of_tokens.iter().chain(&of_all) {
         let shape = if door == Door::Key { "PlainError" } else { "ErrorBody" };

@@ -16,7 +16,10 @@ use tollgate_core::{policy::Block, time::Timestamp};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
-use super::{Shared, failure, guard::BadKey};
+use super::{
+    Shared, failure,
+    guard::{self, BadKey, Door},
+};
 use crate::{
     auth::{ClientAddr, Reach, token},
     policy_file::SelfService,
@@ -99,9 +102,12 @@ pub(super) async fn get_rate_limits(
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
+    if let Err(refusal) = shared.doors.key(from, || shared.service.recall(secret)).await {
+        return guard::turned_away(Door::Key, refusal);
+    }
     let from = from.ip().to_string();
     let listing = Listing {
-        within: &Reach::All,
+        within: &Reach::SelfService,
         domain: "",
         caller: CallerRef::Secret(secret),
         attributes: SmallVec::from_iter([("ip", &*from)]),

@@ -151,7 +151,7 @@ impl DecisionService {
     pub(super) async fn enter<'d>(
         &self,
         domains: &'d Domains,
-        within: &Reach,
+        within: &'d Reach,
         domain: &str,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
@@ -238,10 +238,10 @@ impl DecisionService {
     }
 
     /// The rule about keys that are no good, and the domain it counts in. Where the domain is not known, it is the
-    /// strictest of all domains within reach, and counts in none.
+    /// strictest of all domains within reach, and counts for callers with this reach alone.
     fn rule_of<'d>(
         domains: &'d Domains,
-        within: &Reach,
+        within: &'d Reach,
         domain: Option<&'d Domain>,
     ) -> Option<(&'d AbuseRule, &'d str)> {
         if let Some(domain) = domain {
@@ -250,7 +250,7 @@ impl DecisionService {
         let rules = domains.within(within).filter_map(|domain| domain.policy.authentication_rule());
         // Whatever the order of the domains.
         let strictness = |rule: &&AbuseRule| (rule.limit, rule.window, std::cmp::Reverse(rule.block));
-        rules.min_by_key(strictness).map(|rule| (rule, ""))
+        rules.min_by_key(strictness).map(|rule| (rule, within.counted_as()))
     }
 
     async fn count_failure<'a>(

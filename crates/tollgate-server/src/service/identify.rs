@@ -6,7 +6,7 @@ use tollgate_core::time::Timestamp;
 
 use crate::{
     auth::Reach,
-    directory::{BadKey, Identity},
+    directory::{BadKey, Identity, Recalled},
     key::{self, KeyHash, MAX_SECRET_BYTES},
     policies::{Domain, Domains},
     service::{
@@ -71,6 +71,17 @@ impl DecisionService {
             self.telemetry.key_refused(why);
             Rejected { domain: domain.cloned(), why }
         }))
+    }
+
+    /// What the node knows of the API key with this secret, in whatever domain, without asking the store of accounts.
+    pub(crate) fn recall(&self, secret: &str) -> Recalled {
+        let Ok(Some(hash)) = check_secret(secret) else { return Recalled::Bad };
+        let now = self.clock.now();
+        match self.policies.current().by_secret(&hash, &Reach::SelfService) {
+            Some((_, identity)) if identity.key.as_ref().is_some_and(|key| key.check(now).is_ok()) => Recalled::Good,
+            Some(_) => Recalled::Bad,
+            None => self.accounts.recall(&hash, now),
+        }
     }
 
     /// The caller with this secret, in the domain that was named, or else in whatever domain within reach.

@@ -37,7 +37,7 @@ impl DecisionService {
         let now = self.clock.now();
         let attributes = Attributes::check(attributes)?;
         let caller = CallerRef::Secret(secret);
-        let (domain, identity) = match self.enter(&domains, &Reach::All, "", caller, &attributes, now).await? {
+        let (domain, identity) = match self.enter(&domains, &Reach::SelfService, "", caller, &attributes, now).await? {
             Ok(entered) => entered,
             Err(TurnedAway::BadKey(_)) => return Ok(render(&Logged::BadKey)),
             Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Logged::Barred { block, at: now })),

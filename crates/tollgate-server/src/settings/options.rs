@@ -176,8 +176,8 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_FORWARDED_HEADER", value_name = "NAME")]
     pub forwarded_header: Option<ForwardedHeader>,
 
-    /// Attempts to log in that may fail in 30 s from one address, before it is turned away for 30 s; 0 for any
-    /// number [default: 20]
+    /// Attempts to log in that may fail in 30 s from one address, before others that fail are refused for 30 s; services,
+    /// administrators and end users apart; 0 for any number [default: 20]
     #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
     pub max_login_failures: Option<u32>,
 

@@ -14,7 +14,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Failures, barred, failed, plain, unauthenticated};
 use crate::{
     auth::{ClientAddr, token},
-    rest::Shared,
+    rest::{
+        Shared,
+        guard::{self, Door},
+    },
     service::Logged,
 };
 
@@ -66,6 +69,9 @@ pub(in crate::rest) async fn get_log(
         Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     let Some(secret) = token(&headers) else { return unauthenticated() };
+    if let Err(refusal) = shared.doors.key(from, || shared.service.recall(secret)).await {
+        return guard::turned_away(Door::Key, refusal);
+    }
     let from = from.ip().to_string();
     let attributes = [("ip", &*from)];
     let answer = shared.service.log(secret, &attributes, whose.api_key_id.as_deref(), |logged| match logged {

@@ -1,0 +1,96 @@
+//! Whom failed authentications without a domain are held against: callers with the same reach, and nobody else.
+
+use tollgate_proto::v1::{ConsumeRequest, Decision, Reason};
+use tollgate_server::settings::Options;
+use tollgate_store::testing::RedisServer;
+
+use super::{from, guarded};
+use crate::harness::{KEY, Node, allowed, api_key, call, hash_of, memory_node_with, redis_node_with};
+
+/// The address of the tests, as self-service sees it.
+const HERE: &str = "127.0.0.1";
+const TOKENS: [(&str, &str); 4] = [("ab", "[a, b]"), ("cd", "[c, d]"), ("bc", "[b, c]"), ("all", "all")];
+
+fn token(name: &str) -> String {
+    format!("tgt_integration-token-{name}-of-a-platform-0123456789")
+}
+
+fn key_of(domain: &str) -> String {
+    format!("{KEY}-{domain}")
+}
+
+/// Four domains, of which each token reaches some, and each of which blocks for a fourth failure.
+fn folder() -> (tempfile::TempDir, Options, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = |domain: &str| {
+        let policy = guarded("  authentication: { limit: 3, per: minute, block: 5m }\n");
+        let policy = policy.replace(&hash_of(KEY), &hash_of(&key_of(domain)));
+        policy.replace("domain: guarded", &format!("domain: {domain}\nself_service: plain"))
+    };
+    let mut options = Options { service_tokens: Some(folder.path().join("tokens.yaml")), ..Options::default() };
+    for domain in ["b", "c", "d"] {
+        let file = folder.path().join(format!("{domain}.yaml"));
+        std::fs::write(&file, policy(domain)).unwrap();
+        options.policy.push(file);
+    }
+    let entry =
+        |(name, domains)| format!("- {{ name: {name}, hash: '{}', domains: {domains} }}\n", hash_of(&token(name)));
+    let tokens = TOKENS.map(entry).concat();
+    std::fs::write(folder.path().join("tokens.yaml"), format!("tokens:\n{tokens}")).unwrap();
+    (folder, options, policy("a"))
+}
+
+async fn consume(node: &Node, name: &str, key: &str) -> Decision {
+    let call = from(HERE, call(api_key(key), "free", &[]));
+    let mut request = tonic::Request::new(ConsumeRequest { call: Some(call) });
+    request.metadata_mut().insert("authorization", format!("Bearer {}", token(name)).parse().unwrap());
+    node.grpc.clone().consume(request).await.unwrap().into_inner().decision.unwrap()
+}
+
+async fn self_service(node: &Node, key: &str) -> u16 {
+    let request = node.rest.request(reqwest::Method::GET, "/api_keys/rate_limits").bearer_auth(key);
+    request.send().await.unwrap().status().as_u16()
+}
+
+/// All who pass, by the first letter of what they reach; `s` is self-service.
+async fn passing(node: &Node) -> String {
+    let mut passing = String::new();
+    for (name, key) in [("ab", "a"), ("cd", "c"), ("bc", "b"), ("all", "d")] {
+        if allowed(&consume(node, name, &key_of(key)).await) {
+            passing.push_str(&format!("{name} "));
+        }
+    }
+    if self_service(node, &key_of("a")).await == 200 {
+        passing.push_str("self");
+    }
+    passing
+}
+
+async fn nobody_blocks_an_address_beyond_its_reach(node: &Node) {
+    assert_eq!(passing(node).await, "ab cd bc all self");
+    for _ in 0..6 {
+        consume(node, "ab", "sk-guess").await;
+    }
+    assert_eq!(consume(node, "ab", &key_of("a")).await.reason(), Reason::Blocked);
+    assert_eq!(passing(node).await, "cd bc all self");
+    for _ in 0..6 {
+        self_service(node, "sk-guess").await;
+    }
+    assert_eq!(self_service(node, &key_of("a")).await, 429);
+    assert_eq!(passing(node).await, "cd bc all ");
+    for _ in 0..6 {
+        consume(node, "all", "sk-guess").await;
+    }
+    assert_eq!(passing(node).await, "cd bc ");
+    node.clock.advance_ms(300_000);
+    assert_eq!(passing(node).await, "ab cd bc all self");
+}
+
+/// Seen to fail with one counter for all failures without a domain.
+#[tokio::test]
+async fn nobody_blocks_an_address_beyond_its_reach_on_either_store() {
+    let redis = RedisServer::start();
+    let (_folder, options, policy) = folder();
+    nobody_blocks_an_address_beyond_its_reach(&memory_node_with(options.clone(), &policy).await).await;
+    nobody_blocks_an_address_beyond_its_reach(&redis_node_with(options, &policy, redis.url()).await).await;
+}
