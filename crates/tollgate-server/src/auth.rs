@@ -20,7 +20,7 @@ use tollgate_store::clock::Clock;
 pub(crate) use self::{
     address::ClientAddr,
     certificate::{CertificateName, names_of},
-    tokens::{generate, read_bounded},
+    tokens::generate,
 };
 pub use self::{
     address::{ForwardedHeader, TrustedProxies},
@@ -29,6 +29,7 @@ pub use self::{
 use self::{throttle::Throttle, tokens::TokenFile};
 use crate::{
     directory::Recalled,
+    files::Failure,
     reload::Reload,
     serve::Activity,
     telemetry::Telemetry,
@@ -60,6 +61,15 @@ impl Reach {
         // Each name with its length, so that no two sets are written alike.
         let counted_as = names.iter().fold("within ".to_owned(), |text, name| format!("{text}{}:{name}", name.len()));
         Self::Only(Arc::new(DomainSet { names, counted_as: counted_as.into() }))
+    }
+
+    /// The names of its domains, if they are named.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let named = match self {
+            Self::Only(domains) => Some(&domains.names),
+            Self::All | Self::SelfService => None,
+        };
+        named.into_iter().flatten().map(AsRef::as_ref)
     }
 
     pub(crate) fn permits(&self, domain: &str) -> bool {
@@ -214,7 +224,7 @@ impl Doors {
             }),
             (services, admins, tls) => {
                 let wrong = [services.err(), admins.err(), tls.err()];
-                Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+                Err(Failure::join(wrong.into_iter().flatten()).text)
             }
         }
     }
@@ -283,6 +293,11 @@ impl Doors {
         let counted = self.throttles.keys.count_failure(from).await;
         self.turned_away("key", counted.err().unwrap_or(Refusal::Unknown("key")));
         counted
+    }
+
+    /// Says which tokens name domains that are not among these: such a token is good for less than it says.
+    pub(crate) fn warn_of_unknown_domains(&self, domains: &[&str]) {
+        [&self.services, &self.admins].into_iter().flatten().for_each(|file| file.warn_of_unknown_domains(domains));
     }
 
     /// Forgets the addresses that no longer fail.

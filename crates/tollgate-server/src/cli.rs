@@ -128,7 +128,10 @@ fn serve(settings: Settings) -> Result<(), String> {
     // For what goes on beside the calls, which have threads of their own.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string())
+    let served = runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string());
+    // What is still under way beside the calls was given its time; a file system that does not answer holds no exit.
+    runtime.shutdown_background();
+    served
 }
 
 async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {

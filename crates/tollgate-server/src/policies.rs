@@ -12,9 +12,10 @@ use crate::{
     auth::Reach,
     dialect::Dialects,
     directory::{Directory, Identity},
+    files::{self, Failure, folder_of},
     key::KeyHash,
     policy_file::{self, AccountRules, LoadedPolicy, PolicyErrors, SelfService},
-    reload::{Kept, Reload, folder_of},
+    reload::{Kept, Reload},
     telemetry::{DomainMetrics, Telemetry},
     uploads::Uploads,
 };
@@ -102,6 +103,7 @@ impl Policies {
     /// Loads the policies.
     pub fn load(source: Source, demo: bool, telemetry: Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
         let domains = Kept::new(Domains::read(&source, demo, &telemetry)?);
+        telemetry.reload_stuck("policies", false);
         Ok(Self { source, demo, telemetry, domains })
     }
 
@@ -117,7 +119,9 @@ impl Reload for Policies {
 
     fn folders(&self) -> Vec<PathBuf> {
         let Source::Paths(paths) = &self.source else { return Vec::new() };
-        paths.iter().map(|path| if path.is_dir() { path.clone() } else { folder_of(path) }).collect()
+        let folder =
+            |path: &PathBuf| if files::is_folder(path).unwrap_or(false) { path.clone() } else { folder_of(path) };
+        paths.iter().map(folder).collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -125,18 +129,24 @@ impl Reload for Policies {
         files_of(paths).unwrap_or_else(|_| paths.clone())
     }
 
-    fn reload(&self) -> Result<(), String> {
-        let read = Domains::read(&self.source, self.demo, &self.telemetry).map_err(|errors| one_text(&errors));
+    fn reload(&self) -> Result<(), Failure> {
+        let read = Domains::read(&self.source, self.demo, &self.telemetry).map_err(|errors| failure(&errors));
         self.telemetry.policy_reloads(read.is_ok());
+        self.telemetry.reload_stuck(self.what(), read.as_ref().is_err_and(|failure| failure.stuck));
         self.domains.renew(read)
     }
 
-    fn last_failure(&self) -> Option<String> {
+    fn last_failure(&self) -> Option<Failure> {
         self.domains.last_failure()
     }
 }
 
-/// Everything that is wrong, a line each.
+/// Everything that is wrong, a line each, without what may be a secret in the wrong place.
+pub(crate) fn failure(errors: &[PolicyErrors]) -> Failure {
+    Failure::join(errors.iter().map(|error| Failure { text: error.redacted(), stuck: error.stuck }))
+}
+
+/// Everything that is wrong, a line each, with all that stands in the files: for who holds them.
 pub fn one_text(errors: &[PolicyErrors]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
@@ -157,7 +167,7 @@ fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<Pol
             Ok(loaded) => {
                 let domain = Arc::clone(loaded.policy.domain());
                 if domains.insert(Arc::clone(&domain), loaded).is_some() {
-                    errors.push(whole_file(file, format!("domain: {domain:?} is the domain of another file too")));
+                    errors.push(whole_file(file, "domain: is the domain of another file too".to_owned()));
                 }
             }
             Err(wrong) => errors.push(wrong),
@@ -169,16 +179,12 @@ fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<Pol
 fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
     let mut files = Vec::new();
     for path in paths {
-        if !path.is_dir() {
+        let unreadable = |error| policy_file::unreadable(path, &error);
+        if !files::is_folder(path).map_err(unreadable)? {
             files.push(path.clone());
             continue;
         }
-        let unreadable =
-            |error: std::io::Error| whole_file(path.display().to_string(), format!("cannot be read: {error}"));
-        let mut inside = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(unreadable)? {
-            inside.push(entry.map_err(unreadable)?.path());
-        }
+        let mut inside = files::list(path).map_err(unreadable)?;
         inside.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
         inside.sort();
         if inside.is_empty() {
@@ -191,7 +197,7 @@ fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
 
 fn whole_file(file: String, message: String) -> PolicyErrors {
     let place = tollgate_core::policy::Place::root();
-    PolicyErrors { file, errors: vec![policy_file::PolicyError { line: 1, place, message }] }
+    PolicyErrors { file, errors: vec![policy_file::PolicyError::new(1, place, message)], stuck: false }
 }
 
 /// Checks policy files without running them.

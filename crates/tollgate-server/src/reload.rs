@@ -1,22 +1,22 @@
 //! Hot reload: of whatever stands in files, when they change, and on SIGHUP.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use arc_swap::{ArcSwap, Guard};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy_file::MAX_FILE_BYTES;
+use crate::{
+    files::{self, Failure, FileError, MAX_FILE_BYTES},
+    redaction::shown_path,
+};
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How long a reload that is stuck is left alone: nothing says when the file system answers again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Something that was read from files, and can be read anew.
 pub(crate) trait Reload: Send + Sync + 'static {
@@ -29,17 +29,18 @@ pub(crate) trait Reload: Send + Sync + 'static {
     /// The files that would be read now.
     fn files(&self) -> Vec<PathBuf>;
 
-    /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was.
-    fn reload(&self) -> Result<(), String>;
+    /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was. Takes a bounded time,
+    /// also where a file system does not answer.
+    fn reload(&self) -> Result<(), Failure>;
 
     /// What was wrong with the files when they were last looked at, if anything was.
-    fn last_failure(&self) -> Option<String>;
+    fn last_failure(&self) -> Option<Failure>;
 }
 
 /// What was read from files when they last held.
 pub(crate) struct Kept<T> {
     current: ArcSwap<T>,
-    last_failure: Mutex<Option<String>>,
+    last_failure: Mutex<Option<Failure>>,
 }
 
 impl<T> Kept<T> {
@@ -52,41 +53,26 @@ impl<T> Kept<T> {
     }
 
     /// Keeps what was read anew; after a failure, what was there.
-    pub(crate) fn renew(&self, read: Result<T, String>) -> Result<(), String> {
-        if let Ok(mut last_failure) = self.last_failure.lock() {
-            *last_failure = read.as_ref().err().cloned();
-        }
+    pub(crate) fn renew(&self, read: Result<T, Failure>) -> Result<(), Failure> {
+        *self.last_failure.lock() = read.as_ref().err().cloned();
         self.current.store(Arc::new(read?));
         Ok(())
     }
 
-    pub(crate) fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().ok()?.clone()
-    }
-}
-
-/// The folder of a file.
-pub(crate) fn folder_of(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
+    pub(crate) fn last_failure(&self) -> Option<Failure> {
+        self.last_failure.lock().clone()
     }
 }
 
 /// What stands in files, told apart from what stood there before: the hash of each that can be read, by its path.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Contents(Vec<(PathBuf, Option<[u8; 32]>)>);
+struct Fingerprints(Vec<(PathBuf, Option<[u8; 32]>)>);
 
-impl Contents {
+impl Fingerprints {
     fn of(part: &dyn Reload) -> Self {
-        let hash = |path: &Path| {
-            let mut bytes = Vec::new();
-            // A byte more than any of these files may have: of a longer one it is enough to know that.
-            File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).ok()?;
-            Some(Sha256::digest(bytes).into())
-        };
         let mut files = part.files();
         files.sort_unstable();
+        let hash = |path: &PathBuf| Some(Sha256::digest(files::read(path, MAX_FILE_BYTES).ok()?.bytes).into());
         Self(files.into_iter().map(|path| (path.clone(), hash(&path))).collect())
     }
 }
@@ -97,17 +83,25 @@ impl Contents {
 /// link in its folder. What else is written there is none of its business: were it read anew for that, a log in the same
 /// folder, which gets a line for each reload, would never let it rest.
 pub(crate) struct Watched {
-    part: Arc<dyn Reload>,
-    watcher: Option<RecommendedWatcher>,
+    what: &'static str,
     changes: mpsc::Receiver<()>,
-    seen: Vec<PathBuf>,
+    reader: Arc<Mutex<Reader>>,
+    after: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What reads the files. It touches file systems, and so stays off the threads of the runtime.
+struct Reader {
+    part: Arc<dyn Reload>,
+    watcher: Option<Arc<Mutex<RecommendedWatcher>>>,
+    watched: Vec<PathBuf>,
     /// As of when they were last read.
-    read: Contents,
+    read: Fingerprints,
 }
 
 impl Watched {
-    /// Changes from now on are seen, whenever [`Watched::keep_fresh`] gets to them.
-    pub(crate) fn new(part: Arc<dyn Reload>) -> Self {
+    /// Changes from now on are seen, whenever [`Watched::keep_fresh`] gets to them. `after` is called after each reload
+    /// that succeeded.
+    pub(crate) fn new(part: Arc<dyn Reload>, after: Arc<dyn Fn() + Send + Sync>) -> Self {
         // One waiting notice is enough: it says that something changed, not what.
         let (notice, changes) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -118,60 +112,101 @@ impl Watched {
         let failed = |error: &notify::Error| {
             tracing::warn!(what = part.what(), %error, "files cannot be watched; SIGHUP still reloads them");
         };
-        let watcher = watcher.inspect_err(failed).ok();
+        let watcher = watcher.inspect_err(failed).ok().map(|watcher| Arc::new(Mutex::new(watcher)));
         // Before the folders are watched: what changes between the two differs from this at the next notice.
-        let read = Contents::of(&*part);
-        let mut new = Self { part, watcher, changes, seen: Vec::new(), read };
-        new.watch_new();
-        new
+        let read = Fingerprints::of(&*part);
+        let mut reader = Reader { part, watcher, watched: Vec::new(), read };
+        reader.watch_new();
+        Self { what: reader.part.what(), changes, reader: Arc::new(Mutex::new(reader)), after }
     }
 
     /// Reloads it for as long as the node lives, on changes and on each of `hangups`.
-    pub(crate) async fn keep_fresh(mut self, mut hangups: watch::Receiver<()>) {
-        let what = self.part.what();
+    pub(crate) async fn keep_fresh(self, mut hangups: watch::Receiver<()>) {
+        let Self { what, mut changes, reader, after } = self;
+        let mut last: Option<Failure> = None;
         loop {
-            let asked = tokio::select! {
-                Some(()) = self.changes.recv() => {
+            let cause = tokio::select! {
+                Some(()) = changes.recv() => {
                     tokio::time::sleep(SETTLE).await;
-                    false
+                    Cause::Change
                 }
-                Ok(()) = hangups.changed() => true,
+                Ok(()) = hangups.changed() => Cause::Hangup,
+                () = tokio::time::sleep(RETRY), if last.as_ref().is_some_and(|failure| failure.stuck) => Cause::Retry,
                 else => return,
             };
-            while self.changes.try_recv().is_ok() {}
-            let (part, before) = (Arc::clone(&self.part), std::mem::take(&mut self.read));
-            let looked = tokio::task::spawn_blocking(move || {
-                // Looked at before they are read: what changes in between is seen to differ the next time.
-                let now = Contents::of(&*part);
-                let outcome = (asked || now != before).then(|| part.reload());
-                (now, outcome)
-            });
-            match looked.await {
-                Ok((now, outcome)) => {
-                    self.read = now;
-                    match outcome {
-                        None => continue,
-                        Some(Ok(())) => tracing::info!(what, "reloaded"),
-                        Some(Err(errors)) => tracing::error!(what, errors, "not reloaded; what was there stays"),
-                    }
+            while changes.try_recv().is_ok() {}
+            match look(Arc::clone(&reader), cause != Cause::Change).await {
+                Ok(None) => {}
+                Ok(Some(Ok(()))) => {
+                    last = None;
+                    tracing::info!(what, "reloaded");
+                    after();
                 }
-                Err(error) => tracing::error!(what, %error, "not reloaded; what was there stays"),
+                // Said once, not each time it is tried again.
+                Ok(Some(Err(failure))) if cause == Cause::Retry && last.as_ref() == Some(&failure) => {}
+                Ok(Some(Err(failure))) => {
+                    tracing::error!(what, errors = failure.text, "not reloaded; what was there stays");
+                    last = Some(failure);
+                }
+                Err(error) => tracing::error!(what, error, "not reloaded; what was there stays"),
             }
-            self.watch_new();
         }
+    }
+}
+
+/// Why files are read anew.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Something changed in their folders.
+    Change,
+    /// An operator asked for it.
+    Hangup,
+    /// The last time a file system did not answer.
+    Retry,
+}
+
+/// Lets the reader look, on a thread of its own, for which neither the runtime nor the end of the process waits.
+async fn look(reader: Arc<Mutex<Reader>>, asked: bool) -> Result<Option<Result<(), Failure>>, String> {
+    let (done, finished) = oneshot::channel();
+    let work = move || drop(done.send(reader.lock().look(asked)));
+    thread::Builder::new().name("reload".to_owned()).spawn(work).map_err(|error| error.to_string())?;
+    finished.await.map_err(|_| "the thread that read it ended early".to_owned())
+}
+
+impl Reader {
+    /// Reads the files anew if they changed, or if somebody asked for it.
+    fn look(&mut self, asked: bool) -> Option<Result<(), Failure>> {
+        // Looked at before they are read: what changes in between is seen to differ the next time.
+        let now = Fingerprints::of(&*self.part);
+        let outcome = (asked || now != self.read).then(|| self.part.reload());
+        self.read = now;
+        self.watch_new();
+        outcome
     }
 
     /// Watches the folders that are not watched yet: a file may have come to name others.
     fn watch_new(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
+        let Some(watcher) = &self.watcher else { return };
         for folder in self.part.folders() {
-            if self.seen.contains(&folder) {
+            if self.watched.contains(&folder) {
                 continue;
             }
-            if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
-                tracing::warn!(what = self.part.what(), %error, folder = %folder.display(), "folder cannot be watched; SIGHUP still reloads");
+            let watcher = Arc::clone(watcher);
+            let added = files::in_time(&folder, move |folder| {
+                let failed =
+                    |error: notify::Error| FileError::Unreadable(std::io::Error::other(format!("{:?}", error.kind)));
+                watcher.lock().watch(folder, RecursiveMode::NonRecursive).map_err(failed)
+            });
+            match added {
+                // Tried again with the reload, which says it.
+                Err(FileError::NoAnswer) => continue,
+                Err(error) => {
+                    let folder = shown_path(&folder);
+                    tracing::warn!(what = self.part.what(), %error, folder, "folder cannot be watched; SIGHUP still reloads");
+                }
+                Ok(()) => {}
             }
-            self.seen.push(folder);
+            self.watched.push(folder);
         }
     }
 }

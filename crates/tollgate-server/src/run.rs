@@ -28,7 +28,7 @@ use crate::{
     grpc,
     policies::{Policies, Source},
     refusals::Refusals,
-    reload::Watched,
+    reload::{Reload, Watched},
     rest,
     serve::{Servers, Stage},
     service::{DecisionService, Lifetimes, WithoutStore},
@@ -215,7 +215,7 @@ pub async fn run(
     let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &telemetry);
     let doors = Arc::new(doors.map_err(RunError::Credentials)?);
     let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
-        .map_err(|errors| RunError::Policies(crate::policies::one_text(&errors)))?;
+        .map_err(|errors| RunError::Policies(crate::policies::failure(&errors).text))?;
     let policies = Arc::new(policies);
     let accounts =
         Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&telemetry)));
@@ -246,10 +246,7 @@ pub async fn run(
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Before calls come, so that whoever sees the node answer may count on a change being seen.
-    background.spawn(Watched::new(policies).keep_fresh(hung_up.clone()));
-    for part in doors.parts() {
-        background.spawn(Watched::new(part).keep_fresh(hung_up.clone()));
-    }
+    watch_files(&mut background, &policies, &doors, &hung_up);
     // Before calls come, so that what they read of accounts is remembered.
     let changes = accounts.hear().await;
     background.spawn(accounts.listen(changes));
@@ -314,6 +311,24 @@ fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError
         }
     });
     Ok(hung_up)
+}
+
+/// Reads files anew when they change, and on each of `hangups`.
+fn watch_files(
+    background: &mut JoinSet<()>,
+    policies: &Arc<Policies>,
+    doors: &Arc<Doors>,
+    hangups: &watch::Receiver<()>,
+) {
+    let after: Arc<dyn Fn() + Send + Sync> = Arc::new({
+        let (doors, policies) = (Arc::clone(doors), Arc::clone(policies));
+        move || doors.warn_of_unknown_domains(&policies.current().names())
+    });
+    after();
+    let policies = Arc::clone(policies) as Arc<dyn Reload>;
+    for part in std::iter::once(policies).chain(doors.parts()) {
+        background.spawn(Watched::new(part, Arc::clone(&after)).keep_fresh(hangups.clone()));
+    }
 }
 
 fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {

@@ -12,11 +12,19 @@ use std::{
     time::Duration,
 };
 
+use serde::de::DeserializeOwned;
 use tollgate_core::{ledger::MAX_OPEN_ENDED, reservation::MAX_RESERVATION_TTL_MS};
 
 pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
 pub use self::{client::ClientOptions, options::Options};
-use crate::{auth::DoorSettings, serve::ConnectionBounds, telemetry::LogFormat};
+use crate::{
+    auth::DoorSettings,
+    files::{self, MAX_FILE_BYTES},
+    policy_file::read_map,
+    redaction::shown_path,
+    serve::ConnectionBounds,
+    telemetry::LogFormat,
+};
 
 /// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.
 #[derive(Clone)]
@@ -195,9 +203,14 @@ impl Options {
 
 /// What the configuration file says.
 pub(crate) fn read(file: &Path) -> Result<Options, String> {
-    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-    let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
-    crate::policy_file::read_yaml(&text).map_err(|error| named(&error))
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", shown_path(file));
+    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| named(&error))?;
+    parse(&text).map_err(|error| named(&error))
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let keys = options::names();
+    read_map(text, "settings are a map with the names of the flags as keys", |key| keys.iter().any(|name| name == key))
 }
 
 #[cfg(test)]
@@ -205,7 +218,7 @@ mod tests {
     use super::*;
 
     fn options(yaml: &str) -> Options {
-        crate::policy_file::read_yaml(yaml).unwrap()
+        parse(yaml).unwrap()
     }
 
     #[test]

@@ -55,6 +55,7 @@ const POLICY_GENERATION: &str = "tollgate_policy_generation";
 const POLICY_FINGERPRINT: &str = "tollgate_policy_fingerprint";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
+const RELOAD_STUCK: &str = "tollgate_reload_stuck";
 const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
 const TURNED_AWAY: &str = "tollgate_turned_away_total";
 const CONNECTIONS: &str = "tollgate_connections";
@@ -257,6 +258,11 @@ impl Telemetry {
         counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
     }
 
+    /// Whether the last reload of this did not get an answer from a file system.
+    pub(crate) fn reload_stuck(&self, what: &'static str, stuck: bool) {
+        gauge(&self.recorder, RELOAD_STUCK, &[("what", what)]).set(if stuck { 1.0 } else { 0.0 });
+    }
+
     pub(crate) fn certificate_ends(&self, at_s: i64) {
         #[expect(clippy::cast_precision_loss, reason = "exact for 285 million years")]
         gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);
@@ -316,6 +322,7 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(POLICY_FINGERPRINT, "A number that is the same on nodes whose policy of the domain says the same");
     counter(POLICY_RELOADS, "Reloads of the policy files");
     counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
+    gauge(RELOAD_STUCK, "Whether the last reload is stuck, as a file system did not answer");
     counter(accounts::LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
     counter(accounts::INVALIDATIONS, "Changes of accounts that the node heard of");
     gauge(accounts::FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");

@@ -14,13 +14,16 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    auth::read_bounded,
-    reload::{Kept, Reload, folder_of},
+    files::{self, Failure, MAX_FILE_BYTES, folder_of},
+    redaction::shown_path,
+    reload::{Kept, Reload},
     telemetry::Telemetry,
 };
 
-/// The largest file of certificates, in bytes.
-const MAX_PEM_BYTES: u64 = 1 << 20;
+/// The setting that names the file of the key.
+const KEY: &str = "tls-key";
+/// What certificates are called in logs and metrics.
+const WHAT: &str = "certificates";
 
 /// Where the certificates are.
 #[derive(Clone, Debug)]
@@ -59,8 +62,9 @@ struct Configs {
 impl Tls {
     /// # Errors
     /// Everything that is wrong with the files, a line each, with the name of the setting.
-    pub(crate) fn load(settings: TlsSettings, telemetry: Arc<Telemetry>) -> Result<Self, String> {
+    pub(crate) fn load(settings: TlsSettings, telemetry: Arc<Telemetry>) -> Result<Self, Failure> {
         let configs = read(&settings)?;
+        telemetry.reload_stuck(WHAT, false);
         telemetry.certificate_ends(configs.ends_at);
         Ok(Self { settings, telemetry, configs: Kept::new(configs) })
     }
@@ -77,7 +81,7 @@ impl Tls {
 
 impl Reload for Tls {
     fn what(&self) -> &'static str {
-        "certificates"
+        WHAT
     }
 
     fn folders(&self) -> Vec<PathBuf> {
@@ -89,35 +93,36 @@ impl Reload for Tls {
         [certificate, key].into_iter().chain(client_ca).cloned().collect()
     }
 
-    fn reload(&self) -> Result<(), String> {
+    fn reload(&self) -> Result<(), Failure> {
         let read = read(&self.settings);
-        self.telemetry.credentials_reloaded(self.what(), read.is_ok());
+        self.telemetry.credentials_reloaded(WHAT, read.is_ok());
+        self.telemetry.reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
         if let Ok(configs) = &read {
             self.telemetry.certificate_ends(configs.ends_at);
         }
         self.configs.renew(read)
     }
 
-    fn last_failure(&self) -> Option<String> {
+    fn last_failure(&self) -> Option<Failure> {
         self.configs.last_failure()
     }
 }
 
-fn read(settings: &TlsSettings) -> Result<Configs, String> {
+fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     let certificates = certificates("tls-cert", &settings.certificate);
-    let key = pem("tls-key", &settings.key).and_then(|text| {
+    let key = pem(KEY, &settings.key).and_then(|text| {
         PrivateKeyDer::from_pem_slice(text.as_bytes())
-            .map_err(|_| format!("tls-key: {}: has no private key in PEM", settings.key.display()))
+            .map_err(|_| format!("tls-key: {}: has no private key in PEM", shown_path(&settings.key)).into())
     });
     let roots = settings.client_ca.as_deref().map(roots).transpose();
     let (certificates, key, roots) = match (certificates, key, roots) {
         (Ok(certificates), Ok(key), Ok(roots)) => (certificates, key, roots),
         (certificates, key, roots) => {
             let wrong = [certificates.err(), key.err(), roots.err()];
-            return Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"));
+            return Err(Failure::join(wrong.into_iter().flatten()));
         }
     };
-    let unusable = |error: &dyn std::fmt::Display| format!("tls-cert: {}: {error}", settings.certificate.display());
+    let unusable = |error: &dyn std::fmt::Display| format!("tls-cert: {}: {error}", shown_path(&settings.certificate));
     let ends_at = certificates
         .first()
         .and_then(|first| x509_parser::parse_x509_certificate(first).ok())
@@ -149,23 +154,33 @@ fn read(settings: &TlsSettings) -> Result<Configs, String> {
     Ok(Configs { http: speaking(&[b"h2", b"http/1.1"]), http2: speaking(&[b"h2"]), ends_at })
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, String> {
+fn roots(path: &Path) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("tls-client-ca", path)? {
-        roots.add(certificate).map_err(|error| format!("tls-client-ca: {}: {error}", path.display()))?;
+        roots.add(certificate).map_err(|error| format!("tls-client-ca: {}: {error}", shown_path(path)))?;
     }
     Ok(roots)
 }
 
-fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let text = pem(setting, path)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     certificates
         .ok()
         .filter(|certificates| !certificates.is_empty())
-        .ok_or_else(|| format!("{setting}: {}: has no certificate in PEM", path.display()))
+        .ok_or_else(|| format!("{setting}: {}: has no certificate in PEM", shown_path(path)).into())
 }
 
-fn pem(setting: &str, path: &Path) -> Result<String, String> {
-    read_bounded(path, MAX_PEM_BYTES).map_err(|error| format!("{setting}: {}: {error}", path.display()))
+fn pem(setting: &str, path: &Path) -> Result<String, Failure> {
+    let named = |error| Failure::of(format_args!("{setting}: {}", shown_path(path)), &error);
+    let contents = files::read(path, MAX_FILE_BYTES).map_err(named)?;
+    if contents.open_to_all && setting == KEY {
+        let file = shown_path(path);
+        tracing::warn!(
+            what = WHAT,
+            file,
+            "every user of this machine may read the key of the certificate; take that right away"
+        );
+    }
+    contents.text().map_err(named)
 }

@@ -5,13 +5,16 @@
 
 use std::{path::Path, time::Duration};
 
+use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 
 use crate::harness::{
-    Node, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, memory_node, peek, quota, redis_node,
-    shop, until,
+    Node, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, memory_node, memory_node_with,
+    peek, quota, redis_node, shop, until,
 };
 
+const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
+const ADMIN_OF_ONE: &str = "tgt_integration-token-of-the-shop-s-administrator-7";
 const BOUND: Duration = Duration::from_secs(10);
 
 /// Replaces the file in one step, as tools that deploy do.
@@ -87,18 +90,42 @@ async fn generation(rest: &Rest) -> u64 {
 
 #[tokio::test]
 async fn a_broken_file_keeps_the_old_policy_and_says_where_it_is_broken() {
-    let node = memory_node(&shop(10)).await;
+    let (folder, _) = folder_with("");
+    let admins = folder.path().join("admins.yaml");
+    let tokens = format!(
+        "tokens: [{{ name: root, hash: '{}', domains: all }}, {{ name: shop, hash: '{}', domains: [shop] }}]",
+        hash_of(ADMIN),
+        hash_of(ADMIN_OF_ONE)
+    );
+    std::fs::write(&admins, tokens).unwrap();
+    let node = memory_node_with(Options { admin_tokens: Some(admins), ..Options::default() }, &shop(10)).await;
+    let detail_is = async |right: fn(&str) -> bool| {
+        until("administrators read what is wrong", BOUND, async || {
+            let request = node.rest.request(reqwest::Method::GET, "/admin/v1/status").bearer_auth(ADMIN);
+            let body: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+            let detail = body["files"][0]["detail"].as_str()?;
+            right(detail).then(|| detail.to_owned())
+        })
+        .await
+    };
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
     assert_eq!((reloads(&node.rest, "failure").await, generation(&node.rest).await), (0, 1));
     let broken = shop(99).replace("limit: 20000", "limit: -1").replace("per: 2s", "per: 0s");
     let line_of = |text: &str| 1 + broken.lines().position(|line| line.contains(text)).unwrap();
     replace(&node.policy, &broken);
     let body = policies_are(&node.rest, false).await;
-    let detail = body["policies"]["detail"].as_str().unwrap();
+    assert_eq!(body["policies"]["detail"], "not reloaded", "strangers learn nothing of the file");
+    let detail = detail_is(|_| true).await;
     for text in ["limit: -1", "per: 0s"] {
         let place = format!("policy.yaml:{}: ", line_of(text));
         assert!(detail.contains(&place), "no {place} in {detail}");
     }
+    let status =
+        node.rest.request(reqwest::Method::GET, "/admin/v1/status").bearer_auth(ADMIN_OF_ONE).send().await.unwrap();
+    let status: serde_json::Value = status.json().await.unwrap();
+    let expected = serde_json::json!({ "domains": ["shop"], "files": [
+        { "what": "policies", "state": "not reloaded" }, { "what": "admin_tokens", "state": "current" }] });
+    assert_eq!(status, expected, "the files concern all domains, and so only those who administer all");
     assert_eq!(body["ready"], true, "the old policy still decides: {body}");
     assert_eq!((reloads(&node.rest, "failure").await, generation(&node.rest).await), (1, 1));
     let now = consume(&node.grpc, one()).await.unwrap();
@@ -106,11 +133,7 @@ async fn a_broken_file_keeps_the_old_policy_and_says_where_it_is_broken() {
     assert_eq!((requests.limit, requests.used), (Some(10), 2));
     // A file that went away is as broken.
     std::fs::remove_file(&node.policy).unwrap();
-    until("the loss is told", BOUND, async || {
-        let (_, body) = node.rest.json("/readyz").await;
-        body["policies"]["detail"].as_str().is_some_and(|detail| !detail.contains("0s")).then_some(())
-    })
-    .await;
+    detail_is(|detail| detail.contains("cannot be read")).await;
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
     replace(&node.policy, &shop(11));
     let body = policies_are(&node.rest, true).await;

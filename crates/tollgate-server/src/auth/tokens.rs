@@ -2,21 +2,20 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rand::{Rng, distr::Alphanumeric};
 use serde::Deserialize;
-use serde_path_to_error::Segment;
 
 use super::{CertificateName, Grant, Reach};
 use crate::{
+    files::{self, Failure, MAX_FILE_BYTES, folder_of},
     key::{KeyHash, MAX_SECRET_BYTES},
-    policy_file::{self, MAX_FILE_BYTES},
-    reload::{Kept, Reload, folder_of},
+    policy_file,
+    redaction::{looks_issued, shown, shown_path},
+    reload::{Kept, Reload},
     telemetry::Telemetry,
 };
 
@@ -57,7 +56,8 @@ struct Tokens {
 
 impl TokenFile {
     /// Reads the file at `path`. `what` names it for metrics and logs.
-    pub(crate) fn load(what: &'static str, path: &Path, telemetry: Arc<Telemetry>) -> Result<Self, String> {
+    pub(crate) fn load(what: &'static str, path: &Path, telemetry: Arc<Telemetry>) -> Result<Self, Failure> {
+        telemetry.reload_stuck(what, false);
         let tokens = Kept::new(Tokens::read(what, path)?);
         Ok(Self { what, path: path.to_owned(), telemetry, tokens })
     }
@@ -74,6 +74,18 @@ impl TokenFile {
         let tokens = self.tokens.current();
         let candidates = tokens.entries.get(&hash.bucket())?;
         candidates.iter().find(|(known, _)| known.matches(&hash)).map(|(_, grant)| grant.clone())
+    }
+
+    /// Says which tokens name domains that are not among these.
+    pub(super) fn warn_of_unknown_domains(&self, domains: &[&str]) {
+        let tokens = self.tokens.current();
+        let grants = tokens.entries.values().flatten().map(|(_, grant)| grant).chain(tokens.certificates.values());
+        for grant in grants {
+            for domain in grant.reach.names().filter(|name| !domains.contains(name)) {
+                let (what, token, domain) = (self.what, &*shown(&grant.name), &*shown(domain));
+                tracing::warn!(what, token, domain, "a token names a domain that no policy has");
+            }
+        }
     }
 
     /// The grant of the holder of a certificate with these names, the first that is known.
@@ -94,33 +106,37 @@ impl Reload for TokenFile {
 
     fn files(&self) -> Vec<PathBuf> {
         // Also the secrets that are named and not there yet, or not good yet: they may come to be.
-        let text = read_bounded(&self.path, MAX_FILE_BYTES);
-        let written = text.and_then(|text| policy_file::read_yaml(&text)).and_then(understand);
+        let text = files::read_text(&self.path, MAX_FILE_BYTES).map_err(|error| error.to_string());
+        let written = text.and_then(|text| parse(&text));
         let named = written.map(|written| written.tokens).unwrap_or_default();
         let secrets = named.into_iter().filter_map(|token| token.file).map(|secret| secret_of(&self.path, &secret));
         std::iter::once(self.path.clone()).chain(secrets).collect()
     }
 
-    fn reload(&self) -> Result<(), String> {
+    fn reload(&self) -> Result<(), Failure> {
         let read = Tokens::read(self.what, &self.path);
         self.telemetry.credentials_reloaded(self.what, read.is_ok());
+        self.telemetry.reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
         self.tokens.renew(read)
     }
 
-    fn last_failure(&self) -> Option<String> {
+    fn last_failure(&self) -> Option<Failure> {
         self.tokens.last_failure()
     }
 }
 
 /// The file as it is written.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map with the key `tokens`")]
 struct Written {
     tokens: Vec<WrittenToken>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a map with the keys `name`, `domains`, and one of `hash`, `file` and `certificate`"
+)]
 struct WrittenToken {
     name: String,
     hash: Option<String>,
@@ -143,16 +159,20 @@ enum AllDomains {
 }
 
 impl Tokens {
-    fn read(what: &str, path: &Path) -> Result<Self, String> {
-        let file = path.display();
-        let text = read_bounded(path, MAX_FILE_BYTES).map_err(|error| format!("{file}: {error}"))?;
-        let written = policy_file::read_yaml(&text).and_then(understand).map_err(|error| format!("{file}: {error}"))?;
-        let mut wrong = Vec::new();
+    fn read(what: &str, path: &Path) -> Result<Self, Failure> {
+        let file = shown_path(path);
+        let contents = files::read(path, MAX_FILE_BYTES).map_err(|error| Failure::of(&file, &error))?;
+        let open_to_all = contents.open_to_all;
+        let text = contents.text().map_err(|error| Failure::of(&file, &error))?;
+        let written = parse(&text).map_err(|error| format!("{file}: {error}"))?;
+        let (mut wrong, mut stuck) = (Vec::new(), false);
+        let mut open = if open_to_all { vec![file.clone()] } else { Vec::new() };
         let mut tokens = Self::default();
         if written.tokens.len() > MAX_TOKENS {
             wrong.push(format!("tokens: are more than {MAX_TOKENS}"));
         }
         let (mut names, mut hashes) = (HashSet::new(), HashSet::new());
+        let mut plain_texts = Vec::new();
         for (at, token) in written.tokens.into_iter().take(MAX_TOKENS).enumerate() {
             let mut mistake = |field: &str, said: &str| wrong.push(format!("tokens[{at}].{field}: {said}"));
             if token.name.is_empty() || token.name.len() > 128 || token.name.contains(char::is_control) {
@@ -160,12 +180,14 @@ impl Tokens {
             } else if !names.insert(token.name.clone()) {
                 mistake("name", "is the name of another token; each needs its own");
             }
+            plain_texts.push((at, "name", token.name.clone()));
             let reach = match token.domains {
                 WrittenDomains::All(AllDomains::All) => Reach::All,
                 WrittenDomains::Only(domains) => {
                     if domains.is_empty() || domains.iter().any(String::is_empty) {
                         mistake("domains", "must be `all`, or name at least one domain");
                     }
+                    plain_texts.extend(domains.iter().map(|domain| (at, "domains", domain.clone())));
                     Reach::only(domains)
                 }
             };
@@ -174,9 +196,13 @@ impl Tokens {
                 (Some(hash), None, None) => ("hash", KeyHash::parse(hash).ok_or_else(|| BAD_HASH.to_owned())),
                 (None, Some(secret), None) => {
                     let secret = secret_of(path, secret);
-                    let hash = plain(&secret);
+                    let hash = plain(&secret).map(|(hash, open_to_all)| {
+                        open.extend(open_to_all.then(|| format!("{file}: tokens[{at}].file")));
+                        hash
+                    });
                     tokens.secrets.push(secret);
-                    ("file", hash)
+                    stuck |= hash.as_ref().is_err_and(|failure| failure.stuck);
+                    ("file", hash.map_err(|failure| failure.text))
                 }
                 (None, None, Some(_)) if what == ADMINS => {
                     mistake("certificate", "lets services in; an administrator needs a token");
@@ -203,34 +229,29 @@ impl Tokens {
                 Ok(hash) => tokens.entries.entry(hash.bucket()).or_default().push((hash, grant)),
             }
         }
+        // They are written into logs.
+        for (at, field, text) in plain_texts {
+            if looks_issued(&text) || hashes.contains(&KeyHash::of(&text).bytes()) {
+                wrong.push(format!("tokens[{at}].{field}: holds a secret itself; only its hash may stand in a file"));
+            }
+        }
         if wrong.is_empty() {
+            for file in open {
+                tracing::warn!(
+                    what,
+                    file,
+                    "every user of this machine may read a file of tokens; take that right away"
+                );
+            }
             return Ok(tokens);
         }
-        Err(wrong.into_iter().map(|wrong| format!("{file}: {wrong}")).collect::<Vec<_>>().join("\n"))
+        let text = wrong.into_iter().map(|wrong| format!("{file}: {wrong}")).collect::<Vec<_>>().join("\n");
+        Err(Failure { text, stuck })
     }
 }
 
-fn understand(value: serde_json::Value) -> Result<Written, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        // What stands in the file is not repeated: it may be a token that was put in the wrong place.
-        let known = |segment: &&Segment| match segment {
-            Segment::Map { key } => KEYS.contains(&key.as_str()),
-            _ => true,
-        };
-        let place = error.path().iter().take_while(known).fold(String::new(), |place, segment| match segment {
-            Segment::Map { key } if !place.is_empty() => format!("{place}.{key}"),
-            segment => format!("{place}{segment}"),
-        });
-        let said = error.into_inner().to_string();
-        let said = match said.rsplit_once(", expected ") {
-            Some((found, expected)) if found.starts_with("unknown field") => {
-                format!("has a key that is not {expected}")
-            }
-            Some((_, expected)) => format!("must be {expected}"),
-            None => said,
-        };
-        if place.is_empty() { said } else { format!("{place}: {said}") }
-    })
+fn parse(text: &str) -> Result<Written, String> {
+    policy_file::read_map(text, "a file of tokens is a map with the key `tokens`", |key| KEYS.contains(&key))
 }
 
 /// A secret is named as seen from the file that names it.
@@ -238,32 +259,27 @@ fn secret_of(path: &Path, secret: &Path) -> PathBuf {
     folder_of(path).join(secret)
 }
 
-/// The hash of the token that a file holds in plain, as a mounted secret does.
-fn plain(path: &Path) -> Result<KeyHash, String> {
-    let named = |said: &str| format!("{}: {said}", path.display());
-    let text = read_bounded(path, 4 * MAX_SECRET_BYTES as u64).map_err(|error| named(&error))?;
+/// The hash of the token that a file holds in plain, as a mounted secret does, and whether every user of the machine may
+/// read it. Its path is not repeated: it may be a token that was put in the wrong place.
+fn plain(path: &Path) -> Result<(KeyHash, bool), Failure> {
+    let contents = files::read(path, 4 * MAX_SECRET_BYTES as u64);
+    let named = |error| Failure::of("the file that it names", &error);
+    let contents = contents.map_err(named)?;
+    let open_to_all = contents.open_to_all;
+    let text = contents.text().map_err(named)?;
     let token = text.trim_end_matches(['\r', '\n']);
     if token.len() < MIN_TOKEN_BYTES || token.len() > MAX_SECRET_BYTES || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(named(&format!(
-            "must hold one token of {MIN_TOKEN_BYTES} to {MAX_SECRET_BYTES} visible ASCII characters; \
-             `tollgate generate-token` makes one"
+        return Err(Failure::from(format!(
+            "the file that it names must hold one token of {MIN_TOKEN_BYTES} to {MAX_SECRET_BYTES} visible ASCII \
+             characters; `tollgate generate-token` makes one"
         )));
     }
     if token.bytes().collect::<HashSet<_>>().len() < MIN_DIFFERENT {
-        return Err(named("holds a token that is easy to guess; `tollgate generate-token` makes a good one"));
+        let said =
+            "the file that it names holds a token that is easy to guess; `tollgate generate-token` makes a good one";
+        return Err(Failure::from(said.to_owned()));
     }
-    Ok(KeyHash::of(token))
-}
-
-/// A file's text, of at most so many bytes.
-pub(crate) fn read_bounded(path: &Path, most: u64) -> Result<String, String> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(most + 1).read_to_string(&mut text));
-    match read {
-        Ok(_) if text.len() as u64 > most => Err(format!("is too large; it may have at most {most} bytes")),
-        Ok(_) => Ok(text),
-        Err(error) => Err(format!("cannot be read: {error}")),
-    }
+    Ok((KeyHash::of(token), open_to_all))
 }
 
 #[cfg(test)]
@@ -275,7 +291,7 @@ mod tests {
         std::fs::write(folder.path().join("secret"), secret).unwrap();
         let file = folder.path().join("tokens.yaml");
         std::fs::write(&file, text).unwrap();
-        Tokens::read(ADMINS, &file)
+        Tokens::read(ADMINS, &file).map_err(|failure| failure.text)
     }
 
     #[test]
@@ -301,9 +317,14 @@ mod tests {
         for (text, place) in [
             ("tokens: [{ name: a }]", "tokens[0]: missing field `domains`"),
             ("tokens: [{ name: a, domains: 7 }]", "tokens[0].domains: must be `all` or a list of names"),
-            ("tokens: [{ name: a, secret: b }]", "tokens[0]: has a key that is not one of `name`"),
+            ("tokens: [{ name: a, secret: b }]", "tokens[0]: unknown field `secret`, expected one of `name`"),
             ("tokens: plain", "tokens: must be a sequence"),
-            ("token: []", "has a key that is not `tokens`"),
+            ("tokens: [plain]", "tokens[0]: must be a map with the keys `name`, `domains`, and one of `hash`"),
+            ("- plain", "tokens.yaml: line 1: is no map; a file of tokens is a map with the key `tokens`"),
+            ("", "tokens.yaml: line 1: is empty; a file of tokens is a map with the key `tokens`"),
+            ("a: 1\n---\nb: 1", "line 3: holds several documents (`---`); it must hold one"),
+            ("token: []", "unknown field `token`, expected `tokens`"),
+            ("tgt_token: []", "unknown field `<9 characters>`, expected `tokens`"),
             ("\t", "line 1"),
         ] {
             let said = read(text, "").err().unwrap();

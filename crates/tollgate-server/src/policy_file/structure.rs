@@ -16,6 +16,8 @@ pub(super) struct Checked {
     /// The file without the keys that nothing knows, and without the items of lists that are wrong, so that
     /// what is left can be checked for its meaning.
     pub(super) rest: Value,
+    /// What stood in the wrong place: values, and the names of keys that nothing knows.
+    pub(super) wrong: Vec<Value>,
     /// The items that were left out.
     left_out: BTreeSet<Place>,
 }
@@ -39,18 +41,23 @@ pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
         Ok(validator) => validator,
         Err(error) => {
             let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
-            return Checked { mistakes, rest: value, left_out: BTreeSet::new() };
+            return Checked { mistakes, rest: value, wrong: Vec::new(), left_out: BTreeSet::new() };
         }
     };
     let mut left_out = BTreeSet::new();
     let mut mistakes = Vec::new();
-    let mut unknown = Vec::new();
+    let (mut unknown, mut wrong) = (Vec::new(), Vec::new());
     for error in validator.iter_errors(&value) {
         describe(&error, schema, &mut mistakes);
+        if let ValidationErrorKind::PropertyNames { error } = error.kind() {
+            wrong.push(error.instance().clone().into_owned());
+        }
         if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
+            wrong.extend(unexpected.iter().map(|key| Value::from(key.as_str())));
             unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
-        } else if let Some(item) = item_around(place_of(&error)) {
-            left_out.insert(item);
+        } else {
+            wrong.push(error.instance().clone().into_owned());
+            left_out.extend(item_around(place_of(&error)));
         }
     }
     for (pointer, keys) in unknown {
@@ -67,7 +74,7 @@ pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
             items.remove(*index);
         }
     }
-    Checked { mistakes, rest: value, left_out }
+    Checked { mistakes, rest: value, wrong, left_out }
 }
 
 /// The innermost item of a list that `place` lies in.

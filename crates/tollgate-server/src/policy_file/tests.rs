@@ -222,7 +222,7 @@ fn what_is_no_policy_at_all() {
     assert_snapshot!(report(""), @"policy.yaml:1: is empty; a policy is a map with the keys `version`, `domain`, …");
     assert_snapshot!(report("a: 1\nb: [1\n"), @"policy.yaml:3: is not YAML: while parsing a flow sequence, expected ',' or ']'");
     assert_snapshot!(report("version: 1\ndomain: d\nversion: 1\n"), @"policy.yaml:3: is not YAML: duplicated key in mapping");
-    assert_snapshot!(report("version: 1\n---\nversion: 1\n"), @"policy.yaml:3: holds several documents (`---`); a file holds one policy");
+    assert_snapshot!(report("version: 1\n---\nversion: 1\n"), @"policy.yaml:3: holds several documents (`---`); it must hold one");
     assert_snapshot!(report("1: one\n"), @"policy.yaml:1: has a key that is not a string; put it in quotes");
     assert_snapshot!(report("version: .nan\n"), @"policy.yaml:1: version: must be a finite number");
     assert_snapshot!(report("version: !!int x\n"), @"policy.yaml:1: version: is not plain YAML; write it without a tag");

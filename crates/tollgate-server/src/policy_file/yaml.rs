@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use tollgate_core::policy::Place;
 
 use super::PolicyError;
+use crate::redaction::shown_place;
 
 /// The most values and keys a file may have, aliases expanded.
 const MAX_NODES: usize = 100_000;
@@ -34,17 +35,17 @@ impl Lines {
     }
 }
 
-/// Reads the one document in `text`.
-pub(super) fn read(text: &str) -> Result<Document, PolicyError> {
+/// Reads the one document in `text`. `what` says what it should be.
+pub(super) fn read(text: &str, what: &str) -> Result<Document, PolicyError> {
     let mut documents = documents(text)?;
     let root = match (documents.pop(), documents.is_empty()) {
         (Some(root), true) => root,
         (None, _) => {
-            return Err(error(1, Place::root(), "is empty; a policy is a map with the keys `version`, `domain`, …"));
+            return Err(error(1, Place::root(), &format!("is empty; {what}")));
         }
         (Some(second), false) => {
             let line = second.span.start.line();
-            return Err(error(line, Place::root(), "holds several documents (`---`); a file holds one policy"));
+            return Err(error(line, Place::root(), "holds several documents (`---`); it must hold one"));
         }
     };
     let mut lines = Lines::default();
@@ -122,5 +123,6 @@ fn syntax(scan: &ScanError) -> PolicyError {
 }
 
 fn error(line: usize, place: Place, message: &str) -> PolicyError {
-    PolicyError { line, place, message: message.to_owned() }
+    let redacted = super::placed(&shown_place(&place), message);
+    PolicyError { line, place, message: message.to_owned(), redacted }
 }

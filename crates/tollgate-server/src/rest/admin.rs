@@ -3,6 +3,7 @@
 mod accounts;
 mod keys;
 pub(crate) mod shapes;
+mod status;
 mod tiers;
 
 use axum::{
@@ -34,6 +35,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::put_override, keys::clear_override))
         .routes(routes!(tiers::list))
+        .routes(routes!(status::status))
 }
 
 /// In which domain.

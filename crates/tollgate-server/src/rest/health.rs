@@ -14,7 +14,7 @@ use tollgate_core::store::{Store, StoreError};
 use utoipa::ToSchema;
 
 use super::Shared;
-use crate::{auth::Doors, policies::Policies, reload::Reload, serve::Stage, telemetry::Telemetry};
+use crate::{auth::Doors, files::Failure, policies::Policies, reload::Reload, serve::Stage, telemetry::Telemetry};
 
 /// What the node knows of itself.
 pub(crate) struct Health {
@@ -37,7 +37,10 @@ pub(super) struct Readiness {
     /// Of accounts that policies do not have: not well while their changes are not heard. That alone makes no node
     /// unready: accounts of policies need no store, and a Redis that only does not tell may still be read.
     accounts: Part,
+    /// Whether the policies in force are those of the files; else `not reloaded` or `stuck`. Administrators read at
+    /// `/admin/v1/status` what is wrong.
     policies: Part,
+    /// The same of tokens and certificates.
     credentials: Part,
     /// The domains this node serves.
     domains: Vec<String>,
@@ -50,6 +53,15 @@ struct Part {
     /// What is wrong, and what that means.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+}
+
+impl Part {
+    /// Of what is read from files: whether it is what the files say. It is not said here what is wrong, as this is open to
+    /// strangers, and a file may hold a secret in the wrong place.
+    fn reloaded(failures: impl IntoIterator<Item = Option<Failure>>) -> Self {
+        let worst = failures.into_iter().flatten().map(|failure| failure.state()).max();
+        Self { ok: worst.is_none(), detail: worst.map(|state| state.name().to_owned()) }
+    }
 }
 
 impl Health {
@@ -81,19 +93,13 @@ impl Health {
     async fn readiness(&self) -> Readiness {
         let draining = self.drains();
         let store = self.probe_store().await;
-        let stays = |failure: Option<String>, what: &str| Part {
-            ok: failure.is_none(),
-            detail: failure
-                .map(|failure| format!("the last reload failed and the {what} before it are in force:\n{failure}")),
-        };
-        let credentials: Vec<String> = self.doors.parts().iter().filter_map(|part| part.last_failure()).collect();
         Readiness {
             ready: self.may_decide(store.is_ok()) && !draining,
             lifecycle: if draining { "draining" } else { "running" },
             store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
             accounts: self.accounts(),
-            policies: stays(self.policies.last_failure(), "policies"),
-            credentials: stays((!credentials.is_empty()).then(|| credentials.join("\n")), "credentials"),
+            policies: Part::reloaded([self.policies.last_failure()]),
+            credentials: Part::reloaded(self.doors.parts().iter().map(|part| part.last_failure())),
             domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),
         }
     }

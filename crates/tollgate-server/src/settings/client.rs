@@ -10,18 +10,20 @@ use clap::Args;
 use reqwest::{Certificate, Url};
 use serde::Deserialize;
 
-use crate::auth::read_bounded;
+use crate::{
+    files::{self, MAX_FILE_BYTES},
+    redaction::shown_path,
+};
 
 /// The variable that may hold an admin token itself. There is no flag for it: flags are seen in the list of processes.
 pub(crate) const TOKEN_VARIABLE: &str = "TOLLGATE_ADMIN_TOKEN";
 
-/// The longest file of a token, and the largest of certificates, in bytes.
+/// The longest file of a token, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
-const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// What may be set, as flags and variables have it. In the configuration file it stands under `client`.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
 #[command(next_help_heading = "The node")]
 pub struct ClientOptions {
     /// Where the node's REST API is [default: `http://127.0.0.1:8080`]
@@ -130,8 +132,8 @@ fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
 fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, String), String> {
     let (text, from) = match (file, variable) {
         (Some(file), _) => {
-            let from = format!("admin-token-file: {}", file.display());
-            (read_bounded(file, MAX_TOKEN_BYTES).map_err(|error| format!("{from}: {error}"))?, from)
+            let from = format!("admin-token-file: {}", shown_path(file));
+            (files::read_text(file, MAX_TOKEN_BYTES).map_err(|error| format!("{from}: {error}"))?, from)
         }
         (None, Some(token)) => (token, TOKEN_VARIABLE.to_owned()),
         (None, None) => {
@@ -146,10 +148,10 @@ fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, 
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
-    let named = |said: &str| format!("ca: {}: {said}", file.display());
-    let text = read_bounded(file, MAX_PEM_BYTES).map_err(|error| named(&error))?;
+    let named = |said: &dyn std::fmt::Display| format!("ca: {}: {said}", shown_path(file));
+    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| named(&error))?;
     let certificates = Certificate::from_pem_bundle(text.as_bytes()).ok().filter(|found| !found.is_empty());
-    certificates.ok_or_else(|| named("has no certificate in PEM"))
+    certificates.ok_or_else(|| named(&"has no certificate in PEM"))
 }
 
 #[cfg(test)]
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     fn settle(flags: &str, token: Option<&str>, file: &str) -> Result<ClientSettings, String> {
-        let options = |yaml: &str| crate::policy_file::read_yaml::<ClientOptions>(yaml).unwrap();
+        let options = |yaml: &str| crate::settings::parse::<ClientOptions>(yaml).unwrap();
         options(flags).settle(token.map(str::to_owned), options(file))
     }
 

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::Options;
 use crate::{
     auth::{DoorSettings, Hosts, TrustedProxies},
+    redaction::shown,
     serve::ConnectionBounds,
     tls::TlsSettings,
 };
@@ -155,7 +156,7 @@ fn host_name(host: &str, wrong: &mut Vec<String>) -> Option<String> {
     // An authority is a name alone if nothing stands before or behind it.
     let name = parsed.filter(|authority| authority.host() == host);
     if name.is_none() {
-        wrong.push(format!("allowed-hosts: {host:?} must be a host name without a port"));
+        wrong.push(format!("allowed-hosts: {:?} must be a host name without a port", shown(host)));
     }
     name.map(|name| name.host().trim_matches(['[', ']']).trim_end_matches('.').to_owned())
 }
@@ -163,6 +164,7 @@ fn host_name(host: &str, wrong: &mut Vec<String>) -> Option<String> {
 fn proxy(network: &str, wrong: &mut Vec<String>) -> Option<IpNet> {
     let parsed = network.parse().or_else(|_| network.parse().map(|address: std::net::IpAddr| IpNet::from(address)));
     if parsed.is_err() {
+        let network = shown(network);
         wrong.push(format!("trusted-proxies: {network:?} must be a network such as 10.0.0.0/8, or an address"));
     }
     parsed.ok()
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     fn wrong(yaml: &str) -> Vec<String> {
-        let options: Options = crate::policy_file::read_yaml(yaml).unwrap();
+        let options: Options = crate::settings::parse(yaml).unwrap();
         let mut wrong = Vec::new();
         settle(&options, &mut wrong);
         wrong

@@ -11,7 +11,7 @@ use crate::{auth::ForwardedHeader, telemetry::LogFormat};
 /// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
 /// flags.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
 pub struct Options {
     /// Policy file, or folder of policy files; several may be given [default: the embedded Venice policy]
     #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
@@ -294,6 +294,16 @@ pub struct Options {
     #[arg(skip)]
     #[serde(default)]
     pub client: ClientOptions,
+}
+
+/// The names of all options, as files have them.
+pub(super) fn names() -> Vec<String> {
+    let node = Options::augment_args(clap::Command::new("node"));
+    let client = ClientOptions::augment_args(clap::Command::new("client"));
+    let longs = [node, client]
+        .into_iter()
+        .flat_map(|all| all.get_arguments().filter_map(clap::Arg::get_long).map(str::to_owned).collect::<Vec<_>>());
+    longs.chain(["client".to_owned()]).collect()
 }
 
 impl Options {

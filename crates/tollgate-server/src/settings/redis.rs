@@ -5,6 +5,10 @@ use std::{path::Path, time::Duration};
 use tollgate_store::redis::{RedisConfig, RedisTls};
 
 use super::Options;
+use crate::{
+    files::{self, MAX_FILE_BYTES},
+    redaction::shown_path,
+};
 
 /// What the options say about the Redis at `url`, for a node of so many threads; `wrong` gets a line for each mistake.
 pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
@@ -15,10 +19,10 @@ pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut V
     redis.user.clone_from(&options.redis_user);
     redis.sentinel_user.clone_from(&options.redis_sentinel_user);
     let mut read = |name, path: Option<&Path>| {
-        path.and_then(|path| match std::fs::read(path) {
-            Ok(bytes) => Some(bytes),
+        path.and_then(|path| match files::read(path, MAX_FILE_BYTES) {
+            Ok(contents) => Some(contents.bytes),
             Err(error) => {
-                wrong.push(format!("{name}: {}: {error}", path.display()));
+                wrong.push(format!("{name}: {}: {error}", shown_path(path)));
                 None
             }
         })

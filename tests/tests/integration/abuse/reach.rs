@@ -57,7 +57,7 @@ async fn passing(node: &Node) -> String {
     let mut passing = String::new();
     for (name, key) in [("ab", "a"), ("cd", "c"), ("bc", "b"), ("all", "d")] {
         if allowed(&consume(node, name, &key_of(key)).await) {
-            passing.push_str(&format!("{name} "));
+            passing.extend([name, " "]);
         }
     }
     if self_service(node, &key_of("a")).await == 200 {

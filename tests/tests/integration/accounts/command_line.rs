@@ -297,7 +297,7 @@ async fn the_command_line_is_set_up_by_file() {
     assert!(said.contains("cannot be reached"), "a variable goes before the file: {said}");
     std::fs::write(&config, "client: { token: x }").unwrap();
     let said = bad(command(), &["account", "list"]);
-    assert!(said.contains("tollgate.yaml: unknown field `token`"), "{said}");
+    assert!(said.contains("tollgate.yaml: client: unknown field `token`"), "{said}");
     std::fs::write(&config, client).unwrap();
     let with_file = world.process().arg("--config").arg(&config).start();
     assert!(good(&with_file, &["account", "list"]).starts_with("ACCOUNT"));

@@ -256,17 +256,18 @@ async fn certificates_change_under_open_connections() {
     assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
     consume(&over_grpc, None).await.unwrap();
 
-    // A certificate without its key, and one that is none: the good pair stays.
-    for broken in
-        [Pair { certificate: old.certificate.clone(), ..new.clone() }, Pair { certificate: "x".into(), ..new.clone() }]
-    {
+    // A certificate without its key, one that is none, and a key in its place: the good pair stays. The key is told to
+    // nobody.
+    for broken in [&old.certificate, "x", &new.key].map(|text| Pair { certificate: text.to_owned(), ..new.clone() }) {
         files.put(&broken);
         until("the failure is said", Duration::from_secs(10), async || {
             let (_, ready) = ops(&node).json("/readyz").await;
-            let said = ready["credentials"]["detail"].as_str()?.contains("tls-cert: ");
+            let said = ready["credentials"]["detail"] == "not reloaded" && node.stderr().contains("tls-cert: ");
             (said && ready["ready"] == true).then_some(())
         })
         .await;
+        let said = node.stderr();
+        assert!(new.key.lines().filter(|line| !line.starts_with('-')).all(|line| !said.contains(line)), "{said}");
         assert_eq!(shown(&node, &ca).await, Some(der(&new)));
         files.put(&new);
         until("all is well again", Duration::from_secs(10), async || {

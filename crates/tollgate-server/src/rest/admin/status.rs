@@ -1,0 +1,80 @@
+//! The node itself: whether it goes by what its files say, and what is wrong with those.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Asked, Failures};
+use crate::{
+    admin::AdminError,
+    auth::{AdminGrant, Reach},
+    files::Failure,
+    reload::Reload,
+    rest::Shared,
+};
+
+/// What is asked about.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Asking {
+    /// A domain; all that the token reaches if absent.
+    #[serde(default)]
+    domain: String,
+}
+
+/// What a node goes by.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StatusBody {
+    /// The domains that the node serves and the token reaches.
+    domains: Vec<String>,
+    /// What was read from files: policies, tokens, certificates.
+    files: Vec<FilesBody>,
+}
+
+/// What was read from files of one kind.
+#[derive(Debug, Serialize, ToSchema)]
+struct FilesBody {
+    /// `policies`, `service_tokens`, `admin_tokens` or `certificates`.
+    what: &'static str,
+    /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then what was read before is in force.
+    state: &'static str,
+    /// What is wrong, a line each, without what may be a secret in the wrong place. Only for a token of all domains, as
+    /// files concern all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+impl FilesBody {
+    fn of(what: &'static str, failure: Option<Failure>, grant: &AdminGrant) -> Self {
+        let state = failure.as_ref().map_or("current", |failure| failure.state().name());
+        let detail = failure.map(|failure| failure.text).filter(|_| *grant.reach() == Reach::All);
+        Self { what, state, detail }
+    }
+}
+
+/// Read whether the node goes by what its files say now.
+#[utoipa::path(get, path = "/admin/v1/status", params(Asking), responses(
+    (status = 200, description = "What the node goes by", body = StatusBody), Failures))]
+pub(super) async fn status(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    Asked(Asking { domain }): Asked<Asking>,
+) -> Result<Response, AdminError> {
+    let policies = &shared.health.policies;
+    let domains = if domain.is_empty() {
+        let current = policies.current();
+        current.names().into_iter().filter(|name| grant.reach().permits(name)).map(str::to_owned).collect()
+    } else {
+        shared.admin.desk(&grant, &domain)?;
+        vec![domain]
+    };
+    let parts = shared.doors.parts();
+    let parts = parts.iter().map(|part| FilesBody::of(part.what(), part.last_failure(), &grant));
+    let files = std::iter::once(FilesBody::of(policies.what(), policies.last_failure(), &grant)).chain(parts).collect();
+    Ok(Json(StatusBody { domains, files }).into_response())
+}
