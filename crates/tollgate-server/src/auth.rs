@@ -26,7 +26,10 @@ pub use self::{
     address::{ForwardedHeader, TrustedProxies},
     hosts::Hosts,
 };
-use self::{throttle::Throttle, tokens::TokenFile};
+use self::{
+    throttle::{Standing, Throttle},
+    tokens::TokenFile,
+};
 use crate::{
     directory::Recalled,
     files::Failure,
@@ -279,11 +282,14 @@ impl Doors {
     /// asking anybody, and is asked only where too many keys from this address were no good: one that is known to be
     /// good passes, one that is known to be none does not, and of the others some are looked up.
     pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> Recalled) -> Result<(), Refusal> {
-        let Some(refusal) = self.throttles.keys.block(from).await else { return Ok(()) };
-        let permitted = match recall() {
-            Recalled::Good => Ok(()),
-            Recalled::Bad => Err(refusal),
-            Recalled::Unknown => self.throttles.keys.permit_look_up(from).await,
+        let standing = self.throttles.keys.standing(from).await;
+        if standing == Standing::Free {
+            return Ok(());
+        }
+        let permitted = match (recall(), standing) {
+            (Recalled::Unknown, _) => self.throttles.keys.permit_look_up(from).await,
+            (Recalled::Bad, Standing::Blocked(refusal)) => Err(refusal),
+            (Recalled::Good | Recalled::Bad, _) => Ok(()),
         };
         permitted.map_err(|refusal| self.turned_away("key", refusal))
     }
