@@ -177,12 +177,6 @@ impl RateLimitService for Api {
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
-        let skip = match message.page_token.as_str() {
-            "" => 0,
-            token => token
-                .parse()
-                .map_err(|_| Status::invalid_argument("page_token: must be the next_page_token of an answer"))?,
-        };
         let take = match message.page_size as usize {
             0 => DEFAULT_PAGE,
             size if size <= LARGEST_PAGE => size,
@@ -190,8 +184,10 @@ impl RateLimitService for Api {
         };
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref())?;
-        let listing = Listing { within, domain: &message.domain, caller, attributes, skip, take };
-        Ok(Response::new(self.run(&metadata, Box::pin(self.service.list(listing, listed))).await?))
+        let listing =
+            Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
+        let listed = async { self.service.list(listing, listed).await.map_err(|error| error.in_field("page_token")) };
+        Ok(Response::new(self.run(&metadata, Box::pin(listed)).await?))
     }
 
     async fn report_outcome(
@@ -370,7 +366,7 @@ fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
                     blocked_until: decision.block.map(|block| timestamp(block.until)),
                 })
                 .collect(),
-            next_page_token: next.map(|skip| skip.to_string()).unwrap_or_default(),
+            next_page_token: next.clone().unwrap_or_default(),
             decided_at: Some(timestamp(*decided_at)),
             account: identity.account.id.as_ref().into(),
             api_key_id: identity.key.as_ref().map(|key| key.id.as_ref().into()).unwrap_or_default(),

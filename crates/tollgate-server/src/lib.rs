@@ -11,6 +11,7 @@ mod doctor;
 mod files;
 mod grpc;
 mod key;
+mod page;
 pub mod policies;
 pub mod policy_file;
 mod redaction;

@@ -58,6 +58,8 @@ mod self_service;
 #[cfg(test)]
 mod shadow;
 #[cfg(test)]
+mod splices;
+#[cfg(test)]
 mod topologies;
 #[cfg(test)]
 mod wire;

@@ -147,7 +147,7 @@ async fn each_domain_has_its_own_shape() {
     let used = |body: &Value, at: usize| body["resources"][at]["quotas"][0]["used"].clone();
     assert_eq!((used(&of_two, 0), used(&of_two, 1)), (json!(1), json!(0)), "the account's counters, no other key's");
     let (_, page) = get(&plain.rest, "/api_keys/rate_limits?limit=1", "sk-two").await;
-    assert_eq!((&page["next_cursor"], page["resources"].as_array().unwrap().len()), (&json!(1), 1));
+    assert!(page["next_cursor"].is_string() && page["resources"].as_array().unwrap().len() == 1, "{page}");
 
     let venice = memory_node(&platform("self_service: venice")).await;
     block(&venice, "sk-one", "free").await;

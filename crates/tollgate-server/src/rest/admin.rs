@@ -17,7 +17,7 @@ use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{ErrorBody, Shared};
-use crate::{admin::AdminError, service::CallError};
+use crate::{admin::AdminError, page::List, service::CallError};
 
 /// The most that a page of a list has.
 const LARGEST_PAGE: usize = 100;
@@ -64,6 +64,15 @@ struct Part {
 }
 
 impl Part {
+    /// What the page comes behind; empty for the first page.
+    fn position(&self, list: List<'_>) -> Result<String, AdminError> {
+        if self.cursor.is_empty() {
+            return Ok(String::new());
+        }
+        let wrong = || CallError::field("cursor", "must be the next_cursor of the previous page of this list").into();
+        list.position(&self.cursor).ok_or_else(wrong)
+    }
+
     fn take(&self) -> Result<usize, AdminError> {
         match self.limit.unwrap_or(DEFAULT_PAGE) {
             take @ 1..=LARGEST_PAGE => Ok(take),

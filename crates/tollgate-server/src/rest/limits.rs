@@ -23,7 +23,7 @@ use super::{
 use crate::{
     auth::{ClientAddr, Reach, token},
     policy_file::SelfService,
-    service::{CallError, CallerRef, Listed, Listing},
+    service::{CallError, CallerRef, ListError, Listed, Listing},
 };
 
 const DEFAULT_PAGE: usize = 200;
@@ -37,7 +37,8 @@ pub(super) struct Page {
     /// How many resources at most, 1 to 500; 200 if absent.
     limit: Option<usize>,
     /// `nextCursor`, or `next_cursor`, of the previous answer.
-    cursor: Option<usize>,
+    #[serde(default)]
+    cursor: String,
 }
 
 /// A caller's limits, in the shape that the domain chose.
@@ -94,8 +95,8 @@ pub(super) async fn get_rate_limits(
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
-    let (skip, take) = match page {
-        Ok(Query(Page { limit, cursor })) => (cursor.unwrap_or(0), limit.unwrap_or(DEFAULT_PAGE)),
+    let (cursor, take) = match page {
+        Ok(Query(Page { limit, cursor })) => (cursor, limit.unwrap_or(DEFAULT_PAGE)),
         Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     if take == 0 || take > LARGEST_PAGE {
@@ -111,10 +112,13 @@ pub(super) async fn get_rate_limits(
         domain: "",
         caller: CallerRef::Secret(secret),
         attributes: SmallVec::from_iter([("ip", &*from)]),
-        skip,
+        page_token: &cursor,
         take,
     };
-    shared.service.list(listing, limits).await.unwrap_or_else(failed)
+    shared.service.list(listing, limits).await.unwrap_or_else(|error| match error {
+        ListError::Call(error) => failed(error),
+        error @ ListError::PageToken => plain(StatusCode::BAD_REQUEST, error.in_field("cursor").to_string()),
+    })
 }
 
 /// The same, where clients of the Venice API expect it.
@@ -135,10 +139,10 @@ fn limits(listed: &Listed<'_>) -> Response {
         Listed::Barred { block, at } => return barred(block, *at),
         Listed::Page { identity, domain, resources, decided_at, next } => match domain.self_service {
             SelfService::Venice => {
-                VeniceLimits::of((*identity, *domain), resources, *decided_at, *next).map(LimitsBody::Venice)
+                VeniceLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Venice)
             }
             SelfService::Plain => {
-                PlainLimits::of((*identity, *domain), resources, *decided_at, *next).map(LimitsBody::Plain)
+                PlainLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Plain)
             }
         },
     };

@@ -55,8 +55,8 @@ pub(crate) struct Listing<'a> {
     pub(crate) domain: &'a str,
     pub(crate) caller: CallerRef<'a>,
     pub(crate) attributes: SmallVec<[(&'a str, &'a str); 2]>,
-    /// How many resources to pass over.
-    pub(crate) skip: usize,
+    /// The token of the page, as an answer carried it; empty for the first page.
+    pub(crate) page_token: &'a str,
     /// How many to list.
     pub(crate) take: usize,
 }

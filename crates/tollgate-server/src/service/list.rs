@@ -10,6 +10,7 @@ use tollgate_core::{
 
 use crate::{
     directory::Identity,
+    page::List,
     policies::Domain,
     service::{CallError, DecisionService, Listing, Rejected, abuse::TurnedAway, attributes::Attributes},
 };
@@ -25,12 +26,37 @@ pub(crate) enum Listed<'a> {
         domain: &'a Domain,
         resources: Vec<(&'a str, Decision<'a>)>,
         decided_at: Timestamp,
-        next: Option<usize>,
+        /// The token of the next page.
+        next: Option<String>,
     },
     /// The API key is no good.
     BadKey { rejected: &'a Rejected, at: Timestamp },
     /// The client address is blocked.
     Barred { block: Block<'a>, at: Timestamp },
+}
+
+/// Why there is no list.
+pub(crate) enum ListError {
+    /// As of any call.
+    Call(CallError),
+    /// The page token is none of this caller's list.
+    PageToken,
+}
+
+impl ListError {
+    /// As an error of a call in which the page token stands in `field`.
+    pub(crate) fn in_field(self, field: &str) -> CallError {
+        match self {
+            Self::Call(error) => error,
+            Self::PageToken => CallError::field(field, "must be that of the previous answer to the same caller"),
+        }
+    }
+}
+
+impl<E: Into<CallError>> From<E> for ListError {
+    fn from(error: E) -> Self {
+        Self::Call(error.into())
+    }
 }
 
 impl DecisionService {
@@ -39,7 +65,7 @@ impl DecisionService {
         &self,
         listing: Listing<'_>,
         render: impl FnOnce(&Listed<'_>) -> R,
-    ) -> Result<R, CallError> {
+    ) -> Result<R, ListError> {
         let domains = self.policies.current().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(&listing.attributes)?;
@@ -55,11 +81,20 @@ impl DecisionService {
         }
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
-        let end = listing.skip.saturating_add(listing.take);
-        let next = (end < all.len()).then_some(end);
+        let list = List::Limits {
+            domain: domain.policy.domain(),
+            account: &identity.account.id,
+            key: identity.key.as_ref().map(|key| &*key.id),
+        };
+        let skip = match listing.page_token {
+            "" => 0,
+            token => list.position(token).and_then(|at| at.parse().ok()).ok_or(ListError::PageToken)?,
+        };
+        let end = listing.take.saturating_add(skip);
+        let next = (end < all.len()).then(|| list.token(&end.to_string()));
         // A quota by an attribute that this caller cannot bring, such as `ip`, is no reason to show nothing.
         let known = |name: &str| attributes.get(name).is_some();
-        let page = all.skip(listing.skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
+        let page = all.skip(skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
         let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
         let (decisions, decided_at) = self.peek_all(&page, &attributes, now).await?;
         let resources = page.iter().map(Resolved::resource).zip(decisions).collect();

@@ -160,19 +160,16 @@ async fn lists_are_read_page_by_page_on_the_command_line() {
     let page = good(&node, &["account", "list", "--limit=2"]);
     let (first, more) = page.trim_end().rsplit_once('\n').unwrap();
     assert_eq!(words(first).iter().map(|row| row[0]).collect::<Vec<_>>(), ["ACCOUNT", "a", "c"]);
-    assert_eq!(more, "There is more: --cursor=c");
-    let page = good_json(&node, &["account", "list", "--limit=2", "--cursor=c"]);
+    let cursor = more.strip_prefix("There is more: ").unwrap();
+    let page = good_json(&node, &["account", "list", "--limit=2", cursor]);
     assert_eq!((&page["accounts"][0]["id"], page.get("next_cursor")), (&json!("it's b"), None));
-    // What a shell would take apart is quoted.
     good(&node, &["account", "create", "z"]);
-    let page = good(&node, &["account", "list", "--limit=3"]);
-    assert!(page.ends_with("There is more: --cursor='it'\\''s b'\n"), "{page}");
-
     let keys: Vec<String> =
         (0..3).map(|_| good_json(&node, &["key", "create", "z"])["key"]["id"].as_str().unwrap().to_owned()).collect();
     let page = good(&node, &["key", "list", "z", "--limit=2"]);
     assert_eq!(words(&page)[1][..3], [&*keys[0], "inference", "active"], "{page}");
-    let page = good(&node, &["key", "list", "z", &format!("--cursor={}", keys[1])]);
+    let cursor = page.trim_end().rsplit_once("There is more: ").unwrap().1;
+    let page = good(&node, &["key", "list", "z", cursor]);
     assert_eq!((words(&page).len(), words(&page)[1][0]), (2, &*keys[2]), "{page}");
 }
 

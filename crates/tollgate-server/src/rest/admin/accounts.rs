@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admin::{AccountPatch, AdminError, NewAccount, Whose},
     auth::AdminGrant,
+    page::List,
     rest::{Body, Shared},
 };
 
@@ -43,10 +44,11 @@ pub(super) async fn list(
     Asked(part): Asked<Part>,
 ) -> Result<Response, AdminError> {
     let desk = shared.admin.desk(&grant, &part.domain)?;
-    let page = desk.accounts(&part.cursor, part.take()?).await?;
+    let list = List::Accounts { domain: desk.domain().policy.domain() };
+    let page = desk.accounts(&part.position(list)?, part.take()?).await?;
     let now = desk.now();
     let accounts = page.accounts.iter().map(|record| AccountBody::of(record, now)).collect();
-    Ok(Json(AccountPage { accounts, next_cursor: page.next }).into_response())
+    Ok(Json(AccountPage { accounts, next_cursor: page.next.map(|last| list.token(&last)) }).into_response())
 }
 
 /// Read an account.

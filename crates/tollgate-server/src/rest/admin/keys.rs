@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admin::{AdminError, Issued, KeyOf, KeyPatch, NewKey, Whose},
     auth::AdminGrant,
+    page::List,
     rest::{Body, Shared},
 };
 
@@ -52,10 +53,11 @@ pub(super) async fn list(
     let (take, now) = (part.take()?, desk.now());
     let record = desk.account(&account).await?;
     // The key of the cursor may be gone by now; then the list begins anew.
-    let skip = record.keys.get_index_of(&part.cursor).map_or(0, |at| at + 1);
+    let list = List::Keys { domain: &record.domain, account: &record.id };
+    let skip = record.keys.get_index_of(&part.position(list)?).map_or(0, |at| at + 1);
     let page: Vec<_> = record.keys.iter().skip(skip).take(take).collect();
     let more = skip + page.len() < record.keys.len();
-    let next_cursor = page.last().filter(|_| more).map(|(id, _)| (*id).clone());
+    let next_cursor = page.last().filter(|_| more).map(|(id, _)| list.token(id));
     let keys = page.into_iter().map(|(id, key)| KeyBody::of(&record, id, key, now)).collect();
     Ok(versioned(StatusCode::OK, record.version, KeyPage { keys, next_cursor }))
 }

@@ -27,7 +27,7 @@ pub(super) struct PlainLimits {
     decided_at: String,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_cursor: Option<usize>,
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -53,7 +53,7 @@ impl PlainLimits {
         (identity, domain): (&Identity, &Domain),
         resources: &[(&str, Decision<'_>)],
         decided_at: Timestamp,
-        next: Option<usize>,
+        next: Option<String>,
     ) -> Option<Self> {
         let tier = domain.policy.tier(identity.account.tier)?;
         let blocks = resources.iter().filter_map(|(resource, decision)| {

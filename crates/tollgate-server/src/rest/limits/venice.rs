@@ -36,7 +36,7 @@ struct Limits {
     blocked_until: Option<String>,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_cursor: Option<usize>,
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -78,7 +78,7 @@ impl VeniceLimits {
         (identity, domain): (&Identity, &Domain),
         resources: &[(&str, Decision<'_>)],
         decided_at: Timestamp,
-        next: Option<usize>,
+        next: Option<String>,
     ) -> Option<Self> {
         let tier = domain.policy.tier(identity.account.tier)?;
         let blocks = || resources.iter().filter_map(|(_, decision)| decision.block);

@@ -68,6 +68,9 @@ struct EndNote {
     /// For each refund, the number of its unit in `units`.
     #[serde(rename = "f")]
     refunds: Vec<usize>,
+    /// The account whose reservation it was.
+    #[serde(rename = "a", default)]
+    account: String,
 }
 
 impl DecisionService {
@@ -89,14 +92,18 @@ impl DecisionService {
         let digest = digest_of(settle.usage.as_deref());
         let (mut now, reservation) = match self.store.look(token.home, token.id).await? {
             Looked::Unknown => return Err(unknown(domain)),
-            Looked::Closed(closed) => return before(&closed, digest),
+            Looked::Closed(closed) => return before(token, domain, &closed, digest),
             Looked::Open { now, reservation, .. } => (now, reservation),
         };
-        let note: Note = read_note(&reservation.note)?;
+        let note = note_of(token, domain, &reservation)?;
         let units = units_of(domain, &note, settle.usage.as_deref())?;
         let refunds = refunds_of(&reservation, &note, &units);
-        let end =
-            EndNote { cancelled: settle.usage.is_none(), refunds: refunds.iter().map(|(at, _)| *at).collect(), units };
+        let end = EndNote {
+            cancelled: settle.usage.is_none(),
+            refunds: refunds.iter().map(|(at, _)| *at).collect(),
+            units,
+            account: note.account.clone(),
+        };
         let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
         let refunds: Vec<Charge> = refunds.into_iter().map(|(_, charge)| charge).collect();
         for _ in 0..PERIOD_ATTEMPTS {
@@ -112,9 +119,9 @@ impl DecisionService {
                     if let Some(status) = settle.status {
                         self.report_of(settle.within, domain, &note, status).await;
                     }
-                    return read_end(&closed, false);
+                    return Ok(settlement_of(end, &closed, false));
                 }
-                Closure::Before(closed) => return before(&closed, digest),
+                Closure::Before(closed) => return before(token, domain, &closed, digest),
                 Closure::Unknown => return Err(unknown(domain)),
                 Closure::OutsidePeriod(at) => now = at,
             }
@@ -148,16 +155,16 @@ impl DecisionService {
         let (token, domain) = find(&domains, within, reservation_id)?;
         let reservation = match self.store.look(token.home, token.id).await? {
             Looked::Unknown => return Err(unknown(domain)),
-            Looked::Closed(closed) => return Err(ended(&closed)),
+            Looked::Closed(closed) => return Err(ended(token, domain, &closed)),
             Looked::Open { reservation, .. } => reservation,
         };
-        let ttl_ms = checked_ttl(ttl_ms, read_note::<Note>(&reservation.note)?.ttl_ms)?;
+        let ttl_ms = checked_ttl(ttl_ms, note_of(token, domain, &reservation)?.ttl_ms)?;
         match self.store.extend(token.home, token.id, ttl_ms, &reservation).await? {
             Extension::Until(at) => {
                 domain.metrics.reservations.extended();
                 Ok(at)
             }
-            Extension::Closed(closed) => Err(ended(&closed)),
+            Extension::Closed(closed) => Err(ended(token, domain, &closed)),
             Extension::Unknown => Err(unknown(domain)),
         }
     }
@@ -178,27 +185,48 @@ fn unknown(domain: &Domain) -> CallError {
     CallError::NoReservation
 }
 
-fn ended(closed: &Closed) -> CallError {
-    let how = match read_note::<EndNote>(&closed.note) {
-        Ok(EndNote { cancelled: true, .. }) => "cancelled",
-        _ => "settled",
-    };
-    CallError::Ended { how, at: closed.at }
+/// What an open reservation remembers of its call, if the token names that reservation in this domain.
+fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<Note, CallError> {
+    // In a Redis Cluster the parts of a reservation outside the account's slot remember nothing of the call.
+    if reservation.note.is_empty() {
+        return Err(unknown(domain));
+    }
+    let note: Note = read_note(&reservation.note)?;
+    if token.is_bound_to(&domain.policy, &note.account) { Ok(note) } else { Err(unknown(domain)) }
+}
+
+/// What is remembered of an end, if the token names that reservation in this domain.
+fn end_note_of(token: Token, domain: &Domain, closed: &Closed) -> Result<EndNote, CallError> {
+    let note: EndNote = read_note(&closed.note)?;
+    if token.is_bound_to(&domain.policy, &note.account) { Ok(note) } else { Err(unknown(domain)) }
+}
+
+fn ended(token: Token, domain: &Domain, closed: &Closed) -> CallError {
+    match end_note_of(token, domain, closed) {
+        Ok(EndNote { cancelled, .. }) => {
+            CallError::Ended { how: if cancelled { "cancelled" } else { "settled" }, at: closed.at }
+        }
+        Err(error) => error,
+    }
 }
 
 /// The answer to an end that came before: the same if it is the same end.
-fn before(closed: &Closed, digest: [u8; 16]) -> Result<Settlement, CallError> {
-    if closed.digest == digest { read_end(closed, true) } else { Err(ended(closed)) }
+fn before(token: Token, domain: &Domain, closed: &Closed, digest: [u8; 16]) -> Result<Settlement, CallError> {
+    if closed.digest != digest {
+        return Err(ended(token, domain, closed));
+    }
+    let note = end_note_of(token, domain, closed)?;
+    Ok(settlement_of(note, closed, true))
 }
 
-fn read_end(closed: &Closed, replayed: bool) -> Result<Settlement, CallError> {
-    let EndNote { mut units, refunds, .. } = read_note(&closed.note)?;
+fn settlement_of(note: EndNote, closed: &Closed, replayed: bool) -> Settlement {
+    let EndNote { mut units, refunds, .. } = note;
     for (at, amount) in refunds.iter().zip(&closed.refunded) {
         if let Some(unit) = units.get_mut(*at) {
             unit.returned = unit.returned.max(amount.get());
         }
     }
-    Ok(Settlement { settled_at: closed.at, units, replayed })
+    Settlement { settled_at: closed.at, units, replayed }
 }
 
 fn read_note<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CallError> {

@@ -1,8 +1,12 @@
 //! The ids of reservations, as callers hold them.
+//!
+//! A token carries what finds the record, and no proof. What a token may do is decided by the record: it names its
+//! account, and [`Token::is_bound_to`] compares domain and account with the token. So a token that is put together from
+//! parts of others names no reservation.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng;
-use tollgate_core::{claim::Partition, reservation::ReservationId};
+use tollgate_core::{claim::Partition, policy::Policy, reservation::ReservationId};
 
 const PREFIX: &str = "rs_";
 const DOMAIN: usize = 8;
@@ -43,6 +47,11 @@ impl Token {
         let (home, rest) = rest.split_first_chunk::<12>()?;
         let (id, _) = rest.split_first_chunk::<16>()?;
         Some(Self { domain: *domain, home: Partition::from_bytes(*home), id: ReservationId(*id) })
+    }
+
+    /// Whether it is one of this account's, in the domain of this policy. The partition is a hash of both.
+    pub(super) fn is_bound_to(&self, policy: &Policy, account: &str) -> bool {
+        self.is_of(policy.domain()) && self.home == policy.account_partition(account)
     }
 
     /// Whether it is of the domain of this name.
