@@ -2,6 +2,8 @@
 -- (4 * version + state; the version is 1, the states are those of the scripts), from u48 and for how long u32 (ms)
 -- it counts, then what the scripts say. The algorithm is that of tollgate-core's reservation.rs.
 --
+-- A record has at most 65,536 bytes.
+--
 -- recall(key)  false, state, from, ttl and the value, if the record still counts; else false alone. Or what is wrong,
 --              if it cannot be read. When the clock went back, it counts from now, for good: nothing lasts longer
 --              than its time to live.
@@ -14,8 +16,9 @@ local function head(state, from, ttl)
 end
 
 local function recall(key)
-  local value = redis.call('GET', key)
-  if not value then return false end
+  local value = redis.call('GETRANGE', key, 0, 65536)
+  if value == '' then return false end
+  if #value > 65536 then return 'TGUNREADABLE a record is too long' end
   local state, from, ttl = struct.unpack('<BI6I4', value)
   state = state - 4 * RECORD_VERSION
   if state < 0 or state > 3 then

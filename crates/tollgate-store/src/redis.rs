@@ -48,6 +48,8 @@ macro_rules! lua {
     ($($name:literal)+) => { concat!($(include_str!(concat!("../../../lua/", $name, ".lua"))),+) };
 }
 
+const PLAIN: &str = lua!("plain");
+const GUARD: &str = lua!("plain" "guard");
 const BLOCK: &str = lua!("block");
 const APPLY: &str = lua!("ledger" "apply" "answer");
 const ADMIT: &str = lua!("block" "ledger" "record" "slots" "admit" "apply" "admitted");
@@ -58,9 +60,9 @@ const EXTEND: &str = lua!("record" "slots" "extend");
 
 impl Scripts {
     fn behind(clock: &str) -> Self {
-        let script = |code: &str| Script::new([clock, code].concat());
+        let script = |code: &str| Script::new(guarded(clock, code));
         Self {
-            usual: UsualScripts::between([clock, BLOCK].concat(), APPLY),
+            usual: UsualScripts::between([clock, BLOCK].concat(), APPLY, PLAIN),
             apply: script(&[BLOCK, APPLY].concat()),
             admit: script(ADMIT),
             look: script(LOOK),
@@ -69,6 +71,11 @@ impl Scripts {
             extend: script(EXTEND),
         }
     }
+}
+
+/// A script whose errors are plain text, whatever it reads.
+fn guarded(clock: &str, code: &str) -> String {
+    [clock, GUARD, "return guarded(function()\n", code, "\nend)\n"].concat()
 }
 
 /// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`], and so is every other
@@ -136,11 +143,16 @@ impl RedisStore {
             let keys = std::mem::take(&mut request.keys);
             let call = UsualCall { script, keys, slot, told, deadline: bounds.deadline };
             let reply = self.batches.decide(&self.link, call).await?;
-            return request.read_reply(&mut &*reply);
+            let answer = request.read_reply(&mut &*reply);
+            return answer.inspect_err(|error| {
+                let prefix = self.link.key_prefix();
+                let keys: Vec<String> = request.ledgers.iter().map(|ledger| wire::ledger_key(prefix, ledger)).collect();
+                self.link.log_unreadable(&[&keys], &error.to_string());
+            });
         }
         let (keys, args) = (&[&*request.keys], &[&*request.packed]);
         let reply = self.script(&self.scripts.apply, writes_by(mode), keys, args, bounds.deadline).await?;
-        request.read_reply(&mut wire::bytes_of(&reply)?)
+        self.read(keys, wire::bytes_of(&reply).and_then(|mut reply| request.read_reply(&mut reply)))
     }
 
     /// What a script is asked that decides.
@@ -155,7 +167,7 @@ impl RedisStore {
         let request = self.request(ask.claims, ask.mode, ask.validity);
         let admit = Admit::new(self.link.key_prefix(), ask, request);
         let reply = self.script(&self.scripts.admit, writes, &admit.keys(), &admit.args(), deadline).await?;
-        admit.read_reply(wire::bytes_of(&reply)?)
+        self.read(&admit.keys(), wire::bytes_of(&reply).and_then(|reply| admit.read_reply(reply)))
     }
 
     /// Closes the record of a reservation in one partition, and with it what lives there.
@@ -169,7 +181,7 @@ impl RedisStore {
     ) -> Result<Closure, StoreError> {
         let close = Close::new(self.link.key_prefix(), home, id, closing, elsewhere);
         let reply = self.script(&self.scripts.close, Writes::Charge, &close.keys(), &close.args(), deadline).await?;
-        records::read_closure(wire::bytes_of(&reply)?)
+        self.read(&close.keys(), wire::bytes_of(&reply).and_then(records::read_closure))
     }
 
     /// Gives back charges that are part of no reservation. Not to be done twice.
@@ -192,7 +204,12 @@ impl RedisStore {
         let slots: Vec<String> = reservation.slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
         let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
         let reply = self.script(&self.scripts.extend, Writes::Charge, &[&record, &slots], &[&terms], deadline).await?;
-        records::read_extension(wire::bytes_of(&reply)?)
+        self.read(&[&record], wire::bytes_of(&reply).and_then(records::read_extension))
+    }
+
+    /// Passes on what was read of a reply; of one that cannot be read, the keys are logged.
+    fn read<T>(&self, keys: &[&[String]], read: Result<T, StoreError>) -> Result<T, StoreError> {
+        read.inspect_err(|error| self.link.log_unreadable(keys, &error.to_string()))
     }
 
     async fn script(
@@ -253,7 +270,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let keys = [records::reservation_key(self.link.key_prefix(), home, id)];
             let reply = self.script(&self.scripts.look, Writes::Nothing, &[&keys], &[], self.link.deadline()).await?;
-            records::read_looked(home, wire::bytes_of(&reply)?)
+            self.read(&[&keys], wire::bytes_of(&reply).and_then(|reply| records::read_looked(home, reply)))
         })
     }
 
@@ -294,7 +311,7 @@ pub mod raw {
     use redis::Value;
     use tollgate_core::claim::{Claim, Mode};
 
-    use super::{APPLY, BLOCK, Request, Usual, UsualScripts, Validity};
+    use super::{APPLY, BLOCK, PLAIN, Request, Usual, UsualScripts, Validity, guarded};
 
     fn usual(prefix: &str, claims: &[Claim], mode: Mode) -> (Request, Option<Usual>) {
         let validity = Validity::of(claims);
@@ -305,9 +322,9 @@ pub mod raw {
 
     /// The script that decides calls like this one, behind a clock of the bench's own.
     pub fn script(clock: &str, claims: &[Claim], mode: Mode) -> String {
-        let scripts = UsualScripts::between([clock, BLOCK].concat(), APPLY);
+        let scripts = UsualScripts::between([clock, BLOCK].concat(), APPLY, PLAIN);
         let script = usual("", claims, mode).1.and_then(|usual| scripts.get(&usual));
-        script.map_or_else(|| [clock, BLOCK, APPLY].concat(), |script| script.code().to_owned())
+        script.map_or_else(|| guarded(clock, &[BLOCK, APPLY].concat()), |script| script.code().to_owned())
     }
 
     /// The keys and the arguments of one decision.

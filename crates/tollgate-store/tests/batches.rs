@@ -105,7 +105,7 @@ async fn what_is_wrong_with_one_counter_concerns_its_callers_only() {
         }
     }
     let met = |name| store.link().status().faults.iter().find(|(fault, _)| fault.name() == name).map(|(_, met)| *met);
-    assert_eq!((met(Fault::OtherVersion.name()), met(Fault::Refused.name())), (Some(3), Some(3)));
+    assert_eq!((met(Fault::OtherVersion.name()), met(Fault::Unreadable.name())), (Some(3), Some(3)));
 }
 
 /// At the end of its memory Redis charges nobody whom it refuses.

@@ -126,22 +126,27 @@ impl Sending {
             Ok(_) => Err(Failure::new(Fault::Refused, wire::UNREADABLE)),
             Err(failure) => Err(failure),
         };
-        for (_, caller) in batch.groups.into_iter().flat_map(|group| group.calls) {
-            let reply = match &mut replies {
-                Ok(replies) => self.read(replies.next()),
-                Err(failure) => Err(failure.clone()),
-            };
-            // Who has gone does not hear it.
-            let _ = caller.send(reply.map_err(StoreError::from));
+        for Group { keys, calls } in batch.groups {
+            for (_, caller) in calls {
+                let reply = match &mut replies {
+                    Ok(replies) => self.read(&keys, replies.next()),
+                    Err(failure) => Err(failure.clone()),
+                };
+                // Who has gone does not hear it.
+                let _ = caller.send(reply.map_err(StoreError::from));
+            }
         }
     }
 
-    fn read(&self, reply: Option<Value>) -> Result<Vec<u8>, Failure> {
+    fn read(&self, keys: &[String], reply: Option<Value>) -> Result<Vec<u8>, Failure> {
         match reply {
             Some(Value::BulkString(reply)) => match reply.split_first() {
                 Some((&ERROR, error)) => {
                     let failure = Failure::of_script(&String::from_utf8_lossy(error));
                     self.link.met(&failure);
+                    if failure.fault() == Fault::Unreadable {
+                        self.link.log_unreadable(&[keys], failure.text());
+                    }
                     Err(failure)
                 }
                 _ => Ok(reply),

@@ -6,6 +6,7 @@ mod masters;
 mod node;
 mod sentinel;
 mod target;
+mod unreadable;
 
 use std::{
     sync::{
@@ -23,7 +24,9 @@ use tokio::{
 };
 use tollgate_core::store::StoreError;
 
-use self::{cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target};
+use self::{
+    cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target, unreadable::UnreadableLog,
+};
 pub(super) use self::{fault::Failure, masters::masters, node::preferred_runtime};
 pub use self::{fault::Fault, node::prefer_connection, target::RedisTls};
 
@@ -130,6 +133,7 @@ struct Shared {
     route: Route,
     in_flight: Semaphore,
     faults: [AtomicU64; Fault::ALL.len()],
+    unreadable: UnreadableLog,
     config: RedisConfig,
 }
 
@@ -170,7 +174,8 @@ impl Link {
         };
         let in_flight = Semaphore::new(config.max_in_flight);
         let faults = [const { AtomicU64::new(0) }; Fault::ALL.len()];
-        Ok(Self(Arc::new(Shared { route, in_flight, faults, config })))
+        let unreadable = UnreadableLog::new();
+        Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, config })))
     }
 
     /// What every key begins with.
@@ -229,6 +234,11 @@ impl Link {
         self.0.met(failure);
     }
 
+    /// Logs that a call with these keys failed on what they hold.
+    pub(super) fn log_unreadable(&self, keys: &[&[String]], error: &str) {
+        self.0.unreadable.write(keys.iter().copied().flatten().map(String::as_bytes), error);
+    }
+
     /// Runs one command. In a cluster it goes to the slot of its first key.
     pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
         let deadline = self.deadline();
@@ -265,13 +275,19 @@ impl Link {
         writes: Writes,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, Failure> {
-        match self.0.send(&command("EVALSHA", &script.sha), writes, deadline).await {
-            // The server says that it ran nothing, so this cannot charge twice.
-            Err(failure) if failure.fault == Fault::NoScript => {
-                self.0.send(&command("EVAL", &script.code), writes, deadline).await
-            }
-            result => result,
+        let mut sent = command("EVALSHA", &script.sha);
+        let mut result = self.0.send(&sent, writes, deadline).await;
+        // The server says that it ran nothing, so this cannot charge twice.
+        if matches!(&result, Err(failure) if failure.fault == Fault::NoScript) {
+            sent = command("EVAL", &script.code);
+            result = self.0.send(&sent, writes, deadline).await;
         }
+        if let Err(failure) = &result
+            && failure.fault == Fault::Unreadable
+        {
+            self.0.unreadable.write(keys_of(&sent), &failure.text);
+        }
+        result
     }
 
     /// A connection of its own that hears what is published on `channel` from now on, until it breaks.
@@ -383,6 +399,16 @@ impl Shared {
             Route::Cluster(cluster) => cluster.doubt(),
         }
     }
+}
+
+/// The keys of a script's command.
+fn keys_of(command: &Cmd) -> impl Iterator<Item = &[u8]> {
+    let mut arguments = command.args_iter().skip(2).filter_map(|argument| match argument {
+        Arg::Simple(bytes) => Some(bytes),
+        _ => None,
+    });
+    let number = arguments.next().and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
+    arguments.take(number.unwrap_or(0))
 }
 
 /// The first key of a command: behind the number of keys for a script, else the first argument.

@@ -18,6 +18,7 @@ use super::{
 };
 
 const TEMPLATE: &str = include_str!("../../../../lua/usual.lua.jinja");
+const TOGETHER: &str = include_str!("../../../../lua/together.lua.jinja");
 const SLIDING: u8 = 1;
 /// What the value of a ledger begins with, in front of its shape; see `lua/ledger.lua`.
 const LEDGER_HEAD: usize = 9;
@@ -116,12 +117,14 @@ pub(super) struct UsualScripts {
     /// What stands in front of the usual part, and what decides where it does not.
     front: String,
     apply: &'static str,
+    /// What makes plain text of errors.
+    plain: &'static str,
     known: ArcSwap<HashMap<Form, Arc<Script>>>,
 }
 
 impl UsualScripts {
-    pub(super) fn between(front: String, apply: &'static str) -> Self {
-        Self { front, apply, known: ArcSwap::default() }
+    pub(super) fn between(front: String, apply: &'static str, plain: &'static str) -> Self {
+        Self { front, apply, plain, known: ArcSwap::default() }
     }
 
     /// The script for a call; none if it has a form too many.
@@ -133,7 +136,7 @@ impl UsualScripts {
         if known.len() >= MOST_FORMS {
             return None;
         }
-        let code = [&self.front, &*usual.form.render(self.apply).ok()?].concat();
+        let code = [&self.front, &*usual.form.render(self.apply, self.plain).ok()?].concat();
         let script = Arc::new(Script::new(code));
         self.known.rcu(|known| {
             let mut more = HashMap::clone(known);
@@ -162,6 +165,8 @@ struct Context {
     apply_at: usize,
     /// The general script.
     apply: &'static str,
+    /// What makes plain text of errors.
+    plain: &'static str,
 }
 
 #[derive(Serialize)]
@@ -229,7 +234,7 @@ impl Ledger {
 }
 
 impl Form {
-    fn render(&self, apply: &'static str) -> Result<String, minijinja::Error> {
+    fn render(&self, apply: &'static str, plain: &'static str) -> Result<String, minijinja::Error> {
         let mut ledgers: Vec<Ledger> = Vec::new();
         let (mut windows, mut rows) = (Vec::new(), 0);
         for (at, (ledger, kind, columns)) in self.windows.iter().enumerate() {
@@ -252,6 +257,7 @@ impl Form {
         let context = Context {
             apply_at: 1 + shapes + if self.calendars { 12 } else { 0 } + spans + 14 * rows,
             apply,
+            plain,
             rows: (1..=rows).collect(),
             guard_rows: (0..guard_rows).collect(),
             calendars: self.calendars,
@@ -261,6 +267,8 @@ impl Form {
             brief,
             reply,
         };
-        Environment::new().render_str(TEMPLATE, Serde(&context))
+        let environment = Environment::new();
+        let decide = environment.render_str(TEMPLATE, Serde(&context))?;
+        environment.render_str(TOGETHER, minijinja::context! { decide, plain })
     }
 }

@@ -46,6 +46,8 @@ pub enum Fault {
     CrossSlot,
     /// A counter or a record was written by another version of the scripts. Nothing was written.
     OtherVersion,
+    /// A counter or a record cannot be read, as it was changed by hand. That of others is not concerned.
+    Unreadable,
     /// A partition has no place for one more open-ended ledger. Nothing was written.
     Crowded,
     /// Fewer replicas than are waited for had the charge in time. It was made.
@@ -67,7 +69,7 @@ pub(super) enum Remedy {
 
 impl Fault {
     /// All of them, for metrics.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Unconnected,
         Self::Resting,
         Self::NoAnswer,
@@ -88,6 +90,7 @@ impl Fault {
         Self::Unauthenticated,
         Self::CrossSlot,
         Self::OtherVersion,
+        Self::Unreadable,
         Self::Crowded,
         Self::Unreplicated,
         Self::Refused,
@@ -116,6 +119,7 @@ impl Fault {
             Self::Unauthenticated => "noauth",
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
+            Self::Unreadable => "unreadable",
             Self::Crowded => "crowded",
             Self::Unreplicated => "unreplicated",
             Self::Refused => "refused",
@@ -157,6 +161,7 @@ impl Fault {
             | Self::NoPermission
             | Self::CrossSlot
             | Self::OtherVersion
+            | Self::Unreadable
             | Self::Crowded
             | Self::Unreplicated
             | Self::Refused => Remedy::None,
@@ -210,6 +215,7 @@ impl Fault {
             "NOPERM" => Self::NoPermission,
             "CLUSTERDOWN" => Self::ClusterDown,
             "TGVERSION" => Self::OtherVersion,
+            "TGUNREADABLE" => Self::Unreadable,
             "TGCROWDED" => Self::Crowded,
             _ => Self::Refused,
         }
@@ -286,6 +292,7 @@ impl From<Failure> for StoreError {
             | Fault::Unauthenticated
             | Fault::CrossSlot
             | Fault::OtherVersion
+            | Fault::Unreadable
             | Fault::Refused => Self::Refused(text),
         }
     }
@@ -321,6 +328,7 @@ mod tests {
             ("WRONGPASS invalid username-password pair or user is disabled.", Fault::Unauthenticated),
             ("CROSSSLOT Keys in request don't hash to the same slot", Fault::CrossSlot),
             ("TGVERSION a counter is of version 2", Fault::OtherVersion),
+            ("TGUNREADABLE user_script:9: data string too short", Fault::Unreadable),
             ("ERR wrong number of arguments", Fault::Refused),
             (
                 "ERR Error running script (call to f_1): @user_script:9: -OOM command not allowed when used memory",
