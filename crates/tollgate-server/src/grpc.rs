@@ -235,7 +235,7 @@ fn overloaded(text: String) -> Status {
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         use tollgate_core::store::StoreError;
-        let text = error.to_string();
+        let text = error.message();
         // The HTTP statuses stand in rest.rs, in the same order.
         match error {
             CallError::Invalid(_) => Self::invalid_argument(text),

@@ -10,6 +10,7 @@ mod directory;
 mod doctor;
 mod files;
 mod grpc;
+mod incidents;
 mod key;
 mod page;
 pub mod policies;

@@ -218,7 +218,7 @@ impl CallError {
 
 impl ErrorDetail {
     fn of(error: &CallError) -> Self {
-        Self { code: error.status().1.into(), message: error.to_string() }
+        Self { code: error.status().1.into(), message: error.message() }
     }
 }
 

@@ -171,6 +171,10 @@ impl IntoResponse for AdminError {
             Self::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             Self::Contended => (StatusCode::CONFLICT, "aborted"),
         };
-        ErrorBody::new(code, self.to_string()).with(status)
+        let message = match &self {
+            Self::Call(error) => error.message(),
+            error => error.to_string(),
+        };
+        ErrorBody::new(code, message).with(status)
     }
 }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     auth::{ClientAddr, Reach, token},
+    incidents,
     policy_file::SelfService,
     service::{CallError, CallerRef, ListError, Listed, Listing},
 };
@@ -161,7 +162,12 @@ fn failed(error: CallError) -> Response {
     match error {
         // A secret that cannot be one is as good as none.
         CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. } => unauthenticated(),
-        error => plain(error.status().0, error.to_string()),
+        // End users need not know that there is a store.
+        CallError::Store(error) => {
+            let incident = incidents::incident(&error);
+            plain(CallError::Store(error).status().0, format!("Rate limits cannot be read right now ({incident})"))
+        }
+        error => plain(error.status().0, error.message()),
     }
 }
 

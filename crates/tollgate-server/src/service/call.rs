@@ -10,6 +10,7 @@ use tollgate_core::{
 use crate::{
     auth::Reach,
     dialect::UnknownDialect,
+    incidents,
     uploads::{BadUpload, Upload},
 };
 
@@ -82,8 +83,8 @@ pub(crate) enum CallError {
     /// It was not decided in time.
     #[error("the call took too long; whether it was charged is not known")]
     Late,
-    /// The store did not decide.
-    #[error(transparent)]
+    /// The store did not decide. What it said is for the log alone; [`CallError::message`] says where it stands there.
+    #[error("{}", incidents::reason(.0))]
     Store(#[from] StoreError),
 }
 
@@ -118,6 +119,14 @@ impl From<BadUpload> for CallError {
 }
 
 impl CallError {
+    /// What the caller is told.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Self::Store(error) => incidents::describe(error),
+            error => error.to_string(),
+        }
+    }
+
     pub(crate) fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
         Self::Invalid(format!("{name}: {wrong}"))
     }

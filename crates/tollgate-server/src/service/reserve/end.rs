@@ -140,7 +140,7 @@ impl DecisionService {
             status,
         };
         if let Err(error) = self.report(report, |_| ()).await {
-            tracing::warn!(%error, "the outcome of a settled call was not counted");
+            tracing::warn!(error = error.message(), "the outcome of a settled call was not counted");
         }
     }
 
