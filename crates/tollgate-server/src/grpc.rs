@@ -29,13 +29,11 @@ use crate::{
     auth::Reach,
     dialect::{Facts, Rendered},
     directory::BadKey,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, Reason, check_batch},
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, Reason, check_batch, page_size},
     telemetry::traced,
     uploads::Upload,
 };
 
-const DEFAULT_PAGE: usize = 50;
-const LARGEST_PAGE: usize = 100;
 /// How much earlier than the caller's own deadline a call is ended.
 const EARLIER: Duration = Duration::from_millis(3);
 
@@ -177,11 +175,7 @@ impl RateLimitService for Api {
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
-        let take = match message.page_size as usize {
-            0 => DEFAULT_PAGE,
-            size if size <= LARGEST_PAGE => size,
-            _ => return Err(Status::invalid_argument(format!("page_size: must be at most {LARGEST_PAGE}"))),
-        };
+        let take = page_size(message.page_size)?;
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref())?;
         let listing =

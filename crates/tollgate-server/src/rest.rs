@@ -6,6 +6,7 @@ mod decide;
 mod guard;
 mod health;
 mod limits;
+mod list;
 mod report;
 mod reserve;
 
@@ -81,6 +82,7 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(reserve::cancel))
         .routes(routes!(reserve::extend))
         .routes(routes!(report::report_outcome))
+        .routes(routes!(list::list_rate_limits))
         .merge(admin::routes());
     let operations = OpenApiRouter::new()
         .routes(routes!(health::healthz))

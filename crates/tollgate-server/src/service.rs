@@ -38,7 +38,7 @@ pub(crate) use self::{
     batch::check_batch,
     call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES, check_name},
     identify::{Rejected, find_domain},
-    list::{ListError, Listed},
+    list::{ListError, Listed, page_size},
     log::Logged,
     reserve::{Lifetimes, Reserve, Settle, Settlement, Trace},
 };

@@ -98,7 +98,7 @@ impl World {
         let caller = json!({"account": "acme-stored"});
         let call = json!({"caller": {"api_key": self.key.0}, "resource": "model", "render": true});
         let over = json!({"unit": "requests", "per": "minute", "limit": 7});
-        let list: [(&str, &str, Value); 28] = [
+        let list: [(&str, &str, Value); 29] = [
             ("get", "/api_keys/rate_limits", Value::Null),
             ("get", "/api_keys/rate_limits/log", Value::Null),
             ("get", "/api/v1/api_keys/rate_limits", Value::Null),
@@ -111,6 +111,7 @@ impl World {
             ("post", "/v1/cancel", json!({"reservation_id": self.reservation})),
             ("post", "/v1/extend", json!({"reservation_id": self.reservation})),
             ("post", "/v1/report_outcome", json!({"caller": caller, "resource": "model", "status": 500})),
+            ("post", "/v1/get_rate_limits", json!({"caller": caller})),
             ("get", "/admin/v1/accounts", Value::Null),
             ("post", "/admin/v1/accounts", json!({"id": "new"})),
             ("get", "/admin/v1/accounts/{account}", Value::Null),

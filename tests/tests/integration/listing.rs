@@ -1,13 +1,19 @@
 //! Listings: every resource once, whatever the size of the page.
 //!
-//! Tried by breaking the service: a `next` that is one too far.
+//! Tried by breaking the service: a `next` that is one too far; and, of the JSON twin, a page size that is not heeded and
+//! the grant of another domain.
 
 use std::collections::HashSet;
 
+use reqwest::{Method, StatusCode};
+use serde_json::json;
 use tollgate_proto::v1::{GetRateLimitsRequest, GetRateLimitsResponse};
+use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 
-use crate::harness::{KEY, Node, account, api_key, call, consume, hash_of, memory_node, redis_node};
+use crate::harness::{
+    KEY, Node, account, api_key, call, consume, folder_with, hash_of, memory_node, memory_node_with, redis_node,
+};
 
 const RESOURCES: usize = 123;
 
@@ -117,4 +123,96 @@ async fn the_listing_has_the_shape_of_the_venice_document() {
         let body: serde_json::Value = answer.json().await.unwrap();
         insta::assert_json_snapshot!("listing", body);
     }
+}
+
+/// A page of the twin, as the RPC has it too.
+async fn page_of_both(node: &Node, page_size: u32, page_token: &str) -> serde_json::Value {
+    let caller = Some(api_key(KEY));
+    let request = GetRateLimitsRequest { caller, page_size, page_token: page_token.to_owned(), ..Default::default() };
+    let rpc = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
+    let body = json!({"caller": {"api_key": KEY}, "page_size": page_size, "page_token": page_token});
+    let (status, page) = node.rest.post("/v1/get_rate_limits", body.to_string()).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    let text = |name: &str| page[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (text("account"), text("api_key_id"), text("tier"), text("next_page_token"), page.get("reason")),
+        (rpc.account, rpc.api_key_id, rpc.tier, rpc.next_page_token, None)
+    );
+    let resources = page["resources"].as_array().unwrap();
+    assert_eq!(resources.len(), rpc.resources.len());
+    for (twin, resource) in resources.iter().zip(&rpc.resources) {
+        assert_eq!(twin["resource"], resource.resource);
+        let quotas = twin["quotas"].as_array().unwrap();
+        assert_eq!(quotas.len(), resource.quotas.len(), "{twin}");
+        for (twin, quota) in quotas.iter().zip(&resource.quotas) {
+            assert_eq!((twin["name"].as_str(), twin["used"].as_u64()), (Some(&*quota.name), Some(quota.used)));
+            assert_eq!((twin["limit"].as_u64(), twin["remaining"].as_u64()), (quota.limit, quota.remaining));
+            assert_eq!(twin["label"].as_str(), quota.details.as_ref().map(|details| &*details.label));
+        }
+    }
+    page
+}
+
+async fn the_twin_lists_what_the_rpc_lists(node: &Node) {
+    for resource in ["r001", "r007", "r122"] {
+        consume(&node.grpc, call(api_key(KEY), resource, &[])).await.unwrap();
+    }
+    for page_size in [0, 1, 50, 100] {
+        let (mut names, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = page_of_both(node, page_size, &token).await;
+            names.extend(page["resources"].as_array().unwrap().iter().map(|resource| resource["resource"].to_string()));
+            match page.get("next_page_token") {
+                Some(next) => next.as_str().unwrap().clone_into(&mut token),
+                None => break,
+            }
+        }
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), RESOURCES, "pages of {page_size}");
+        assert_eq!(names.len(), RESOURCES, "pages of {page_size}");
+    }
+    let ask = async |body: serde_json::Value| node.rest.post("/v1/get_rate_limits", body.to_string()).await;
+    let (status, nobody) = ask(json!({"caller": {"api_key": "tg_nobody"}})).await;
+    assert_eq!((status, &nobody["reason"], &nobody["resources"]), (StatusCode::OK, &json!("unknown_key"), &json!([])));
+    for (body, field) in [
+        (json!({"caller": {"api_key": KEY}, "page_size": 101}), "page_size: "),
+        (json!({"caller": {"api_key": KEY}, "page_token": "x"}), "page_token: "),
+        (json!({"caller": {"account": ""}}), "caller.account: "),
+        (json!({"caller": {"api_key": KEY}, "attributes": {"ip": "x"}}), "attributes.ip: "),
+    ] {
+        let (status, wrong) = ask(body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
+        assert!(wrong["error"]["message"].as_str().unwrap().starts_with(field), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn the_twin_lists_what_the_rpc_lists_in_memory() {
+    the_twin_lists_what_the_rpc_lists(&memory_node(&catalogue()).await).await;
+}
+
+#[tokio::test]
+async fn the_twin_lists_what_the_rpc_lists_in_redis() {
+    let redis = RedisServer::start();
+    the_twin_lists_what_the_rpc_lists(&redis_node(&catalogue(), redis.url()).await).await;
+}
+
+#[tokio::test]
+async fn a_token_lists_in_its_own_domains_alone() {
+    const TOKEN: &str = "tgt_integration-token-of-another-platform-4711";
+    let (folder, _) = folder_with("");
+    let tokens = folder.path().join("services.yaml");
+    std::fs::write(&tokens, format!("tokens: [{{ name: a, hash: '{}', domains: [other] }}]", hash_of(TOKEN))).unwrap();
+    let options = Options { service_tokens: Some(tokens), ..Options::default() };
+    let node = memory_node_with(options, &catalogue()).await;
+    let ask = async |token: &str, body: serde_json::Value| {
+        let request = node.rest.request(Method::POST, "/v1/get_rate_limits").bearer_auth(token).json(&body);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let by_key = json!({"caller": {"api_key": KEY}});
+    assert_eq!(ask("tgt_nobody", by_key.clone()).await.0, StatusCode::UNAUTHORIZED);
+    let (status, elsewhere) = ask(TOKEN, by_key).await;
+    assert_eq!((status, &elsewhere["reason"]), (StatusCode::OK, &json!("unknown_key")), "{elsewhere}");
+    let (status, named) = ask(TOKEN, json!({"domain": "catalogue", "caller": {"account": "acme"}})).await;
+    assert_eq!((status, &named["error"]["code"]), (StatusCode::FORBIDDEN, &json!("permission_denied")), "{named}");
 }

@@ -1,6 +1,9 @@
 //! The description of the REST API is what it was, and describes what is there.
 //!
-//! Tried by breaking the server: `deny_unknown_fields` left out of `CallBody` changes the snapshot.
+//! Tried by breaking the server: `deny_unknown_fields` left out of `CallBody` changes the snapshot, and the names of the
+//! handlers as ids of operations are not unique.
+
+use std::collections::BTreeMap;
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -15,6 +18,28 @@ async fn the_description_is_as_it_was() {
     insta::assert_json_snapshot!("openapi", description);
     let (_, printed, _) = ProcessBuilder::bare().arg("openapi").output();
     assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), description, "`tollgate openapi` says something else");
+}
+
+/// A generator of clients names a function by the id of each operation, and makes one of two that share theirs.
+#[tokio::test]
+async fn every_operation_has_an_id_of_its_own() {
+    let node = memory_node(&shop(100)).await;
+    let (_, description) = node.rest.json("/openapi.json").await;
+    let mut operations: BTreeMap<String, String> = BTreeMap::new();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path} has no id"));
+            assert!(
+                id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'),
+                "{method} {path}: {id}"
+            );
+            if let Some(other) = operations.insert(id.to_owned(), format!("{method} {path}")) {
+                panic!("{method} {path} and {other} share the id {id}");
+            }
+        }
+    }
+    // Whoever has a client generated calls them by these names: none is changed.
+    insta::assert_json_snapshot!("operations", operations);
 }
 
 #[tokio::test]

@@ -18,6 +18,19 @@ use crate::{
 /// A listing asks the store for so many counters at once.
 const COUNTERS_AT_ONCE: usize = 16;
 
+/// How many resources a service is listed that does not say.
+const DEFAULT_PAGE: usize = 50;
+const LARGEST_PAGE: usize = 100;
+
+/// How many resources a page has, as a service asks for it.
+pub(crate) fn page_size(size: u32) -> Result<usize, CallError> {
+    match usize::try_from(size).unwrap_or(usize::MAX) {
+        0 => Ok(DEFAULT_PAGE),
+        take @ 1..=LARGEST_PAGE => Ok(take),
+        _ => Err(CallError::field("page_size", format_args!("must be at most {LARGEST_PAGE}"))),
+    }
+}
+
 /// The answer to a listing.
 pub(crate) enum Listed<'a> {
     /// A page.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Make an account.
-#[utoipa::path(post, path = "/admin/v1/accounts", params(InDomain), request_body = NewAccountBody, responses(
+#[utoipa::path(post, operation_id = "create_account", path = "/admin/v1/accounts", params(InDomain), request_body = NewAccountBody, responses(
     (status = 201, description = "It is made", body = AccountBody), Failures))]
 pub(super) async fn create(
     State(shared): State<Shared>,
@@ -36,7 +36,7 @@ pub(super) async fn create(
 }
 
 /// List accounts.
-#[utoipa::path(get, path = "/admin/v1/accounts", params(Part), responses(
+#[utoipa::path(get, operation_id = "list_accounts", path = "/admin/v1/accounts", params(Part), responses(
     (status = 200, description = "A page", body = AccountPage), Failures))]
 pub(super) async fn list(
     State(shared): State<Shared>,
@@ -52,7 +52,7 @@ pub(super) async fn list(
 }
 
 /// Read an account.
-#[utoipa::path(get, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
+#[utoipa::path(get, operation_id = "get_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
     (status = 200, description = "The account", body = AccountBody), Failures))]
 pub(super) async fn get(
     State(shared): State<Shared>,
@@ -66,7 +66,7 @@ pub(super) async fn get(
 }
 
 /// Change an account's tier or balances.
-#[utoipa::path(patch, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain),
+#[utoipa::path(patch, operation_id = "update_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain),
     request_body = AccountPatchBody, responses(
     (status = 200, description = "It is changed", body = AccountBody), Failures))]
 pub(super) async fn patch(
@@ -84,7 +84,7 @@ pub(super) async fn patch(
 }
 
 /// Delete an account and its keys. What it used stays counted until its windows end.
-#[utoipa::path(delete, path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
+#[utoipa::path(delete, operation_id = "delete_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
     (status = 204, description = "It is deleted"), Failures))]
 pub(super) async fn delete(
     State(shared): State<Shared>,
@@ -99,7 +99,7 @@ pub(super) async fn delete(
 }
 
 /// Set a limit of the account's own, under a name.
-#[utoipa::path(put, path = "/admin/v1/accounts/{account}/overrides/{name}",
+#[utoipa::path(put, operation_id = "set_account_override", path = "/admin/v1/accounts/{account}/overrides/{name}",
     params(("account" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
     (status = 200, description = "It is set", body = AccountBody), Failures))]
 pub(super) async fn put_override(
@@ -116,7 +116,7 @@ pub(super) async fn put_override(
 }
 
 /// Clear a limit of the account's own.
-#[utoipa::path(delete, path = "/admin/v1/accounts/{account}/overrides/{name}",
+#[utoipa::path(delete, operation_id = "clear_account_override", path = "/admin/v1/accounts/{account}/overrides/{name}",
     params(("account" = String, Path), ("name" = String, Path), InDomain), responses(
     (status = 200, description = "It is cleared", body = AccountBody), Failures))]
 pub(super) async fn clear_override(
@@ -132,7 +132,7 @@ pub(super) async fn clear_override(
 }
 
 /// Tell of something that happened to an account, such as a payment, which may move it to another tier.
-#[utoipa::path(post, path = "/admin/v1/accounts/{account}/events", params(("account" = String, Path), InDomain),
+#[utoipa::path(post, operation_id = "record_account_event", path = "/admin/v1/accounts/{account}/events", params(("account" = String, Path), InDomain),
     request_body = EventBody, responses(
     (status = 200, description = "It is noted, now or before", body = EventAnswer), Failures))]
 pub(super) async fn tell(

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Make a key. Its secret is in the answer, and never shown again.
-#[utoipa::path(post, path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), InDomain),
+#[utoipa::path(post, operation_id = "create_key", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), InDomain),
     request_body = NewKeyBody, responses(
     (status = 201, description = "It is made", body = IssuedBody), Failures))]
 pub(super) async fn create(
@@ -41,7 +41,7 @@ pub(super) async fn create(
 }
 
 /// List an account's keys.
-#[utoipa::path(get, path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), Part), responses(
+#[utoipa::path(get, operation_id = "list_keys", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), Part), responses(
     (status = 200, description = "A page", body = KeyPage), Failures))]
 pub(super) async fn list(
     State(shared): State<Shared>,
@@ -63,7 +63,7 @@ pub(super) async fn list(
 }
 
 /// Read a key.
-#[utoipa::path(get, path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain), responses(
+#[utoipa::path(get, operation_id = "get_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain), responses(
     (status = 200, description = "The key", body = KeyBody), Failures))]
 pub(super) async fn get(
     State(shared): State<Shared>,
@@ -76,7 +76,7 @@ pub(super) async fn get(
 }
 
 /// Change a key's description, or when it ends.
-#[utoipa::path(patch, path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain),
+#[utoipa::path(patch, operation_id = "update_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain),
     request_body = KeyPatchBody, responses(
     (status = 200, description = "It is changed", body = KeyBody), Failures))]
 pub(super) async fn patch(
@@ -94,7 +94,7 @@ pub(super) async fn patch(
 }
 
 /// Give a key another secret. It keeps its id, and so its counters; the answer has the secret.
-#[utoipa::path(post, path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), InDomain),
+#[utoipa::path(post, operation_id = "rotate_key", path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), InDomain),
     request_body = RotationBody, responses(
     (status = 200, description = "It has another secret", body = IssuedBody), Failures))]
 pub(super) async fn rotate(
@@ -112,7 +112,7 @@ pub(super) async fn rotate(
 }
 
 /// Withdraw a key, for good. One that is withdrawn already stays so.
-#[utoipa::path(post, path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), InDomain), responses(
+#[utoipa::path(post, operation_id = "revoke_key", path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), InDomain), responses(
     (status = 200, description = "It is withdrawn", body = KeyBody), Failures))]
 pub(super) async fn revoke(
     State(shared): State<Shared>,
@@ -126,7 +126,7 @@ pub(super) async fn revoke(
 }
 
 /// Set a limit of the key's own, under a name.
-#[utoipa::path(put, path = "/admin/v1/keys/{key}/overrides/{name}",
+#[utoipa::path(put, operation_id = "set_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
     params(("key" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
     (status = 200, description = "It is set", body = KeyBody), Failures))]
 pub(super) async fn put_override(
@@ -143,7 +143,7 @@ pub(super) async fn put_override(
 }
 
 /// Clear a limit of the key's own.
-#[utoipa::path(delete, path = "/admin/v1/keys/{key}/overrides/{name}",
+#[utoipa::path(delete, operation_id = "clear_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
     params(("key" = String, Path), ("name" = String, Path), InDomain), responses(
     (status = 200, description = "It is cleared", body = KeyBody), Failures))]
 pub(super) async fn clear_override(

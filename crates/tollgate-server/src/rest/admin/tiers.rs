@@ -10,7 +10,7 @@ use super::{Asked, Failures, InDomain, shapes::TierList};
 use crate::{admin::AdminError, auth::AdminGrant, rest::Shared};
 
 /// List the tiers of a domain.
-#[utoipa::path(get, path = "/admin/v1/tiers", params(InDomain), responses(
+#[utoipa::path(get, operation_id = "list_tiers", path = "/admin/v1/tiers", params(InDomain), responses(
     (status = 200, description = "The tiers", body = TierList), Failures))]
 pub(super) async fn list(
     State(shared): State<Shared>,

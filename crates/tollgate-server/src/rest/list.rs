@@ -1,0 +1,131 @@
+//! `POST /v1/get_rate_limits`: the RPC in JSON.
+
+use axum::{extract::State, response::Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    Body, ErrorBody, Failures, Shared, answer,
+    decide::{CallerBody, Entries, QuotaBody, ReasonBody, quota, reason},
+};
+use crate::{
+    auth::ServiceGrant,
+    service::{CallError, Listed, Listing, Reason, page_size},
+};
+
+/// Whose limits, and which page of them.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListBody {
+    /// The policy's domain. May be left out where the deployment serves only one.
+    #[serde(default)]
+    domain: String,
+    caller: CallerBody,
+    /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    attributes: Entries<String>,
+    /// How many resources at most, 1 to 100; 50 if absent.
+    #[serde(default)]
+    #[schema(maximum = 100)]
+    page_size: u32,
+    /// `next_page_token` of the previous answer; absent for the first page.
+    #[serde(default)]
+    page_token: String,
+}
+
+/// A page of a caller's limits, and where it stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ListedBody {
+    /// Why nothing is listed; absent if the caller may call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<ReasonBody>,
+    resources: Vec<ResourceLimitsBody>,
+    /// Absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
+    decided_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<String>,
+    /// Until when the client address is blocked, where that is the reason, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
+}
+
+/// The limits of one resource.
+#[derive(Debug, Serialize, ToSchema)]
+struct ResourceLimitsBody {
+    /// The name of the resource, or a wildcard.
+    resource: String,
+    /// Empty if the resource is not limited.
+    quotas: Vec<QuotaBody>,
+    /// Until when an abuse rule blocks the caller from it, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_until: Option<String>,
+}
+
+/// Lists a caller's limits and where it stands, a page of resources at a time.
+#[utoipa::path(post, operation_id = "list_rate_limits", path = "/v1/get_rate_limits", request_body = ListBody, responses(
+    (status = 200, description = "A page; none of a caller whose key is no good", body = ListedBody),
+    (status = 404, description = "No such domain", body = ErrorBody),
+    Failures,
+))]
+pub(super) async fn list_rate_limits(
+    State(shared): State<Shared>,
+    grant: ServiceGrant,
+    Body(body): Body<ListBody>,
+) -> Response {
+    answer(list(&shared, &grant, &body).await)
+}
+
+async fn list(shared: &Shared, grant: &ServiceGrant, body: &ListBody) -> Result<ListedBody, CallError> {
+    let listing = Listing {
+        within: grant.reach(),
+        domain: &body.domain,
+        caller: body.caller.caller(),
+        attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        page_token: &body.page_token,
+        take: page_size(body.page_size)?,
+    };
+    shared.service.list(listing, listed).await.map_err(|error| error.in_field("page_token"))
+}
+
+fn listed(listed: &Listed<'_>) -> ListedBody {
+    let nothing = |why, at: String| ListedBody {
+        reason: why,
+        resources: Vec::new(),
+        next_page_token: None,
+        decided_at: at,
+        account: None,
+        api_key_id: None,
+        tier: None,
+        blocked_until: None,
+    };
+    match listed {
+        Listed::BadKey { rejected, at } => nothing(Some(reason(Reason::BadKey(rejected.why))), at.to_string()),
+        Listed::Barred { block, at } => ListedBody {
+            blocked_until: Some(block.until.to_string()),
+            ..nothing(Some(ReasonBody::Blocked), at.to_string())
+        },
+        Listed::Page { identity, domain, resources, decided_at, next } => ListedBody {
+            resources: resources
+                .iter()
+                .map(|(resource, decision)| ResourceLimitsBody {
+                    resource: (*resource).to_owned(),
+                    quotas: decision.quotas.iter().map(quota).collect(),
+                    blocked_until: decision.block.map(|block| block.until.to_string()),
+                })
+                .collect(),
+            next_page_token: next.clone(),
+            account: Some(identity.account.id.to_string()),
+            api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
+            tier: domain.policy.tier(identity.account.tier).map(|tier| tier.name.to_string()),
+            ..nothing(None, decided_at.to_string())
+        },
+    }
+}
