@@ -245,8 +245,8 @@ async fn guesses_of_a_blocked_address_hardly_reach_redis() {
     for guess in 0..400 {
         assert_eq!(show(&format!("sk-then-{guess}")).await, 429, "guess {guess}");
     }
-    // Ten in any second that began meanwhile.
-    let most = 10 * (started.elapsed().as_secs() + 1);
+    // Ten in any second that began meanwhile, and what the nodes read for themselves.
+    let most = 10 * (started.elapsed().as_secs() + 1) + 10;
     let made = gets() - before;
     assert!(made <= most, "{made} look-ups, {most} at most");
     until("the right key passes", Duration::from_secs(10), async || (show(&key).await == 200).then_some(())).await;
