@@ -68,7 +68,8 @@ async fn only_trusted_balancers_send_a_header_and_they_always_do() {
     let ok = said(Ipv4Addr::LOCALHOST, &node.http_address, get).await;
     assert!(ok.starts_with("HTTP/1.1 200 "), "{ok}");
     let no_request = said(Ipv4Addr::LOCALHOST, &node.http_address, &[&header[..], get].concat()).await;
-    assert!(no_request.starts_with("HTTP/1.1 400 "), "{no_request}");
+    // What it is told may be lost, as the node closes with the rest unread.
+    assert!(no_request.is_empty() || no_request.starts_with("HTTP/1.1 400 "), "{no_request}");
     assert_eq!(said(BALANCER, &node.http_address, get).await, "");
     let proxied = said(BALANCER, &node.http_address, &[&header[..], get].concat()).await;
     assert!(proxied.starts_with("HTTP/1.1 200 "), "{proxied}");

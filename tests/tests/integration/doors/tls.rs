@@ -1,6 +1,6 @@
 //! TLS, client certificates, and certificates that change.
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::{
@@ -240,9 +240,12 @@ async fn certificates_change_under_open_connections() {
     let (old, new) = (authority.node(), authority.node());
     let der = |pair: &Pair| CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
     let files = Files::new(&old, &authority.pem());
+    std::fs::set_permissions(files.path("node.key"), PermissionsExt::from_mode(0o604)).unwrap();
     let node = files.start();
     let ca = authority.pem();
     assert_eq!(shown(&node, &ca).await, Some(der(&old)));
+    // (Seen to fail without the warning.)
+    assert!(node.stderr().contains("every user of this machine may read the key"), "{}", node.stderr());
     let mut open = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
     assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "));
     let over_grpc = grpc(&node, &ca, Some(&authority.issue("shop-batch", &[])));
