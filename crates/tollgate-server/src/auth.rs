@@ -35,6 +35,7 @@ use crate::{
     files::Failure,
     reload::Reload,
     serve::Activity,
+    shares::Holder,
     telemetry::Telemetry,
     tls::{Tls, TlsSettings},
 };
@@ -95,7 +96,7 @@ impl Reach {
 
 /// A calling service that showed who it is.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceGrant(Grant);
+pub(crate) struct ServiceGrant(Grant, Holder);
 
 /// An administrator that showed who it is.
 #[derive(Clone, Debug)]
@@ -108,6 +109,16 @@ struct Grant {
 }
 
 impl ServiceGrant {
+    fn named(grant: Grant) -> Self {
+        let holder = Holder::Service(Arc::clone(&grant.name));
+        Self(grant, holder)
+    }
+
+    /// As who it holds what callers share.
+    pub(crate) fn holder(&self) -> Holder {
+        self.1.clone()
+    }
+
     /// The domains it may act in.
     pub(crate) fn reach(&self) -> &Reach {
         &self.0.reach
@@ -123,6 +134,11 @@ impl AdminGrant {
     /// The domains it may act in.
     pub(crate) fn reach(&self) -> &Reach {
         &self.0.reach
+    }
+
+    /// As who it holds what callers share.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder::Admin(Arc::clone(&self.0.name))
     }
 }
 
@@ -257,7 +273,7 @@ impl Doors {
         from: ClientAddr,
     ) -> Result<ServiceGrant, Refusal> {
         let Some(services) = &self.services else {
-            return Ok(ServiceGrant(Grant { name: "loopback".into(), reach: Reach::All }));
+            return Ok(ServiceGrant(Grant { name: "loopback".into(), reach: Reach::All }, Holder::Anyone));
         };
         let found = match token(headers) {
             // Whoever shows a token is judged by it, whatever else it shows.
@@ -265,7 +281,7 @@ impl Doors {
             None if peer.certificate.is_empty() => Err(Refusal::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(Refusal::UnknownCertificate),
         };
-        found.map(ServiceGrant).map_err(|refusal| self.turned_away("service", refusal))
+        found.map(ServiceGrant::named).map_err(|refusal| self.turned_away("service", refusal))
     }
 
     /// The grant of an administrator.

@@ -1,5 +1,6 @@
 //! `tollgate.v1.RateLimitService`. Protobuf stops here.
 
+mod body;
 mod guard;
 mod open;
 mod report;
@@ -18,9 +19,10 @@ use tollgate_core::{
     window::Window,
 };
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 pub(crate) use self::{
+    body::BodyBounds,
     guard::Guarded,
     open::{MAX_MESSAGE_BYTES, Open, OpenCalls, REFLECTION, WATCH},
     stream::Bounds as StreamBounds,
@@ -29,6 +31,7 @@ use crate::{
     auth::Reach,
     dialect::{Facts, Rendered},
     directory::BadKey,
+    failure_code::FailureCode,
     service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, Reason, check_batch, page_size},
     telemetry::traced,
     uploads::Upload,
@@ -49,22 +52,27 @@ impl Api {
         Self { service, timeout, streams }
     }
 
-    /// Does `work` under the caller's trace and within its deadline.
-    async fn run<T>(&self, metadata: &MetadataMap, work: BoxFuture<'_, Result<T, CallError>>) -> Result<T, Status> {
+    /// Does `work` under the caller's trace and within its deadline; none of it if that is over.
+    async fn run<T>(
+        &self,
+        (metadata, extensions): (&MetadataMap, &Extensions),
+        work: BoxFuture<'_, Result<T, CallError>>,
+    ) -> Result<T, Status> {
+        let deadline = self.deadline(metadata, extensions)?;
+        if deadline <= Instant::now() {
+            return Err(CallError::Expired.into());
+        }
         let work = traced(text(metadata, "traceparent"), work);
-        let done = tokio::time::timeout_at(self.deadline(metadata), work).await;
-        Ok(done.unwrap_or(Err(CallError::Late))?)
+        Ok(tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late))?)
     }
 
-    /// The caller's deadline, or the node's own.
-    fn deadline(&self, metadata: &MetadataMap) -> Instant {
-        Instant::now() + self.timeout(metadata)
-    }
-
+    /// The caller's deadline, from when its call came, or the node's own, from now.
+    ///
     /// tonic keeps the caller's deadline too, but answers `CANCELLED`; so this one ends a little earlier.
-    fn timeout(&self, metadata: &MetadataMap) -> Duration {
-        let deadline = text(metadata, "grpc-timeout").and_then(parse_timeout);
-        deadline.map_or(self.timeout, |deadline| deadline.saturating_sub(EARLIER).min(self.timeout))
+    fn deadline(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Instant, Status> {
+        let own = Instant::now() + self.timeout;
+        let Some(timeout) = text(metadata, "grpc-timeout").and_then(parse_timeout) else { return Ok(own) };
+        Ok(own.min(guard::arrived(extensions)? + timeout.saturating_sub(EARLIER)))
     }
 
     async fn decide<T>(
@@ -75,7 +83,7 @@ impl Api {
     ) -> Result<v1::Decision, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let (within, call) = (guard::grant(&extensions)?.reach(), call(message));
-        let decided = self.decide_one(within, call.as_ref(), self.deadline(&metadata), mode)?;
+        let decided = self.decide_one(within, call.as_ref(), self.deadline(&metadata, &extensions)?, mode)?;
         Ok(traced(text(&metadata, "traceparent"), decided).await?)
     }
 
@@ -115,7 +123,7 @@ impl RateLimitService for Api {
         let read = calls.iter().map(|call| from_wire(within, call)).collect();
         let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, &calls[at]);
         // tonic ends the whole batch at the caller's deadline, so a late call has to be known some time before.
-        let timeout = self.timeout(&metadata).mul_f32(0.9);
+        let timeout = self.deadline(&metadata, &extensions)?.saturating_duration_since(Instant::now()).mul_f32(0.9);
         let decided = self.service.consume_each(read, timeout, render);
         let results = traced(text(&metadata, "traceparent"), decided).await.into_iter().map(result).collect();
         Ok(Response::new(v1::ConsumeBatchResponse { results }))
@@ -128,8 +136,9 @@ impl RateLimitService for Api {
         request: Request<Streaming<v1::ConsumeStreamRequest>>,
     ) -> Result<Response<stream::Answers>, Status> {
         let (metadata, extensions, calls) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach().clone();
-        let (to, answers) = self.streams.open()?;
+        let grant = guard::grant(&extensions)?;
+        let within = grant.reach().clone();
+        let (to, answers) = self.streams.open(grant.holder())?;
         let api = self.clone();
         tokio::spawn(
             async move { traced(text(&metadata, "traceparent"), stream::serve(api, within, calls, to)).await },
@@ -142,7 +151,7 @@ impl RateLimitService for Api {
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
-        let decided = self.reserve_one(within, &message, self.deadline(&metadata));
+        let decided = self.reserve_one(within, &message, self.deadline(&metadata, &extensions)?);
         let decision = traced(text(&metadata, "traceparent"), decided).await?;
         Ok(Response::new(v1::ReserveResponse { decision: Some(decision) }))
     }
@@ -150,14 +159,16 @@ impl RateLimitService for Api {
     async fn settle(&self, request: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let settle = reserve::settle(guard::grant(&extensions)?.reach(), &message);
-        let settlement = self.run(&metadata, Box::pin(self.service.settle(settle))).await.map(reserve::settlement)?;
+        let settlement =
+            self.run((&metadata, &extensions), Box::pin(self.service.settle(settle))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::SettleResponse { settlement: Some(settlement) }))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let cancel = reserve::cancel(guard::grant(&extensions)?.reach(), &message);
-        let settlement = self.run(&metadata, Box::pin(self.service.settle(cancel))).await.map(reserve::settlement)?;
+        let settlement =
+            self.run((&metadata, &extensions), Box::pin(self.service.settle(cancel))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::CancelResponse { settlement: Some(settlement) }))
     }
 
@@ -165,7 +176,8 @@ impl RateLimitService for Api {
         let (metadata, extensions, message) = request.into_parts();
         let v1::ExtendRequest { reservation_id, ttl_ms } = message;
         let within = guard::grant(&extensions)?.reach();
-        let ends_at = self.run(&metadata, Box::pin(self.service.extend(within, &reservation_id, ttl_ms))).await?;
+        let ends_at =
+            self.run((&metadata, &extensions), Box::pin(self.service.extend(within, &reservation_id, ttl_ms))).await?;
         Ok(Response::new(v1::ExtendResponse { reservation: Some(reserve::reservation(reservation_id, ends_at)) }))
     }
 
@@ -181,7 +193,7 @@ impl RateLimitService for Api {
         let listing =
             Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
         let listed = async { self.service.list(listing, listed).await.map_err(|error| error.in_field("page_token")) };
-        Ok(Response::new(self.run(&metadata, Box::pin(listed)).await?))
+        Ok(Response::new(self.run((&metadata, &extensions), Box::pin(listed)).await?))
     }
 
     async fn report_outcome(
@@ -191,7 +203,7 @@ impl RateLimitService for Api {
         let (metadata, extensions, message) = request.into_parts();
         let within = guard::grant(&extensions)?.reach();
         let reported = self.service.report(report::from_wire(within, &message)?, report::to_wire);
-        Ok(Response::new(self.run(&metadata, Box::pin(reported)).await?))
+        Ok(Response::new(self.run((&metadata, &extensions), Box::pin(reported)).await?))
     }
 }
 
@@ -228,21 +240,9 @@ fn overloaded(text: String) -> Status {
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        use tollgate_core::store::StoreError;
+        let code = FailureCode::of(&error);
         let text = error.message();
-        // The HTTP statuses stand in rest.rs, in the same order.
-        match error {
-            CallError::Invalid(_) => Self::invalid_argument(text),
-            CallError::UnknownDomain { .. } | CallError::NoReservation => Self::not_found(text),
-            CallError::Forbidden { .. } => Self::permission_denied(text),
-            CallError::Ended { .. } => Self::failed_precondition(text),
-            CallError::Late => Self::deadline_exceeded(text),
-            CallError::Store(StoreError::Overloaded(_)) => overloaded(text),
-            CallError::Store(StoreError::Crowded(_)) => Self::resource_exhausted(text),
-            CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
-                Self::unavailable(text)
-            }
-        }
+        if code.retry_soon { overloaded(text) } else { Self::new(code.grpc, text) }
     }
 }
 

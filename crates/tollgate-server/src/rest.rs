@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod batch;
+mod bounds;
 mod decide;
 mod guard;
 mod health;
@@ -14,21 +15,26 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{DefaultBodyLimit, FromRequest, MatchedPath, rejection::JsonRejection},
-    http::{StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::{Deserialize, Serialize};
-use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer};
+use sha2::{Digest, Sha256};
+use tower::{ServiceBuilder, timeout::TimeoutLayer};
 use utoipa::{IntoResponses, OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
 
+pub(crate) use self::bounds::{RequestBounds, UNREAD_BASE_BYTES, is_plain};
+
 use crate::{
     admin::Admin,
     auth::Doors,
+    failure_code::FailureCode,
     service::{CallError, DecisionService},
 };
 
@@ -41,8 +47,6 @@ pub(crate) struct Shared {
     pub(crate) health: Arc<Health>,
     /// How long a call may take in all.
     pub(crate) timeout: Duration,
-    /// The largest body.
-    pub(crate) body_bytes: usize,
 }
 
 /// What a listener offers.
@@ -106,38 +110,64 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
     described(Offer::Everything).1.to_pretty_json()
 }
 
-/// The routes of a listener, which all together take in so many calls at once.
-pub(crate) fn router(shared: Shared, concurrent_calls: usize, offer: Offer) -> Router {
+/// The routes of a listener, within these bounds.
+///
+/// # Errors
+/// None in practice; that of the JSON writer.
+pub(crate) fn router(shared: Shared, bounds: Arc<RequestBounds>, offer: Offer) -> Result<Router, serde_json::Error> {
     let (routes, _) = described(offer);
-    let (_, description) = described(Offer::Everything);
-    let description = Arc::new(description);
-    let openapi = get(move || async move { Json(description.as_ref()).into_response() });
+    let page = DescriptionPage::new(&described(Offer::Everything).1)?;
+    let openapi = get(move |headers: HeaderMap| async move { page.answer(&headers) });
     let bounds_layer = ServiceBuilder::new()
         .layer(axum::error_handling::HandleErrorLayer::new(
-            |route: Option<MatchedPath>, error: tower::BoxError| async move {
-                let (status, code, said) = if error.is::<tower::timeout::error::Elapsed>() {
-                    (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", "the call took too long")
-                } else {
-                    let said = "the node has more to do than it takes in";
-                    (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted", said)
-                };
-                guard::error(route.as_ref(), status, code, said)
+            |route: Option<MatchedPath>, _: tower::BoxError| async move {
+                guard::route_error(route.as_ref(), FailureCode::LATE, "the call took too long")
             },
         ))
-        .layer(LoadShedLayer::new())
-        .layer(GlobalConcurrencyLimitLayer::new(concurrent_calls))
         .layer(TimeoutLayer::new(shared.timeout));
+    let gate = guard::Gate { doors: Arc::clone(&shared.doors), bounds };
     let routes = if offer == Offer::Operations { routes } else { routes.route("/openapi.json", openapi) };
-    routes
+    let routes = routes
         .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
         .method_not_allowed_fallback(|| async {
             ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(bounds_layer)
-        .layer(DefaultBodyLimit::max(shared.body_bytes))
+        // The guard has read the body, and so bounded it.
+        .layer(DefaultBodyLimit::disable())
         // Last, and so first on the way in: whoever may not enter costs nothing more.
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared.doors), guard::guard))
-        .with_state(shared)
+        .layer(axum::middleware::from_fn_with_state(gate, guard::guard))
+        .with_state(shared);
+    Ok(routes)
+}
+
+/// The description of the API, written once: every answer has the same bytes.
+#[derive(Clone)]
+struct DescriptionPage {
+    json: Bytes,
+    tag: HeaderValue,
+}
+
+impl DescriptionPage {
+    fn new(description: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+        let json = Bytes::from(serde_json::to_vec(description)?);
+        let digest = Sha256::digest(&json);
+        let tag = digest.iter().take(16).fold(String::from("\""), |tag, byte| format!("{tag}{byte:02x}")) + "\"";
+        let tag = HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("\"\""));
+        Ok(Self { json, tag })
+    }
+
+    /// The description, or that the caller has it already (RFC 9110, 13.1.2).
+    fn answer(&self, headers: &HeaderMap) -> Response {
+        let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
+        let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+        let tag = [(header::ETAG, self.tag.clone())];
+        if known.any(|known| known == "*" || known.as_bytes() == self.tag.as_bytes()) {
+            return (StatusCode::NOT_MODIFIED, tag).into_response();
+        }
+        let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        (tag, content_type, self.json.clone()).into_response()
+    }
 }
 
 /// What may go wrong on any route of `/v1`, besides what its door says.
@@ -146,9 +176,11 @@ pub(crate) fn router(shared: Shared, concurrent_calls: usize, offer: Offer) -> R
 enum Failures {
     #[response(status = 400, description = "The request is wrong; the message names the field")]
     Invalid(ErrorBody),
+    #[response(status = 408, description = "The body did not arrive in time")]
+    SlowBody(ErrorBody),
     #[response(status = 413, description = "The body is too large")]
     TooLarge(ErrorBody),
-    #[response(status = 415, description = "The body is not JSON by its content type")]
+    #[response(status = 415, description = "The body is packed, or not JSON by its content type")]
     NotJson(ErrorBody),
     #[response(status = 429, description = "The node has more to do than it takes in")]
     Full(ErrorBody),
@@ -184,12 +216,12 @@ impl ErrorBody {
 }
 
 fn failure(status: StatusCode, body: impl Serialize) -> Response {
-    let mut answer = (status, Json(body)).into_response();
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        // The node itself has too much to do; a second is the shortest wait that HTTP can say.
-        answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-    }
-    answer
+    (status, Json(body)).into_response()
+}
+
+/// Says that the node itself has too much to do; a second is the shortest wait that HTTP can say.
+fn retry_soon(answer: &mut Response) {
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
 }
 
 /// What a service is answered.
@@ -197,36 +229,20 @@ fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
     result.map_or_else(IntoResponse::into_response, |body| Json(body).into_response())
 }
 
-impl CallError {
-    /// The HTTP status, and the word for it.
-    fn status(&self) -> (StatusCode, &'static str) {
-        use tollgate_core::store::StoreError;
-        // The gRPC statuses stand in grpc.rs, in the same order.
-        match self {
-            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
-            Self::UnknownDomain { .. } | Self::NoReservation => (StatusCode::NOT_FOUND, "not_found"),
-            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "permission_denied"),
-            Self::Ended { .. } => (StatusCode::CONFLICT, "failed_precondition"),
-            Self::Late => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
-            Self::Store(StoreError::Overloaded(_) | StoreError::Crowded(_)) => {
-                (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted")
-            }
-            Self::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-            }
-        }
-    }
-}
-
 impl ErrorDetail {
     fn of(error: &CallError) -> Self {
-        Self { code: error.status().1.into(), message: error.message() }
+        Self { code: FailureCode::of(error).word.into(), message: error.message() }
     }
 }
 
 impl IntoResponse for CallError {
     fn into_response(self) -> Response {
-        ErrorBody { error: ErrorDetail::of(&self) }.with(self.status().0)
+        let code = FailureCode::of(&self);
+        let mut answer = ErrorBody { error: ErrorDetail::of(&self) }.with(code.http);
+        if code.retry_soon {
+            retry_soon(&mut answer);
+        }
+        answer
     }
 }
 
@@ -239,10 +255,6 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
     async fn from_request(request: axum::extract::Request, shared: &Shared) -> Result<Self, Response> {
         match Json::<T>::from_request(request, shared).await {
             Ok(Json(body)) => Ok(Self(body)),
-            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                let said = format!("body: has more than {} bytes", shared.body_bytes);
-                Err(ErrorBody::new("payload_too_large", said).with(StatusCode::PAYLOAD_TOO_LARGE))
-            }
             Err(rejection) => {
                 let code = match &rejection {
                     JsonRejection::MissingJsonContentType(_) => "unsupported_media_type",

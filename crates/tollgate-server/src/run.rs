@@ -68,6 +68,9 @@ pub enum RunError {
     /// The reflection service cannot be set up.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The description of the API cannot be written.
+    #[error("description of the API: {0}")]
+    Description(#[from] serde_json::Error),
     /// An address cannot be listened on.
     #[error("{name}: cannot listen on {address}: {error}")]
     Listen {
@@ -264,11 +267,11 @@ pub async fn run(
         Servers { settings, service, admin, doors, health, telemetry, stage: stage_of, workers, connections };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
-    servers.spawn(servers_of.rest(listeners.http).serve(stage));
+    servers.spawn(servers_of.rest(listeners.http)?.serve(stage));
     // Operators see how the node drains: what they read ends with it.
     let (_running, never) = watch::channel(Stage::Running);
     if let Some(ops) = listeners.ops {
-        background.spawn(servers_of.ops(ops).serve(never));
+        background.spawn(servers_of.ops(ops)?.serve(never));
     }
 
     let early = tokio::select! {

@@ -12,10 +12,7 @@ mod stage;
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -34,6 +31,7 @@ use crate::{
     run::RunError,
     service::DecisionService,
     settings::Settings,
+    shares::Shares,
     telemetry::Telemetry,
     tls::Speaks,
     workers::Workers,
@@ -64,48 +62,66 @@ impl Servers {
         let health = health.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
         let health = grpc::Open::new(health, Arc::clone(&open), ("/grpc.health.v1.Health/Watch", grpc::WATCH));
         let reflection = reflection.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
-        let conversation = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-        let reflection = grpc::Open::new(reflection, open, (conversation, grpc::REFLECTION));
         let streams = grpc::StreamBounds {
-            places: Arc::new(Semaphore::new(settings.max_streams)),
+            places: Shares::new(settings.requests.max_streams, settings.requests.max_streams_per_caller),
             calls: settings.stream_calls,
             idle: settings.stream_idle_timeout,
             stage: self.stage.clone(),
+            telemetry: Arc::clone(&self.telemetry),
+        };
+        let bodies = grpc::BodyBounds {
+            timeout: settings.requests.body_timeout,
+            unread: unread(settings),
+            message_bytes: settings.requests.max_bytes,
+            telemetry: Arc::clone(&self.telemetry),
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
-        let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.max_request_bytes);
-        let api = grpc::Guarded::new(api, Arc::clone(&self.doors), settings.call_timeout);
+        let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.requests.max_bytes);
+        let api = grpc::Guarded::new(api, Arc::clone(&self.doors), settings.call_timeout, bodies.clone());
         let routes = Routes::new(health).add_service(api);
+        let conversation = ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", grpc::REFLECTION);
         let routes = if settings.open_reflection {
-            routes.add_service(reflection)
+            routes.add_service(grpc::Open::new(reflection, open, conversation))
         } else {
-            routes.add_service(grpc::Guarded::new(reflection, Arc::clone(&self.doors), settings.call_timeout))
+            let reflection = grpc::Guarded::new(reflection, Arc::clone(&self.doors), settings.call_timeout, bodies);
+            routes.add_service(grpc::Open::new(reflection, open, conversation))
         };
         let routes = routes.prepare();
         Ok(self.server("grpc", listener, Speaks::Http2, routes.into_axum_router()))
     }
 
     /// REST; with what operators read, unless that has a listener of its own.
-    pub(crate) fn rest(&self, listener: TcpListener) -> Server {
+    pub(crate) fn rest(&self, listener: TcpListener) -> Result<Server, RunError> {
         let offer = if self.settings.ops_listen.is_some() { Offer::Api } else { Offer::Everything };
-        self.server("http", listener, Speaks::Http, self.router(offer))
+        Ok(self.server("http", listener, Speaks::Http, self.router(offer)?))
     }
 
     /// What operators read: in plain text and open to whoever reaches it, as scrapers and probes are.
-    pub(crate) fn ops(&self, listener: TcpListener) -> Server {
-        Server { tls: None, ..self.server("ops", listener, Speaks::Http, self.router(Offer::Operations)) }
+    pub(crate) fn ops(&self, listener: TcpListener) -> Result<Server, RunError> {
+        let router = self.router(Offer::Operations)?;
+        Ok(Server { tls: None, ..self.server("ops", listener, Speaks::Http, router) })
     }
 
-    fn router(&self, offer: Offer) -> Router {
+    fn router(&self, offer: Offer) -> Result<Router, RunError> {
         let shared = rest::Shared {
             service: Arc::clone(&self.service),
             admin: Arc::clone(&self.admin),
             doors: Arc::clone(&self.doors),
             health: Arc::clone(&self.health),
             timeout: self.settings.call_timeout,
-            body_bytes: self.settings.max_request_bytes,
         };
-        rest::router(shared, self.settings.max_concurrent_calls, offer)
+        let requests = &self.settings.requests;
+        let calls = || Shares::new(requests.max_concurrent_calls, requests.max_calls_per_caller);
+        let bounds = rest::RequestBounds {
+            body_bytes: requests.max_bytes,
+            body_timeout: requests.body_timeout,
+            unread: unread(&self.settings),
+            calls: calls(),
+            end_user_calls: calls(),
+            pages: rest::RequestBounds::pages(),
+            telemetry: Arc::clone(&self.telemetry),
+        };
+        Ok(rest::router(shared, Arc::new(bounds), offer)?)
     }
 
     fn server(&self, name: &'static str, listener: TcpListener, speaks: Speaks, router: Router) -> Server {
@@ -116,11 +132,17 @@ impl Servers {
             speaks,
             tls: self.doors.tls.clone(),
             bounds: self.settings.connections.clone(),
-            calls: self.settings.max_concurrent_calls,
+            calls: self.settings.requests.max_concurrent_calls,
             telemetry: Arc::clone(&self.telemetry),
             workers: self.workers.clone(),
             proxies: self.settings.doors.proxies.clone(),
             connections: Arc::clone(&self.connections),
         }
     }
+}
+
+/// The memory of bodies that have not arrived yet, half of it for one caller.
+fn unread(settings: &Settings) -> Arc<Shares> {
+    let bytes = settings.requests.max_unread_bytes;
+    Shares::new(bytes, bytes / 2)
 }

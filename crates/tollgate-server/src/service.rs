@@ -199,7 +199,13 @@ impl DecisionService {
                 Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) => {
                     self.telemetry.bad_request();
                 }
-                Err(CallError::Late | CallError::Store(_) | CallError::NoReservation | CallError::Ended { .. }) => {}
+                Err(
+                    CallError::Late
+                    | CallError::Expired
+                    | CallError::Store(_)
+                    | CallError::NoReservation
+                    | CallError::Ended { .. },
+                ) => {}
             }
             decided
         })
@@ -211,6 +217,10 @@ impl DecisionService {
         ask: Ask<'_>,
         render: impl FnOnce(&Outcome<'_>) -> R,
     ) -> Result<R, CallError> {
+        // Before anything is looked at: what a bound in time holds is tried once, however late it is.
+        if call.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+            return Err(CallError::Expired);
+        }
         let mode = ask.mode();
         let domains = self.policies.current().clone();
         let now = self.clock.now();

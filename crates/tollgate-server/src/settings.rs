@@ -2,8 +2,10 @@
 
 mod client;
 mod doors;
+mod numbers;
 mod options;
 mod redis;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -16,7 +18,8 @@ use serde::de::DeserializeOwned;
 use tollgate_core::{ledger::MAX_OPEN_ENDED, reservation::MAX_RESERVATION_TTL_MS};
 
 pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
-pub use self::{client::ClientOptions, options::Options};
+use self::numbers::{MAX_THREADS, Numbers};
+pub use self::{client::ClientOptions, options::Options, requests::RequestSettings};
 use crate::{
     auth::DoorSettings,
     files::{self, MAX_FILE_BYTES},
@@ -53,14 +56,10 @@ pub struct Settings {
     pub open_reflection: bool,
     /// How many threads connections are spread over.
     pub threads: usize,
-    /// The largest request, in bytes.
-    pub max_request_bytes: usize,
-    /// Calls in work at once, on a gRPC connection and over REST.
-    pub max_concurrent_calls: usize,
+    /// What requests may take.
+    pub requests: RequestSettings,
     /// How long a call may take in all.
     pub call_timeout: Duration,
-    /// Open streams at once.
-    pub max_streams: usize,
     /// Calls of one stream without an answer that the client took.
     pub stream_calls: usize,
     /// How long a stream may be idle.
@@ -128,45 +127,41 @@ impl Options {
     pub fn settle(self, file: Option<&Path>) -> Result<Settings, String> {
         let options = self.completed_by(file)?;
         let mut wrong = Vec::new();
-        let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let threads =
+            options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS));
         let redis_at = |url: &str, wrong: &mut Vec<String>| redis::config(url, &options, threads, wrong);
         let redis = options.redis.as_deref().map(|url| redis_at(url, &mut wrong));
         let accounts_redis = options.accounts_redis.as_deref().map(|url| Box::new(redis_at(url, &mut wrong)));
-        wrong.dedup();
         let settled = doors::settle(&options, &mut wrong);
-        let mut at_least_one = |name: &str, value: usize| {
-            if value == 0 {
-                wrong.push(format!("{name}: must be at least 1"));
-            }
-            value
-        };
-        let threads = at_least_one("threads", threads);
-        let max_scopes = at_least_one("memory-max-scopes", options.memory_max_scopes.unwrap_or(1_000_000));
-        let max_open_ended = options.max_counters_per_account.unwrap_or(MAX_OPEN_ENDED);
-        let deadline = options.store_deadline_ms.map_or(Duration::from_millis(250), Duration::from_millis);
+        let mut numbers = Numbers(&mut wrong);
+        let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
+        let max_scopes = numbers.count("memory-max-scopes", options.memory_max_scopes, 1_000_000);
+        let max_open_ended =
+            numbers.within("max-counters-per-account", options.max_counters_per_account, MAX_OPEN_ENDED, 0..=u32::MAX);
+        let deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
         let accounts = AccountSettings {
             redis: accounts_redis,
-            max_in_memory: at_least_one("memory-max-accounts", options.memory_max_accounts.unwrap_or(100_000)),
+            max_in_memory: numbers.count("memory-max-accounts", options.memory_max_accounts, 100_000),
             cache: CacheBounds {
-                entries: at_least_one("account-cache-entries", options.account_cache_entries.unwrap_or(100_000)),
-                lifetime: Duration::from_millis(options.account_cache_ttl_ms.unwrap_or(60_000)),
+                entries: numbers.count("account-cache-entries", options.account_cache_entries, 100_000),
+                lifetime: numbers.time_or_none("account-cache-ttl-ms", options.account_cache_ttl_ms, 60_000),
                 deadline,
             },
         };
-        let node_count = at_least_one("node-count", options.node_count.unwrap_or(1));
-        let max_request_bytes = at_least_one("max-request-bytes", options.max_request_bytes.unwrap_or(65_536));
-        let max_concurrent_calls = at_least_one("max-concurrent-calls", options.max_concurrent_calls.unwrap_or(1_024));
-        let max_streams = at_least_one("max-streams", options.max_streams.unwrap_or(256));
-        let stream_calls = at_least_one("stream-calls", options.stream_calls.unwrap_or(128));
-        let mut within = |name: &str, value: Option<u32>, most: u32| {
-            let value = value.unwrap_or(600_000);
-            if !(1_000..=most).contains(&value) {
-                wrong.push(format!("{name}: must be from 1000 to {most}"));
-            }
-            value
-        };
-        let reservation_ttl_ms = within("reservation-ttl-ms", options.reservation_ttl_ms, MAX_RESERVATION_TTL_MS);
-        let request_id_ttl_ms = within("request-id-ttl-ms", options.request_id_ttl_ms, 86_400_000);
+        let node_count = numbers.count("node-count", options.node_count, 1);
+        let requests = RequestSettings::settle(&options, &mut numbers);
+        let stream_calls = numbers.within("stream-calls", options.stream_calls, 128, 1..=65_536);
+        let stream_idle_timeout = numbers.time("stream-idle-timeout-ms", options.stream_idle_timeout_ms, 300_000);
+        let call_timeout = numbers.time("call-timeout-ms", options.call_timeout_ms, 5_000);
+        let lifetimes = 1_000..=MAX_RESERVATION_TTL_MS;
+        let reservation_ttl_ms = numbers.within("reservation-ttl-ms", options.reservation_ttl_ms, 600_000, lifetimes);
+        let request_id_ttl_ms =
+            numbers.within("request-id-ttl-ms", options.request_id_ttl_ms, 600_000, 1_000..=86_400_000);
+        let drain_delay = numbers.time_or_none("drain-delay-ms", options.drain_delay_ms, 1_000);
+        let drain_timeout = numbers.time_or_none("drain-timeout-ms", options.drain_timeout_ms, 10_000);
+        // Where two Redis are set, or a number has a rule beside, it would be said twice.
+        let mut said = std::collections::HashSet::new();
+        wrong.retain(|line| said.insert(line.clone()));
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
         }
@@ -185,16 +180,14 @@ impl Options {
             connections: settled.connections,
             open_reflection: options.open_reflection.unwrap_or(false),
             threads,
-            max_request_bytes,
-            max_concurrent_calls,
-            call_timeout: Duration::from_millis(options.call_timeout_ms.unwrap_or(5_000).max(1)),
-            max_streams,
+            requests,
+            call_timeout,
             stream_calls,
-            stream_idle_timeout: Duration::from_millis(options.stream_idle_timeout_ms.unwrap_or(300_000).max(1)),
+            stream_idle_timeout,
             reservation_ttl_ms,
             request_id_ttl_ms,
-            drain_delay: Duration::from_millis(options.drain_delay_ms.unwrap_or(1_000)),
-            drain_timeout: Duration::from_millis(options.drain_timeout_ms.unwrap_or(10_000)),
+            drain_delay,
+            drain_timeout,
             log_format: options.log_format.unwrap_or(LogFormat::Pretty),
             log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
         })

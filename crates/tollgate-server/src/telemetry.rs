@@ -5,6 +5,7 @@ mod accounts;
 mod domain;
 mod failure;
 mod logs;
+mod page;
 mod reservations;
 mod shadow;
 
@@ -16,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Bytes;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tollgate_core::policy::AUTHENTICATION;
@@ -25,7 +27,7 @@ use tollgate_store::{
 };
 
 pub use self::logs::{LogFormat, start_logging};
-use self::{accounts::AccountMetrics, failure::FailureMetrics};
+use self::{accounts::AccountMetrics, failure::FailureMetrics, page::Page};
 pub(crate) use self::{accounts::CacheResult, domain::DomainMetrics, logs::traced, reservations::ReservationMetrics};
 
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
@@ -58,9 +60,22 @@ const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
 const RELOAD_STUCK: &str = "tollgate_reload_stuck";
 const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
 const TURNED_AWAY: &str = "tollgate_turned_away_total";
+const REQUESTS_REFUSED: &str = "tollgate_requests_refused_total";
 const CONNECTIONS: &str = "tollgate_connections";
 const CONNECTIONS_CUT: &str = "tollgate_connections_cut_total";
 const BUILD_INFO: &str = "tollgate_build_info";
+
+/// What requests are refused for.
+const REFUSED_FOR: [(&str, &str); 8] = [
+    ("http", "calls"),
+    ("http", "end_user_calls"),
+    ("http", "open_pages"),
+    ("http", "slow_body"),
+    ("http", "unread_bodies"),
+    ("grpc", "slow_body"),
+    ("grpc", "unread_bodies"),
+    ("grpc", "streams"),
+];
 
 /// The metrics of one node. Nodes of one process keep theirs apart.
 pub struct Telemetry {
@@ -80,6 +95,7 @@ pub struct Telemetry {
     bad_requests: Counter,
     refusals_waiting: Gauge,
     accounts: AccountMetrics,
+    page: Page,
 }
 
 struct StoreErrors {
@@ -120,6 +136,7 @@ impl Telemetry {
             bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
             refusals_waiting: gauge(&recorder, REFUSALS_WAITING, &[]),
             accounts: AccountMetrics::new(&recorder),
+            page: Page::new(),
             handle,
             recorder,
         };
@@ -128,10 +145,18 @@ impl Telemetry {
         for result in ["success", "failure"] {
             counter(&telemetry.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
         }
+        for (protocol, reason) in REFUSED_FOR {
+            counter(&telemetry.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(0);
+        }
         Ok(telemetry)
     }
 
-    /// The metrics as Prometheus reads them.
+    /// The metrics as Prometheus reads them, of now, rendered a few times a second at most.
+    pub(crate) async fn page(&self) -> Bytes {
+        self.page.current(|| self.render()).await
+    }
+
+    /// The same, rendered now.
     pub(crate) fn render(&self) -> String {
         if let Some(link) = self.link.get() {
             self.link_seen(link);
@@ -273,6 +298,11 @@ impl Telemetry {
         counter(&self.recorder, TURNED_AWAY, &[("door", door), ("reason", reason)]).increment(1);
     }
 
+    /// Counts a request that was refused for what it would take.
+    pub(crate) fn request_refused(&self, protocol: &'static str, reason: &'static str) {
+        counter(&self.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(1);
+    }
+
     /// The open connections of a listener.
     pub(crate) fn connections(&self, listener: &'static str) -> Gauge {
         gauge(&self.recorder, CONNECTIONS, &[("listener", listener)])
@@ -329,6 +359,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(accounts::STORE_ERRORS, "Look-ups that the store of accounts did not answer");
     counter(accounts::OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
     gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
+    counter(REQUESTS_REFUSED, "Requests refused for what they would take of the node, by protocol and reason");
     counter(TURNED_AWAY, "Callers that were not let in, by door and reason");
     gauge(CONNECTIONS, "Open connections");
     counter(CONNECTIONS_CUT, "Connections that the node ended or did not take, by reason");

@@ -50,6 +50,8 @@ mod reload;
 #[cfg(test)]
 mod rendering;
 #[cfg(test)]
+mod requests;
+#[cfg(test)]
 mod reservations;
 #[cfg(test)]
 mod resilience;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tonic::{
     Extensions, Status,
     body::Body,
@@ -16,10 +17,18 @@ use tonic::{
     server::NamedService,
 };
 
-use crate::auth::{Doors, Peer, Refusal, ServiceGrant};
+use super::body::{BodyBounds, CallBody};
+use crate::{
+    auth::{Doors, Peer, Refusal, ServiceGrant},
+    rest::is_plain,
+    shares::Holder,
+};
 
-/// How much longer than a call a message may take in all, until its answer begins.
-const LONGER: Duration = Duration::from_secs(5);
+/// How much longer than its message and its call a request may take in all, until its answer begins.
+const LONGER: Duration = Duration::from_secs(1);
+
+/// The methods whose calls are streams.
+const STREAMS: [&str; 2] = ["ConsumeStream", "ServerReflectionInfo"];
 
 /// A gRPC service that only services with a grant may call. The grant comes along as an extension of
 /// each request.
@@ -28,12 +37,14 @@ pub(crate) struct Guarded<S> {
     inner: S,
     doors: Arc<Doors>,
     timeout: Duration,
+    bodies: Arc<BodyBounds>,
 }
 
 impl<S> Guarded<S> {
     /// `timeout` is how long a call may take once it was read.
-    pub(crate) fn new(inner: S, doors: Arc<Doors>, timeout: Duration) -> Self {
-        Self { inner, doors, timeout: timeout.saturating_add(LONGER) }
+    pub(crate) fn new(inner: S, doors: Arc<Doors>, timeout: Duration, bodies: BodyBounds) -> Self {
+        let timeout = timeout.saturating_add(bodies.timeout).saturating_add(LONGER);
+        Self { inner, doors, timeout, bodies: Arc::new(bodies) }
     }
 }
 
@@ -41,11 +52,10 @@ impl<S: NamedService> NamedService for Guarded<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S, B> Service<http::Request<B>> for Guarded<S>
+impl<S> Service<http::Request<Body>> for Guarded<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<http::Request<CallBody>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    B: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -55,21 +65,31 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let doors = Arc::clone(&self.doors);
-        let timeout = self.timeout;
+        let (timeout, bodies) = (self.timeout, Arc::clone(&self.bodies));
+        let arrived = Instant::now();
         // The one that was polled is the one to call.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
         Box::pin(async move {
             if !speaks_grpc(request.headers()) {
-                return Ok(unsupported_media_type());
+                return Ok(unsupported_media_type("content-type: must be application/grpc or application/grpc+proto"));
             }
-            match enter(&doors, request.headers(), request.extensions()).await {
-                Ok(grant) => drop(request.extensions_mut().insert(grant)),
+            if !is_plain(request.headers()) {
+                return Ok(unsupported_media_type("content-encoding: must be identity, or absent"));
+            }
+            let grant = match enter(&doors, request.headers(), request.extensions()).await {
+                Ok(grant) => grant,
                 Err(refusal) => return Ok(Status::from(refusal).into_http()),
-            }
-            // A message that is sent forever holds its call no longer than this.
+            };
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+            let body: fn(Body, Arc<BodyBounds>, Holder) -> CallBody =
+                if STREAMS.contains(&method) { |body, _, _| CallBody::stream(body) } else { CallBody::unary };
+            let holder = grant.holder();
+            let mut request = request.map(|whole| body(whole, bodies, holder));
+            request.extensions_mut().insert(Caller { grant, arrived });
+            // Whatever else keeps it, a request holds its call no longer than this.
             let answered = tokio::time::timeout(timeout, inner.call(request)).await;
             answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the call took too long").into_http()))
         })
@@ -87,8 +107,7 @@ fn speaks_grpc(headers: &http::HeaderMap) -> bool {
 
 /// The status is that of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, which bids servers keep
 /// clients that speak something else from taking an answer of gRPC, 200 whatever happened, for a success.
-fn unsupported_media_type() -> http::Response<Body> {
-    let said = "content-type: must be application/grpc or application/grpc+proto";
+fn unsupported_media_type(said: &str) -> http::Response<Body> {
     let mut answer = Status::invalid_argument(said).into_http();
     *answer.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
     answer
@@ -104,8 +123,25 @@ async fn enter(
     doors.service(headers, peer, from).await
 }
 
+/// Who calls, and since when.
+#[derive(Clone)]
+struct Caller {
+    grant: ServiceGrant,
+    /// When the headers were there.
+    arrived: Instant,
+}
+
 /// The grant of a request that passed the door.
 pub(super) fn grant(extensions: &Extensions) -> Result<&ServiceGrant, Status> {
+    Ok(&caller(extensions)?.grant)
+}
+
+/// When the headers of a request that passed the door were there.
+pub(super) fn arrived(extensions: &Extensions) -> Result<Instant, Status> {
+    Ok(caller(extensions)?.arrived)
+}
+
+fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
     extensions.get().ok_or_else(|| Status::internal("the service is not behind its door"))
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 use tollgate_core::claim::Mode;
@@ -17,7 +17,12 @@ use tollgate_proto::v1;
 use tonic::{Status, Streaming};
 
 use super::{Api, result};
-use crate::{auth::Reach, serve::Stage};
+use crate::{
+    auth::Reach,
+    serve::Stage,
+    shares::{Exhausted, Holder, Permit, Shares},
+    telemetry::Telemetry,
+};
 
 type Answer = Result<v1::ConsumeStreamResponse, Status>;
 
@@ -25,19 +30,20 @@ type Answer = Result<v1::ConsumeStreamResponse, Status>;
 #[derive(Clone)]
 pub(crate) struct Bounds {
     /// A place for each open stream.
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) places: Arc<Shares>,
     /// How many calls of one stream may be without an answer that the client took.
     pub(crate) calls: usize,
     /// A stream on which nothing happens for so long is ended.
     pub(crate) idle: Duration,
     /// Streams end when the node stops.
     pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// The answers of one stream. Its place is free when the client has them all, or is gone.
 pub(crate) struct Answers {
     answers: mpsc::Receiver<Answer>,
-    _place: OwnedSemaphorePermit,
+    _place: Permit,
 }
 
 impl Stream for Answers {
@@ -49,10 +55,15 @@ impl Stream for Answers {
 }
 
 impl Bounds {
-    /// Opens a stream: where its answers go, and where they come out.
-    pub(super) fn open(&self) -> Result<(mpsc::Sender<Answer>, Answers), Status> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| Status::resource_exhausted("the node has as many streams open as it bears"))?;
+    /// Opens a stream of `holder`: where its answers go, and where they come out.
+    pub(super) fn open(&self, holder: Holder) -> Result<(mpsc::Sender<Answer>, Answers), Status> {
+        let place = self.places.acquire(holder, 1).map_err(|exhausted| {
+            self.telemetry.request_refused("grpc", "streams");
+            Status::resource_exhausted(match exhausted {
+                Exhausted::All => "the node has as many streams open as it bears",
+                Exhausted::Share => "the caller has as many streams open as one may",
+            })
+        })?;
         // One more, for the error that ends a stream.
         let (to, answers) = mpsc::channel(self.calls + 1);
         Ok((to, Answers { answers, _place: place }))

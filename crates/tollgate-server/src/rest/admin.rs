@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{ErrorBody, Shared};
-use crate::{admin::AdminError, page::List, service::CallError};
+use super::{ErrorBody, Shared, retry_soon};
+use crate::{admin::AdminError, failure_code::FailureCode, page::List, service::CallError};
 
 /// The most that a page of a list has.
 const LARGEST_PAGE: usize = 100;
@@ -142,13 +142,15 @@ enum Failures {
     Invalid(ErrorBody),
     #[response(status = 404, description = "There is no such domain, account, key or override")]
     NotFound(ErrorBody),
+    #[response(status = 408, description = "The body did not arrive in time")]
+    SlowBody(ErrorBody),
     #[response(status = 409, description = "It exists already, is defined in the policy file, or as many as fit exist")]
     Conflict(ErrorBody),
     #[response(status = 412, description = "The account is not of the version in If-Match")]
     Changed(ErrorBody),
     #[response(status = 413, description = "The body is too large")]
     TooLarge(ErrorBody),
-    #[response(status = 415, description = "The body is not JSON by its content type")]
+    #[response(status = 415, description = "The body is packed, or not JSON by its content type")]
     NotJson(ErrorBody),
     #[response(status = 429, description = "The node, or the store, has more to do than it takes in")]
     Full(ErrorBody),
@@ -164,7 +166,10 @@ enum Failures {
 impl IntoResponse for AdminError {
     fn into_response(self) -> Response {
         let (status, code) = match &self {
-            Self::Call(error) => error.status(),
+            Self::Call(error) => {
+                let code = FailureCode::of(error);
+                (code.http, code.word)
+            }
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::Exists(_) => (StatusCode::CONFLICT, "already_exists"),
             Self::Refused(_) => (StatusCode::CONFLICT, "failed_precondition"),
@@ -175,6 +180,10 @@ impl IntoResponse for AdminError {
             Self::Call(error) => error.message(),
             error => error.to_string(),
         };
-        ErrorBody::new(code, message).with(status)
+        let mut answer = ErrorBody::new(code, message).with(status);
+        if matches!(&self, Self::Call(error) if FailureCode::of(error).retry_soon) {
+            retry_soon(&mut answer);
+        }
+        answer
     }
 }

@@ -54,8 +54,9 @@ enum CallResultBody {
 #[utoipa::path(post, path = "/v1/consume_batch", request_body = BatchBody, responses(
     (status = 200, description = "A result for each call", body = BatchResultBody),
     (status = 400, description = "The request as a whole is wrong; the message names the field", body = ErrorBody),
+    (status = 408, description = "The body did not arrive in time", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is not JSON by its content type", body = ErrorBody),
+    (status = 415, description = "The body is packed, or not JSON by its content type", body = ErrorBody),
     (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
     (status = 504, description = "The call took too long", body = ErrorBody),
 ))]

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::{
+    body::{Body, HttpBody},
     extract::{FromRequestParts, MatchedPath, Request, State},
-    http::{HeaderValue, StatusCode, header, request::Parts, uri::Authority},
+    http::{HeaderValue, StatusCode, Version, header, request::Parts, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -14,9 +15,16 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-use super::{ErrorBody, limits::PlainError};
+use super::{
+    ErrorBody,
+    bounds::{Held, RequestBounds, Unfit, check_host},
+    limits::PlainError,
+    retry_soon,
+};
 use crate::{
     auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token},
+    failure_code::FailureCode,
+    shares::{Holder, Permit},
     telemetry::traced,
 };
 
@@ -51,57 +59,151 @@ impl Door {
 #[derive(Clone, Copy)]
 pub(super) struct BadKey;
 
-/// Lets a request through with its grant and the caller's address, or answers it; under the caller's trace, if it sent one.
-pub(super) async fn guard(State(doors): State<Arc<Doors>>, request: Request, next: Next) -> Response {
-    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    traced(traceparent.as_deref(), pass(&doors, request, next)).await
+/// Who gets in, and what a request may cost.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) doors: Arc<Doors>,
+    pub(super) bounds: Arc<RequestBounds>,
 }
 
-async fn pass(doors: &Doors, mut request: Request, next: Next) -> Response {
+/// Lets a request through with its grant and the caller's address, or answers it; under the caller's trace, if it sent one.
+pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    traced(traceparent.as_deref(), pass(&gate, request, next)).await
+}
+
+async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
     // is nothing to enter.
-    let route = request.extensions().get::<MatchedPath>();
-    let door = route.map_or(Door::Open, |route| Door::of(route.as_str()));
-    if door == Door::Open {
-        return next.run(request).await;
-    }
-    let shown = token(request.headers()).is_some();
-    let from = match enter(doors, door, &mut request).await {
-        Ok(from) => from,
-        Err(refusal) => return turned_away(door, refusal),
+    let door = request.extensions().get::<MatchedPath>().map_or(Door::Open, |route| Door::of(route.as_str()));
+    let ends_with_its_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+    let (mut answer, was_read) = match admit(gate, door, request).await {
+        Ok(Admitted { request, was_read, from, place }) => {
+            let shown = door == Door::Key && token(request.headers()).is_some();
+            let mut answer = next.run(request).await;
+            if let (true, Some(from), Some(BadKey)) = (shown, from, answer.extensions().get::<BadKey>())
+                && let Err(refusal) = gate.doors.bad_key(from).await
+            {
+                answer = turned_away(door, refusal);
+            }
+            // A page of strangers counts until it was sent, and a call until it was decided.
+            let answer = match place {
+                Some(place) if door == Door::Open => Held::until_sent(answer, place),
+                _ => answer,
+            };
+            (answer, was_read)
+        }
+        Err(NotAdmitted::Refused(refusal)) => (turned_away(door, refusal), false),
+        Err(NotAdmitted::Unfit(Unfit { code, said })) => (error(door, code, &said), false),
     };
-    let answer = next.run(request).await;
-    if shown && answer.extensions().get::<BadKey>().is_some() {
-        return doors.bad_key(from).await.map_or_else(|refusal| turned_away(door, refusal), |()| answer);
+    // What follows on the connection would be the rest of the body; so it ends here, and the caller is told.
+    if ends_with_its_body && !was_read {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
 }
 
-async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<ClientAddr, Refusal> {
+/// A request that goes on to its route.
+struct Admitted {
+    request: Request,
+    /// Whether its body is all there.
+    was_read: bool,
+    from: Option<ClientAddr>,
+    place: Option<Permit>,
+}
+
+enum NotAdmitted {
+    Refused(Refusal),
+    Unfit(Unfit),
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Unfit> for NotAdmitted {
+    fn from(unfit: Unfit) -> Self {
+        Self::Unfit(unfit)
+    }
+}
+
+async fn admit(gate: &Gate, door: Door, mut request: Request) -> Result<Admitted, NotAdmitted> {
+    let Gate { doors, bounds } = gate;
+    check_host(&request)?;
+    if door == Door::Open {
+        let place = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
+            // Probes are never refused: whoever could have them refused could have the node taken out of service.
+            Some("/metrics" | "/openapi.json") => {
+                let address = client(doors, &request)?.ip();
+                Some(bounds.place(&bounds.pages, Holder::address(address), "open_pages")?)
+            }
+            _ => None,
+        };
+        return Ok(Admitted { request, was_read: false, from: None, place });
+    }
+    let (from, holder) = enter(doors, door, &mut request).await?;
+    if door == Door::Key {
+        // Nothing in the body of a `GET` means anything and is read, and who calls is not known yet.
+        let place = bounds.place(&bounds.end_user_calls, holder, "end_user_calls")?;
+        return Ok(Admitted { request, was_read: false, from: Some(from), place: Some(place) });
+    }
+    bounds.check_body(&request)?;
+    let (parts, body) = request.into_parts();
+    let body = bounds.read(body, holder.clone()).await?;
+    // Only now, so that whoever sends slowly keeps nobody out.
+    let place = bounds.place(&bounds.calls, holder, "calls")?;
+    let request = Request::from_parts(parts, Body::from(body));
+    Ok(Admitted { request, was_read: true, from: Some(from), place: Some(place) })
+}
+
+fn client(doors: &Doors, request: &Request) -> Result<ClientAddr, Refusal> {
+    let peer = request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?;
+    Ok(doors.client(peer, request.headers()))
+}
+
+/// From where the caller calls, and as who it counts.
+async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<(ClientAddr, Holder), Refusal> {
     // HTTP/2 has the host in the target.
     let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     doors.host(request.uri().authority().map(Authority::as_str).or(named))?;
     let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?);
     let from = doors.client(&peer, request.headers());
-    match door {
+    let holder = match door {
         // The route itself looks for the key, as whether it is good matters more than where it comes from.
-        Door::Open | Door::Key => {}
+        Door::Open | Door::Key => Holder::address(from.ip()),
         Door::Service => {
             let grant = doors.service(request.headers(), &peer, from).await?;
+            let holder = grant.holder();
             request.extensions_mut().insert(grant);
+            holder
         }
         Door::Admin => {
             let grant = doors.admin(request.headers(), from).await?;
+            let holder = grant.holder();
             request.extensions_mut().insert(grant);
+            holder
         }
-    }
+    };
     request.extensions_mut().insert(from);
-    Ok(from)
+    Ok((from, holder))
 }
 
 /// An error that is not of the route's own making, in the shape that the errors of the route have.
-pub(super) fn error(route: Option<&MatchedPath>, status: StatusCode, code: &'static str, message: &str) -> Response {
-    shaped(route.map_or(Door::Open, |route| Door::of(route.as_str())), status, code, message)
+pub(super) fn route_error(route: Option<&MatchedPath>, code: FailureCode, message: &str) -> Response {
+    error(route.map_or(Door::Open, |route| Door::of(route.as_str())), code, message)
+}
+
+fn error(door: Door, code: FailureCode, message: &str) -> Response {
+    let mut answer = shaped(door, code.http, code.word, message);
+    if code.retry_soon {
+        retry_soon(&mut answer);
+    }
+    if code == FailureCode::UNSUPPORTED {
+        answer.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    answer
 }
 
 fn shaped(door: Door, status: StatusCode, code: &'static str, message: &str) -> Response {

@@ -114,7 +114,6 @@ pub(super) async fn healthz() -> &'static str {
 /// Whether the node may be sent calls.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, description = "It may", body = Readiness),
-    (status = 429, description = "The node has more to do than it takes in", body = super::ErrorBody),
     (status = 503, description = "It may not; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
@@ -126,9 +125,9 @@ pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
 /// The node's metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "Metrics in the Prometheus text format", body = String, content_type = "text/plain"),
-    (status = 429, description = "The node has more to do than it takes in", body = super::ErrorBody),
+    (status = 429, description = "As many of these pages as the node bears are on their way", body = super::ErrorBody),
 ))]
 pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
-    let text = shared.health.telemetry.render();
+    let text = shared.health.telemetry.page().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

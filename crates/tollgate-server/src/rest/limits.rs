@@ -19,9 +19,11 @@ use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{
     Shared, failure,
     guard::{self, BadKey, Door},
+    retry_soon,
 };
 use crate::{
     auth::{ClientAddr, Reach, token},
+    failure_code::FailureCode,
     incidents,
     policy_file::SelfService,
     service::{CallError, CallerRef, ListError, Listed, Listing},
@@ -162,12 +164,21 @@ fn failed(error: CallError) -> Response {
     match error {
         // A secret that cannot be one is as good as none.
         CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. } => unauthenticated(),
-        // End users need not know that there is a store.
-        CallError::Store(error) => {
-            let incident = incidents::incident(&error);
-            plain(CallError::Store(error).status().0, format!("Rate limits cannot be read right now ({incident})"))
+        error => {
+            let code = FailureCode::of(&error);
+            // End users need not know that there is a store.
+            let said = match &error {
+                CallError::Store(error) => {
+                    format!("Rate limits cannot be read right now ({})", incidents::incident(error))
+                }
+                error => error.message(),
+            };
+            let mut answer = plain(code.http, said);
+            if code.retry_soon {
+                retry_soon(&mut answer);
+            }
+            answer
         }
-        error => plain(error.status().0, error.message()),
     }
 }
 

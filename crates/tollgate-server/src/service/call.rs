@@ -83,6 +83,9 @@ pub(crate) enum CallError {
     /// It was not decided in time.
     #[error("the call took too long; whether it was charged is not known")]
     Late,
+    /// Its deadline was over before the work on it began.
+    #[error("the deadline is over; nothing was charged")]
+    Expired,
     /// The store did not decide. What it said is for the log alone; [`CallError::message`] says where it stands there.
     #[error("{}", incidents::reason(.0))]
     Store(#[from] StoreError),

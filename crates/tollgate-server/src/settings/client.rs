@@ -10,6 +10,7 @@ use clap::Args;
 use reqwest::{Certificate, Url};
 use serde::Deserialize;
 
+use super::numbers::Numbers;
 use crate::{
     files::{self, MAX_FILE_BYTES},
     redaction::shown_path,
@@ -90,10 +91,9 @@ impl ClientOptions {
         let url = parse_url(self.url.or(file.url).as_deref().unwrap_or("http://127.0.0.1:8080"), plaintext);
         let token = find_token(token, token_file.as_deref());
         let ca = self.ca.or(file.ca).map(|file| certificates(&file)).transpose();
-        let timeout = match self.timeout_ms.or(file.timeout_ms).unwrap_or(10_000) {
-            0 => Err("timeout-ms: must be at least 1".to_owned()),
-            ms => Ok(Duration::from_millis(ms)),
-        };
+        let mut wrong = Vec::new();
+        let timeout = Numbers(&mut wrong).time("timeout-ms", self.timeout_ms.or(file.timeout_ms), 10_000);
+        let timeout = wrong.pop().map_or(Ok(timeout), Err);
         let domain = self.domain.or(file.domain).unwrap_or_default();
         match (url, token, ca, timeout) {
             (Ok(url), Ok((token, token_from)), Ok(ca), Ok(timeout)) => {

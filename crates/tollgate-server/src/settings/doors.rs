@@ -1,11 +1,11 @@
 //! Where a node listens, and who gets in: settings that only together are right or wrong.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use axum::http::uri::Authority;
 use ipnet::IpNet;
 
-use super::Options;
+use super::{Options, numbers::Numbers};
 use crate::{
     auth::{DoorSettings, Hosts, TrustedProxies},
     redaction::shown,
@@ -13,10 +13,8 @@ use crate::{
     tls::TlsSettings,
 };
 
-/// The most connections that a listener may be set to take.
-const MAX_CONNECTIONS: u64 = 1_000_000;
-/// The longest time that may be set, in milliseconds: a day.
-const MAX_MS: u64 = 86_400_000;
+/// The most connections of a listener: one process has no more descriptors.
+const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// These settings, settled.
 pub(super) struct Settled {
@@ -53,7 +51,7 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
     }
     let allowed: Vec<String> = options.allowed_hosts.iter().filter_map(|host| host_name(host, wrong)).collect();
     let proxies = options.trusted_proxies.iter().filter_map(|network| proxy(network, wrong)).collect();
-    let connections = connections(options, wrong);
+    let connections = connections(options, &mut Numbers(wrong));
     if connections.proxy_protocol && options.trusted_proxies.is_empty() {
         wrong.push("proxy-protocol: needs trusted-proxies, whose connections begin with its header".to_owned());
     }
@@ -73,28 +71,27 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
     }
 }
 
-fn connections(options: &Options, wrong: &mut Vec<String>) -> ConnectionBounds {
-    let mut within = |name: &str, value: u64, least: u64, most: u64| {
-        if !(least..=most).contains(&value) {
-            wrong.push(format!("{name}: must be from {least} to {most}"));
-        }
-        value
-    };
-    let most = within("max-connections", options.max_connections.unwrap_or(4_096), 1, MAX_CONNECTIONS);
-    let of_address = options.max_connections_per_address.unwrap_or((most / 4).max(1));
-    let of_address = within("max-connections-per-address", of_address, 1, MAX_CONNECTIONS);
-    let pending = within("max-pending-bytes", options.max_pending_bytes.unwrap_or(128 << 20), 1 << 20, 1 << 40);
-    let handshakes = u64::from(options.max_handshakes_per_second.unwrap_or(200));
-    let handshakes = within("max-handshakes-per-second", handshakes, 1, 100_000);
-    let mut time = |name: &str, value: Option<u64>, default: u64| ms(within(name, value.unwrap_or(default), 1, MAX_MS));
+fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds {
+    let most = numbers.within("max-connections", options.max_connections, 4_096, 1..=MAX_CONNECTIONS);
+    let of_address = (most / 4).max(1);
     ConnectionBounds {
-        header_timeout: time("header-timeout-ms", options.header_timeout_ms, 30_000),
-        idle_timeout: time("idle-timeout-ms", options.idle_timeout_ms, 300_000),
-        answer_timeout: time("answer-timeout-ms", options.answer_timeout_ms, 20_000),
-        most: usize::try_from(most).unwrap_or(usize::MAX),
-        most_of_address: usize::try_from(of_address).unwrap_or(usize::MAX),
-        pending_bytes: usize::try_from(pending).unwrap_or(usize::MAX),
-        handshakes_per_second: u32::try_from(handshakes).unwrap_or(u32::MAX),
+        most,
+        most_of_address: numbers.within(
+            "max-connections-per-address",
+            options.max_connections_per_address,
+            of_address,
+            1..=MAX_CONNECTIONS,
+        ),
+        header_timeout: numbers.time("header-timeout-ms", options.header_timeout_ms, 30_000),
+        idle_timeout: numbers.time("idle-timeout-ms", options.idle_timeout_ms, 300_000),
+        answer_timeout: numbers.time("answer-timeout-ms", options.answer_timeout_ms, 20_000),
+        pending_bytes: numbers.within("max-pending-bytes", options.max_pending_bytes, 128 << 20, 1 << 20..=1 << 40),
+        handshakes_per_second: numbers.within(
+            "max-handshakes-per-second",
+            options.max_handshakes_per_second,
+            200,
+            1..=100_000,
+        ),
         proxy_protocol: options.proxy_protocol.unwrap_or(false),
     }
 }
@@ -168,10 +165,6 @@ fn proxy(network: &str, wrong: &mut Vec<String>) -> Option<IpNet> {
         wrong.push(format!("trusted-proxies: {network:?} must be a network such as 10.0.0.0/8, or an address"));
     }
     parsed.ok()
-}
-
-const fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
 }
 
 #[cfg(test)]

@@ -195,12 +195,12 @@ pub struct Options {
 
     /// Connections on each listener at once; for more, those end that have no call in work [default: 4096]
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
-    pub max_connections: Option<u64>,
+    pub max_connections: Option<usize>,
 
     /// Connections of one address on each listener at once; trusted proxies may have any number [default: a quarter of
     /// --max-connections]
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
-    pub max_connections_per_address: Option<u64>,
+    pub max_connections_per_address: Option<usize>,
 
     /// TLS handshakes that begin in a second on each listener, a quarter of them from one address; more wait
     /// [default: 200]
@@ -224,7 +224,7 @@ pub struct Options {
     /// 1048576; beyond it the connection that holds the most is closed, and one alone may hold a quarter
     /// [default: 134217728]
     #[arg(long, env = "TOLLGATE_MAX_PENDING_BYTES", value_name = "N")]
-    pub max_pending_bytes: Option<u64>,
+    pub max_pending_bytes: Option<usize>,
 
     /// Whether gRPC reflection is open to everybody, and not only to services
     #[arg(
@@ -241,9 +241,24 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
     pub max_request_bytes: Option<usize>,
 
+    /// How long a request body may take to arrive, in milliseconds; a `ConsumeStream` is bounded by its idle time
+    /// [default: 3000]
+    #[arg(long, env = "TOLLGATE_BODY_TIMEOUT_MS", value_name = "MS")]
+    pub body_timeout_ms: Option<u64>,
+
+    /// Memory of request bodies that have not arrived yet, over REST and over gRPC each, in bytes; half of it for one
+    /// caller [default: 67108864]
+    #[arg(long, env = "TOLLGATE_MAX_UNREAD_BYTES", value_name = "N")]
+    pub max_unread_bytes: Option<usize>,
+
     /// Calls in work at once on each gRPC connection, and over REST in all [default: 1024]
     #[arg(long, env = "TOLLGATE_MAX_CONCURRENT_CALLS", value_name = "N")]
     pub max_concurrent_calls: Option<usize>,
+
+    /// Of the calls in work over REST, those of one token, or of one address on the end users' routes
+    /// [default: half of --max-concurrent-calls]
+    #[arg(long, env = "TOLLGATE_MAX_CALLS_PER_CALLER", value_name = "N")]
+    pub max_calls_per_caller: Option<usize>,
 
     /// How long a call may take in all, in milliseconds [default: 5000]
     #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
@@ -252,6 +267,10 @@ pub struct Options {
     /// Open `ConsumeStream`s; more are refused [default: 256]
     #[arg(long, env = "TOLLGATE_MAX_STREAMS", value_name = "N")]
     pub max_streams: Option<usize>,
+
+    /// Of the open `ConsumeStream`s, those of one token [default: half of --max-streams]
+    #[arg(long, env = "TOLLGATE_MAX_STREAMS_PER_CALLER", value_name = "N")]
+    pub max_streams_per_caller: Option<usize>,
 
     /// Calls of one `ConsumeStream` without an answer that the client took; no more are read [default: 128]
     #[arg(long, env = "TOLLGATE_STREAM_CALLS", value_name = "N")]
@@ -356,9 +375,13 @@ impl Options {
             header_timeout_ms: self.header_timeout_ms.or(other.header_timeout_ms),
             idle_timeout_ms: self.idle_timeout_ms.or(other.idle_timeout_ms),
             max_request_bytes: self.max_request_bytes.or(other.max_request_bytes),
+            body_timeout_ms: self.body_timeout_ms.or(other.body_timeout_ms),
+            max_unread_bytes: self.max_unread_bytes.or(other.max_unread_bytes),
             max_concurrent_calls: self.max_concurrent_calls.or(other.max_concurrent_calls),
+            max_calls_per_caller: self.max_calls_per_caller.or(other.max_calls_per_caller),
             call_timeout_ms: self.call_timeout_ms.or(other.call_timeout_ms),
             max_streams: self.max_streams.or(other.max_streams),
+            max_streams_per_caller: self.max_streams_per_caller.or(other.max_streams_per_caller),
             stream_calls: self.stream_calls.or(other.stream_calls),
             stream_idle_timeout_ms: self.stream_idle_timeout_ms.or(other.stream_idle_timeout_ms),
             reservation_ttl_ms: self.reservation_ttl_ms.or(other.reservation_ttl_ms),

@@ -4,11 +4,19 @@ use std::{path::Path, time::Duration};
 
 use tollgate_store::redis::{RedisConfig, RedisTls};
 
-use super::Options;
+use super::{
+    Options,
+    numbers::{MAX_THREADS, Numbers},
+};
 use crate::{
     files::{self, MAX_FILE_BYTES},
     redaction::shown_path,
 };
+
+/// The most calls to the store under way.
+const MAX_IN_FLIGHT: usize = 1 << 20;
+/// The most replicas that a charge waits for.
+const MAX_REPLICAS: usize = 1_000;
 
 /// What the options say about the Redis at `url`, for a node of so many threads; `wrong` gets a line for each mistake.
 pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
@@ -40,23 +48,18 @@ pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut V
     let identity = certificate.zip(key);
     let tls = url.starts_with("rediss") && (ca.is_some() || identity.is_some());
     redis.tls = tls.then_some(RedisTls { ca, identity });
-    redis.connections = options.redis_connections.unwrap_or(threads.max(1));
-    redis.max_in_flight = options.store_max_in_flight.unwrap_or(redis.max_in_flight);
+    let mut numbers = Numbers(wrong);
+    redis.connections =
+        numbers.within("redis-connections", options.redis_connections, threads.clamp(1, MAX_THREADS), 1..=MAX_THREADS);
+    redis.max_in_flight =
+        numbers.within("store-max-in-flight", options.store_max_in_flight, redis.max_in_flight, 1..=MAX_IN_FLIGHT);
     redis.max_open_ended = options.max_counters_per_account.unwrap_or(redis.max_open_ended);
-    redis.deadline = options.store_deadline_ms.map_or(redis.deadline, Duration::from_millis);
-    redis.wait_replicas = options.redis_wait_replicas.unwrap_or(redis.wait_replicas);
-    redis.wait = options.redis_wait_ms.map_or(redis.wait, Duration::from_millis);
+    redis.deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
+    redis.wait_replicas =
+        numbers.within("redis-wait-replicas", options.redis_wait_replicas, redis.wait_replicas, 0..=MAX_REPLICAS);
+    redis.wait = numbers.time_or_none("redis-wait-ms", options.redis_wait_ms, 100);
     if redis.wait_replicas > 0 && !(Duration::from_millis(1)..redis.deadline).contains(&redis.wait) {
         wrong.push("redis-wait-ms: must be at least 1, and less than store-deadline-ms".to_owned());
-    }
-    for (name, zero) in [
-        ("redis-connections", redis.connections == 0),
-        ("store-max-in-flight", redis.max_in_flight == 0),
-        ("store-deadline-ms", redis.deadline.is_zero()),
-    ] {
-        if zero {
-            wrong.push(format!("{name}: must be at least 1"));
-        }
     }
     let prefix = &redis.key_prefix;
     if prefix.len() > 32 || prefix.contains(['{', '}']) || prefix.contains(char::is_control) {

@@ -28,6 +28,7 @@ pub(crate) struct Node {
     pub(crate) grpc: RateLimitServiceClient<Channel>,
     pub(crate) channel: Channel,
     pub(crate) grpc_address: String,
+    pub(crate) http_address: String,
     pub(crate) clock: Arc<ManualClock>,
     /// The policy file, for tests that change it.
     pub(crate) policy: PathBuf,
@@ -101,6 +102,7 @@ impl Node {
             grpc: RateLimitServiceClient::new(channel.clone()),
             channel,
             grpc_address: grpc.to_string(),
+            http_address: http.to_string(),
             clock,
             policy: file,
             shutdown: Some(shutdown),

@@ -126,11 +126,16 @@ impl ProcessBuilder {
 
     /// Starts a node, and returns once it said where it listens.
     pub(crate) fn start(self) -> Process {
+        self.try_start().unwrap_or_else(|said| panic!("it said {said}"))
+    }
+
+    /// The same; what the process said, if it ended instead.
+    pub(crate) fn try_start(self) -> Result<Process, String> {
         let mut child = self.spawn();
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let mut from = child.stderr.take().expect("piped");
         let to = Arc::clone(&stderr);
-        std::thread::spawn(move || {
+        let errors = std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(read @ 1..) = from.read(&mut chunk) {
                 to.lock().expect("no panic").extend_from_slice(&chunk[..read]);
@@ -154,10 +159,11 @@ impl ProcessBuilder {
         let (Some(http), Some(grpc)) = (http, after("gRPC on ")) else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("it said {line:?} and {}", String::from_utf8_lossy(&stderr.lock().expect("no panic")));
+            errors.join().expect("no panic");
+            return Err(format!("{line:?} and {}", String::from_utf8_lossy(&stderr.lock().expect("no panic"))));
         };
         let channel = Channel::from_shared(format!("http://{}", grpc.trim())).expect("an address").connect_lazy();
-        Process {
+        Ok(Process {
             rest: Rest::new(http),
             grpc: RateLimitServiceClient::new(channel.clone()),
             channel,
@@ -167,7 +173,7 @@ impl ProcessBuilder {
             child,
             stdout,
             stderr,
-        }
+        })
     }
 }
 

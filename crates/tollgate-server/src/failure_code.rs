@@ -1,0 +1,58 @@
+//! What a failure is called in HTTP and in gRPC, in one place, so that the two cannot differ.
+
+use axum::http::StatusCode;
+use tollgate_core::store::StoreError;
+use tonic::Code;
+
+use crate::service::CallError;
+
+/// A kind of failure in the terms of each protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FailureCode {
+    pub(crate) http: StatusCode,
+    pub(crate) grpc: Code,
+    /// For programs that read JSON.
+    pub(crate) word: &'static str,
+    /// Whether the node itself is what had no room, so that the same call may pass in a moment: `Retry-After` over HTTP,
+    /// pushback over gRPC.
+    pub(crate) retry_soon: bool,
+}
+
+impl FailureCode {
+    const fn new(http: StatusCode, grpc: Code, word: &'static str) -> Self {
+        Self { http, grpc, word, retry_soon: false }
+    }
+
+    pub(crate) const INVALID: Self = Self::new(StatusCode::BAD_REQUEST, Code::InvalidArgument, "invalid_argument");
+    pub(crate) const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, Code::NotFound, "not_found");
+    pub(crate) const FORBIDDEN: Self = Self::new(StatusCode::FORBIDDEN, Code::PermissionDenied, "permission_denied");
+    pub(crate) const ENDED: Self = Self::new(StatusCode::CONFLICT, Code::FailedPrecondition, "failed_precondition");
+    pub(crate) const LATE: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
+    pub(crate) const UNAVAILABLE: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unavailable");
+    /// An account has as many counters as it may: waiting a second does not help.
+    pub(crate) const COUNTER_CAP: Self =
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted, "resource_exhausted");
+    pub(crate) const OVERLOADED: Self = Self { retry_soon: true, ..Self::COUNTER_CAP };
+    /// The body did not arrive in time.
+    pub(crate) const SLOW_BODY: Self =
+        Self::new(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
+    pub(crate) const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::OutOfRange, "payload_too_large");
+    pub(crate) const UNSUPPORTED: Self =
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "unsupported_media_type");
+
+    /// That of a call that was not decided.
+    pub(crate) const fn of(error: &CallError) -> Self {
+        match error {
+            CallError::Invalid(_) => Self::INVALID,
+            CallError::UnknownDomain { .. } | CallError::NoReservation => Self::NOT_FOUND,
+            CallError::Forbidden { .. } => Self::FORBIDDEN,
+            CallError::Ended { .. } => Self::ENDED,
+            CallError::Late | CallError::Expired => Self::LATE,
+            CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
+            CallError::Store(StoreError::Crowded(_)) => Self::COUNTER_CAP,
+            CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
+                Self::UNAVAILABLE
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What one request may cost before its call begins: the headers that say how its body is to be read, and the time
+//! and memory that reading it takes.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    http::{HeaderMap, Version, header, uri::Authority},
+    response::Response,
+};
+use hyper::body::{Frame, SizeHint};
+
+use crate::{
+    failure_code::FailureCode,
+    shares::{Exhausted, Holder, Permit, Shares},
+    telemetry::Telemetry,
+};
+
+/// What an unread body costs beside its bytes: the connection's stream, the task, and the headers.
+pub(crate) const UNREAD_BASE_BYTES: usize = 16 << 10;
+/// How many answers with a page that is open to all may be on their way, in all and to one address.
+const PAGES: (usize, usize) = (64, 16);
+
+/// The bounds of a listener.
+pub(crate) struct RequestBounds {
+    /// The largest body.
+    pub(crate) body_bytes: usize,
+    /// How long a body may take to arrive.
+    pub(crate) body_timeout: Duration,
+    /// The memory of bodies that have not arrived yet, in bytes.
+    pub(crate) unread: Arc<Shares>,
+    /// Calls of services and administrators in work.
+    pub(crate) calls: Arc<Shares>,
+    /// Calls of end users in work, apart, as strangers may make them.
+    pub(crate) end_user_calls: Arc<Shares>,
+    /// Answers with a page that is open to all.
+    pub(crate) pages: Arc<Shares>,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
+
+impl RequestBounds {
+    pub(crate) fn pages() -> Arc<Shares> {
+        Shares::new(PAGES.0, PAGES.1)
+    }
+
+    /// A place for a call, or a page, of `holder`.
+    pub(super) fn place(&self, of: &Arc<Shares>, holder: Holder, reason: &'static str) -> Result<Permit, Unfit> {
+        of.acquire(holder, 1).map_err(|exhausted| {
+            self.telemetry.request_refused("http", reason);
+            Unfit::of(exhausted)
+        })
+    }
+
+    /// The whole body of a request, which `holder` sends.
+    pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, Unfit> {
+        let read = Reading { body, bytes: Vec::new(), first: Bytes::new(), permit: None }.read(self, holder);
+        let refused = match tokio::time::timeout(self.body_timeout, read).await {
+            Ok(Ok(bytes)) => return Ok(bytes),
+            Ok(Err(unfit)) => unfit,
+            Err(_) => {
+                self.telemetry.request_refused("http", "slow_body");
+                let said = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
+                Unfit { code: FailureCode::SLOW_BODY, said }
+            }
+        };
+        Err(refused)
+    }
+
+    fn too_large(&self) -> Unfit {
+        Unfit { code: FailureCode::TOO_LARGE, said: format!("body: has more than {} bytes", self.body_bytes) }
+    }
+
+    /// Whether the body, by what is said of it, can be one that is read.
+    pub(super) fn check_body(&self, request: &Request) -> Result<(), Unfit> {
+        if !is_plain(request.headers()) {
+            let said = "content-encoding: must be identity, or absent".to_owned();
+            return Err(Unfit { code: FailureCode::UNSUPPORTED, said });
+        }
+        // The length that the headers give, before a byte of it is asked for.
+        if request.body().size_hint().lower() > self.body_bytes as u64 {
+            return Err(self.too_large());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the request names one host: proxies and nodes may each believe another one of several.
+pub(super) fn check_host(request: &Request) -> Result<(), Unfit> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (first, more) = (hosts.next(), hosts.next());
+    let unlike = match (request.uri().authority().map(Authority::as_str), first) {
+        // In HTTP/1 a whole URL goes before the header; in HTTP/2 the two must agree (RFC 9113, 8.3.1).
+        (Some(authority), Some(host)) if request.version() >= Version::HTTP_2 => {
+            !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
+        }
+        _ => false,
+    };
+    if more.is_some() || unlike {
+        let said = "host: must be given once".to_owned();
+        return Err(Unfit { code: FailureCode::INVALID, said });
+    }
+    Ok(())
+}
+
+/// Whether the body is as it is sent. Nothing here unpacks one.
+pub(crate) fn is_plain(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    encodings.all(|encoding| encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+}
+
+/// A request that is refused for what it is or takes.
+pub(super) struct Unfit {
+    pub(super) code: FailureCode,
+    pub(super) said: String,
+}
+
+impl Unfit {
+    fn of(exhausted: Exhausted) -> Self {
+        let said = match exhausted {
+            Exhausted::All => "the node has more to do than it takes in",
+            Exhausted::Share => "the caller has as much in work as one may",
+        };
+        Self { code: FailureCode::OVERLOADED, said: said.to_owned() }
+    }
+}
+
+struct Reading {
+    body: Body,
+    /// The body, if it comes as one piece, and is not copied.
+    first: Bytes,
+    /// What came, once that is several pieces.
+    bytes: Vec<u8>,
+    /// The memory that is held, once the body kept the node waiting.
+    permit: Option<Permit>,
+}
+
+impl Reading {
+    async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, Unfit> {
+        while let Some(frame) = poll_fn(|context| self.poll_frame(context, bounds, &holder)).await {
+            // Trailers say nothing here.
+            let Ok(data) = frame?.into_data() else { continue };
+            if self.len() + data.len() > bounds.body_bytes {
+                return Err(bounds.too_large());
+            }
+            if self.len() == 0 {
+                self.first = data;
+            } else {
+                if self.bytes.is_empty() {
+                    self.bytes.extend_from_slice(&std::mem::take(&mut self.first));
+                }
+                self.bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(if self.bytes.is_empty() { self.first } else { Bytes::from(self.bytes) })
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.bytes.len()
+    }
+
+    /// The next piece. What is there already costs nothing; while there is none, memory is held for what came.
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+        bounds: &RequestBounds,
+        holder: &Holder,
+    ) -> Poll<Option<Result<Frame<Bytes>, Unfit>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            let broken = |error| Unfit { code: FailureCode::INVALID, said: format!("body: cannot be read: {error}") };
+            return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
+        }
+        let cost = UNREAD_BASE_BYTES + self.first.len() + self.bytes.capacity();
+        let held = match &mut self.permit {
+            Some(permit) => permit.grow_to(cost),
+            None => bounds.unread.acquire(holder.clone(), cost).map(|permit| self.permit = Some(permit)),
+        };
+        match held {
+            Ok(()) => Poll::Pending,
+            Err(exhausted) => {
+                bounds.telemetry.request_refused("http", "unread_bodies");
+                Poll::Ready(Some(Err(Unfit::of(exhausted))))
+            }
+        }
+    }
+}
+
+/// The most bytes of a page that are given to the connection at once. It takes the next once there is room for it at the
+/// client, so that the last are given when nearly all was read.
+const PIECE: usize = 8 << 10;
+
+/// The body of an answer that holds a place until it was sent, or given up.
+pub(super) struct Held {
+    body: Body,
+    /// What came of it and is not given to the connection yet.
+    rest: Bytes,
+    _place: Permit,
+}
+
+impl Held {
+    pub(super) fn until_sent(answer: Response, place: Permit) -> Response {
+        answer.map(|body| Body::new(Self { body, rest: Bytes::new(), _place: place }))
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) if frame.is_data() => self.rest = frame.into_data().unwrap_or_default(),
+                other => return Poll::Ready(other),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut whole = SizeHint::new();
+        whole.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole
+    }
+}

@@ -1,0 +1,209 @@
+//! Headers that say how a request is to be read, byte by byte as a client may send them.
+//!
+//! Seen to fail where the guard looks at the first host alone, at no encoding, at no length, and where it says nothing of
+//! the end of a connection.
+
+use std::time::Duration;
+
+use prost::Message;
+use reqwest::StatusCode;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tollgate_proto::v1::ConsumeRequest;
+use tonic::Code;
+
+use super::{HONEST, node_with};
+use crate::{
+    grpc::{error_of, raw_as},
+    harness::{Process, account, call, http, memory_node, peek, quota, shop},
+};
+
+const BODY: &str = r#"{"caller":{"account":"a"},"resource":"model"}"#;
+
+/// The first answer on a connection, and whether the node then closes it.
+async fn first_answer(address: &str, request: &str) -> (u16, String, bool) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    let mut chunk = [0; 4096];
+    let whole = |said: &[u8]| {
+        let text = String::from_utf8_lossy(said).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        (body.len() >= length).then_some(text)
+    };
+    let text = loop {
+        if let Some(text) = whole(&said) {
+            break text;
+        }
+        let read = timeout(Duration::from_secs(10), stream.read(&mut chunk)).await.expect("an answer at once").unwrap();
+        assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&chunk[..read]);
+    };
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    // A connection that stays answers a probe that comes behind; one that ends does not.
+    let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let next = timeout(Duration::from_secs(10), stream.read(&mut chunk)).await.expect("it answers, or ends");
+    (status, text.to_ascii_lowercase(), !matches!(next, Ok(1..)))
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nauthorization: Bearer {HONEST}\r\ncontent-type: application/json\r\n{headers}\r\n{body}"
+    )
+}
+
+async fn used(node: &Process) -> u64 {
+    let request =
+        super::as_service(HONEST, tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) });
+    let decision = node.grpc.clone().check(request).await.unwrap().into_inner().decision.unwrap();
+    quota(&decision, "requests_per_minute").used
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_before_its_body() {
+    // So patient with bodies that an answer which waits for one would be no answer in time.
+    let (_folder, node) = node_with(&["--body-timeout-ms=60000"], None);
+    let host = "host: localhost\r\n";
+    let length = |length: &str| format!("{host}content-length: {length}\r\n");
+    let good = format!("{host}content-length: {}\r\n", BODY.len());
+    let mut wrong = Vec::new();
+    for (request, status, says) in [
+        // Several hosts, on every kind of route.
+        (post("/v1/consume", &format!("{good}host: localhost\r\n"), BODY), 400, "host: "),
+        (post("/v1/consume", &format!("{good}host: evil.example\r\n"), BODY), 400, "host: "),
+        (format!("GET /healthz HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
+        (format!("GET /api_keys/rate_limits HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
+        (format!("GET /nowhere HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
+        // Bodies that are packed.
+        (post("/v1/consume", &format!("{good}content-encoding: gzip\r\n"), BODY), 415, "content-encoding: "),
+        (post("/v1/consume", &format!("{good}content-encoding: identity, br\r\n"), BODY), 415, "content-encoding: "),
+        (
+            post("/v1/check", &format!("{good}content-encoding: identity\r\ncontent-encoding: zstd\r\n"), BODY),
+            415,
+            "content-encoding: ",
+        ),
+        (post("/v1/consume", &format!("{good}content-encoding: \r\n"), BODY), 415, "content-encoding: "),
+        // Lengths: too large, announced alone, and more than a number holds; none, several, and other than the chunks.
+        (post("/v1/consume", &length("65537"), ""), 413, "65536 bytes"),
+        (post("/v1/consume", &length("1000000000000000000"), ""), 413, "65536 bytes"),
+        (post("/v1/consume", &format!("{}expect: 100-continue\r\n", length("65537")), ""), 413, "65536 bytes"),
+        // No token, no route, no such method, with a body that nobody reads.
+        (format!("POST /v1/consume HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 401, "unauthenticated"),
+        (format!("POST /nowhere HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 404, "not_found"),
+        (format!("POST /healthz HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 405, "method_not_allowed"),
+        (format!("GET /healthz HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 200, "ok"),
+        (format!("GET /metrics HTTP/1.1\r\n{host}transfer-encoding: chunked\r\n\r\n"), 200, "tollgate_"),
+        (
+            format!("GET /api_keys/rate_limits HTTP/1.1\r\n{host}content-length: 9\r\n\r\n"),
+            401,
+            "authentication failed",
+        ),
+        ("POST /v1/consume HTTP/1.1\r\nhost: evil.example\r\ncontent-length: 9\r\n\r\n".to_owned(), 421, "host: "),
+    ] {
+        let (found, said, closed) = first_answer(&node.http_address, &request).await;
+        let has_body = request.contains("content-length") || request.contains("transfer-encoding");
+        let right = found == status
+            && said.contains(says)
+            && said.contains("accept-encoding: identity\r\n") == (status == 415)
+            && said.contains("connection: close\r\n") == has_body
+            && closed == has_body;
+        if !right {
+            wrong.push(format!("{request}\n{said}\nclosed: {closed}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n---\n"));
+    assert_eq!(used(&node).await, 0);
+}
+
+/// In HTTP/2 the host stands in `:authority`, and a header beside it must say the same. Seen to fail without the comparison.
+#[tokio::test]
+async fn a_host_that_differs_from_the_authority_is_refused() {
+    let node = memory_node(&shop(100)).await;
+    let client = http().http2_prior_knowledge().build().unwrap();
+    for (host, status) in [(node.http_address.as_str(), 200), ("limits.example", 400), ("localhost", 400)] {
+        let request = client.get(format!("http://{}/healthz", node.http_address)).header("host", host);
+        assert_eq!(request.send().await.unwrap().status().as_u16(), status, "{host}");
+    }
+}
+
+/// What does not say where its body ends is not answered by a route at all. It is hyper that sees to it.
+#[tokio::test]
+async fn lengths_that_are_none_are_refused_with_the_connection() {
+    let (_folder, node) = node_with(&[], None);
+    let length = BODY.len();
+    for headers in [
+        "content-length: abc\r\n".to_owned(),
+        "content-length: -1\r\n".to_owned(),
+        "content-length: +1\r\n".to_owned(),
+        "content-length: 18446744073709551616\r\n".to_owned(),
+        "content-length: 18446744073709551615\r\n".to_owned(),
+        "content-length: \r\n".to_owned(),
+        format!("content-length: {length}\r\ncontent-length: 5\r\n"),
+        format!("content-length: {length}, 5\r\n"),
+        "transfer-encoding: gzip\r\n".to_owned(),
+    ] {
+        let request = post("/v1/consume", &format!("host: localhost\r\n{headers}"), BODY);
+        let (status, said, closed) = first_answer(&node.http_address, &request).await;
+        // hyper says of the largest number that the headers are too large.
+        assert!(matches!(status, 400 | 413 | 431) && closed, "{headers}: {said}");
+    }
+    assert_eq!(used(&node).await, 0);
+}
+
+/// What is read goes on as before: on a connection that stays. Seen to fail where every request with a body ends it.
+#[tokio::test]
+async fn whoever_sends_it_right_keeps_the_connection() {
+    let (_folder, node) = node_with(&[], None);
+    let length = BODY.len();
+    for headers in [
+        format!("content-length: {length}\r\n"),
+        format!("content-length: {length}\r\ncontent-encoding: Identity\r\n"),
+        format!("content-length: {length}\r\ncontent-length: {length}\r\n"),
+    ] {
+        let request = post("/v1/consume", &format!("host: localhost\r\n{headers}"), BODY);
+        let (status, said, closed) = first_answer(&node.http_address, &request).await;
+        assert_eq!((status, closed, said.contains("connection: close")), (200, false, false), "{headers}: {said}");
+    }
+    // Piece by piece, and with a mistake in it.
+    let chunks =
+        BODY.as_bytes().chunks(3).map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk)));
+    let request = post(
+        "/v1/consume",
+        "host: localhost\r\ntransfer-encoding: chunked\r\n",
+        &format!("{}0\r\n\r\n", chunks.collect::<String>()),
+    );
+    let (status, said, closed) = first_answer(&node.http_address, &request).await;
+    assert_eq!((status, closed), (200, false), "{said}");
+    let (status, said, closed) =
+        first_answer(&node.http_address, &post("/v1/consume", "host: localhost\r\ncontent-length: 2\r\n", "{}")).await;
+    assert_eq!((status, closed, said.contains("connection: close")), (400, false, false), "{said}");
+    assert_eq!(used(&node).await, 4);
+}
+
+/// Packed messages over gRPC, by its own header, which tonic sees to, and by that of HTTP. Seen to fail where the guard does not
+/// look at that.
+#[tokio::test]
+async fn packed_messages_are_refused() {
+    let node = memory_node(&shop(100)).await;
+    let message = ConsumeRequest { call: Some(call(account("a"), "model", &[])) }.encode_to_vec();
+    let path = "/tollgate.v1.RateLimitService/Consume";
+    for (headers, code, status) in [
+        ([("grpc-encoding", "gzip")], Code::Unimplemented, StatusCode::OK),
+        ([("grpc-encoding", "nonsense")], Code::Unimplemented, StatusCode::OK),
+        ([("content-encoding", "gzip")], Code::InvalidArgument, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    ] {
+        let answer = raw_as(Some("application/grpc"), &node.grpc_address, path, &message, &headers).await;
+        let (found, said) = error_of(&answer);
+        assert_eq!((found, answer.status()), (code, status), "{headers:?}: {said}");
+    }
+    let answer =
+        raw_as(Some("application/grpc"), &node.grpc_address, path, &message, &[("grpc-encoding", "identity")]).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let decision = peek(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
+    assert_eq!(quota(&decision, "requests_per_minute").used, 1);
+}

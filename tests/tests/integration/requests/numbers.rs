@@ -1,0 +1,45 @@
+//! Every setting that is a number, at its edges: it is refused by name with the range that is good, or the node runs.
+//!
+//! Seen to fail where places have no largest number.
+
+use clap::{Args, Command};
+use tollgate_server::settings::Options;
+
+use crate::harness::{ProcessBuilder, folder_with, shop};
+
+const EDGES: [&str; 6] = ["0", "1", "4294967295", "4294967296", "9223372036854775808", "18446744073709551615"];
+
+/// The flags of all numbers, by what they are said to be.
+fn numbers() -> Vec<String> {
+    let command = Options::augment_args(Command::new("node"));
+    let is_number = |argument: &clap::Arg| {
+        argument.get_value_names().is_some_and(|names| names.iter().any(|name| matches!(name.as_str(), "N" | "MS")))
+    };
+    let numbers = command.get_arguments().filter(|argument| is_number(argument));
+    numbers.filter_map(|argument| argument.get_long()).map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_number_is_bounded_by_name() {
+    let (_folder, policy) = folder_with(&shop(100));
+    let names = numbers();
+    assert!(names.len() >= 28, "{names:?}");
+    for name in &names {
+        let mut refused = 0;
+        for edge in EDGES {
+            let flag = format!("--{name}={edge}");
+            // Of Redis nothing is read where there is none; that this one is away keeps no node from starting.
+            match ProcessBuilder::new(&policy).redis("redis://127.0.0.1:1").arg(&flag).try_start() {
+                Ok(_runs) => {}
+                Err(said) => {
+                    refused += 1;
+                    assert!(!said.contains("panicked"), "{flag}: {said}");
+                    assert!(said.contains(name.as_str()), "{flag}: it does not name the setting: {said}");
+                    let range = said.contains("must be from ") || said.contains("invalid value");
+                    assert!(range, "{flag}: it does not say what would do: {said}");
+                }
+            }
+        }
+        assert!(refused >= 2, "{name}: the largest numbers are refused");
+    }
+}
