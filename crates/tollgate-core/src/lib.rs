@@ -11,6 +11,7 @@ pub mod records;
 pub mod reservation;
 mod slots;
 pub mod store;
+pub mod text;
 pub mod time;
 pub mod window;
 

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
 use crate::{
+    escape,
     key::{self, KeyHash},
     policies, policy_file,
     run::{Backend, Listeners, RunError, run},
@@ -102,7 +103,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", escape::hidden(&error));
             ExitCode::FAILURE
         }
     }
@@ -194,5 +195,5 @@ fn read_secret() -> Result<String, String> {
 /// To standard output; whoever reads it may have gone.
 fn print(text: &str) -> Result<(), String> {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{text}").map_err(|error| format!("standard output: {error}"))
+    writeln!(std::io::stdout(), "{}", escape::hidden(text)).map_err(|error| format!("standard output: {error}"))
 }

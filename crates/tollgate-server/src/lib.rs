@@ -8,6 +8,7 @@ pub mod cli;
 mod dialect;
 mod directory;
 mod doctor;
+mod escape;
 mod failure_code;
 mod files;
 mod grpc;

@@ -4,6 +4,7 @@ mod admin;
 mod apart;
 mod command_line;
 mod everywhere;
+mod hidden;
 mod isolation;
 mod names;
 mod proxy;

@@ -31,8 +31,12 @@ async fn nothing_charged(node: &Node) {
 }
 
 /// A name or value that no field takes.
-fn bad_texts() -> [String; 5] {
-    ["x".repeat(TOO_LONG), "a\nb".into(), "\0".into(), "a\u{7f}".into(), "\u{85}".into()]
+fn bad_texts() -> [String; 10] {
+    let hidden = ["a\u{202e}b", "a\u{200b}", "\u{feff}a", "a\u{fe0f}", "\u{2028}"].map(str::to_owned);
+    let [direction, no_width, mark, variation, line] = hidden;
+    let control = ["a\nb", "\0", "a\u{7f}", "\u{85}"].map(str::to_owned);
+    let [newline, zero, delete, next_line] = control;
+    ["x".repeat(TOO_LONG), newline, zero, delete, next_line, direction, no_width, mark, variation, line]
 }
 
 fn good() -> Call {

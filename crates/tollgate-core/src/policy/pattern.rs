@@ -1,5 +1,7 @@
 //! Names of resources, and wildcards over them.
 
+use crate::text::has_hidden;
+
 /// The most bytes a name of a resource may have.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -16,14 +18,14 @@ pub enum BadPattern {
     /// A `*` elsewhere than at the end.
     #[error("a `*` may only stand at the end, as in `prompt/*`")]
     InnerStar,
-    /// Empty, too long, or with control characters.
-    #[error("must have 1 to {MAX_NAME_BYTES} bytes and no control characters")]
+    /// Empty, too long, or with hidden characters.
+    #[error("must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
     BadName,
 }
 
 /// Whether `text` can be the name of a resource: bounded, and safe to print.
 pub(super) fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_NAME_BYTES && !text.chars().any(char::is_control)
+    !text.is_empty() && text.len() <= MAX_NAME_BYTES && !has_hidden(text)
 }
 
 impl Pattern {

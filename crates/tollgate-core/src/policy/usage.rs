@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, AmountTooLarge, UnitId},
     policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS},
+    text::is_hidden,
 };
 
 /// How much of each unit a call uses. It always uses requests.
@@ -101,7 +102,7 @@ impl Policy {
     }
 
     fn unknown_unit(&self, name: &str) -> UsageError {
-        let unit = name.chars().filter(|c| !c.is_control()).take(64).collect();
+        let unit = name.chars().filter(|c| !is_hidden(*c)).take(64).collect();
         let known: Vec<&str> = self.units.iter().map(|unit| &*unit.name).collect();
         UsageError::UnknownUnit { unit, known: known.join(", ") }
     }

@@ -7,6 +7,7 @@ use rand::{Rng, distr::Alphanumeric};
 use serde_json::Value;
 use tollgate_core::{
     policy::{Chain, Place, Policy, Problem},
+    text::has_hidden,
     time::Timestamp,
 };
 use tollgate_store::accounts::{AccountRecord, KeyHash, KeyRecord, OverrideRecord, PreviousSecret};
@@ -110,8 +111,9 @@ pub(super) fn rotate(
 
 /// Checks what people write of a key.
 pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: Timestamp) -> Result<(), AdminError> {
-    if description.chars().count() > MAX_DESCRIPTION || description.chars().any(char::is_control) {
-        let wrong = format!("must have at most {MAX_DESCRIPTION} characters, none of them a control character");
+    if description.chars().count() > MAX_DESCRIPTION || has_hidden(description) {
+        let wrong =
+            format!("must have at most {MAX_DESCRIPTION} characters, none of them a control or invisible character");
         return Err(CallError::field("description", wrong).into());
     }
     if expires_at.is_some_and(|end| end <= now) {

@@ -8,6 +8,7 @@ use std::{
 
 use rand::{Rng, distr::Alphanumeric};
 use serde::Deserialize;
+use tollgate_core::text::has_hidden;
 
 use super::{CertificateName, Grant, Reach};
 use crate::{
@@ -175,8 +176,8 @@ impl Tokens {
         let mut plain_texts = Vec::new();
         for (at, token) in written.tokens.into_iter().take(MAX_TOKENS).enumerate() {
             let mut mistake = |field: &str, said: &str| wrong.push(format!("tokens[{at}].{field}: {said}"));
-            if token.name.is_empty() || token.name.len() > 128 || token.name.contains(char::is_control) {
-                mistake("name", "must have 1 to 128 bytes and no control characters");
+            if token.name.is_empty() || token.name.len() > 128 || has_hidden(&token.name) {
+                mistake("name", "must have 1 to 128 bytes and no control or invisible characters");
             } else if !names.insert(token.name.clone()) {
                 mistake("name", "is the name of another token; each needs its own");
             }

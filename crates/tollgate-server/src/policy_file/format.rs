@@ -50,12 +50,12 @@ text! {
     Domain, r"^[a-z0-9-]+$", 63
 }
 text! {
-    /// Up to 128 characters, none of them a control character.
-    Name, r"^\P{Cc}+$", 128
+    /// Up to 128 characters, none of them a control or invisible character.
+    Name, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 128
 }
 text! {
-    /// A name of up to 128 characters, or a wildcard such as `prompt/*`.
-    ResourceName, r"^\P{Cc}+$", 128
+    /// A name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`.
+    ResourceName, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 128
 }
 text! {
     /// Up to 32 lower-case letters, digits and underscores, starting with a letter.
@@ -87,8 +87,8 @@ text! {
 }
 
 text! {
-    /// Text of up to 512 characters, none of them a control character.
-    Message, r"^\P{Cc}+$", 512
+    /// Text of up to 512 characters, none of them a control or invisible character.
+    Message, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 512
 }
 text! {
     /// `4xx`, a status such as `429`, or a range such as `500-599`.

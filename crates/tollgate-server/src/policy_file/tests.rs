@@ -76,7 +76,7 @@ bootstrap:
     policy.yaml:13: classes.text.quotas[4].limit: "many" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, or `unlimited`
     policy.yaml:14: classes.text.quotas[5].limit: 9007199254740992 must be at most 9007199254740991
     policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, on_failure, pool
-    policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, or a wildcard such as `prompt/*`
+    policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`
     policy.yaml:17: resources.chat.counter: "mine" is not one of: "shared", "each"
     policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or what they are instead, such as `{class: text/small}`
     policy.yaml:20: tiers.paid.is_charged: "yes" must be true or false
@@ -85,6 +85,32 @@ bootstrap:
     policy.yaml:26: bootstrap.accounts[0].keys[0].kind: "root" is not one of: "inference", "admin"
     policy.yaml:26: bootstrap.accounts[0].keys[0].expires_at: "tomorrow" is not right here; it should be: a time such as `2027-01-31T00:00:00Z`
     "#);
+}
+
+/// Tried by breaking it: with the pattern for control characters alone.
+#[test]
+fn names_with_characters_that_are_not_seen_are_refused() {
+    let names = [
+        (GOOD.replace("{t: {", "{\"tX\": {").replace("default_tier: t", "default_tier: \"tX\""), "tiers."),
+        (format!("{GOOD}classes: {{\"cX\": {{}}}}\n"), "classes."),
+        (format!("{GOOD}resources: {{\"rX\": {{quotas: []}}}}\n"), "resources."),
+        (format!("{GOOD}resources: {{\"rX/*\": {{quotas: []}}}}\n"), "resources."),
+        (format!("{GOOD}bootstrap: {{accounts: [{{id: \"aX\", tier: t}}]}}\n"), "bootstrap.accounts[0].id: "),
+        (
+            format!("{GOOD}abuse: {{authentication: {{limit: 6, per: 30s, block: 30s, message: \"noX\"}}}}\n"),
+            "abuse.authentication.message: ",
+        ),
+    ];
+    for (text, place) in names {
+        let good = report(&text.replace('X', "ü"));
+        assert!(!good.contains(place), "{good}");
+        for hidden in
+            ['\u{202e}', '\u{200b}', '\u{feff}', '\u{2066}', '\u{ad}', '\u{2028}', '\u{fe0f}', '\u{e0041}', '\u{1}']
+        {
+            let said = report(&text.replace('X', &format!("\\U{:08x}", u32::from(hidden))));
+            assert!(said.contains(&format!(": {place}")) && said.contains("invisible"), "{hidden:?} {place}: {said}");
+        }
+    }
 }
 
 /// Names are checked against a policy that does not compile as well. Tried by checking them against an empty one, and by

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use tollgate_core::{
     policy::{MissingAttribute, ResolveError, UsageError},
     store::StoreError,
+    text::has_hidden,
 };
 
 use crate::{
@@ -145,8 +146,11 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), CallError> {
 
 /// `field` is only put together for an error.
 pub(super) fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
-    if text.is_empty() || text.len() > most || text.chars().any(char::is_control) {
-        return Err(CallError::field(field, format_args!("must have 1 to {most} bytes and no control characters")));
+    if text.is_empty() || text.len() > most || has_hidden(text) {
+        return Err(CallError::field(
+            field,
+            format_args!("must have 1 to {most} bytes and no control or invisible characters"),
+        ));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use tollgate_core::text::has_hidden;
 use tollgate_store::redis::{RedisConfig, RedisTls};
 
 use super::{
@@ -62,8 +63,11 @@ pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut V
         wrong.push("redis-wait-ms: must be at least 1, and less than store-deadline-ms".to_owned());
     }
     let prefix = &redis.key_prefix;
-    if prefix.len() > 32 || prefix.contains(['{', '}']) || prefix.contains(char::is_control) {
-        wrong.push("redis-key-prefix: must have at most 32 bytes, no braces and no control characters".to_owned());
+    if prefix.len() > 32 || prefix.contains(['{', '}']) || has_hidden(prefix) {
+        wrong.push(
+            "redis-key-prefix: must have at most 32 bytes, no braces, and no control or invisible characters"
+                .to_owned(),
+        );
     }
     redis
 }

@@ -2,6 +2,8 @@
 
 use tracing::Instrument;
 
+use crate::escape;
+
 /// Runs `work` under the caller's W3C trace, so that what it logs can be found there. Without a valid
 /// `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>) it runs as it is.
 pub(crate) async fn traced<T>(traceparent: Option<&str>, work: impl Future<Output = T>) -> T {
@@ -37,7 +39,7 @@ pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     use tracing_subscriber::{EnvFilter, fmt};
     // Warnings of the HTTP/2 library are about what clients do, and so theirs to write; a filter may ask for them.
     let filter = EnvFilter::try_new(format!("h2=error,{filter}")).map_err(|error| format!("log-filter: {error}"))?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = fmt().with_env_filter(filter).with_writer(|| escape::Escaping(std::io::stderr()));
     let started = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Pretty => builder.try_init(),

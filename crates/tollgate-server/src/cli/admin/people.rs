@@ -3,7 +3,9 @@
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tollgate_core::text::{has_hidden, is_hidden};
 
+use crate::escape;
 use crate::rest::admin::shapes::{
     AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody, TierList,
 };
@@ -192,13 +194,24 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&
     lines.join("\n")
 }
 
-/// Without what a terminal would obey.
+/// On one line, and without what people do not see or a terminal would obey.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    escape::line(text).into_owned()
 }
 
-/// As a shell takes it for one word.
+/// As a shell takes it for one word; with hidden characters, as bash, ksh and zsh do.
 fn quoted(text: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
-    if text.chars().all(safe) { text.to_owned() } else { format!("'{}'", plain(text).replace('\'', r"'\''")) }
+    if text.chars().all(safe) {
+        return text.to_owned();
+    }
+    if !has_hidden(text) {
+        return format!("'{}'", text.replace('\'', r"'\''"));
+    }
+    let inside = text.chars().map(|c| match c {
+        '\'' | '\\' => format!("\\{c}"),
+        c if is_hidden(c) => format!("\\U{:08x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("$'{}'", inside.collect::<String>())
 }

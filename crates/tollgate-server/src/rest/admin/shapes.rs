@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewAccountBody {
-    /// Its id: 1 to 128 bytes without control characters, unique in the domain.
+    /// Its id: 1 to 128 bytes without control or invisible characters, unique in the domain.
     pub(crate) id: String,
     /// Its tier; the policy's default tier if absent.
     pub(crate) tier: Option<String>,

@@ -11,6 +11,7 @@ use tollgate_core::{
     policy::CONCURRENT_REQUESTS,
     reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, Window},
     store::StoreError,
+    text::is_hidden,
     time::Timestamp,
     window::{CalendarUnit, CalendarWindow, Span},
 };
@@ -275,7 +276,7 @@ fn units_of(domain: &Domain, note: &Note, usage: Option<&[(&str, u64)]>) -> Resu
 }
 
 fn printable(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(64).collect()
+    name.chars().filter(|c| !is_hidden(*c)).take(64).collect()
 }
 
 /// What is given back, with the number of its unit.
