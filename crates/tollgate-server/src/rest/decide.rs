@@ -272,10 +272,16 @@ enum WindowBody {
     /// No window: what is held at this moment.
     Concurrent,
     SlidingMs(u64),
-    Calendar {
-        unit: String,
-        zone: String,
-    },
+    Calendar(CalendarBody),
+}
+
+/// Calendar periods.
+#[derive(Debug, Serialize, ToSchema)]
+struct CalendarBody {
+    /// `second`, `minute`, `hour`, `day`, `week` (from Monday) or `month`.
+    unit: String,
+    /// The IANA time zone.
+    zone: String,
 }
 
 /// Says what `consume` would, and charges nothing.
@@ -400,9 +406,10 @@ pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
         window: match &quota.window {
             Window::Concurrent => WindowBody::Concurrent,
             Window::Sliding(sliding) => WindowBody::SlidingMs(u64::from(sliding.ms())),
-            Window::Calendar(calendar) => {
-                WindowBody::Calendar { unit: calendar.unit().name().to_owned(), zone: calendar.zone().to_owned() }
-            }
+            Window::Calendar(calendar) => WindowBody::Calendar(CalendarBody {
+                unit: calendar.unit().name().to_owned(),
+                zone: calendar.zone().to_owned(),
+            }),
         },
         scope: quota.scope.attributes().iter().map(|attribute| attribute.name().to_owned()).collect(),
         limit: match status.limit {
