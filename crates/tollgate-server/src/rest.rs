@@ -8,6 +8,7 @@ mod guard;
 mod health;
 mod limits;
 mod list;
+mod number;
 mod report;
 mod reserve;
 
@@ -265,8 +266,28 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
                     StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
                     status => status,
                 };
-                Err(ErrorBody::new(code, format!("body: {}", rejection.body_text())).with(status))
+                Err(ErrorBody::new(code, mistake_of(&rejection)).with(status))
             }
         }
     }
+}
+
+/// What is wrong with a JSON body, behind the name of the field where there is one.
+fn mistake_of(rejection: &JsonRejection) -> String {
+    let mut source = std::error::Error::source(rejection);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<serde_path_to_error::Error<serde_json::Error>>() {
+            return mistake("body", error);
+        }
+        source = error.source();
+    }
+    format!("body: {}", rejection.body_text())
+}
+
+/// The same of something in a body, which is called `around` where no field of it is meant.
+fn mistake(around: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let path = error.path().to_string();
+    // Of JSON that breaks off, or is no map, there is no field to name.
+    let field = if path.starts_with(['.', '?', '[']) { around } else { &path };
+    format!("{field}: {}", error.inner())
 }

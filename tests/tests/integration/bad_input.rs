@@ -5,6 +5,7 @@
 //! taken for an error of the service, and where what is too large or cannot be read is refused without saying what is.
 
 mod messages;
+mod numbers;
 mod pages;
 
 use reqwest::{Method, StatusCode, header};

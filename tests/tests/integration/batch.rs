@@ -111,7 +111,7 @@ async fn a_batch_over_rest_is_the_same() {
     for (body, said) in [
         (r#"{"calls":[]}"#.to_owned(), "calls: must have 1 to 256 entries"),
         (format!(r#"{{"calls":[{}]}}"#, vec!["{}"; 257].join(",")), "and has 257"),
-        (r#"{"calls":{}}"#.to_owned(), "body: "),
+        (r#"{"calls":{}}"#.to_owned(), "calls: "),
         (r#"{"calls":[],"more":1}"#.to_owned(), "more"),
     ] {
         let (status, answer) = node.rest.post("/v1/consume_batch", body).await;

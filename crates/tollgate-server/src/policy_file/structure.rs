@@ -1,6 +1,6 @@
 //! The structure of a file against the schema: every mistake at once, said in the schema's words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use jsonschema::{
     ValidationError,
@@ -37,7 +37,9 @@ impl Checked {
 
 /// Checks the structure of a file, or of a part of one.
 pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
-    let validator = match jsonschema::validator_for(schema) {
+    let marked = &with_whole_numbers(schema);
+    let options = jsonschema::options().with_keyword(WHOLE, |_, _, _| Ok(Box::new(WholeNumber)));
+    let validator = match options.build(marked) {
         Ok(validator) => validator,
         Err(error) => {
             let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
@@ -47,8 +49,9 @@ pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
     let mut left_out = BTreeSet::new();
     let mut mistakes = Vec::new();
     let (mut unknown, mut wrong) = (Vec::new(), Vec::new());
-    for error in validator.iter_errors(&value) {
-        describe(&error, schema, &mut mistakes);
+    let errors: Vec<ValidationError<'_>> = validator.iter_errors(&value).collect();
+    describe_all(&errors, schema, &mut mistakes);
+    for error in &errors {
         if let ValidationErrorKind::PropertyNames { error } = error.kind() {
             wrong.push(error.instance().clone().into_owned());
         }
@@ -57,7 +60,7 @@ pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
             unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
         } else {
             wrong.push(error.instance().clone().into_owned());
-            left_out.extend(item_around(place_of(&error)));
+            left_out.extend(item_around(place_of(error)));
         }
     }
     for (pointer, keys) in unknown {
@@ -77,6 +80,38 @@ pub(super) fn check(mut value: Value, schema: &Value) -> Checked {
     Checked { mistakes, rest: value, wrong, left_out }
 }
 
+/// The keyword that stands beside `"type": "integer"`, by which JSON Schema takes `1000.0`, and so `1e3`, for an integer.
+const WHOLE: &str = "x-whole-number";
+
+/// The schema with [`WHOLE`] wherever it asks for an integer.
+fn with_whole_numbers(schema: &Value) -> Value {
+    match schema {
+        Value::Object(part) => {
+            let integer = |kind: &Value| kind == "integer";
+            let asks = part
+                .get("type")
+                .is_some_and(|kind| integer(kind) || kind.as_array().is_some_and(|kinds| kinds.iter().any(integer)));
+            let marked = part.iter().map(|(name, inner)| (name.clone(), with_whole_numbers(inner)));
+            Value::Object(marked.chain(asks.then(|| (WHOLE.to_owned(), Value::Bool(true)))).collect())
+        }
+        Value::Array(parts) => Value::Array(parts.iter().map(with_whole_numbers).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Refuses numbers without a fraction that are written as if they had one; what has one is no integer anyway.
+struct WholeNumber;
+
+impl<'i> jsonschema::Keyword<'i> for WholeNumber {
+    fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
+        if self.is_valid(instance) { Ok(()) } else { Err(ValidationError::custom("is written as a fraction")) }
+    }
+
+    fn is_valid(&self, instance: &'i Value) -> bool {
+        !instance.as_f64().is_some_and(|number| instance.is_f64() && number.fract() == 0.0)
+    }
+}
+
 /// The innermost item of a list that `place` lies in.
 fn item_around(place: Place) -> Option<Place> {
     let mut around = std::iter::successors(Some(place), Place::parent);
@@ -88,6 +123,25 @@ fn find_mut<'a>(value: &'a mut Value, place: &Place) -> Option<&'a mut Value> {
         Step::Key(key) => value.get_mut(key),
         Step::Index(index) => value.get_mut(index),
     })
+}
+
+/// Of a value that is wrong in several ways says the first: what is no whole number need not be said to be too large.
+fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+    let rank = |error: &ValidationError<'_>| match error.kind() {
+        ValidationErrorKind::Maximum { .. } | ValidationErrorKind::Minimum { .. } => 2,
+        ValidationErrorKind::Enum { .. } => 1,
+        _ => 0,
+    };
+    let mut first: HashMap<&str, u8> = HashMap::with_capacity(errors.len());
+    for error in errors {
+        let known = first.entry(error.instance_path().as_str()).or_insert(u8::MAX);
+        *known = rank(error).min(*known);
+    }
+    for error in errors {
+        if first.get(error.instance_path().as_str()) == Some(&rank(error)) {
+            describe(error, schema, mistakes);
+        }
+    }
 }
 
 fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
@@ -111,9 +165,7 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
             };
             let mut branches = context.iter().filter(meant);
             if let (Some(branch), None) = (branches.next(), branches.next()) {
-                for inner in branch {
-                    describe(inner, schema, mistakes);
-                }
+                describe_all(branch, schema, mistakes);
                 return;
             }
             format!("{found} is not right here; it should be: {about}")
@@ -124,6 +176,9 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
         ValidationErrorKind::Enum { options } => {
             let options: Vec<String> = options.as_array().into_iter().flatten().map(shown).collect();
             format!("{found} is not one of: {}", options.join(", "))
+        }
+        ValidationErrorKind::Custom { keyword, .. } if keyword == WHOLE => {
+            format!("{found} must be a whole number, such as 1000, written without a point or an exponent")
         }
         ValidationErrorKind::Constant { expected_value } => format!("{found} must be {}", shown(expected_value)),
         ValidationErrorKind::Type { kind } => format!("{found} must be {}", type_names(kind)),

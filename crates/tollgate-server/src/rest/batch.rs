@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, ErrorDetail, Shared,
     decide::{CallBody, DecisionBody, decision},
+    mistake,
 };
 use crate::{
     auth::{Reach, ServiceGrant},
@@ -68,8 +69,7 @@ pub(super) async fn consume_batch(
     if let Err(error) = check_batch(batch.calls.len()) {
         return error.into_response();
     }
-    let read: Vec<Result<CallBody, serde_json::Error>> =
-        batch.calls.iter().map(|call| serde_json::from_str(call.get())).collect();
+    let read: Vec<Result<CallBody, Mistake>> = batch.calls.iter().map(|call| read(call)).collect();
     let within = grant.reach();
     let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, read[at].as_ref().is_ok_and(|call| call.render));
     let calls = read.iter().map(|read| to_call(within, read)).collect();
@@ -81,6 +81,13 @@ pub(super) async fn consume_batch(
     Json(BatchResultBody { results: results.collect() }).into_response()
 }
 
-fn to_call<'a>(within: &'a Reach, read: &'a Result<CallBody, serde_json::Error>) -> Result<Call<'a>, CallError> {
-    read.as_ref().map(|call| call.to_call(within)).map_err(|error| CallError::field("call", error))
+type Mistake = serde_path_to_error::Error<serde_json::Error>;
+
+fn read(call: &RawValue) -> Result<CallBody, Mistake> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get()))
+}
+
+fn to_call<'a>(within: &'a Reach, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
+    let read = read.as_ref().map(|call| call.to_call(within));
+    read.map_err(|error| CallError::field("call", mistake("body", error)))
 }

@@ -15,7 +15,11 @@ use tollgate_core::{
 };
 use utoipa::ToSchema;
 
-use super::{Body, ErrorBody, Failures, Shared, answer, reserve::ReservationBody};
+use super::{
+    Body, ErrorBody, Failures, Shared, answer,
+    number::{Whole, whole},
+    reserve::ReservationBody,
+};
 use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
@@ -39,7 +43,7 @@ pub(super) struct CallBody {
     /// How much it uses, by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    usage: Entries<u64>,
+    usage: Entries<Whole>,
     /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -70,10 +74,10 @@ struct UploadBody {
     #[schema(min_length = 1, max_length = 128)]
     media_type: String,
     /// Its size.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     bytes: u64,
     /// How long it plays, rounded up.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     duration_seconds: u64,
 }
 
@@ -82,10 +86,10 @@ struct UploadBody {
 #[derive(Debug)]
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
-impl Entries<u64> {
+impl Entries<Whole> {
     /// The names and their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(name, number)| (name.as_str(), *number))
+        self.0.iter().map(|(name, Whole(number))| (name.as_str(), *number))
     }
 }
 
@@ -316,7 +320,7 @@ impl CallBody {
             domain: &self.domain,
             caller: self.caller.caller(),
             resource: &self.resource,
-            usage: self.usage.0.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect(),
+            usage: self.usage.iter().collect(),
             attributes: self.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             dialect: &self.dialect,
             request_id: &self.request_id,

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
     decide::{CallerBody, Entries, QuotaBody, ReasonBody, quota, reason},
+    number::whole,
 };
 use crate::{
     auth::ServiceGrant,
@@ -26,7 +27,7 @@ pub(super) struct ListBody {
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
     /// How many resources at most, 1 to 100; 50 if absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(maximum = 100)]
     page_size: u32,
     /// `next_page_token` of the previous answer; absent for the first page.

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
     decide::{CallerBody, Entries, ReasonBody, reason},
+    number::whole,
 };
 use crate::{
     auth::ServiceGrant,
@@ -29,6 +30,7 @@ pub(super) struct ReportBody {
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
     /// The HTTP status of the answer.
+    #[serde(deserialize_with = "whole")]
     #[schema(minimum = 100, maximum = 599)]
     status: u32,
 }

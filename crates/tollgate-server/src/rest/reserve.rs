@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
     decide::{CallBody, DecisionBody, Entries, decision},
+    number::{Whole, whole, whole_or_null},
 };
 use crate::{
     auth::ServiceGrant,
@@ -23,9 +24,9 @@ pub(super) struct ReserveBody {
     /// What estimates are made from, such as the length of the prompt and `max_tokens`; at most 16.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    inputs: Entries<u64>,
+    inputs: Entries<Whole>,
     /// How long the reservation lives unless it is extended; the node's default if absent (10 minutes).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     ttl_ms: u32,
 }
@@ -53,8 +54,9 @@ pub(super) struct SettleBody {
     /// What was used, by unit; 0 is legal. Units that are not named stay as reserved, and so do `requests`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    usage: Entries<u64>,
+    usage: Entries<Whole>,
     /// The HTTP status that the call was answered with, for the abuse rules of the policy.
+    #[serde(default, deserialize_with = "whole_or_null")]
     #[schema(minimum = 100, maximum = 599)]
     status: Option<u32>,
 }
@@ -65,6 +67,7 @@ pub(super) struct SettleBody {
 pub(super) struct CancelBody {
     reservation_id: String,
     /// As of a settlement.
+    #[serde(default, deserialize_with = "whole_or_null")]
     #[schema(minimum = 100, maximum = 599)]
     status: Option<u32>,
 }
@@ -75,7 +78,7 @@ pub(super) struct CancelBody {
 pub(super) struct ExtendBody {
     reservation_id: String,
     /// How long it lives from now on; as long as at first if absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     ttl_ms: u32,
 }

@@ -12,6 +12,7 @@ use crate::{
     admin::{AdminError, is_in_policy_file},
     policies::Domain,
     policy_file::parse_time,
+    rest::number::{numbers, numbers_or_null, whole},
     service::CallError,
 };
 
@@ -24,7 +25,7 @@ pub(crate) struct NewAccountBody {
     /// Its tier; the policy's default tier if absent.
     pub(crate) tier: Option<String>,
     /// What it has to spend, by currency; shown, never judged by.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "numbers")]
     #[schema(value_type = std::collections::HashMap<String, f64>)]
     pub(crate) balances: IndexMap<String, f64>,
 }
@@ -34,6 +35,7 @@ pub(crate) struct NewAccountBody {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AccountPatchBody {
     pub(crate) tier: Option<String>,
+    #[serde(default, deserialize_with = "numbers_or_null")]
     #[schema(value_type = Option<std::collections::HashMap<String, f64>>)]
     pub(crate) balances: Option<IndexMap<String, f64>>,
 }
@@ -196,7 +198,7 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D
 pub(crate) struct RotationBody {
     /// For how many seconds the secret before stays good, at most 2592000; 0 if absent. The one before that is no
     /// good from now on.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub(crate) overlap_s: u64,
 }
 
