@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn logs_keep_their_colours_alone() {
         let mut log = Vec::new();
-        write!(Escaping(&mut log), "\u{1b}[2mid=\u{200f}x\u{9b}2J\u{1b}[0m\n").unwrap();
+        Escaping(&mut log).write_all("\u{1b}[2mid=\u{200f}x\u{9b}2J\u{1b}[0m\n".as_bytes()).unwrap();
         assert_eq!(String::from_utf8(log).unwrap(), "\u{1b}[2mid=\\u200fx\\u009b2J\u{1b}[0m\n");
     }
 }

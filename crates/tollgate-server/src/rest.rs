@@ -4,6 +4,7 @@ pub(crate) mod admin;
 mod batch;
 mod bounds;
 mod decide;
+mod entries;
 mod guard;
 mod health;
 mod limits;

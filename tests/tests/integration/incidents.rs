@@ -153,11 +153,11 @@ impl World {
         ]);
         let streamed = async {
             let mut answers = grpc.clone().consume_stream(stream).await?.into_inner();
-            let mut text = String::new();
+            let mut taken = Vec::new();
             while let Some(answer) = answers.message().await? {
-                text += &format!("{answer:?}");
+                taken.push(answer);
             }
-            Ok::<_, tonic::Status>(text)
+            Ok::<_, tonic::Status>(format!("{taken:?}"))
         };
         let streamed = streamed.await;
         let report = ReportOutcomeRequest {

@@ -1,12 +1,7 @@
 //! `POST /v1/check` and `POST /v1/consume`: the RPCs in JSON.
 
-use std::{fmt, marker::PhantomData};
-
 use axum::{extract::State, response::Response};
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{Error, MapAccess, Visitor},
-};
+use serde::{Deserialize, Serialize};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -17,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
+    entries::Entries,
     number::{Whole, whole},
     reserve::ReservationBody,
 };
@@ -24,7 +20,7 @@ use crate::{
     auth::{Reach, ServiceGrant},
     dialect::{Facts, Rendered},
     directory::BadKey,
-    service::{Call, CallerRef, MAX_ENTRIES, Outcome, Reason},
+    service::{Call, CallerRef, Outcome, Reason},
     uploads::Upload,
 };
 
@@ -79,52 +75,6 @@ struct UploadBody {
     /// How long it plays, rounded up.
     #[serde(default, deserialize_with = "whole")]
     duration_seconds: u64,
-}
-
-/// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
-/// nobody.
-#[derive(Debug)]
-pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
-
-impl Entries<Whole> {
-    /// The names and their numbers.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(name, Whole(number))| (name.as_str(), *number))
-    }
-}
-
-impl<T> Default for Entries<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor(PhantomData))
-    }
-}
-
-struct EntriesVisitor<T>(PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
-    type Value = Entries<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
-        let mut entries: Vec<(String, T)> = Vec::new();
-        while let Some(entry) = map.next_entry::<String, T>()? {
-            // More than that are too many anyway, as the service will say.
-            if entries.len() <= MAX_ENTRIES && entries.iter().any(|(known, _)| *known == entry.0) {
-                return Err(A::Error::custom(format_args!("{} is named twice", entry.0)));
-            }
-            entries.push(entry);
-        }
-        Ok(Entries(entries))
-    }
 }
 
 /// Who calls: one of the three.

@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
-    decide::{CallerBody, Entries, QuotaBody, ReasonBody, quota, reason},
+    decide::{CallerBody, QuotaBody, ReasonBody, quota, reason},
+    entries::Entries,
     number::whole,
 };
 use crate::{

@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
-    decide::{CallerBody, Entries, ReasonBody, reason},
+    decide::{CallerBody, ReasonBody, reason},
+    entries::Entries,
     number::whole,
 };
 use crate::{

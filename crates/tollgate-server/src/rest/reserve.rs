@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, Failures, Shared, answer,
-    decide::{CallBody, DecisionBody, Entries, decision},
+    decide::{CallBody, DecisionBody, decision},
+    entries::Entries,
     number::{Whole, whole, whole_or_null},
 };
 use crate::{

@@ -1,0 +1,57 @@
+//! Maps of JSON bodies.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor},
+};
+
+use super::number::Whole;
+use crate::service::MAX_ENTRIES;
+
+/// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
+/// nobody.
+#[derive(Debug)]
+pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
+
+impl Entries<Whole> {
+    /// The names and their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(name, Whole(number))| (name.as_str(), *number))
+    }
+}
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor(PhantomData))
+    }
+}
+
+struct EntriesVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
+    type Value = Entries<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+        let mut entries: Vec<(String, T)> = Vec::new();
+        while let Some(entry) = map.next_entry::<String, T>()? {
+            // More than that are too many anyway, as the service will say.
+            if entries.len() <= MAX_ENTRIES && entries.iter().any(|(known, _)| *known == entry.0) {
+                return Err(A::Error::custom(format_args!("{} is named twice", entry.0)));
+            }
+            entries.push(entry);
+        }
+        Ok(Entries(entries))
+    }
+}
