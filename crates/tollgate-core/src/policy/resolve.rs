@@ -39,7 +39,7 @@ pub struct CallerKey<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// The resource cannot be a name.
-    #[error("resource: must have 1 to {MAX_NAME_BYTES} bytes and no control characters")]
+    #[error("resource: must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
     BadResource,
     /// The policy does not know the resource, and refuses unknown ones.
     #[error("resource: there is no such resource")]
