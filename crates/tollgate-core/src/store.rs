@@ -3,7 +3,7 @@
 use std::{future::Future, pin::Pin};
 
 use crate::{
-    claim::{Answer, Claim, Mode, Partition},
+    claim::{Answer, Claim, LedgerKey, Mode, Partition},
     ledger::Crowded,
     reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
 };
@@ -79,6 +79,11 @@ pub trait Store: Send + Sync + 'static {
         ttl_ms: u32,
         reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension>;
+
+    /// Removes these ledgers of `home` with their slots, and with `open_ended` every open-ended ledger there, whatever they
+    /// hold: they begin anew. Reservations stay, and give nothing back to what is gone. Returns how many there were. Not
+    /// one step: a call in between may find some of them.
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize>;
 
     /// Whether the store can be reached now. For readiness, not for the way of a call.
     fn ready(&self) -> StoreFuture<'_, ()>;

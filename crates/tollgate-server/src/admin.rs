@@ -5,10 +5,14 @@ mod change;
 mod keys;
 mod overrides;
 mod policy_file;
+mod usage;
 
 use std::sync::Arc;
 
-use tollgate_core::{store::StoreError, time::Timestamp};
+use tollgate_core::{
+    store::{Store, StoreError},
+    time::Timestamp,
+};
 use tollgate_store::{
     accounts::{AccountRecord, AccountStore, Change, Event, Saved},
     clock::Clock,
@@ -34,6 +38,7 @@ const ATTEMPTS: usize = 8;
 pub(crate) struct Admin {
     policies: Arc<Policies>,
     store: Arc<dyn AccountStore>,
+    counters: Arc<dyn Store>,
     known: Arc<Accounts>,
     clock: Arc<dyn Clock>,
 }
@@ -75,14 +80,15 @@ impl From<StoreError> for AdminError {
 }
 
 impl Admin {
-    /// Administers `store`, of which this node remembers what is `known`.
+    /// Administers `store`, of which this node remembers what is `known`, and the `counters` of its accounts.
     pub(crate) fn new(
         policies: Arc<Policies>,
         store: Arc<dyn AccountStore>,
+        counters: Arc<dyn Store>,
         known: Arc<Accounts>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { policies, store, known, clock }
+        Self { policies, store, counters, known, clock }
     }
 
     /// The desk of an administrator in a domain; no name stands for the only one within reach.

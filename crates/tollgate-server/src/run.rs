@@ -234,7 +234,7 @@ pub async fn run(
         Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
     ));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
-    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, known, clock));
+    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, Arc::clone(&backend.store), known, clock));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
     let (to, stage) = watch::channel(Stage::Running);
     let health = Arc::new(rest::Health {

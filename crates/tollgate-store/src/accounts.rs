@@ -98,6 +98,8 @@ pub enum Saved {
 pub struct Page {
     /// The accounts.
     pub accounts: Vec<AccountRecord>,
+    /// The ids of accounts between them whose records cannot be read.
+    pub unreadable: Vec<String>,
     /// What the next page comes behind; `None` on the last one.
     pub next: Option<String>,
 }

@@ -380,6 +380,10 @@ mod tests {
             self.0.extend(home, id, ttl_ms, reservation)
         }
 
+        fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open: bool) -> StoreFuture<'a, usize> {
+            self.0.reset(home, ledgers, open)
+        }
+
         fn ready(&self) -> StoreFuture<'_, ()> {
             self.0.ready()
         }

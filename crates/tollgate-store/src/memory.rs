@@ -192,6 +192,20 @@ impl<C: Clock> Store for MemoryStore<C> {
         Box::pin(std::future::ready(Ok(reservation::extend(&mut locked, home, id, ttl_ms, reservation, now))))
     }
 
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize> {
+        let (mut locked, _) = self.lock([home].into_iter());
+        let shard = locked.shard(home);
+        let before = shard.ledgers.len();
+        shard.ledgers.retain(|key, _| {
+            let goes = key.partition == home && (ledgers.contains(key) || open_ended && key.is_open_ended());
+            if goes {
+                shard.seats.free(key);
+            }
+            !goes
+        });
+        Box::pin(std::future::ready(Ok(before - shard.ledgers.len())))
+    }
+
     fn ready(&self) -> StoreFuture<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

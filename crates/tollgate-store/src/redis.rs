@@ -14,7 +14,7 @@ use std::sync::Arc;
 use redis::Value;
 use tokio::time::Instant;
 use tollgate_core::{
-    claim::{Answer, Claim, Mode, Partition},
+    claim::{Answer, Claim, LedgerKey, Mode, Partition},
     reservation::{
         Admission, Charge, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms, shape_of,
     },
@@ -33,6 +33,9 @@ use self::{
     wire::{Request, Validity},
 };
 
+/// The most ledgers that one run of a script removes.
+const MAX_RESET: usize = 250;
+
 /// The scripts, put together from `lua/`, behind the clock that goes in front.
 struct Scripts {
     usual: UsualScripts,
@@ -42,6 +45,7 @@ struct Scripts {
     close: Script,
     refund: Script,
     extend: Script,
+    reset: Script,
 }
 
 macro_rules! lua {
@@ -69,6 +73,7 @@ impl Scripts {
             close: script(CLOSE),
             refund: script(REFUND),
             extend: script(EXTEND),
+            reset: script(lua!("reset")),
         }
     }
 }
@@ -297,6 +302,29 @@ impl Store for RedisStore {
                 return Box::pin(split::extend(self, home, id, ttl_ms, reservation, deadline)).await;
             }
             self.extend_at_once(home, id, ttl_ms, reservation, deadline).await
+        })
+    }
+
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize> {
+        Box::pin(async move {
+            let prefix = self.link.key_prefix();
+            let names = [wire::names_key(prefix, home)];
+            let front = wire::key_in(prefix, home, "", &[]);
+            let mut gone = 0;
+            let last = ledgers.len().saturating_sub(1) / MAX_RESET;
+            for part in 0..=last {
+                let ledgers = ledgers.iter().skip(part * MAX_RESET).take(MAX_RESET).filter(|key| key.partition == home);
+                let keys: Vec<String> = ledgers
+                    .flat_map(|ledger| [wire::ledger_key(prefix, ledger), records::slots_key(prefix, ledger)])
+                    .collect();
+                let open_ended: &[u8] = if open_ended && part == last { b"1" } else { b"0" };
+                let args = [front.as_bytes(), open_ended];
+                let deadline = self.link.deadline();
+                let reply = self.script(&self.scripts.reset, Writes::Charge, &[&keys, &names], &args, deadline).await?;
+                let Value::Int(here) = reply else { return Err(wire::unreadable()) };
+                gone += usize::try_from(here).unwrap_or(0);
+            }
+            Ok(gone)
         })
     }
 

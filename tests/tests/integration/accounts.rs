@@ -8,6 +8,7 @@ mod hidden;
 mod isolation;
 mod names;
 mod proxy;
+mod usage;
 
 use std::path::{Path, PathBuf};
 

@@ -29,6 +29,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(accounts::get, accounts::patch, accounts::delete))
         .routes(routes!(accounts::put_override, accounts::clear_override))
         .routes(routes!(accounts::tell))
+        .routes(routes!(accounts::reset_usage))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::get, keys::patch))
         .routes(routes!(keys::rotate))

@@ -78,7 +78,7 @@ impl MemoryAccounts {
             behind.take_while(|((of, _), _)| of == domain).take(take + 1).map(|(_, record)| record.clone()).collect();
         let more = accounts.len() > take;
         accounts.truncate(take);
-        Page { next: accounts.last().filter(|_| more).map(|last| last.id.clone()), accounts }
+        Page { next: accounts.last().filter(|_| more).map(|last| last.id.clone()), accounts, unreadable: Vec::new() }
     }
 }
 

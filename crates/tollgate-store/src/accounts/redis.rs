@@ -25,6 +25,10 @@ use crate::redis::{Link, Script};
 /// How often a subscription is tried, and how long it may take to answer. A connection that broke without a
 /// word is found out within two of these.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The longest id of an account, in bytes.
+const MAX_ID_BYTES: usize = 128;
+/// The largest record that is written or read, in bytes.
+const MAX_RECORD_BYTES: usize = 1 << 20;
 /// The digits in front of a record.
 const VERSION_DIGITS: usize = 16;
 
@@ -32,12 +36,15 @@ const VERSION_DIGITS: usize = 16;
 pub struct RedisAccounts {
     link: Link,
     script: Script,
+    list: Script,
 }
 
 impl RedisAccounts {
     /// A store at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        Self { link, script: Script::new(include_str!("../../../../lua/account.lua").to_owned()) }
+        let script = Script::new(include_str!("../../../../lua/account.lua").to_owned());
+        let list = Script::new(include_str!("../../../../lua/accounts.lua").to_owned());
+        Self { link, script, list }
     }
 
     fn key(&self, tag: &str, name: &str) -> String {
@@ -70,8 +77,13 @@ impl RedisAccounts {
     }
 
     async fn read<T: serde::de::DeserializeOwned>(&self, key: &str, skip: usize) -> Result<Option<T>, StoreError> {
-        let found: Option<Vec<u8>> = self.ask(Cmd::new().arg("GET").arg(key)).await?;
-        let Some(bytes) = found else { return Ok(None) };
+        let bytes: Vec<u8> = self.ask(Cmd::new().arg("GETRANGE").arg(key).arg(0).arg(MAX_RECORD_BYTES)).await?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if bytes.len() > MAX_RECORD_BYTES {
+            return Err(StoreError::Refused(format!("what it keeps at {key} is too long to be a record")));
+        }
         let written = bytes.get(skip..).unwrap_or_default();
         serde_json::from_slice(written)
             .map(Some)
@@ -105,6 +117,10 @@ impl RedisAccounts {
             Some(record) => digits(record.version) + &json(record)?,
             None => String::new(),
         };
+        if after.len() > MAX_RECORD_BYTES {
+            let text = format!("the record of an account has at most {MAX_RECORD_BYTES} bytes");
+            return Err(StoreError::Overloaded(text));
+        }
         let mut keys = vec![self.record_key(change.domain, change.id)];
         let partition = Partition::of([change.domain, "account", change.id]);
         keys.extend(change.event.map(|event| {
@@ -166,22 +182,44 @@ impl RedisAccounts {
     }
 
     async fn load_record(&self, domain: &str, id: &str) -> Result<Option<AccountRecord>, StoreError> {
-        self.read(&self.record_key(domain, id), VERSION_DIGITS).await
+        let key = self.record_key(domain, id);
+        let record: Option<AccountRecord> = self.read(&key, VERSION_DIGITS).await?;
+        if record.as_ref().is_some_and(|record| record.domain != domain || record.id != id) {
+            return Err(StoreError::Refused(format!("what it keeps at {key} is the record of another account")));
+        }
+        Ok(record)
     }
 
     async fn page(&self, domain: &str, after: &str, take: usize) -> Result<Page, StoreError> {
         let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
-        let mut range = Cmd::new();
-        range.arg("ZRANGEBYLEX").arg(self.list_key(domain)).arg(from).arg("+").arg("LIMIT").arg(0).arg(take + 1);
-        let mut ids: Vec<String> = self.ask(&range).await?;
+        let key = self.list_key(domain);
+        let listed = self.link.script(&self.list, |verb, script| {
+            let mut command = Cmd::new();
+            command.arg(verb).arg(script).arg(1).arg(&key).arg(&from).arg(take + 1).arg(MAX_ID_BYTES);
+            command
+        });
+        let mut ids: Vec<Vec<u8>> = redis::from_redis_value(listed.await?)
+            .map_err(|error| StoreError::Refused(format!("its answer cannot be read: {error}")))?;
         let more = ids.len() > take;
         ids.truncate(take);
-        let mut accounts = Vec::with_capacity(ids.len());
-        for id in &ids {
-            // One that was just deleted, or is just being made, is not there.
-            accounts.extend(self.load_record(domain, id).await?);
+        // No account can have a name that is no text, and none could be asked for by it.
+        let mut ids: Vec<String> = ids.into_iter().filter_map(|id| String::from_utf8(id).ok()).collect();
+        if more && ids.is_empty() {
+            return Err(StoreError::Refused("the list of accounts holds names that are no text".into()));
         }
-        Ok(Page { accounts, next: ids.pop().filter(|_| more) })
+        let (mut accounts, mut unreadable) = (Vec::with_capacity(ids.len()), Vec::new());
+        for id in &ids {
+            match self.load_record(domain, id).await {
+                // One that was just deleted, or is just being made, is not there.
+                Ok(found) => accounts.extend(found),
+                Err(StoreError::Refused(error)) => {
+                    self.link.log_unreadable(&[&[self.record_key(domain, id)]], &error);
+                    unreadable.push(id.clone());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Page { accounts, unreadable, next: ids.pop().filter(|_| more) })
     }
 
     async fn listen(&self) -> Result<Changes, StoreError> {

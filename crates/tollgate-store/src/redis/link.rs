@@ -235,7 +235,7 @@ impl Link {
     }
 
     /// Logs that a call with these keys failed on what they hold.
-    pub(super) fn log_unreadable(&self, keys: &[&[String]], error: &str) {
+    pub(crate) fn log_unreadable(&self, keys: &[&[String]], error: &str) {
         self.0.unreadable.write(keys.iter().copied().flatten().map(String::as_bytes), error);
     }
 

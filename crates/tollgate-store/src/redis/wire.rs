@@ -86,7 +86,7 @@ impl Request {
     /// The same, in partitions that may have so many open-ended ledgers.
     pub(super) fn with_places(mut self, prefix: &str, most: u32) -> Self {
         let Some(open) = self.ledgers.iter().find(|ledger| ledger.is_open_ended()) else { return self };
-        self.keys.push(key_in(prefix, open.partition, PLACES_KEY, &[]));
+        self.keys.push(names_key(prefix, open.partition));
         let marks = self.ledgers.iter().enumerate().filter(|(_, ledger)| ledger.is_open_ended());
         let marks = marks.fold(0_u64, |marks, (at, _)| marks | 1 << at);
         self.packed.extend(most.to_le_bytes());
@@ -214,6 +214,11 @@ fn pack(claims: &[Claim], rows: &[Row], mode: Mode, validity: Validity) -> Vec<u
 /// Appends the low `N` bytes of a number, little endian.
 pub(super) fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
     to.extend(number.to_le_bytes().into_iter().take(N));
+}
+
+/// The key of the names of a partition's open-ended ledgers.
+pub(super) fn names_key(prefix: &str, partition: Partition) -> String {
+    key_in(prefix, partition, PLACES_KEY, &[])
 }
 
 /// `tg{<partition>}<scope>`: all ledgers of a partition share a hash tag, and so a cluster slot.

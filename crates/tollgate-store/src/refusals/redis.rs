@@ -11,12 +11,18 @@ use crate::redis::{Link, Script};
 pub struct RedisRefusals {
     link: Link,
     script: Script,
+    latest: Script,
 }
+
+/// The longest refusal, in bytes.
+const MAX_REFUSAL_BYTES: usize = 8_192;
 
 impl RedisRefusals {
     /// A log at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        Self { link, script: Script::new(include_str!("../../../../lua/refusals.lua").to_owned()) }
+        let script = Script::new(include_str!("../../../../lua/refusals.lua").to_owned());
+        let latest = Script::new(include_str!("../../../../lua/refused.lua").to_owned());
+        Self { link, script, latest }
     }
 
     fn key(&self, account: Partition) -> String {
@@ -42,14 +48,16 @@ impl RedisRefusals {
     }
 
     async fn read(&self, account: Partition) -> Result<Vec<Refusal>, StoreError> {
-        let mut command = redis::cmd("LRANGE");
-        command.arg(self.key(account)).arg(0).arg(KEPT - 1);
-        let unreadable =
-            |error: &dyn std::fmt::Display| StoreError::Refused(format!("its answer cannot be read: {error}"));
-        let written: Vec<String> =
-            redis::from_redis_value(self.link.query(&command).await?).map_err(|error| unreadable(&error))?;
-        let read = written.iter().map(|text| serde_json::from_str(text).map_err(|error| unreadable(&error)));
-        read.collect()
+        let key = self.key(account);
+        let read = self.link.script(&self.latest, |verb, script| {
+            let mut command = Cmd::new();
+            command.arg(verb).arg(script).arg(1).arg(&key).arg(KEPT).arg(MAX_REFUSAL_BYTES);
+            command
+        });
+        let written: Vec<Vec<u8>> = redis::from_redis_value(read.await?)
+            .map_err(|error| StoreError::Refused(format!("its answer cannot be read: {error}")))?;
+        // One that was changed by hand hides none of the others.
+        Ok(written.iter().filter_map(|text| serde_json::from_slice(text).ok()).collect())
     }
 }
 

@@ -5,7 +5,10 @@ use indexmap::IndexMap;
 use reqwest::Method;
 
 use super::{Ask, OverrideArgs, Page, Upon, Verb, people};
-use crate::rest::admin::shapes::{AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody};
+use crate::rest::admin::shapes::{
+    AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, UsageResetAnswer,
+    UsageResetBody,
+};
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum AccountVerb {
@@ -78,6 +81,15 @@ pub(in crate::cli) enum AccountVerb {
         #[command(flatten)]
         upon: Upon,
     },
+    /// Let an account's counters begin anew, whatever they hold: quotas, slots, blocks, and those of its keys
+    ResetUsage {
+        /// The account's id
+        account: String,
+
+        /// Only those of the scopes of this quota or abuse rule, which other quotas may share
+        #[arg(long, value_name = "NAME")]
+        quota: Option<String>,
+    },
     /// Tell of something that happened to an account, such as a payment, which may move it to another tier
     Event {
         /// The account's id
@@ -123,6 +135,10 @@ impl Verb for AccountVerb {
             }
             Self::ClearOverride { account, name, upon } => {
                 Ask::new::<AccountBody>(Method::DELETE, over(account, name)).upon(&upon)
+            }
+            Self::ResetUsage { account, quota } => {
+                let path = ["accounts".to_owned(), account, "reset_usage".to_owned()];
+                Ask::new::<UsageResetAnswer>(Method::POST, path).body(&UsageResetBody { quota })
             }
             Self::Event { account, id, kind } => {
                 let path = ["accounts".to_owned(), account, "events".to_owned()];

@@ -8,6 +8,7 @@ use tollgate_core::text::{has_hidden, is_hidden};
 use crate::escape;
 use crate::rest::admin::shapes::{
     AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody, TierList,
+    UsageResetAnswer,
 };
 
 /// Something that can be shown.
@@ -53,7 +54,14 @@ impl Show for AccountPage {
             vec![account.id.clone(), account.tier.clone(), keys, overrides, some(account.changed_at.as_deref())]
         };
         let heads = ["ACCOUNT", "TIER", "GOOD KEYS", "OVERRIDES", "CHANGED"];
-        table(&heads, self.accounts.iter().map(row), self.next_cursor.as_deref())
+        let unreadable = self.unreadable.iter().map(|id| vec![id.clone(), "(its record cannot be read)".to_owned()]);
+        table(&heads, self.accounts.iter().map(row).chain(unreadable), self.next_cursor.as_deref())
+    }
+}
+
+impl Show for UsageResetAnswer {
+    fn show(&self) -> String {
+        pairs([("counters removed", self.counters.to_string()), ("quotas", self.quotas.join(", "))])
     }
 }
 

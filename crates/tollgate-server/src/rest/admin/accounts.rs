@@ -11,6 +11,7 @@ use super::{
     Asked, At, Failures, InDomain, Part, if_match,
     shapes::{
         AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, OverrideBody, Promoted,
+        UsageResetAnswer, UsageResetBody,
     },
     versioned,
 };
@@ -48,7 +49,12 @@ pub(super) async fn list(
     let page = desk.accounts(&part.position(list)?, part.take()?).await?;
     let now = desk.now();
     let accounts = page.accounts.iter().map(|record| AccountBody::of(record, now)).collect();
-    Ok(Json(AccountPage { accounts, next_cursor: page.next.map(|last| list.token(&last)) }).into_response())
+    Ok(Json(AccountPage {
+        accounts,
+        unreadable: page.unreadable,
+        next_cursor: page.next.map(|last| list.token(&last)),
+    })
+    .into_response())
 }
 
 /// Read an account.
@@ -150,4 +156,21 @@ pub(super) async fn tell(
         repeated: told.repeated,
     };
     Ok(Json(answer).into_response())
+}
+
+/// Let an account's counters begin anew, whatever they hold: those of its quotas and abuse rules, its slots, and those of
+/// its keys. Counters that accounts share, and reservations, stay.
+#[utoipa::path(post, path = "/admin/v1/accounts/{account}/reset_usage", params(("account" = String, Path), InDomain),
+    request_body = UsageResetBody, responses(
+    (status = 200, description = "They begin anew", body = UsageResetAnswer), Failures))]
+pub(super) async fn reset_usage(
+    State(shared): State<Shared>,
+    grant: AdminGrant,
+    At(account): At<String>,
+    Asked(at): Asked<InDomain>,
+    Body(which): Body<UsageResetBody>,
+) -> Result<Response, AdminError> {
+    let desk = shared.admin.desk(&grant, &at.domain)?;
+    let reset = desk.reset_usage(&account, which.quota.as_deref()).await?;
+    Ok(Json(UsageResetAnswer { counters: reset.counters, quotas: reset.quotas }).into_response())
 }

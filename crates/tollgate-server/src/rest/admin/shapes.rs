@@ -138,6 +138,9 @@ fn overrides(records: &IndexMap<String, OverrideRecord>) -> IndexMap<String, Ove
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct AccountPage {
     pub(crate) accounts: Vec<AccountBody>,
+    /// The ids of accounts of this page whose records cannot be read; absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unreadable: Vec<String>,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_cursor: Option<String>,
@@ -320,6 +323,24 @@ pub(crate) struct EventAnswer {
 pub(crate) struct Promoted {
     pub(crate) from: String,
     pub(crate) to: String,
+}
+
+/// Which counters begin anew.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UsageResetBody {
+    /// Only those of the scopes of this quota or abuse rule, which other quotas may share; all of the account's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) quota: Option<String>,
+}
+
+/// What began anew.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct UsageResetAnswer {
+    /// How many keys of the store were removed. The counters of a scope are one, and its slots another.
+    pub(crate) counters: usize,
+    /// The quotas and abuse rules whose counters began anew.
+    pub(crate) quotas: Vec<String>,
 }
 
 /// The tiers of a domain, in the order of its policy.

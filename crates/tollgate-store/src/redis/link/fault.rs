@@ -215,7 +215,7 @@ impl Fault {
             "NOPERM" => Self::NoPermission,
             "CLUSTERDOWN" => Self::ClusterDown,
             "TGVERSION" => Self::OtherVersion,
-            "TGUNREADABLE" => Self::Unreadable,
+            "TGUNREADABLE" | "WRONGTYPE" => Self::Unreadable,
             "TGCROWDED" => Self::Crowded,
             _ => Self::Refused,
         }

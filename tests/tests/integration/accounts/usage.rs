@@ -1,0 +1,121 @@
+//! Usage that begins anew, and records that cannot be read.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tollgate_store::testing::RedisServer;
+
+use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly};
+use crate::harness::ProcessBuilder;
+
+/// Seen to fail with a reset that leaves out the keys' own counters, and with one that reads what it removes.
+#[tokio::test]
+async fn usage_begins_anew_on_both_stores() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    for store in [None, Some(&redis)] {
+        let node = store.map_or_else(|| world.process().start(), |redis| world.node(&redis.url()));
+        let admin = Client::new(&node);
+        admin.create("acme", "basic").await;
+        admin.create("other", "basic").await;
+        let (_, secret) = admin.key("acme").await;
+        let used = async |caller: Value| hourly(&call(&node.rest, "check", caller).await).1;
+        for caller in [json!({"account": "acme"}), json!({"api_key": secret}), json!({"account": "other"})] {
+            for _ in 0..3 {
+                call(&node.rest, "consume", caller.clone()).await;
+            }
+        }
+        assert_eq!(used(json!({"account": "acme"})).await, 6);
+        if let Some(redis) = store {
+            // Whatever the counters hold.
+            let mut redis = redis.connection();
+            let keys: Vec<String> = redis::cmd("KEYS").arg("tg{*").query(&mut redis).unwrap();
+            let longest = keys.iter().filter(|key| key.split('}').nth(1).is_some_and(|name| name.len() == 11));
+            for key in longest {
+                redis::cmd("SETRANGE").arg(key).arg(3).arg(&[0xff_u8; 9][..]).exec(&mut redis).unwrap();
+            }
+            let (status, answer) = node
+                .rest
+                .post("/v1/consume", r#"{"domain":"shop","caller":{"account":"acme"},"resource":"model"}"#)
+                .await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+        }
+        for account in ["acme", "other"] {
+            let path = format!("/accounts/{account}/reset_usage");
+            let (status, missing) = admin.ask(Method::POST, &path, Some(json!({"quota": "no such"}))).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{missing}");
+            let reset = admin.good(Method::POST, &path, Some(json!({"quota": "requests_per_hour"}))).await;
+            assert!(reset["counters"].as_u64().unwrap() >= 1, "{reset}");
+            let again = admin.good(Method::POST, &path, Some(json!({}))).await;
+            assert_eq!(again["counters"], 0, "it shares its scope with all others: {again}");
+        }
+        for caller in [json!({"account": "acme"}), json!({"api_key": secret}), json!({"account": "other"})] {
+            assert_eq!(used(caller).await, 0);
+        }
+        // Only who administers the domain may, and the log says who did.
+        let stranger = Client { token: OTHER_ADMIN, ..admin.clone() };
+        assert_eq!(
+            stranger.ask(Method::POST, "/accounts/acme/reset_usage", Some(json!({}))).await.0,
+            StatusCode::FORBIDDEN
+        );
+        assert!(node.stderr().contains("usage reset") && node.stderr().contains("root"), "{}", node.stderr());
+        let url = format!("--url=http://{}", node.http_address);
+        let cli = ProcessBuilder::bare().args([
+            "account",
+            "reset-usage",
+            "acme",
+            "--quota",
+            "requests_per_hour",
+            &url,
+            "--domain=shop",
+        ]);
+        let (ended, said, wrong) = cli.env("TOLLGATE_ADMIN_TOKEN", ADMIN).output();
+        assert!(ended.success() && said.contains("requests_per_hour"), "{said} {wrong}");
+    }
+}
+
+/// Seen to fail with a list that ends at the first record it cannot read.
+#[tokio::test]
+async fn one_unreadable_record_hides_no_other_account() {
+    let redis = RedisServer::start();
+    let world = World::new();
+    let node = world.node(&redis.url());
+    let admin = Client::new(&node);
+    let ids = ["a", "b", "c", "d", "e", "f"];
+    let mut connection = redis.connection();
+    let mut keys: Vec<String> = Vec::new();
+    for id in ids {
+        admin.create(id, "basic").await;
+        let all: Vec<String> = redis::cmd("KEYS").arg("*}account").query(&mut connection).unwrap();
+        keys.extend(all.into_iter().find(|key| !keys.contains(key)));
+    }
+    // No JSON, no string, much too long, and the record of somebody else.
+    let mut set = |key: &str, value: &[u8]| redis::cmd("SET").arg(key).arg(value).exec(&mut connection).unwrap();
+    set(&keys[1], &[0xff; 40]);
+    set(&keys[2], &vec![b'1'; 2 << 20]);
+    let whole: Vec<u8> = redis::cmd("GET").arg(&keys[0]).query(&mut redis.connection()).unwrap();
+    set(&keys[4], &whole);
+    redis::cmd("DEL").arg(&keys[3]).exec(&mut connection).unwrap();
+    redis::cmd("RPUSH").arg(&keys[3]).arg("x").exec(&mut connection).unwrap();
+    // What is in the list, and no account.
+    let list: Vec<String> = redis::cmd("KEYS").arg("*}accounts").query(&mut connection).unwrap();
+    for name in [&[0x80_u8, b'x'][..], &[b'b'; 10_000]] {
+        redis::cmd("ZADD").arg(&list[0]).arg(0).arg(name).exec(&mut connection).unwrap();
+    }
+    let (mut good, mut bad, mut cursor) = (Vec::new(), Vec::new(), String::new());
+    for _ in 0..10 {
+        let page = admin.good(Method::GET, &format!("/accounts?limit=2&cursor={cursor}"), None).await;
+        let ids = |of: &Value| {
+            of.as_array().into_iter().flatten().map(|id| id.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        good.extend(
+            page["accounts"].as_array().unwrap().iter().map(|account| account["id"].as_str().unwrap().to_owned()),
+        );
+        bad.extend(ids(&page["unreadable"]));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        next.clone_into(&mut cursor);
+    }
+    assert_eq!((good, bad), (vec!["a".to_owned(), "f".to_owned()], ["b", "c", "d", "e"].map(str::to_owned).to_vec()));
+    // Their callers are not decided; others are.
+    assert_eq!(hourly(&call(&node.rest, "consume", json!({"account": "a"})).await).1, 1);
+    assert!(node.stderr().contains("cannot be read"), "{}", node.stderr());
+}
