@@ -1,5 +1,10 @@
 //! Claims: what a call asks of the counters, and what the counters answer.
 
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+};
+
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
@@ -14,23 +19,72 @@ pub const MAX_CLAIMS: usize = 64;
 
 /// What must live in one place: all ledgers of a partition share a slot of a Redis Cluster. 96 bits
 /// of a SHA-256 over length-prefixed names, so that no name can forge another's partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Partition([u8; 12]);
+#[derive(Clone, Copy, Debug)]
+pub struct Partition {
+    bytes: [u8; 12],
+    owner: Owner,
+}
+
+/// Whose share of a store a partition counts against: the first name of the partition, such as a domain. It is no part of
+/// the partition's identity, and unknown ([`Owner::default`]) where that was made from bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner(u32);
+
+impl Owner {
+    /// FNV-1a, 32 bits. Two owners of one hash share a share.
+    fn of(name: &str) -> Self {
+        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        Self(hash.max(1))
+    }
+}
+
+impl PartialEq for Partition {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Partition {}
+
+impl Hash for Partition {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes.hash(state);
+    }
+}
+
+impl PartialOrd for Partition {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Partition {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bytes.cmp(&other.bytes)
+    }
+}
 
 impl Partition {
     /// The partition named by `parts`, in their order.
     pub fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(digest(parts))
+        let mut parts = parts.into_iter().peekable();
+        let owner = parts.peek().map_or_else(Owner::default, |first| Owner::of(first));
+        Self { bytes: digest(parts), owner }
+    }
+
+    /// Whose share it counts against.
+    pub const fn owner(self) -> Owner {
+        self.owner
     }
 
     /// The bytes stores build their keys from.
     pub const fn bytes(self) -> [u8; 12] {
-        self.0
+        self.bytes
     }
 
     /// The partition of these bytes, which were [`Partition::bytes`] of one.
     pub const fn from_bytes(bytes: [u8; 12]) -> Self {
-        Self(bytes)
+        Self { bytes, owner: Owner(0) }
     }
 }
 

@@ -1,13 +1,16 @@
 //! Counters in this process's memory: the embedded default, for one node.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+};
 
 use indexmap::{IndexMap, IndexSet};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Partition},
+    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition},
     ledger::{Ledger, Ledgers, MAX_OPEN_ENDED, decide, outside_period},
     records::Records,
     reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
@@ -19,6 +22,9 @@ use tollgate_core::{
 use crate::clock::Clock;
 
 const SHARDS: usize = 64;
+/// An owner may have so many times the ledgers of a shard that are free: one has three quarters of a store at most, two
+/// three sevenths each, and whoever has few finds room.
+const SHARE_OF_FREE: usize = 3;
 
 /// A store in memory. Ledgers are spread over shards by their partition, each behind its own lock;
 /// a decision holds the locks of its partitions, in one order for everybody, and never across an
@@ -26,6 +32,8 @@ const SHARDS: usize = 64;
 /// expired counters leave by themselves.
 pub struct MemoryStore<C> {
     clock: C,
+    /// Drawn for each store, so that nobody can choose names that fall into one shard.
+    hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     shard_capacity: usize,
 }
@@ -33,6 +41,8 @@ pub struct MemoryStore<C> {
 struct Shard {
     forgets: bool,
     ledgers: IndexMap<LedgerKey, Ledger>,
+    /// How many ledgers each owner has.
+    owned: HashMap<Owner, usize>,
     seats: Seats,
     records: Records,
     sweep_at: usize,
@@ -95,13 +105,14 @@ impl<C: Clock> MemoryStore<C> {
         let shard = || Shard {
             forgets,
             ledgers: IndexMap::new(),
+            owned: HashMap::new(),
             seats: Seats { taken: IndexSet::new(), by_partition: HashMap::new(), most },
             records: Records::default(),
             sweep_at: 0,
             full_until: Timestamp::default(),
         };
         let shards = (0..SHARDS).map(|_| Mutex::new(shard())).collect();
-        Self { clock, shards, shard_capacity: max_ledgers.div_ceil(SHARDS).max(MAX_CLAIMS) }
+        Self { clock, hasher: RandomState::new(), shards, shard_capacity: max_ledgers.div_ceil(SHARDS).max(MAX_CLAIMS) }
     }
 
     /// How many ledgers are kept now, those included that hold nothing and were not yet dropped.
@@ -153,12 +164,13 @@ impl<C: Clock> MemoryStore<C> {
     /// Locks the shards of these partitions, looks after them, and says what time it is: under the locks, so
     /// that time does not run backwards between two decisions.
     fn lock(&self, partitions: impl Iterator<Item = Partition>) -> (Locked<'_>, Timestamp) {
-        let mut shards: SmallVec<[usize; 4]> = partitions.map(shard_of).collect();
+        let mut shards: SmallVec<[usize; 4]> = partitions.map(|partition| shard_of(&self.hasher, partition)).collect();
         shards.sort_unstable();
         shards.dedup();
-        let mut locked = Locked(shards.iter().map(|shard| (*shard, self.shards[*shard].lock())).collect());
+        let held = shards.iter().map(|shard| (*shard, self.shards[*shard].lock())).collect();
+        let mut locked = Locked { held, hasher: &self.hasher };
         let now = self.clock.now();
-        locked.0.iter_mut().for_each(|(_, shard)| shard.sweep_some(now));
+        locked.held.iter_mut().for_each(|(_, shard)| shard.sweep_some(now));
         (locked, now)
     }
 }
@@ -200,6 +212,7 @@ impl<C: Clock> Store for MemoryStore<C> {
             let goes = key.partition == home && (ledgers.contains(key) || open_ended && key.is_open_ended());
             if goes {
                 shard.seats.free(key);
+                disown(&mut shard.owned, key.partition.owner());
             }
             !goes
         });
@@ -221,6 +234,7 @@ impl Shard {
             match self.ledgers.get_index(self.sweep_at) {
                 Some((key, ledger)) if self.forgets && ledger.is_over(now) => {
                     self.seats.free(key);
+                    disown(&mut self.owned, key.partition.owner());
                     self.ledgers.swap_remove_index(self.sweep_at);
                 }
                 Some(_) => self.sweep_at += 1,
@@ -235,43 +249,87 @@ impl Shard {
             let stays = !ledger.is_over(now);
             if !stays {
                 self.seats.free(key);
+                disown(&mut self.owned, key.partition.owner());
             }
             stays
         });
         self.ledgers.shrink_to(self.ledgers.len() * 2);
     }
 
+    fn fits(&self, Wanted { owner, ledgers, records }: Wanted, capacity: usize) -> bool {
+        let free = capacity.saturating_sub(self.ledgers.len());
+        let owned = || self.owned.get(&owner).copied().unwrap_or(0);
+        ledgers <= free
+            && (ledgers == 0 || owned().saturating_add(ledgers) <= free.saturating_mul(SHARE_OF_FREE))
+            && self.records.len().saturating_add(records) <= capacity
+    }
+
     /// Makes sure that `wanted` new ledgers and as many records fit. A shard that is full of live ones is swept at most
     /// every 100 ms, so that a flood of new counters does not buy a full sweep with every call.
-    fn make_room(&mut self, now: Timestamp, wanted: usize, records: usize, capacity: usize) -> Result<(), StoreError> {
-        let fits = |shard: &Self| {
-            shard.ledgers.len().saturating_add(wanted) <= capacity
-                && shard.records.len().saturating_add(records) <= capacity
-        };
-        if fits(self) {
+    fn make_room(&mut self, now: Timestamp, wanted: Wanted, capacity: usize) -> Result<(), StoreError> {
+        if self.fits(wanted, capacity) {
             return Ok(());
         }
         if self.full_until <= now || self.full_until > now.plus_ms(100) {
             self.sweep_all(now);
             self.full_until = now.plus_ms(100);
         }
-        if fits(self) { Ok(()) } else { Err(StoreError::Overloaded("no room for another counter in memory".into())) }
+        if self.fits(wanted, capacity) {
+            Ok(())
+        } else {
+            Err(StoreError::Overloaded("no room for another counter in memory".into()))
+        }
     }
 }
 
-struct Locked<'a>(SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>);
+/// The room that a call wants in a shard.
+#[derive(Clone, Copy)]
+struct Wanted {
+    owner: Owner,
+    ledgers: usize,
+    records: usize,
+}
+
+/// Takes a ledger off its owner's count.
+fn disown(owned: &mut HashMap<Owner, usize>, owner: Owner) {
+    let left = owned.get_mut(&owner).map_or(0, |count| {
+        *count -= 1;
+        *count
+    });
+    if left == 0 {
+        owned.remove(&owner);
+    }
+}
+
+struct Locked<'a> {
+    held: SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>,
+    hasher: &'a RandomState,
+}
 
 impl Locked<'_> {
     /// Makes room in every shard for what `claims` charge or hold, and for so many records.
     fn make_room(&mut self, claims: &[Claim], records: usize, now: Timestamp, most: usize) -> Result<(), StoreError> {
-        let charges = claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == Span::Slots).count();
-        self.0.iter_mut().try_for_each(|(_, shard)| shard.make_room(now, charges, records, most))
+        let charging = || claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == Span::Slots);
+        let owner = claims.first().map_or_else(Owner::default, |claim| claim.ledger.partition.owner());
+        let wanted = Wanted { owner, ledgers: charging().count(), records };
+        let hasher = self.hasher;
+        self.held.iter_mut().try_for_each(|(number, shard)| {
+            if shard.fits(wanted, most) {
+                return Ok(());
+            }
+            // What is there already needs no room.
+            let is_new = |claim: &&Claim| {
+                shard_of(hasher, claim.ledger.partition) == *number && !shard.ledgers.contains_key(&claim.ledger)
+            };
+            let ledgers = charging().filter(is_new).count();
+            shard.make_room(now, Wanted { ledgers, ..wanted }, most)
+        })
     }
 
     #[expect(clippy::expect_used, reason = "the shard of every claim and record is locked before it is looked for")]
     fn shard(&mut self, partition: Partition) -> &mut Shard {
-        let shard = shard_of(partition);
-        &mut self.0.iter_mut().find(|(held, _)| *held == shard).expect("a claim's shard is locked").1
+        let shard = shard_of(self.hasher, partition);
+        &mut self.held.iter_mut().find(|(held, _)| *held == shard).expect("a claim's shard is locked").1
     }
 }
 
@@ -281,7 +339,11 @@ impl Ledgers for Locked<'_> {
     }
 
     fn get_or_new(&mut self, key: &LedgerKey) -> &mut Ledger {
-        self.shard(key.partition).ledgers.entry(*key).or_default()
+        let Shard { ledgers, owned, .. } = self.shard(key.partition);
+        ledgers.entry(*key).or_insert_with(|| {
+            *owned.entry(key.partition.owner()).or_default() += 1;
+            Ledger::default()
+        })
     }
 
     fn seat(&mut self, new: &[LedgerKey]) -> bool {
@@ -296,10 +358,9 @@ impl Books for Locked<'_> {
     }
 }
 
-/// The partition is a hash already; its first byte spreads evenly.
-fn shard_of(partition: Partition) -> usize {
-    let [first, ..] = partition.bytes();
-    usize::from(first) % SHARDS
+fn shard_of(hasher: &RandomState, partition: Partition) -> usize {
+    // The remainder of a division by the number of shards is small.
+    usize::try_from(hasher.hash_one(partition) % SHARDS as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -344,5 +405,30 @@ mod tests {
         clock.advance_ms(1000);
         store.sweep();
         assert_eq!(store.ledgers(), 0);
+    }
+
+    /// However many names one domain chooses, and wherever they fall, others find room. Seen to fail with an unkeyed hash
+    /// whose shard a name tells, and without shares.
+    #[test]
+    fn one_owner_leaves_room_for_the_others() {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
+        let store = MemoryStore::new(clock, 64 * 256);
+        let of = |domain: &str, number: usize| {
+            let partition = Partition::of([domain, "account", &number.to_string()]);
+            Claim { ledger: LedgerKey::of(partition, ["r"]), ..claim("") }
+        };
+        let admitted = |domain: &str, numbers: std::ops::Range<usize>| {
+            numbers.filter(|number| store.apply_now(&[of(domain, *number)], Mode::Try).is_ok()).count()
+        };
+        // Names that fall together by the bytes of their partition.
+        let alike = (0..400_000).filter(|number| of("shop", *number).ledger.partition.bytes()[0].is_multiple_of(64));
+        let fitted = alike.take(5_000).filter(|number| store.apply_now(&[of("shop", *number)], Mode::Try).is_ok());
+        assert_eq!(fitted.count(), 5_000, "they spread over all shards");
+        let most = 64 * 256 * 3 / 4 + 64;
+        let of_shop = 5_000 + admitted("shop", 1_000_000..1_060_000);
+        assert!(of_shop > most * 9 / 10 && of_shop <= most, "{of_shop} of at most {most}");
+        assert_eq!(admitted("other", 0..1_000), 1_000, "others find room");
+        // What is known goes on.
+        assert!(store.apply_now(&[of("shop", 1_000_000)], Mode::Force).is_ok());
     }
 }
