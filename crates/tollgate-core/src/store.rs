@@ -30,6 +30,54 @@ pub enum StoreError {
     Refused(String),
 }
 
+/// Something that keeps a store from charging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// What it is, in words that anybody may read: no address, no name of a key, no text of the system.
+    pub reason: String,
+    /// The same for operators: with the server, and what it or the system said.
+    pub error: String,
+}
+
+/// What a store says of itself when it is asked whether it can charge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreHealth {
+    /// Of how many servers it is.
+    pub servers: usize,
+    /// One obstacle for each server that cannot charge now.
+    pub obstacles: Vec<Obstacle>,
+    /// The rule by which a server gives up counters when it is full, if one does.
+    pub eviction: Option<String>,
+    /// How far the clock of the store is ahead of this node's, in milliseconds; of several servers the one that is
+    /// furthest off. Less than nothing if it is behind.
+    pub clock_skew_ms: Option<i64>,
+}
+
+impl StoreHealth {
+    /// That of a store of one server that can charge.
+    pub fn good() -> Self {
+        Self { servers: 1, ..Self::default() }
+    }
+
+    /// That of a store of one server that cannot.
+    pub fn bad(obstacle: Obstacle) -> Self {
+        Self { servers: 1, obstacles: vec![obstacle], ..Self::default() }
+    }
+
+    /// Whether every charge is possible.
+    pub fn is_whole(&self) -> bool {
+        self.obstacles.is_empty()
+    }
+
+    /// Whether some charge is possible.
+    pub fn can_charge(&self) -> bool {
+        self.obstacles.len() < self.servers.max(1)
+    }
+}
+
+/// The future of a store's health. It comes within a bound that the store states.
+pub type HealthFuture<'a> = Pin<Box<dyn Future<Output = StoreHealth> + Send + 'a>>;
+
 /// The future of a store's answer.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
@@ -85,6 +133,7 @@ pub trait Store: Send + Sync + 'static {
     /// one step: a call in between may find some of them.
     fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize>;
 
-    /// Whether the store can be reached now. For readiness, not for the way of a call.
-    fn ready(&self) -> StoreFuture<'_, ()>;
+    /// Whether a charge is possible now, found out by writing something that counts for nobody, the way calls go. A
+    /// server that only reads does not pass. For readiness, not for the way of a call.
+    fn health(&self) -> HealthFuture<'_>;
 }

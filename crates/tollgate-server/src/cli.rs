@@ -143,10 +143,13 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     let _hangup = listen(SignalKind::hangup())?;
     let backend = Backend::of(&settings)?;
     let listeners = Listeners::bind(&settings).await?;
-    if let Err(error) = print(&greeting(&settings, &listeners)) {
-        tracing::debug!(error, "nobody reads standard output");
-    }
-    run(settings, backend, listeners, async move {
+    let greeting = greeting(&settings, &listeners);
+    let greet = move || {
+        if let Err(error) = print(&greeting) {
+            tracing::debug!(error, "nobody reads standard output");
+        }
+    };
+    run(settings, backend, listeners, greet, async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -17,6 +17,7 @@ mod key;
 mod page;
 pub mod policies;
 pub mod policy_file;
+mod probe;
 mod redaction;
 mod refusals;
 mod reload;

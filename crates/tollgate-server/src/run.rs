@@ -27,6 +27,7 @@ use crate::{
     directory::Accounts,
     grpc,
     policies::{Policies, Source},
+    probe::{Probe, Probed},
     refusals::Refusals,
     reload::{Reload, Watched},
     rest,
@@ -37,7 +38,7 @@ use crate::{
     workers::Workers,
 };
 
-/// How often the store is probed for the health service and the metrics.
+/// How often the stores are probed for `/readyz`, the health service and the metrics.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is tried with what was admitted without it.
 const REPLAY_EVERY: Duration = Duration::from_millis(200);
@@ -129,6 +130,8 @@ pub struct Backend {
     fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
     workers: Workers,
+    /// Whether accounts are in a Redis of their own.
+    accounts_apart: bool,
 }
 
 impl Backend {
@@ -138,6 +141,7 @@ impl Backend {
         let workers = Workers::start(settings.threads).map_err(RunError::Threads)?;
         let open = |config: &RedisConfig| Link::open(RedisConfig { runtimes: workers.handles(), ..config.clone() });
         let elsewhere = settings.accounts.redis.as_deref().map(open).transpose()?;
+        let accounts_apart = elsewhere.is_some();
         let accounts = |link: Option<Link>| -> Arc<dyn AccountStore> {
             match elsewhere.or(link) {
                 Some(link) => Arc::new(RedisAccounts::on(link)),
@@ -163,6 +167,7 @@ impl Backend {
                     fallback: None,
                     sweep: Some(sweep),
                     workers,
+                    accounts_apart,
                 })
             }
             StoreSettings::Redis(config) => {
@@ -178,7 +183,7 @@ impl Backend {
                     move || fallback.sweep()
                 });
                 let (kind, link, fallback, sweep) = ("redis", Some(link), Some(fallback), Some(sweep as _));
-                Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers })
+                Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers, accounts_apart })
             }
         }
     }
@@ -187,8 +192,27 @@ impl Backend {
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Result<Self, RunError> {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
         let (refusals, workers) = (in_memory(), Workers::start(1).map_err(RunError::Threads)?);
-        let (link, fallback, sweep) = (None, None, None);
-        Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers })
+        let (link, fallback, sweep, accounts_apart) = (None, None, None, false);
+        Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers, accounts_apart })
+    }
+}
+
+impl Backend {
+    fn let_measure(&self, telemetry: &Telemetry) {
+        if let Some(link) = &self.link {
+            telemetry.watch(link.clone());
+        }
+        if let Some(fallback) = &self.fallback {
+            telemetry.watch_fallback(Arc::clone(fallback));
+        }
+    }
+
+    /// What asks the store of the counters, and that of the accounts if it is another one.
+    fn probes(&self, telemetry: &Arc<Telemetry>) -> (Probe, Option<Probe>) {
+        let probe = |probed| Probe::new(probed, Arc::clone(telemetry));
+        let (store, apart) = (Arc::clone(&self.store), self.accounts_apart);
+        let accounts = apart.then(|| probe(Probed::Accounts(Arc::clone(&self.accounts))));
+        (probe(Probed::Counters { store, with_accounts: !apart }), accounts)
     }
 }
 
@@ -196,20 +220,18 @@ fn in_memory() -> Arc<dyn RefusalLog> {
     Arc::new(MemoryRefusals::new(MAX_LOGGED_ACCOUNTS))
 }
 
-/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound.
+/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound. `serving` is called once
+/// its policies and credentials are read and calls are taken in.
 pub async fn run(
     settings: Settings,
     backend: Backend,
     listeners: Listeners,
+    serving: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let telemetry = Arc::new(Telemetry::new(backend.kind)?);
-    if let Some(link) = &backend.link {
-        telemetry.watch(link.clone());
-    }
-    if let Some(fallback) = &backend.fallback {
-        telemetry.watch_fallback(Arc::clone(fallback));
-    }
+    backend.let_measure(&telemetry);
+    let (counters, apart) = backend.probes(&telemetry);
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
     let mut background = JoinSet::new();
@@ -234,11 +256,12 @@ pub async fn run(
         Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
     ));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
-    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, Arc::clone(&backend.store), known, clock));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
+    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, Arc::clone(&store), known, clock));
     let (to, stage) = watch::channel(Stage::Running);
     let health = Arc::new(rest::Health {
-        store: backend.store,
+        counters,
+        accounts: apart,
         policies: Arc::clone(&policies),
         decides_alone: fallback.is_some(),
         doors: Arc::clone(&doors),
@@ -251,7 +274,7 @@ pub async fn run(
     // Before calls come, so that whoever sees the node answer may count on a change being seen.
     watch_files(&mut background, &policies, &doors, &hung_up);
     // Before calls come, so that what they read of accounts is remembered.
-    let changes = accounts.hear().await;
+    let (changes, ()) = tokio::join!(accounts.hear(), health.probe());
     background.spawn(accounts.listen(changes));
     background.spawn(Arc::clone(&refusals).keep_writing());
     if let Some(fallback) = fallback.clone() {
@@ -273,6 +296,7 @@ pub async fn run(
     if let Some(ops) = listeners.ops {
         background.spawn(servers_of.ops(ops)?.serve(never));
     }
+    serving();
 
     let early = tokio::select! {
         () = shutdown => None,
@@ -356,7 +380,7 @@ async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
     }
 }
 
-/// Keeps the gRPC health service in step with the store and the lifecycle.
+/// Probes the stores, and keeps the gRPC health service in step with them and the lifecycle.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
     let (mut ticks, mut drains) = (tokio::time::interval(PROBE_EVERY), false);
     loop {
@@ -364,11 +388,18 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
             _ = ticks.tick() => {}
             () = Stage::Draining.reached(health.stage.clone()), if !drains => drains = true,
         }
-        let ready = !drains && health.may_decide(health.probe_store().await.is_ok());
+        // That the node drains is said at once.
+        if !drains {
+            health.probe().await;
+        }
+        let ready = !drains && health.may_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         // The empty name stands for the node as a whole.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {
             reporter.set_service_status(service, status).await;
+        }
+        if drains {
+            health.probe().await;
         }
     }
 }

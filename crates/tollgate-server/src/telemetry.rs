@@ -4,6 +4,7 @@
 mod accounts;
 mod domain;
 mod failure;
+mod health;
 mod logs;
 mod page;
 mod reservations;
@@ -27,7 +28,7 @@ use tollgate_store::{
 };
 
 pub use self::logs::{LogFormat, start_logging};
-use self::{accounts::AccountMetrics, failure::FailureMetrics, page::Page};
+use self::{accounts::AccountMetrics, failure::FailureMetrics, health::HealthMetrics, page::Page};
 pub(crate) use self::{accounts::CacheResult, domain::DomainMetrics, logs::traced, reservations::ReservationMetrics};
 
 /// Upper bounds of the latency buckets, in seconds, from 50 µs.
@@ -43,7 +44,6 @@ const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
 const STORE_ERRORS: &str = "tollgate_store_errors_total";
 const STORE_IN_FLIGHT: &str = "tollgate_store_in_flight";
 const STORE_CONNECTIONS: &str = "tollgate_store_connections";
-const STORE_UP: &str = "tollgate_store_up";
 const STORE_FAULTS: &str = "tollgate_store_faults_total";
 const STORE_SERVERS: &str = "tollgate_store_servers";
 const STORE_RESTING: &str = "tollgate_store_breakers_open";
@@ -86,7 +86,7 @@ pub struct Telemetry {
     store_errors: StoreErrors,
     /// Calls to the store that are under way.
     store_in_flight: Gauge,
-    store_up: Gauge,
+    health: HealthMetrics,
     store_was_up: AtomicBool,
     link: OnceLock<Link>,
     fallback: OnceLock<Arc<Fallback>>,
@@ -127,7 +127,7 @@ impl Telemetry {
                 refused: error("refused"),
             },
             store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
-            store_up: gauge(&recorder, STORE_UP, &[("store", store)]),
+            health: HealthMetrics::new(&recorder, store),
             store_was_up: AtomicBool::new(true),
             link: OnceLock::new(),
             fallback: OnceLock::new(),
@@ -144,6 +144,9 @@ impl Telemetry {
         // There from the start, as Prometheus sees no increase in a counter that begins with its first count.
         for result in ["success", "failure"] {
             counter(&telemetry.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
+            for what in health::RELOADED.iter().filter(|what| **what != "policies") {
+                counter(&telemetry.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(0);
+            }
         }
         for (protocol, reason) in REFUSED_FOR {
             counter(&telemetry.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(0);
@@ -247,10 +250,6 @@ impl Telemetry {
         self.store_in_flight.set(link.in_flight() as f64);
     }
 
-    pub(crate) fn store_probed(&self, up: bool) {
-        self.store_up.set(if up { 1.0 } else { 0.0 });
-    }
-
     /// Counts refusals that do not get into the log.
     pub(crate) fn refusals_dropped(&self, reason: &'static str, number: u64) {
         counter(&self.recorder, REFUSALS_DROPPED, &[("reason", reason)]).increment(number);
@@ -275,12 +274,14 @@ impl Telemetry {
     pub(crate) fn policy_reloads(&self, success: bool) {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
+        self.reload_ended("policies", success);
     }
 
     /// Counts a reload of tokens or certificates.
     pub(crate) fn credentials_reloaded(&self, what: &'static str, success: bool) {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
+        self.reload_ended(what, success);
     }
 
     /// Whether the last reload of this did not get an answer from a file system.
@@ -332,7 +333,11 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(STORE_ERRORS, "Calls the store did not decide");
     gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
     gauge(STORE_CONNECTIONS, "Connections to Redis that are up, which calls share");
-    gauge(STORE_UP, "Whether the store answered its last probe");
+    gauge(health::STORE_UP, "Whether charges are possible on every server of the store, by the node's last probe");
+    gauge(health::ACCOUNT_STORE_UP, "Whether accounts can be read and changed, by the node's last probe");
+    gauge(health::EVICTING, "Whether a server gives up keys when it is full (its maxmemory-policy is not noeviction)");
+    gauge(health::CLOCK_SKEW, "How far the clock of Redis is ahead of this node's, in seconds");
+    gauge(health::RELOAD_FAILED, "Whether files do not hold, so that what was read from them before is in force");
     counter(failure::DECISIONS, "Calls answered without the store, by failure mode and verdict");
     gauge(failure::WAITING, "Admissions made without the store that wait to be charged to it");
     counter(failure::REPLAYED, "Admissions made without the store that were charged to it, or dropped");

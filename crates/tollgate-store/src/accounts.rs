@@ -9,7 +9,7 @@ use std::{pin::Pin, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tollgate_core::store::StoreError;
+use tollgate_core::store::{HealthFuture, StoreError};
 
 pub use record::{AccountRecord, KeyHash, KeyKind, KeyRecord, OverrideRecord, PreviousSecret};
 
@@ -45,6 +45,9 @@ pub trait AccountStore: Send + Sync + 'static {
 
     /// Hears of all changes from now on.
     fn changes(&self) -> AccountFuture<'_, Changes>;
+
+    /// Whether accounts can be read and changed now, found out by writing something that is nobody's account.
+    fn health(&self) -> HealthFuture<'_>;
 }
 
 /// Where a key is.

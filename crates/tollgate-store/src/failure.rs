@@ -241,7 +241,7 @@ mod tests {
         amount::UnitId,
         claim::{LedgerKey, Partition},
         reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
-        store::{AnswerFuture, StoreFuture},
+        store::{AnswerFuture, HealthFuture, StoreFuture},
         window::SlidingWindow,
     };
 
@@ -384,8 +384,8 @@ mod tests {
             self.0.reset(home, ledgers, open)
         }
 
-        fn ready(&self) -> StoreFuture<'_, ()> {
-            self.0.ready()
+        fn health(&self) -> HealthFuture<'_> {
+            self.0.health()
         }
     }
 

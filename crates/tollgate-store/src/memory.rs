@@ -14,7 +14,7 @@ use tollgate_core::{
     ledger::{Ledger, Ledgers, MAX_OPEN_ENDED, decide, outside_period},
     records::Records,
     reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
-    store::{AnswerFuture, Store, StoreError, StoreFuture},
+    store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture, StoreHealth},
     time::Timestamp,
     window::Span,
 };
@@ -219,8 +219,8 @@ impl<C: Clock> Store for MemoryStore<C> {
         Box::pin(std::future::ready(Ok(before - shard.ledgers.len())))
     }
 
-    fn ready(&self) -> StoreFuture<'_, ()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn health(&self) -> HealthFuture<'_> {
+        Box::pin(std::future::ready(StoreHealth::good()))
     }
 }
 

@@ -18,7 +18,7 @@ use tollgate_core::{
     reservation::{
         Admission, Charge, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms, shape_of,
     },
-    store::{AnswerFuture, Store, StoreError, StoreFuture},
+    store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture},
     window::Span,
 };
 
@@ -328,8 +328,8 @@ impl Store for RedisStore {
         })
     }
 
-    fn ready(&self) -> StoreFuture<'_, ()> {
-        Box::pin(self.link.ping())
+    fn health(&self) -> HealthFuture<'_> {
+        Box::pin(self.link.health())
     }
 }
 

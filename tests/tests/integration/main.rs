@@ -24,6 +24,8 @@ mod grpc;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
 mod incidents;
 #[cfg(test)]
 mod lifecycle;

@@ -210,7 +210,10 @@ async fn a_node_with_too_much_to_do_refuses_early_and_decides_what_it_takes_in()
         assert!(matches!(over_rest(&node.rest).await, End::Decided(true)));
         assert!(matches!(limits(&node.rest).await, End::Decided(_)));
     }
-    assert_eq!(node.rest.text("/readyz").await.0, StatusCode::OK);
+    until("it is ready", Duration::from_secs(10), async || {
+        (node.rest.text("/readyz").await.0 == StatusCode::OK).then_some(())
+    })
+    .await;
     let said = node.stderr();
     assert!(!said.contains("panicked") && !said.contains("ERROR"), "{said}");
 }

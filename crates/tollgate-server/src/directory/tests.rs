@@ -15,7 +15,11 @@ use std::{
 use indexmap::IndexMap;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
-use tollgate_core::{policy::Policy, store::StoreError, time::Timestamp};
+use tollgate_core::{
+    policy::Policy,
+    store::{HealthFuture, StoreError},
+    time::Timestamp,
+};
 use tollgate_store::accounts::{
     AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyHash, KeyKind, KeyPlace, KeyRecord, OverrideRecord,
     Page, PreviousSecret, Saved, memory::MemoryAccounts,
@@ -92,6 +96,10 @@ impl AccountStore for Watched {
             }
             self.memory().changes().await
         })
+    }
+
+    fn health(&self) -> HealthFuture<'_> {
+        panic!("nobody asks here")
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz`, `/metrics`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -10,15 +10,24 @@ use axum::{
 };
 use serde::Serialize;
 use tokio::sync::watch;
-use tollgate_core::store::{Store, StoreError};
 use utoipa::ToSchema;
 
 use super::Shared;
-use crate::{auth::Doors, files::Failure, policies::Policies, reload::Reload, serve::Stage, telemetry::Telemetry};
+use crate::{
+    auth::Doors,
+    files::Failure,
+    policies::Policies,
+    probe::{Probe, StoreState},
+    reload::Reload,
+    serve::Stage,
+    telemetry::Telemetry,
+};
 
 /// What the node knows of itself.
 pub(crate) struct Health {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) counters: Probe,
+    /// Where accounts have a store of their own.
+    pub(crate) accounts: Option<Probe>,
     pub(crate) policies: Arc<Policies>,
     /// Whether quotas may be decided without the store.
     pub(crate) decides_alone: bool,
@@ -33,9 +42,11 @@ pub(super) struct Readiness {
     ready: bool,
     /// `running` or `draining`.
     lifecycle: &'static str,
+    /// The counters: not well while a charge is not possible on every server. What the node found when it last looked,
+    /// which it does every second.
     store: Part,
-    /// Of accounts that policies do not have: not well while their changes are not heard. That alone makes no node
-    /// unready: accounts of policies need no store, and a Redis that only does not tell may still be read.
+    /// Of accounts that policies do not have: not well while they cannot be read and changed, or their changes are not
+    /// heard. That alone makes no node unready: accounts of policies are decided.
     accounts: Part,
     /// Whether the policies in force are those of the files; else `not reloaded` or `stuck`. Administrators read at
     /// `/admin/v1/status` what is wrong.
@@ -50,7 +61,7 @@ pub(super) struct Readiness {
 #[derive(Debug, Serialize, ToSchema)]
 struct Part {
     ok: bool,
-    /// What is wrong, and what that means.
+    /// What is wrong and what that means, a line each; of something that works, what may hurt.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -65,12 +76,14 @@ impl Part {
 }
 
 impl Health {
-    /// Asks the store, within its deadline.
-    pub(crate) async fn probe_store(&self) -> Result<(), StoreError> {
-        let probed = tokio::time::timeout(Duration::from_secs(1), self.store.ready()).await;
-        let answer = probed.unwrap_or_else(|_| Err(StoreError::Indeterminate("no answer within a second".into())));
-        self.telemetry.store_probed(answer.is_ok());
-        answer
+    /// Asks the stores whether they can be written to.
+    pub(crate) async fn probe(&self) {
+        let accounts = async {
+            if let Some(accounts) = &self.accounts {
+                accounts.ask().await;
+            }
+        };
+        tokio::join!(self.counters.ask(), accounts);
     }
 
     /// Whether the node is on its way to its end.
@@ -78,25 +91,31 @@ impl Health {
         *self.stage.borrow() > Stage::Running
     }
 
-    /// Whether some call can be decided: the store answers, or a policy bears that it does not. To take all nodes out
+    /// Whether some call can be decided: some charge is possible, or a policy bears that none is. To take all nodes out
     /// of service would undo what their policies ask for.
-    pub(crate) fn may_decide(&self, store_answers: bool) -> bool {
-        store_answers || (self.decides_alone && self.policies.current().bear_failure())
+    pub(crate) fn may_decide(&self) -> bool {
+        self.counters.state().usable || (self.decides_alone && self.policies.current().bear_failure())
     }
 
     fn accounts(&self) -> Part {
-        let ok = self.telemetry.hears_of_accounts();
-        let detail = "changes of accounts are not heard: each account is read anew, or its calls are unavailable";
-        Part { ok, detail: (!ok).then(|| detail.to_owned()) }
+        let heard = self.telemetry.hears_of_accounts();
+        let StoreState { whole, detail, .. } = match &self.accounts {
+            Some(accounts) => accounts.state(),
+            // They are where the counters are, of which `store` tells.
+            None => StoreState { whole: true, ..StoreState::default() },
+        };
+        let unheard = "changes of accounts are not heard: each account is read anew, or its calls are unavailable";
+        let said: Vec<String> = detail.into_iter().chain((!heard).then(|| unheard.to_owned())).collect();
+        Part { ok: whole && heard, detail: (!said.is_empty()).then(|| said.join("\n")) }
     }
 
-    async fn readiness(&self) -> Readiness {
+    fn readiness(&self) -> Readiness {
         let draining = self.drains();
-        let store = self.probe_store().await;
+        let StoreState { whole, detail, .. } = self.counters.state();
         Readiness {
-            ready: self.may_decide(store.is_ok()) && !draining,
+            ready: self.may_decide() && !draining,
             lifecycle: if draining { "draining" } else { "running" },
-            store: Part { ok: store.is_ok(), detail: store.err().map(|error| error.to_string()) },
+            store: Part { ok: whole, detail },
             accounts: self.accounts(),
             policies: Part::reloaded([self.policies.last_failure()]),
             credentials: Part::reloaded(self.doors.parts().iter().map(|part| part.last_failure())),
@@ -117,7 +136,7 @@ pub(super) async fn healthz() -> &'static str {
     (status = 503, description = "It may not; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
-    let readiness = shared.health.readiness().await;
+    let readiness = shared.health.readiness();
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }

@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tollgate_core::store::StoreError;
+use tollgate_core::store::{HealthFuture, StoreError, StoreHealth};
 
 use super::{
     AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
@@ -136,6 +136,10 @@ impl AccountStore for MemoryAccounts {
 
     fn list<'a>(&'a self, domain: &'a str, after: &'a str, take: usize) -> AccountFuture<'a, Page> {
         Box::pin(async move { Ok(self.page(domain, after, take)) })
+    }
+
+    fn health(&self) -> HealthFuture<'_> {
+        Box::pin(std::future::ready(StoreHealth::good()))
     }
 
     fn changes(&self) -> AccountFuture<'_, Changes> {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tollgate_core::{
     claim::{LedgerKey, Partition},
-    store::StoreError,
+    store::{HealthFuture, StoreError},
 };
 
 use super::{
@@ -225,17 +225,21 @@ impl RedisAccounts {
     async fn listen(&self) -> Result<Changes, StoreError> {
         let heard = self.link.subscribe(&self.channel()).await?;
         let (tell, told) = mpsc::channel(MAX_WAITING_CHANGES);
-        tokio::spawn(pass_on(heard, tell));
+        tokio::spawn(pass_on(self.link.clone(), heard, tell));
         Ok(Changes(told))
     }
 }
 
-/// Passes on what is heard until the connection breaks, something is not understood, or nobody listens any more.
-async fn pass_on(heard: PubSub, tell: mpsc::Sender<Changed>) {
+/// Passes on what is heard until the connection breaks, something is not understood, or nobody listens any more; or until
+/// the server has become a replica, which need not hear of what changes elsewhere.
+async fn pass_on(link: Link, heard: PubSub, tell: mpsc::Sender<Changed>) {
     let (mut ping, mut messages) = heard.split();
     let heartbeat = async {
         loop {
             tokio::time::sleep(HEARTBEAT).await;
+            if link.is_read_only() {
+                return;
+            }
             match tokio::time::timeout(HEARTBEAT, ping.ping::<Value>()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) | Err(_) => return,
@@ -292,5 +296,9 @@ impl AccountStore for RedisAccounts {
 
     fn changes(&self) -> AccountFuture<'_, Changes> {
         Box::pin(self.listen())
+    }
+
+    fn health(&self) -> HealthFuture<'_> {
+        Box::pin(self.link.health())
     }
 }

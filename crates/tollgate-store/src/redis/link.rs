@@ -4,6 +4,7 @@ mod cluster;
 mod fault;
 mod masters;
 mod node;
+mod probe;
 mod sentinel;
 mod target;
 mod unreadable;
@@ -25,7 +26,8 @@ use tokio::{
 use tollgate_core::store::StoreError;
 
 use self::{
-    cluster::Cluster, fault::Remedy, node::Node, sentinel::Sentinels, target::Target, unreadable::UnreadableLog,
+    cluster::Cluster, fault::Remedy, node::Node, probe::Probe, sentinel::Sentinels, target::Target,
+    unreadable::UnreadableLog,
 };
 pub(super) use self::{fault::Failure, masters::masters, node::preferred_runtime};
 pub use self::{fault::Fault, node::prefer_connection, target::RedisTls};
@@ -134,6 +136,7 @@ struct Shared {
     in_flight: Semaphore,
     faults: [AtomicU64; Fault::ALL.len()],
     unreadable: UnreadableLog,
+    probe: Probe,
     config: RedisConfig,
 }
 
@@ -163,8 +166,10 @@ impl Link {
     /// Must be called within a Tokio runtime.
     pub fn open(config: RedisConfig) -> Result<Self, StoreError> {
         let (deadline, bounds) = (config.deadline, config.clone());
-        let connect = move |info| Node::new(info, &bounds);
-        let route = match Target::of(&config)? {
+        let target = Target::of(&config)?;
+        let in_cluster = matches!(target, Target::Cluster(_));
+        let connect = move |info| Node::new(info, &bounds, in_cluster);
+        let route = match target {
             Target::Single(info) => Route::Single(connect(info)),
             Target::Sentinel { sentinels, service, master } => {
                 let certificates = target::certificates(config.tls.as_ref());
@@ -175,7 +180,7 @@ impl Link {
         let in_flight = Semaphore::new(config.max_in_flight);
         let faults = [const { AtomicU64::new(0) }; Fault::ALL.len()];
         let unreadable = UnreadableLog::new();
-        Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, config })))
+        Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, probe: Probe::new(), config })))
     }
 
     /// What every key begins with.
@@ -295,6 +300,9 @@ impl Link {
         let deadline = self.deadline();
         let mut command = redis::cmd("SUBSCRIBE");
         let node = self.0.node(command.arg(channel), deadline).await?;
+        if node.is_read_only() {
+            return Err(Failure::new(Fault::ReadOnly, format!("{} is a replica", node.info.addr())).into());
+        }
         let subscribed = timeout_at(deadline, async {
             let mut heard = redis::Client::open(node.info.clone())?.get_async_pubsub().await?;
             heard.subscribe(channel).await?;
@@ -304,34 +312,6 @@ impl Link {
             Ok(result) => result.map_err(|error| Failure::to_connect(&error).into()),
             Err(_) => Err(StoreError::Unreachable("no subscription within the deadline".into())),
         }
-    }
-
-    /// Whether a server answers; in a cluster, whether any does.
-    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
-        // Outside the bound: a probe must get through when calls do not.
-        let deadline = self.deadline();
-        let mut failure = match &self.0.route {
-            Route::Single(_) => Failure::new(Fault::Unconnected, "no server"),
-            Route::Sentinel(sentinels) => match sentinels.master(deadline).await {
-                Ok(_) => Failure::new(Fault::Unconnected, "no master"),
-                Err(failure) => failure,
-            },
-            Route::Cluster(cluster) => match cluster.master(None, deadline).await {
-                Ok(_) => Failure::new(Fault::Unconnected, "no master"),
-                Err(failure) => failure,
-            },
-        };
-        let nodes = self.0.nodes();
-        for (at, node) in nodes.iter().enumerate() {
-            let share = u32::try_from(nodes.len() - at).unwrap_or(u32::MAX);
-            let now = Instant::now();
-            match node.ping(now + deadline.saturating_duration_since(now) / share).await {
-                Ok(()) => return Ok(()),
-                Err(met) => failure = met,
-            }
-        }
-        self.0.met(&failure);
-        Err(failure.into())
     }
 }
 
@@ -391,9 +371,14 @@ impl Shared {
         if failure.fault.remedy() != Remedy::Relocate {
             return;
         }
+        if failure.fault == Fault::ReadOnly {
+            // A name may lead to another server by now. And what a replica answers is not to be believed: a connection to
+            // one is not used.
+            for node in self.nodes() {
+                node.reconnect();
+            }
+        }
         match &self.route {
-            // The name may lead to another server by now.
-            Route::Single(node) if failure.fault == Fault::ReadOnly => node.reconnect(),
             Route::Single(_) => {}
             Route::Sentinel(sentinels) => sentinels.doubt(),
             Route::Cluster(cluster) => cluster.doubt(),

@@ -59,7 +59,7 @@ impl<'a> Place<'a> {
                 let before = self.clients();
                 let _inside = runtime.enter();
                 let store = RedisStore::with_injected_clock(RedisConfig::clone(config), Arc::clone(clock)).unwrap();
-                runtime.block_on(store.ready()).unwrap();
+                assert!(runtime.block_on(store.health()).is_whole());
                 let client = self.clients().into_iter().find(|client| !before.contains(client));
                 assert!(client.is_some(), "the node has a connection");
                 Node { store: Arc::new(store), client }

@@ -93,7 +93,7 @@ impl Node {
         let grpc = listeners.grpc.local_addr().expect("an address");
         let (shutdown, stopped) = oneshot::channel();
         let backend = Backend::new(store, Arc::clone(&clock) as _, kind).unwrap();
-        let task = tokio::spawn(run(settings(options, file.clone()), backend, listeners, async {
+        let task = tokio::spawn(run(settings(options, file.clone()), backend, listeners, || {}, async {
             let _ = stopped.await;
         }));
         let channel = Channel::from_shared(format!("http://{grpc}")).expect("an address").connect_lazy();

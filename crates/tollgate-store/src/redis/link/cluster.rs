@@ -24,6 +24,8 @@ const READ_EVERY: Duration = Duration::from_secs(10);
 const READ_WITHIN: Duration = Duration::from_millis(500);
 /// The same of a node that has to be connected to, unless calls wait longer than that.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
+/// So many tags are tried to find one for each master; of a master with a single slot one in nine million is not found.
+const MOST_TAGS: u32 = 1 << 18;
 /// The pauses between readings while the map is in doubt.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 
@@ -98,6 +100,29 @@ impl Cluster {
             _ => elsewhere(&from.info, host, port),
         };
         Ok(self.shared.node_at(info))
+    }
+
+    /// Every master that has slots, and a number that, as the tag of a key, leads to one of them; and whether all slots
+    /// have a master.
+    pub(super) fn masters(&self) -> (Vec<(Arc<Node>, u32)>, bool) {
+        let map = self.shared.map.load();
+        let mut missing = vec![false; map.nodes.len()];
+        for at in map.slots.iter().flatten() {
+            missing[usize::from(*at)] = true;
+        }
+        let (mut left, mut masters) = (missing.iter().filter(|missing| **missing).count(), Vec::new());
+        // A few are enough, unless a master has hardly any slot.
+        for tag in 0..MOST_TAGS {
+            if left == 0 {
+                break;
+            }
+            let at = map.slots[slot(tag.to_string().as_bytes())].map(usize::from);
+            if let Some(at) = at.filter(|at| std::mem::take(&mut missing[*at])) {
+                masters.push((Arc::clone(&map.nodes[at]), tag));
+                left -= 1;
+            }
+        }
+        (masters, map.slots.iter().all(Option::is_some))
     }
 
     pub(super) fn nodes(&self) -> Vec<Arc<Node>> {

@@ -1,7 +1,10 @@
 //! What can go wrong on the way to Redis, by name, and what each means for the charge.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tollgate_core::{ledger::Crowded, store::StoreError};
+use tollgate_core::{
+    ledger::Crowded,
+    store::{Obstacle, StoreError},
+};
 
 /// What went wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +129,29 @@ impl Fault {
         }
     }
 
+    /// The same in words for anybody, without what operators alone should see.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Unconnected => "cannot be reached",
+            Self::Resting | Self::NoAnswer => "does not answer",
+            Self::Broken => "breaks its connections",
+            Self::Loading => "loads its data",
+            Self::Busy => "busy with a script",
+            Self::ReadOnly => "read-only",
+            Self::ClusterDown | Self::Moved | Self::Ask | Self::TryAgain => "slots are not served",
+            Self::MasterDown => "a replica without its master",
+            Self::NoReplicas => "too few replicas",
+            Self::OutOfMemory => "full",
+            Self::Misconfigured => "cannot save its data",
+            Self::NoPermission => "rights are missing",
+            Self::Unauthenticated => "the login is refused",
+            Self::OtherVersion => "of another version",
+            Self::Unreadable => "cannot be read",
+            Self::Unreplicated => "replicas do not confirm in time",
+            Self::NoScript | Self::CrossSlot | Self::Crowded | Self::Refused => "refuses",
+        }
+    }
+
     /// Whether the server gave no sign that it works, which is what a breaker counts.
     pub(super) const fn is_silence(self) -> bool {
         matches!(
@@ -229,6 +255,8 @@ pub(crate) struct Failure {
     pub(super) text: String,
     /// What the server said behind the name of its error.
     pub(super) detail: String,
+    /// What to tell anybody.
+    reason: &'static str,
 }
 
 impl Failure {
@@ -241,7 +269,12 @@ impl Failure {
     }
 
     pub(crate) fn new(fault: Fault, text: impl Into<String>) -> Self {
-        Self { fault, text: text.into(), detail: String::new() }
+        Self { fault, text: text.into(), detail: String::new(), reason: fault.reason() }
+    }
+
+    /// The same, where nothing came rather than a refusal.
+    pub(super) fn of_silence(self) -> Self {
+        Self { reason: Fault::NoAnswer.reason(), ..self }
     }
 
     /// That of an answer, or of a request that may have been sent.
@@ -265,6 +298,12 @@ impl Failure {
             fault @ (Fault::Unauthenticated | Fault::NoPermission) => Self::new(fault, error.to_string()),
             _ => Self::new(Fault::Unconnected, error.to_string()),
         }
+    }
+}
+
+impl From<Failure> for Obstacle {
+    fn from(failure: Failure) -> Self {
+        Self { reason: failure.reason.to_owned(), error: failure.text }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, Value,
     aio::{ConnectionLike, MultiplexedConnection},
@@ -23,6 +24,7 @@ use tokio::{
 use super::{
     RedisConfig, Writes,
     fault::{Failure, Fault, Remedy},
+    probe::{self, Facts, Probe},
 };
 use crate::breaker::{Backoff, Breaker};
 
@@ -58,6 +60,8 @@ pub(crate) struct Node {
     next: AtomicUsize,
     breaker: Arc<Breaker>,
     wait: Option<Wait>,
+    /// Not for the way of a call.
+    facts: Arc<Mutex<Facts>>,
 }
 
 /// How many replicas must have what was written, and how long that may take.
@@ -91,6 +95,8 @@ struct Bounds {
     within: Duration,
     /// How many requests wait to be sent.
     buffer: usize,
+    /// Whether the server is a node of a cluster.
+    in_cluster: bool,
 }
 
 #[derive(Clone)]
@@ -105,18 +111,18 @@ enum State {
 
 impl Node {
     /// A server, and connections to it that are made from now on. Must be called within a Tokio runtime.
-    pub(super) fn new(info: ConnectionInfo, config: &RedisConfig) -> Arc<Self> {
-        let breaker = Arc::new(Breaker::default());
-        let bounds =
-            Bounds { within: CONNECT_WITHIN.max(config.deadline), buffer: config.max_in_flight.clamp(64, 1024) };
+    pub(super) fn new(info: ConnectionInfo, config: &RedisConfig, in_cluster: bool) -> Arc<Self> {
+        let (breaker, facts) = (Arc::new(Breaker::default()), Arc::new(Mutex::default()));
+        let within = CONNECT_WITHIN.max(config.deadline);
+        let bounds = Bounds { within, buffer: config.max_in_flight.clamp(64, 1024), in_cluster };
         let runtimes = config.runtimes.len().max(1);
         let start = |number: usize| {
             let home = config.runtimes.get(number % runtimes);
-            Line::start(info.clone(), bounds, Arc::clone(&breaker), home)
+            Line::start(info.clone(), bounds, Arc::clone(&breaker), Arc::clone(&facts), home)
         };
         let lines = (0..config.connections.max(1)).map(start).collect();
         let wait = (config.wait_replicas > 0).then_some(Wait { replicas: config.wait_replicas, within: config.wait });
-        Arc::new(Self { info, lines, runtimes, next: AtomicUsize::new(0), breaker, wait })
+        Arc::new(Self { info, lines, runtimes, next: AtomicUsize::new(0), breaker, wait, facts })
     }
 
     /// Sends one command, once, behind `ASKING` if the server is only about to get the slot.
@@ -164,19 +170,40 @@ impl Node {
         self.lines[0].send(command, Around::default(), deadline).await
     }
 
-    /// Whether the server answers, asked whatever the breaker says. The answer tells the breaker.
-    pub(super) async fn ping(&self, deadline: Instant) -> Result<(), Failure> {
-        let mut last = Failure::new(Fault::Unconnected, "no connection");
+    /// Writes what `probe` writes, as a charge is written, over the first connection that lets it.
+    pub(super) async fn write(&self, probe: &Probe, key: &str, deadline: Instant) -> Result<Value, Failure> {
+        let around = Around { asking: false, wait: self.wait };
+        let mut first = None;
         for line in &self.lines {
-            match line.send(&redis::cmd("PING"), Around::default(), deadline).await {
-                Ok(_) => {
-                    self.breaker.close();
-                    return Ok(());
-                }
-                Err(failure) => last = failure,
+            let mut sent = line.send(&probe.command("EVALSHA", key), around, deadline).await;
+            if sent.as_ref().is_err_and(|failure| failure.fault == Fault::NoScript) {
+                sent = line.send(&probe.command("EVAL", key), around, deadline).await;
+            }
+            if sent.as_ref().map_or_else(|failure| !failure.fault.is_silence(), |_| true) {
+                self.breaker.close();
+            }
+            match sent {
+                Ok(value) => return Ok(value),
+                Err(failure) => first = first.or(Some(failure)),
             }
         }
-        Err(last)
+        Err(first.unwrap_or_else(|| Failure::new(Fault::Unconnected, "no connection")))
+    }
+
+    /// What is known of the server.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts.lock().clone()
+    }
+
+    pub(super) fn change_facts<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        change(&mut self.facts.lock())
+    }
+
+    /// Whether it cannot be used as it was a replica whenever it was connected to.
+    pub(super) fn is_read_only(&self) -> bool {
+        let replica =
+            |line: &Line| matches!(&*line.state.borrow(), State::Down(failure) if failure.fault == Fault::ReadOnly);
+        self.lines.iter().all(replica)
     }
 
     /// Gives up the connections and makes new ones.
@@ -233,10 +260,16 @@ impl Around {
 }
 
 impl Line {
-    fn start(info: ConnectionInfo, bounds: Bounds, breaker: Arc<Breaker>, home: Option<&Handle>) -> Self {
+    fn start(
+        info: ConnectionInfo,
+        bounds: Bounds,
+        breaker: Arc<Breaker>,
+        facts: Arc<Mutex<Facts>>,
+        home: Option<&Handle>,
+    ) -> Self {
         let (to, state) = watch::channel(State::Connecting);
         let (lost, seen) = watch::channel(0);
-        let kept = keep(info, bounds, breaker, to, seen);
+        let kept = keep(info, bounds, breaker, facts, to, seen);
         let task = match home {
             Some(home) => home.spawn(kept),
             None => tokio::spawn(kept),
@@ -270,7 +303,9 @@ impl Line {
             match timeout_at(deadline, state.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Failure::new(Fault::Unconnected, "the connection is closed")),
-                Err(_) => return Err(Failure::new(Fault::Unconnected, "no connection within the deadline")),
+                Err(_) => {
+                    return Err(Failure::new(Fault::Unconnected, "no connection within the deadline").of_silence());
+                }
             }
         }
     }
@@ -293,8 +328,9 @@ impl Drop for Line {
 /// Connects, and again whenever the connection is lost, with growing pauses.
 async fn keep(
     info: ConnectionInfo,
-    Bounds { within, buffer }: Bounds,
+    Bounds { within, buffer, in_cluster }: Bounds,
     breaker: Arc<Breaker>,
+    facts: Arc<Mutex<Facts>>,
     state: watch::Sender<State>,
     mut lost: watch::Receiver<u64>,
 ) {
@@ -308,14 +344,17 @@ async fn keep(
         let connected = timeout(within, async {
             let mut connection =
                 Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
-            // A stalled server takes connections in, too.
-            match connection.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
-                Err(error) if Failure::of(&error).fault.remedy() == Remedy::Reconnect => Err(error),
-                _ => Ok(connection),
-            }
+            let (met, usable) = probe::meet(&mut connection, in_cluster).await?;
+            Ok((connection, met, usable))
         });
         match connected.await {
-            Ok(Ok(connection)) => {
+            Ok(Ok((_, _, false))) => {
+                breaker.close();
+                let text = format!("{} is a replica", info.addr());
+                state.send_replace(State::Down(Failure::new(Fault::ReadOnly, text)));
+            }
+            Ok(Ok((connection, met, true))) => {
+                *facts.lock() = met;
                 let since = Instant::now();
                 breaker.close();
                 state.send_replace(State::Up(connection, number));
@@ -333,7 +372,7 @@ async fn keep(
             }
             Err(_) => {
                 let text = format!("{}: no connection within {within:?}", info.addr());
-                state.send_replace(State::Down(Failure::new(Fault::Unconnected, text)));
+                state.send_replace(State::Down(Failure::new(Fault::Unconnected, text).of_silence()));
             }
         }
         tokio::time::sleep(pauses.pause()).await;

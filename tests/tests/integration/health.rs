@@ -1,0 +1,436 @@
+//! What a node says of itself while its stores are in trouble: the table of `docs/operations.md`, row by row, with real
+//! servers and with the alert rules as Prometheus reads them.
+
+mod alerting;
+
+use std::time::Duration;
+
+use tokio::task::{LocalSet, spawn_local};
+use tollgate_store::testing::{Program, RedisServer, topologies::RedisCluster};
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use self::alerting::firing;
+use crate::{
+    grpc::{SERVICE, health},
+    harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, shop, until},
+};
+
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+/// The machine is shared with all tests; a node looks every second, and for eviction every ten.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    Nothing,
+    Replica,
+    Full,
+    Hung,
+    Gone,
+    Evicting,
+    Skewed,
+    OneOfThreeFull,
+    AccountsGone,
+    AccountsReplica,
+    AccountsFull,
+}
+
+/// Which calls are decided: those of an account that the policy has, and those of others.
+#[derive(Clone, Copy, Debug)]
+enum Decided {
+    All,
+    OfThePolicy,
+    None,
+    /// It depends on where their counters are.
+    Some,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+struct State {
+    trouble: Trouble,
+    name: &'static str,
+    readyz: u16,
+    /// A part of `/readyz` that has a detail, and how that begins.
+    says: Option<(&'static str, bool, &'static str)>,
+    serving: bool,
+    store_up: bool,
+    accounts_up: bool,
+    heard: bool,
+    decided: Decided,
+    alerts: &'static [&'static str],
+}
+
+const TABLE: [State; 11] = [
+    State {
+        trouble: Trouble::Nothing,
+        name: "well",
+        readyz: 200,
+        says: None,
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &[],
+    },
+    State {
+        trouble: Trouble::Replica,
+        name: "read-only: a replica, as after a failover (`REPLICAOF`)",
+        readyz: 503,
+        says: Some(("store", false, "read-only")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateRedisRefuses",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Full,
+        name: "full (`maxmemory`, `noeviction`)",
+        readyz: 503,
+        says: Some(("store", false, "full")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateRedisRefuses",
+            "TollgateAccountStoreDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Hung,
+        name: "hung: takes connections in and does not answer (`SIGSTOP`)",
+        readyz: 503,
+        says: Some(("store", false, "does not answer")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Gone,
+        name: "gone: nobody listens",
+        readyz: 503,
+        says: Some(("store", false, "cannot be reached")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Evicting,
+        name: "evicting (another `maxmemory-policy` than `noeviction`)",
+        readyz: 200,
+        says: Some(("store", true, "evicting")),
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateRedisEvicts"],
+    },
+    State {
+        trouble: Trouble::Skewed,
+        name: "skewed: its clock is off by more than a second",
+        readyz: 200,
+        says: Some(("store", true, "skewed")),
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateClockSkew"],
+    },
+    State {
+        trouble: Trouble::OneOfThreeFull,
+        name: "one of three masters of a cluster is full, or the like",
+        readyz: 200,
+        says: Some(("store", false, "1 of 3 servers: full")),
+        serving: true,
+        store_up: false,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::Some,
+        alerts: &["TollgateStoreDown", "TollgateRedisRefuses", "TollgateAccountStoreDown"],
+    },
+    State {
+        trouble: Trouble::AccountsGone,
+        name: "well, without the Redis of accounts (`--accounts-redis`)",
+        readyz: 200,
+        says: Some(("accounts", false, "cannot be reached")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::OfThePolicy,
+        alerts: &[
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::AccountsReplica,
+        name: "well, the Redis of accounts read-only",
+        readyz: 200,
+        says: Some(("accounts", false, "read-only")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::OfThePolicy,
+        alerts: &[
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::AccountsFull,
+        name: "well, the Redis of accounts full",
+        readyz: 200,
+        says: Some(("accounts", false, "full")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateAccountStoreDown"],
+    },
+];
+
+impl State {
+    /// The line of the table.
+    fn line(&self) -> String {
+        let says = self.says.map_or("–".to_owned(), |(part, ok, text)| {
+            format!("`{part}` {}: {text}", if ok { "ok" } else { "not ok" })
+        });
+        let health = if self.serving { "SERVING" } else { "NOT_SERVING" };
+        let decided = match self.decided {
+            Decided::All => "all",
+            Decided::OfThePolicy => "of accounts in policies",
+            Decided::None => "none",
+            Decided::Some => "of the other masters",
+        };
+        let alerts: Vec<String> = self.alerts.iter().map(|alert| format!("`{alert}`")).collect();
+        let alerts = if alerts.is_empty() { "–".to_owned() } else { alerts.join(", ") };
+        format!(
+            "| {} | {}, {says} | `{health}` | {} | {} | {decided} | {alerts} |",
+            self.name,
+            self.readyz,
+            u8::from(self.store_up),
+            u8::from(self.accounts_up)
+        )
+    }
+}
+
+/// Servers, and a node on them.
+struct World {
+    counters: Option<RedisServer>,
+    cluster: Option<RedisCluster>,
+    accounts: Option<RedisServer>,
+    node: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn start(trouble: Trouble) -> Self {
+        let program = if trouble == Trouble::Skewed { Program::OwnClock } else { Program::Installed };
+        let in_cluster = trouble == Trouble::OneOfThreeFull;
+        let apart = matches!(trouble, Trouble::AccountsGone | Trouble::AccountsReplica | Trouble::AccountsFull);
+        let cluster = in_cluster.then(RedisCluster::start);
+        let counters = (!in_cluster).then(|| RedisServer::start_program(program, &[]));
+        let accounts = apart.then(RedisServer::start);
+        let url = counters.as_ref().map_or_else(|| cluster.as_ref().unwrap().url_of_user(), RedisServer::url);
+        let (folder, policy) = folder_with(&shop(100_000));
+        let mut builder = ProcessBuilder::new(&policy).redis(&url).arg("--store-deadline-ms=1000");
+        if let Some(accounts) = &accounts {
+            builder = builder.arg(format!("--accounts-redis={}", accounts.url()));
+        }
+        Self { counters, cluster, accounts, node: builder.start(), _folder: folder }
+    }
+
+    fn make(&mut self, trouble: Trouble) {
+        let counters = self.counters.as_mut();
+        let run = |server: Option<&RedisServer>, command: &str| server.unwrap().run::<()>(command);
+        match trouble {
+            Trouble::Nothing => {}
+            Trouble::Replica => run(counters.as_deref(), "REPLICAOF 127.0.0.1 1"),
+            Trouble::Full => run(counters.as_deref(), "CONFIG SET maxmemory 1"),
+            Trouble::Hung => counters.unwrap().pause(),
+            Trouble::Gone => counters.unwrap().kill(),
+            Trouble::Evicting => run(counters.as_deref(), "CONFIG SET maxmemory-policy allkeys-lru"),
+            Trouble::Skewed => counters.unwrap().set_clock(5),
+            Trouble::OneOfThreeFull => self.cluster.as_ref().unwrap().servers[0].run("CONFIG SET maxmemory 1"),
+            Trouble::AccountsGone => self.accounts.as_mut().unwrap().kill(),
+            Trouble::AccountsReplica => run(self.accounts.as_ref(), "REPLICAOF 127.0.0.1 1"),
+            Trouble::AccountsFull => run(self.accounts.as_ref(), "CONFIG SET maxmemory 1"),
+        }
+    }
+
+    async fn metrics(&self) -> String {
+        self.node.rest.text("/metrics").await.1
+    }
+}
+
+fn value(metrics: &str, series: &str) -> Option<bool> {
+    metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(|value| value != "0")
+}
+
+/// The error of each call, or none.
+async fn calls(node: &Process, names: [&str; 2]) -> Vec<Option<Code>> {
+    let mut ends = Vec::new();
+    for name in names {
+        for end in [
+            consume(&node.grpc, call(account(name), "model", &[])).await,
+            peek(&node.grpc, call(account(name), "model", &[])).await,
+        ] {
+            assert!(end.as_ref().map_or(true, allowed), "{end:?}");
+            ends.push(end.err().map(|status| status.code()));
+        }
+    }
+    ends
+}
+
+async fn holds(state: State) {
+    let State { name, .. } = state;
+    let mut world = World::start(state.trouble);
+    until(&format!("{name}: the node is well"), PATIENCE, async || {
+        let (status, ready) = world.node.rest.json("/readyz").await;
+        (status == 200 && ready["store"]["ok"] == true && ready["accounts"]["ok"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(calls(&world.node, ["acme", "known"]).await, [None; 4], "{name}");
+    let before = world.metrics().await;
+    world.make(state.trouble);
+
+    let ready = until(&format!("{name}: /readyz says so"), PATIENCE, async || {
+        let (status, ready) = world.node.rest.json("/readyz").await;
+        let says = state.says.is_none_or(|(part, ok, text)| {
+            let part = &ready[part];
+            part["ok"] == ok && part["detail"].as_str().is_some_and(|detail| detail.starts_with(text))
+        });
+        (status == state.readyz && says && ready["ready"] == (state.readyz == 200)).then_some(ready)
+    })
+    .await;
+    // Anybody may read it.
+    for told in ["127.0.0.1", "error", "tg{", "maxmemory 1"] {
+        assert!(!ready.to_string().contains(told), "{name}: {ready}");
+    }
+    let expected = if state.serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", SERVICE] {
+        until(&format!("{name}: health of {service:?}"), PATIENCE, async || {
+            (health(&world.node.channel, service).await == Some(expected)).then_some(())
+        })
+        .await;
+    }
+    for (series, up) in [
+        ("tollgate_store_up{store=\"redis\"}", state.store_up),
+        ("tollgate_account_store_up", state.accounts_up),
+        ("tollgate_account_feed_up", state.heard),
+    ] {
+        until(&format!("{name}: {series} is {up}"), PATIENCE, async || {
+            (value(&world.metrics().await, series) == Some(up)).then_some(())
+        })
+        .await;
+    }
+    // A replica's look is no answer either, and what was remembered of accounts is not believed for ever.
+    let ends = calls(&world.node, ["acme", "known"]).await;
+    let no = Some(Code::Unavailable);
+    match state.decided {
+        Decided::All => assert_eq!(ends, [None; 4], "{name}"),
+        Decided::OfThePolicy => assert_eq!(ends, [None, None, no, no], "{name}"),
+        // A full server may still be looked at.
+        Decided::None if state.trouble == Trouble::Full => assert_eq!(ends, [no, None, no, None], "{name}"),
+        Decided::None => assert_eq!(ends, [no; 4], "{name}"),
+        Decided::Some => {}
+    }
+    let after = world.metrics().await;
+    let mut expected: Vec<&str> = state.alerts.to_vec();
+    if matches!(state.decided, Decided::Some) && ends.contains(&no) {
+        expected.push("TollgateDecidesWithoutStore");
+    }
+    firing(name, &before, &after, expected);
+    let said = world.node.stderr();
+    if let Some((_, ok, text)) = state.says {
+        let word = if ok { text } else { text.rsplit(": ").next().unwrap() };
+        let line = said.lines().find(|line| line.contains("WARN") && line.contains(word) && line.contains("store"));
+        assert!(line.is_some(), "{name}: {said}");
+    }
+}
+
+/// Seen to fail with a `PING` for a probe (read-only and full are well), where connections to replicas are used (their
+/// looks are believed), where the feed of changes lives on at a replica, and without each of the alerts.
+#[tokio::test]
+async fn every_state_of_the_stores_is_told_as_documented() {
+    for state in TABLE {
+        assert!(OPERATIONS.contains(&state.line()), "docs/operations.md lacks\n{}", state.line());
+    }
+    let header = "| the Redis of the counters is |";
+    let rows = OPERATIONS.lines().skip_while(|line| !line.starts_with(header)).skip(2);
+    assert_eq!(rows.take_while(|line| line.starts_with('|')).count(), TABLE.len(), "rows that no test knows");
+    // A few at a time: each has a Redis or two.
+    for states in TABLE.chunks(4) {
+        let all = LocalSet::new();
+        all.run_until(async {
+            let running: Vec<_> = states.iter().map(|state| spawn_local(holds(*state))).collect();
+            for state in running {
+                state.await.expect("what is documented");
+            }
+        })
+        .await;
+    }
+}
+
+/// Strangers may ask as often as they like: what they cost Redis does not depend on it.
+///
+/// Seen to fail where each request asked the store.
+#[tokio::test]
+async fn readiness_costs_redis_nothing_for_each_request() {
+    let world = World::start(Trouble::Nothing);
+    let redis = world.counters.as_ref().unwrap();
+    let commands = || {
+        let stats: String = redis.run("INFO stats");
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let (before, started) = (commands(), std::time::Instant::now());
+    for _ in 0..500 {
+        assert_eq!(world.node.rest.text("/readyz").await.0, 200);
+    }
+    // A probe has a few commands, and comes every second.
+    let most = 40 + 20 * started.elapsed().as_secs();
+    let sent = commands() - before;
+    assert!(sent < most, "{sent} commands in {:?}", started.elapsed());
+}

@@ -1,0 +1,62 @@
+//! Which alerts fire, by Prometheus's own reading of the rules: two scrapes of a node become the series of a test.
+
+use std::{collections::HashMap, fmt::Write, path::Path, process::Command};
+
+const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts/tollgate.yaml");
+
+/// What `tests/run` installs, unless there is one.
+fn promtool() -> Command {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/prometheus/usr/bin/promtool");
+    Command::new(if own.exists() { own } else { "promtool".into() })
+}
+
+/// The series of a scrape, without those of histograms: how long calls take says more of the machine than of the node.
+fn series(metrics: &str) -> HashMap<&str, (&str, f64)> {
+    let types: HashMap<&str, &str> =
+        metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let lines = metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let with_type = lines.filter_map(|(series, value)| {
+        let kind = *types.get(series.split('{').next()?)?;
+        (kind != "histogram").then_some((series, (kind, value.parse().ok()?)))
+    });
+    with_type.collect()
+}
+
+/// Checks that exactly these alerts fire, some minutes later, on a node whose gauges are since the second scrape what they
+/// are there, and whose counters go on as between the two.
+pub(crate) fn firing(what: &str, before: &str, after: &str, expected: Vec<&str>) {
+    let (before, after) = (series(before), series(after));
+    let mut text =
+        format!("rule_files: [{RULES:?}]\nevaluation_interval: 15s\ntests:\n  - interval: 15s\n    input_series:\n");
+    for (series, (kind, now)) in &after {
+        let first = before.get(series).map(|(_, value)| *value);
+        let values = match (*kind, first) {
+            ("counter", Some(first)) => format!("{first}{:+}x80", now - first),
+            // It is seen only once it has counted, and then no increase.
+            ("counter", None) => format!("_ {now}x80"),
+            _ => format!("{} {now}x80", first.unwrap_or(*now)),
+        };
+        let (name, labels) =
+            series.split_once('{').map_or((*series, ""), |(name, rest)| (name, rest.trim_end_matches('}')));
+        let comma = if labels.is_empty() { "" } else { "," };
+        writeln!(text, "      - {{ series: '{name}{{instance=\"node\"{comma}{labels}}}', values: '{values}' }}")
+            .unwrap();
+    }
+    text += "    promql_expr_test:\n      - expr: group by (alertname) (ALERTS{alertstate=\"firing\"})\n        eval_time: 15m\n        exp_samples:\n";
+    for alert in &expected {
+        writeln!(text, "          - {{ labels: '{{alertname=\"{alert}\"}}', value: 1 }}").unwrap();
+    }
+    if expected.is_empty() {
+        text = text.trim_end().to_owned() + " []\n";
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("test.yaml");
+    std::fs::write(&file, &text).unwrap();
+    let output = promtool().args(["test", "rules"]).arg(&file).output();
+    let output = output.unwrap_or_else(|error| panic!("promtool: {error}; tests/run installs it"));
+    assert!(
+        output.status.success(),
+        "{what}: {expected:?}\n{}",
+        String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)
+    );
+}
