@@ -52,11 +52,15 @@ async fn half_sent_requests_of_one_address_or_of_many_keep_nobody_out() {
             }
         }
         let bound = if addresses == 1 { 25 } else { 100 };
-        let mut open = 0;
-        for stream in &mut held {
-            open += usize::from(is_open(stream).await);
-        }
-        assert!(open <= bound, "{open} of {addresses} addresses");
+        // Those that had to go are gone as soon as their threads come to it.
+        until("no more are open than may be", Duration::from_secs(10), async || {
+            let mut open = 0;
+            for stream in &mut held {
+                open += usize::from(is_open(stream).await);
+            }
+            (open <= bound).then_some(())
+        })
+        .await;
     }
 }
 

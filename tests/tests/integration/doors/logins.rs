@@ -238,7 +238,7 @@ async fn guesses_of_a_blocked_address_hardly_reach_redis() {
     }
     let gets = || -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
-        let line = info.lines().find(|line| line.starts_with("cmdstat_get:")).unwrap().to_owned();
+        let line = info.lines().find(|line| line.starts_with("cmdstat_getrange:")).unwrap().to_owned();
         line.split(['=', ',']).nth(1).unwrap().parse().unwrap()
     };
     let (before, started) = (gets(), std::time::Instant::now());

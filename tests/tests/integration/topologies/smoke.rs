@@ -202,6 +202,8 @@ async fn decisions_over_rest(routes: &Routes<'_>) {
     assert_eq!(used(&routes.nodes[0], "rest", "held").await, [1, 4, 0]);
     let report = json!({"caller": {"account": "rest"}, "resource": "model", "status": 500});
     assert_eq!(routes.post("/v1/report_outcome", report).await["counted"], 1);
+    let listed = routes.post("/v1/get_rate_limits", json!({"caller": {"account": "rest"}})).await;
+    assert!(listed["resources"].as_array().is_some_and(|resources| !resources.is_empty()), "{listed}");
 
     let closed = json!({"caller": {"api_key": KEY}, "resource": "closed"});
     assert_eq!(routes.post("/v1/consume", closed).await["verdict"], "denied");
@@ -251,6 +253,10 @@ async fn accounts(routes: &Routes<'_>) {
         (!verdict(&secret).await.unwrap()).then_some(())
     })
     .await;
-    routes.admin(post, "/keys/{key}/revoke", &[&key], None).await;
+    routes.admin(post.clone(), "/keys/{key}/revoke", &[&key], None).await;
+    let reset = routes.admin(post, "/accounts/{account}/reset_usage", &["new"], Some(json!({}))).await;
+    assert!(reset.is_object(), "{reset}");
+    let status = routes.admin(Method::GET, "/status", &[], None).await;
+    assert!(status.is_object(), "{status}");
     routes.admin(Method::DELETE, "/accounts/{account}", &["new"], None).await;
 }
