@@ -3,6 +3,7 @@
 
 mod cache;
 mod compile;
+mod new_accounts;
 #[cfg(test)]
 mod tests;
 

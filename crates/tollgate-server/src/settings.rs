@@ -112,6 +112,8 @@ pub struct CacheBounds {
     pub lifetime: Duration,
     /// How long a call waits for what is not remembered, in all.
     pub deadline: Duration,
+    /// How many new accounts are accepted a minute, for each domain and reach of tokens; unbounded if 0.
+    pub max_new_accounts: u32,
 }
 
 impl Options {
@@ -146,6 +148,7 @@ impl Options {
                 entries: numbers.count("account-cache-entries", options.account_cache_entries, 100_000),
                 lifetime: numbers.time_or_none("account-cache-ttl-ms", options.account_cache_ttl_ms, 60_000),
                 deadline,
+                max_new_accounts: options.max_new_accounts.unwrap_or(60_000),
             },
         };
         let node_count = numbers.count("node-count", options.node_count, 1);

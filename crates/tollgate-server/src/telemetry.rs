@@ -362,6 +362,10 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(accounts::INVALIDATIONS, "Changes of accounts that the node heard of");
     gauge(accounts::FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
     counter(accounts::STORE_ERRORS, "Look-ups that the store of accounts did not answer");
+    counter(
+        accounts::OVERLOADED,
+        "Look-ups refused, as there were too many new accounts or calls to the store of accounts",
+    );
     counter(accounts::OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
     gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
     counter(REQUESTS_REFUSED, "Requests refused for what they would take of the node, by protocol and reason");

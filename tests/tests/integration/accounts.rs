@@ -7,6 +7,7 @@ mod everywhere;
 mod hidden;
 mod isolation;
 mod names;
+mod new;
 mod proxy;
 mod usage;
 

@@ -11,7 +11,7 @@ use std::{
     hash::Hash,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,8 +20,9 @@ use quick_cache::{Equivalent, Weighter, sync::Cache};
 use tollgate_core::{policy::Policy, store::StoreError, time::Timestamp};
 use tollgate_store::accounts::{AccountStore, Changed, Changes, KeyPlace};
 
-use super::{BadKey, Identity, Recalled, compile::Known};
+use super::{BadKey, Identity, Recalled, compile::Known, new_accounts::NewAccounts};
 use crate::{
+    auth::Reach,
     key::KeyHash,
     settings::CacheBounds,
     telemetry::{CacheResult, Telemetry},
@@ -40,6 +41,7 @@ pub(crate) struct Accounts {
     places: Cache<KeyHash, Entry<Option<Arc<KeyPlace>>>>,
     keys: Cache<Name, Entry<Option<Arc<str>>>>,
     known: Cache<Name, Entry<Arc<Known>>, ByWeight>,
+    new_accounts: NewAccounts,
     telemetry: Arc<Telemetry>,
 }
 
@@ -96,6 +98,7 @@ impl Accounts {
             places: Cache::new(entries),
             keys: Cache::new(entries),
             known: Cache::with_weighter(entries, entries as u64, ByWeight),
+            new_accounts: NewAccounts::new(bounds.max_new_accounts),
             telemetry,
         }
     }
@@ -134,7 +137,7 @@ impl Accounts {
         policy: &Arc<Policy>,
         now: Timestamp,
     ) -> Result<Result<Identity, BadKey>, StoreError> {
-        let (known, doubt) = self.known(&place.account, policy, now).await?;
+        let (known, doubt) = self.known(&place.account, policy, now, None).await?;
         let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(BadKey::Unknown)) };
         Ok(key.check_secret(hash, now).map(|()| Identity {
             account: Arc::clone(&known.account),
@@ -154,38 +157,64 @@ impl Accounts {
         let read = async { Ok(self.store.find_key(policy.domain(), id).await?.map(Arc::from)) };
         let found = self.through(&self.keys, &name, || name.to_owned(), |_| true, read).await;
         let Some(account) = found.map_err(|(error, _)| error)? else { return Ok(None) };
-        let (known, doubt) = self.known(&account, policy, now).await?;
+        let (known, doubt) = self.known(&account, policy, now, None).await?;
         let found = known.keys.get(id);
         Ok(found.map(|key| Identity { account: Arc::clone(&known.account), key: Some(Arc::clone(&key.key)), doubt }))
     }
 
-    /// The account called `id`, for whose name the calling service vouches. While the store cannot answer and nothing
+    /// The account called `id`, for whose name a calling service vouches that may act `within`. One more new account than
+    /// are accepted is in doubt, with [`StoreError::Overloaded`]. While the store cannot answer and nothing
     /// is known, it is taken for one of the default tier, in doubt.
-    pub(crate) async fn by_name(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
-        match self.known(id, policy, now).await {
+    pub(crate) async fn by_vouched_name(
+        &self,
+        id: &str,
+        policy: &Arc<Policy>,
+        now: Timestamp,
+        within: Option<&Reach>,
+    ) -> Identity {
+        match self.known(id, policy, now, within).await {
             Ok((known, doubt)) => Identity { account: Arc::clone(&known.account), key: None, doubt },
             Err(error) => Identity { account: Known::unknown(id, policy).account, key: None, doubt: Some(error) },
         }
     }
 
-    /// The account, and why the store could not be asked if this is what was last known.
+    /// The same for who brings no new account.
+    pub(crate) async fn by_name(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
+        self.by_vouched_name(id, policy, now, None).await
+    }
+
+    /// The account, and why the store could not be asked if this is what was last known. If the calling service is given,
+    /// an account without a record counts as new.
     async fn known(
         &self,
         id: &str,
         policy: &Arc<Policy>,
         now: Timestamp,
+        vouched_within: Option<&Reach>,
     ) -> Result<(Arc<Known>, Option<StoreError>), StoreError> {
         let name = NameRef { domain: policy.domain(), name: id };
         let good =
             |known: &Arc<Known>| Arc::ptr_eq(&known.policy, policy) && known.good_until.is_none_or(|end| end > now);
+        let is_one_too_many = AtomicBool::new(false);
         let read = async {
             let record = self.store.load(policy.domain(), id).await?;
+            // While nothing is remembered, every call would count.
+            let counts = record.is_none() && is_trusted(self.generation.load(Ordering::Acquire));
+            let accepts = |within| self.new_accounts.accepts(policy.domain(), within, Instant::now());
+            if counts && !vouched_within.is_none_or(accepts) {
+                is_one_too_many.store(true, Ordering::Relaxed);
+                return Err(StoreError::Overloaded("too many new accounts a minute in this domain".into()));
+            }
             let known = record.map_or_else(|| Known::unknown(id, policy), |record| Known::of(&record, policy, now));
             self.telemetry.overrides_left_out(known.left_out);
             Ok(Arc::new(known))
         };
         match self.through(&self.known, &name, || name.to_owned(), good, read).await {
             Ok(known) => Ok((known, None)),
+            // The node remembers it, so it is not new.
+            Err((_, Some(_))) if is_one_too_many.load(Ordering::Relaxed) => {
+                Ok((Arc::new(Known::unknown(id, policy)), None))
+            }
             // Handles of tiers belong to their policy.
             Err((error, Some(last))) if Arc::ptr_eq(&last.policy, policy) => Ok((last, Some(error))),
             Err((error, _)) => Err(error),
@@ -245,7 +274,10 @@ impl Accounts {
         let answer = tokio::time::timeout(bound, work)
             .await
             .unwrap_or_else(|_| Err(StoreError::Indeterminate(format!("accounts took longer than {bound:?}"))));
-        answer.inspect_err(|_| self.telemetry.account_store_failed())
+        answer.inspect_err(|error| match error {
+            StoreError::Overloaded(_) => self.telemetry.account_turned_away(),
+            _ => self.telemetry.account_store_failed(),
+        })
     }
 
     /// Begins to hear of changes, if the store lets it at once.

@@ -125,7 +125,7 @@ impl Node {
             released: Semaphore::new(0),
         });
         let telemetry = Arc::new(Telemetry::new("memory").unwrap());
-        let bounds = CacheBounds { entries: 1000, lifetime, deadline: Duration::from_secs(20) };
+        let bounds = CacheBounds { entries: 1000, lifetime, deadline: Duration::from_secs(20), max_new_accounts: 0 };
         let accounts = Arc::new(Accounts::new(Arc::clone(&store) as _, bounds, Arc::clone(&telemetry)));
         tokio::spawn(Arc::clone(&accounts).listen(None));
         let node = Self { store, accounts, policy: policy(100), telemetry };

@@ -58,7 +58,7 @@ impl DecisionService {
                 check_name("caller.account", id)?;
                 let identity = match domain.directory.account(id) {
                     Some(account) => Identity::certain(Arc::clone(account), None),
-                    None => self.accounts.by_name(id, &domain.policy, now).await,
+                    None => self.accounts.by_vouched_name(id, &domain.policy, now, Some(within)).await,
                 };
                 Ok((domain, identity))
             }

@@ -105,6 +105,11 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
     pub account_cache_ttl_ms: Option<u64>,
 
+    /// New accounts a minute (names without a record that the node does not remember), for each domain and reach of
+    /// service tokens; 0 for no bound [default: 60000]
+    #[arg(long, env = "TOLLGATE_MAX_NEW_ACCOUNTS", value_name = "N")]
+    pub max_new_accounts: Option<u32>,
+
     /// Address for REST, metrics and health; beyond loopback only with --service-tokens and TLS
     /// [default: 127.0.0.1:8080]
     #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
@@ -350,6 +355,7 @@ impl Options {
             accounts_redis: self.accounts_redis.or(other.accounts_redis),
             memory_max_accounts: self.memory_max_accounts.or(other.memory_max_accounts),
             account_cache_entries: self.account_cache_entries.or(other.account_cache_entries),
+            max_new_accounts: self.max_new_accounts.or(other.max_new_accounts),
             account_cache_ttl_ms: self.account_cache_ttl_ms.or(other.account_cache_ttl_ms),
             http_listen: self.http_listen.or(other.http_listen),
             grpc_listen: self.grpc_listen.or(other.grpc_listen),

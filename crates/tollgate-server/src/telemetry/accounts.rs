@@ -11,6 +11,7 @@ pub(super) const LOOKUPS: &str = "tollgate_account_lookups_total";
 pub(super) const INVALIDATIONS: &str = "tollgate_account_invalidations_total";
 pub(super) const FEED_UP: &str = "tollgate_account_feed_up";
 pub(super) const STORE_ERRORS: &str = "tollgate_account_store_errors_total";
+pub(super) const OVERLOADED: &str = "tollgate_account_overloaded_total";
 pub(super) const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
 
 pub(super) struct AccountMetrics {
@@ -20,6 +21,7 @@ pub(super) struct AccountMetrics {
     /// The same, to be read.
     heard: AtomicBool,
     store_errors: Counter,
+    overloaded: Counter,
     overrides_left_out: Counter,
 }
 
@@ -42,6 +44,7 @@ impl AccountMetrics {
             feed_up: gauge(recorder, FEED_UP, &[]),
             heard: AtomicBool::new(false),
             store_errors: counter(recorder, STORE_ERRORS, &[]),
+            overloaded: counter(recorder, OVERLOADED, &[]),
             overrides_left_out: counter(recorder, OVERRIDES_LEFT_OUT, &[]),
         }
     }
@@ -74,6 +77,10 @@ impl Telemetry {
 
     pub(crate) fn account_store_failed(&self) {
         self.accounts.store_errors.increment(1);
+    }
+
+    pub(crate) fn account_turned_away(&self) {
+        self.accounts.overloaded.increment(1);
     }
 
     pub(crate) fn overrides_left_out(&self, count: usize) {
