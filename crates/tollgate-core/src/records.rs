@@ -1,9 +1,11 @@
 //! What a store keeps of reservations and of calls with a request id, until their time is over.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 
 use crate::{
-    claim::Partition,
+    claim::{Owner, Partition},
     reservation::{Closed, Replay, Reservation, ReservationId},
     time::Timestamp,
 };
@@ -13,6 +15,8 @@ use crate::{
 pub struct Records {
     pub(crate) reservations: IndexMap<(Partition, ReservationId), (Life, State)>,
     pub(crate) requests: IndexMap<(Partition, [u8; 16]), Admitted>,
+    /// How many each owner has.
+    owned: HashMap<Owner, usize>,
     sweep_at: usize,
 }
 
@@ -53,6 +57,23 @@ impl Records {
         self.reservations.len() + self.requests.len()
     }
 
+    /// How many of them are an owner's.
+    pub fn owned(&self, owner: Owner) -> usize {
+        self.owned.get(&owner).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn insert_reservation(&mut self, home: Partition, id: ReservationId, made: (Life, State)) {
+        if self.reservations.insert((home, id), made).is_none() {
+            *self.owned.entry(home.owner()).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn insert_request(&mut self, home: Partition, id: [u8; 16], admitted: Admitted) {
+        if self.requests.insert((home, id), admitted).is_none() {
+            *self.owned.entry(home.owner()).or_default() += 1;
+        }
+    }
+
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -68,8 +89,16 @@ impl Records {
                 None => self.requests.get_index_mut(at - kept).map(|(_, request)| !request.life.lasts(now)),
             };
             match ended {
-                Some(true) if at < kept => drop(self.reservations.swap_remove_index(at)),
-                Some(true) => drop(self.requests.swap_remove_index(at - kept)),
+                Some(true) => {
+                    let home = if at < kept {
+                        self.reservations.swap_remove_index(at).map(|((home, _), _)| home)
+                    } else {
+                        self.requests.swap_remove_index(at - kept).map(|((home, _), _)| home)
+                    };
+                    if let Some(home) = home {
+                        disown(&mut self.owned, home);
+                    }
+                }
                 Some(false) => self.sweep_at += 1,
                 None => self.sweep_at = 0,
             }
@@ -78,8 +107,16 @@ impl Records {
 
     /// Drops all that have ended.
     pub fn sweep(&mut self, now: Timestamp) {
-        self.reservations.retain(|_, (life, _)| life.lasts(now));
-        self.requests.retain(|_, request| request.life.lasts(now));
+        let owned = &mut self.owned;
+        let mut stays = |home: Partition, life: &mut Life| {
+            let lasts = life.lasts(now);
+            if !lasts {
+                disown(owned, home);
+            }
+            lasts
+        };
+        self.reservations.retain(|(home, _), (life, _)| stays(*home, life));
+        self.requests.retain(|(home, _), request| stays(*home, &mut request.life));
         self.reservations.shrink_to(self.reservations.len() * 2);
         self.requests.shrink_to(self.requests.len() * 2);
     }
@@ -92,5 +129,16 @@ impl Records {
     ) -> Option<&mut (Life, State)> {
         let known = self.reservations.get_mut(&(home, id))?;
         known.0.lasts(now).then_some(known)
+    }
+}
+
+/// Takes a record off its owner's count.
+fn disown(owned: &mut HashMap<Owner, usize>, home: Partition) {
+    let left = owned.get_mut(&home.owner()).map_or(0, |count| {
+        *count -= 1;
+        *count
+    });
+    if left == 0 {
+        owned.remove(&home.owner());
     }
 }

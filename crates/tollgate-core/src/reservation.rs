@@ -244,13 +244,13 @@ pub fn admit(
     if let Some(Hold { id, ttl_ms, note }) = terms.hold {
         let reservation = Reservation { charges, slots: slots_of(claims), note: note.into() };
         let life = Life { from: now, ttl_ms };
-        records.reservations.insert((terms.home, id), (life, State::Open(reservation)));
+        records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
     }
     if let Some(RequestMark { id, digest, ttl_ms }) = terms.request {
         let held = terms.hold.map(|hold| (hold.id, now.plus_ms(u64::from(hold.ttl_ms))));
         let replay = Replay { applied: applied.clone(), shape: shape_of(claims), held };
         let admitted = Admitted { life: Life { from: now, ttl_ms }, digest, replay };
-        records.requests.insert((terms.home, id), admitted);
+        records.insert_request(terms.home, id, admitted);
     }
     Ok(Admission::Decided(applied))
 }

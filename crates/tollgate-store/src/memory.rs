@@ -1,5 +1,8 @@
 //! Counters in this process's memory: the embedded default, for one node.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
@@ -22,7 +25,7 @@ use tollgate_core::{
 use crate::clock::Clock;
 
 const SHARDS: usize = 64;
-/// An owner may have so many times the ledgers of a shard that are free: one has three quarters of a store at most, two
+/// An owner may have so many times the ledgers, and the records, of a shard that are free: one has three quarters of a store at most, two
 /// three sevenths each, and whoever has few finds room.
 const SHARE_OF_FREE: usize = 3;
 
@@ -257,11 +260,12 @@ impl Shard {
     }
 
     fn fits(&self, Wanted { owner, ledgers, records }: Wanted, capacity: usize) -> bool {
-        let free = capacity.saturating_sub(self.ledgers.len());
-        let owned = || self.owned.get(&owner).copied().unwrap_or(0);
-        ledgers <= free
-            && (ledgers == 0 || owned().saturating_add(ledgers) <= free.saturating_mul(SHARE_OF_FREE))
-            && self.records.len().saturating_add(records) <= capacity
+        let fits = |wanted: usize, used: usize, owned: &dyn Fn() -> usize| {
+            let free = capacity.saturating_sub(used);
+            wanted == 0 || wanted <= free && owned().saturating_add(wanted) <= free.saturating_mul(SHARE_OF_FREE)
+        };
+        fits(ledgers, self.ledgers.len(), &|| self.owned.get(&owner).copied().unwrap_or(0))
+            && fits(records, self.records.len(), &|| self.records.owned(owner))
     }
 
     /// Makes sure that `wanted` new ledgers and as many records fit. A shard that is full of live ones is swept at most
@@ -291,13 +295,13 @@ struct Wanted {
 }
 
 /// Takes a ledger off its owner's count.
-fn disown(owned: &mut HashMap<Owner, usize>, owner: Owner) {
-    let left = owned.get_mut(&owner).map_or(0, |count| {
+fn disown(counts: &mut HashMap<Owner, usize>, owner: Owner) {
+    let left = counts.get_mut(&owner).map_or(0, |count| {
         *count -= 1;
         *count
     });
     if left == 0 {
-        owned.remove(&owner);
+        counts.remove(&owner);
     }
 }
 
@@ -361,74 +365,4 @@ impl Books for Locked<'_> {
 fn shard_of(hasher: &RandomState, partition: Partition) -> usize {
     // The remainder of a division by the number of shards is small.
     usize::try_from(hasher.hash_one(partition) % SHARDS as u64).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tollgate_core::{
-        amount::{Limit, UnitId},
-        claim::{Effect, Partition},
-        window::SlidingWindow,
-    };
-
-    use super::*;
-    use crate::clock::ManualClock;
-
-    fn claim(account: &str) -> Claim {
-        Claim {
-            ledger: LedgerKey::of(Partition::of([account]), ["r"]),
-            span: Span::Sliding(SlidingWindow::from_ms(1000).unwrap()),
-            unit: UnitId::of("requests"),
-            cost: Amount::from(1),
-            limit: Limit::Finite(Amount::from(1)),
-            effect: Effect::Charge,
-        }
-    }
-
-    #[test]
-    fn expired_ledgers_leave_by_themselves_and_live_ones_are_never_dropped() {
-        let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
-        let store = MemoryStore::new(Arc::clone(&clock), SHARDS * MAX_CLAIMS);
-        let mut refused = 0;
-        for n in 0..50_000 {
-            refused += usize::from(store.apply_now(&[claim(&n.to_string())], Mode::Try).is_err());
-        }
-        assert!(store.ledgers() <= SHARDS * MAX_CLAIMS, "bounded: {}", store.ledgers());
-        assert_eq!(refused, 50_000 - store.ledgers());
-        clock.advance_ms(1000);
-        for n in 0..10_000 {
-            store.apply_now(&[claim(&format!("later {}", n % 10))], Mode::Try).unwrap();
-        }
-        assert!(store.ledgers() < SHARDS * MAX_CLAIMS, "calls sweep as they go: {}", store.ledgers());
-        clock.advance_ms(1000);
-        store.sweep();
-        assert_eq!(store.ledgers(), 0);
-    }
-
-    /// However many names one domain chooses, and wherever they fall, others find room. Seen to fail with an unkeyed hash
-    /// whose shard a name tells, and without shares.
-    #[test]
-    fn one_owner_leaves_room_for_the_others() {
-        let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
-        let store = MemoryStore::new(clock, 64 * 256);
-        let of = |domain: &str, number: usize| {
-            let partition = Partition::of([domain, "account", &number.to_string()]);
-            Claim { ledger: LedgerKey::of(partition, ["r"]), ..claim("") }
-        };
-        let admitted = |domain: &str, numbers: std::ops::Range<usize>| {
-            numbers.filter(|number| store.apply_now(&[of(domain, *number)], Mode::Try).is_ok()).count()
-        };
-        // Names that fall together by the bytes of their partition.
-        let alike = (0..400_000).filter(|number| of("shop", *number).ledger.partition.bytes()[0].is_multiple_of(64));
-        let fitted = alike.take(5_000).filter(|number| store.apply_now(&[of("shop", *number)], Mode::Try).is_ok());
-        assert_eq!(fitted.count(), 5_000, "they spread over all shards");
-        let most = 64 * 256 * 3 / 4 + 64;
-        let of_shop = 5_000 + admitted("shop", 1_000_000..1_060_000);
-        assert!(of_shop > most * 9 / 10 && of_shop <= most, "{of_shop} of at most {most}");
-        assert_eq!(admitted("other", 0..1_000), 1_000, "others find room");
-        // What is known goes on.
-        assert!(store.apply_now(&[of("shop", 1_000_000)], Mode::Force).is_ok());
-    }
 }

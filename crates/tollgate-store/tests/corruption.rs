@@ -28,6 +28,9 @@ const ID: ReservationId = ReservationId([7; 16]);
 /// Zero, the ends of ASCII, the ends of what is no ASCII, and what formats of `struct` are made of.
 const HOSTILE: [u8; 10] = [0x00, 0x01, 0x10, 0x7f, 0x80, 0xfe, 0xff, b'c', b'9', b'!'];
 
+/// Far more than any value of ours has.
+const LARGE: usize = 32 << 20;
+
 /// One connection for everybody.
 fn store(server: &RedisServer) -> RedisStore {
     RedisStore::connect(RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) }).unwrap()
@@ -248,7 +251,6 @@ async fn no_value_makes_a_large_reply() {
     let request = RequestMark { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
     let terms = Terms { home, hold: Some(hold), request: Some(request) };
     store.admit(&claims, &terms).await.unwrap();
-    const LARGE: usize = 32 << 20;
     for key in keys(&mut redis) {
         if redis::cmd("TYPE").arg(&key).query::<String>(&mut redis).unwrap() == "string" {
             redis::cmd("SETRANGE").arg(&key).arg(LARGE).arg("end").exec(&mut redis).unwrap();

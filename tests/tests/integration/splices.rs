@@ -64,7 +64,8 @@ impl World {
         for domain in DOMAINS {
             std::fs::write(policies.join(format!("{domain}.yaml")), policy(domain)).unwrap();
             let hash = hash_of(&token_of(domain));
-            services += &format!("- {{ name: {domain}, hash: '{hash}', domains: [{domain}] }}\n");
+            let token = format!("- {{ name: {domain}, hash: '{hash}', domains: [{domain}] }}\n");
+            services.push_str(&token);
         }
         let files = [folder.path().join("services.yaml"), folder.path().join("admins.yaml")];
         std::fs::write(&files[0], services).unwrap();
@@ -169,7 +170,9 @@ fn spliced(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
             }
         }
     }
-    tokens.iter().for_each(|token| assert!(spliced.remove(token), "{token}"));
+    for token in tokens {
+        assert!(spliced.remove(token), "{token}");
+    }
     spliced
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Accounts {
     places: Cache<KeyHash, Entry<Option<Arc<KeyPlace>>>>,
     keys: Cache<Name, Entry<Option<Arc<str>>>>,
     known: Cache<Name, Entry<Arc<Known>>, ByWeight>,
-    new_accounts: NewAccounts,
+    newcomers: NewAccounts,
     telemetry: Arc<Telemetry>,
 }
 
@@ -98,7 +98,7 @@ impl Accounts {
             places: Cache::new(entries),
             keys: Cache::new(entries),
             known: Cache::with_weighter(entries, entries as u64, ByWeight),
-            new_accounts: NewAccounts::new(bounds.max_new_accounts),
+            newcomers: NewAccounts::new(bounds.max_new_accounts),
             telemetry,
         }
     }
@@ -200,7 +200,7 @@ impl Accounts {
             let record = self.store.load(policy.domain(), id).await?;
             // While nothing is remembered, every call would count.
             let counts = record.is_none() && is_trusted(self.generation.load(Ordering::Acquire));
-            let accepts = |within| self.new_accounts.accepts(policy.domain(), within, Instant::now());
+            let accepts = |within| self.newcomers.accepts(policy.domain(), within, Instant::now());
             if counts && !vouched_within.is_none_or(accepts) {
                 is_one_too_many.store(true, Ordering::Relaxed);
                 return Err(StoreError::Overloaded("too many new accounts a minute in this domain".into()));
