@@ -84,7 +84,9 @@ pub(super) async fn consume_batch(
 type Mistake = serde_path_to_error::Error<serde_json::Error>;
 
 fn read(call: &RawValue) -> Result<CallBody, Mistake> {
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get()))
+    // Where something is wrong is found out only if something is, as it costs an allocation for each field.
+    let read = serde_json::from_str(call.get());
+    read.or_else(|_| serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get())))
 }
 
 fn to_call<'a>(within: &'a Reach, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
