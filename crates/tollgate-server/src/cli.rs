@@ -8,6 +8,7 @@ use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
+use tollgate_store::redis::RedisConfig;
 
 use crate::{
     escape,
@@ -32,7 +33,7 @@ struct Cli {
     command: Option<Command>,
 
     /// Configuration file: YAML, with the names of the flags as keys. Flags and variables win over it
-    #[arg(long, env = "TOLLGATE_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "TOLLGATE_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -80,7 +81,7 @@ pub fn main() -> ExitCode {
             Ok(summaries) => print(&summaries.join("\n")),
             Err(errors) => Err(policies::one_text(&errors)),
         },
-        Some(Command::Doctor(options)) => options.or(cli.options).settle(cli.config.as_deref()).and_then(examine),
+        Some(Command::Doctor(options)) => options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(examine),
         Some(Command::PolicySchema) => serde_json::to_string_pretty(&policy_file::schema())
             .map_err(|error| error.to_string())
             .and_then(|text| print(&text)),
@@ -109,17 +110,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn examine(settings: Settings) -> Result<(), String> {
-    let mut configs = Vec::new();
-    if let StoreSettings::Redis(config) = settings.store {
-        configs.push(*config);
-    }
-    configs.extend(settings.accounts.redis.map(|config| *config));
+fn examine(configs: Vec<RedisConfig>) -> Result<(), String> {
     if configs.is_empty() {
         return Err("redis: is not set, and memory needs no doctor".to_owned());
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let (text, well) = runtime.block_on(crate::doctor::run(&configs));
+    // A name that is still being looked up keeps nobody waiting.
+    runtime.shutdown_background();
     print(&text)?;
     if well { Ok(()) } else { Err("redis: see above".to_owned()) }
 }

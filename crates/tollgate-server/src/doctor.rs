@@ -1,13 +1,11 @@
 //! `tollgate doctor`: says what is wrong with a Redis, and what to do.
 
+use futures_util::future::join_all;
 use tollgate_store::redis::{Finding, RedisConfig, Verdict, examine};
 
 /// Examines every Redis of a node and prints what was found, a line each, the worst last. Returns whether a node can work with it.
 pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
-    let mut findings = Vec::new();
-    for config in configs {
-        findings.append(&mut examine(config).await);
-    }
+    let mut findings: Vec<Finding> = join_all(configs.iter().map(examine)).await.into_iter().flatten().collect();
     findings.sort_by_key(|finding| finding.verdict);
     let of = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (doubtful, bad) = (of(Verdict::Doubtful), of(Verdict::Bad));

@@ -122,6 +122,18 @@ impl Options {
         Ok(self.or(file.map(read).transpose()?.unwrap_or_default()))
     }
 
+    /// Where the counters and the accounts are in Redis, as these options, the configuration file and the defaults say;
+    /// what they say of the rest of a node may be wrong or missing.
+    ///
+    /// # Errors
+    /// Everything that is wrong, a line each, with the name of the setting.
+    pub(crate) fn settle_redis(self, file: Option<&Path>) -> Result<Vec<tollgate_store::redis::RedisConfig>, String> {
+        let options = self.completed_by(file)?;
+        let mut wrong = Vec::new();
+        let (redis, accounts) = redis::both(&options, 1, &mut wrong);
+        if wrong.is_empty() { Ok(redis.into_iter().chain(accounts).collect()) } else { Err(wrong.join("\n")) }
+    }
+
     /// These options, completed by those of the configuration file and by the defaults.
     ///
     /// # Errors
@@ -131,9 +143,8 @@ impl Options {
         let mut wrong = Vec::new();
         let threads =
             options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS));
-        let redis_at = |url: &str, wrong: &mut Vec<String>| redis::config(url, &options, threads, wrong);
-        let redis = options.redis.as_deref().map(|url| redis_at(url, &mut wrong));
-        let accounts_redis = options.accounts_redis.as_deref().map(|url| Box::new(redis_at(url, &mut wrong)));
+        let (redis, accounts_redis) = redis::both(&options, threads, &mut wrong);
+        let accounts_redis = accounts_redis.map(Box::new);
         let settled = doors::settle(&options, &mut wrong);
         let mut numbers = Numbers(&mut wrong);
         let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
@@ -245,5 +256,18 @@ mod tests {
             assert!(said.contains(name), "{said}");
         }
         assert_eq!(said.lines().count(), 6, "{said}");
+    }
+
+    /// Seen to fail where a URL was read only when the link was opened.
+    #[test]
+    fn a_redis_url_that_cannot_be_read_is_said_by_the_name_of_its_setting() {
+        let wrong = options("redis: 'rediss://h/#insecure'\naccounts-redis: 'redis://:hunter2@h:port'\npolicy: [p]");
+        let said = wrong.clone().settle_redis(None).err().unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines[0].starts_with("redis: ") && lines[0].contains("#insecure"), "{said}");
+        assert!(lines[1].starts_with("accounts-redis: ") && lines[1].contains("invalid port number"), "{said}");
+        assert!(lines.len() == 2 && !said.contains("hunter2"), "{said}");
+        let of_node = wrong.settle(None).err().unwrap();
+        assert!(lines.iter().all(|line| of_node.contains(line)), "{of_node}");
     }
 }

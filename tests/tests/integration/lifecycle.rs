@@ -332,3 +332,17 @@ async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {
     let (_, answer) = given.rest.post("/v1/consume", body.to_string()).await;
     assert_eq!((&answer["verdict"], &answer["reason"]), (&"denied".into(), &"unknown_key".into()), "{answer}");
 }
+
+/// Whoever starts a node waits for its first line, and then calls.
+///
+/// Seen to fail where the line came before the policy was read.
+#[test]
+fn a_node_says_that_it_listens_only_once_it_decides() {
+    let (_folder, good) = folder_with(&shop(100));
+    let (_other, bad) = folder_with("nothing of the kind");
+    for node in [ProcessBuilder::new(&bad), ProcessBuilder::new(&good).arg("--service-tokens=/nowhere")] {
+        let (status, said, error) = node.output();
+        assert!(!status.success() && !error.is_empty(), "{said} {error}");
+        assert_eq!(said, "", "{error}");
+    }
+}

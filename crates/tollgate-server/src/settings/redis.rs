@@ -19,8 +19,28 @@ const MAX_IN_FLIGHT: usize = 1 << 20;
 /// The most replicas that a charge waits for.
 const MAX_REPLICAS: usize = 1_000;
 
-/// What the options say about the Redis at `url`, for a node of so many threads; `wrong` gets a line for each mistake.
-pub(super) fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
+/// The Redis of the counters and that of the accounts, for a node of so many threads; `wrong` gets a line for each mistake.
+pub(super) fn both(
+    options: &Options,
+    threads: usize,
+    wrong: &mut Vec<String>,
+) -> (Option<RedisConfig>, Option<RedisConfig>) {
+    let mut read = |setting: &str, url: Option<&str>| {
+        let redis = config(url?, options, threads, wrong);
+        // What is wrong with files, or with bounds, is said by their own names.
+        if let Err(what) = redis.check() {
+            wrong.push(format!("{setting}: {what}"));
+        }
+        Some(redis)
+    };
+    let both = (read("redis", options.redis.as_deref()), read("accounts-redis", options.accounts_redis.as_deref()));
+    let mut known = std::collections::HashSet::new();
+    wrong.retain(|line| known.insert(line.clone()));
+    both
+}
+
+/// What the options say about the Redis at `url`.
+fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
     let mut redis = RedisConfig::new(url);
     if let Some(prefix) = &options.redis_key_prefix {
         redis.key_prefix.clone_from(prefix);

@@ -1,9 +1,12 @@
 //! Looks at a Redis from the outside: whether it can do what a node asks of it, and what will hurt later.
 
+mod reach;
+
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::{Client, Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tollgate_core::store::StoreError;
 
 use super::link::{Failure, Fault, RedisConfig, masters};
@@ -11,8 +14,11 @@ use crate::clock::{Clock, SystemClock};
 
 /// How long any one answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many round trips are measured.
+/// How long all answers of all servers together may take.
+const IN_ALL: Duration = Duration::from_secs(8);
+/// So many round trips are measured, for so long at most.
 const ROUND_TRIPS: usize = 50;
+const MEASURE_FOR: Duration = Duration::from_secs(1);
 
 /// What a node needs to be allowed, each tried once; the test beside compares them with the ACL line. What is in angle
 /// brackets is put in.
@@ -73,18 +79,28 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Examines every master behind `config`. Keys it writes are its own and live for a second.
+/// Examines every master behind `config`, all at once, within 8 seconds. Keys it writes are its own and live for a second.
 pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
-    let (found, masters) = match masters(config).await {
-        Ok(found) => found,
-        Err(error) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+    let until = Instant::now() + IN_ALL;
+    let (found, masters) = match timeout_at(until, masters(config)).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+        Err(_) => {
+            let text = format!("connection: who serves was not to be found out within {IN_ALL:?}");
+            return vec![Finding::new("redis", Verdict::Bad, text)];
+        }
     };
     let mut findings: Vec<Finding> =
         found.into_iter().map(|(verdict, text)| Finding::new("redis", verdict, text)).collect();
-    for info in masters {
-        let mut of = Server { name: info.addr().to_string(), config, findings: Vec::new() };
-        of.examine(&info).await;
-        findings.append(&mut of.findings);
+    let mut servers: Vec<Server<'_>> =
+        masters.iter().map(|info| Server::new(info.addr().to_string(), config)).collect();
+    let looks = servers.iter_mut().zip(&masters).map(|(server, info)| server.examine(info));
+    let in_time = timeout_at(until, join_all(looks)).await.is_ok();
+    for mut server in servers {
+        if !in_time && !server.done {
+            server.say(Verdict::Bad, format!("latency: too slow to be looked at to the end within {IN_ALL:?}"));
+        }
+        findings.append(&mut server.findings);
     }
     findings
 }
@@ -99,42 +115,58 @@ struct Server<'a> {
     name: String,
     config: &'a RedisConfig,
     findings: Vec<Finding>,
+    done: bool,
 }
 
-impl Server<'_> {
+impl<'a> Server<'a> {
+    fn new(name: String, config: &'a RedisConfig) -> Self {
+        Self { name, config, findings: Vec::new(), done: false }
+    }
+
     fn say(&mut self, verdict: Verdict, text: impl Into<String>) {
         self.findings.push(Finding::new(&self.name, verdict, text));
     }
 
     async fn examine(&mut self, info: &ConnectionInfo) {
-        let connected =
-            timeout(PATIENCE, async { Client::open(info.clone())?.get_multiplexed_async_connection().await });
-        let mut connection = match connected.await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
-                let what = match Failure::to_connect(&error).fault() {
-                    Fault::Unauthenticated => "user or password is wrong",
-                    Fault::NoPermission => "the user may not connect",
-                    _ => "cannot be reached",
-                };
-                return self.say(Verdict::Bad, format!("connection: {what}: {error}"));
+        // Nothing else is asked of what cannot be reached, is no Redis, or does not answer.
+        match reach::reach(info).await {
+            Ok(connection) => {
+                self.say(Verdict::Good, "connection: answers");
+                if let Err(failure) = self.look(info, connection).await {
+                    self.say(Verdict::Bad, format!("connection: does not answer any more: {}", failure.text()));
+                }
             }
-            Err(_) => return self.say(Verdict::Bad, format!("connection: no answer within {PATIENCE:?}")),
-        };
-        self.say(Verdict::Good, "connection: answers");
+            Err(what) => self.say(Verdict::Bad, format!("connection: {what}")),
+        }
+        self.done = true;
+    }
+
+    /// Looks at a server that answers, until it does not any more.
+    async fn look(&mut self, info: &ConnectionInfo, mut connection: MultiplexedConnection) -> Result<(), Failure> {
         match ask(&mut connection, Cmd::new().arg("INFO").arg("everything")).await {
-            Ok(Value::BulkString(text)) => self.read_info(&Info(String::from_utf8_lossy(&text).into_owned())),
+            Ok(Value::BulkString(text)) => {
+                let said = Info(String::from_utf8_lossy(&text).into_owned());
+                if said.get("redis_mode") == Some("sentinel") {
+                    self.say(
+                        Verdict::Bad,
+                        "topology: this is a sentinel, which keeps no counters; use redis+sentinel://",
+                    );
+                    return Ok(());
+                }
+                self.read_info(&said);
+            }
             Ok(_) => self.say(Verdict::Doubtful, "INFO: an answer that cannot be read"),
             Err(failure) => self.say(
                 Verdict::Doubtful,
                 format!("INFO: {}; version, memory and persistence were not looked at", failure.text()),
             ),
         }
-        self.check_rights(info, &mut connection).await;
+        self.check_rights(info, &mut connection).await?;
         self.check_replicas(&mut connection).await;
         self.check_clock(&mut connection).await;
         self.check_latency(&mut connection).await;
         self.check_settings(&mut connection).await;
+        Ok(())
     }
 
     fn read_info(&mut self, info: &Info) {
@@ -205,7 +237,11 @@ impl Server<'_> {
     }
 
     /// Does once what nodes do, with keys of its own.
-    async fn check_rights(&mut self, info: &ConnectionInfo, connection: &mut MultiplexedConnection) {
+    async fn check_rights(
+        &mut self,
+        info: &ConnectionInfo,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Failure> {
         let prefix = &self.config.key_prefix;
         let key = |name: &str| format!("{prefix}{{doctor}}{name}");
         let channel = format!("{prefix}:doctor");
@@ -224,7 +260,7 @@ impl Server<'_> {
             url if url.contains("+cluster://") => NEEDED_IN_A_CLUSTER,
             _ => &[],
         };
-        let mut wrong = Vec::new();
+        let (mut wrong, mut failed) = (Vec::new(), Vec::<(Fault, String)>::new());
         for words in NEEDED.iter().chain(by_topology) {
             let mut command = Cmd::new();
             for word in words.split(' ') {
@@ -234,9 +270,22 @@ impl Server<'_> {
             match ask(connection, &command).await {
                 // Another node of the cluster has the slot; rights were looked at before.
                 Err(failure) if failure.fault() == Fault::Moved => {}
-                Err(failure) => wrong.push(format!("{} ({})", name_of(words), failure.text())),
+                Err(failure) if matches!(failure.fault(), Fault::NoAnswer | Fault::Broken) => return Err(failure),
+                // Unknown commands are none of a Redis that is new enough, or were renamed.
+                Err(failure) if matches!(failure.fault(), Fault::NoPermission | Fault::Refused) => {
+                    wrong.push(format!("{} ({})", name_of(words), failure.text()));
+                }
+                // What is wrong with the server is said once.
+                Err(failure) => {
+                    if failed.iter().all(|(fault, _)| *fault != failure.fault()) {
+                        failed.push((failure.fault(), format!("{} ({})", name_of(words), failure.text())));
+                    }
+                }
                 Ok(_) => {}
             }
+        }
+        for (_, what) in &failed {
+            self.say(Verdict::Bad, format!("commands: allowed, and refused all the same: {what}"));
         }
         wrong.extend(not_heard(info, &channel).await);
         if wrong.is_empty() {
@@ -250,6 +299,7 @@ impl Server<'_> {
                 ),
             );
         }
+        Ok(())
     }
 
     /// Whether so many replicas confirm as calls will wait for.
@@ -300,8 +350,12 @@ impl Server<'_> {
 
     async fn check_latency(&mut self, connection: &mut MultiplexedConnection) {
         let mut took = Vec::with_capacity(ROUND_TRIPS);
+        let begun = Instant::now();
         for _ in 0..ROUND_TRIPS {
             let started = Instant::now();
+            if started - begun > MEASURE_FOR {
+                break;
+            }
             if ask(connection, &redis::cmd("PING")).await.is_ok() {
                 took.push(started.elapsed());
             }

@@ -95,6 +95,19 @@ impl RedisConfig {
     }
 }
 
+impl RedisConfig {
+    /// Whether the URL, and what goes with it, can be read.
+    ///
+    /// # Errors
+    /// What is wrong, without anything that may be a password.
+    pub fn check(&self) -> Result<(), String> {
+        Target::of(self).map(drop).map_err(|error| match error {
+            StoreError::Refused(what) => what,
+            other => other.to_string(),
+        })
+    }
+}
+
 /// Whether a command writes what replicas must have before it is answered, if the configuration wants that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writes {
@@ -437,9 +450,18 @@ mod tests {
             ("redis+sentinel://a,,b/m", "an empty one between commas"),
             ("redis+cluster://a/1", "names a database"),
             ("redis://h/one", "atabase"),
+            ("redis://user:hunter2@h:port", "invalid port number"),
+            ("redis://user:hunter2/x@h:1", "write / ? @ : as %2F"),
+            ("redis+cluster://user:hunter2@a,b:x", "invalid port number"),
+            ("redis://user:hunter2#x@h:1", "has a #; in a user or password write %23"),
+            ("redis:user:hunter2@h://", "has a scheme, not one of redis"),
+            ("redis://", "Missing hostname"),
+            ("rediss://h/#insecure", "ends in #insecure"),
+            ("rediss+sentinel://h/m#insecure", "ends in #insecure"),
         ] {
             let error = opened(bad).err().unwrap_or_else(|| panic!("{bad} was taken"));
             assert!(error.contains(said), "{bad}: {error}");
+            assert!(!error.contains("hunter2"), "{bad}: {error}");
         }
     }
 

@@ -1,6 +1,10 @@
 //! What the doctor says of a Redis that forbids something, is far away, or goes by another clock.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 use tollgate_store::testing::{
     Program, RedisServer,
@@ -9,6 +13,9 @@ use tollgate_store::testing::{
 
 use super::doctor;
 use crate::harness::Proxy;
+
+/// The doctor is done within this, whatever it looks at, and the start of the process besides.
+const IN_ALL: Duration = Duration::from_secs(10);
 
 /// Of single servers nobody needs these, and `INFO` is no need of a node.
 const NOT_NEEDED: [&str; 5] = ["role", "asking", "cluster|slots", "wait", "info"];
@@ -92,4 +99,102 @@ fn a_clock_that_is_off() {
         let real = 1_000 * ahead_s.unsigned_abs();
         assert!(code == 0 && off.is_some_and(|off| off.abs_diff(real) < 1_000), "{ahead_s} s: {said}");
     }
+}
+
+/// Listens where no Redis is, and does this with each connection, for as long as the test runs.
+fn another_program(with: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().filter_map(Result::ok).for_each(with));
+    format!("redis://{address}")
+}
+
+/// What the doctor says, which is not to be long in coming.
+fn in_time(settings: &[String]) -> String {
+    let started = Instant::now();
+    let (code, said) = doctor(settings);
+    assert_eq!(code, 1, "{said}");
+    assert!(started.elapsed() < IN_ALL, "{:?}: {said}", started.elapsed());
+    said
+}
+
+/// Seen to fail where rights were tried on whatever takes connections in: all of these were said to lack rights, after up
+/// to 45 seconds.
+#[test]
+fn what_does_not_answer_or_is_no_redis_is_not_blamed_on_its_rights() {
+    // Held, so that it is not closed.
+    let held = std::sync::Mutex::new(Vec::new());
+    let mute = another_program(move |stream| held.lock().unwrap().push(stream));
+    let web = another_program(|mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let _ = stream.read(&mut [0; 1024]);
+    });
+    let closing = another_program(|mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+    });
+    let odd = another_program(|mut stream| {
+        while let Ok(1..) = stream.read(&mut [0; 1024]) {
+            let _ = stream.write_all(b":1\r\n");
+        }
+    });
+    let hung = RedisServer::start();
+    hung.pause();
+    let user = mute.replace("redis://", "redis://:password@");
+    for (url, complaint) in [
+        (mute, "takes connections in and does not answer"),
+        (user, "takes connections in and does not answer"),
+        (hung.url(), "takes connections in and does not answer"),
+        (web, "another program listens there"),
+        (odd, "another program listens there"),
+        (closing, "takes connections in and closes them"),
+        (format!("redis://127.0.0.1:{}", RedisServer::free_port()), "cannot be reached"),
+        ("redis://no-such-host.invalid".to_owned(), "cannot be reached"),
+    ] {
+        let said = in_time(&[format!("--redis={url}")]);
+        assert!(said.contains(complaint), "{url}: {said}");
+        assert!(!said.contains(" rights: ") && !said.contains("ACL"), "{url}: {said}");
+    }
+    // Both at once.
+    let said = in_time(&[format!("--redis={}", hung.url()), format!("--accounts-redis={}", hung.url())]);
+    assert_eq!(said.matches("does not answer").count(), 2, "{said}");
+    hung.resume();
+    // A full or read-only one is not said to lack rights either.
+    for (command, complaint) in [("REPLICAOF 127.0.0.1 1", "read only replica"), ("CONFIG SET maxmemory 1", "OOM")] {
+        let _: () = hung.run(command);
+        let said = in_time(&[format!("--redis={}", hung.url())]);
+        assert!(said.contains(complaint) && !said.contains(" rights: not allowed"), "{command}: {said}");
+        let _: () = hung.run("REPLICAOF NO ONE");
+    }
+}
+
+/// Seen to fail where only each answer had a bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_answers_slowly_is_not_looked_at_for_long() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::start(redis.port()).await;
+    proxy.delay(Duration::from_millis(900));
+    let said = in_time(&[format!("--redis={}", proxy.url())]);
+    assert!(said.contains("too slow to be looked at to the end"), "{said}");
+}
+
+/// It looks at Redis alone, with the settings of a node however they are given.
+///
+/// Seen to fail with the check of the whole node's settings, and with a `--config` for nodes alone.
+#[test]
+fn the_settings_of_a_node_do_for_the_doctor() {
+    let redis = RedisServer::start();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("node.yaml");
+    std::fs::write(&config, format!("redis: {}\npolicy: [{}]\n", redis.url(), folder.path().display())).unwrap();
+    for settings in [
+        vec![format!("--redis={}", redis.url()), "--policy=/nowhere".to_owned()],
+        vec![format!("--redis={}", redis.url()), "--http-listen=0.0.0.0:80".to_owned()],
+        vec![format!("--config={}", config.display())],
+    ] {
+        let (code, said) = doctor(&settings);
+        assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{settings:?}: {said}");
+    }
+    let (code, said) = doctor(&["--redis=rediss://h/#insecure".to_owned()]);
+    assert!(code == 1 && said.starts_with("redis: ") && said.contains("#insecure"), "{said}");
 }

@@ -19,7 +19,7 @@ fn what_is_tried_is_what_the_acl_line_grants() {
 fn a_version_is_new_enough_or_not() {
     let config = RedisConfig::new("redis://localhost");
     let verdict_on = |info: &str| {
-        let mut server = Server { name: "redis".into(), config: &config, findings: Vec::new() };
+        let mut server = Server::new("redis".into(), &config);
         server.read_info(&Info(info.into()));
         let found = server.findings.iter().find(|finding| finding.text.starts_with("version: ")).unwrap();
         (found.verdict, found.text.clone())

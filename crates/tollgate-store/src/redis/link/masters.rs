@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::ConnectionInfo;
 use tokio::time::timeout;
 use tollgate_core::store::StoreError;
@@ -10,7 +11,7 @@ use super::{RedisConfig, cluster, sentinel, target, target::Target};
 use crate::redis::examine::{Masters, Verdict};
 
 /// How long the sentinels, or one node of a cluster, may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The masters behind `config`, and what is to be said of how they were found.
 pub(crate) async fn masters(config: &RedisConfig) -> Masters {
@@ -19,13 +20,15 @@ pub(crate) async fn masters(config: &RedisConfig) -> Masters {
         Target::Sentinel { sentinels, service, master } => {
             let mut said = Vec::new();
             let mut answering = 0;
-            for sentinel in &sentinels {
-                let answer = timeout(PATIENCE, async {
+            let asked = sentinels.iter().map(|sentinel| {
+                timeout(PATIENCE, async {
                     let mut connection =
                         redis::Client::open(sentinel.clone())?.get_multiplexed_async_connection().await?;
                     redis::cmd("PING").query_async::<redis::Value>(&mut connection).await
-                });
-                match answer.await {
+                })
+            });
+            for (sentinel, answer) in sentinels.iter().zip(join_all(asked).await) {
+                match answer {
                     Ok(Ok(_)) => answering += 1,
                     Ok(Err(error)) => said.push((Verdict::Doubtful, format!("sentinel {}: {error}", sentinel.addr()))),
                     Err(_) => said.push((Verdict::Doubtful, format!("sentinel {}: no answer", sentinel.addr()))),

@@ -38,6 +38,13 @@ impl Target {
     pub(super) fn of(config: &RedisConfig) -> Result<Self, StoreError> {
         let certificates = certificates(config.tls.as_ref());
         let (scheme, rest) = config.url.split_once("://").ok_or_else(|| wrong("has no scheme, as in redis://host"))?;
+        if let Some((_, fragment)) = rest.split_once('#') {
+            return Err(wrong(if fragment == "insecure" {
+                "ends in #insecure, which would trust any server and is not offered: name its authority by redis-tls-ca"
+            } else {
+                "has a #; in a user or password write %23"
+            }));
+        }
         let (base, kind) = match scheme {
             "redis" | "rediss" | "unix" => {
                 return Ok(Self::Single(info(&config.url, config, certificates.as_ref())?));
@@ -47,7 +54,10 @@ impl Target {
             }
             other => {
                 let known = "redis, rediss, unix, redis+sentinel, rediss+sentinel, redis+cluster, rediss+cluster";
-                return Err(wrong(&format!("has the scheme {other:?}, not one of {known}")));
+                // What is no scheme at all may be a password.
+                let is_scheme = other.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+                let named = if is_scheme { format!("has the scheme {other:?}") } else { "has a scheme".to_owned() };
+                return Err(wrong(&format!("{named}, not one of {known}")));
             }
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -106,7 +116,11 @@ pub(super) fn certificates(tls: Option<&RedisTls>) -> Option<TlsCertificates> {
 
 /// A server and how to log in there.
 fn info(url: &str, config: &RedisConfig, certificates: Option<&TlsCertificates>) -> Result<ConnectionInfo, StoreError> {
-    let unreadable = |error: redis::RedisError| wrong(&error.to_string());
+    // The client says of most only that they "did not parse". Neither repeats what may be a password.
+    if let Err(error) = url::Url::parse(url) {
+        return Err(wrong(&format!("cannot be read: {error}; in a user or password write / ? @ : as %2F %3F %40 %3A")));
+    }
+    let unreadable = |error: redis::RedisError| wrong(&format!("cannot be used: {error}"));
     let mut info = url.into_connection_info().map_err(unreadable)?;
     if let Some(certificates) = certificates {
         if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {

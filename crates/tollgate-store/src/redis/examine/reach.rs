@@ -1,0 +1,83 @@
+//! Whether a server can be reached, is a Redis, and answers: in this order, so that each is called what it is.
+
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+
+use super::{
+    super::link::{Failure, Fault},
+    PATIENCE,
+};
+
+/// A connection to a Redis that answers, or what is wrong.
+pub(super) async fn reach(info: &ConnectionInfo) -> Result<MultiplexedConnection, String> {
+    let opened = timeout(PATIENCE, async {
+        match info.addr() {
+            ConnectionAddr::Unix(path) => UnixStream::connect(path).await.map(drop),
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                TcpStream::connect((host.as_str(), *port)).await.map(drop)
+            }
+            // The client says what is wrong with others.
+            _ => Ok(()),
+        }
+    });
+    match opened.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(format!("cannot be reached: {error}")),
+        Err(_) => {
+            return Err(format!("cannot be reached: no connection within {PATIENCE:?}; is a firewall in between?"));
+        }
+    }
+    let silent = || {
+        format!(
+            "takes connections in and does not answer within {PATIENCE:?}: it hangs (stopped, swapped out, in a long \
+             command or script), or it is no Redis"
+        )
+    };
+    // The bounds are our own.
+    let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let entered = timeout(PATIENCE, async {
+        Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await
+    });
+    let mut connection = match entered.await {
+        Ok(entered) => entered.map_err(|error| refusal(info, &error))?,
+        Err(_) => return Err(silent()),
+    };
+    let ping = redis::cmd("PING");
+    let answer = match timeout(PATIENCE, ping.query_async::<Value>(&mut connection)).await {
+        Ok(answer) => answer.and_then(Value::extract_error),
+        Err(_) => return Err(silent()),
+    };
+    match answer {
+        Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(connection),
+        Ok(_) => Err("answers a PING as no Redis does: another program listens there".to_owned()),
+        // Rights are looked at one by one.
+        Err(error) if Failure::of(&error).fault() == Fault::NoPermission => Ok(connection),
+        Err(error) => Err(refusal(info, &error)),
+    }
+}
+
+/// What it means that there is no connection, or no good answer.
+fn refusal(info: &ConnectionInfo, error: &RedisError) -> String {
+    let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+    let what = match Failure::of(error).fault() {
+        Fault::Unauthenticated if error.code() == Some("NOAUTH") => "wants a user and a password",
+        Fault::Unauthenticated => "user or password is wrong",
+        Fault::NoPermission => "the user may not connect",
+        Fault::Loading => "loads its data; wait for it",
+        Fault::Busy => "is busy with a script that does not end; see SCRIPT KILL",
+        Fault::MasterDown => "is a replica that has lost its master",
+        _ if error.kind() == ErrorKind::Parse => "answers what no Redis does: another program listens there",
+        Fault::Broken if tls => {
+            "takes connections in, and TLS fails: is it a port for TLS, and are the certificates good?"
+        }
+        Fault::Broken => "takes connections in and closes them: it is no Redis, wants TLS (rediss://), or has no room",
+        _ => "refuses",
+    };
+    format!("{what}: {error}")
+}
