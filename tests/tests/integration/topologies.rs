@@ -90,6 +90,43 @@ async fn tls_and_an_acl() {
     assert!(page.contains(ACL.trim()), "the page has another ACL line than the tests");
 }
 
+/// `127.1` leads to the same server as `127.0.0.1`, and is no name of its certificate.
+///
+/// Seen to fail where the name was used for calls alone, and not for what is heard of accounts, and where it was not
+/// checked.
+#[tokio::test]
+async fn a_certificate_with_another_name_than_the_url() {
+    let secure = SecureRedis::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let (cert, key) = secure.tls.identity.as_ref().unwrap();
+    let settings = [
+        format!("--redis={}", secure.url().replace("127.0.0.1", "127.1")),
+        format!("--redis-tls-ca={}", file("ca.pem", secure.tls.ca.as_ref().unwrap())),
+        format!("--redis-tls-cert={}", file("client.pem", cert)),
+        format!("--redis-tls-key={}", file("client.key", key)),
+    ];
+    let with = |name: &str| [&settings[..], &[format!("--redis-tls-server-name={name}")]].concat();
+    smoke(&with("localhost")).await;
+    let (code, said) = doctor(&with("localhost"));
+    assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{said}");
+    for settings in [&settings[..], &with("elsewhere.example")] {
+        let (code, said) = doctor(settings);
+        assert_eq!((code, said.contains("TLS fails")), (1, true), "{said}");
+    }
+    for (settings, complaint) in [
+        (with("not a name"), "must be a host name or an address"),
+        (vec!["--redis=rediss+sentinel://h/m".to_owned(), "--redis-tls-server-name=h".to_owned()], "names sentinels"),
+    ] {
+        let (code, said) = doctor(&settings);
+        assert_eq!((code, said.starts_with("redis: "), said.contains(complaint)), (1, true, true), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn a_unix_socket() {
     let server = RedisServer::start_with(&["--unixsocket", "{folder}/redis.sock"]);

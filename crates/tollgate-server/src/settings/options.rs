@@ -51,6 +51,11 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REDIS_TLS_KEY", value_name = "FILE")]
     pub redis_tls_key: Option<PathBuf>,
 
+    /// Name that the certificates of Redis carry, where it is not that of the URL; not with sentinels [default: the host of
+    /// the URL]
+    #[arg(long, env = "TOLLGATE_REDIS_TLS_SERVER_NAME", value_name = "NAME")]
+    pub redis_tls_server_name: Option<String>,
+
     /// What every key in Redis begins with [default: tg]
     #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
     pub redis_key_prefix: Option<String>,
@@ -343,6 +348,7 @@ impl Options {
             redis_tls_ca: self.redis_tls_ca.or(other.redis_tls_ca),
             redis_tls_cert: self.redis_tls_cert.or(other.redis_tls_cert),
             redis_tls_key: self.redis_tls_key.or(other.redis_tls_key),
+            redis_tls_server_name: self.redis_tls_server_name.or(other.redis_tls_server_name),
             redis_key_prefix: self.redis_key_prefix.or(other.redis_key_prefix),
             redis_connections: self.redis_connections.or(other.redis_connections),
             redis_wait_replicas: self.redis_wait_replicas.or(other.redis_wait_replicas),

@@ -67,8 +67,9 @@ fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>)
         wrong.push("redis-tls-cert: needs redis-tls-key beside it, and the other way round".to_owned());
     }
     let identity = certificate.zip(key);
-    let tls = url.starts_with("rediss") && (ca.is_some() || identity.is_some());
-    redis.tls = tls.then_some(RedisTls { ca, identity });
+    let server_name = options.redis_tls_server_name.clone();
+    let tls = url.starts_with("rediss") && (ca.is_some() || identity.is_some() || server_name.is_some());
+    redis.tls = tls.then_some(RedisTls { ca, identity, server_name });
     let mut numbers = Numbers(wrong);
     redis.connections =
         numbers.within("redis-connections", options.redis_connections, threads.clamp(1, MAX_THREADS), 1..=MAX_THREADS);

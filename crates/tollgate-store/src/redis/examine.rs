@@ -5,11 +5,11 @@ mod reach;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use redis::{Client, Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
+use redis::{Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, timeout, timeout_at};
 use tollgate_core::store::StoreError;
 
-use super::link::{Failure, Fault, RedisConfig, masters};
+use super::link::{Dialer, Failure, Fault, RedisConfig, masters};
 use crate::clock::{Clock, SystemClock};
 
 /// How long any one answer may take.
@@ -82,6 +82,10 @@ pub struct Finding {
 /// Examines every master behind `config`, all at once, within 8 seconds. Keys it writes are its own and live for a second.
 pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let until = Instant::now() + IN_ALL;
+    let dialer = match Dialer::of(config) {
+        Ok(dialer) => dialer,
+        Err(error) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+    };
     let (found, masters) = match timeout_at(until, masters(config)).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
@@ -93,7 +97,7 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         found.into_iter().map(|(verdict, text)| Finding::new("redis", verdict, text)).collect();
     let mut servers: Vec<Server<'_>> =
-        masters.iter().map(|info| Server::new(info.addr().to_string(), config)).collect();
+        masters.iter().map(|info| Server::new(info.addr().to_string(), config, dialer.clone())).collect();
     let looks = servers.iter_mut().zip(&masters).map(|(server, info)| server.examine(info));
     let in_time = timeout_at(until, join_all(looks)).await.is_ok();
     for mut server in servers {
@@ -114,13 +118,14 @@ impl Finding {
 struct Server<'a> {
     name: String,
     config: &'a RedisConfig,
+    dialer: Dialer,
     findings: Vec<Finding>,
     done: bool,
 }
 
 impl<'a> Server<'a> {
-    fn new(name: String, config: &'a RedisConfig) -> Self {
-        Self { name, config, findings: Vec::new(), done: false }
+    fn new(name: String, config: &'a RedisConfig, dialer: Dialer) -> Self {
+        Self { name, config, dialer, findings: Vec::new(), done: false }
     }
 
     fn say(&mut self, verdict: Verdict, text: impl Into<String>) {
@@ -129,7 +134,7 @@ impl<'a> Server<'a> {
 
     async fn examine(&mut self, info: &ConnectionInfo) {
         // Nothing else is asked of what cannot be reached, is no Redis, or does not answer.
-        match reach::reach(info).await {
+        match reach::reach(info, &self.dialer).await {
             Ok(connection) => {
                 self.say(Verdict::Good, "connection: answers");
                 if let Err(failure) = self.look(info, connection).await {
@@ -287,7 +292,7 @@ impl<'a> Server<'a> {
         for (_, what) in &failed {
             self.say(Verdict::Bad, format!("commands: allowed, and refused all the same: {what}"));
         }
-        wrong.extend(not_heard(info, &channel).await);
+        wrong.extend(not_heard(info, &self.dialer, &channel).await);
         if wrong.is_empty() {
             self.say(Verdict::Good, "rights: scripts and all commands of a node may be used");
         } else {
@@ -418,9 +423,9 @@ fn name_of(words: &str) -> &str {
 }
 
 /// Listens once, on a connection of its own as nodes do. Returns what went wrong.
-async fn not_heard(info: &ConnectionInfo, channel: &str) -> Option<String> {
+async fn not_heard(info: &ConnectionInfo, dialer: &Dialer, channel: &str) -> Option<String> {
     let heard = timeout(PATIENCE, async {
-        let mut heard = Client::open(info.clone())?.get_async_pubsub().await?;
+        let mut heard = dialer.listen(info).await?;
         Ok(match heard.subscribe(channel).await {
             Err(error) => Err(("SUBSCRIBE", error)),
             Ok(()) => heard.unsubscribe(channel).await.map_err(|error| ("UNSUBSCRIBE", error)),

@@ -1,6 +1,7 @@
 //! The way to Redis: who serves, a few connections that all calls share, a deadline, a bound on what is under way.
 
 mod cluster;
+mod dial;
 mod fault;
 mod masters;
 mod node;
@@ -29,7 +30,7 @@ use self::{
     cluster::Cluster, fault::Remedy, node::Node, probe::Probe, sentinel::Sentinels, target::Target,
     unreadable::UnreadableLog,
 };
-pub(super) use self::{fault::Failure, masters::masters, node::preferred_runtime};
+pub(super) use self::{dial::Dialer, fault::Failure, masters::masters, node::preferred_runtime};
 pub use self::{fault::Fault, node::prefer_connection, target::RedisTls};
 
 /// So many times one request follows a redirection or tries again; each time the server ran nothing.
@@ -101,7 +102,7 @@ impl RedisConfig {
     /// # Errors
     /// What is wrong, without anything that may be a password.
     pub fn check(&self) -> Result<(), String> {
-        Target::of(self).map(drop).map_err(|error| match error {
+        Target::of(self).and_then(|_| Dialer::of(self)).map(drop).map_err(|error| match error {
             StoreError::Refused(what) => what,
             other => other.to_string(),
         })
@@ -150,6 +151,7 @@ struct Shared {
     faults: [AtomicU64; Fault::ALL.len()],
     unreadable: UnreadableLog,
     probe: Probe,
+    dialer: Dialer,
     config: RedisConfig,
 }
 
@@ -181,19 +183,21 @@ impl Link {
         let (deadline, bounds) = (config.deadline, config.clone());
         let target = Target::of(&config)?;
         let in_cluster = matches!(target, Target::Cluster(_));
-        let connect = move |info| Node::new(info, &bounds, in_cluster);
+        let dialer = Dialer::of(&config)?;
+        let of_nodes = dialer.clone();
+        let connect = move |info| Node::new(info, &bounds, &of_nodes, in_cluster);
         let route = match target {
             Target::Single(info) => Route::Single(connect(info)),
             Target::Sentinel { sentinels, service, master } => {
                 let certificates = target::certificates(config.tls.as_ref());
                 Route::Sentinel(Sentinels::follow(sentinels, &service, &master, certificates, connect)?)
             }
-            Target::Cluster(seeds) => Route::Cluster(Cluster::follow(seeds, deadline, connect)),
+            Target::Cluster(seeds) => Route::Cluster(Cluster::follow(seeds, deadline, dialer.clone(), connect)),
         };
         let in_flight = Semaphore::new(config.max_in_flight);
         let faults = [const { AtomicU64::new(0) }; Fault::ALL.len()];
-        let unreadable = UnreadableLog::new();
-        Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, probe: Probe::new(), config })))
+        let (unreadable, probe) = (UnreadableLog::new(), Probe::new());
+        Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, probe, dialer, config })))
     }
 
     /// What every key begins with.
@@ -317,7 +321,7 @@ impl Link {
             return Err(Failure::new(Fault::ReadOnly, format!("{} is a replica", node.info.addr())).into());
         }
         let subscribed = timeout_at(deadline, async {
-            let mut heard = redis::Client::open(node.info.clone())?.get_async_pubsub().await?;
+            let mut heard = self.0.dialer.listen(&node.info).await?;
             heard.subscribe(channel).await?;
             Ok(heard)
         });

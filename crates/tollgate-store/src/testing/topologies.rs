@@ -270,8 +270,11 @@ impl SecureRedis {
         let server = RedisServer::try_start(Program::Installed, port, &[&options[..], &more].concat())
             .expect("redis-server starts");
         let (cert, key) = certificates.client;
-        let tls =
-            RedisTls { ca: Some(certificates.ca.into_bytes()), identity: Some((cert.into_bytes(), key.into_bytes())) };
+        let tls = RedisTls {
+            ca: Some(certificates.ca.into_bytes()),
+            identity: Some((cert.into_bytes(), key.into_bytes())),
+            server_name: None,
+        };
         Self { server, _folder: folder, tls }
     }
 

@@ -1,8 +1,7 @@
 //! Whether a server can be reached, is a Redis, and answers: in this order, so that each is called what it is.
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value, aio::MultiplexedConnection,
 };
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -10,12 +9,12 @@ use tokio::{
 };
 
 use super::{
-    super::link::{Failure, Fault},
+    super::link::{Dialer, Failure, Fault},
     PATIENCE,
 };
 
 /// A connection to a Redis that answers, or what is wrong.
-pub(super) async fn reach(info: &ConnectionInfo) -> Result<MultiplexedConnection, String> {
+pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<MultiplexedConnection, String> {
     let opened = timeout(PATIENCE, async {
         match info.addr() {
             ConnectionAddr::Unix(path) => UnixStream::connect(path).await.map(drop),
@@ -41,9 +40,7 @@ pub(super) async fn reach(info: &ConnectionInfo) -> Result<MultiplexedConnection
     };
     // The bounds are our own.
     let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-    let entered = timeout(PATIENCE, async {
-        Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await
-    });
+    let entered = timeout(PATIENCE, dialer.connect(info, &settings));
     let mut connection = match entered.await {
         Ok(entered) => entered.map_err(|error| refusal(info, &error))?,
         Err(_) => return Err(silent()),

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::{Info, NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, RedisConfig, Server, Verdict, name_of};
+use super::{Dialer, Info, NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, RedisConfig, Server, Verdict, name_of};
 
 /// What is looked at apart from the others: without `INFO` a node works, `WAIT` is for those who ask for it.
 const APART: [&str; 4] = ["info", "wait", "subscribe", "unsubscribe"];
@@ -19,7 +19,7 @@ fn what_is_tried_is_what_the_acl_line_grants() {
 fn a_version_is_new_enough_or_not() {
     let config = RedisConfig::new("redis://localhost");
     let verdict_on = |info: &str| {
-        let mut server = Server::new("redis".into(), &config);
+        let mut server = Server::new("redis".into(), &config, Dialer::default());
         server.read_info(&Info(info.into()));
         let found = server.findings.iter().find(|finding| finding.text.starts_with("version: ")).unwrap();
         (found.verdict, found.text.clone())

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use redis::{ConnectionAddr, ConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Value};
 use tokio::{
     sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    dial::Dialer,
     fault::{Failure, Fault},
     node::Node,
     target::elsewhere,
@@ -39,6 +40,7 @@ pub(super) struct Cluster {
 struct Shared {
     map: ArcSwap<Map>,
     seeds: Vec<ConnectionInfo>,
+    dialer: Dialer,
     connect: Box<dyn Fn(ConnectionInfo) -> Arc<Node> + Send + Sync>,
     /// How long a seed may take.
     within: Duration,
@@ -59,11 +61,12 @@ impl Cluster {
     pub(super) fn follow(
         seeds: Vec<ConnectionInfo>,
         deadline: Duration,
+        dialer: Dialer,
         connect: impl Fn(ConnectionInfo) -> Arc<Node> + Send + Sync + 'static,
     ) -> Self {
         let map = Map { slots: Arc::from(vec![None; SLOTS]), nodes: Vec::new() };
         let (connect, within, doubt) = (Box::new(connect), ASK_WITHIN.max(deadline), Notify::new());
-        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, connect, within, doubt });
+        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, dialer, connect, within, doubt });
         let (to, known) = watch::channel(None);
         let task = tokio::spawn(keep_reading(Arc::clone(&shared), to)).abort_handle();
         Self { shared, known, task }
@@ -162,7 +165,7 @@ impl Shared {
     async fn read(&self) -> Result<(), Failure> {
         let (info, ranges) = match self.ask_known().await {
             Some(answer) => answer,
-            None => ask_seeds(&self.seeds, self.within).await?,
+            None => ask_seeds(&self.seeds, &self.dialer, self.within).await?,
         };
         let before = self.map.load_full();
         let (mut slots, mut nodes) = (vec![None; SLOTS], Vec::<Arc<Node>>::new());
@@ -193,15 +196,15 @@ impl Shared {
 /// Asks nodes that need not be known yet, and takes the first answer.
 pub(super) async fn ask_seeds(
     seeds: &[ConnectionInfo],
+    dialer: &Dialer,
     within: Duration,
 ) -> Result<(ConnectionInfo, Vec<Range>), Failure> {
     let (mut asked, last) = (JoinSet::new(), Arc::new(ArcSwap::from_pointee(down("no node answers"))));
     for seed in seeds.iter().cloned() {
-        let last = Arc::clone(&last);
+        let (last, dialer) = (Arc::clone(&last), dialer.clone());
         asked.spawn(async move {
             let answer = timeout(within, async {
-                let client = redis::Client::open(seed.clone())?;
-                let mut connection = client.get_multiplexed_async_connection().await?;
+                let mut connection = dialer.connect(&seed, &AsyncConnectionConfig::new()).await?;
                 question().query_async::<Value>(&mut connection).await
             });
             match answer.await {

@@ -7,7 +7,7 @@ use redis::ConnectionInfo;
 use tokio::time::timeout;
 use tollgate_core::store::StoreError;
 
-use super::{RedisConfig, cluster, sentinel, target, target::Target};
+use super::{RedisConfig, cluster, dial::Dialer, sentinel, target, target::Target};
 use crate::redis::examine::{Masters, Verdict};
 
 /// How long the sentinels, or one node of a cluster, may take.
@@ -49,7 +49,8 @@ pub(crate) async fn masters(config: &RedisConfig) -> Masters {
             Ok((said, vec![info]))
         }
         Target::Cluster(seeds) => {
-            let (info, ranges) = cluster::ask_seeds(&seeds, PATIENCE).await.map_err(StoreError::from)?;
+            let (info, ranges) =
+                cluster::ask_seeds(&seeds, &Dialer::of(config)?, PATIENCE).await.map_err(StoreError::from)?;
             let served: usize = ranges.iter().map(|(from, to, ..)| to - from + 1).sum();
             let mut masters: Vec<ConnectionInfo> = Vec::new();
             for (_, _, host, port) in &ranges {

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisError, Value,
+    AsyncConnectionConfig, Cmd, ConnectionInfo, RedisError, Value,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::{
@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     RedisConfig, Writes,
+    dial::Dialer,
     fault::{Failure, Fault, Remedy},
     probe::{self, Facts, Probe},
 };
@@ -111,14 +112,15 @@ enum State {
 
 impl Node {
     /// A server, and connections to it that are made from now on. Must be called within a Tokio runtime.
-    pub(super) fn new(info: ConnectionInfo, config: &RedisConfig, in_cluster: bool) -> Arc<Self> {
+    pub(super) fn new(info: ConnectionInfo, config: &RedisConfig, dialer: &Dialer, in_cluster: bool) -> Arc<Self> {
         let (breaker, facts) = (Arc::new(Breaker::default()), Arc::new(Mutex::default()));
         let within = CONNECT_WITHIN.max(config.deadline);
         let bounds = Bounds { within, buffer: config.max_in_flight.clamp(64, 1024), in_cluster };
         let runtimes = config.runtimes.len().max(1);
         let start = |number: usize| {
             let home = config.runtimes.get(number % runtimes);
-            Line::start(info.clone(), bounds, Arc::clone(&breaker), Arc::clone(&facts), home)
+            let to = (info.clone(), dialer.clone());
+            Line::start(to, bounds, Arc::clone(&breaker), Arc::clone(&facts), home)
         };
         let lines = (0..config.connections.max(1)).map(start).collect();
         let wait = (config.wait_replicas > 0).then_some(Wait { replicas: config.wait_replicas, within: config.wait });
@@ -261,7 +263,7 @@ impl Around {
 
 impl Line {
     fn start(
-        info: ConnectionInfo,
+        to_server: (ConnectionInfo, Dialer),
         bounds: Bounds,
         breaker: Arc<Breaker>,
         facts: Arc<Mutex<Facts>>,
@@ -269,7 +271,7 @@ impl Line {
     ) -> Self {
         let (to, state) = watch::channel(State::Connecting);
         let (lost, seen) = watch::channel(0);
-        let kept = keep(info, bounds, breaker, facts, to, seen);
+        let kept = keep(to_server, bounds, breaker, facts, to, seen);
         let task = match home {
             Some(home) => home.spawn(kept),
             None => tokio::spawn(kept),
@@ -327,7 +329,7 @@ impl Drop for Line {
 
 /// Connects, and again whenever the connection is lost, with growing pauses.
 async fn keep(
-    info: ConnectionInfo,
+    (info, dialer): (ConnectionInfo, Dialer),
     Bounds { within, buffer, in_cluster }: Bounds,
     breaker: Arc<Breaker>,
     facts: Arc<Mutex<Facts>>,
@@ -342,8 +344,7 @@ async fn keep(
     let mut pauses = Backoff::between(PAUSES.0, PAUSES.1);
     for number in 1.. {
         let connected = timeout(within, async {
-            let mut connection =
-                Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
+            let mut connection = dialer.connect(&info, &settings).await?;
             let (met, usable) = probe::meet(&mut connection, in_cluster).await?;
             Ok((connection, met, usable))
         });

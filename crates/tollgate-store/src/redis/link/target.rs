@@ -3,7 +3,7 @@
 use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 use tollgate_core::store::StoreError;
 
-use super::RedisConfig;
+use super::{RedisConfig, dial::KEEPALIVE_AFTER};
 
 /// Certificates for `rediss://` and its kin, each a text in PEM. Without `Debug`, as it holds a key.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct RedisTls {
     pub ca: Option<Vec<u8>>,
     /// The client's certificate chain and its private key.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name that certificates of servers have to carry; that of the URL if there is none. Not with sentinels.
+    pub server_name: Option<String>,
 }
 
 /// What a URL names.
@@ -74,6 +76,9 @@ impl Target {
             let nodes =
                 hosts.iter().map(|host| info(&format!("{base}://{login}{at}{host}"), config, certificates.as_ref()));
             return Ok(Self::Cluster(nodes.collect::<Result<_, _>>()?));
+        }
+        if config.tls.as_ref().is_some_and(|tls| tls.server_name.is_some()) {
+            return Err(wrong("names sentinels, whose servers have names of their own: none can be set for all"));
         }
         let (service, db) = path.split_once('/').unwrap_or((path, ""));
         if service.is_empty() {
@@ -140,7 +145,7 @@ fn info(url: &str, config: &RedisConfig, certificates: Option<&TlsCertificates>)
     }
     let tcp = redis::io::tcp::TcpSettings::default()
         .set_nodelay(true)
-        .set_keepalive(redis::io::tcp::socket2::TcpKeepalive::new().with_time(std::time::Duration::from_secs(15)));
+        .set_keepalive(redis::io::tcp::socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
 }
 
