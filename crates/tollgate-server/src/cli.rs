@@ -81,7 +81,9 @@ pub fn main() -> ExitCode {
             Ok(summaries) => print(&summaries.join("\n")),
             Err(errors) => Err(policies::one_text(&errors)),
         },
-        Some(Command::Doctor(options)) => options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(examine),
+        Some(Command::Doctor(options)) => {
+            options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
+        }
         Some(Command::PolicySchema) => serde_json::to_string_pretty(&policy_file::schema())
             .map_err(|error| error.to_string())
             .and_then(|text| print(&text)),
@@ -110,12 +112,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn examine(configs: Vec<RedisConfig>) -> Result<(), String> {
+fn examine(configs: &[RedisConfig]) -> Result<(), String> {
     if configs.is_empty() {
         return Err("redis: is not set, and memory needs no doctor".to_owned());
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    let (text, well) = runtime.block_on(crate::doctor::run(&configs));
+    let (text, well) = runtime.block_on(crate::doctor::run(configs));
     // A name that is still being looked up keeps nobody waiting.
     runtime.shutdown_background();
     print(&text)?;

@@ -2,6 +2,7 @@
 //! servers and with the alert rules as Prometheus reads them.
 
 mod alerting;
+mod table;
 
 use std::time::Duration;
 
@@ -10,7 +11,10 @@ use tollgate_store::testing::{Program, RedisServer, topologies::RedisCluster};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use self::alerting::firing;
+use self::{
+    alerting::firing,
+    table::{Decided, State, TABLE, Trouble},
+};
 use crate::{
     grpc::{SERVICE, health},
     harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, shop, until},
@@ -19,241 +23,6 @@ use crate::{
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 /// The machine is shared with all tests; a node looks every second, and for eviction every ten.
 const PATIENCE: Duration = Duration::from_secs(40);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    Nothing,
-    Replica,
-    Full,
-    Hung,
-    Gone,
-    Evicting,
-    Skewed,
-    OneOfThreeFull,
-    AccountsGone,
-    AccountsReplica,
-    AccountsFull,
-}
-
-/// Which calls are decided: those of an account that the policy has, and those of others.
-#[derive(Clone, Copy, Debug)]
-enum Decided {
-    All,
-    OfThePolicy,
-    None,
-    /// It depends on where their counters are.
-    Some,
-}
-
-/// A row of the table.
-#[derive(Clone, Copy, Debug)]
-struct State {
-    trouble: Trouble,
-    name: &'static str,
-    readyz: u16,
-    /// A part of `/readyz` that has a detail, and how that begins.
-    says: Option<(&'static str, bool, &'static str)>,
-    serving: bool,
-    store_up: bool,
-    accounts_up: bool,
-    heard: bool,
-    decided: Decided,
-    alerts: &'static [&'static str],
-}
-
-const TABLE: [State; 11] = [
-    State {
-        trouble: Trouble::Nothing,
-        name: "well",
-        readyz: 200,
-        says: None,
-        serving: true,
-        store_up: true,
-        accounts_up: true,
-        heard: true,
-        decided: Decided::All,
-        alerts: &[],
-    },
-    State {
-        trouble: Trouble::Replica,
-        name: "read-only: a replica, as after a failover (`REPLICAOF`)",
-        readyz: 503,
-        says: Some(("store", false, "read-only")),
-        serving: false,
-        store_up: false,
-        accounts_up: false,
-        heard: false,
-        decided: Decided::None,
-        alerts: &[
-            "TollgateStoreDown",
-            "TollgateDecidesWithoutStore",
-            "TollgateRedisRefuses",
-            "TollgateAccountStoreDown",
-            "TollgateAccountsUndecided",
-            "TollgateAccountFeedDown",
-        ],
-    },
-    State {
-        trouble: Trouble::Full,
-        name: "full (`maxmemory`, `noeviction`)",
-        readyz: 503,
-        says: Some(("store", false, "full")),
-        serving: false,
-        store_up: false,
-        accounts_up: false,
-        heard: true,
-        decided: Decided::None,
-        alerts: &[
-            "TollgateStoreDown",
-            "TollgateDecidesWithoutStore",
-            "TollgateRedisRefuses",
-            "TollgateAccountStoreDown",
-        ],
-    },
-    State {
-        trouble: Trouble::Hung,
-        name: "hung: takes connections in and does not answer (`SIGSTOP`)",
-        readyz: 503,
-        says: Some(("store", false, "does not answer")),
-        serving: false,
-        store_up: false,
-        accounts_up: false,
-        heard: false,
-        decided: Decided::None,
-        alerts: &[
-            "TollgateStoreDown",
-            "TollgateDecidesWithoutStore",
-            "TollgateAccountStoreDown",
-            "TollgateAccountsUndecided",
-            "TollgateAccountFeedDown",
-        ],
-    },
-    State {
-        trouble: Trouble::Gone,
-        name: "gone: nobody listens",
-        readyz: 503,
-        says: Some(("store", false, "cannot be reached")),
-        serving: false,
-        store_up: false,
-        accounts_up: false,
-        heard: false,
-        decided: Decided::None,
-        alerts: &[
-            "TollgateStoreDown",
-            "TollgateDecidesWithoutStore",
-            "TollgateAccountStoreDown",
-            "TollgateAccountsUndecided",
-            "TollgateAccountFeedDown",
-        ],
-    },
-    State {
-        trouble: Trouble::Evicting,
-        name: "evicting (another `maxmemory-policy` than `noeviction`)",
-        readyz: 200,
-        says: Some(("store", true, "evicting")),
-        serving: true,
-        store_up: true,
-        accounts_up: true,
-        heard: true,
-        decided: Decided::All,
-        alerts: &["TollgateRedisEvicts"],
-    },
-    State {
-        trouble: Trouble::Skewed,
-        name: "skewed: its clock is off by more than a second",
-        readyz: 200,
-        says: Some(("store", true, "skewed")),
-        serving: true,
-        store_up: true,
-        accounts_up: true,
-        heard: true,
-        decided: Decided::All,
-        alerts: &["TollgateClockSkew"],
-    },
-    State {
-        trouble: Trouble::OneOfThreeFull,
-        name: "one of three masters of a cluster is full, or the like",
-        readyz: 200,
-        says: Some(("store", false, "1 of 3 servers: full")),
-        serving: true,
-        store_up: false,
-        accounts_up: false,
-        heard: true,
-        decided: Decided::Some,
-        alerts: &["TollgateStoreDown", "TollgateRedisRefuses", "TollgateAccountStoreDown"],
-    },
-    State {
-        trouble: Trouble::AccountsGone,
-        name: "well, without the Redis of accounts (`--accounts-redis`)",
-        readyz: 200,
-        says: Some(("accounts", false, "cannot be reached")),
-        serving: true,
-        store_up: true,
-        accounts_up: false,
-        heard: false,
-        decided: Decided::OfThePolicy,
-        alerts: &[
-            "TollgateDecidesWithoutStore",
-            "TollgateAccountStoreDown",
-            "TollgateAccountsUndecided",
-            "TollgateAccountFeedDown",
-        ],
-    },
-    State {
-        trouble: Trouble::AccountsReplica,
-        name: "well, the Redis of accounts read-only",
-        readyz: 200,
-        says: Some(("accounts", false, "read-only")),
-        serving: true,
-        store_up: true,
-        accounts_up: false,
-        heard: false,
-        decided: Decided::OfThePolicy,
-        alerts: &[
-            "TollgateDecidesWithoutStore",
-            "TollgateAccountStoreDown",
-            "TollgateAccountsUndecided",
-            "TollgateAccountFeedDown",
-        ],
-    },
-    State {
-        trouble: Trouble::AccountsFull,
-        name: "well, the Redis of accounts full",
-        readyz: 200,
-        says: Some(("accounts", false, "full")),
-        serving: true,
-        store_up: true,
-        accounts_up: false,
-        heard: true,
-        decided: Decided::All,
-        alerts: &["TollgateAccountStoreDown"],
-    },
-];
-
-impl State {
-    /// The line of the table.
-    fn line(&self) -> String {
-        let says = self.says.map_or("–".to_owned(), |(part, ok, text)| {
-            format!("`{part}` {}: {text}", if ok { "ok" } else { "not ok" })
-        });
-        let health = if self.serving { "SERVING" } else { "NOT_SERVING" };
-        let decided = match self.decided {
-            Decided::All => "all",
-            Decided::OfThePolicy => "of accounts in policies",
-            Decided::None => "none",
-            Decided::Some => "of the other masters",
-        };
-        let alerts: Vec<String> = self.alerts.iter().map(|alert| format!("`{alert}`")).collect();
-        let alerts = if alerts.is_empty() { "–".to_owned() } else { alerts.join(", ") };
-        format!(
-            "| {} | {}, {says} | `{health}` | {} | {} | {decided} | {alerts} |",
-            self.name,
-            self.readyz,
-            u8::from(self.store_up),
-            u8::from(self.accounts_up)
-        )
-    }
-}
 
 /// Servers, and a node on them.
 struct World {
@@ -381,11 +150,11 @@ async fn holds(state: State) {
     if matches!(state.decided, Decided::Some) && ends.contains(&no) {
         expected.push("TollgateDecidesWithoutStore");
     }
-    firing(name, &before, &after, expected);
+    firing(name, &before, &after, &expected);
     let said = world.node.stderr();
     if let Some((_, ok, text)) = state.says {
-        let word = if ok { text } else { text.rsplit(": ").next().unwrap() };
-        let line = said.lines().find(|line| line.contains("WARN") && line.contains(word) && line.contains("store"));
+        let what = if ok { text } else { text.rsplit(": ").next().unwrap() };
+        let line = said.lines().find(|line| line.contains("WARN") && line.contains(what) && line.contains("store"));
         assert!(line.is_some(), "{name}: {said}");
     }
 }

@@ -1,6 +1,7 @@
 //! Looks at a Redis from the outside: whether it can do what a node asks of it, and what will hurt later.
 
 mod reach;
+mod rights;
 
 use std::time::Duration;
 
@@ -19,43 +20,6 @@ const IN_ALL: Duration = Duration::from_secs(8);
 /// So many round trips are measured, for so long at most.
 const ROUND_TRIPS: usize = 50;
 const MEASURE_FOR: Duration = Duration::from_secs(1);
-
-/// What a node needs to be allowed, each tried once; the test beside compares them with the ACL line. What is in angle
-/// brackets is put in.
-const NEEDED: &[&str] = &[
-    "PING",
-    "SELECT <db>",
-    "TIME",
-    "EVAL <script> 1 <text>",
-    "EVALSHA <sha> 1 <text>",
-    "SET <text> a PX 1000",
-    "SETRANGE <text> 1 b",
-    "PEXPIRE <text> 1000",
-    "GETRANGE <text> 0 -1",
-    "GET <text>",
-    "EXISTS <text>",
-    "ZADD <set> 0 a",
-    "PEXPIRE <set> 1000",
-    "ZSCORE <set> a",
-    "ZCOUNT <set> 0 1",
-    "ZRANGE <set> 0 1",
-    "ZREVRANGE <set> 0 1",
-    "ZRANGEBYSCORE <set> 0 1",
-    "ZRANGEBYLEX <set> - + LIMIT 0 1",
-    "ZREMRANGEBYSCORE <set> 1 2",
-    "ZREM <set> b",
-    "LPUSH <list> a",
-    "PEXPIRE <list> 1000",
-    "LTRIM <list> 0 1",
-    "LLEN <list>",
-    "LRANGE <list> 0 1",
-    "DEL <text> <set> <list>",
-    "PUBLISH <channel> a",
-];
-/// What it needs besides to follow a master under sentinels.
-const NEEDED_UNDER_SENTINELS: &[&str] = &["ROLE"];
-/// What it needs besides in a cluster. `ASKING` holds for the command behind it.
-const NEEDED_IN_A_CLUSTER: &[&str] = &["CLUSTER SLOTS", "ASKING", "GET <text>"];
 
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -241,72 +205,6 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Does once what nodes do, with keys of its own.
-    async fn check_rights(
-        &mut self,
-        info: &ConnectionInfo,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), Failure> {
-        let prefix = &self.config.key_prefix;
-        let key = |name: &str| format!("{prefix}{{doctor}}{name}");
-        let channel = format!("{prefix}:doctor");
-        let script = "return redis.call('GET', KEYS[1])";
-        let put_in = [
-            ("<db>", info.redis_settings().db().to_string()),
-            ("<script>", script.to_owned()),
-            ("<sha>", redis::Script::new(script).get_hash().to_owned()),
-            ("<text>", key("text")),
-            ("<set>", key("set")),
-            ("<list>", key("list")),
-            ("<channel>", channel.clone()),
-        ];
-        let by_topology = match &self.config.url {
-            url if url.contains("+sentinel://") => NEEDED_UNDER_SENTINELS,
-            url if url.contains("+cluster://") => NEEDED_IN_A_CLUSTER,
-            _ => &[],
-        };
-        let (mut wrong, mut failed) = (Vec::new(), Vec::<(Fault, String)>::new());
-        for words in NEEDED.iter().chain(by_topology) {
-            let mut command = Cmd::new();
-            for word in words.split(' ') {
-                let place = put_in.iter().find(|(place, _)| *place == word);
-                command.arg(place.map_or(word, |(_, value)| value));
-            }
-            match ask(connection, &command).await {
-                // Another node of the cluster has the slot; rights were looked at before.
-                Err(failure) if failure.fault() == Fault::Moved => {}
-                Err(failure) if matches!(failure.fault(), Fault::NoAnswer | Fault::Broken) => return Err(failure),
-                // Unknown commands are none of a Redis that is new enough, or were renamed.
-                Err(failure) if matches!(failure.fault(), Fault::NoPermission | Fault::Refused) => {
-                    wrong.push(format!("{} ({})", name_of(words), failure.text()));
-                }
-                // What is wrong with the server is said once.
-                Err(failure) => {
-                    if failed.iter().all(|(fault, _)| *fault != failure.fault()) {
-                        failed.push((failure.fault(), format!("{} ({})", name_of(words), failure.text())));
-                    }
-                }
-                Ok(_) => {}
-            }
-        }
-        for (_, what) in &failed {
-            self.say(Verdict::Bad, format!("commands: allowed, and refused all the same: {what}"));
-        }
-        wrong.extend(not_heard(info, &self.dialer, &channel).await);
-        if wrong.is_empty() {
-            self.say(Verdict::Good, "rights: scripts and all commands of a node may be used");
-        } else {
-            let wrong = wrong.join("; ");
-            self.say(
-                Verdict::Bad,
-                format!(
-                    "rights: not allowed or not possible: {wrong}. The ACL line of docs/operations.md has all of them"
-                ),
-            );
-        }
-        Ok(())
-    }
-
     /// Whether so many replicas confirm as calls will wait for.
     async fn check_replicas(&mut self, connection: &mut MultiplexedConnection) {
         let (replicas, within) = (self.config.wait_replicas, self.config.wait);
@@ -413,29 +311,6 @@ impl<'a> Server<'a> {
                 "persistence: none; a restart forgets all counters, and accounts if they are kept here",
             ),
         }
-    }
-}
-
-/// What the ACL calls the command, in capitals.
-fn name_of(words: &str) -> &str {
-    let words = words.split_once(" <").map_or(words, |(name, _)| name);
-    if words.starts_with("CLUSTER ") { words } else { words.split(' ').next().unwrap_or(words) }
-}
-
-/// Listens once, on a connection of its own as nodes do. Returns what went wrong.
-async fn not_heard(info: &ConnectionInfo, dialer: &Dialer, channel: &str) -> Option<String> {
-    let heard = timeout(PATIENCE, async {
-        let mut heard = dialer.listen(info).await?;
-        Ok(match heard.subscribe(channel).await {
-            Err(error) => Err(("SUBSCRIBE", error)),
-            Ok(()) => heard.unsubscribe(channel).await.map_err(|error| ("UNSUBSCRIBE", error)),
-        })
-    });
-    match heard.await {
-        Ok(Ok(Ok(()))) => None,
-        Ok(Ok(Err((name, error)))) => Some(format!("{name} ({})", Failure::of(&error).text())),
-        Ok(Err(error)) => Some(format!("another connection ({})", Failure::to_connect(&error).text())),
-        Err(_) => Some(format!("SUBSCRIBE (no answer within {PATIENCE:?})")),
     }
 }
 

@@ -24,7 +24,7 @@ fn series(metrics: &str) -> HashMap<&str, (&str, f64)> {
 
 /// Checks that exactly these alerts fire, some minutes later, on a node whose gauges are since the second scrape what they
 /// are there, and whose counters go on as between the two.
-pub(crate) fn firing(what: &str, before: &str, after: &str, expected: Vec<&str>) {
+pub(crate) fn firing(what: &str, before: &str, after: &str, expected: &[&str]) {
     let (before, after) = (series(before), series(after));
     let mut text =
         format!("rule_files: [{RULES:?}]\nevaluation_interval: 15s\ntests:\n  - interval: 15s\n    input_series:\n");
@@ -43,7 +43,7 @@ pub(crate) fn firing(what: &str, before: &str, after: &str, expected: Vec<&str>)
             .unwrap();
     }
     text += "    promql_expr_test:\n      - expr: group by (alertname) (ALERTS{alertstate=\"firing\"})\n        eval_time: 15m\n        exp_samples:\n";
-    for alert in &expected {
+    for alert in expected {
         writeln!(text, "          - {{ labels: '{{alertname=\"{alert}\"}}', value: 1 }}").unwrap();
     }
     if expected.is_empty() {

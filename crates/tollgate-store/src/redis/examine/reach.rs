@@ -51,7 +51,7 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
         Err(_) => return Err(silent()),
     };
     match answer {
-        Ok(Value::SimpleString(pong)) if pong == "PONG" => Ok(connection),
+        Ok(Value::SimpleString(text)) if text == "PONG" => Ok(connection),
         Ok(_) => Err("answers a PING as no Redis does: another program listens there".to_owned()),
         // Rights are looked at one by one.
         Err(error) if Failure::of(&error).fault() == Fault::NoPermission => Ok(connection),

@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
-use super::{Dialer, Info, NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, RedisConfig, Server, Verdict, name_of};
+use super::{
+    Dialer, Info, RedisConfig, Server, Verdict,
+    rights::{NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, name_of},
+};
 
 /// What is looked at apart from the others: without `INFO` a node works, `WAIT` is for those who ask for it.
 const APART: [&str; 4] = ["info", "wait", "subscribe", "unsubscribe"];

@@ -35,7 +35,7 @@ struct Named {
 impl Dialer {
     pub(crate) fn of(config: &RedisConfig) -> Result<Self, StoreError> {
         let tls = config.tls.as_ref().filter(|tls| tls.server_name.is_some());
-        Ok(Self(tls.map(Named::of).transpose().map_err(|what| StoreError::Refused(what))?))
+        Ok(Self(tls.map(Named::of).transpose().map_err(StoreError::Refused)?))
     }
 
     /// A connection that calls share.

@@ -1,0 +1,237 @@
+//! The table of `docs/operations.md`: what a node says, and who is alarmed, in each state of its stores.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    Nothing,
+    Replica,
+    Full,
+    Hung,
+    Gone,
+    Evicting,
+    Skewed,
+    OneOfThreeFull,
+    AccountsGone,
+    AccountsReplica,
+    AccountsFull,
+}
+
+/// Which calls are decided: those of an account that the policy has, and those of others.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Decided {
+    All,
+    OfThePolicy,
+    None,
+    /// It depends on where their counters are.
+    Some,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "columns of a table")]
+pub(super) struct State {
+    pub(super) trouble: Trouble,
+    pub(super) name: &'static str,
+    pub(super) readyz: u16,
+    /// A part of `/readyz` that has a detail, and how that begins.
+    pub(super) says: Option<(&'static str, bool, &'static str)>,
+    pub(super) serving: bool,
+    pub(super) store_up: bool,
+    pub(super) accounts_up: bool,
+    pub(super) heard: bool,
+    pub(super) decided: Decided,
+    pub(super) alerts: &'static [&'static str],
+}
+
+pub(super) const TABLE: [State; 11] = [
+    State {
+        trouble: Trouble::Nothing,
+        name: "well",
+        readyz: 200,
+        says: None,
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &[],
+    },
+    State {
+        trouble: Trouble::Replica,
+        name: "read-only: a replica, as after a failover (`REPLICAOF`)",
+        readyz: 503,
+        says: Some(("store", false, "read-only")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateRedisRefuses",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Full,
+        name: "full (`maxmemory`, `noeviction`)",
+        readyz: 503,
+        says: Some(("store", false, "full")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateRedisRefuses",
+            "TollgateAccountStoreDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Hung,
+        name: "hung: takes connections in and does not answer (`SIGSTOP`)",
+        readyz: 503,
+        says: Some(("store", false, "does not answer")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Gone,
+        name: "gone: nobody listens",
+        readyz: 503,
+        says: Some(("store", false, "cannot be reached")),
+        serving: false,
+        store_up: false,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::None,
+        alerts: &[
+            "TollgateStoreDown",
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::Evicting,
+        name: "evicting (another `maxmemory-policy` than `noeviction`)",
+        readyz: 200,
+        says: Some(("store", true, "evicting")),
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateRedisEvicts"],
+    },
+    State {
+        trouble: Trouble::Skewed,
+        name: "skewed: its clock is off by more than a second",
+        readyz: 200,
+        says: Some(("store", true, "skewed")),
+        serving: true,
+        store_up: true,
+        accounts_up: true,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateClockSkew"],
+    },
+    State {
+        trouble: Trouble::OneOfThreeFull,
+        name: "one of three masters of a cluster is full, or the like",
+        readyz: 200,
+        says: Some(("store", false, "1 of 3 servers: full")),
+        serving: true,
+        store_up: false,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::Some,
+        alerts: &["TollgateStoreDown", "TollgateRedisRefuses", "TollgateAccountStoreDown"],
+    },
+    State {
+        trouble: Trouble::AccountsGone,
+        name: "well, without the Redis of accounts (`--accounts-redis`)",
+        readyz: 200,
+        says: Some(("accounts", false, "cannot be reached")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::OfThePolicy,
+        alerts: &[
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::AccountsReplica,
+        name: "well, the Redis of accounts read-only",
+        readyz: 200,
+        says: Some(("accounts", false, "read-only")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: false,
+        decided: Decided::OfThePolicy,
+        alerts: &[
+            "TollgateDecidesWithoutStore",
+            "TollgateAccountStoreDown",
+            "TollgateAccountsUndecided",
+            "TollgateAccountFeedDown",
+        ],
+    },
+    State {
+        trouble: Trouble::AccountsFull,
+        name: "well, the Redis of accounts full",
+        readyz: 200,
+        says: Some(("accounts", false, "full")),
+        serving: true,
+        store_up: true,
+        accounts_up: false,
+        heard: true,
+        decided: Decided::All,
+        alerts: &["TollgateAccountStoreDown"],
+    },
+];
+
+impl State {
+    /// The line of the table.
+    pub(super) fn line(&self) -> String {
+        let says = self.says.map_or("–".to_owned(), |(part, ok, text)| {
+            format!("`{part}` {}: {text}", if ok { "ok" } else { "not ok" })
+        });
+        let health = if self.serving { "SERVING" } else { "NOT_SERVING" };
+        let decided = match self.decided {
+            Decided::All => "all",
+            Decided::OfThePolicy => "of accounts in policies",
+            Decided::None => "none",
+            Decided::Some => "of the other masters",
+        };
+        let alerts: Vec<String> = self.alerts.iter().map(|alert| format!("`{alert}`")).collect();
+        let alerts = if alerts.is_empty() { "–".to_owned() } else { alerts.join(", ") };
+        format!(
+            "| {} | {}, {says} | `{health}` | {} | {} | {decided} | {alerts} |",
+            self.name,
+            self.readyz,
+            u8::from(self.store_up),
+            u8::from(self.accounts_up)
+        )
+    }
+}
