@@ -9,7 +9,7 @@ use tonic::Code;
 use super::{Client, World};
 use crate::harness::{account, call};
 
-/// Seen to fail without the count, and with one that counts accounts that the node remembers or that have a record.
+/// Seen to fail without the count, and with one that counts accounts that have a record.
 #[tokio::test]
 async fn new_accounts_are_bounded_by_domain_and_known_ones_are_not() {
     let redis = RedisServer::start();

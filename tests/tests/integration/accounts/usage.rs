@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly};
 use crate::harness::ProcessBuilder;
 
-/// Seen to fail with a reset that leaves out the keys' own counters, and with one that leaves out those of the account.
+/// Seen to fail with a reset that leaves out the keys' own counters.
 #[tokio::test]
 async fn usage_begins_anew_on_both_stores() {
     let redis = RedisServer::start();
