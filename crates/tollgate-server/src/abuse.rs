@@ -14,15 +14,20 @@ const MAX_BLOCKS: usize = 16_384;
 /// How long a full memory is not searched for blocks that are over.
 const SEARCH_EVERY_MS: u64 = 1_000;
 
-/// The name under which a client address is counted: an IPv4 address by itself, an IPv6 address with all
-/// others of its /64, which is the least that one customer has.
-pub(crate) fn counted_address(address: IpAddr) -> String {
+/// The address that a client is counted by: an IPv4 address by itself, an IPv6 address with all others of its /64, which
+/// is the least that one customer has.
+pub(crate) fn customer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+    }
+}
+
+/// The name under which a client address is counted.
+pub(crate) fn counted_address(address: IpAddr) -> String {
+    match customer_of(address) {
         IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
+        IpAddr::V6(network) => format!("{network}/64"),
     }
 }
 

@@ -214,8 +214,6 @@ mod tests {
         assert!(!probe.state().usable, "the task that asks is gone");
     }
 
-    /// Seen to fail where a node with one of its masters away was taken out of service, and where the error of the
-    /// system was told.
     #[test]
     fn what_is_said_of_a_store() {
         let probe = probe();

@@ -382,24 +382,26 @@ async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
 
 /// Probes the stores, and keeps the gRPC health service in step with them and the lifecycle.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
-    let (mut ticks, mut drains) = (tokio::time::interval(PROBE_EVERY), false);
+    let (mut ticks, mut drains, mut told) = (tokio::time::interval(PROBE_EVERY), false, None);
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = Stage::Draining.reached(health.stage.clone()), if !drains => drains = true,
-        }
-        // That the node drains is said at once.
-        if !drains {
+        let probe = async {
+            ticks.tick().await;
             health.probe().await;
+        };
+        tokio::select! {
+            () = probe => {}
+            // That the node drains is said at once.
+            () = Stage::Draining.reached(health.stage.clone()), if !drains => drains = true,
         }
         let ready = !drains && health.may_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        // Those who watch hear of changes alone.
+        if told.replace(status) == Some(status) {
+            continue;
+        }
         // The empty name stands for the node as a whole.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {
             reporter.set_service_status(service, status).await;
-        }
-        if drains {
-            health.probe().await;
         }
     }
 }

@@ -1,13 +1,10 @@
 //! Capacity that callers share: bounded in all, and for each of them.
 
-use std::{
-    collections::HashMap,
-    mem,
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{collections::HashMap, mem, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
+
+use crate::abuse::customer_of;
 
 /// Who holds capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,12 +20,9 @@ pub(crate) enum Holder {
 }
 
 impl Holder {
-    /// The callers of an address. An IPv6 address counts as its /64, as a caller has all addresses of its network.
+    /// The callers of an address, as they are counted by.
     pub(crate) fn address(address: IpAddr) -> Self {
-        Self::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        })
+        Self::Address(customer_of(address))
     }
 }
 
@@ -126,7 +120,6 @@ mod tests {
         Holder::Service(name.into())
     }
 
-    /// Tried by breaking it: a share that is not compared, what grows not counted, and an entry that stays.
     #[test]
     fn a_holder_has_its_share_and_all_have_the_total() {
         let shares = Shares::new(10, 6);

@@ -29,12 +29,15 @@ use tower::Service;
 
 use super::{
     Stage,
-    connections::{ConnectionBounds, Cut, Place, source_of},
+    connections::{ConnectionBounds, Cut, Place},
     gather::Gather,
     handshakes::HandshakeTurns,
     proxy,
 };
-use crate::auth::{Peer, names_of};
+use crate::{
+    abuse::customer_of,
+    auth::{Peer, names_of},
+};
 
 /// How long a client may take for the TLS handshake, once it has its turn.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -110,7 +113,7 @@ impl Connection {
         let read = timeout(self.shared.first_words(), proxy::read_client(stream)).await;
         let Ok(Ok(named)) = read else { return Err(Cut::ProxyHeader) };
         if let Some(client) = named {
-            let source = source_of(client.ip());
+            let source = customer_of(client.ip());
             let shared = &self.shared;
             self.place.name(shared.name, source, &shared.bounds).ok_or(Cut::TooMany)?;
             (self.address, self.source) = (client, Some(source));

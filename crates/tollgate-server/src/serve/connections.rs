@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
@@ -106,18 +106,6 @@ impl ThreadMemory {
     }
 }
 
-/// The address that connections are counted by: one of IPv6 stands for its /64, which is the least that one customer
-/// has.
-pub(crate) fn source_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
-}
-
 /// The open connections of a node.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionTable(Mutex<Open>);
@@ -141,7 +129,7 @@ impl ConnectionTable {
     /// Takes a place on a listener. Where none is free, the connection ends that has been without a call for longest,
     /// and before all those on which no request ever came; `None` if all have calls in work.
     ///
-    /// `source` is the address that the connection counts for ([`source_of`]); none for that of a trusted proxy.
+    /// `source` is the address that the connection counts for ([`customer_of`](crate::abuse::customer_of)); none for that of a trusted proxy.
     pub(super) fn admit(
         self: &Arc<Self>,
         listener: &'static str,
@@ -295,7 +283,7 @@ mod tests {
 
         fn connect(&self, source: &str) -> Option<Place> {
             let activity = Activity::new(Arc::clone(&self.table), self.thread.clone(), self.bounds.answer_timeout);
-            let source = source.parse().ok().map(source_of);
+            let source = source.parse().ok().map(crate::abuse::customer_of);
             self.table.admit("http", source, &self.bounds, activity)
         }
     }

@@ -20,10 +20,11 @@ use super::{
     Stage,
     activity::Activity,
     connection::{Connection, Listening},
-    connections::{ConnectionBounds, ConnectionTable, Cut, ThreadMemory, source_of},
+    connections::{ConnectionBounds, ConnectionTable, Cut, ThreadMemory},
     handshakes::HandshakeTurns,
 };
 use crate::{
+    abuse::customer_of,
     auth::TrustedProxies,
     telemetry::Telemetry,
     tls::{Speaks, Tls},
@@ -105,7 +106,7 @@ impl Server {
             let memory = ThreadMemory::new(worker.pending_bytes(), shared.bounds.pending_bytes);
             let activity = Activity::new(Arc::clone(&connections), memory, shared.bounds.answer_timeout);
             let trusted = proxies.trusts(address.ip().to_canonical());
-            let source = (!trusted).then(|| source_of(address.ip()));
+            let source = (!trusted).then(|| customer_of(address.ip()));
             let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
                 telemetry.connection_cut(name, Cut::TooMany.reason());
                 continue;

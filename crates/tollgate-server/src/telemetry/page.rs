@@ -57,7 +57,6 @@ mod tests {
 
     use super::*;
 
-    /// Tried by breaking it: a page for each question, one that was rendered before the question, and no wait.
     #[tokio::test]
     async fn many_questions_share_a_page_that_is_no_older_than_they_are() {
         let (page, rendered) = (Page::new(), AtomicU32::new(0));

@@ -54,8 +54,7 @@ async fn refused(node: &Process, protocol: &str, reason: &str) -> u64 {
 }
 
 /// More slow bodies than there are places and memory for, of one valid token, without end: others are served as before,
-/// and so are probes and scrapers. Seen to fail where bodies are read in a place for a call, and where a token has no
-/// share of the memory of unread bodies.
+/// and so are probes and scrapers. Seen to fail where bodies are read in a place for a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_bodies_of_one_token_over_rest_keep_nobody_out() {
     let (_folder, node) =

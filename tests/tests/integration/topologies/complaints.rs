@@ -180,7 +180,7 @@ async fn a_redis_that_answers_slowly_is_not_looked_at_for_long() {
 
 /// It looks at Redis alone, with the settings of a node however they are given.
 ///
-/// Seen to fail with the check of the whole node's settings, and with a `--config` for nodes alone.
+/// Seen to fail with a `--config` for nodes alone.
 #[test]
 fn the_settings_of_a_node_do_for_the_doctor() {
     let redis = RedisServer::start();
