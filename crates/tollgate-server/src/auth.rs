@@ -273,6 +273,7 @@ impl Doors {
         from: ClientAddr,
     ) -> Result<ServiceGrant, Refusal> {
         let Some(services) = &self.services else {
+            peer.connection.mark_known();
             return Ok(ServiceGrant(Grant { name: "loopback".into(), reach: Reach::All }, Holder::Anyone));
         };
         let found = match token(headers) {
@@ -281,7 +282,9 @@ impl Doors {
             None if peer.certificate.is_empty() => Err(Refusal::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(Refusal::UnknownCertificate),
         };
-        found.map(ServiceGrant::named).map_err(|refusal| self.turned_away("service", refusal))
+        let grant = found.map(ServiceGrant::named).map_err(|refusal| self.turned_away("service", refusal))?;
+        peer.connection.mark_known();
+        Ok(grant)
     }
 
     /// The grant of an administrator.

@@ -181,6 +181,7 @@ async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<(Clie
         }
         Door::Admin => {
             let grant = doors.admin(request.headers(), from).await?;
+            peer.connection.mark_known();
             let holder = grant.holder();
             request.extensions_mut().insert(grant);
             holder

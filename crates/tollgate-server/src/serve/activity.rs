@@ -53,6 +53,8 @@ struct State {
     last_ms: AtomicU64,
     /// Whether a request has come.
     asked: AtomicBool,
+    /// Whether somebody who may call has shown who it is.
+    known: AtomicBool,
     /// What it holds in memory.
     bytes: AtomicUsize,
     /// Answers that are not written yet, by the step in which they were ready.
@@ -74,6 +76,7 @@ impl Activity {
             most_calls: AtomicUsize::new(0),
             last_ms: AtomicU64::new(0),
             asked: AtomicBool::new(false),
+            known: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
             unread: std::array::from_fn(|_| AtomicU32::new(0)),
             cut: AtomicU8::new(0),
@@ -94,6 +97,16 @@ impl Activity {
     /// Whether a request has come on it.
     pub(super) fn has_asked(&self) -> bool {
         self.0.asked.load(Ordering::Relaxed)
+    }
+
+    /// It is of somebody who may call, and has shown so.
+    pub(crate) fn mark_known(&self) {
+        self.0.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nobody on it has shown that it may call.
+    pub(super) fn is_of_stranger(&self) -> bool {
+        !self.0.known.load(Ordering::Relaxed)
     }
 
     /// Whether a call is in work, or an answer not yet written.
@@ -176,8 +189,10 @@ impl Activity {
         let state = &*self.0;
         let held = state.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let on_thread = state.thread.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // What ends already counts until it is gone; where that is too much as well, whoever adds to it ends too.
-        if held > state.thread.most_of_connection() || on_thread > 2 * state.thread.most {
+        // What ends already counts until it is gone; where that is too much as well, whoever adds to it ends too, and
+        // strangers first.
+        let ceiling = if self.is_of_stranger() { 2 } else { 3 } * state.thread.most;
+        if held > state.thread.most_of_connection() || on_thread > ceiling {
             self.cut(Cut::Memory);
         } else if on_thread > state.thread.most {
             state.connections.relieve(&state.thread);

@@ -139,16 +139,18 @@ impl Connection {
         let activity = place.activity().clone();
         let peer = Arc::new(Peer { address, source, certificate, connection: activity.clone() });
         let service = service_fn(|mut request: Request<Incoming>| {
-            let call = activity.begin(&request);
-            request.extensions_mut().insert(Arc::clone(&peer));
             let one_at_a_time = request.version() < Version::HTTP_2;
-            let answer = shared.router.clone().call(request.map(Body::new));
+            // Of the calls that came with those for which it is cut, none is begun any more.
+            let begun = (!activity.is_cut()).then(|| {
+                let call = activity.begin(&request);
+                request.extensions_mut().insert(Arc::clone(&peer));
+                (call, shared.router.clone().call(request.map(Body::new)))
+            });
             let (stage, activity) = (shared.stage.clone(), activity.clone());
             async move {
-                // Of the calls that came with those for which it is cut, none does anything more.
-                if activity.is_cut() {
+                let Some((call, answer)) = begun.filter(|_| !activity.is_cut()) else {
                     return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
-                }
+                };
                 let Ok(mut answer) = answer.await;
                 // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
                 if one_at_a_time && *stage.borrow() > Stage::Running {
