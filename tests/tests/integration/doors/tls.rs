@@ -1,6 +1,12 @@
 //! TLS, client certificates, and certificates that change.
 
-use std::{net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::{
@@ -351,4 +357,50 @@ async fn a_flood_of_handshakes_waits_and_others_do_not() {
     let done = flood.join_all().await.into_iter().filter(|done| *done).count();
     // Ten at once, ten a second for the five seconds that one may wait, and as many as came late.
     assert!((20..120).contains(&done), "{done}");
+}
+
+/// Prints how long honest calls take on a connection that is open, while others shake hands as often as they can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "bound in time: tests/run runs it alone"]
+async fn a_flood_of_handshakes_does_not_slow_down_honest_calls() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.node(), &authority.pem());
+    let node = files.start();
+    let honest = grpc(&node, &authority.pem(), None);
+    let p99 = async |end: Instant| {
+        let mut took = Vec::new();
+        while Instant::now() < end {
+            let started = Instant::now();
+            consume(&honest, Some(TOKEN)).await.expect("an honest call is decided");
+            took.push(started.elapsed());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        took.sort_unstable();
+        took[took.len() * 99 / 100]
+    };
+    println!("| handshakes from | done in 5 s | p99 of honest calls | before |");
+    for addresses in [1_u8, 50] {
+        let calm = p99(Instant::now() + Duration::from_secs(1)).await;
+        let end = Instant::now() + Duration::from_secs(5);
+        let mut flood = tokio::task::JoinSet::new();
+        for n in 0..100_u8 {
+            let (from, to) = (Ipv4Addr::new(127, 0, 0, 2 + n % addresses), node.http_address.clone());
+            let ca = authority.pem();
+            flood.spawn(async move {
+                let mut done = 0;
+                while Instant::now() < end {
+                    let Ok(stream) = connect_from(from, &to).await else { continue };
+                    done += usize::from(shake_hands(stream, &ca, None).await.is_ok());
+                }
+                done
+            });
+        }
+        let during = p99(end).await;
+        let done: usize = flood.join_all().await.into_iter().sum();
+        println!("| {addresses} | {done} | {during:.1?} | {calm:.1?} |");
+        assert!(during < Duration::from_millis(50), "{during:?}");
+        // A second's turns at once, those of the time, and of whoever still waited for one.
+        let most = if addresses == 1 { 50 } else { 200 };
+        assert!((most..12 * most).contains(&done), "{done}");
+    }
 }
