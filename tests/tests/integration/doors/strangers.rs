@@ -201,7 +201,12 @@ async fn strangers_write_nothing_into_the_log() {
             raw.data(stream, b"more than five", false);
             raw.data(stream, b"after the end", true);
             raw.data(stream, b"after the end", true);
-            raw.data(99, b"a stream that was never begun", true);
+            raw.pong();
+            for _ in 0..100 {
+                let stream = raw.request("GET", "/healthz", &[], true);
+                raw.reset(stream);
+            }
+            raw.data(999, b"a stream that was never begun", true);
             raw.flush().await;
             raw.is_closed_within(Duration::from_millis(200)).await;
         }

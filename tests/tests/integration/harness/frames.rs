@@ -12,8 +12,11 @@ use tokio::{
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
@@ -78,6 +81,17 @@ impl RawHttp2 {
     /// Sends a piece of a request's body.
     pub(crate) fn data(&mut self, stream: u32, bytes: &[u8], end: bool) {
         self.frame(DATA, u8::from(end) * END_STREAM, stream, bytes);
+    }
+
+    /// Takes a request back.
+    pub(crate) fn reset(&mut self, stream: u32) {
+        const CANCEL: u32 = 8;
+        self.frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
+    }
+
+    /// Answers a ping that never came.
+    pub(crate) fn pong(&mut self) {
+        self.frame(PING, ACK, 0, &[7; 8]);
     }
 
     /// Sends what was begun; whether the node still takes it.
