@@ -52,11 +52,11 @@ local function read_header(key)
   local g = { struct.unpack(string.sub(raw, length - statics + 1, length), raw, at + fields) }
   local from = g[#g]
   local h = { g, format, from - 1, struct.unpack(format, raw, from) }
-  -- What was changed by hand could make Redis walk, or allocate, without end. No value that scripts write is larger than
-  -- 128 KiB.
+  -- What was changed by hand could make Redis walk, or allocate, without end. Values have at most 115 KiB, and beside that
+  -- the windows of policies that were in force before, until they are over.
   local s = 2
   for _ = 1, g[1] do
-    if g[s + 4] > 2048 or g[s + 5] > 131071 or g[s] == 1 and h[g[s + 3] + 1] > 2048 then
+    if g[s + 4] > 2048 or g[s + 5] > 1048575 or g[s] == 1 and h[g[s + 3] + 1] > 2048 then
       return nil, 'TGUNREADABLE a counter has an entry outside of its bounds'
     end
     s = s + 8 + 2 * g[s + 1]
@@ -170,7 +170,7 @@ local function rare(now, shortest_ttl)
 
   -- The logs of a ledger as tables, their entries read in full and none later than now.
   local function decode(key, h)
-    local logs, raw = {}, call('GETRANGE', key, 0, 131071)
+    local logs, raw = {}, call('GETRANGE', key, 0, 1048575)
     local g, s = h[1], 2
     for l = 1, g[1] do
       local columns, d, size = g[s + 1], g[s + 3], g[s + 6]
