@@ -74,7 +74,7 @@ impl Probed {
     const fn consequence(&self) -> &'static str {
         match self {
             Self::Counters { .. } => "no charge is possible there",
-            Self::Accounts(_) => "calls of accounts that no policy has are unavailable, and no account can be changed",
+            Self::Accounts(_) => "no account can be changed, and calls of accounts that no policy has may be unavailable",
         }
     }
 }
