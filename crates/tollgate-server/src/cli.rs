@@ -142,7 +142,7 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     // Held from the start: until somebody listens to it, SIGHUP ends a process.
     let _hangup = listen(SignalKind::hangup())?;
     let backend = Backend::of(&settings)?;
-    let listeners = Listeners::bind(&settings).await?;
+    let listeners = Listeners::bind(&settings)?;
     let greeting = greeting(&settings, &listeners);
     let greet = move || {
         if let Err(error) = print(&greeting) {

@@ -74,7 +74,9 @@ impl Probed {
     const fn consequence(&self) -> &'static str {
         match self {
             Self::Counters { .. } => "no charge is possible there",
-            Self::Accounts(_) => "no account can be changed, and calls of accounts that no policy has may be unavailable",
+            Self::Accounts(_) => {
+                "no account can be changed, and calls of accounts that no policy has may be unavailable"
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -38,6 +38,13 @@ use crate::{
     workers::Workers,
 };
 
+/// What the system may keep of answers on a connection that its client does not take, in bytes; Linux doubles it for its
+/// own use (tcp(7), socket(7)).
+const SEND_BUFFER_BYTES: u32 = 128 << 10;
+/// Connections that wait to be taken in.
+const BACKLOG: u32 = 1_024;
+/// How long a node that stops may take to write what waits for it.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 /// How often the stores are probed for `/readyz`, the health service and the metrics.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the store is tried with what was admitted without it.
@@ -99,19 +106,29 @@ pub struct Listeners {
 
 impl Listeners {
     /// Listens where the settings say.
-    pub async fn bind(settings: &Settings) -> Result<Self, RunError> {
-        let bind = async |name, address| {
-            TcpListener::bind(address).await.map_err(|error| RunError::Listen { name, address, error })
-        };
+    pub fn bind(settings: &Settings) -> Result<Self, RunError> {
+        let bind = |name, address| listen(address).map_err(|error| RunError::Listen { name, address, error });
         Ok(Self {
-            http: bind("http-listen", settings.http_listen).await?,
-            grpc: bind("grpc-listen", settings.grpc_listen).await?,
+            http: bind("http-listen", settings.http_listen)?,
+            grpc: bind("grpc-listen", settings.grpc_listen)?,
             ops: match settings.ops_listen {
-                Some(address) => Some(bind("ops-listen", address).await?),
+                Some(address) => Some(bind("ops-listen", address)?),
                 None => None,
             },
         })
     }
+}
+
+/// Listens at an address.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As the standard library does, so that a node may start where one has just stopped.
+    socket.set_reuseaddr(true)?;
+    // Its connections have this from it, and the system then lets none grow it: a client that reads nothing could make it
+    // keep megabytes.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// A store and the clock of the node beside it. Tests bring their own.
@@ -314,16 +331,22 @@ pub async fn run(
         while let Some(ended) = servers.join_next().await {
             result = result.and(flatten(ended));
         }
-        refusals.flush().await;
-        if let Some(fallback) = &fallback {
-            fallback.replay(&*store).await;
-        }
         result
     });
     let result = drained.await.unwrap_or_else(|_| {
         tracing::warn!(timeout = ?drain_timeout, "calls still in work are dropped");
         Ok(())
     });
+    // Whatever became of the calls: what is still to be written is not theirs to lose.
+    let written = async {
+        refusals.flush().await;
+        if let Some(fallback) = &fallback {
+            fallback.replay(&*store).await;
+        }
+    };
+    if tokio::time::timeout(LAST_WRITES, written).await.is_err() {
+        tracing::warn!(timeout = ?LAST_WRITES, "refusals or charges that waited are lost");
+    }
     tracing::info!("node stopped");
     result
 }

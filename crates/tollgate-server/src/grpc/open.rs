@@ -47,7 +47,7 @@ struct Most {
     of_source: usize,
 }
 
-const CALLS: Most = Most { in_all: 1_024, of_source: 512 };
+const CALLS: Most = Most { in_all: 4_096, of_source: 512 };
 const STREAMS: Most = Most { in_all: 256, of_source: 32 };
 
 /// The calls of the open services of a node.

@@ -47,8 +47,13 @@ struct State {
     step: Duration,
     /// Calls in work, and answers that are not written yet.
     calls: AtomicUsize,
-    /// The most of them at once so far.
+    /// Those of them, and of the calls that ended since, that began since the transport last took anything: HTTP/2 may
+    /// still have all their answers.
+    unsent_calls: AtomicUsize,
+    /// The most of these at once so far.
     most_calls: AtomicUsize,
+    /// Since when the transport takes nothing, in milliseconds since `began` and one more; 0 while it does.
+    blocked_ms: AtomicU64,
     /// When the last of them ended, in milliseconds since `began`.
     last_ms: AtomicU64,
     /// Whether a request has come.
@@ -73,7 +78,9 @@ impl Activity {
             began: Instant::now(),
             step: (answer_timeout / 2).max(Duration::from_millis(1)),
             calls: AtomicUsize::new(0),
+            unsent_calls: AtomicUsize::new(0),
             most_calls: AtomicUsize::new(0),
+            blocked_ms: AtomicU64::new(0),
             last_ms: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             known: AtomicBool::new(false),
@@ -112,6 +119,23 @@ impl Activity {
     /// Whether a call is in work, or an answer not yet written.
     pub(super) fn is_busy(&self) -> bool {
         self.0.calls.load(Ordering::Relaxed) > 0
+    }
+
+    /// The transport took something of what is to be sent, or, if not `taken`, nothing.
+    pub(super) fn wrote(&self, taken: bool) {
+        let state = &*self.0;
+        if taken {
+            state.unsent_calls.store(state.calls.load(Ordering::Relaxed), Ordering::Relaxed);
+            state.blocked_ms.store(0, Ordering::Relaxed);
+        } else if state.blocked_ms.load(Ordering::Relaxed) == 0 {
+            state.blocked_ms.store(state.elapsed_ms().saturating_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it only waits for its client to take an answer, and has for more than a second.
+    pub(super) fn waits_to_be_read(&self) -> bool {
+        let is_unread = self.0.unread.iter().any(|count| count.load(Ordering::Relaxed) > 0);
+        is_unread && self.last_active().elapsed() > Duration::from_secs(1)
     }
 
     /// What it holds in memory, in bytes.
@@ -168,7 +192,8 @@ impl Activity {
         }
     }
 
-    /// Ends once an answer was not written for longer than one may take, and at most half as long again.
+    /// Ends once an answer was not written, or the transport took nothing, for longer than an answer may take, and at most
+    /// half as long again.
     pub(super) async fn has_unread_answer(&self) {
         let mut ticks = interval(self.0.step);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,7 +203,10 @@ impl Activity {
             let now = self.step();
             let old = (3..=AGES / 2).filter_map(|age| now.checked_sub(age));
             let unread = |step: usize| self.0.unread[step % AGES].load(Ordering::Relaxed) > 0;
-            if old.into_iter().any(unread) {
+            let blocked_ms = self.0.blocked_ms.load(Ordering::Relaxed);
+            let blocked_for = Duration::from_millis(self.0.elapsed_ms().saturating_sub(blocked_ms));
+            let is_blocked = blocked_ms > 0 && blocked_for >= 2 * self.0.step;
+            if is_blocked || old.into_iter().any(unread) {
                 return;
             }
         }
@@ -207,6 +235,10 @@ impl Activity {
 }
 
 impl State {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.thread.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -230,7 +262,8 @@ pub(super) struct CallInWork {
 
 impl CallInWork {
     fn new(connection: &Activity, bytes: usize) -> Self {
-        let calls = connection.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        connection.0.calls.fetch_add(1, Ordering::Relaxed);
+        let calls = connection.0.unsent_calls.fetch_add(1, Ordering::Relaxed) + 1;
         if calls > connection.0.most_calls.fetch_max(calls, Ordering::Relaxed) {
             connection.hold(STREAM_BYTES);
         }
@@ -278,8 +311,7 @@ impl Drop for CallInWork {
         if let Some(age) = self.age {
             state.unread[age].fetch_sub(1, Ordering::Relaxed);
         }
-        let since = u64::try_from(state.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        state.last_ms.store(since, Ordering::Relaxed);
+        state.last_ms.store(state.elapsed_ms(), Ordering::Relaxed);
         state.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -288,7 +320,7 @@ impl Drop for CallInWork {
 pub(super) struct Answer {
     body: Body,
     connection: Activity,
-    /// Goes along with the first data of an answer that does not stream, which is all of it.
+    /// Goes along with the first data of an answer that does not stream, which most often is all of it.
     call: Option<CallInWork>,
     streaming: bool,
 }
@@ -305,7 +337,13 @@ impl HttpBody for Answer {
         Pin::new(&mut this.body).poll_frame(context).map_ok(|frame| {
             frame.map_data(|data| {
                 let of_call = if this.streaming { None } else { this.call.take() };
-                let mut unwritten = of_call.unwrap_or_else(|| CallInWork::new(&this.connection, 0));
+                let mut unwritten = of_call.unwrap_or_else(|| {
+                    let mut piece = CallInWork::new(&this.connection, 0);
+                    if !this.streaming {
+                        piece.answered();
+                    }
+                    piece
+                });
                 unwritten.hold(data.len());
                 Chunk { data, _unwritten: unwritten }
             })

@@ -43,6 +43,8 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a new connection may take until its first request, or the preface of HTTP/2, is there.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
+/// How long calls may come on a connection after it was told that the node stops.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long an idle connection has to end after it was told to.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -159,7 +161,7 @@ impl Connection {
                 Ok(call.until_the_end_of(answer))
             }
         });
-        let (io, preface) = Gather::new(io);
+        let (io, preface) = Gather::new(io, activity.clone());
         let mut connection = pin!(shared.builder.serve_connection(TokioIo::new(io), service));
         let mut ending = pin!(ended(shared.ending.clone()));
         let silent = async {
@@ -173,8 +175,14 @@ impl Connection {
             _ = connection.as_mut() => return Ok(()),
             () = &mut ending => {
                 connection.as_mut().graceful_shutdown();
+                // One without a call ends soon, as not every client answers that it was told to.
+                let idle = async {
+                    sleep(FAREWELL).await;
+                    activity.idle_for(FAREWELL / 10).await;
+                };
                 tokio::select! {
                     _ = connection => return Ok(()),
+                    () = idle => return Ok(()),
                     () = activity.has_unread_answer() => return Err(Cut::Unread),
                 }
             }

@@ -129,8 +129,8 @@ struct Entry {
 }
 
 impl ConnectionTable {
-    /// Takes a place on a listener. Where none is free, the connection ends that has been without a call for longest,
-    /// and before all those on which no request ever came; `None` if all have calls in work.
+    /// Takes a place on a listener. Where none is free, the connection ends that is missed least; `None` if all have calls
+    /// in work.
     ///
     /// `source` is the address that the connection counts for ([`customer_of`](crate::abuse::customer_of)); none for that of a trusted proxy.
     pub(super) fn admit(
@@ -191,9 +191,19 @@ impl Open {
 
     /// Ends the connection among these that is missed least.
     fn displace(&mut self, among: impl Fn(&Entry) -> bool) -> Option<()> {
-        let free = self.connections.iter().filter(|(_, entry)| among(entry) && !entry.activity.is_busy());
-        let (number, entry) =
-            free.min_by_key(|(_, Entry { activity, .. })| (activity.has_asked(), activity.last_active()))?;
+        // Those on which no request came, strangers without a call, strangers who do not take their answers, and then
+        // whoever may call and does not.
+        let rank = |activity: &Activity| match (activity.is_busy(), activity.is_of_stranger()) {
+            (false, _) if !activity.has_asked() => Some(0),
+            (false, true) => Some(1),
+            (true, true) if activity.waits_to_be_read() => Some(2),
+            (false, false) => Some(3),
+            (true, _) => None,
+        };
+        let ranked = self.connections.iter().filter(|(_, entry)| among(entry)).filter_map(|(number, entry)| {
+            Some(((rank(&entry.activity)?, entry.activity.last_active()), number, entry))
+        });
+        let (_, number, entry) = ranked.min_by_key(|(rank, ..)| *rank)?;
         let number = *number;
         entry.activity.cut(Cut::Displaced);
         // Its place is free from now on, whatever its end takes.

@@ -12,6 +12,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::activity::Activity;
+
 /// A transport that puts off each write by one turn of the scheduler. When a pipeline of the store is answered, many
 /// calls of one connection go on; without this, the first of them to write wakes the connection, which then runs
 /// before the others and writes once for each (1.2 system calls a call were counted under load, 0.2 with it).
@@ -19,6 +21,7 @@ pub(super) struct Gather<I> {
     io: I,
     /// Whether the turn was given away since the last write.
     waited: bool,
+    connection: Activity,
     preface: Preface,
     /// Whether the first bytes may still become the preface.
     expects_preface: bool,
@@ -52,9 +55,9 @@ impl Preface {
 
 impl<I> Gather<I> {
     /// This transport, and what is seen of the preface on it.
-    pub(super) fn new(io: I) -> (Self, Preface) {
+    pub(super) fn new(io: I, connection: Activity) -> (Self, Preface) {
         let preface = Preface::default();
-        (Self { io, waited: false, preface: preface.clone(), expects_preface: true }, preface)
+        (Self { io, waited: false, connection, preface: preface.clone(), expects_preface: true }, preface)
     }
 
     /// Lets everything else that is ready run first.
@@ -69,6 +72,7 @@ impl<I> Gather<I> {
 
     fn wrote<T>(&mut self, written: Poll<T>) -> Poll<T> {
         self.waited = written.is_pending();
+        self.connection.wrote(written.is_ready());
         written
     }
 }

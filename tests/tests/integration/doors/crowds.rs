@@ -10,7 +10,7 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    Process, ProcessBuilder, account, allowed, call, connect_from, consume, folder_with, shop, until,
+    PREFACE, Process, ProcessBuilder, account, allowed, call, connect_from, consume, folder_with, shop, until,
 };
 
 fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
@@ -117,4 +117,32 @@ async fn a_trusted_proxy_may_have_all_connections() {
         open += usize::from(is_open(stream).await);
     }
     assert_eq!(open, 30);
+}
+
+/// A connection on which nothing happens keeps no node from its end. Seen to fail (by the line of the log) where the end
+/// waits for HTTP/2 to see that its client is gone.
+#[tokio::test]
+async fn silent_connections_hold_up_no_stop() {
+    let (_folder, mut node) = node(&["--drain-delay-ms=0"]);
+    let mut held = Vec::new();
+    for said in [&b""[..], &PREFACE[..10], &[PREFACE, &b"\0\0\0\x04\0\0\0\0\0"[..]].concat()] {
+        for to in [&node.http_address, &node.grpc_address] {
+            let mut stream = connect_from(address(1), to).await.unwrap();
+            stream.write_all(said).await.unwrap();
+            held.push(stream);
+        }
+    }
+    // All were taken in.
+    let count = |metrics: &str, listener: &str| {
+        let name = format!(r#"tollgate_connections{{listener="{listener}"}} "#);
+        metrics.lines().find_map(|line| line.strip_prefix(&*name)?.parse::<f64>().ok()).unwrap_or_default()
+    };
+    until("all are taken in", Duration::from_secs(10), async || {
+        let (_, metrics) = node.rest.text("/metrics").await;
+        (count(&metrics, "http") >= 3.0 && count(&metrics, "grpc") >= 3.0).then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    assert!(node.ended(Duration::from_secs(30)).await.success());
+    assert!(!node.stderr().contains("calls still in work are dropped"), "{}", node.stderr());
 }

@@ -94,6 +94,13 @@ async fn an_answer_that_nobody_reads_ends_its_connection() {
     let mut watch = HealthClient::new(node.channel.clone()).watch(serving()).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
     let mut unread = JoinSet::new();
+    // Windows that let the first piece of a page pass, and no other.
+    for window in [8_192, 12_000] {
+        let mut raw = RawHttp2::connect(LOCALHOST, &node.http_address, window).await.unwrap();
+        raw.request("GET", "/openapi.json", &[], true);
+        assert!(raw.flush().await);
+        unread.spawn(async move { ("/openapi.json", window, raw.is_closed_within(Duration::from_secs(20)).await) });
+    }
     for window in [0, 1] {
         for path in ["/openapi.json", "/admin/v1/accounts", "/nowhere", "/api_keys/rate_limits"] {
             let mut raw = RawHttp2::connect(LOCALHOST, &node.http_address, window).await.unwrap();
