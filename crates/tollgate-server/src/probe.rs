@@ -35,10 +35,10 @@ pub(crate) enum Probed {
 pub(crate) struct Probe {
     probed: Probed,
     telemetry: Arc<Telemetry>,
-    last: Mutex<Option<Seen>>,
+    last: Mutex<Option<LastAnswer>>,
 }
 
-struct Seen {
+struct LastAnswer {
     at: Instant,
     health: StoreHealth,
     skewed: bool,
@@ -96,7 +96,7 @@ impl Probe {
         let mut last = self.last.lock();
         let skewed = is_skewed(&health, last.as_ref().is_some_and(|last| last.skewed));
         self.log(last.as_ref(), &health, skewed);
-        *last = Some(Seen { at: Instant::now(), health, skewed });
+        *last = Some(LastAnswer { at: Instant::now(), health, skewed });
     }
 
     /// What it answered last.
@@ -114,7 +114,7 @@ impl Probe {
         }
     }
 
-    fn describe(&self, Seen { health, skewed, .. }: &Seen) -> Option<String> {
+    fn describe(&self, LastAnswer { health, skewed, .. }: &LastAnswer) -> Option<String> {
         let mut said = Vec::new();
         let of = health.servers.max(1);
         for (reason, number) in reasons(health) {
@@ -135,7 +135,7 @@ impl Probe {
     }
 
     /// Writes a line where something changed.
-    fn log(&self, last: Option<&Seen>, health: &StoreHealth, skewed: bool) {
+    fn log(&self, last: Option<&LastAnswer>, health: &StoreHealth, skewed: bool) {
         let store = self.probed.name();
         let before = last.map(|last| reasons(&last.health)).unwrap_or_default();
         let now = reasons(health);
@@ -197,9 +197,9 @@ mod tests {
         Probe::new(Probed::Counters { store, with_accounts: true }, Arc::new(Telemetry::new("memory").unwrap()))
     }
 
-    fn seen(health: StoreHealth) -> Seen {
+    fn seen(health: StoreHealth) -> LastAnswer {
         let skewed = is_skewed(&health, false);
-        Seen { at: Instant::now(), health, skewed }
+        LastAnswer { at: Instant::now(), health, skewed }
     }
 
     fn obstacle(reason: &str) -> Obstacle {

@@ -40,12 +40,12 @@ pub(crate) struct Shares {
     total: usize,
     /// The most that one holder has.
     share: usize,
-    held: Mutex<Held>,
+    held: Mutex<Usage>,
 }
 
 /// What is held now. Who holds nothing has no entry.
 #[derive(Default)]
-struct Held {
+struct Usage {
     all: usize,
     by_holder: HashMap<Holder, usize>,
 }

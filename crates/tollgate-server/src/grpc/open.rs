@@ -1,7 +1,6 @@
 //! gRPC services that whoever reaches the node may call: how many of their calls there may be, and for how long.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     net::IpAddr,
     pin::Pin,
@@ -12,7 +11,6 @@ use std::{
 
 use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
-use parking_lot::Mutex;
 use tokio::{
     task::AbortHandle,
     time::{Sleep, sleep, timeout},
@@ -27,6 +25,7 @@ use tonic::{
 use crate::{
     auth::Peer,
     serve::{Activity, Streaming},
+    shares::{Exhausted, Holder, Permit, Shares},
 };
 
 /// The largest message, in bytes: names of services and files are shorter.
@@ -40,68 +39,31 @@ pub(crate) const REFLECTION: Duration = Duration::from_mins(1);
 /// How much longer than that the connection of a client may stay that does not take the end of a stream.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// How many calls there may be at once, in all and of one address; trusted proxies are bounded by the first alone.
-#[derive(Clone, Copy)]
-struct Most {
-    in_all: usize,
-    of_source: usize,
-}
-
-const CALLS: Most = Most { in_all: 4_096, of_source: 512 };
-const STREAMS: Most = Most { in_all: 256, of_source: 32 };
+/// How many calls there may be at once, and of one address; trusted proxies are bounded by the first alone.
+const CALLS: (usize, usize) = (4_096, 512);
+const STREAMS: (usize, usize) = (256, 32);
 
 /// The calls of the open services of a node.
-#[derive(Default)]
 pub(crate) struct OpenCalls {
-    calls: Counts,
-    streams: Counts,
+    calls: Arc<Shares>,
+    streams: Arc<Shares>,
 }
 
-#[derive(Clone, Default)]
-struct Counts(Arc<Mutex<Counted>>);
-
-#[derive(Default)]
-struct Counted {
-    in_all: usize,
-    of_source: HashMap<IpAddr, usize>,
-}
-
-impl Counts {
-    fn begin(&self, source: Option<IpAddr>, most: Most) -> Result<Counting, Status> {
-        let mut counted = self.0.lock();
-        let of_source = source.and_then(|source| counted.of_source.get(&source)).copied().unwrap_or_default();
-        if of_source >= most.of_source {
-            return Err(Status::resource_exhausted("this address has too many calls of this kind open"));
-        }
-        if counted.in_all >= most.in_all {
-            return Err(Status::resource_exhausted("the node has too many calls of this kind open"));
-        }
-        counted.in_all += 1;
-        if let Some(source) = source {
-            counted.of_source.insert(source, of_source + 1);
-        }
-        Ok(Counting { counts: self.clone(), source })
+impl Default for OpenCalls {
+    fn default() -> Self {
+        Self { calls: Shares::new(CALLS.0, CALLS.1), streams: Shares::new(STREAMS.0, STREAMS.1) }
     }
 }
 
-/// One call that is counted, until this is dropped.
-struct Counting {
-    counts: Counts,
-    source: Option<IpAddr>,
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        let mut counted = self.counts.0.lock();
-        counted.in_all -= 1;
-        let Some(source) = self.source else { return };
-        if let Some(count) = counted.of_source.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                counted.of_source.remove(&source);
-            }
-        }
-    }
+/// A permit for one call from this address; a trusted proxy has none.
+fn permit(shares: &Arc<Shares>, source: Option<IpAddr>) -> Result<Permit, Status> {
+    let holder = source.map_or(Holder::Anyone, Holder::address);
+    shares.acquire(holder, 1).map_err(|exhausted| {
+        Status::resource_exhausted(match exhausted {
+            Exhausted::Share => "this address has too many calls of this kind open",
+            Exhausted::All => "the node has too many calls of this kind open",
+        })
+    })
 }
 
 /// A gRPC service whose calls are bounded.
@@ -118,15 +80,15 @@ impl<S> Open<S> {
         Self { inner, calls, stream }
     }
 
-    fn open(&self, request: &http::Request<Body>) -> Result<(Counting, Option<Lifetime>), Status> {
+    fn open(&self, request: &http::Request<Body>) -> Result<(Permit, Option<Lifetime>), Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
         let peer = peer.ok_or_else(|| Status::internal("the service is not behind its listener"))?;
         let (path, lifetime) = self.stream;
         if request.uri().path() != path {
-            return Ok((self.calls.calls.begin(peer.source, CALLS)?, None));
+            return Ok((permit(&self.calls.calls, peer.source)?, None));
         }
-        let counting = self.calls.streams.begin(peer.source, STREAMS)?;
-        Ok((counting, Some(Lifetime { length: lifetime, connection: peer.connection.clone() })))
+        let permit = permit(&self.calls.streams, peer.source)?;
+        Ok((permit, Some(Lifetime { length: lifetime, connection: peer.connection.clone() })))
     }
 }
 
@@ -154,7 +116,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let (counting, lifetime) = match self.open(&request) {
+        let (permit, lifetime) = match self.open(&request) {
             Ok(opened) => opened,
             Err(status) => return Box::pin(async { Ok(status.into_http()) }),
         };
@@ -175,7 +137,7 @@ where
                 sleep(length + GRACE).await;
                 connection.cut_as_unread();
             });
-            let held = (counting, CutAtLast(cut.abort_handle()));
+            let held = (permit, CutAtLast(cut.abort_handle()));
             Ok(answer.map(|body| Body::new(Bounded::new(body, length, held))))
         })
     }

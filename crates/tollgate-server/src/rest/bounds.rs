@@ -196,20 +196,20 @@ impl Reading {
 const PIECE: usize = 8 << 10;
 
 /// The body of an answer that holds a place until it was sent, or given up.
-pub(super) struct Held {
+pub(super) struct CountedBody {
     body: Body,
     /// What came of it and is not given to the connection yet.
     rest: Bytes,
     _place: Permit,
 }
 
-impl Held {
+impl CountedBody {
     pub(super) fn until_sent(answer: Response, place: Permit) -> Response {
         answer.map(|body| Body::new(Self { body, rest: Bytes::new(), _place: place }))
     }
 }
 
-impl HttpBody for Held {
+impl HttpBody for CountedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -17,7 +17,7 @@ use utoipa::openapi::{
 
 use super::{
     ErrorBody,
-    bounds::{Held, RequestBounds, Unfit, check_host},
+    bounds::{CountedBody, RequestBounds, Unfit, check_host},
     limits::PlainError,
     retry_soon,
 };
@@ -88,7 +88,7 @@ async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
             }
             // A page of strangers counts until it was sent, and a call until it was decided.
             let answer = match place {
-                Some(place) if door == Door::Open => Held::until_sent(answer, place),
+                Some(place) if door == Door::Open => CountedBody::until_sent(answer, place),
                 _ => answer,
             };
             (answer, was_read)

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::connections::{ConnectionTable, Cut, ThreadMemory};
+use super::connections::{CloseReason, ConnectionTable, ThreadMemory};
 
 /// What a call in work, or an answer that is not written yet, takes in memory beside its headers and its body, in
 /// bytes: what a node (built for tests) was seen to take for each of 1,000 answers that nobody reads.
@@ -64,7 +64,7 @@ struct State {
     bytes: AtomicUsize,
     /// Answers that are not written yet, by the step in which they were ready.
     unread: [AtomicU32; AGES],
-    /// Why the connection is to end, as a [`Cut`]; 0 while it is not.
+    /// Why the connection is to end, as a [`CloseReason`]; 0 while it is not.
     cut: AtomicU8,
     cutting: Notify,
     thread: ThreadMemory,
@@ -154,7 +154,7 @@ impl Activity {
     }
 
     /// Ends the connection at once, whatever it does.
-    pub(super) fn cut(&self, why: Cut) {
+    pub(super) fn cut(&self, why: CloseReason) {
         // The first reason is the one that is told.
         let _ = self.0.cut.compare_exchange(0, why as u8, Ordering::Relaxed, Ordering::Relaxed);
         self.0.cutting.notify_one();
@@ -162,7 +162,7 @@ impl Activity {
 
     /// Ends the connection as one whose client does not read.
     pub(crate) fn cut_as_unread(&self) {
-        self.cut(Cut::Unread);
+        self.cut(CloseReason::Unread);
     }
 
     /// Whether it is to end.
@@ -171,9 +171,9 @@ impl Activity {
     }
 
     /// Waits until the connection is to end, and why.
-    pub(super) async fn cutting(&self) -> Cut {
+    pub(super) async fn cutting(&self) -> CloseReason {
         loop {
-            if let Some(cut) = Cut::of(self.0.cut.load(Ordering::Relaxed)) {
+            if let Some(cut) = CloseReason::of(self.0.cut.load(Ordering::Relaxed)) {
                 return cut;
             }
             self.0.cutting.notified().await;
@@ -221,7 +221,7 @@ impl Activity {
         // strangers first.
         let ceiling = if self.is_of_stranger() { 2 } else { 3 } * state.thread.most;
         if held > state.thread.most_of_connection() || on_thread > ceiling {
-            self.cut(Cut::Memory);
+            self.cut(CloseReason::Memory);
         } else if on_thread > state.thread.most {
             state.connections.relieve(&state.thread);
         }

@@ -29,7 +29,7 @@ use tower::Service;
 
 use super::{
     Stage,
-    connections::{ConnectionBounds, Cut, Place},
+    connections::{CloseReason, ConnectionBounds, ConnectionSlot},
     gather::Gather,
     handshakes::HandshakeTurns,
     proxy,
@@ -70,7 +70,7 @@ impl Listening {
 /// A connection that was taken in.
 pub(super) struct Connection {
     pub(super) shared: Arc<Listening>,
-    pub(super) place: Place,
+    pub(super) place: ConnectionSlot,
     pub(super) address: SocketAddr,
     /// The address that it counts for; none for that of a trusted proxy.
     pub(super) source: Option<IpAddr>,
@@ -83,7 +83,7 @@ impl Connection {
     ///
     /// # Errors
     /// Why the node ended it.
-    pub(super) async fn run(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), Cut> {
+    pub(super) async fn run(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
         let activity = self.place.activity().clone();
         tokio::select! {
             ended = self.serve(stream, acceptor) => ended,
@@ -91,7 +91,7 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), Cut> {
+    async fn serve(mut self, mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
         let _ = stream.set_nodelay(true);
         let ending = ended(self.shared.ending.clone());
         let Some(acceptor) = acceptor else {
@@ -108,32 +108,36 @@ impl Connection {
     }
 
     /// Takes the client's address from the header that a trusted proxy sends first.
-    async fn read_proxy_header(&mut self, stream: &mut TcpStream) -> Result<(), Cut> {
+    async fn read_proxy_header(&mut self, stream: &mut TcpStream) -> Result<(), CloseReason> {
         if !self.proxied {
             return Ok(());
         }
         let read = timeout(self.shared.first_words(), proxy::read_client(stream)).await;
-        let Ok(Ok(named)) = read else { return Err(Cut::ProxyHeader) };
+        let Ok(Ok(named)) = read else { return Err(CloseReason::ProxyHeader) };
         if let Some(client) = named {
             let source = customer_of(client.ip());
             let shared = &self.shared;
-            self.place.name(shared.name, source, &shared.bounds).ok_or(Cut::TooMany)?;
+            self.place.name(shared.name, source, &shared.bounds).ok_or(CloseReason::TooMany)?;
             (self.address, self.source) = (client, Some(source));
         }
         Ok(())
     }
 
-    async fn shake_hands(&mut self, mut stream: TcpStream, acceptor: TlsAcceptor) -> Result<TlsStream<TcpStream>, Cut> {
+    async fn shake_hands(
+        &mut self,
+        mut stream: TcpStream,
+        acceptor: TlsAcceptor,
+    ) -> Result<TlsStream<TcpStream>, CloseReason> {
         self.read_proxy_header(&mut stream).await?;
         // A turn is taken for whoever has begun: one that says nothing costs nothing but its place.
         let readable = timeout(self.shared.first_words(), stream.readable()).await;
-        readable.map_err(|_| Cut::Silent)?.map_err(|_| Cut::Handshake)?;
-        self.shared.handshakes.wait(self.source).await.ok_or(Cut::Handshake)?;
+        readable.map_err(|_| CloseReason::Silent)?.map_err(|_| CloseReason::Handshake)?;
+        self.shared.handshakes.wait(self.source).await.ok_or(CloseReason::Handshake)?;
         let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await;
-        stream.map_err(|_| Cut::Handshake)?.map_err(|_| Cut::Handshake)
+        stream.map_err(|_| CloseReason::Handshake)?.map_err(|_| CloseReason::Handshake)
     }
 
-    async fn answer<I>(self, io: I, certificate: Vec<crate::auth::CertificateName>) -> Result<(), Cut>
+    async fn answer<I>(self, io: I, certificate: Vec<crate::auth::CertificateName>) -> Result<(), CloseReason>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -183,11 +187,11 @@ impl Connection {
                 tokio::select! {
                     _ = connection => return Ok(()),
                     () = idle => return Ok(()),
-                    () = activity.has_unread_answer() => return Err(Cut::Unread),
+                    () = activity.has_unread_answer() => return Err(CloseReason::Unread),
                 }
             }
-            () = silent => return Err(Cut::Silent),
-            () = activity.has_unread_answer() => return Err(Cut::Unread),
+            () = silent => return Err(CloseReason::Silent),
+            () = activity.has_unread_answer() => return Err(CloseReason::Unread),
             () = activity.idle_for(shared.bounds.idle_timeout) => {}
         }
         connection.as_mut().graceful_shutdown();
@@ -198,10 +202,10 @@ impl Connection {
         if goodbye.await.is_err() && activity.is_busy() {
             tokio::select! {
                 _ = connection => {}
-                () = activity.has_unread_answer() => return Err(Cut::Unread),
+                () = activity.has_unread_answer() => return Err(CloseReason::Unread),
             }
         }
-        Err(Cut::Idle)
+        Err(CloseReason::Idle)
     }
 }
 

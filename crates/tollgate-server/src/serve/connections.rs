@@ -38,7 +38,7 @@ pub struct ConnectionBounds {
 /// Why a connection was ended by the node, or not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Cut {
+pub(crate) enum CloseReason {
     /// The TLS handshake failed, or took too long.
     Handshake = 1,
     /// There was no call for too long.
@@ -57,7 +57,7 @@ pub(crate) enum Cut {
     ProxyHeader,
 }
 
-impl Cut {
+impl CloseReason {
     const ALL: [Self; 8] = [
         Self::Handshake,
         Self::Idle,
@@ -139,7 +139,7 @@ impl ConnectionTable {
         source: Option<IpAddr>,
         bounds: &ConnectionBounds,
         activity: Activity,
-    ) -> Option<Place> {
+    ) -> Option<ConnectionSlot> {
         let mut open = self.0.lock();
         open.make_room_for(listener, source, bounds)?;
         if open.of_listener.get(listener).is_some_and(|count| *count >= bounds.most) {
@@ -150,7 +150,7 @@ impl ConnectionTable {
         open.connections.insert(number, Entry { listener, source: None, activity: activity.clone() });
         *open.of_listener.entry(listener).or_default() += 1;
         open.count(number, source);
-        Some(Place { table: Arc::clone(self), number, activity })
+        Some(ConnectionSlot { table: Arc::clone(self), number, activity })
     }
 
     /// Ends the connection that holds the most memory of this thread, if they hold too much without those that end
@@ -169,7 +169,7 @@ impl ConnectionTable {
             }
         }
         if let Some(largest) = largest.filter(|_| held > thread.most) {
-            largest.cut(Cut::Memory);
+            largest.cut(CloseReason::Memory);
         }
     }
 }
@@ -205,7 +205,7 @@ impl Open {
         });
         let (_, number, entry) = ranked.min_by_key(|(rank, ..)| *rank)?;
         let number = *number;
-        entry.activity.cut(Cut::Displaced);
+        entry.activity.cut(CloseReason::Displaced);
         // Its place is free from now on, whatever its end takes.
         self.remove(number);
         Some(())
@@ -237,13 +237,13 @@ impl Open {
 
 /// A connection's place on its listener, free when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     table: Arc<ConnectionTable>,
     number: u64,
     activity: Activity,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// The connection.
     pub(super) fn activity(&self) -> &Activity {
         &self.activity
@@ -258,7 +258,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.table.0.lock().remove(self.number);
     }
@@ -298,14 +298,14 @@ mod tests {
             Self { table: Arc::default(), bounds, thread }
         }
 
-        fn connect(&self, source: &str) -> Option<Place> {
+        fn connect(&self, source: &str) -> Option<ConnectionSlot> {
             let activity = Activity::new(Arc::clone(&self.table), self.thread.clone(), self.bounds.answer_timeout);
             let source = source.parse().ok().map(crate::abuse::customer_of);
             self.table.admit("http", source, &self.bounds, activity)
         }
     }
 
-    fn is_cut(place: &Place) -> bool {
+    fn is_cut(place: &ConnectionSlot) -> bool {
         place.activity().is_cut()
     }
 
@@ -338,11 +338,12 @@ mod tests {
     fn one_address_takes_places_from_itself_alone() {
         let listener = Listener::new(bounds(100, 2));
         let other = listener.connect("192.0.2.1").unwrap();
-        let places: Vec<Place> = (1..=5).map(|n| listener.connect(&format!("2001:db8::{n}")).unwrap()).collect();
+        let places: Vec<ConnectionSlot> =
+            (1..=5).map(|n| listener.connect(&format!("2001:db8::{n}")).unwrap()).collect();
         assert_eq!(places.iter().filter(|place| !is_cut(place)).count(), 2);
         assert!(!is_cut(&other));
         // A trusted proxy counts for nobody, until it names somebody.
-        let proxied: Vec<Place> = (0..5).map(|_| listener.connect("").unwrap()).collect();
+        let proxied: Vec<ConnectionSlot> = (0..5).map(|_| listener.connect("").unwrap()).collect();
         assert!(!proxied.iter().any(is_cut));
         for place in &proxied {
             place.name("http", "198.51.100.7".parse().unwrap(), &listener.bounds).unwrap();
@@ -354,7 +355,7 @@ mod tests {
     #[test]
     fn the_connection_that_holds_the_most_goes_first() {
         let listener = Listener::new(ConnectionBounds { pending_bytes: 1_100_000, ..bounds(100, 100) });
-        let places: Vec<Place> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
+        let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
         let mut calls = Vec::new();
         // 22 KiB each: 4 or 5 of each connection, and 9 of the third.
         calls.extend(places.iter().flat_map(|place| (0..4).map(|_| place.activity().begin(&Request::new(())))));
@@ -365,7 +366,7 @@ mod tests {
         assert!(is_cut(&places[2]));
         drop((calls, places));
         // Of whoever has shown that it may call, only where no stranger holds much.
-        let places: Vec<Place> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
+        let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
         places[0].activity().mark_known();
         let mut calls: Vec<_> = (0..8).map(|_| places[0].activity().begin(&Request::new(()))).collect();
         while !places.iter().any(is_cut) {

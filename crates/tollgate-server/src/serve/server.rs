@@ -20,7 +20,7 @@ use super::{
     Stage,
     activity::Activity,
     connection::{Connection, Listening},
-    connections::{ConnectionBounds, ConnectionTable, Cut, ThreadMemory},
+    connections::{CloseReason, ConnectionBounds, ConnectionTable, ThreadMemory},
     handshakes::HandshakeTurns,
 };
 use crate::{
@@ -108,7 +108,7 @@ impl Server {
             let trusted = proxies.trusts(address.ip().to_canonical());
             let source = (!trusted).then(|| customer_of(address.ip()));
             let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
-                telemetry.connection_cut(name, Cut::TooMany.reason());
+                telemetry.connection_cut(name, CloseReason::TooMany.reason());
                 continue;
             };
             let proxied = trusted && shared.bounds.proxy_protocol;
