@@ -185,6 +185,18 @@ pub enum Effect {
     Judge,
 }
 
+/// What a quota does while the store cannot answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The call is not decided.
+    #[default]
+    Deny,
+    /// The call may pass, unless its cost is above the limit itself.
+    Allow,
+    /// Each node enforces the quota alone, in its memory, with its share of the limit.
+    Local,
+}
+
 impl Claim {
     /// What this claim adds to its counter when the claims are charged. Slots are held, not charged.
     pub const fn charge(&self) -> Amount {

@@ -2,11 +2,10 @@
 //! the counters. It has no I/O and no clock: every function that depends on the time takes it.
 
 pub mod amount;
+pub mod api_key;
 pub mod claim;
-pub mod decision;
 pub mod ledger;
 mod log;
-pub mod policy;
 pub mod records;
 pub mod reservation;
 mod slots;

@@ -188,7 +188,7 @@ impl Desk<'_> {
 /// Checks a name that is to stand in the paths of this API.
 fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
     check_name(field, name)?;
-    crate::policy_file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
+    tollgate_policy::file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
 }
 
 fn check_version(record: &AccountRecord, if_match: Option<u64>) -> Result<(), AdminError> {

@@ -8,12 +8,12 @@ use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
+use tollgate_core::api_key::KeyHash;
+use tollgate_policy::{api_key, file};
 use tollgate_store::redis::RedisConfig;
 
 use crate::{
-    escape,
-    key::{self, KeyHash},
-    policies, policy_file,
+    escape, policies,
     run::{Backend, Listeners, RunError, run},
     settings::{self, Options, Settings, StoreSettings},
     telemetry,
@@ -84,14 +84,14 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor(options)) => {
             options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
         }
-        Some(Command::PolicySchema) => serde_json::to_string_pretty(&policy_file::schema())
+        Some(Command::PolicySchema) => serde_json::to_string_pretty(&file::schema())
             .map_err(|error| error.to_string())
             .and_then(|text| print(&text)),
         Some(Command::Openapi) => {
             crate::openapi_json().map_err(|error| error.to_string()).and_then(|text| print(&text))
         }
         Some(Command::GenerateKey) => {
-            let secret = key::generate();
+            let secret = api_key::generate();
             print(&format!("secret: {secret}\nhash: {}", KeyHash::of(&secret).to_text()))
         }
         Some(Command::GenerateToken) => {

@@ -11,15 +11,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
 use tollgate_core::{
+    api_key::{KeyHash, KeyKind},
     claim::Partition,
-    policy::{Caller, CallerKey, Override, TierId},
     store::StoreError,
     time::Timestamp,
 };
-use tollgate_store::accounts::KeyKind;
+use tollgate_policy::{Caller, CallerKey, Override, TierId, file::BootstrapAccount, reason::InvalidKey};
 
 pub(crate) use self::{cache::Accounts, compile::fitting};
-use crate::{key::KeyHash, policy_file::BootstrapAccount};
 
 /// An account of a domain.
 #[derive(Debug)]
@@ -39,17 +38,6 @@ pub(crate) struct Key {
     pub(crate) expires_at: Option<Timestamp>,
     revoked: bool,
     overrides: Arc<[Override]>,
-}
-
-/// Why a key is no good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BadKey {
-    /// There is no such key.
-    Unknown,
-    /// It was withdrawn.
-    Revoked,
-    /// It has ended.
-    Expired,
 }
 
 /// What a node knows of a secret without asking the store.
@@ -138,11 +126,11 @@ impl Directory {
 
 impl Key {
     /// Whether the key is good at `now`.
-    pub(crate) fn check(&self, now: Timestamp) -> Result<(), BadKey> {
+    pub(crate) fn check(&self, now: Timestamp) -> Result<(), InvalidKey> {
         if self.revoked {
-            Err(BadKey::Revoked)
+            Err(InvalidKey::Revoked)
         } else if self.expires_at.is_some_and(|end| end <= now) {
-            Err(BadKey::Expired)
+            Err(InvalidKey::Expired)
         } else {
             Ok(())
         }

@@ -14,9 +14,14 @@ use tokio::time::Instant;
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
-    decision::{Decision, QuotaStatus},
     time::Timestamp,
     window::Window,
+};
+use tollgate_policy::{
+    decision::{Decision, QuotaStatus},
+    dialect::Rendered,
+    reason::{InvalidKey, Reason},
+    uploads::Upload,
 };
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -29,12 +34,9 @@ pub(crate) use self::{
 };
 use crate::{
     auth::Reach,
-    dialect::{Facts, Rendered},
-    directory::BadKey,
     failure_code::FailureCode,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, Reason, check_batch, page_size},
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch, page_size},
     telemetry::traced,
-    uploads::Upload,
 };
 
 /// How much earlier than the caller's own deadline a call is ended.
@@ -293,7 +295,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
     let said = v1::Decision {
         verdict: outcome.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
         reason: outcome.reason().map_or(v1::Reason::Unspecified, reason).into(),
-        rendered: call.render.then(|| Box::new(rendered(outcome.dialect().render(&Facts::of(outcome))))),
+        rendered: call.render.then(|| Box::new(rendered(outcome.dialect().render(&outcome.facts())))),
         ..v1::Decision::default()
     };
     match outcome {
@@ -340,7 +342,7 @@ fn rendered(answer: Rendered) -> v1::RenderedResponse {
 fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
     match listed {
         Listed::BadKey { rejected, at } => v1::GetRateLimitsResponse {
-            reason: reason(Reason::BadKey(rejected.why)).into(),
+            reason: reason(Reason::InvalidKey(rejected.why)).into(),
             decided_at: Some(timestamp(*at)),
             ..v1::GetRateLimitsResponse::default()
         },
@@ -421,9 +423,9 @@ fn reason(reason: Reason) -> v1::Reason {
         Reason::CostAboveLimit => v1::Reason::CostAboveLimit,
         Reason::Blocked => v1::Reason::Blocked,
         Reason::UploadTooLarge => v1::Reason::UploadTooLarge,
-        Reason::BadKey(BadKey::Unknown) => v1::Reason::UnknownKey,
-        Reason::BadKey(BadKey::Revoked) => v1::Reason::RevokedKey,
-        Reason::BadKey(BadKey::Expired) => v1::Reason::ExpiredKey,
+        Reason::InvalidKey(InvalidKey::Unknown) => v1::Reason::UnknownKey,
+        Reason::InvalidKey(InvalidKey::Revoked) => v1::Reason::RevokedKey,
+        Reason::InvalidKey(InvalidKey::Expired) => v1::Reason::ExpiredKey,
     }
 }
 

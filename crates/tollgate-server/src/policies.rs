@@ -2,22 +2,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-use tollgate_core::policy::Policy;
+use tollgate_core::api_key::KeyHash;
+use tollgate_policy::{
+    LoadedPolicy, Place, Policy,
+    dialect::Dialects,
+    file::{AccountRules, PolicyError, PolicyErrors, SelfService},
+    uploads::Uploads,
+};
 
 use crate::{
     auth::Reach,
-    dialect::Dialects,
     directory::{Directory, Identity},
-    files::{self, Failure, folder_of},
-    key::KeyHash,
-    policy_file::{self, AccountRules, LoadedPolicy, PolicyErrors, SelfService},
+    files::{self, Failure, FileError, MAX_FILE_BYTES, folder_of},
     reload::{Kept, Reload},
     telemetry::{DomainMetrics, Telemetry},
-    uploads::Uploads,
 };
 
 /// The policy of a node that is given none.
@@ -154,10 +156,10 @@ pub fn one_text(errors: &[PolicyErrors]) -> String {
 /// Reads every file before it says which are wrong.
 fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<PolicyErrors>> {
     let read = match source {
-        Source::Embedded => vec![("venice.yaml".to_owned(), policy_file::parse("venice.yaml", EMBEDDED))],
+        Source::Embedded => vec![("venice.yaml".to_owned(), LoadedPolicy::parse("venice.yaml", EMBEDDED))],
         Source::Paths(paths) => {
             let files = files_of(paths).map_err(|error| vec![error])?;
-            files.into_iter().map(|file| (file.display().to_string(), policy_file::load(&file))).collect()
+            files.into_iter().map(|file| (file.display().to_string(), load(&file))).collect()
         }
     };
     let mut domains: BTreeMap<Arc<str>, LoadedPolicy> = BTreeMap::new();
@@ -179,7 +181,7 @@ fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<Pol
 fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
     let mut files = Vec::new();
     for path in paths {
-        let unreadable = |error| policy_file::unreadable(path, &error);
+        let unreadable = |error| unreadable(path, &error);
         if !files::is_folder(path).map_err(unreadable)? {
             files.push(path.clone());
             continue;
@@ -195,9 +197,23 @@ fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
     Ok(files)
 }
 
+/// Reads and checks the policy file at `path`.
+pub fn load(path: &Path) -> Result<LoadedPolicy, PolicyErrors> {
+    match files::read_text(path, MAX_FILE_BYTES) {
+        Ok(text) => LoadedPolicy::parse(&path.display().to_string(), &text),
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+/// That a file, or a folder of files, cannot be read.
+fn unreadable(path: &Path, error: &FileError) -> PolicyErrors {
+    let errors = whole_file(path.display().to_string(), error.to_string());
+    PolicyErrors { stuck: matches!(error, FileError::NoAnswer), ..errors }
+}
+
 fn whole_file(file: String, message: String) -> PolicyErrors {
-    let place = tollgate_core::policy::Place::root();
-    PolicyErrors { file, errors: vec![policy_file::PolicyError::new(1, place, message)], stuck: false }
+    let place = Place::root();
+    PolicyErrors { file, errors: vec![PolicyError::new(1, place, message)], stuck: false }
 }
 
 /// Checks policy files without running them.
@@ -208,4 +224,15 @@ pub fn check(paths: &[PathBuf]) -> Result<Vec<String>, Vec<PolicyErrors>> {
         format!("{domain}: {tiers} tiers, {resources} resources, {} accounts", loaded.bootstrap.len())
     };
     Ok(loaded.iter().map(summary).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_missing_is_named() {
+        let error = load(Path::new("/nowhere.yaml")).unwrap_err().to_string();
+        assert_eq!(error, "/nowhere.yaml:1: cannot be read: No such file or directory (os error 2)");
+    }
 }

@@ -7,11 +7,9 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
+use tollgate_policy::redaction::shown_path;
 
-use crate::{
-    files::{self, Failure, FileError, MAX_FILE_BYTES},
-    redaction::shown_path,
-};
+use crate::files::{self, Failure, FileError, MAX_FILE_BYTES};
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);

@@ -4,6 +4,7 @@ mod abuse;
 mod attributes;
 mod batch;
 mod call;
+mod facts;
 mod failure;
 mod identify;
 mod list;
@@ -20,10 +21,15 @@ use futures_util::{FutureExt, future::BoxFuture};
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Answer, Applied, Claim, Mode, Partition},
-    decision::{Decision, QuotaStatus, Verdict},
-    policy::{Block, DecidedBy, Resolved, Usage, Watch},
     store::{Store, StoreError},
     time::Timestamp,
+};
+use tollgate_policy::{
+    Block, DecidedBy, Resolved, Usage, Watch,
+    decision::{Decision, QuotaStatus, Verdict},
+    dialect::{self, Dialect},
+    reason::Reason,
+    uploads::TooLarge,
 };
 use tollgate_store::{clock::Clock, failure::Fallback};
 
@@ -44,12 +50,10 @@ pub(crate) use self::{
 };
 use crate::{
     abuse::KnownBlocks,
-    dialect::{self, Dialect},
-    directory::{Accounts, BadKey, Identity},
+    directory::{Accounts, Identity},
     policies::{Domain, Policies},
     refusals::Refusals,
     telemetry::Telemetry,
-    uploads::TooLarge,
 };
 
 /// A node whose clock is behind the store's learns it from the first answer.
@@ -100,26 +104,11 @@ pub(crate) enum Outcome<'a> {
     Barred { domain: Option<&'a Domain>, block: Block<'a>, at: Timestamp, dialect: &'a Dialect },
 }
 
-/// Why a call may not pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// A quota has no room now.
-    QuotaExceeded,
-    /// The cost is above a limit itself.
-    CostAboveLimit,
-    /// The caller is blocked for a while.
-    Blocked,
-    /// The upload is larger than the resource takes.
-    UploadTooLarge,
-    /// The API key is no good.
-    BadKey(BadKey),
-}
-
 impl Outcome<'_> {
     /// Why the call may not pass; `None` if it may.
     pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
-            Self::BadKey { rejected, .. } => Some(Reason::BadKey(rejected.why)),
+            Self::BadKey { rejected, .. } => Some(Reason::InvalidKey(rejected.why)),
             Self::Barred { .. } => Some(Reason::Blocked),
             Self::Decided { decision, .. } if decision.block.is_some() => Some(Reason::Blocked),
             Self::Decided { too_large: Some(_), .. } => Some(Reason::UploadTooLarge),

@@ -16,6 +16,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 use tollgate_core::{ledger::MAX_OPEN_ENDED, reservation::MAX_RESERVATION_TTL_MS};
+use tollgate_policy::{file::read_map, redaction::shown_path};
 
 pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
 use self::numbers::{MAX_THREADS, Numbers};
@@ -23,8 +24,6 @@ pub use self::{client::ClientOptions, options::Options, requests::RequestSetting
 use crate::{
     auth::DoorSettings,
     files::{self, MAX_FILE_BYTES},
-    policy_file::read_map,
-    redaction::shown_path,
     serve::ConnectionBounds,
     telemetry::LogFormat,
 };

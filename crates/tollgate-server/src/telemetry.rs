@@ -21,7 +21,7 @@ use std::{
 use axum::body::Bytes;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tollgate_core::policy::AUTHENTICATION;
+use tollgate_policy::AUTHENTICATION;
 use tollgate_store::{
     failure::Fallback,
     redis::{Link, LinkStatus},
@@ -184,13 +184,13 @@ impl Telemetry {
         self.bad_requests.increment(1);
     }
 
-    pub(crate) fn key_refused(&self, why: crate::directory::BadKey) {
-        use crate::directory::BadKey;
+    pub(crate) fn key_refused(&self, why: tollgate_policy::reason::InvalidKey) {
+        use tollgate_policy::reason::InvalidKey;
         let [unknown, revoked, expired] = &self.key_refusals;
         match why {
-            BadKey::Unknown => unknown,
-            BadKey::Revoked => revoked,
-            BadKey::Expired => expired,
+            InvalidKey::Unknown => unknown,
+            InvalidKey::Revoked => revoked,
+            InvalidKey::Expired => expired,
         }
         .increment(1);
     }

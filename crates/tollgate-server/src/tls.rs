@@ -12,10 +12,10 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use tokio_rustls::TlsAcceptor;
+use tollgate_policy::redaction::shown_path;
 
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
-    redaction::shown_path,
     reload::{Kept, Reload},
     telemetry::Telemetry,
 };

@@ -9,9 +9,12 @@ use std::{pin::Pin, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tollgate_core::store::{HealthFuture, StoreError};
+use tollgate_core::{
+    api_key::KeyHash,
+    store::{HealthFuture, StoreError},
+};
 
-pub use record::{AccountRecord, KeyHash, KeyKind, KeyRecord, OverrideRecord, PreviousSecret};
+pub use record::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
 /// The future of one answer.
 pub type AccountFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -115,6 +118,7 @@ pub struct Changed {
     /// The account's id.
     pub account: String,
     /// The secrets that came into being.
+    #[serde(with = "record::hash::list")]
     pub secrets: Vec<KeyHash>,
     /// The ids of keys that came into being.
     pub keys: Vec<String>,

@@ -20,8 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, Limit},
-    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, Mode},
-    policy::OnFailure,
+    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, Mode, OnFailure},
     store::{Store, StoreError},
     time::Timestamp,
     window::Span,

@@ -22,8 +22,6 @@ use tollgate_core::{
     window::Span,
 };
 
-pub use self::examine::{Finding, Verdict, examine};
-pub use self::link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_connection};
 pub(crate) use self::link::{Script, Writes};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
@@ -31,6 +29,10 @@ use self::{
     records::{Close, Returned},
     usual::{Usual, UsualScripts},
     wire::{Request, Validity},
+};
+pub use self::{
+    examine::{Finding, Verdict, examine},
+    link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_connection},
 };
 
 /// The most ledgers that one run of a script removes.

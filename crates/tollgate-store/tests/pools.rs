@@ -13,14 +13,14 @@ use proptest::{
 use tollgate_core::{
     amount::Amount,
     claim::{Answer, Claim, LedgerKey, Mode},
-    decision::{Decision, Verdict},
-    policy::{
-        Caller, Policy,
-        draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
-        pool::{PoolUse, settle},
-    },
     store::Store,
     time::Timestamp,
+};
+use tollgate_policy::{
+    Caller, Policy,
+    decision::{Decision, Verdict},
+    draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
+    pool::{PoolUse, settle},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},

@@ -15,12 +15,12 @@ use proptest::{
 };
 use tollgate_core::{
     claim::{Answer, Fit, Mode},
-    decision::{Decision, Verdict},
-    policy::{
-        Caller, Policy,
-        draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
-    },
     store::Store,
+};
+use tollgate_policy::{
+    Caller, Policy,
+    decision::{Decision, Verdict},
+    draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},

@@ -15,10 +15,12 @@ use tollgate_proto::v1::{
 use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use crate::grpc::{Hanging, node_on};
-use crate::harness::{
-    ProcessBuilder, account, allowed, api_key, call, consume, folder_with, memory_node, peek, quota, redis_node, shop,
-    until,
+use crate::{
+    grpc::{Hanging, node_on},
+    harness::{
+        ProcessBuilder, account, allowed, api_key, call, consume, folder_with, memory_node, peek, quota, redis_node,
+        shop, until,
+    },
 };
 
 type Grpc = RateLimitServiceClient<Channel>;

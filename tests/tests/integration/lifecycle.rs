@@ -15,8 +15,10 @@ use std::{
 use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
-use crate::grpc::{Hanging, node_on};
-use crate::harness::{ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, until};
+use crate::{
+    grpc::{Hanging, node_on},
+    harness::{ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, until},
+};
 
 /// Calls in work when SIGTERM comes are answered; later ones are refused as UNAVAILABLE or not accepted at all.
 #[tokio::test(flavor = "multi_thread")]

@@ -18,9 +18,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::grpc::Hanging;
-use crate::harness::{
-    KEY, Process, ProcessBuilder, Proxy, Rest, account, allowed, call, consume, folder_with, peek, quota, shop, until,
+use crate::{
+    grpc::Hanging,
+    harness::{
+        KEY, Process, ProcessBuilder, Proxy, Rest, account, allowed, call, consume, folder_with, peek, quota, shop,
+        until,
+    },
 };
 
 const DEADLINE: Duration = Duration::from_secs(4);

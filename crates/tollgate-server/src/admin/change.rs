@@ -5,15 +5,12 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::Value;
-use tollgate_core::{
-    policy::{Chain, Place, Policy, Problem},
-    text::has_hidden,
-    time::Timestamp,
-};
-use tollgate_store::accounts::{AccountRecord, KeyHash, KeyRecord, OverrideRecord, PreviousSecret};
+use tollgate_core::{api_key::KeyHash, text::has_hidden, time::Timestamp};
+use tollgate_policy::{Chain, Place, Policy, Problem, api_key, file};
+use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
 use super::{AdminError, NewKey};
-use crate::{directory::fitting, key, policy_file, service::CallError};
+use crate::{directory::fitting, service::CallError};
 
 /// How much of a secret is shown afterwards.
 const SHOWN: usize = 8;
@@ -44,7 +41,7 @@ pub(super) fn touch(record: &mut AccountRecord, now: Timestamp) {
 
 /// A key with a new secret, and both.
 pub(super) fn new_key(new: NewKey, now: Timestamp) -> (String, String, KeyRecord) {
-    let secret = key::generate();
+    let secret = api_key::generate();
     let id: String = "key_".chars().chain(rand::rng().sample_iter(Alphanumeric).take(20).map(char::from)).collect();
     let record = KeyRecord {
         hash: KeyHash::of(&secret),
@@ -135,17 +132,17 @@ pub(super) fn check_override(
         let field = if *place == Place::root() { "override".to_owned() } else { place.to_string() };
         AdminError::from(CallError::field(field, wrong))
     };
-    if let Some((place, wrong)) = policy_file::check_override(written).into_iter().next() {
+    if let Some((place, wrong)) = file::check_override(written).into_iter().next() {
         return Err(said(&place, wrong));
     }
     let unreadable = || said(&Place::root(), "cannot be understood".to_owned());
-    let draft = policy_file::read_override(written).ok_or_else(unreadable)?;
+    let draft = file::read_override(written).ok_or_else(unreadable)?;
     let lasts =
         |(other, over): &(&String, &OverrideRecord)| *other != name && over.expires_at.is_none_or(|end| end > now);
     let others: Vec<_> = others
         .iter()
         .filter(lasts)
-        .filter_map(|(name, over)| Some((name, policy_file::read_override(&over.written)?)))
+        .filter_map(|(name, over)| Some((name, file::read_override(&over.written)?)))
         .collect();
     // Others that do not fit any more are not this one's fault.
     let mut drafts = fitting(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), chain);

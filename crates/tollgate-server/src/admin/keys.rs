@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tollgate_core::time::Timestamp;
-use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord};
+use tollgate_core::{api_key::KeyKind, time::Timestamp};
+use tollgate_store::accounts::{AccountRecord, KeyRecord};
 
 use super::{AdminError, Desk, change, policy_file};
 
@@ -116,7 +116,7 @@ impl Desk<'_> {
         if_match: Option<u64>,
     ) -> Result<Issued, AdminError> {
         let now = self.now();
-        let secret = crate::key::generate();
+        let secret = tollgate_policy::api_key::generate();
         let (key, ()) =
             self.change_key(id, if_match, |account| change::rotate(account, id, &secret, overlap, now)).await?;
         self.log_key("key rotated", id);

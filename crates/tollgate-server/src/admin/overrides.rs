@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use tollgate_core::policy::{Chain, MAX_OVERRIDES};
+use tollgate_policy::{Chain, MAX_OVERRIDES};
 use tollgate_store::accounts::{AccountRecord, OverrideRecord};
 
 use super::{AdminError, Desk, change, check_segment};

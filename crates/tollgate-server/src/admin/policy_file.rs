@@ -2,10 +2,11 @@
 
 use indexmap::IndexMap;
 use serde_json::Value;
-use tollgate_core::time::Timestamp;
-use tollgate_store::accounts::{AccountRecord, KeyHash, KeyRecord, OverrideRecord};
+use tollgate_core::{api_key::KeyHash, time::Timestamp};
+use tollgate_policy::file::BootstrapKey;
+use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 
-use crate::{policies::Domain, policy_file::BootstrapKey};
+use crate::policies::Domain;
 
 /// Their version, and the time of what happened at a time that nobody knows. An account of the store has a time for
 /// its version, and so never this.

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use tollgate_core::{claim::LedgerKey, policy::Caller};
+use tollgate_core::claim::LedgerKey;
+use tollgate_policy::Caller;
 
 use super::{AdminError, Desk};
 use crate::{directory::Identity, service::check_name};

@@ -8,14 +8,16 @@ use std::{
 
 use rand::{Rng, distr::Alphanumeric};
 use serde::Deserialize;
-use tollgate_core::text::has_hidden;
+use tollgate_core::{api_key::KeyHash, text::has_hidden};
+use tollgate_policy::{
+    api_key::MAX_SECRET_BYTES,
+    file,
+    redaction::{looks_issued, shown, shown_path},
+};
 
 use super::{CertificateName, Grant, Reach};
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
-    key::{KeyHash, MAX_SECRET_BYTES},
-    policy_file,
-    redaction::{looks_issued, shown, shown_path},
     reload::{Kept, Reload},
     telemetry::Telemetry,
 };
@@ -252,7 +254,7 @@ impl Tokens {
 }
 
 fn parse(text: &str) -> Result<Written, String> {
-    policy_file::read_map(text, "a file of tokens is a map with the key `tokens`", |key| KEYS.contains(&key))
+    file::read_map(text, "a file of tokens is a map with the key `tokens`", |key| KEYS.contains(&key))
 }
 
 /// A secret is named as seen from the file that names it.
@@ -293,6 +295,11 @@ mod tests {
         let file = folder.path().join("tokens.yaml");
         std::fs::write(&file, text).unwrap();
         Tokens::read(ADMINS, &file).map_err(|failure| failure.text)
+    }
+
+    #[test]
+    fn a_new_token_is_recognized_as_a_secret() {
+        assert!(looks_issued(&generate()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod people;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
+use tollgate_policy::file;
 
 pub(super) use self::{account::AccountVerb, key::KeyVerb};
 use self::{
@@ -15,7 +16,6 @@ use self::{
     people::{Show, shown},
 };
 use crate::{
-    policy_file,
     rest::admin::shapes::{OverrideBody, TierList},
     settings::{ClientOptions, TOKEN_VARIABLE},
 };
@@ -121,7 +121,7 @@ pub(super) struct OverrideArgs {
 
 /// A value as policy files write it.
 fn written(text: &str) -> Result<Value, String> {
-    policy_file::read_yaml(text)
+    file::read_yaml(text)
 }
 
 impl OverrideArgs {

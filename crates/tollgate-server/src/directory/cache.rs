@@ -17,13 +17,13 @@ use std::{
 };
 
 use quick_cache::{Equivalent, Weighter, sync::Cache};
-use tollgate_core::{policy::Policy, store::StoreError, time::Timestamp};
+use tollgate_core::{api_key::KeyHash, store::StoreError, time::Timestamp};
+use tollgate_policy::{Policy, reason::InvalidKey};
 use tollgate_store::accounts::{AccountStore, Changed, Changes, KeyPlace};
 
-use super::{BadKey, Identity, Recalled, compile::Known, new_accounts::NewAccounts};
+use super::{Identity, Recalled, compile::Known, new_accounts::NewAccounts};
 use crate::{
     auth::Reach,
-    key::KeyHash,
     settings::CacheBounds,
     telemetry::{CacheResult, Telemetry},
 };
@@ -136,9 +136,9 @@ impl Accounts {
         hash: &KeyHash,
         policy: &Arc<Policy>,
         now: Timestamp,
-    ) -> Result<Result<Identity, BadKey>, StoreError> {
+    ) -> Result<Result<Identity, InvalidKey>, StoreError> {
         let (known, doubt) = self.known(&place.account, policy, now, None).await?;
-        let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(BadKey::Unknown)) };
+        let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(InvalidKey::Unknown)) };
         Ok(key.check_secret(hash, now).map(|()| Identity {
             account: Arc::clone(&known.account),
             key: Some(Arc::clone(&key.key)),

@@ -3,14 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
-use tollgate_core::{
-    policy::{Chain, Override, Place, Policy, draft::OverrideDraft},
-    time::Timestamp,
-};
+use tollgate_core::{api_key::KeyHash, time::Timestamp};
+use tollgate_policy::{Chain, Override, Place, Policy, draft::OverrideDraft, file, reason::InvalidKey};
 use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
-use super::{Account, BadKey, Key};
-use crate::{key::KeyHash, policy_file};
+use super::{Account, Key};
 
 /// An account of the store, or one that it does not know.
 #[derive(Debug)]
@@ -34,14 +31,14 @@ pub(super) struct KnownKey {
 
 impl KnownKey {
     /// Whether the secret of this hash is the key's at `now`.
-    pub(super) fn check_secret(&self, hash: &KeyHash, now: Timestamp) -> Result<(), BadKey> {
+    pub(super) fn check_secret(&self, hash: &KeyHash, now: Timestamp) -> Result<(), InvalidKey> {
         if self.hash.matches(hash) {
             return Ok(());
         }
         match &self.previous {
             Some(previous) if previous.hash.matches(hash) && previous.good_until > now => Ok(()),
-            Some(previous) if previous.hash.matches(hash) => Err(BadKey::Expired),
-            _ => Err(BadKey::Unknown),
+            Some(previous) if previous.hash.matches(hash) => Err(InvalidKey::Expired),
+            _ => Err(InvalidKey::Unknown),
         }
     }
 }
@@ -123,7 +120,7 @@ impl Compiler<'_> {
         let mut drafts = Vec::with_capacity(records.len());
         for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
             self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
-            match policy_file::read_override(&record.written) {
+            match file::read_override(&record.written) {
                 Some(draft) => drafts.push(draft),
                 None => self.left_out += 1,
             }

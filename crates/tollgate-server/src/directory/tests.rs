@@ -16,17 +16,18 @@ use indexmap::IndexMap;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 use tollgate_core::{
-    policy::Policy,
+    api_key::{KeyHash, KeyKind},
     store::{HealthFuture, StoreError},
     time::Timestamp,
 };
+use tollgate_policy::{LoadedPolicy, Policy, reason::InvalidKey};
 use tollgate_store::accounts::{
-    AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyHash, KeyKind, KeyPlace, KeyRecord, OverrideRecord,
-    Page, PreviousSecret, Saved, memory::MemoryAccounts,
+    AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyPlace, KeyRecord, OverrideRecord, Page,
+    PreviousSecret, Saved, memory::MemoryAccounts,
 };
 
-use super::{Accounts, BadKey, Identity};
-use crate::{policy_file, settings::CacheBounds, telemetry::Telemetry};
+use super::{Accounts, Identity};
+use crate::{settings::CacheBounds, telemetry::Telemetry};
 
 const NOW: Timestamp = Timestamp::from_ms(1_740_960_000_000);
 
@@ -145,9 +146,9 @@ impl Node {
     }
 
     /// Who has this secret, if the store can tell.
-    async fn secret(&self, secret: &str) -> Result<Result<Identity, BadKey>, StoreError> {
+    async fn secret(&self, secret: &str) -> Result<Result<Identity, InvalidKey>, StoreError> {
         let hash = KeyHash::of(secret);
-        let Some(place) = self.accounts.place_of(&hash).await? else { return Ok(Err(BadKey::Unknown)) };
+        let Some(place) = self.accounts.place_of(&hash).await? else { return Ok(Err(InvalidKey::Unknown)) };
         let found = self.accounts.by_secret(&place, &hash, &self.policy, NOW).await?;
         Ok(found.and_then(|identity| {
             identity.key.as_ref().unwrap().check(NOW)?;
@@ -167,7 +168,7 @@ fn policy(limit: u64) -> Arc<Policy> {
         "{{version: 1, domain: shop, tiers: {{free: {{is_charged: false}}, paid: {{is_charged: true}}}}, default_tier: free, \
          resources: {{model: {{quotas: [{{unit: requests, per: minute, limit: {limit}}}]}}}}}}"
     );
-    policy_file::parse("test", &text).unwrap().policy
+    LoadedPolicy::parse("test", &text).unwrap().policy
 }
 
 fn account(tier: &str, version: u64) -> AccountRecord {
@@ -212,7 +213,7 @@ async fn what_was_read_is_remembered_known_or_not() {
     node.until_metric("tollgate_account_invalidations_total", 1).await;
     for _ in 0..5 {
         assert_eq!(&*node.secret("good").await.unwrap().unwrap().account.id, "acme");
-        assert_eq!(node.secret("no such secret").await.unwrap().unwrap_err(), BadKey::Unknown);
+        assert_eq!(node.secret("no such secret").await.unwrap().unwrap_err(), InvalidKey::Unknown);
         let by_id = node.accounts.by_key_id("key-1", &node.policy, NOW).await.unwrap().unwrap();
         assert_eq!(&*by_id.key.unwrap().id, "key-1");
         assert!(node.accounts.by_key_id("key-2", &node.policy, NOW).await.unwrap().is_none());
@@ -266,7 +267,7 @@ async fn what_is_read_before_a_change_is_not_remembered_after_it() {
 async fn changes_take_effect_whatever_was_remembered() {
     let node = Node::start().await;
     assert_eq!(node.tier("acme").await, "free");
-    assert_eq!(node.secret("good").await.unwrap().unwrap_err(), BadKey::Unknown);
+    assert_eq!(node.secret("good").await.unwrap().unwrap_err(), InvalidKey::Unknown);
     assert!(node.accounts.by_key_id("key-1", &node.policy, NOW).await.unwrap().is_none());
     let made = with_key(account("paid", 1), "key-1", "good");
     node.store.save(None, &made).await;
@@ -280,7 +281,7 @@ async fn changes_take_effect_whatever_was_remembered() {
     revoked.keys["key-1"].revoked_at = Some(NOW);
     node.store.save(Some(&made), &revoked).await;
     node.until_metric("tollgate_account_invalidations_total", 2).await;
-    assert_eq!(node.secret("good").await.unwrap().unwrap_err(), BadKey::Revoked);
+    assert_eq!(node.secret("good").await.unwrap().unwrap_err(), InvalidKey::Revoked);
 }
 
 #[tokio::test]
@@ -364,7 +365,7 @@ async fn a_rotated_secret_is_good_until_its_time() {
         assert!(node.secret("new").await.unwrap().is_ok());
         assert_eq!(node.secret(secret).await.unwrap().is_ok(), ends > NOW);
     }
-    assert_eq!(node.secret("old").await.unwrap().unwrap_err(), BadKey::Unknown);
+    assert_eq!(node.secret("old").await.unwrap().unwrap_err(), InvalidKey::Unknown);
 }
 
 #[tokio::test]

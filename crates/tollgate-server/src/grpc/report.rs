@@ -1,12 +1,13 @@
 //! `ReportOutcome` on the wire.
 
+use tollgate_policy::reason::Reason;
 use tollgate_proto::v1;
 use tonic::Status;
 
 use super::{caller, reason, timestamp};
 use crate::{
     auth::Reach,
-    service::{Reason, Report, Reported},
+    service::{Report, Reported},
 };
 
 pub(super) fn from_wire<'a>(within: &'a Reach, report: &'a v1::ReportOutcomeRequest) -> Result<Report<'a>, Status> {
@@ -23,7 +24,7 @@ pub(super) fn from_wire<'a>(within: &'a Reach, report: &'a v1::ReportOutcomeRequ
 pub(super) fn to_wire(reported: &Reported<'_>) -> v1::ReportOutcomeResponse {
     let (reason, counted, block, at) = match reported {
         Reported::Taken { counted, block, at } => (v1::Reason::Unspecified, *counted, *block, *at),
-        Reported::BadKey { rejected, at } => (reason(Reason::BadKey(rejected.why)), 0, None, *at),
+        Reported::BadKey { rejected, at } => (reason(Reason::InvalidKey(rejected.why)), 0, None, *at),
         Reported::Barred { block, at } => (v1::Reason::Blocked, 0, Some(*block), *at),
     };
     v1::ReportOutcomeResponse {

@@ -5,8 +5,13 @@ use serde::{Deserialize, Serialize};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
-    decision::QuotaStatus,
     window::Window,
+};
+use tollgate_policy::{
+    decision::QuotaStatus,
+    dialect::Rendered,
+    reason::{InvalidKey, Reason},
+    uploads::Upload,
 };
 use utoipa::ToSchema;
 
@@ -18,10 +23,7 @@ use super::{
 };
 use crate::{
     auth::{Reach, ServiceGrant},
-    dialect::{Facts, Rendered},
-    directory::BadKey,
-    service::{Call, CallerRef, Outcome, Reason},
-    uploads::Upload,
+    service::{Call, CallerRef, Outcome},
 };
 
 /// A call that wants to pass.
@@ -303,7 +305,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         quotas: Vec::new(),
         reservation: None,
         replayed: false,
-        rendered: render.then(|| rendered(outcome.dialect().render(&Facts::of(outcome)))),
+        rendered: render.then(|| rendered(outcome.dialect().render(&outcome.facts()))),
     };
     match outcome {
         Outcome::BadKey { at, .. } => DecisionBody { decided_at: at.to_string(), ..said },
@@ -340,9 +342,9 @@ pub(super) fn reason(reason: Reason) -> ReasonBody {
         Reason::CostAboveLimit => ReasonBody::CostAboveLimit,
         Reason::Blocked => ReasonBody::Blocked,
         Reason::UploadTooLarge => ReasonBody::UploadTooLarge,
-        Reason::BadKey(BadKey::Unknown) => ReasonBody::UnknownKey,
-        Reason::BadKey(BadKey::Revoked) => ReasonBody::RevokedKey,
-        Reason::BadKey(BadKey::Expired) => ReasonBody::ExpiredKey,
+        Reason::InvalidKey(InvalidKey::Unknown) => ReasonBody::UnknownKey,
+        Reason::InvalidKey(InvalidKey::Revoked) => ReasonBody::RevokedKey,
+        Reason::InvalidKey(InvalidKey::Expired) => ReasonBody::ExpiredKey,
     }
 }
 

@@ -12,7 +12,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tollgate_core::{policy::Block, time::Timestamp};
+use tollgate_core::time::Timestamp;
+use tollgate_policy::{Block, file::SelfService};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
@@ -25,7 +26,6 @@ use crate::{
     auth::{ClientAddr, Reach, token},
     failure_code::FailureCode,
     incidents,
-    policy_file::SelfService,
     service::{CallError, CallerRef, ListError, Listed, Listing},
 };
 

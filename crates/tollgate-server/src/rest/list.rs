@@ -2,6 +2,7 @@
 
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
+use tollgate_policy::reason::Reason;
 use utoipa::ToSchema;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     auth::ServiceGrant,
-    service::{CallError, Listed, Listing, Reason, page_size},
+    service::{CallError, Listed, Listing, page_size},
 };
 
 /// Whose limits, and which page of them.
@@ -109,7 +110,7 @@ fn listed(listed: &Listed<'_>) -> ListedBody {
         blocked_until: None,
     };
     match listed {
-        Listed::BadKey { rejected, at } => nothing(Some(reason(Reason::BadKey(rejected.why))), at.to_string()),
+        Listed::BadKey { rejected, at } => nothing(Some(reason(Reason::InvalidKey(rejected.why))), at.to_string()),
         Listed::Barred { block, at } => ListedBody {
             blocked_until: Some(block.until.to_string()),
             ..nothing(Some(ReasonBody::Blocked), at.to_string())

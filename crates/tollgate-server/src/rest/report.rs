@@ -2,6 +2,7 @@
 
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
+use tollgate_policy::reason::Reason;
 use utoipa::ToSchema;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     auth::ServiceGrant,
-    service::{Reason, Report, Reported},
+    service::{Report, Reported},
 };
 
 /// How a call was answered.
@@ -80,7 +81,7 @@ pub(super) async fn report_outcome(
 fn reported(reported: &Reported<'_>) -> ReportedBody {
     let (why, counted, block, at) = match reported {
         Reported::Taken { counted, block, at } => (None, *counted, *block, *at),
-        Reported::BadKey { rejected, at } => (Some(reason(Reason::BadKey(rejected.why))), 0, None, *at),
+        Reported::BadKey { rejected, at } => (Some(reason(Reason::InvalidKey(rejected.why))), 0, None, *at),
         Reported::Barred { block, at } => (Some(ReasonBody::Blocked), 0, Some(*block), *at),
     };
     ReportedBody {

@@ -5,18 +5,18 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Mode, Partition},
-    decision::Decision,
-    policy::{AUTHENTICATION, AbuseRule, Block, Watch},
     store::StoreError,
     time::Timestamp,
+};
+use tollgate_policy::{
+    AUTHENTICATION, AbuseRule, Block, Watch, decision::Decision, dialect::ResponseKind, reason::Reason,
 };
 
 use crate::{
     auth::Reach,
-    dialect::Occasion,
     directory::Identity,
     policies::{Domain, Domains},
-    service::{CallError, CallerRef, DecisionService, Outcome, Reason, Rejected, attributes::Attributes},
+    service::{CallError, CallerRef, DecisionService, Outcome, Rejected, attributes::Attributes},
 };
 
 /// Why a caller is turned away before its call is looked at.
@@ -133,7 +133,7 @@ impl DecisionService {
         let status = match outcome.reason() {
             // An answer because of a block is no failure: it would feed on itself.
             None | Some(Reason::Blocked) => return None,
-            Some(reason) => dialect.status(Occasion::Refused(reason)),
+            Some(reason) => dialect.status(ResponseKind::Refused(reason)),
         };
         Some(Box::pin(async move {
             for watch in resolved.watches(|name| attributes.get(name)) {

@@ -2,18 +2,14 @@
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tollgate_core::{
-    policy::{MissingAttribute, ResolveError, UsageError},
-    store::StoreError,
-    text::has_hidden,
-};
-
-use crate::{
-    auth::Reach,
+use tollgate_core::{store::StoreError, text::has_hidden};
+use tollgate_policy::{
+    MissingAttribute, ResolveError, UsageError,
     dialect::UnknownDialect,
-    incidents,
     uploads::{BadUpload, Upload},
 };
+
+use crate::{auth::Reach, incidents};
 
 /// The longest domain, account, key id or attribute name, in bytes.
 const MAX_NAME_BYTES: usize = 128;

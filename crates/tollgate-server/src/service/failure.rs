@@ -2,12 +2,11 @@
 
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Answer, Claim, Mode},
-    decision::Decision,
-    policy::{ActiveQuota, DecidedBy, OnFailure, Resolved, Usage},
+    claim::{Answer, Claim, Mode, OnFailure},
     store::StoreError,
     time::Timestamp,
 };
+use tollgate_policy::{ActiveQuota, DecidedBy, Resolved, Usage, decision::Decision};
 
 use super::{CallError, DecisionService, PERIOD_ATTEMPTS, attributes::Attributes};
 

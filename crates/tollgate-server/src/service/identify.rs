@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use tollgate_core::time::Timestamp;
+use tollgate_core::{api_key::KeyHash, time::Timestamp};
+use tollgate_policy::{
+    api_key::{self, MAX_SECRET_BYTES},
+    reason::InvalidKey,
+};
 
 use crate::{
     auth::Reach,
-    directory::{BadKey, Identity, Recalled},
-    key::{self, KeyHash, MAX_SECRET_BYTES},
+    directory::{Identity, Recalled},
     policies::{Domain, Domains},
     service::{
         CallError, CallerRef, DecisionService,
@@ -21,7 +24,7 @@ pub(crate) struct Rejected {
     /// The domain that the call named, or that the key belongs to, where that is known.
     pub(crate) domain: Option<Arc<Domain>>,
     /// What is wrong with it.
-    pub(crate) why: BadKey,
+    pub(crate) why: InvalidKey,
 }
 
 impl DecisionService {
@@ -41,7 +44,7 @@ impl DecisionService {
                 let named = if domain.is_empty() { None } else { Some(find_domain(domains, within, domain)?) };
                 match check_secret(secret)? {
                     Some(hash) => self.find_secret(domains, within, named, &hash, now).await?,
-                    None => Err((named.or_else(|| domains.get("", within)), BadKey::Unknown)),
+                    None => Err((named.or_else(|| domains.get("", within)), InvalidKey::Unknown)),
                 }
             }
             CallerRef::KeyId(id) => {
@@ -51,7 +54,7 @@ impl DecisionService {
                     Some(identity) => Some(identity.clone()),
                     None => self.accounts.by_key_id(id, &domain.policy, now).await?,
                 };
-                identity.map(|identity| (domain, identity)).ok_or((Some(domain), BadKey::Unknown))
+                identity.map(|identity| (domain, identity)).ok_or((Some(domain), InvalidKey::Unknown))
             }
             CallerRef::Account(id) => {
                 let domain = find_domain(domains, within, domain)?;
@@ -92,7 +95,7 @@ impl DecisionService {
         named: Option<&'a Arc<Domain>>,
         hash: &KeyHash,
         now: Timestamp,
-    ) -> Result<Result<(&'a Arc<Domain>, Identity), (Option<&'a Arc<Domain>>, BadKey)>, CallError> {
+    ) -> Result<Result<(&'a Arc<Domain>, Identity), (Option<&'a Arc<Domain>>, InvalidKey)>, CallError> {
         let in_files = match named {
             Some(domain) => domain.directory.by_secret(hash).map(|identity| (domain, identity)),
             None => domains.by_secret(hash, within),
@@ -100,7 +103,7 @@ impl DecisionService {
         if let Some((domain, identity)) = in_files {
             return Ok(Ok((domain, identity.clone())));
         }
-        let unknown = Ok(Err((named.or_else(|| domains.get("", within)), BadKey::Unknown)));
+        let unknown = Ok(Err((named.or_else(|| domains.get("", within)), InvalidKey::Unknown)));
         let Some(place) = self.accounts.place_of(hash).await? else { return unknown };
         let of_the_name = |domain: &&Arc<Domain>| **domain.policy.domain() == *place.domain;
         let Some(domain) = named.or_else(|| domains.get(&place.domain, within)).filter(of_the_name) else {
@@ -130,5 +133,5 @@ fn check_secret(secret: &str) -> Result<Option<KeyHash>, CallError> {
     if secret.is_empty() || secret.len() > MAX_SECRET_BYTES {
         return Err(CallError::field("caller.api_key", format_args!("must have 1 to {MAX_SECRET_BYTES} bytes")));
     }
-    Ok(key::is_plausible(secret).then(|| KeyHash::of(secret)))
+    Ok(api_key::is_plausible(secret).then(|| KeyHash::of(secret)))
 }

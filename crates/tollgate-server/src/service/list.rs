@@ -3,10 +3,9 @@
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Claim, Mode},
-    decision::Decision,
-    policy::{Block, ResolveError, Resolved, Usage, pool::settle},
     time::Timestamp,
 };
+use tollgate_policy::{Block, ResolveError, Resolved, Usage, decision::Decision, pool::settle};
 
 use crate::{
     directory::Identity,

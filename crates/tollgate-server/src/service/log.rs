@@ -1,11 +1,12 @@
 //! The log of refusals: what goes into it, and who reads it.
 
-use tollgate_core::{policy::Block, time::Timestamp};
-use tollgate_store::{accounts::KeyKind, refusals::Refusal};
+use tollgate_core::{api_key::KeyKind, time::Timestamp};
+use tollgate_policy::{Block, reason::Reason};
+use tollgate_store::refusals::Refusal;
 
 use crate::{
     auth::Reach,
-    service::{CallError, CallerRef, DecisionService, Outcome, Reason, abuse::TurnedAway, attributes::Attributes},
+    service::{CallError, CallerRef, DecisionService, Outcome, abuse::TurnedAway, attributes::Attributes},
 };
 
 /// The label of a refusal because of a block.
@@ -66,7 +67,7 @@ impl DecisionService {
                 Some(speaking) => &*speaking.quota.label,
                 None => return,
             },
-            Some(Reason::UploadTooLarge | Reason::BadKey(_)) | None => return,
+            Some(Reason::UploadTooLarge | Reason::InvalidKey(_)) | None => return,
         };
         self.refusals.note(
             identity.account.partition,

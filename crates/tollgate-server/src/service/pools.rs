@@ -5,9 +5,9 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
     claim::{Applied, Claim, LedgerKey, Mode, Partition},
-    policy::pool::{Draw, Drawn, PRIORITIES, PoolUse, Rooms, settle},
     time::Timestamp,
 };
+use tollgate_policy::pool::{Draw, Drawn, PRIORITIES, PoolUse, Rooms, settle};
 
 use crate::service::{CallError, DecisionService, reserve::By};
 

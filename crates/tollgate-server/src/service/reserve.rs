@@ -11,7 +11,6 @@ use smallvec::SmallVec;
 use tollgate_core::{
     amount::UnitId,
     claim::{Answer, Applied, Claim, Fit, Mode, Partition},
-    policy::{CONCURRENT_REQUESTS, Resolved, Usage},
     reservation::{
         Admission as Admitted, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms,
         shape_of,
@@ -20,6 +19,7 @@ use tollgate_core::{
     time::Timestamp,
     window::Window,
 };
+use tollgate_policy::{CONCURRENT_REQUESTS, Resolved, Usage};
 
 pub(crate) use self::end::{Settle, Settlement};
 use self::token::Token;

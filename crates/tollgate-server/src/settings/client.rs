@@ -9,12 +9,10 @@ use std::{
 use clap::Args;
 use reqwest::{Certificate, Url};
 use serde::Deserialize;
+use tollgate_policy::redaction::shown_path;
 
 use super::numbers::Numbers;
-use crate::{
-    files::{self, MAX_FILE_BYTES},
-    redaction::shown_path,
-};
+use crate::files::{self, MAX_FILE_BYTES};
 
 /// The variable that may hold an admin token itself. There is no flag for it: flags are seen in the list of processes.
 pub(crate) const TOKEN_VARIABLE: &str = "TOLLGATE_ADMIN_TOKEN";

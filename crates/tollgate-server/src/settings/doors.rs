@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use axum::http::uri::Authority;
 use ipnet::IpNet;
+use tollgate_policy::redaction::shown;
 
 use super::{Options, numbers::Numbers};
 use crate::{
     auth::{DoorSettings, Hosts, TrustedProxies},
-    redaction::shown,
     serve::ConnectionBounds,
     tls::TlsSettings,
 };

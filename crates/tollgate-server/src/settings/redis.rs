@@ -3,16 +3,14 @@
 use std::{path::Path, time::Duration};
 
 use tollgate_core::text::has_hidden;
+use tollgate_policy::redaction::shown_path;
 use tollgate_store::redis::{RedisConfig, RedisTls};
 
 use super::{
     Options,
     numbers::{MAX_THREADS, Numbers},
 };
-use crate::{
-    files::{self, MAX_FILE_BYTES},
-    redaction::shown_path,
-};
+use crate::files::{self, MAX_FILE_BYTES};
 
 /// The most calls to the store under way.
 const MAX_IN_FLIGHT: usize = 1 << 20;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use metrics::Counter;
-use tollgate_core::policy::{Policy, TierId};
+use tollgate_policy::{Policy, TierId};
 
 use super::{BLOCKS, DECISIONS, REPORTS, ReservationMetrics, SHADOW_REFUSALS, Telemetry, counter, shadow::ShadowLog};
 

@@ -7,7 +7,8 @@ use std::{
 
 use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusRecorder;
-use tollgate_core::{policy::DecidedBy, store::StoreError};
+use tollgate_core::store::StoreError;
+use tollgate_policy::DecidedBy;
 use tollgate_store::failure::Replayed;
 
 use super::{Telemetry, counter, gauge};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use metrics::Counter;
-use tollgate_core::policy::Policy;
+use tollgate_policy::Policy;
 
 use super::{DEBT, RESERVATIONS, Telemetry, counter};
 

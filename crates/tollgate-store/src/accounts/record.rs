@@ -1,13 +1,12 @@
-//! What is kept of an account, and how a secret is kept: as its hash.
-
-use std::fmt;
+//! What is stored of an account. Of a secret only its hash is stored.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use indexmap::IndexMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-use tollgate_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use tollgate_core::{
+    api_key::{KeyHash, KeyKind},
+    time::Timestamp,
+};
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,11 +43,13 @@ pub struct AccountRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// The hash of the secret.
+    #[serde(with = "hash")]
     pub hash: KeyHash,
     /// The secret before the last rotation, while it is still good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousSecret>,
     /// What the key may do.
+    #[serde(with = "StoredKeyKind")]
     pub kind: KeyKind,
     /// How the secret begins, for people to know it by.
     pub prefix: String,
@@ -79,20 +80,11 @@ pub struct KeyRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreviousSecret {
     /// Its hash.
+    #[serde(with = "hash")]
     pub hash: KeyHash,
     /// Until when it is good.
     #[serde(with = "time")]
     pub good_until: Timestamp,
-}
-
-/// What a key may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyKind {
-    /// Call, and read what concerns itself.
-    Inference,
-    /// Also read what concerns the whole account.
-    Admin,
 }
 
 /// A limit of one account or key.
@@ -117,87 +109,52 @@ impl KeyRecord {
     }
 }
 
-/// The SHA-256 of a secret, all that is ever stored. A secret of 190 random bits needs no salt and no
-/// slow hash.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyHash([u8; 32]);
+/// As stores write it.
+pub(super) fn encoded(hash: &KeyHash) -> String {
+    URL_SAFE_NO_PAD.encode(hash.bytes())
+}
 
-impl KeyHash {
-    /// The hash of `secret`.
-    pub fn of(secret: &str) -> Self {
-        Self(Sha256::digest(secret).into())
+/// The kinds of keys as they are written.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "KeyKind", rename_all = "snake_case")]
+enum StoredKeyKind {
+    Inference,
+    Admin,
+}
+
+/// Hashes as [`encoded`] writes them.
+pub(super) mod hash {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use tollgate_core::api_key::KeyHash;
+
+    pub(super) fn serialize<S: Serializer>(hash: &KeyHash, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&super::encoded(hash))
     }
 
-    /// The hash that was stored as these bytes.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<KeyHash, D::Error> {
+        let bytes = URL_SAFE_NO_PAD.decode(String::deserialize(from)?).map_err(D::Error::custom)?;
+        <[u8; 32]>::try_from(bytes).map(KeyHash::from_bytes).map_err(|_| D::Error::custom("not a SHA-256"))
     }
 
-    /// Where to look for it.
-    pub fn bucket(&self) -> [u8; 8] {
-        let mut bucket = [0; 8];
-        bucket.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
-        bucket
-    }
+    /// Lists of them.
+    pub(in super::super) mod list {
+        use serde::{Deserialize, Deserializer, Serialize, Serializer};
+        use tollgate_core::api_key::KeyHash;
 
-    /// Compares in constant time.
-    pub fn matches(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
+        /// One of a list.
+        #[derive(Serialize, Deserialize)]
+        struct Item(#[serde(with = "super")] KeyHash);
 
-    /// `sha256:` and 64 hexadecimal digits, as policy files have it.
-    pub fn to_text(self) -> String {
-        use std::fmt::Write;
-        self.0.iter().fold("sha256:".to_owned(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    }
-
-    /// The hash that [`KeyHash::to_text`] wrote.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix("sha256:")?.as_bytes();
-        let mut hash = [0; 32];
-        if digits.len() != 64 {
-            return None;
+        pub(in super::super::super) fn serialize<S: Serializer>(hashes: &[KeyHash], to: S) -> Result<S::Ok, S::Error> {
+            to.collect_seq(hashes.iter().copied().map(Item))
         }
-        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-            // `from_str_radix` would take a sign.
-            let digits = pair.iter().all(u8::is_ascii_hexdigit).then_some(pair)?;
-            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+
+        pub(in super::super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Vec<KeyHash>, D::Error> {
+            Ok(Vec::<Item>::deserialize(from)?.into_iter().map(|Item(hash)| hash).collect())
         }
-        Some(Self(hash))
-    }
-
-    /// The bytes that policies keep.
-    pub const fn bytes(self) -> [u8; 32] {
-        self.0
-    }
-
-    /// As stores write it.
-    pub(super) fn encoded(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0)
-    }
-}
-
-/// Shows nothing: a hash in a log is one step of an attack.
-impl fmt::Debug for KeyHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyHash")
-    }
-}
-
-impl Serialize for KeyHash {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&self.encoded())
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyHash {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(D::Error::custom)?;
-        <[u8; 32]>::try_from(bytes).map(Self).map_err(|_| D::Error::custom("not a SHA-256"))
     }
 }
 

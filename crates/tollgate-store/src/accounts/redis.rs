@@ -18,7 +18,7 @@ use tollgate_core::{
 
 use super::{
     AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
-    Saved,
+    Saved, record,
 };
 use crate::redis::{Link, Script};
 
@@ -56,7 +56,7 @@ impl RedisAccounts {
     }
 
     fn secret_key(&self, hash: &KeyHash) -> String {
-        self.key(&hash.encoded(), "secret")
+        self.key(&record::encoded(hash), "secret")
     }
 
     fn id_key(&self, domain: &str, key: &str) -> String {

@@ -9,11 +9,12 @@ use std::{
 
 use indexmap::IndexMap;
 use proptest::prelude::*;
-use tollgate_core::time::Timestamp;
-
-use crate::accounts::{
-    AccountRecord, AccountStore, Change, Changed, Event, KeyHash, KeyKind, KeyRecord, PreviousSecret, Saved,
+use tollgate_core::{
+    api_key::{KeyHash, KeyKind},
+    time::Timestamp,
 };
+
+use crate::accounts::{AccountRecord, AccountStore, Change, Changed, Event, KeyRecord, PreviousSecret, Saved};
 
 const DOMAINS: [&str; 2] = ["shop", "other"];
 /// The second has what must not be taken for a part of a key's name.

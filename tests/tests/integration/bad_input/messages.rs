@@ -8,8 +8,10 @@ use tollgate_proto::v1::{Call, ConsumeRequest, rate_limit_service_client::RateLi
 use tonic::Code;
 
 use super::{good, node, nothing_charged, wrong_calls};
-use crate::grpc::{error_of, raw, raw_as};
-use crate::harness::{allowed, consume, peek, quota};
+use crate::{
+    grpc::{error_of, raw, raw_as},
+    harness::{allowed, consume, peek, quota},
+};
 
 #[tokio::test]
 async fn messages_over_the_limit_and_without_a_call() {

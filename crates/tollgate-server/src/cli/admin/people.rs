@@ -5,10 +5,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tollgate_core::text::{has_hidden, is_hidden};
 
-use crate::escape;
-use crate::rest::admin::shapes::{
-    AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody, TierList,
-    UsageResetAnswer,
+use crate::{
+    escape,
+    rest::admin::shapes::{
+        AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody,
+        TierList, UsageResetAnswer,
+    },
 };
 
 /// Something that can be shown.

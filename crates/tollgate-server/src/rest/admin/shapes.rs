@@ -4,14 +4,14 @@ use clap::ValueEnum;
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use tollgate_core::time::Timestamp;
-use tollgate_store::accounts::{AccountRecord, KeyKind, KeyRecord, OverrideRecord};
+use tollgate_core::{api_key::KeyKind, time::Timestamp};
+use tollgate_policy::file::parse_time;
+use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 use utoipa::ToSchema;
 
 use crate::{
     admin::{AdminError, is_in_policy_file},
     policies::Domain,
-    policy_file::parse_time,
     rest::number::{numbers, numbers_or_null, whole},
     service::CallError,
 };

@@ -1,7 +1,8 @@
 //! A caller's limits as Tollgate itself puts them.
 
 use serde::Serialize;
-use tollgate_core::{decision::Decision, time::Timestamp};
+use tollgate_core::time::Timestamp;
+use tollgate_policy::decision::Decision;
 use utoipa::ToSchema;
 
 use super::super::decide::{QuotaBody, quota};

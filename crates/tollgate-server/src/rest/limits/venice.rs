@@ -2,7 +2,12 @@
 
 use indexmap::IndexMap;
 use serde::Serialize;
-use tollgate_core::{amount::Limit, decision::Decision, time::Timestamp, window::CalendarUnit, window::CalendarWindow};
+use tollgate_core::{
+    amount::Limit,
+    time::Timestamp,
+    window::{CalendarUnit, CalendarWindow},
+};
+use tollgate_policy::decision::Decision;
 use utoipa::ToSchema;
 
 use crate::{directory::Identity, policies::Domain};

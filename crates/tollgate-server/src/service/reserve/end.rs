@@ -8,13 +8,13 @@ use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, AmountTooLarge, Limit},
     claim::{Claim, Effect},
-    policy::CONCURRENT_REQUESTS,
     reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, Window},
     store::StoreError,
     text::is_hidden,
     time::Timestamp,
     window::{CalendarUnit, CalendarWindow, Span},
 };
+use tollgate_policy::CONCURRENT_REQUESTS;
 
 use super::{Note, Token, checked_ttl, cut};
 use crate::{

@@ -6,7 +6,8 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng;
-use tollgate_core::{claim::Partition, policy::Policy, reservation::ReservationId};
+use tollgate_core::{claim::Partition, reservation::ReservationId};
+use tollgate_policy::Policy;
 
 const PREFIX: &str = "rs_";
 const DOMAIN: usize = 8;

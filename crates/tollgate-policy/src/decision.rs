@@ -1,0 +1,213 @@
+//! Merging: from the statuses of the claims to the one decision about a call.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::{Amount, Limit},
+    claim::{Applied, ClaimStatus, Fit},
+    time::Timestamp,
+};
+
+use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
+
+/// Whether a call may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Allowed,
+    /// Not now, but from this moment on if nobody else calls.
+    Wait(Timestamp),
+    /// Not ever: its cost is above a limit itself.
+    Never,
+}
+
+/// One quota's part in a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct QuotaStatus<'a> {
+    /// The quota.
+    pub quota: &'a Quota,
+    /// The limit in force.
+    pub limit: Limit,
+    /// What is in the window now, this call included if it was charged.
+    pub used: Amount,
+    /// See [`ClaimStatus::resets_at`].
+    pub resets_at: Timestamp,
+    /// Of a pool, what is left of the part that is the caller's.
+    pub room: Option<Amount>,
+    /// Whether the call fitted. A shadow quota does not deny a call that did not.
+    pub fit: Fit,
+}
+
+/// A decision about a call: the verdict, and the status of every quota that applies.
+#[derive(Clone, Debug)]
+pub struct Decision<'a> {
+    /// The verdict of all quotas together.
+    pub verdict: Verdict,
+    /// The store's time.
+    pub decided_at: Timestamp,
+    /// Every quota, in the order of the policy.
+    pub quotas: SmallVec<[QuotaStatus<'a>; 4]>,
+    /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
+    /// the one with the smallest part of its limit left. `None` if no quota applies.
+    pub speaker: Option<usize>,
+    /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
+    /// whatever the quotas say; the verdict's wait includes it.
+    pub block: Option<Block<'a>>,
+    /// The block of a shadow rule that would have been on.
+    pub shadow_block: Option<Block<'a>>,
+    /// Who decided.
+    pub decided_by: DecidedBy,
+}
+
+impl QuotaStatus<'_> {
+    /// Whether it denies the call.
+    pub fn denies(&self) -> bool {
+        self.fit != Fit::Now && !self.quota.shadow
+    }
+
+    /// Whether it would deny the call, were it no shadow.
+    pub fn would_deny(&self) -> bool {
+        self.fit != Fit::Now && self.quota.shadow
+    }
+
+    /// What could be admitted now; `None` if unlimited.
+    pub fn remaining(&self) -> Option<Amount> {
+        match self.limit {
+            Limit::Finite(limit) => {
+                let left = limit.saturating_sub(self.used);
+                Some(self.room.map_or(left, |room| room.min(left)))
+            }
+            Limit::Unlimited => None,
+        }
+    }
+}
+
+impl<'a> Decision<'a> {
+    /// Merges what the store said of the claims, which stand in the order of `quotas` and, behind them,
+    /// `guards`.
+    pub fn merge(
+        quotas: &[ActiveQuota<'a>],
+        guards: impl IntoIterator<Item = &'a AbuseRule>,
+        applied: &Applied,
+    ) -> Self {
+        let of_guards = applied.statuses.iter().skip(quotas.len());
+        let blocks = guards.into_iter().zip(of_guards).filter_map(|(rule, guard)| block_of(rule, guard));
+        let (mut block, mut shadow_block): (Option<Block<'a>>, Option<Block<'a>>) = (None, None);
+        for next in blocks {
+            let longest = if next.rule.shadow { &mut shadow_block } else { &mut block };
+            *longest = longest.filter(|longest| longest.until >= next.until).or(Some(next));
+        }
+        let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
+            let ClaimStatus { used, resets_at, fit } = *status;
+            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, room: None, fit }
+        };
+        let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
+        let blocked = block.map(|block| Fit::At(block.until));
+        // What a store refused is refused, and be it by a shadow that has no more slots.
+        let refused = |quota: &QuotaStatus<'_>| !quota.quota.shadow && quota.fit != Fit::Now;
+        let by_shadow = !applied.allowed && block.is_none() && !quotas.iter().any(refused);
+        let speaks = |quota: &&QuotaStatus<'_>| by_shadow || !quota.quota.shadow;
+        let verdict = quotas.iter().filter(speaks).map(|quota| quota.fit).chain(blocked).fold(
+            Verdict::Allowed,
+            |verdict, fit| match (verdict, fit) {
+                (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
+                (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
+                (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+                (verdict, Fit::Now) => verdict,
+            },
+        );
+        let speaker = speaker(&quotas);
+        Self {
+            verdict,
+            decided_at: applied.decided_at,
+            quotas,
+            speaker,
+            block,
+            shadow_block,
+            decided_by: DecidedBy::Store,
+        }
+    }
+
+    /// Puts in what is left of the caller's parts of pools, with the places of their quotas.
+    #[must_use]
+    pub fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
+        for (at, room) in rooms {
+            if let Some(status) = self.quotas.get_mut(*at) {
+                status.room = Some(*room);
+            }
+        }
+        if !rooms.is_empty() {
+            self.speaker = speaker(&self.quotas);
+        }
+        self
+    }
+
+    /// The decision about a call that no quota applies to.
+    pub fn unlimited(now: Timestamp) -> Self {
+        Self {
+            verdict: Verdict::Allowed,
+            decided_at: now,
+            quotas: SmallVec::new(),
+            speaker: None,
+            block: None,
+            shadow_block: None,
+            decided_by: DecidedBy::Store,
+        }
+    }
+
+    /// Whether the call may pass.
+    pub fn is_allowed(&self) -> bool {
+        self.verdict == Verdict::Allowed
+    }
+
+    /// What would have refused the call, were it no shadow: the names of quotas and abuse rules.
+    pub fn shadow_refusals(&self) -> impl Iterator<Item = &'a Arc<str>> {
+        let rule = self.shadow_block.map(|block| &block.rule.name);
+        self.quotas.iter().filter(|status| status.would_deny()).map(|status| &status.quota.name).chain(rule)
+    }
+
+    /// The quota that speaks.
+    pub fn speaking(&self) -> Option<&QuotaStatus<'a>> {
+        self.speaker.and_then(|at| self.quotas.get(at))
+    }
+
+    /// How long to wait before the same call is admitted, if nobody else calls. `None` if it was
+    /// allowed, and if it never will be.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self.verdict {
+            Verdict::Wait(at) => Some(at.ms_since(self.decided_at)),
+            Verdict::Allowed | Verdict::Never => None,
+        }
+    }
+}
+
+fn speaker(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
+    let denied_until = |quota: &QuotaStatus<'_>| match quota.fit {
+        Fit::Now => None,
+        Fit::At(at) => Some(at.as_ms()),
+        Fit::Never => Some(u64::MAX),
+    };
+    // A shadow says nothing aloud.
+    let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
+    let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
+    // The first of equals, as the policy's order is the reader's.
+    let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    longest.map(|(at, _)| at).or_else(|| {
+        let tighter = |best: usize, next: usize| {
+            let (a, b) = (left(&quotas[best]), left(&quotas[next]));
+            // a.0/a.1 > b.0/b.1, in whole numbers.
+            if u128::from(a.0) * u128::from(b.1) > u128::from(b.0) * u128::from(a.1) { next } else { best }
+        };
+        enforced().map(|(at, _)| at).reduce(tighter)
+    })
+}
+
+/// What is left, of how much. An unlimited quota has all of one left, a limit of zero nothing.
+fn left(quota: &QuotaStatus<'_>) -> (u64, u64) {
+    match (quota.limit, quota.remaining()) {
+        (Limit::Finite(limit), Some(remaining)) if limit > Amount::ZERO => (remaining.get(), limit.get()),
+        (Limit::Finite(_), _) => (0, 1),
+        (Limit::Unlimited, _) => (1, 1),
+    }
+}

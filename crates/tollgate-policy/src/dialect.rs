@@ -1,0 +1,145 @@
+//! Dialects: how a decision becomes a status, headers and a body. A dialect is a table, the same for the built-in
+//! ones (`dialect/tables/`) and for those of a policy file. It is compiled once, with the policy; rendering parses
+//! nothing, and happens only where a call asks for it.
+//!
+//! What a table makes of names from outside cannot break an answer: header values are percent-encoded where they
+//! are not printable ASCII ([`header::encoded`]), and bodies are JSON trees in which values only ever stand inside
+//! strings that are escaped on the way out.
+
+mod body;
+mod built_in;
+mod compile;
+mod facts;
+mod header;
+mod ietf;
+mod select;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use indexmap::IndexMap;
+
+pub use self::facts::{Facts, ResponseKind};
+use self::{body::Template, header::Header, select::Selector};
+use crate::{
+    file::dialect::Table,
+    policy::{Place, Policy},
+};
+
+/// The dialect of a policy that names none.
+const DEFAULT: &str = "ietf";
+
+/// A compiled dialect.
+#[derive(Debug)]
+pub struct Dialect {
+    selectors: Vec<Selector>,
+    headers: Vec<Header>,
+    answers: [Answer; ResponseKind::COUNT],
+    /// The longest wait that clients honour by themselves, in milliseconds.
+    retry_within_ms: Option<u64>,
+}
+
+/// The answer on one kind.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    content_type: Box<str>,
+    body: Option<Template>,
+}
+
+/// An answer as the platform's callers get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The HTTP status; 200 for a call that may pass.
+    pub status: u16,
+    /// Names and values, valid in HTTP, in the order of the table.
+    pub headers: Vec<(String, String)>,
+    /// JSON, if there is a body.
+    pub body: Option<String>,
+}
+
+/// The dialects of one policy: its own, then the built-in ones.
+#[derive(Debug)]
+pub struct Dialects {
+    own: BTreeMap<Arc<str>, Arc<Dialect>>,
+    default: Arc<Dialect>,
+}
+
+/// There is no such dialect.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("dialect: there is no dialect {named:?}; there is: {known}")]
+pub struct UnknownDialect {
+    named: String,
+    known: String,
+}
+
+impl Dialect {
+    /// The HTTP status on an kind.
+    pub fn status(&self, kind: ResponseKind) -> u16 {
+        self.answers[kind.index()].status
+    }
+
+    /// What the platform's callers get to see.
+    pub fn render(&self, facts: &Facts<'_>) -> Rendered {
+        let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
+        let facts = &value::Seen { facts, chosen, retry_within_ms: self.retry_within_ms };
+        let answer = &self.answers[facts.facts.kind.index()];
+        let mut headers = Vec::with_capacity(self.headers.len() + 1);
+        let body = answer.body.as_ref().map(|template| template.fill(facts));
+        if body.is_some() {
+            headers.push(("Content-Type".to_owned(), answer.content_type.to_string()));
+        }
+        headers.extend(self.headers.iter().filter_map(|header| header.render(facts)));
+        Rendered { status: answer.status, headers, body }
+    }
+}
+
+impl Dialects {
+    /// The dialects of a policy file.
+    pub(crate) fn of(
+        tables: &IndexMap<String, Table>,
+        default: Option<&str>,
+        policy: &Policy,
+    ) -> Result<Self, Vec<(Place, String)>> {
+        let mut mistakes = Vec::new();
+        let mut own = BTreeMap::new();
+        for (name, table) in tables {
+            match compile::compile(table, &Place::root().at("dialects").at(&**name), Some(policy)) {
+                Ok(dialect) => drop(own.insert(Arc::from(&**name), Arc::new(dialect))),
+                Err(wrong) => mistakes.extend(wrong),
+            }
+        }
+        match choose(&own, default.unwrap_or(DEFAULT)) {
+            Ok(default) if mistakes.is_empty() => return Ok(Self { default: Arc::clone(default), own }),
+            // A dialect that is there but wrong has been said to be.
+            Err(unknown) if !tables.contains_key(&*unknown.named) => {
+                let message = format!("there is no dialect {:?}; there is: {}", unknown.named, unknown.known);
+                mistakes.push((Place::root().at("dialect"), message));
+            }
+            _ => {}
+        }
+        Err(mistakes)
+    }
+
+    /// The dialect of this name; the policy's for no name.
+    pub fn choose(&self, name: &str) -> Result<&Arc<Dialect>, UnknownDialect> {
+        if name.is_empty() { Ok(&self.default) } else { choose(&self.own, name) }
+    }
+}
+
+/// The dialect of a call whose domain is not known: `none`, unless it names a built-in one.
+pub fn without_domain(name: &str) -> Result<&'static Arc<Dialect>, UnknownDialect> {
+    built_in::named(if name.is_empty() { "none" } else { name })
+}
+
+fn choose<'a>(own: &'a BTreeMap<Arc<str>, Arc<Dialect>>, name: &str) -> Result<&'a Arc<Dialect>, UnknownDialect> {
+    let built_in = || {
+        built_in::named(name).map_err(|UnknownDialect { named, known }| {
+            let all: Vec<&str> = own.keys().map(|name| &**name).chain([known.as_str()]).collect();
+            UnknownDialect { named, known: all.join(", ") }
+        })
+    };
+    own.get(name).map_or_else(built_in, Ok)
+}

@@ -1,0 +1,379 @@
+//! From a table to a dialect. Whatever could go wrong with it is found here, once.
+
+use tollgate_core::amount::UnitId;
+
+use super::{
+    Answer, Dialect, ResponseKind,
+    body::{Placeholder, Template},
+    built_in,
+    header::{Content, Header, ResponseKinds},
+    select::Selector,
+    value::About,
+};
+use crate::{
+    file::{
+        dialect::{self as format, Format, HeaderRow, On, OnWord, Refusal, Table, ValueWord, Values, Which},
+        length_ms,
+    },
+    policy::{Place, Policy},
+    reason::{InvalidKey, Reason},
+};
+
+type Mistakes = Vec<(Place, String)>;
+
+/// Headers that frame an answer or belong to a connection; an HTTP server writes them itself.
+const NOT_OURS: [&str; 9] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The most bytes the template of a body may have.
+const MAX_BODY_BYTES: usize = 16 << 10;
+
+/// Compiles the table at `place`, upon the built-in one that it extends. A built-in one is of no policy, and its
+/// units go unchecked.
+pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
+    let mut compiler = Compiler { selectors: Vec::new(), mistakes: Vec::new() };
+    let base = table.extends.as_ref().and_then(|name| match built_in::table(&name.0) {
+        Ok(base) => Some(base),
+        Err(unknown) => {
+            let message =
+                unknown.to_string().replacen("dialect: there is no dialect", "there is no built-in dialect", 1);
+            compiler.wrong(place.at("extends"), message);
+            None
+        }
+    });
+    let own = table.headers.iter().enumerate().map(|(at, row)| (place.at("headers").at(at), row));
+    let rows = compiler.merged(base.map_or(&[], |base| &base.headers), own.collect());
+    if let Some(policy) = policy {
+        compiler.check_units(table, policy, place);
+    }
+    let inherited = base.and_then(|base| base.on.as_ref());
+    let on = table.on.as_ref().or(inherited).map_or_else(|| kinds(OnWord::Always), kinds_of);
+    let headers = rows.iter().filter_map(|(place, row)| compiler.header(row, on, place)).collect();
+    let answers = ResponseKind::ALL.map(|kind| compiler.answer(kind, table, base, &place.at("answers")));
+    let patience = table.retry_within.as_ref().or(base.and_then(|base| base.retry_within.as_ref()));
+    let Compiler { selectors, mistakes, .. } = compiler;
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    Ok(Dialect { selectors, headers, answers, retry_within_ms: patience.map(|length| length_ms(&length.0)) })
+}
+
+struct Compiler {
+    selectors: Vec<Selector>,
+    mistakes: Mistakes,
+}
+
+impl Compiler {
+    fn wrong(&mut self, place: Place, message: impl Into<String>) {
+        self.mistakes.push((place, message.into()));
+    }
+
+    /// A built-in table may speak of units that this policy does not count; one that is written for it may not.
+    fn check_units(&mut self, table: &Table, policy: &Policy, place: &Place) {
+        let of = |selector: &Option<format::Selector>| match selector {
+            Some(format::Selector::Which(which)) => which.unit.clone(),
+            _ => None,
+        };
+        let mut named = Vec::new();
+        for (at, row) in table.headers.iter().enumerate() {
+            let place = place.at("headers").at(at);
+            named.push((of(&row.quota), place.at("quota").at("unit")));
+            for (at, pair) in row.first_refusing.iter().flatten().enumerate() {
+                named.push((pair.quota.unit.clone(), place.at("first_refusing").at(at).at("quota").at("unit")));
+            }
+        }
+        for (reason, answer) in &table.answers {
+            named.push((of(&answer.quota), place.at("answers").at(name_of(*reason)).at("quota").at("unit")));
+        }
+        let known: Vec<&str> = policy.units().iter().map(|unit| &*unit.name).collect();
+        for (unit, place) in named {
+            if let Some(unit) = unit.filter(|unit| !known.contains(&&*unit.0)) {
+                self.wrong(place, format!("there is no unit {:?}; there is: {}", unit.0, known.join(", ")));
+            }
+        }
+    }
+
+    /// The rows of the base as the own ones leave them, then the own ones that are new.
+    fn merged(&mut self, base: &[HeaderRow], own: Vec<(Place, &HeaderRow)>) -> Vec<(Place, HeaderRow)> {
+        let mut rows: Vec<(Place, HeaderRow)> = base.iter().map(|row| (Place::root(), row.clone())).collect();
+        let mut seen: Vec<&str> = Vec::new();
+        for (place, row) in own {
+            let name = row.name.0.as_str();
+            if seen.iter().any(|seen| seen.eq_ignore_ascii_case(name)) {
+                self.wrong(place.at("name"), "is the name of a header above; each stands once");
+                continue;
+            }
+            seen.push(name);
+            match rows.iter_mut().find(|(_, old)| old.name.0.eq_ignore_ascii_case(name)) {
+                Some((at, old)) => {
+                    *old = changed(old, row);
+                    *at = place;
+                }
+                None => rows.push((place, row.clone())),
+            }
+        }
+        rows
+    }
+
+    fn header(&mut self, row: &HeaderRow, on: ResponseKinds, place: &Place) -> Option<Header> {
+        let name = row.name.0.as_str();
+        if NOT_OURS.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
+            let message =
+                format!("{name:?} belongs to the HTTP server; `content_type` of an answer names a body's type");
+            self.wrong(place.at("name"), message);
+        }
+        let content = match (&row.value, &row.text, &row.first_refusing) {
+            (Some(values), None, None) => self.values(values, row, place)?,
+            (None, Some(text), None) => Content::Text(text.0.as_str().into()),
+            (None, None, Some(refusing)) => {
+                let pair = |pair: &format::Refusing| (self.which(&pair.quota), pair.text.0.as_str().into());
+                Content::FirstRefusing(refusing.iter().map(pair).collect())
+            }
+            _ => {
+                self.wrong(place.clone(), "needs one of `value`, `text` and `first_refusing`");
+                return None;
+            }
+        };
+        let text = |text: &Option<format::HeaderText>| text.as_ref().map(|text| text.0.as_str().into());
+        Some(Header {
+            name: name.into(),
+            on: row.on.as_ref().map_or(on, kinds_of),
+            content,
+            unlimited: text(&row.unlimited),
+            missing: text(&row.missing),
+        })
+    }
+
+    fn values(&mut self, values: &Values, row: &HeaderRow, place: &Place) -> Option<Content> {
+        let words = match values {
+            Values::One(word) => vec![*word],
+            Values::FirstOf(words) => words.clone(),
+        };
+        if let Some(wrong) = words.iter().find_map(|word| misformatted(*word, row.format)) {
+            self.wrong(place.at("format"), wrong);
+            return None;
+        }
+        let quota = match &row.quota {
+            None | Some(format::Selector::Speaking(_)) => None,
+            Some(format::Selector::Which(which)) => Some(self.which(which)),
+        };
+        Some(Content::Values { quota, words, format: row.format })
+    }
+
+    /// The selector's index; each is found once an answer, for however many headers.
+    fn which(&mut self, which: &Which) -> usize {
+        let selector = Selector {
+            unit: which.unit.as_ref().map(|unit| UnitId::of(&unit.0)),
+            length_ms: which.per.as_ref().map(|length| length_ms(&length.0)),
+            name: which.name.as_ref().map(|name| name.0.as_str().into()),
+        };
+        let known = self.selectors.iter().position(|known| *known == selector);
+        known.unwrap_or_else(|| {
+            self.selectors.push(selector);
+            self.selectors.len() - 1
+        })
+    }
+
+    fn answer(&mut self, kind: ResponseKind, table: &Table, base: Option<&Table>, place: &Place) -> Answer {
+        let ResponseKind::Refused(reason) = kind else {
+            return Answer { status: 200, content_type: Box::default(), body: None };
+        };
+        let own = answer_for(table, reason);
+        let inherited = base.and_then(|base| answer_for(base, reason));
+        let place = own.map_or_else(Place::root, |(refusal, _)| place.at(name_of(refusal)));
+        let [own, inherited] =
+            [own, inherited].map(|found| found.map(|(_, answer)| answer.clone()).unwrap_or_default());
+        // What is inherited has been checked where it was written.
+        let body_is_own = own.body.is_some();
+        let selector = own.quota.or(inherited.quota);
+        let about = match &selector {
+            None | Some(format::Selector::Speaking(_)) => About::Speaking,
+            Some(format::Selector::Which(which)) => About::Selected(self.which(which)),
+        };
+        let body = own.body.or(inherited.body).and_then(|body| {
+            if body_is_own && body.to_string().len() > MAX_BODY_BYTES {
+                self.wrong(place.at("body"), format!("is too large; a body has at most {MAX_BODY_BYTES} bytes"));
+            }
+            let check = |placeholder| said_on(placeholder, reason, about);
+            match Template::parse(&body, about, &check) {
+                Ok(template) => Some(template),
+                Err(mistakes) => {
+                    // The three kinds of bad keys share a body; its mistakes are said once.
+                    for message in mistakes {
+                        let mistake = (place.at("body"), message);
+                        if !self.mistakes.contains(&mistake) {
+                            self.mistakes.push(mistake);
+                        }
+                    }
+                    None
+                }
+            }
+        });
+        let content_type = own.content_type.or(inherited.content_type);
+        Answer {
+            status: own.status.or(inherited.status).unwrap_or(default_status(reason)),
+            content_type: content_type.map_or("application/json".into(), |media| media.0.into()),
+            body,
+        }
+    }
+}
+
+/// The row with what `by` says of it.
+fn changed(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
+    let speaks = by.value.is_some() || by.text.is_some() || by.first_refusing.is_some();
+    let (by, row) = (by.clone(), row.clone());
+    HeaderRow {
+        name: by.name,
+        quota: by.quota.or(row.quota),
+        value: if speaks { by.value } else { row.value },
+        text: if speaks { by.text } else { row.text },
+        first_refusing: if speaks { by.first_refusing } else { row.first_refusing },
+        // Another value is said in a way of its own.
+        format: by.format.or(if speaks { None } else { row.format }),
+        on: by.on.or(row.on),
+        unlimited: by.unlimited.or(row.unlimited),
+        missing: by.missing.or(row.missing),
+    }
+}
+
+/// The reason that an answer of a table is for; `None` for the one that all invalid keys share.
+fn reason_of(refusal: Refusal) -> Option<Reason> {
+    match refusal {
+        Refusal::QuotaExceeded => Some(Reason::QuotaExceeded),
+        Refusal::CostAboveLimit => Some(Reason::CostAboveLimit),
+        Refusal::Blocked => Some(Reason::Blocked),
+        Refusal::UploadTooLarge => Some(Reason::UploadTooLarge),
+        Refusal::UnknownKey => Some(Reason::InvalidKey(InvalidKey::Unknown)),
+        Refusal::RevokedKey => Some(Reason::InvalidKey(InvalidKey::Revoked)),
+        Refusal::ExpiredKey => Some(Reason::InvalidKey(InvalidKey::Expired)),
+        Refusal::BadKey => None,
+    }
+}
+
+/// The answer of a table for a reason: its own, or else the one that all invalid keys share.
+fn answer_for(table: &Table, reason: Reason) -> Option<(Refusal, &format::Answer)> {
+    let own = table.answers.iter().find(|(refusal, _)| reason_of(**refusal) == Some(reason));
+    let shared = || table.answers.get_key_value(&Refusal::BadKey).filter(|_| matches!(reason, Reason::InvalidKey(_)));
+    own.or_else(shared).map(|(refusal, answer)| (*refusal, answer))
+}
+
+fn name_of(refusal: Refusal) -> &'static str {
+    reason_of(refusal).map_or("bad_key", Reason::name)
+}
+
+fn default_status(reason: Reason) -> u16 {
+    match reason {
+        Reason::QuotaExceeded | Reason::Blocked => 429,
+        Reason::CostAboveLimit | Reason::UploadTooLarge => 413,
+        Reason::InvalidKey(_) => 401,
+    }
+}
+
+fn kinds_of(on: &On) -> ResponseKinds {
+    match on {
+        On::One(word) => kinds(*word),
+        On::Any(words) => words.iter().fold(ResponseKinds::NONE, |set, word| set.and(kinds(*word))),
+    }
+}
+
+fn kinds(word: OnWord) -> ResponseKinds {
+    let on = |reason| ResponseKinds::matching(|kind| kind == ResponseKind::Refused(reason));
+    match word {
+        OnWord::Always => ResponseKinds::matching(|_| true),
+        OnWord::Never => ResponseKinds::NONE,
+        OnWord::Allowed => ResponseKinds::matching(|kind| kind == ResponseKind::Allowed),
+        OnWord::Refused => ResponseKinds::matching(|kind| kind != ResponseKind::Allowed),
+        OnWord::QuotaExceeded => on(Reason::QuotaExceeded),
+        OnWord::CostAboveLimit => on(Reason::CostAboveLimit),
+        OnWord::Blocked => on(Reason::Blocked),
+        OnWord::UploadTooLarge => on(Reason::UploadTooLarge),
+        OnWord::BadKey => ResponseKinds::matching(|kind| matches!(kind, ResponseKind::Refused(Reason::InvalidKey(_)))),
+        OnWord::UnknownKey => on(Reason::InvalidKey(InvalidKey::Unknown)),
+        OnWord::RevokedKey => on(Reason::InvalidKey(InvalidKey::Revoked)),
+        OnWord::ExpiredKey => on(Reason::InvalidKey(InvalidKey::Expired)),
+    }
+}
+
+/// What is wrong with this way to say that value, if anything.
+fn misformatted(word: ValueWord, format: Option<Format>) -> Option<String> {
+    let fits = match (kind(word), format) {
+        (_, None) | (Kind::Number, Some(Format::Integer)) => true,
+        (Kind::Moment, Some(format)) => format != Format::Integer,
+        (Kind::Number | Kind::Name, Some(_)) => false,
+    };
+    let hint = "epoch_seconds, epoch_milliseconds, delta_seconds, delta_milliseconds, go_duration and rfc3339 are for \
+                reset, resets_at, retry_at and retry_after, and integer for limit, remaining, used, cost and priority";
+    (!fits).then(|| format!("does not go with this value: {hint}"))
+}
+
+enum Kind {
+    Number,
+    Moment,
+    Name,
+}
+
+fn kind(word: ValueWord) -> Kind {
+    use ValueWord as W;
+    match word {
+        W::Limit | W::Remaining | W::Used | W::Cost | W::Priority => Kind::Number,
+        W::Reset | W::ResetsAt | W::RetryAt | W::RetryAfter => Kind::Moment,
+        W::Quota
+        | W::Label
+        | W::Unit
+        | W::Window
+        | W::ShouldRetry
+        | W::Reason
+        | W::Message
+        | W::Violated
+        | W::IetfPolicies
+        | W::IetfLimits
+        | W::Resource
+        | W::Tier
+        | W::Account
+        | W::ApiKeyId
+        | W::Domain => Kind::Name,
+    }
+}
+
+/// Whether a body for this reason can have the value, so that no sentence is left with a hole.
+fn said_on(placeholder: Placeholder, reason: Reason, about: About) -> Result<(), String> {
+    use ValueWord as W;
+    let Placeholder { word, format } = placeholder;
+    if let Some(wrong) = misformatted(word, format) {
+        return Err(wrong);
+    }
+    let of_call = !matches!(reason, Reason::InvalidKey(_));
+    let (known, where_known) = match word {
+        W::Reason | W::Domain => (true, ""),
+        W::IetfPolicies | W::IetfLimits | W::ShouldRetry => (false, "in headers"),
+        W::RetryAt | W::RetryAfter => {
+            (matches!(reason, Reason::QuotaExceeded | Reason::Blocked), "in quota_exceeded and blocked")
+        }
+        W::Message => (matches!(reason, Reason::Blocked | Reason::UploadTooLarge), "in blocked and upload_too_large"),
+        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => (of_call, "where the key is good"),
+        W::Limit
+        | W::Remaining
+        | W::Used
+        | W::Cost
+        | W::Reset
+        | W::ResetsAt
+        | W::Quota
+        | W::Label
+        | W::Unit
+        | W::Window
+        | W::Violated => (
+            matches!(reason, Reason::QuotaExceeded | Reason::CostAboveLimit) || of_call && about != About::Speaking,
+            "in quota_exceeded and cost_above_limit",
+        ),
+    };
+    if known { Ok(()) } else { Err(format!("is only known {where_known}")) }
+}

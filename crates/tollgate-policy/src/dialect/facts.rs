@@ -1,0 +1,76 @@
+//! What a dialect can speak of: a decision, and the call it is about.
+
+use tollgate_core::time::Timestamp;
+
+use crate::{decision::QuotaStatus, policy::Usage, reason::Reason};
+
+/// What a call came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseKind {
+    /// It may pass.
+    Allowed,
+    /// It may not.
+    Refused(Reason),
+}
+
+/// What a dialect can speak of.
+pub struct Facts<'a> {
+    /// What is answered.
+    pub kind: ResponseKind,
+    /// The time of the decision.
+    pub now: Timestamp,
+    /// From when on the same call is admitted, if it is refused now and that is known.
+    pub retry_at: Option<Timestamp>,
+    /// The quotas of the call, in the order of the policy.
+    pub quotas: &'a [QuotaStatus<'a>],
+    /// Which of the quotas speaks.
+    pub speaker: Option<usize>,
+    /// What the call would use.
+    pub usage: Option<&'a Usage>,
+    /// What there is to say about a block, or about an upload that is too large.
+    pub message: Option<String>,
+    /// The domain.
+    pub domain: Option<&'a str>,
+    /// What is called.
+    pub resource: Option<&'a str>,
+    /// The tier of the account.
+    pub tier: Option<&'a str>,
+    /// The priority of the tier, from 1 (low) to 4 (critical).
+    pub priority: Option<u8>,
+    /// The id of the account.
+    pub account: Option<&'a str>,
+    /// The id of the API key.
+    pub api_key_id: Option<&'a str>,
+}
+
+impl ResponseKind {
+    /// How many there are.
+    pub(super) const COUNT: usize = Reason::ALL.len() + 1;
+
+    /// All, in the order of their indexes.
+    pub(super) const ALL: [Self; Self::COUNT] = {
+        let mut all = [Self::Allowed; Self::COUNT];
+        let mut index = 0;
+        while index < Reason::ALL.len() {
+            all[index + 1] = Self::Refused(Reason::ALL[index]);
+            index += 1;
+        }
+        all
+    };
+
+    /// From 0 to one less than [`Self::COUNT`].
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Allowed => 0,
+            Self::Refused(reason) => 1 + reason.index(),
+        }
+    }
+
+    /// Its name in tables.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused(reason) => reason.name(),
+        }
+    }
+}

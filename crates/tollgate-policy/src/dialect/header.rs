@@ -1,0 +1,133 @@
+//! Headers.
+
+use std::fmt::Write as _;
+
+use tollgate_core::amount::Limit;
+
+use super::{
+    ResponseKind,
+    value::{About, Seen},
+};
+use crate::{
+    decision::QuotaStatus,
+    file::dialect::{Format, ValueWord},
+};
+
+/// A header of a dialect.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) name: Box<str>,
+    pub(super) on: ResponseKinds,
+    pub(super) content: Content,
+    /// Instead of the limit, the rest and the reset of an unlimited quota.
+    pub(super) unlimited: Option<Box<str>>,
+    /// Where there is nothing else to say.
+    pub(super) missing: Option<Box<str>>,
+}
+
+/// What a header says.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Always the same.
+    Text(Box<str>),
+    /// The text of the first of these selectors whose quota refuses.
+    FirstRefusing(Vec<(usize, Box<str>)>),
+    /// The first of these values that there is.
+    Values {
+        /// The quota spoken of; where one is named, it has to apply.
+        quota: Option<usize>,
+        words: Vec<ValueWord>,
+        format: Option<Format>,
+    },
+}
+
+/// A set of kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ResponseKinds(u8);
+
+impl ResponseKinds {
+    pub(super) const NONE: Self = Self(0);
+
+    pub(super) fn matching(matches: impl Fn(ResponseKind) -> bool) -> Self {
+        let matching = ResponseKind::ALL.into_iter().filter(|kind| matches(*kind));
+        Self(matching.fold(0, |set, kind| set | 1 << kind.index()))
+    }
+
+    #[must_use]
+    pub(super) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(super) fn contains(self, kind: ResponseKind) -> bool {
+        self.0 & 1 << kind.index() != 0
+    }
+}
+
+impl Header {
+    /// Name and value, if it stands on this answer.
+    pub(super) fn render(&self, seen: &Seen<'_>) -> Option<(String, String)> {
+        if !self.on.contains(seen.facts.kind) {
+            return None;
+        }
+        let fixed = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
+        let value = match &self.content {
+            Content::Text(text) => Some(text.to_string()),
+            Content::FirstRefusing(pairs) => {
+                let refuses = |selector| seen.quota(About::Selected(selector)).is_some_and(QuotaStatus::denies);
+                let first = pairs.iter().find(|(selector, _)| refuses(*selector));
+                first.map(|(_, text)| text.to_string()).or_else(|| fixed(&self.missing))
+            }
+            Content::Values { quota, words, format } => {
+                let status = seen.quota(quota.map_or(About::Speaking, About::Selected));
+                let unlimited = status.is_some_and(|status| status.limit == Limit::Unlimited);
+                if quota.is_some() && status.is_none() {
+                    fixed(&self.missing)
+                } else if unlimited && words.iter().any(|word| needs_limit(*word)) {
+                    fixed(&self.unlimited)
+                } else {
+                    let said = words.iter().find_map(|word| Some((*word, seen.say(*word, status)?)));
+                    let text = said.map(|(word, said)| encoded(&said.text(word, *format, seen.facts.now)));
+                    text.or_else(|| fixed(&self.missing))
+                }
+            }
+        };
+        Some((self.name.to_string(), value?))
+    }
+}
+
+fn needs_limit(word: ValueWord) -> bool {
+    matches!(word, ValueWord::Limit | ValueWord::Remaining | ValueWord::Reset | ValueWord::ResetsAt)
+}
+
+/// A text as a header may carry it: what is not printable ASCII, a `%`, and spaces at the ends are percent-encoded
+/// byte by byte, so that no name can end a header or begin another, and decoding gives the name back.
+pub(super) fn encoded(text: &str) -> String {
+    let last = text.len().saturating_sub(1);
+    let plain = |at: usize, byte: u8| match byte {
+        b'%' => false,
+        b' ' => at != 0 && at != last,
+        _ => byte.is_ascii_graphic(),
+    };
+    let mut value = String::with_capacity(text.len());
+    for (at, byte) in text.bytes().enumerate() {
+        if plain(at, byte) {
+            value.push(char::from(byte));
+        } else {
+            let _ = write!(value, "%{byte:02X}");
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_cannot_break_a_header() {
+        assert_eq!(encoded("llama-3.3-70b"), "llama-3.3-70b");
+        assert_eq!(encoded("a\r\nSet-Cookie: x"), "a%0D%0ASet-Cookie: x");
+        assert_eq!(encoded(" 100% née "), "%20100%25 n%C3%A9e%20");
+        assert_eq!(encoded("\u{0}\u{7f}"), "%00%7F");
+    }
+}

@@ -1,0 +1,229 @@
+//! What headers and bodies say: values, and how they are written.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+use serde_json::Value;
+use smallvec::SmallVec;
+use tollgate_core::{amount::Limit, claim::Fit, time::Timestamp, window::Window};
+
+use super::{Facts, ResponseKind, ietf, select::length_ms};
+use crate::{
+    decision::QuotaStatus,
+    file::dialect::{Format, ValueWord},
+};
+
+/// The facts, with what the dialect has found in them.
+pub(super) struct Seen<'f> {
+    pub(super) facts: &'f Facts<'f>,
+    /// For each selector of the dialect, the quota it means.
+    pub(super) chosen: SmallVec<[Option<usize>; 8]>,
+    pub(super) retry_within_ms: Option<u64>,
+}
+
+/// Which quota is spoken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    /// The one that speaks for the decision.
+    Speaking,
+    /// What this selector of the dialect means.
+    Selected(usize),
+}
+
+/// A value, before it is written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said<'f> {
+    Number(u64),
+    At(Timestamp),
+    Text(Cow<'f, str>),
+    Names(Vec<&'f str>),
+}
+
+impl<'f> Seen<'f> {
+    pub(super) fn quota(&self, about: About) -> Option<&'f QuotaStatus<'f>> {
+        let at = match about {
+            About::Speaking => self.facts.speaker,
+            About::Selected(selector) => self.chosen.get(selector).copied().flatten(),
+        };
+        self.facts.quotas.get(at?)
+    }
+
+    /// What there is to say; `quota` is the one spoken of.
+    pub(super) fn say(&self, word: ValueWord, quota: Option<&'f QuotaStatus<'f>>) -> Option<Said<'f>> {
+        let facts = self.facts;
+        let text = |text: &'f str| Some(Said::Text(text.into()));
+        match word {
+            ValueWord::Limit => match quota?.limit {
+                Limit::Finite(limit) => Some(Said::Number(limit.get())),
+                Limit::Unlimited => None,
+            },
+            ValueWord::Remaining => quota?.remaining().map(|remaining| Said::Number(remaining.get())),
+            ValueWord::Used => Some(Said::Number(quota?.used.get())),
+            ValueWord::Cost => Some(Said::Number(facts.usage?.of(quota?.quota.unit.id).get())),
+            ValueWord::Reset | ValueWord::ResetsAt if quota?.limit == Limit::Unlimited => None,
+            ValueWord::Reset => match (quota?.fit, quota?.resets_at) {
+                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(Said::At(at)),
+            },
+            ValueWord::ResetsAt => Some(Said::At(quota?.resets_at)),
+            ValueWord::Quota => text(&quota?.quota.name),
+            ValueWord::Label => text(&quota?.quota.label),
+            ValueWord::Unit => text(&quota?.quota.unit.name),
+            ValueWord::Window => Some(Said::Text(window(&quota?.quota.window))),
+            ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(Said::At),
+            ValueWord::ShouldRetry => self.is_pointless().then_some(Said::Text("false".into())),
+            ValueWord::Reason => text(facts.kind.name()),
+            ValueWord::Message => text(facts.message.as_deref()?),
+            ValueWord::Violated => Some(Said::Names(violated(facts))),
+            ValueWord::IetfPolicies => ietf::policies(facts).map(|field| Said::Text(field.into())),
+            ValueWord::IetfLimits => ietf::limits(facts).map(|field| Said::Text(field.into())),
+            ValueWord::Resource => text(facts.resource?),
+            ValueWord::Tier => text(facts.tier?),
+            ValueWord::Priority => facts.priority.map(|priority| Said::Number(priority.into())),
+            ValueWord::Account => text(facts.account?),
+            ValueWord::ApiKeyId => text(facts.api_key_id?),
+            ValueWord::Domain => text(facts.domain?),
+        }
+    }
+
+    /// Whether a client that tries again by itself only does harm: it never will be admitted as it is, or not before
+    /// the client's patience ends, which then falls back to a short one.
+    fn is_pointless(&self) -> bool {
+        let wait = self.facts.retry_at.map(|at| at.ms_since(self.facts.now));
+        match (self.facts.kind, wait) {
+            (ResponseKind::Allowed, _) => false,
+            (ResponseKind::Refused(_), None) => true,
+            (ResponseKind::Refused(_), Some(wait)) => self.retry_within_ms.is_some_and(|patience| wait > patience),
+        }
+    }
+}
+
+/// The names of the quotas that refuse the call, each once.
+fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
+    let mut names: Vec<&str> = Vec::new();
+    for status in facts.quotas.iter().filter(|status| status.denies()) {
+        if !names.contains(&&*status.quota.name) {
+            names.push(&status.quota.name);
+        }
+    }
+    names
+}
+
+impl Said<'_> {
+    /// In one line of text.
+    pub(super) fn text(&self, word: ValueWord, format: Option<Format>, now: Timestamp) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::At(at) => moment(*at, format.unwrap_or(default_format(word)), now),
+            Self::Text(text) => text.to_string(),
+            Self::Names(names) => names.join(", "),
+        }
+    }
+
+    /// As JSON: whole numbers are numbers.
+    pub(super) fn json(self, word: ValueWord, format: Option<Format>, now: Timestamp) -> Value {
+        match self {
+            Self::Number(number) => number.into(),
+            Self::At(at) => {
+                let format = format.unwrap_or(default_format(word));
+                let text = moment(at, format, now);
+                match format {
+                    Format::GoDuration | Format::Rfc3339 => text.into(),
+                    _ => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+                }
+            }
+            Self::Text(text) => text.into_owned().into(),
+            Self::Names(names) => names.into(),
+        }
+    }
+}
+
+/// How a moment is said if the table does not say how.
+fn default_format(word: ValueWord) -> Format {
+    if word == ValueWord::RetryAfter { Format::DeltaSeconds } else { Format::EpochSeconds }
+}
+
+/// Rounded up everywhere: who comes at that time is not too early.
+fn moment(at: Timestamp, format: Format, now: Timestamp) -> String {
+    let second = at.as_ms().div_ceil(1000);
+    let wait_ms = at.ms_since(now);
+    match format {
+        Format::Integer | Format::EpochSeconds => second.to_string(),
+        Format::EpochMilliseconds => at.as_ms().to_string(),
+        Format::DeltaSeconds => wait_ms.div_ceil(1000).to_string(),
+        Format::DeltaMilliseconds => wait_ms.to_string(),
+        Format::GoDuration => go_duration(wait_ms),
+        Format::Rfc3339 => {
+            let at = i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+            at.unwrap_or(jiff::Timestamp::MAX).to_string()
+        }
+    }
+}
+
+/// As Go prints durations: `120ms`, `1.5s`, `6m0s`, `24h0m0s`.
+fn go_duration(ms: u64) -> String {
+    if ms < 1000 {
+        return if ms == 0 { "0s".to_owned() } else { format!("{ms}ms") };
+    }
+    let (hours, minutes, seconds, rest) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
+    let mut text = String::new();
+    if hours > 0 {
+        let _ = write!(text, "{hours}h");
+    }
+    if ms >= 60_000 {
+        let _ = write!(text, "{minutes}m");
+    }
+    let _ = write!(text, "{seconds}");
+    if rest > 0 {
+        let _ = write!(text, ".{}", format!("{rest:03}").trim_end_matches('0'));
+    }
+    text + "s"
+}
+
+/// `minute`, `day`; a Go duration for other lengths.
+fn window(window: &Window) -> Cow<'static, str> {
+    match (length_ms(window), window) {
+        (Some(1_000), _) => "second".into(),
+        (Some(60_000), _) => "minute".into(),
+        (Some(3_600_000), _) => "hour".into(),
+        (Some(86_400_000), _) => "day".into(),
+        (Some(604_800_000), _) => "week".into(),
+        (Some(ms), _) => go_duration(ms).into(),
+        (None, Window::Calendar(calendar)) => calendar.unit().name().into(),
+        (None, Window::Sliding(_) | Window::Concurrent) => "".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_as_go_prints_them() {
+        let pairs = [
+            (0, "0s"),
+            (1, "1ms"),
+            (120, "120ms"),
+            (1_000, "1s"),
+            (1_001, "1.001s"),
+            (11_050, "11.05s"),
+            (60_000, "1m0s"),
+            (360_000, "6m0s"),
+            (3_600_000, "1h0m0s"),
+            (86_399_900, "23h59m59.9s"),
+        ];
+        for (ms, text) in pairs {
+            assert_eq!(go_duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn moments_are_never_early() {
+        let (now, at) = (Timestamp::from_ms(1_746_575_999_500), Timestamp::from_ms(1_746_576_000_001));
+        let said = |format| moment(at, format, now);
+        assert_eq!(said(Format::EpochSeconds), "1746576001");
+        assert_eq!(said(Format::EpochMilliseconds), "1746576000001");
+        assert_eq!(said(Format::DeltaSeconds), "1");
+        assert_eq!(said(Format::DeltaMilliseconds), "501");
+        assert_eq!(said(Format::GoDuration), "501ms");
+        assert_eq!(said(Format::Rfc3339), "2025-05-07T00:00:01Z");
+    }
+}

@@ -1,0 +1,170 @@
+//! The accounts and keys that a policy file brings along.
+
+use std::{collections::HashSet, sync::Arc};
+
+use indexmap::IndexMap;
+use serde_json::Value;
+use tollgate_core::{
+    api_key::{KeyHash, KeyKind},
+    claim::Partition,
+    time::Timestamp,
+};
+
+use super::{draft, format};
+use crate::policy::{Chain, Override, Place, Policy, TierId};
+
+/// An account of the bootstrap section.
+#[derive(Debug, Clone)]
+pub struct BootstrapAccount {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Where its counters live.
+    pub partition: Partition,
+    /// Its tier, in the policy of the same file.
+    pub tier: TierId,
+    /// Its own limits.
+    pub overrides: Arc<[Override]>,
+    /// Its own limits as they are written.
+    pub written: Vec<Value>,
+    /// What it has to spend, by currency.
+    pub balances: IndexMap<String, f64>,
+    /// Its keys.
+    pub keys: Vec<BootstrapKey>,
+}
+
+/// A key of the bootstrap section.
+#[derive(Debug, Clone)]
+pub struct BootstrapKey {
+    /// Its id, unique in the file.
+    pub id: Arc<str>,
+    /// The SHA-256 of the secret.
+    pub hash: [u8; 32],
+    /// What it may do.
+    pub kind: KeyKind,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// Whether it was withdrawn.
+    pub revoked: bool,
+    /// Its own limits.
+    pub overrides: Arc<[Override]>,
+    /// Its own limits as they are written.
+    pub written: Vec<Value>,
+    /// Whether it is only good on a node that runs the embedded default.
+    pub demo: bool,
+}
+
+type Mistakes = Vec<(Place, String)>;
+
+/// Checks the section, whose accounts are `written` so.
+pub(crate) fn check(
+    section: &format::Bootstrap,
+    written: &Value,
+    policy: &Policy,
+) -> Result<Vec<BootstrapAccount>, Mistakes> {
+    let place = Place::root().at("bootstrap").at("accounts");
+    let mut checker = Checker { policy, mistakes: Vec::new(), seen: HashSet::new() };
+    let accounts = section.accounts.iter().enumerate();
+    let accounts: Vec<Option<BootstrapAccount>> =
+        accounts.map(|(at, account)| checker.account(account, &written[at], &place.at(at))).collect();
+    if checker.mistakes.is_empty() { Ok(accounts.into_iter().flatten().collect()) } else { Err(checker.mistakes) }
+}
+
+struct Checker<'a> {
+    policy: &'a Policy,
+    mistakes: Mistakes,
+    seen: HashSet<(&'static str, String)>,
+}
+
+impl Checker<'_> {
+    fn account(&mut self, account: &format::Account, written: &Value, place: &Place) -> Option<BootstrapAccount> {
+        self.unique("account id", &account.id.0, place.at("id"));
+        self.segment(&account.id.0, place.at("id"));
+        let keys = account.keys.iter().enumerate();
+        let keys: Vec<Option<BootstrapKey>> =
+            keys.map(|(at, key)| self.key(key, &written["keys"][at], &place.at("keys").at(at))).collect();
+        let overrides = self.overrides(&account.overrides, Chain::Account, place);
+        let policy = self.policy;
+        let tier = policy.tier_named(&account.tier.0);
+        if tier.is_none() {
+            let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
+            let message = format!("there is no tier {:?}; there is: {}", account.tier.0, known.join(", "));
+            self.mistakes.push((place.at("tier"), message));
+        }
+        Some(BootstrapAccount {
+            id: account.id.0.as_str().into(),
+            partition: policy.account_partition(&account.id.0),
+            tier: tier?,
+            overrides: overrides?,
+            written: overrides_of(written),
+            balances: account.balances.clone(),
+            keys: keys.into_iter().flatten().collect(),
+        })
+    }
+
+    fn key(&mut self, key: &format::Key, written: &Value, place: &Place) -> Option<BootstrapKey> {
+        self.unique("key id", &key.id.0, place.at("id"));
+        self.segment(&key.id.0, place.at("id"));
+        self.unique("hash", &key.hash.0, place.at("hash"));
+        let hash = KeyHash::parse(&key.hash.0).map(KeyHash::bytes);
+        if hash.is_none() {
+            self.mistakes.push((place.at("hash"), "must be `sha256:` and 64 hexadecimal digits".to_owned()));
+        }
+        let expires_at = key.expires_at.as_ref().map(|time| parse_time(&time.0));
+        if expires_at == Some(None) {
+            let message = "is not a time; write it like 2027-01-31T00:00:00Z".to_owned();
+            self.mistakes.push((place.at("expires_at"), message));
+        }
+        let overrides = self.overrides(&key.overrides, Chain::Key, place);
+        Some(BootstrapKey {
+            id: key.id.0.as_str().into(),
+            hash: hash?,
+            kind: match key.kind {
+                format::Kind::Inference => KeyKind::Inference,
+                format::Kind::Admin => KeyKind::Admin,
+            },
+            expires_at: expires_at.flatten(),
+            revoked: key.revoked,
+            overrides: overrides?,
+            written: overrides_of(written),
+            demo: key.demo,
+        })
+    }
+
+    fn overrides(&mut self, overrides: &[format::Override], chain: Chain, place: &Place) -> Option<Arc<[Override]>> {
+        let drafts: Vec<_> = overrides.iter().map(draft::of_override).collect();
+        match self.policy.overrides(&drafts, chain, &place.at("overrides")) {
+            Ok(overrides) => Some(overrides.into()),
+            Err(errors) => {
+                let said = errors.into_iter().map(|error| (error.place, error.problem.to_string()));
+                self.mistakes.extend(said);
+                None
+            }
+        }
+    }
+
+    fn segment(&mut self, name: &str, place: Place) {
+        self.mistakes.extend(not_a_segment(name).map(|wrong| (place, wrong.to_owned())));
+    }
+
+    fn unique(&mut self, what: &'static str, value: &str, place: Place) {
+        if !self.seen.insert((what, value.to_owned())) {
+            self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
+        }
+    }
+}
+
+/// What is wrong with a name that stands in the paths of the admin API, if it cannot be named there. Clients take such a
+/// segment for a way to another path, however it is escaped.
+pub fn not_a_segment(name: &str) -> Option<&'static str> {
+    matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", which no URL can name")
+}
+
+fn overrides_of(written: &Value) -> Vec<Value> {
+    written["overrides"].as_array().cloned().unwrap_or_default()
+}
+
+/// A time as RFC 3339 writes it.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_ms)
+}

@@ -1,0 +1,324 @@
+//! The format of a policy file. The JSON Schema is generated from these types, doc comments and all,
+//! and the descriptions of the scalar types complete the sentence "it should be: …".
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The JSON Schema of a policy file.
+pub fn schema() -> Value {
+    let mut schema = schemars::schema_for!(PolicyFile);
+    schema.insert("title".to_owned(), json!("Tollgate policy"));
+    schema.to_value()
+}
+
+/// The JSON Schema of one override.
+pub(crate) fn override_schema() -> Value {
+    schemars::schema_for!(Override).to_value()
+}
+
+fn names(of: &str) -> Value {
+    json!({ "$ref": format!("#/$defs/{of}") })
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $pattern:literal, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+        #[serde(transparent)]
+        #[schemars(extend("pattern" = $pattern, "maxLength" = $max))]
+        pub struct $name(pub String);
+    };
+}
+
+pub(crate) mod abuse;
+pub(crate) mod accounts;
+mod bootstrap;
+pub(crate) mod dialect;
+pub(crate) mod estimates;
+mod quota;
+pub(crate) mod uploads;
+
+pub(crate) use self::{
+    bootstrap::{Account, Bootstrap, Key, Kind},
+    quota::{CalendarUnit, Limit, OnFailure, Override, Per, Quota, Quotas, Scope},
+};
+
+text! {
+    /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
+    Domain, r"^[a-z0-9-]+$", 63
+}
+text! {
+    /// Up to 128 characters, none of them a control or invisible character.
+    Name, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 128
+}
+text! {
+    /// A name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`.
+    ResourceName, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 128
+}
+text! {
+    /// Up to 32 lower-case letters, digits and underscores, starting with a letter.
+    Word, r"^[a-z][a-z0-9_]*$", 32
+}
+text! {
+    /// Up to 16 letters and digits, such as `RPM`.
+    Label, r"^[A-Za-z0-9]+$", 16
+}
+text! {
+    /// Up to 1024 characters.
+    Note, r"", 1024
+}
+text! {
+    /// A time zone of the IANA database, such as `UTC` or `Europe/Berlin`.
+    Zone, r"^[A-Za-z0-9_+/-]+$", 64
+}
+text! {
+    /// `sha256:` and the 64 lower-case hexadecimal digits of the key's SHA-256.
+    Hash, r"^sha256:[0-9a-f]{64}$", 71
+}
+text! {
+    /// A time such as `2027-01-31T00:00:00Z`.
+    Time, r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+(Z|z|[+-][0-9]{2}:[0-9]{2})$", 40
+}
+text! {
+    /// `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w).
+    Length, r"^(second|minute|hour|day|week|[1-9][0-9]{0,9}(ms|s|m|h|d|w))$", 16
+}
+
+text! {
+    /// Text of up to 512 characters, none of them a control or invisible character.
+    Message, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 512
+}
+text! {
+    /// `4xx`, a status such as `429`, or a range such as `500-599`.
+    StatusText, r"^([1-5]xx|[1-5][0-9]{2}|[1-5][0-9]{2}-[1-5][0-9]{2})$", 7
+}
+
+/// One platform's limits: its tiers, its classes of resources, their quotas, and who calls.
+///
+/// For a call, two chains of rules apply side by side: quotas whose scope contains `api_key`, and all
+/// others. For each chain the first rule with a quota of it wins, in this order: the tier's rule for
+/// the resource (by name, then by the longest wildcard), for its provider class, for its class; the
+/// resource's own quotas; those of its provider class; those of its class; the tier's default. An
+/// empty list of quotas says for both chains: not limited. Overrides of the account and the key then
+/// replace limits or add quotas.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PolicyFile {
+    /// The version of this format: 1.
+    #[schemars(range(min = 1, max = 1))]
+    #[expect(dead_code, reason = "the schema checks it; there is only one version")]
+    version: u32,
+    /// The name that callers choose this policy by.
+    pub(crate) domain: Domain,
+    /// What is counted besides `requests`, such as `tokens`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub(crate) units: Vec<Word>,
+    /// The scopes of quotas and overrides that name none.
+    #[serde(default)]
+    pub(crate) scopes: DefaultScopes,
+    /// Size classes and types of resources.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(crate) classes: IndexMap<String, Class>,
+    /// Classes of upstream providers. They go before size classes and types.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(crate) provider_classes: IndexMap<String, Class>,
+    /// What can be called, by name, or by a wildcard with a trailing `*`. A name goes before the
+    /// longest wildcard.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]
+    pub(crate) resources: IndexMap<String, Resource>,
+    /// What becomes of a resource that is not listed. They all share one counter, unless `counter`
+    /// says otherwise.
+    #[serde(default)]
+    pub(crate) unknown_resources: UnknownResources,
+    /// The tiers of accounts.
+    #[schemars(extend("propertyNames" = names("Name"), "minProperties" = 1, "maxProperties" = 64))]
+    pub(crate) tiers: IndexMap<String, Tier>,
+    /// The tier of a new account.
+    pub(crate) default_tier: Name,
+    /// Whether every quota and abuse rule of the policy is a shadow: it counts, says whom it would refuse, and refuses
+    /// nobody.
+    #[serde(default)]
+    pub(crate) shadow: bool,
+    /// How callers read their limits at `/api_keys/rate_limits`: `venice`, as at the Venice API, or `plain`.
+    /// Unless given, `venice` with the dialect of this name, and `plain` with any other.
+    #[serde(default)]
+    #[schemars(with = "SelfService")]
+    pub(crate) self_service: Option<SelfService>,
+    /// What quotas that do not say it do while the store cannot answer.
+    #[serde(default)]
+    pub(crate) on_failure: OnFailure,
+    /// Who is blocked for failing too often.
+    #[serde(default)]
+    pub(crate) abuse: abuse::Abuse,
+    /// The dialect that answers are rendered in, unless a call chooses another: one of `dialects`, or a built-in
+    /// one. `ietf` unless given.
+    #[serde(default)]
+    #[schemars(with = "dialect::DialectName")]
+    pub(crate) dialect: Option<dialect::DialectName>,
+    /// Dialects of the platform's own. A name of a built-in one stands for the own one here.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("DialectName"), "maxProperties" = 32))]
+    pub(crate) dialects: IndexMap<String, dialect::Table>,
+    /// How large uploads may be.
+    #[serde(default)]
+    pub(crate) uploads: uploads::Uploads,
+    /// What reservations take of a unit where neither the call says it nor the resource or its class has an
+    /// estimate of it, by unit.
+    #[serde(default)]
+    pub(crate) estimates: estimates::Estimates,
+    /// Events that move accounts from one tier to another, such as payments.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(crate) promotions: Vec<accounts::Promotion>,
+    /// What is borne of keys.
+    #[serde(default)]
+    pub(crate) keys: accounts::Keys,
+    /// The accounts and keys that the file brings along.
+    #[serde(default)]
+    pub(crate) bootstrap: Bootstrap,
+}
+
+/// The form in which callers read their limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SelfService {
+    /// As Venice documents it.
+    Venice,
+    /// Tollgate's own.
+    Plain,
+}
+
+/// The scopes of quotas and overrides that name none.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DefaultScopes {
+    /// For quotas; that of `account` unless given. `[api_key, resource]` limits every key apart.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(crate) quotas: Option<Scope>,
+    /// For overrides of accounts. `[account, resource]` unless given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(crate) account: Option<Scope>,
+    /// For overrides of keys. `[api_key, resource]` unless given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub(crate) key: Option<Scope>,
+}
+
+/// A class of resources.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Class {
+    /// A note for the reader.
+    #[serde(default)]
+    #[schemars(with = "Note")]
+    #[expect(dead_code, reason = "for the reader of the file")]
+    description: Option<Note>,
+    /// The quotas of every resource of the class.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) quotas: Option<Quotas>,
+    /// What reservations of the class take of a unit where the call does not say, by unit.
+    #[serde(default)]
+    pub(crate) estimates: estimates::Estimates,
+}
+
+/// A resource, or all that match a wildcard.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resource {
+    /// Its size class or type, from `classes`.
+    #[serde(default)]
+    #[schemars(with = "Name")]
+    pub(crate) class: Option<Name>,
+    /// The class of its upstream provider, from `provider_classes`.
+    #[serde(default)]
+    #[schemars(with = "Name")]
+    pub(crate) provider_class: Option<Name>,
+    /// Its own quotas. They go before those of its classes.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) quotas: Option<Quotas>,
+    /// Whether the matches of a wildcard share one counter (the default), or each have their own.
+    #[serde(default)]
+    pub(crate) counter: Counter,
+    /// What its reservations take of a unit where the call does not say, by unit; other units as the class has it.
+    #[serde(default)]
+    pub(crate) estimates: estimates::Estimates,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Counter {
+    #[default]
+    Shared,
+    Each,
+}
+
+/// `refuse`, or what they are instead, such as `{class: text/small}`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum UnknownResources {
+    Refuse(Refuse),
+    Are(Resource),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Refuse {
+    Refuse,
+}
+
+impl Default for UnknownResources {
+    fn default() -> Self {
+        Self::Refuse(Refuse::Refuse)
+    }
+}
+
+/// A tier of accounts.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tier {
+    /// Whether its calls are paid for.
+    pub(crate) is_charged: bool,
+    /// How important its calls are.
+    #[serde(default)]
+    #[schemars(with = "Priority")]
+    pub(crate) priority: Option<Priority>,
+    /// The tier's default, where no other rule speaks.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) quotas: Option<Quotas>,
+    /// The tier's own rules for resources, by name or wildcard.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]
+    pub(crate) resources: IndexMap<String, Rule>,
+    /// The tier's own rules for classes.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(crate) classes: IndexMap<String, Rule>,
+    /// The tier's own rules for provider classes.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
+    pub(crate) provider_classes: IndexMap<String, Rule>,
+}
+
+/// From 1 (low) to 4 (critical).
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct Priority(#[schemars(range(min = 1, max = 4))] pub(crate) u8);
+
+/// A rule of a tier.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rule {
+    /// The quotas.
+    pub(crate) quotas: Quotas,
+}

@@ -1,0 +1,85 @@
+//! The `abuse` section: who is blocked for failing too often.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Length, Message, Scope, StatusText, names};
+
+/// Who is blocked for failing too often.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Abuse {
+    /// The rules, by names of your choice. All of them apply. The name is that of the counters: a rule that is
+    /// renamed starts anew.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = names("Word"), "maxProperties" = 8))]
+    pub rules: IndexMap<String, AbuseRule>,
+    /// Calls with a key that is unknown, revoked or expired, by client address.
+    #[serde(default)]
+    #[schemars(with = "AuthenticationRule")]
+    pub authentication: Option<AuthenticationRule>,
+}
+
+/// More than `limit` failures within `per` block for `block`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AbuseRule {
+    /// Which HTTP statuses are failures; every one from 400 on unless given.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    pub statuses: Vec<Status>,
+    /// So many failures are borne; one more blocks.
+    pub limit: Failures,
+    /// The trailing window in which failures are counted.
+    pub per: Length,
+    /// How long a block lasts.
+    pub block: Length,
+    /// Whose failures are counted together, and who is blocked; that of the account's quotas unless given.
+    /// Calls without a value for one of its attributes are not counted.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub scope: Option<Scope>,
+    /// Whether calls that a quota refuses are failures, if their status (429, or 413 for a cost above the limit)
+    /// is one. The node counts them by itself.
+    #[serde(default = "yes")]
+    pub count_refusals: bool,
+    /// What a blocked caller is told. `{limit}`, `{window_seconds}`, `{block_seconds}` and `{wait_seconds}` (how
+    /// long the block still lasts) are replaced.
+    #[serde(default)]
+    #[schemars(with = "Message")]
+    pub message: Option<Message>,
+}
+
+/// More than `limit` failed authentications of a client address within `per` block it for `block`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuthenticationRule {
+    /// So many failures are borne; one more blocks.
+    pub limit: Failures,
+    /// The trailing window in which failures are counted.
+    pub per: Length,
+    /// How long a block lasts.
+    pub block: Length,
+    /// What a blocked caller is told, as in a rule.
+    #[serde(default)]
+    #[schemars(with = "Message")]
+    pub message: Option<Message>,
+}
+
+/// A whole number from 0 to 9007199254740991.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct Failures(#[schemars(range(max = 9_007_199_254_740_991_u64))] pub u64);
+
+/// A status such as `429`, a hundred such as `4xx`, or a range such as `500-599`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Status {
+    One(#[schemars(range(min = 100, max = 599))] u16),
+    Text(StatusText),
+}
+
+fn yes() -> bool {
+    true
+}

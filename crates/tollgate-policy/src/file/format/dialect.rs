@@ -1,0 +1,256 @@
+//! The tables of dialects, as policy files and the built-in tables write them.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Length, Note, Word};
+
+text! {
+    /// The name of a header, such as `X-RateLimit-Limit`.
+    HeaderName, r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", 64
+}
+text! {
+    /// Printable ASCII that neither begins nor ends with a space.
+    HeaderText, r"^[!-~]([ -~]*[!-~])?$", 256
+}
+text! {
+    /// A media type such as `application/json`.
+    MediaType, r"^[a-z]+/[a-z0-9.+-]+(; ?charset=utf-8)?$", 128
+}
+text! {
+    /// A dialect of `dialects`, or one of: venice, tiered-chat, deapi, openai, anthropic, ietf, none.
+    DialectName, r"^[a-z0-9][a-z0-9._-]*$", 64
+}
+
+/// How a decision becomes a status, headers and a body.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Table {
+    /// A note for the reader.
+    #[serde(default)]
+    #[schemars(with = "Note")]
+    #[expect(dead_code, reason = "for the reader of the file")]
+    description: Option<Note>,
+    /// A built-in dialect to start from. Headers of the same name and answers for the same reason are changed
+    /// by what is written here, others are added.
+    #[serde(default)]
+    #[schemars(with = "DialectName")]
+    pub extends: Option<DialectName>,
+    /// The longest wait that clients honour by themselves; `should_retry` says `false` beyond.
+    #[serde(default)]
+    #[schemars(with = "Length")]
+    pub retry_within: Option<Length>,
+    /// On which answers headers stand that do not say so themselves. `always` unless given.
+    #[serde(default)]
+    #[schemars(with = "On")]
+    pub on: Option<On>,
+    /// The headers, in their order.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub headers: Vec<HeaderRow>,
+    /// The status and the body of each kind of refusal.
+    #[serde(default)]
+    pub answers: IndexMap<Refusal, Answer>,
+}
+
+/// A header: a `value`, a fixed `text`, or the text of the `first_refusing` quota.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HeaderRow {
+    /// Its name.
+    pub name: HeaderName,
+    /// The quota it speaks of; without it, the one that speaks for the decision. Where no such quota applies, the
+    /// header is left out.
+    #[serde(default)]
+    #[schemars(with = "Selector")]
+    pub quota: Option<Selector>,
+    /// What it says; of a list, the first that there is.
+    #[serde(default)]
+    #[schemars(with = "Values")]
+    pub value: Option<Values>,
+    /// How it says it.
+    #[serde(default)]
+    #[schemars(with = "Format")]
+    pub format: Option<Format>,
+    /// It always says this.
+    #[serde(default)]
+    #[schemars(with = "HeaderText")]
+    pub text: Option<HeaderText>,
+    /// It says the text of the first of these quotas that refuses the call.
+    #[serde(default)]
+    #[schemars(with = "Vec<Refusing>", length(min = 1, max = 16))]
+    pub first_refusing: Option<Vec<Refusing>>,
+    /// On which answers it stands.
+    #[serde(default)]
+    #[schemars(with = "On")]
+    pub on: Option<On>,
+    /// What it says instead of the limit, the rest and the reset of an unlimited quota. Left out unless given.
+    #[serde(default)]
+    #[schemars(with = "HeaderText")]
+    pub unlimited: Option<HeaderText>,
+    /// What it says where there is nothing else to say. Left out unless given.
+    #[serde(default)]
+    #[schemars(with = "HeaderText")]
+    pub missing: Option<HeaderText>,
+}
+
+/// A quota, and the text for it.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Refusing {
+    /// The quota.
+    pub quota: Which,
+    /// The text.
+    pub text: HeaderText,
+}
+
+/// `speaking` (of those that refuse, the one that refuses for longest; otherwise the one with the smallest part
+/// left), or which quota, such as `{unit: requests, per: minute}`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Selector {
+    Speaking(Speaking),
+    Which(Which),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Speaking {
+    Speaking,
+}
+
+/// Which quota, by unit, window and name. Of several, the one that refuses for longest; otherwise the one with the
+/// least left.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
+pub(crate) struct Which {
+    /// What it counts.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub unit: Option<Word>,
+    /// Its window: a trailing one of this length, or calendar periods of it.
+    #[serde(default)]
+    #[schemars(with = "Length")]
+    pub per: Option<Length>,
+    /// Its name.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub name: Option<Word>,
+}
+
+/// A value such as `limit`, `remaining` or `retry_after`, or a list of values of which the first is said that there is.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Values {
+    One(ValueWord),
+    FirstOf(#[schemars(length(min = 1, max = 4))] Vec<ValueWord>),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ValueWord {
+    // Of the quota: numbers, moments and names.
+    Limit,
+    Remaining,
+    Used,
+    Cost,
+    Reset,
+    ResetsAt,
+    Quota,
+    Label,
+    Unit,
+    Window,
+    // Of the decision.
+    RetryAt,
+    RetryAfter,
+    ShouldRetry,
+    Reason,
+    Message,
+    Violated,
+    IetfPolicies,
+    IetfLimits,
+    // Of the call.
+    Resource,
+    Tier,
+    Priority,
+    Account,
+    ApiKeyId,
+    Domain,
+}
+
+/// How a moment is said.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Format {
+    Integer,
+    EpochSeconds,
+    EpochMilliseconds,
+    DeltaSeconds,
+    DeltaMilliseconds,
+    GoDuration,
+    Rfc3339,
+}
+
+/// `always`, `never`, `allowed`, `refused`, `bad_key`, a reason such as `quota_exceeded`, or a list of these.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum On {
+    One(OnWord),
+    Any(#[schemars(length(min = 1, max = 16))] Vec<OnWord>),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnWord {
+    Always,
+    Never,
+    Allowed,
+    Refused,
+    QuotaExceeded,
+    CostAboveLimit,
+    Blocked,
+    UploadTooLarge,
+    BadKey,
+    UnknownKey,
+    RevokedKey,
+    ExpiredKey,
+}
+
+/// A kind of refusal. `bad_key` stands for the three kinds of keys that are no good.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Refusal {
+    QuotaExceeded,
+    CostAboveLimit,
+    Blocked,
+    UploadTooLarge,
+    BadKey,
+    UnknownKey,
+    RevokedKey,
+    ExpiredKey,
+}
+
+/// A status and a body.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Answer {
+    /// The HTTP status. Unless given: 429 where waiting helps or a block is on, 401 for keys, 413 otherwise.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 400, max = 599))]
+    pub status: Option<u16>,
+    /// The media type of the body; `application/json` unless given.
+    #[serde(default)]
+    #[schemars(with = "MediaType")]
+    pub content_type: Option<MediaType>,
+    /// The quota that the body speaks of; without it, the one that speaks for the decision.
+    #[serde(default)]
+    #[schemars(with = "Selector")]
+    pub quota: Option<Selector>,
+    /// The body, JSON. Strings may hold placeholders such as `{retry_after}`. No body unless given.
+    #[serde(default)]
+    #[schemars(with = "Value")]
+    pub body: Option<Value>,
+}

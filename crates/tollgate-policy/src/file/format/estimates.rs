@@ -1,0 +1,31 @@
+//! Estimates: what reservations take before it is known.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Word, names};
+
+/// By unit, the inputs whose sum is the estimate. It is at most the limit itself, so that a call is never refused
+/// for ever by what it did not say.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(extend("propertyNames" = names("Word"), "maxProperties" = 16))]
+pub(crate) struct Estimates(pub(crate) IndexMap<String, Vec<Input>>);
+
+/// A number that comes with the call, such as the length of a prompt.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the file's names")]
+pub(crate) struct Input {
+    /// Its name among the inputs of the call, such as `max_tokens`.
+    pub(crate) input: Word,
+    /// What it is where the call does not bring it; 0 unless given.
+    #[serde(default)]
+    #[schemars(range(max = 9_007_199_254_740_991_u64))]
+    pub(crate) default: u64,
+    /// More than this counts as this.
+    #[serde(default)]
+    #[schemars(with = "u64", range(max = 9_007_199_254_740_991_u64))]
+    pub(crate) at_most: Option<u64>,
+}

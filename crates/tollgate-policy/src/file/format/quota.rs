@@ -1,0 +1,151 @@
+//! Quotas and overrides.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Label, Length, ResourceName, Word, Zone};
+
+/// The attributes whose values name the counter: `account`, `api_key`, `resource`, or any other that
+/// calls bring, such as `ip`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct Scope(#[schemars(length(min = 1, max = 8))] pub Vec<Word>);
+
+/// A list of quotas; an empty one says: not limited.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct Quotas(#[schemars(length(max = 16))] pub Vec<Quota>);
+
+/// A limit on one counter.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// What is counted: `requests`, one of `units`, or `concurrent_requests`: those that hold a slot, from their
+    /// reservation until it is settled, cancelled or has run out.
+    pub unit: Word,
+    /// The window; `concurrent_requests` have none.
+    #[serde(default)]
+    #[schemars(with = "Per")]
+    pub per: Option<Per>,
+    /// How much fits in a window.
+    pub limit: Limit,
+    /// Whose counter it is.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub scope: Option<Scope>,
+    /// The quota's name, instead of one such as `requests_per_minute`.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub name: Option<Word>,
+    /// The quota's label, instead of one such as `RPM`.
+    #[serde(default)]
+    #[schemars(with = "Label")]
+    pub label: Option<Label>,
+    /// Whether it only counts, and says whom it would refuse. A shadow may stand beside an enforced quota on the same
+    /// counter, to try another limit.
+    #[serde(default)]
+    pub shadow: bool,
+    /// What it does while the store cannot answer, if not what the policy says.
+    #[serde(default)]
+    #[schemars(with = "OnFailure")]
+    pub on_failure: Option<OnFailure>,
+    /// How callers of several priorities share it. Its scope must not name `account` or `api_key`.
+    #[serde(default)]
+    #[schemars(with = "Pool")]
+    pub pool: Option<Pool>,
+}
+
+/// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
+/// pass, `local` lets each node enforce the quota alone with its share of the limit. Of several quotas, any `deny`
+/// wins.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnFailure {
+    #[default]
+    Deny,
+    Allow,
+    Local,
+}
+
+/// A counter shared by priority.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pool {
+    /// The shares of the tiers' priorities 1 (low, or none), 2, 3 and 4 (critical), in percent of the limit: what is
+    /// theirs while all demand theirs. What one does not demand is lent to the others. At most 100 in all.
+    pub shares: [Share; 4],
+}
+
+/// A whole number of percent from 0 to 100.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct Share(#[schemars(range(max = 100))] pub u8);
+
+/// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Per {
+    Trailing(Length),
+    Calendar(Calendar),
+}
+
+/// Calendar periods, such as days from midnight to midnight.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Calendar {
+    /// The unit.
+    pub calendar: CalendarUnit,
+    /// The time zone; UTC unless given.
+    #[serde(default)]
+    #[schemars(with = "Zone")]
+    pub zone: Option<Zone>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CalendarUnit {
+    Second,
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+/// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Limit {
+    Finite(#[schemars(range(max = 9_007_199_254_740_991_u64))] u64),
+    Unlimited(Unlimited),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unlimited {
+    Unlimited,
+}
+
+/// A limit of one account or one key. It replaces the limit of the quota with the same unit and
+/// window, or adds a quota where there is none.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Override {
+    /// Only for this resource, or for those that match a wildcard.
+    #[serde(default)]
+    #[schemars(with = "ResourceName")]
+    pub resource: Option<ResourceName>,
+    /// What is counted.
+    pub unit: Word,
+    /// The window; `concurrent_requests` have none.
+    #[serde(default)]
+    #[schemars(with = "Per")]
+    pub per: Option<Per>,
+    /// How much fits in a window.
+    pub limit: Limit,
+    /// Only the quota of this scope. A counter that several accounts share is only meant if its scope
+    /// is given.
+    #[serde(default)]
+    #[schemars(with = "Scope")]
+    pub scope: Option<Scope>,
+}

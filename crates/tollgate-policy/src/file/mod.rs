@@ -1,0 +1,137 @@
+//! The format of policy files: reading YAML with its lines, checking its structure, and the types of what it says. Every
+//! mistake is reported with its place, its line, and what would be right.
+
+use std::{fmt, path::Path};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use crate::{
+    policy::{Place, draft::OverrideDraft},
+    redaction::{self, shown_path},
+};
+
+mod accounts;
+pub(crate) mod bootstrap;
+pub(crate) mod draft;
+pub(crate) mod format;
+pub(crate) mod structure;
+pub(crate) mod yaml;
+
+pub use accounts::AccountRules;
+pub use bootstrap::{BootstrapAccount, BootstrapKey, not_a_segment, parse_time};
+pub(crate) use draft::length_ms;
+pub use format::{SelfService, schema};
+pub(crate) use format::{dialect, uploads};
+
+/// Everything that is wrong with a policy file, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyErrors {
+    /// The file, as it was named.
+    pub file: String,
+    /// The mistakes; at least one.
+    pub errors: Vec<PolicyError>,
+    /// Whether the file system did not answer, so that it is not known what the file says.
+    pub stuck: bool,
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyError {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// Where in the structure of the file.
+    pub place: Place,
+    /// What is wrong, and what would be right.
+    pub message: String,
+    /// The place and the message without what may be a secret in the wrong place, for logs.
+    pub redacted: String,
+}
+
+impl PolicyError {
+    /// A mistake whose place and message repeat nothing of the file.
+    pub fn new(line: usize, place: Place, message: String) -> Self {
+        let redacted = placed(&place, &message);
+        Self { line, place, message, redacted }
+    }
+}
+
+pub(crate) fn placed(place: &impl fmt::Display, message: &str) -> String {
+    let place = place.to_string();
+    if place.is_empty() { message.to_owned() } else { format!("{place}: {message}") }
+}
+
+impl PolicyErrors {
+    /// A line for each mistake, as its `Display` has it, without what may be a secret in the wrong place.
+    pub fn redacted(&self) -> String {
+        let file = shown_path(Path::new(&self.file));
+        let lines = self.errors.iter().map(|error| format!("{file}:{}: {}", error.line, error.redacted));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl fmt::Display for PolicyErrors {
+    /// A line for each mistake: `venice.yaml:12: tiers.paid.quotas[0].limit: must be …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, PolicyError { line, place, message, .. }) in self.errors.iter().enumerate() {
+            let newline = if at == 0 { "" } else { "\n" };
+            write!(f, "{newline}{}:{line}: {}", self.file, placed(place, message))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PolicyErrors {}
+
+/// The draft of an override that was written in the format of policy files, if it can be read.
+pub fn read_override(written: &Value) -> Option<OverrideDraft> {
+    serde_json::from_value(written.clone()).ok().map(|over| draft::of_override(&over))
+}
+
+/// What is wrong with the structure of an override in the format of policy files.
+pub fn check_override(written: &Value) -> Vec<(Place, String)> {
+    structure::check(written.clone(), &format::override_schema()).mistakes
+}
+
+/// Reads YAML that somebody typed, or that is part of the program, with the same bounds.
+pub fn read_yaml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let document = yaml::read(text, "it must hold something")
+        .map_err(|error| format!("line {}: {}", error.line, error.message))?;
+    serde_json::from_value(document.value).map_err(|error| error.to_string())
+}
+
+/// Reads a YAML file of another kind with the same bounds: a map with these keys, some of them perhaps within others. What
+/// stands in the file is not repeated, as it may be a secret in the wrong place. `what` says what the file should be.
+pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&str) -> bool) -> Result<T, String> {
+    let document = yaml::read(text, what).map_err(|error| format!("line {}: {}", error.line, error.message))?;
+    // A struct could be read from a list too, field by field.
+    if !document.value.is_object() {
+        return Err(format!("line 1: is no map; {what}"));
+    }
+    serde_path_to_error::deserialize(document.value).map_err(|error| {
+        let known = |segment: &&Segment| match segment {
+            Segment::Map { key } | Segment::Enum { variant: key } => is_key(key),
+            Segment::Seq { .. } | Segment::Unknown => true,
+        };
+        let place = error.path().iter().take_while(known).fold(String::new(), |place, segment| match segment {
+            Segment::Map { key } if !place.is_empty() => format!("{place}.{key}"),
+            segment => format!("{place}{segment}"),
+        });
+        let said = error.into_inner().to_string();
+        let said = match said.rsplit_once(", expected ") {
+            Some((found, expected)) if found.starts_with("unknown field") => {
+                let name = found.strip_prefix("unknown field `").and_then(|name| name.strip_suffix('`'));
+                let name = redaction::shown(name.unwrap_or_default());
+                format!("unknown field `{name}`, expected {expected}")
+            }
+            Some((_, expected)) => format!("must be {expected}"),
+            // These repeat nothing.
+            None if ["missing field ", "must be ", "invalid socket address"].iter().any(|s| said.starts_with(s)) => {
+                said
+            }
+            None => "is not right here".to_owned(),
+        };
+        placed(&place, &said)
+    })
+}

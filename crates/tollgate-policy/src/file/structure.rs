@@ -1,0 +1,266 @@
+//! The structure of a file against the schema: every mistake at once, said in the schema's words.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jsonschema::{
+    ValidationError,
+    error::{TypeKind, ValidationErrorKind},
+    paths::LocationSegment,
+};
+use serde_json::Value;
+
+use crate::policy::{Place, Step};
+
+/// What the schema says of a file.
+pub(crate) struct Checked {
+    pub(crate) mistakes: Vec<(Place, String)>,
+    /// The file without the keys that nothing knows, and without the items of lists that are wrong, so that
+    /// what is left can be checked for its meaning.
+    pub(crate) rest: Value,
+    /// What stood in the wrong place: values, and the names of keys that nothing knows.
+    pub(crate) wrong: Vec<Value>,
+    /// The items that were left out.
+    left_out: BTreeSet<Place>,
+}
+
+impl Checked {
+    /// Where a place of the rest stood in the file: items behind one that was left out have moved up.
+    pub(crate) fn original(&self, place: &Place) -> Place {
+        place.steps().iter().fold(Place::root(), |around, step| match step {
+            Step::Key(key) => around.at(&**key),
+            Step::Index(index) => {
+                let here = (0..).map(|index| around.at(index)).filter(|item| !self.left_out.contains(item));
+                here.into_iter().nth(*index).unwrap_or_else(|| around.at(*index))
+            }
+        })
+    }
+}
+
+/// Checks the structure of a file, or of a part of one.
+pub(crate) fn check(mut value: Value, schema: &Value) -> Checked {
+    let marked = &with_whole_numbers(schema);
+    let options = jsonschema::options().with_keyword(WHOLE, |_, _, _| Ok(Box::new(WholeNumber)));
+    let validator = match options.build(marked) {
+        Ok(validator) => validator,
+        Err(error) => {
+            let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
+            return Checked { mistakes, rest: value, wrong: Vec::new(), left_out: BTreeSet::new() };
+        }
+    };
+    let mut left_out = BTreeSet::new();
+    let mut mistakes = Vec::new();
+    let (mut unknown, mut wrong) = (Vec::new(), Vec::new());
+    let errors: Vec<ValidationError<'_>> = validator.iter_errors(&value).collect();
+    describe_all(&errors, schema, &mut mistakes);
+    for error in &errors {
+        if let ValidationErrorKind::PropertyNames { error } = error.kind() {
+            wrong.push(error.instance().clone().into_owned());
+        }
+        if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
+            wrong.extend(unexpected.iter().map(|key| Value::from(key.as_str())));
+            unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
+        } else {
+            wrong.push(error.instance().clone().into_owned());
+            left_out.extend(item_around(place_of(error)));
+        }
+    }
+    for (pointer, keys) in unknown {
+        if let Some(Value::Object(map)) = value.pointer_mut(&pointer) {
+            map.retain(|key, _| !keys.contains(key));
+        }
+    }
+    // From the back, so that those in front stay where they are.
+    for item in left_out.iter().rev() {
+        if let (Some(list), Some(Step::Index(index))) = (item.parent(), item.steps().last())
+            && let Some(Value::Array(items)) = find_mut(&mut value, &list)
+            && *index < items.len()
+        {
+            items.remove(*index);
+        }
+    }
+    Checked { mistakes, rest: value, wrong, left_out }
+}
+
+/// The keyword that stands beside `"type": "integer"`, by which JSON Schema takes `1000.0`, and so `1e3`, for an integer.
+const WHOLE: &str = "x-whole-number";
+
+/// The schema with [`WHOLE`] wherever it asks for an integer.
+fn with_whole_numbers(schema: &Value) -> Value {
+    match schema {
+        Value::Object(part) => {
+            let integer = |kind: &Value| kind == "integer";
+            let asks = part
+                .get("type")
+                .is_some_and(|kind| integer(kind) || kind.as_array().is_some_and(|kinds| kinds.iter().any(integer)));
+            let marked = part.iter().map(|(name, inner)| (name.clone(), with_whole_numbers(inner)));
+            Value::Object(marked.chain(asks.then(|| (WHOLE.to_owned(), Value::Bool(true)))).collect())
+        }
+        Value::Array(parts) => Value::Array(parts.iter().map(with_whole_numbers).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Refuses numbers without a fraction that are written as if they had one; what has one is no integer anyway.
+struct WholeNumber;
+
+impl<'i> jsonschema::Keyword<'i> for WholeNumber {
+    fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
+        if self.is_valid(instance) { Ok(()) } else { Err(ValidationError::custom("is written as a fraction")) }
+    }
+
+    fn is_valid(&self, instance: &'i Value) -> bool {
+        !instance.as_f64().is_some_and(|number| instance.is_f64() && number.fract() == 0.0)
+    }
+}
+
+/// The innermost item of a list that `place` lies in.
+fn item_around(place: Place) -> Option<Place> {
+    let mut around = std::iter::successors(Some(place), Place::parent);
+    around.find(|place| matches!(place.steps().last(), Some(Step::Index(_))))
+}
+
+fn find_mut<'a>(value: &'a mut Value, place: &Place) -> Option<&'a mut Value> {
+    place.steps().iter().try_fold(value, |value, step| match step {
+        Step::Key(key) => value.get_mut(key),
+        Step::Index(index) => value.get_mut(index),
+    })
+}
+
+/// Of a value that is wrong in several ways says the first: what is no whole number need not be said to be too large.
+fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+    let rank = |error: &ValidationError<'_>| match error.kind() {
+        ValidationErrorKind::Maximum { .. } | ValidationErrorKind::Minimum { .. } => 2,
+        ValidationErrorKind::Enum { .. } => 1,
+        _ => 0,
+    };
+    let mut first: HashMap<&str, u8> = HashMap::with_capacity(errors.len());
+    for error in errors {
+        let known = first.entry(error.instance_path().as_str()).or_insert(u8::MAX);
+        *known = rank(error).min(*known);
+    }
+    for error in errors {
+        if first.get(error.instance_path().as_str()) == Some(&rank(error)) {
+            describe(error, schema, mistakes);
+        }
+    }
+}
+
+fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+    let place = place_of(error);
+    let found = shown(error.instance());
+    let about = expected(error, schema);
+    let message = match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let known = known_keys(error, schema);
+            let said = |key: &String| (place.at(&**key), format!("is not known here; the keys are: {known}"));
+            mistakes.extend(unexpected.iter().map(said));
+            return;
+        }
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            // If the value has the type of just one branch, that branch was meant.
+            let meant = |branch: &&Vec<ValidationError<'static>>| {
+                !branch.iter().any(|inner| {
+                    inner.instance_path() == error.instance_path()
+                        && matches!(inner.kind(), ValidationErrorKind::Type { .. } | ValidationErrorKind::Enum { .. })
+                })
+            };
+            let mut branches = context.iter().filter(meant);
+            if let (Some(branch), None) = (branches.next(), branches.next()) {
+                describe_all(branch, schema, mistakes);
+                return;
+            }
+            format!("{found} is not right here; it should be: {about}")
+        }
+        ValidationErrorKind::Required { property } => {
+            format!("needs the key {}", property.as_str().unwrap_or_default())
+        }
+        ValidationErrorKind::Enum { options } => {
+            let options: Vec<String> = options.as_array().into_iter().flatten().map(shown).collect();
+            format!("{found} is not one of: {}", options.join(", "))
+        }
+        ValidationErrorKind::Custom { keyword, .. } if keyword == WHOLE => {
+            format!("{found} must be a whole number, such as 1000, written without a point or an exponent")
+        }
+        ValidationErrorKind::Constant { expected_value } => format!("{found} must be {}", shown(expected_value)),
+        ValidationErrorKind::Type { kind } => format!("{found} must be {}", type_names(kind)),
+        ValidationErrorKind::Pattern { .. }
+        | ValidationErrorKind::MinLength { .. }
+        | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {about}"),
+        ValidationErrorKind::Maximum { limit } => format!("{found} must be at most {limit}"),
+        ValidationErrorKind::Minimum { .. } if about != error.to_string() => {
+            format!("{found} is not right here; it should be: {about}")
+        }
+        ValidationErrorKind::Minimum { limit } => format!("{found} must be at least {limit}"),
+        ValidationErrorKind::MaxItems { limit } => format!("has too many items; at most {limit} fit"),
+        ValidationErrorKind::MinItems { limit } => format!("has too few items; at least {limit} must be there"),
+        ValidationErrorKind::MaxProperties { limit } => format!("has too many keys; at most {limit} fit"),
+        ValidationErrorKind::MinProperties { limit } => format!("has too few keys; at least {limit} must be there"),
+        ValidationErrorKind::UniqueItems => "names something twice; once is enough".to_owned(),
+        ValidationErrorKind::PropertyNames { error: inner } => {
+            let key = inner.instance().as_str().unwrap_or_default();
+            mistakes.push((place.at(key), format!("cannot be a name here; it should be: {}", expected(inner, schema))));
+            return;
+        }
+        _ => error.to_string(),
+    };
+    mistakes.push((place, message));
+}
+
+fn place_of(error: &ValidationError<'_>) -> Place {
+    let steps = error.instance_path().iter().map(|segment| match segment {
+        LocationSegment::Property(key) => Step::Key(key.to_string()),
+        LocationSegment::Index(index) => Step::Index(index),
+    });
+    steps.collect()
+}
+
+/// The part of the schema that holds the keyword that failed.
+fn around<'a>(error: &ValidationError<'_>, schema: &'a Value) -> Option<&'a Value> {
+    let (parent, _) = error.schema_path().as_str().rsplit_once('/')?;
+    schema.pointer(parent)
+}
+
+fn expected(error: &ValidationError<'_>, schema: &Value) -> String {
+    let description = around(error, schema).and_then(|part| part.get("description")).and_then(Value::as_str);
+    let Some(text) = description else { return error.to_string() };
+    let mut text = text.trim_end_matches('.').replace('\n', " ");
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    text
+}
+
+fn known_keys(error: &ValidationError<'_>, schema: &Value) -> String {
+    let properties = around(error, schema).and_then(|part| part.get("properties")).and_then(Value::as_object);
+    let keys: Vec<&str> = properties.into_iter().flat_map(|map| map.keys().map(String::as_str)).collect();
+    keys.join(", ")
+}
+
+/// A value as it can be read in one short line.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "a map".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) if text.chars().count() > 64 => {
+            format!("{:?}…", text.chars().take(64).collect::<String>())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn type_names(kind: &TypeKind) -> String {
+    let name = |kind: &str| match kind {
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "true or false",
+        "string" => "a string",
+        "array" => "a list",
+        "object" => "a map",
+        _ => "nothing",
+    };
+    match kind {
+        TypeKind::Single(kind) => name(&kind.to_string()).to_owned(),
+        TypeKind::Multiple(kinds) => kinds.iter().map(|kind| name(&kind.to_string())).collect::<Vec<_>>().join(" or "),
+    }
+}

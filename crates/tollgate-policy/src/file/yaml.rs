@@ -1,0 +1,127 @@
+//! YAML to JSON, remembering the line of every value.
+
+use std::collections::HashMap;
+
+use saphyr::{MarkedYaml, Scalar, YamlData, YamlLoader};
+use saphyr_parser::{Event, Parser, ScanError, SpannedEventReceiver as _};
+use serde_json::{Map, Value};
+
+use super::PolicyError;
+use crate::{policy::Place, redaction::shown_place};
+
+/// The most values and keys a file may have, aliases expanded.
+const MAX_NODES: usize = 100_000;
+
+/// The deepest nesting; the format itself needs less than half of it.
+const MAX_DEPTH: usize = 24;
+
+/// A file as JSON, and where everything in it stood.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) value: Value,
+    pub(crate) lines: Lines,
+}
+
+/// The line of every value; for a value in a map, that of its key.
+#[derive(Debug, Default)]
+pub(crate) struct Lines(HashMap<Place, usize>);
+
+impl Lines {
+    /// The line of `place`, or of the nearest place around it that exists.
+    pub(crate) fn line_of(&self, place: &Place) -> usize {
+        let mut around = std::iter::successors(Some(place.clone()), Place::parent);
+        around.find_map(|place| self.0.get(&place).copied()).unwrap_or(1)
+    }
+}
+
+/// Reads the one document in `text`. `what` says what it should be.
+pub(crate) fn read(text: &str, what: &str) -> Result<Document, PolicyError> {
+    let mut documents = documents(text)?;
+    let root = match (documents.pop(), documents.is_empty()) {
+        (Some(root), true) => root,
+        (None, _) => {
+            return Err(error(1, Place::root(), &format!("is empty; {what}")));
+        }
+        (Some(second), false) => {
+            let line = second.span.start.line();
+            return Err(error(line, Place::root(), "holds several documents (`---`); it must hold one"));
+        }
+    };
+    let mut lines = Lines::default();
+    lines.0.insert(Place::root(), root.span.start.line());
+    let value = value_of(&root, &Place::root(), &mut lines)?;
+    Ok(Document { value, lines })
+}
+
+/// Parses event by event, as the parser's own loader recurses, and its input may nest as it likes.
+fn documents(text: &str) -> Result<Vec<MarkedYaml<'_>>, PolicyError> {
+    let mut loader = YamlLoader::<MarkedYaml<'_>>::default();
+    loader.alias_limit(MAX_NODES);
+    let (mut nodes, mut depth) = (0_usize, 0_usize);
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|scan| syntax(&scan))?;
+        match event {
+            Event::MappingStart(..) | Event::SequenceStart(..) => depth += 1,
+            Event::MappingEnd | Event::SequenceEnd => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        nodes += 1;
+        if depth > MAX_DEPTH || nodes > MAX_NODES {
+            let message = format!("is too large: at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep");
+            return Err(error(span.start.line(), Place::root(), &message));
+        }
+        loader.on_event(event, span);
+        if let Some(scan) = loader.error() {
+            return Err(syntax(scan));
+        }
+    }
+    Ok(loader.into_documents())
+}
+
+fn value_of(node: &MarkedYaml<'_>, place: &Place, lines: &mut Lines) -> Result<Value, PolicyError> {
+    let wrong = |message: &str| Err(error(node.span.start.line(), place.clone(), message));
+    match &node.data {
+        YamlData::Value(Scalar::Null) => Ok(Value::Null),
+        YamlData::Value(Scalar::Boolean(value)) => Ok((*value).into()),
+        YamlData::Value(Scalar::Integer(value)) => Ok((*value).into()),
+        YamlData::Value(Scalar::FloatingPoint(value)) => match serde_json::Number::from_f64(value.into_inner()) {
+            Some(number) => Ok(Value::Number(number)),
+            None => wrong("must be a finite number"),
+        },
+        YamlData::Value(Scalar::String(value)) => Ok(value.as_ref().into()),
+        YamlData::Sequence(items) => {
+            let mut values = Vec::with_capacity(items.len());
+            for (at, item) in items.iter().enumerate() {
+                let place = place.at(at);
+                lines.0.insert(place.clone(), item.span.start.line());
+                values.push(value_of(item, &place, lines)?);
+            }
+            Ok(Value::Array(values))
+        }
+        YamlData::Mapping(entries) => {
+            let mut map = Map::with_capacity(entries.len());
+            for (key, value) in entries {
+                let line = key.span.start.line();
+                let YamlData::Value(Scalar::String(name)) = &key.data else {
+                    return Err(error(line, place.clone(), "has a key that is not a string; put it in quotes"));
+                };
+                let place = place.at(&**name);
+                lines.0.insert(place.clone(), line);
+                map.insert(name.to_string(), value_of(value, &place, lines)?);
+            }
+            Ok(Value::Object(map))
+        }
+        YamlData::Tagged(..) | YamlData::Representation(..) | YamlData::Alias(_) | YamlData::BadValue => {
+            wrong("is not plain YAML; write it without a tag")
+        }
+    }
+}
+
+fn syntax(scan: &ScanError) -> PolicyError {
+    error(scan.marker().line(), Place::root(), &format!("is not YAML: {}", scan.info()))
+}
+
+fn error(line: usize, place: Place, message: &str) -> PolicyError {
+    let redacted = super::placed(&shown_place(&place), message);
+    PolicyError { line, place, message: message.to_owned(), redacted }
+}

@@ -1,0 +1,21 @@
+//! Policies: what one platform's policy file says, and what follows from it.
+//!
+//! [`file`] is the format, [`LoadedPolicy::parse`] checks all of it at once, and [`Policy`] is what is compiled from it: a lookup from a call to
+//! its claims. [`decision`] merges what a store answers into the one decision about a call, and [`dialect`] makes of that
+//! the answer that the platform's customers see.
+//!
+//! It may know `tollgate-core`, serde, and the crates that read YAML and JSON Schema. It must not know a socket, a file
+//! system, a clock, a store, or a protocol: texts come in, values go out.
+
+pub mod api_key;
+pub mod decision;
+pub mod dialect;
+pub mod file;
+mod loaded;
+mod policy;
+pub mod reason;
+pub mod redaction;
+pub mod uploads;
+
+pub use loaded::LoadedPolicy;
+pub use policy::*;

@@ -1,0 +1,123 @@
+//! A policy file, checked and compiled: everything that a node needs of it.
+
+use std::{collections::HashSet, sync::Arc};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    dialect::Dialects,
+    file::{
+        AccountRules, BootstrapAccount, PolicyError, PolicyErrors, SelfService, bootstrap, draft, format, placed,
+        structure, yaml,
+    },
+    policy::{Place, Policy},
+    redaction::{self, Redactor},
+    uploads::Uploads,
+};
+
+/// The most bytes that a policy file may have.
+const MAX_POLICY_BYTES: usize = 1 << 20;
+
+/// A policy file that holds.
+#[derive(Debug)]
+pub struct LoadedPolicy {
+    /// The compiled policy.
+    pub policy: Arc<Policy>,
+    /// 48 bits of the SHA-256 of what the file says, whatever its comments and its layout: the same on nodes that go by
+    /// the same.
+    pub fingerprint: u64,
+    /// The accounts and keys that the file brings along.
+    pub bootstrap: Vec<BootstrapAccount>,
+    /// What it says of accounts in the store.
+    pub accounts: AccountRules,
+    /// How its decisions are rendered.
+    pub dialects: Dialects,
+    /// How large uploads may be.
+    pub uploads: Uploads,
+    /// How its callers read their limits.
+    pub self_service: SelfService,
+}
+
+impl LoadedPolicy {
+    /// Checks the text of a policy file. `file` only names it in errors.
+    pub fn parse(file: &str, text: &str) -> Result<Self, PolicyErrors> {
+        check(text).map_err(|mut errors| {
+            errors.sort_by_key(|error| error.line);
+            PolicyErrors { file: file.to_owned(), errors, stuck: false }
+        })
+    }
+}
+
+fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
+    if text.len() > MAX_POLICY_BYTES {
+        return Err(vec![at_start(format!("is too large; a policy file has at most {MAX_POLICY_BYTES} bytes"))]);
+    }
+    let what = "a policy is a map with the keys `version`, `domain`, …";
+    let yaml::Document { value, lines } = yaml::read(text, what).map_err(|error| vec![error])?;
+    let schema = format::schema();
+    let mut redactor = Redactor::of(&value, &schema);
+    let secrets = redaction::secrets_in(&value);
+    let checked = structure::check(value, &schema);
+    redactor.add(&checked.wrong);
+    let mut errors = checked.mistakes.clone();
+    errors.extend(
+        secrets.into_iter().map(|place| (place, "holds a secret itself; only its hash may stand in a file".to_owned())),
+    );
+    // What is left after a structural mistake may be checked further, if it can still be read.
+    match serde_json::from_value::<format::PolicyFile>(checked.rest.clone()) {
+        Ok(file) => match compile(file, &checked.rest) {
+            Ok(loaded) if errors.is_empty() => return Ok(loaded),
+            Ok(_) => {}
+            Err(found) => {
+                let known: HashSet<Place> = errors.iter().map(|(place, _)| place.clone()).collect();
+                let found = found.into_iter().map(|(place, message)| (checked.original(&place), message));
+                errors.extend(found.filter(|(place, _)| !known.contains(place)));
+            }
+        },
+        Err(error) if errors.is_empty() => errors.push((Place::root(), format!("cannot be understood: {error}"))),
+        Err(_) => {}
+    }
+    Err(errors
+        .into_iter()
+        .map(|(place, message)| {
+            let redacted = placed(&redactor.place(&place), &redactor.message(&message));
+            PolicyError { line: lines.line_of(&place), place, message, redacted }
+        })
+        .collect())
+}
+
+fn compile(file: format::PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Place, String)>> {
+    let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, promotions, keys, .. } = file.clone();
+    let is_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
+    let self_service = self_service.unwrap_or(if is_venice { SelfService::Venice } else { SelfService::Plain });
+    // Names are checked against what the file says of them, also where some of that is wrong.
+    let (policy, wrong) = Policy::compile_in_part(&draft::of(file));
+    let wrong = wrong.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>();
+    let bootstrap = bootstrap::check(&bootstrap, &written["bootstrap"]["accounts"], &policy);
+    let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), &policy);
+    let uploads = Uploads::of(&uploads, &policy);
+    let accounts = AccountRules::of(&keys, promotions, &policy);
+    match (bootstrap, accounts, dialects, uploads) {
+        (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
+            let (policy, fingerprint) = (Arc::new(policy), fingerprint(written));
+            Ok(LoadedPolicy { policy, fingerprint, bootstrap, accounts, dialects, uploads, self_service })
+        }
+        (bootstrap, accounts, dialects, uploads) => {
+            let mistakes = [Some(wrong), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];
+            Err(mistakes.into_iter().flatten().flatten().collect())
+        }
+    }
+}
+
+fn fingerprint(written: &Value) -> u64 {
+    let hash = Sha256::digest(written.to_string());
+    hash.iter().take(6).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+fn at_start(message: String) -> PolicyError {
+    PolicyError::new(1, Place::root(), message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! Abuse rules: who fails too often is blocked for a while.
+//!
+//! A rule counts failures over a trailing window, and keeps blocks beside them: a block is one entry in a
+//! window as long as the block, so that it ends by itself, and a limit of one, so that nothing lengthens it.
+//! Every call carries a [guard](Watch::guard), judged in the same step as its quotas.
+
+use std::{fmt::Write, ops::RangeInclusive, sync::Arc};
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Claim, ClaimStatus, Effect, Fit, LedgerKey, Partition},
+    time::Timestamp,
+    window::{SlidingWindow, Span},
+};
+
+use crate::policy::{
+    Attribute, Chain, CompileError, Place, Problem, Scope,
+    builder::Builder,
+    draft::{AbuseRuleDraft, Draft},
+};
+
+/// The most rules a policy may have.
+pub const MAX_ABUSE_RULES: usize = 8;
+
+/// The name of the rule about failed authentications.
+pub const AUTHENTICATION: &str = "authentication";
+
+/// More than `limit` failures within `window` block for the length of `block`.
+#[derive(Clone, Debug)]
+pub struct AbuseRule {
+    /// Its name, which names its counters too.
+    pub name: Arc<str>,
+    /// Which answers are failures.
+    pub statuses: Statuses,
+    /// Whether a call that the quotas refuse is a failure, if its status is.
+    pub counts_refusals: bool,
+    /// So many failures are borne.
+    pub limit: Amount,
+    /// Over which window failures are counted.
+    pub window: SlidingWindow,
+    /// How long a block lasts.
+    pub block: SlidingWindow,
+    /// Whose failures are counted together, and who is blocked.
+    pub scope: Arc<Scope>,
+    /// Whether it only says whom it would refuse.
+    pub shadow: bool,
+    message: Template,
+    failures: UnitId,
+    blocks: UnitId,
+}
+
+/// A block that is on.
+#[derive(Clone, Copy, Debug)]
+pub struct Block<'a> {
+    /// The rule that was broken.
+    pub rule: &'a AbuseRule,
+    /// The first moment when calls pass again.
+    pub until: Timestamp,
+}
+
+impl Block<'_> {
+    /// What the blocked caller is told at `now`.
+    pub fn message(&self, now: Timestamp) -> String {
+        self.rule.message(self.until.ms_since(now))
+    }
+}
+
+/// A rule, and the ledger where it counts one caller's failures.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch<'a> {
+    /// The rule.
+    pub rule: &'a AbuseRule,
+    /// Where it counts.
+    pub ledger: LedgerKey,
+}
+
+/// A set of HTTP statuses from 100 to 599.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statuses(SmallVec<[RangeInclusive<u16>; 2]>);
+
+impl AbuseRule {
+    /// A rule about failed authentications, by client address.
+    ///
+    /// # Errors
+    /// What is wrong with the draft.
+    pub fn about_addresses(draft: &AbuseRuleDraft) -> Result<Self, Vec<CompileError>> {
+        let mut builder = Builder::new(&Draft::default());
+        let rule = builder.authentication_rule(draft, &Place::root());
+        rule.ok_or(builder.errors)
+    }
+
+    /// What a blocked caller is told; `wait_ms` is how long the block still lasts. Seconds are rounded up.
+    pub fn message(&self, wait_ms: u64) -> String {
+        let mut text = String::new();
+        for piece in &self.message.0 {
+            let number = match piece {
+                Piece::Text(fixed) => {
+                    text.push_str(fixed);
+                    continue;
+                }
+                Piece::Limit => self.limit.get(),
+                Piece::WindowSeconds => u64::from(self.window.ms()).div_ceil(1000),
+                Piece::BlockSeconds => u64::from(self.block.ms()).div_ceil(1000),
+                Piece::WaitSeconds => wait_ms.div_ceil(1000),
+            };
+            let _ = write!(text, "{number}");
+        }
+        text
+    }
+
+    /// The counters of the rule in `domain` for whoever has these values, and whose account, if the rule asks for one,
+    /// lives in `account`. `None` if the scope names an attribute without a value: there is nobody to hold the failure
+    /// against.
+    pub fn watch<'v>(
+        &self,
+        domain: &str,
+        account: Partition,
+        value: impl Fn(&Attribute) -> Option<&'v str>,
+    ) -> Option<Watch<'_>> {
+        let ledger = self.scope.ledger(domain, account, false, |attribute| value(attribute).ok_or(())).ok()?;
+        Some(Watch { rule: self, ledger })
+    }
+
+    /// What the rule counts, for the weight of ledgers.
+    pub(super) fn counters(&self) -> [(SlidingWindow, UnitId); 2] {
+        [(self.window, self.failures), (self.block, self.blocks)]
+    }
+}
+
+impl<'a> Watch<'a> {
+    /// Refuses while a block is on; never charged.
+    pub fn guard(&self) -> Claim {
+        let block = self.block();
+        let limit = if self.rule.shadow { Limit::Unlimited } else { block.limit };
+        Claim { effect: Effect::Judge, limit, ..block }
+    }
+
+    /// One failure, to be charged unless a block is on, and whether one is: of a shadow rule too.
+    pub fn failure(&self) -> [Claim; 2] {
+        let failure = Claim {
+            ledger: self.ledger,
+            span: Span::Sliding(self.rule.window),
+            unit: self.rule.failures,
+            cost: Amount::from(1),
+            limit: Limit::Unlimited,
+            effect: Effect::Charge,
+        };
+        [failure, Claim { effect: Effect::Judge, ..self.block() }]
+    }
+
+    /// A block, to be charged if none is on.
+    pub fn block(&self) -> Claim {
+        Claim {
+            ledger: self.ledger,
+            span: Span::Sliding(self.rule.block),
+            unit: self.rule.blocks,
+            cost: Amount::from(1),
+            limit: Limit::Finite(Amount::from(1)),
+            effect: Effect::Charge,
+        }
+    }
+
+    /// The block that a guard of this rule ran into.
+    pub fn block_of(&self, guard: &ClaimStatus) -> Option<Block<'a>> {
+        block_of(self.rule, guard)
+    }
+}
+
+/// The block that a guard of `rule` ran into.
+pub(crate) fn block_of<'a>(rule: &'a AbuseRule, guard: &ClaimStatus) -> Option<Block<'a>> {
+    match guard.fit {
+        Fit::At(until) => Some(Block { rule, until }),
+        Fit::Now | Fit::Never => None,
+    }
+}
+
+impl Statuses {
+    /// Whether `status` is one of them.
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&status))
+    }
+}
+
+/// Text with the numbers of a rule in it.
+#[derive(Clone, Debug)]
+struct Template(Vec<Piece>);
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Text(String),
+    Limit,
+    WindowSeconds,
+    BlockSeconds,
+    WaitSeconds,
+}
+
+impl Template {
+    fn parse(mut text: &str) -> Result<Self, Problem> {
+        let mut pieces = Vec::new();
+        while let Some((before, rest)) = text.split_once('{') {
+            let (name, after) = rest.split_once('}').unwrap_or((rest, ""));
+            let piece = match name {
+                "limit" => Piece::Limit,
+                "window_seconds" => Piece::WindowSeconds,
+                "block_seconds" => Piece::BlockSeconds,
+                "wait_seconds" => Piece::WaitSeconds,
+                other => return Err(Problem::Placeholder(other.to_owned())),
+            };
+            pieces.extend([Piece::Text(before.to_owned()), piece]);
+            text = after;
+        }
+        pieces.push(Piece::Text(text.to_owned()));
+        Ok(Self(pieces))
+    }
+}
+
+const MESSAGE: &str = "Too many failed attempts (> {limit}) resulting in a non-success status code. \
+                       Please wait {block_seconds}s and try again.";
+const AUTHENTICATION_MESSAGE: &str =
+    "Too many failed attempts (> {limit}) to authenticate. Please wait {block_seconds}s and try again.";
+
+impl Builder {
+    /// The rules, and the one about failed authentications.
+    pub(super) fn abuse(&mut self, draft: &Draft, place: &Place) -> (Vec<AbuseRule>, Option<AbuseRule>) {
+        let of_rules = place.at("rules");
+        if draft.abuse.rules.len() > MAX_ABUSE_RULES {
+            self.error(of_rules.clone(), Problem::TooManyAbuseRules);
+        }
+        let mut rules = Vec::with_capacity(draft.abuse.rules.len());
+        for (name, draft) in &draft.abuse.rules {
+            let place = of_rules.at(&**name);
+            if name == AUTHENTICATION {
+                self.error(place.clone(), Problem::ReservedRule);
+            }
+            let scope = self.scope(draft.scope.as_deref(), Chain::Account, &place);
+            rules.extend(self.rule_in(name, draft, scope, MESSAGE, &place).map(|rule| (rule, place)));
+        }
+        let place = place.at(AUTHENTICATION);
+        let authentication = draft.abuse.authentication.as_ref();
+        let authentication = authentication.and_then(|draft| self.authentication_rule(draft, &place));
+        self.no_clash(rules.iter().map(|(rule, place)| (rule, place)).chain(authentication.iter().zip([&place])));
+        (rules.into_iter().map(|(rule, _)| rule).collect(), authentication)
+    }
+
+    fn authentication_rule(&mut self, draft: &AbuseRuleDraft, place: &Place) -> Option<AbuseRule> {
+        let scope = self.scope(Some(&["ip".to_owned()]), Chain::Account, place);
+        self.rule_in(AUTHENTICATION, draft, scope, AUTHENTICATION_MESSAGE, place)
+    }
+
+    fn rule_in(
+        &mut self,
+        name: &str,
+        draft: &AbuseRuleDraft,
+        scope: Option<Arc<Scope>>,
+        message: &str,
+        place: &Place,
+    ) -> Option<AbuseRule> {
+        let mut statuses = SmallVec::new();
+        for (at, range) in draft.statuses.iter().enumerate() {
+            if range.is_empty() {
+                self.error(place.at("statuses").at(at), Problem::EmptyRange(*range.start(), *range.end()));
+            }
+            statuses.push(range.clone());
+        }
+        if statuses.is_empty() {
+            statuses.push(400..=599);
+        }
+        let limit = self.checked(Amount::try_from(draft.limit), place.at("limit"));
+        let window = self.checked(SlidingWindow::from_ms(draft.per_ms), place.at("per"));
+        let block = self.checked(SlidingWindow::from_ms(draft.block_ms), place.at("block"));
+        let message = self.checked(Template::parse(draft.message.as_deref().unwrap_or(message)), place.at("message"));
+        // No unit of a policy has a dot in its name.
+        let unit = |of: &str| UnitId::of(&format!("{of}.{name}"));
+        Some(AbuseRule {
+            name: name.into(),
+            statuses: Statuses(statuses),
+            counts_refusals: draft.counts_refusals,
+            limit: limit?,
+            window: window?,
+            block: block?,
+            scope: scope?,
+            shadow: self.shadow && name != AUTHENTICATION,
+            message: message?,
+            failures: unit("failures"),
+            blocks: unit("blocks"),
+        })
+    }
+
+    /// Rules whose counters would share a column with another counter of the policy.
+    fn no_clash<'a>(&mut self, rules: impl Iterator<Item = (&'a AbuseRule, &'a Place)>) {
+        let mut taken: Vec<(UnitId, Arc<str>)> = self.units.iter().map(|unit| (unit.id, unit.name.clone())).collect();
+        for (rule, place) in rules {
+            for unit in [rule.failures, rule.blocks] {
+                if let Some((_, other)) = taken.iter().find(|(known, _)| *known == unit) {
+                    let problem = Problem::UnitClash(rule.name.to_string(), other.to_string());
+                    self.error(place.clone(), problem);
+                }
+                taken.push((unit, rule.name.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What can be wrong with a policy, and where.
+
+use std::fmt;
+
+use tollgate_core::{
+    amount::AmountTooLarge,
+    reservation::MAX_SLOTS,
+    window::{BadWindowLength, UnknownTimeZone},
+};
+
+use crate::policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, pool::MAX_POOLS, quota::MAX_PLAN};
+
+/// One mistake in a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct CompileError {
+    /// Where in the draft.
+    pub place: Place,
+    /// What is wrong, and what would be right.
+    pub problem: Problem,
+}
+
+/// What is wrong, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A name that nothing in the policy has.
+    #[error("there is no {what} {name:?}; there is: {known}")]
+    Unknown {
+        /// What kind of thing is missing.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The first names that would be right.
+        known: String,
+    },
+    /// Two units of one id.
+    #[error("{0:?} is counted in the same column as {1:?}; rename one of the two units")]
+    UnitClash(String, String),
+    /// A window of an impossible length.
+    #[error(transparent)]
+    Window(#[from] BadWindowLength),
+    /// A time zone that does not exist.
+    #[error(transparent)]
+    TimeZone(#[from] UnknownTimeZone),
+    /// A limit beyond counting.
+    #[error("{0}; write `unlimited` for no limit")]
+    Limit(#[from] AmountTooLarge),
+    /// A quota without a window.
+    #[error("is required: how long the window is; only concurrent_requests have none")]
+    NoWindow,
+    /// A window for concurrent requests.
+    #[error("concurrent_requests have no window; leave it out")]
+    ConcurrentWindow,
+    /// More concurrent requests than can be held, or no limit.
+    #[error("concurrent_requests need a limit, of at most {MAX_SLOTS}; leave the quota out where there is none")]
+    TooManySlots,
+    /// A unit that is there already.
+    #[error("{0:?} is always there; leave it out")]
+    BuiltInUnit(String),
+    /// An estimate of nothing, or of too much.
+    #[error("needs from 1 to {0} inputs")]
+    Inputs(usize),
+    /// An estimate that names an input twice.
+    #[error("{0:?} is named twice; once is enough")]
+    RepeatedInput(String),
+    /// A default that is cut at once.
+    #[error("is above `at_most`")]
+    DefaultAboveMost,
+    /// A priority that does not exist.
+    #[error("must be from 1 (low) to 4 (critical)")]
+    Priority,
+    /// A name or wildcard that cannot be.
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+    /// A rule of a tier, or an override, that can never apply.
+    #[error("{0:?} matches none of `resources`; name one of them, or a wildcard that covers one")]
+    CoversNothing(String),
+    /// A scope without attributes.
+    #[error("needs at least one attribute, such as account, api_key or resource")]
+    EmptyScope,
+    /// A scope that names an attribute twice.
+    #[error("names {0:?} twice; once is enough")]
+    RepeatedAttribute(String),
+    /// A scope of the key's chain where one of the account's must be, or the other way round.
+    #[error("{}", if *.key { "must contain api_key; quotas without it are the account's" } else { "must not contain api_key; quotas with it are the key's" })]
+    OtherChain {
+        /// Whether the scope must be of the key's chain.
+        key: bool,
+    },
+    /// Two quotas that are one counter.
+    #[error("has the same unit, window and scope as number {0} of this list (counted from 0); keep one of the two")]
+    SameCounter(usize),
+    /// No rule speaks for the resource.
+    #[error("no rule gives it quotas in tier {0:?}; write `quotas: []` where it is not limited")]
+    NoRule(String),
+    /// More quotas than a call may have.
+    #[error("has {0} quotas in tier {1:?}; at most {MAX_PLAN} can apply to one call")]
+    TooManyQuotas(usize, String),
+    /// More overrides than fit.
+    #[error("at most {MAX_OVERRIDES} overrides fit")]
+    TooManyOverrides,
+    /// Overrides that could add more quotas than fit.
+    #[error("at most {0} different counters (unit, window and scope) can be overridden")]
+    TooManyOverriddenCounters(usize),
+    /// A range of statuses that holds none.
+    #[error("{0}-{1} holds no status; write the smaller one first")]
+    EmptyRange(u16, u16),
+    /// A placeholder that nothing stands for.
+    #[error("{{{0}}} stands for nothing; there is: {{limit}}, {{window_seconds}}, {{block_seconds}}, {{wait_seconds}}")]
+    Placeholder(String),
+    /// A rule with the name of the rule about failed authentications.
+    #[error("is the name of the rule about failed authentications; choose another")]
+    ReservedRule,
+    /// More abuse rules than a call may be guarded by.
+    #[error("at most {MAX_ABUSE_RULES} rules fit")]
+    TooManyAbuseRules,
+    /// A pool that no two accounts share.
+    #[error(
+        "has the scope [{0}], which is one account's own; a pool needs a scope without account and api_key, such as [resource]"
+    )]
+    PrivatePool(String),
+    /// A pool of slots.
+    #[error("slots cannot be shared by priority; give the pool a unit that is counted over a window")]
+    PoolOfSlots,
+    /// Shares that are no shares.
+    #[error("the shares add up to {0} percent; it must be from 1 to 100")]
+    Shares(u32),
+    /// More pools than one call may draw from.
+    #[error("has {0} pools in tier {1:?}; one call can draw from {MAX_POOLS} at most")]
+    TooManyPools(usize, String),
+    /// A scope that would not fit in the store.
+    #[error(
+        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (in each window 4, 2 for \
+         requests and each thing that an abuse rule counts, 4 for any other unit, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
+    )]
+    LedgerTooLarge {
+        /// The scope.
+        scope: String,
+        /// What it weighs.
+        weight: usize,
+        /// What it may weigh.
+        most: usize,
+    },
+}
+
+/// A place in a policy: the keys and indexes that lead there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place(Vec<Step>);
+
+/// One step into a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// Into a map.
+    Key(String),
+    /// Into a list, counted from 0.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl Place {
+    /// The whole policy.
+    pub const fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The place one step further in.
+    #[must_use]
+    pub fn at(&self, step: impl Into<Step>) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step.into());
+        Self(steps)
+    }
+
+    /// The steps from the root.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
+    /// The place one step back; `None` at the root.
+    pub fn parent(&self) -> Option<Self> {
+        let (_, before) = self.0.split_last()?;
+        Some(Self(before.to_vec()))
+    }
+}
+
+impl FromIterator<Step> for Place {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+        Self(steps.into_iter().collect())
+    }
+}
+
+impl fmt::Display for Place {
+    /// `tiers.paid.quotas[0].limit`; keys with other characters than letters, digits, `_` and `-`
+    /// are quoted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) => {
+                    let dot = if at == 0 { "" } else { "." };
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    if !key.is_empty() && key.chars().all(plain) {
+                        write!(f, "{dot}{key}")?;
+                    } else {
+                        write!(f, "{dot}{key:?}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

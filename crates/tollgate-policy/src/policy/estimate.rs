@@ -1,0 +1,116 @@
+//! Estimates: what a call will use, before that is known.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use tollgate_core::amount::{Amount, Limit, UnitId};
+
+use crate::policy::{
+    Place, Problem, Resolved, Resource, Usage,
+    builder::Builder,
+    draft::{EstimatesDraft, InputDraft},
+};
+
+/// The most inputs that one estimate adds up.
+const MAX_INPUTS: usize = 8;
+
+/// How much of a unit a reservation takes where the call does not say: the sum of what its inputs say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Of what.
+    pub unit: UnitId,
+    inputs: Vec<Input>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Input {
+    name: Arc<str>,
+    default: u64,
+    at_most: u64,
+}
+
+impl Estimate {
+    fn of(&self, given: &impl Fn(&str) -> Option<u64>) -> u64 {
+        let amount = |input: &Input| given(&input.name).unwrap_or(input.default).min(input.at_most);
+        self.inputs.iter().map(amount).fold(0, u64::saturating_add)
+    }
+}
+
+impl Resolved<'_> {
+    /// The usage of a reservation: what the call says, and for units of which it says nothing the estimate of the
+    /// policy from the call's `inputs`. An estimate is at most the smallest limit that it is judged by, so that no
+    /// call is refused for ever by what it never said.
+    #[must_use]
+    pub fn estimated(&self, mut usage: Usage, inputs: impl Fn(&str) -> Option<u64>) -> Usage {
+        for estimate in self.estimates() {
+            if usage.of(estimate.unit) > Amount::ZERO {
+                continue;
+            }
+            let limits = self.quotas().iter().filter(|active| active.quota.unit.id == estimate.unit);
+            let smallest = limits.filter_map(|active| match active.limit {
+                Limit::Finite(limit) => Some(limit.get()),
+                Limit::Unlimited => None,
+            });
+            // A limit of 0 means never, for one as for many.
+            let most = smallest.min().unwrap_or(Amount::MAX.get()).max(1);
+            let amount = Amount::try_from(estimate.of(&inputs).min(most)).unwrap_or(Amount::MAX);
+            usage.set(estimate.unit, amount);
+        }
+        usage
+    }
+}
+
+/// The names of all inputs, sorted.
+pub(super) fn inputs_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> Vec<Arc<str>> {
+    let estimates = resources.into_iter().flat_map(|resource| &resource.estimates);
+    let mut names: Vec<Arc<str>> = estimates.flat_map(|of| of.inputs.iter().map(|input| input.name.clone())).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+impl Builder {
+    /// The estimates found at `place`.
+    pub(super) fn estimates(&mut self, drafts: &EstimatesDraft, place: &Place) -> Vec<Estimate> {
+        let mut estimates = Vec::with_capacity(drafts.len());
+        for (name, inputs) in drafts {
+            let place = place.at(&**name);
+            let Some(unit) = self.units.iter().find(|unit| *unit.name == **name).cloned() else {
+                let known: Vec<String> = self.units.iter().map(|unit| unit.name.to_string()).collect();
+                self.unknown("unit", name, &known, place);
+                continue;
+            };
+            if inputs.is_empty() || inputs.len() > MAX_INPUTS {
+                self.error(place.clone(), Problem::Inputs(MAX_INPUTS));
+            }
+            for (at, input) in inputs.iter().enumerate() {
+                let place = place.at(at);
+                if inputs[..at].iter().any(|before| before.input == input.input) {
+                    self.error(place.at("input"), Problem::RepeatedInput(input.input.clone()));
+                }
+                if input.at_most.is_some_and(|most| input.default > most) {
+                    self.error(place.at("default"), Problem::DefaultAboveMost);
+                }
+            }
+            let input = |draft: &InputDraft| Input {
+                name: draft.input.as_str().into(),
+                default: draft.default,
+                at_most: draft.at_most.unwrap_or(u64::MAX),
+            };
+            estimates.push(Estimate { unit: unit.id, inputs: inputs.iter().map(input).collect() });
+        }
+        estimates
+    }
+
+    /// Adds those of `from` whose unit has no estimate yet.
+    pub(super) fn inherit(estimates: &mut Vec<Estimate>, from: &[Estimate]) {
+        for estimate in from {
+            if !estimates.iter().any(|known| known.unit == estimate.unit) {
+                estimates.push(estimate.clone());
+            }
+        }
+    }
+}
+
+/// The estimates of every class, by name.
+pub(super) type ClassEstimates = IndexMap<String, Vec<Estimate>>;

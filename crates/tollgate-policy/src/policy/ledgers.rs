@@ -1,0 +1,113 @@
+//! How large the ledgers of a policy can become. One scope's value in the store must fit in 64 KiB,
+//! and a sliding window takes room in it for its entries, whatever its limit. (What a pool keeps for its priorities has
+//! ledgers of its own, each with one window of four units, which fits.)
+
+use std::{collections::HashMap, sync::Arc};
+
+use tollgate_core::{
+    amount::UnitId,
+    window::{SlidingWindow, Window},
+};
+
+use crate::policy::{AbuseRule, Problem, Quota, Scope, quota::REQUESTS};
+
+/// The most that the sliding windows of one ledger may weigh: the bytes of an entry in each. The fullest log has 2,048
+/// entries, so that 30 are 61,440 bytes; the sums of 32 blocks and the header take less than 4 KiB more.
+const MAX_WEIGHT: usize = 30;
+/// What a window weighs: the time of an entry.
+const WINDOW: usize = 4;
+/// What is counted one by one weighs: requests, and what an abuse rule counts.
+const COUNT: usize = 2;
+/// What any other unit weighs in a window.
+const AMOUNT: usize = 4;
+
+/// What is counted in each ledger that a policy can name: for every scope, and for every resource if
+/// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
+/// and as some scopes are shared between accounts of several tiers.
+#[derive(Debug, Default)]
+pub(super) struct Ledgers {
+    counted: Vec<(Arc<Scope>, ByResource)>,
+}
+
+type ByResource = HashMap<Option<usize>, Counters>;
+type Counters = Vec<Counter>;
+
+/// A counter, and what its unit weighs.
+#[derive(Clone, Copy, Debug)]
+struct Counter {
+    window: SlidingWindow,
+    unit: UnitId,
+    weight: usize,
+}
+
+impl Ledgers {
+    /// Counts a quota of a resource.
+    pub(super) fn add(&mut self, quota: &Quota, resource: usize) {
+        count(self.counters_of(&quota.scope, resource), quota);
+    }
+
+    /// Counts what an abuse rule keeps for a resource.
+    pub(super) fn add_rule(&mut self, rule: &AbuseRule, resource: usize) {
+        let counters = self.counters_of(&rule.scope, resource);
+        for (window, unit) in rule.counters() {
+            add(counters, Counter { window, unit, weight: COUNT });
+        }
+    }
+
+    fn counters_of(&mut self, scope: &Arc<Scope>, resource: usize) -> &mut Counters {
+        let at = self.counted.iter().position(|(known, _)| known == scope).unwrap_or_else(|| {
+            self.counted.push((scope.clone(), ByResource::new()));
+            self.counted.len() - 1
+        });
+        self.counted[at].1.entry(scope.names_resource().then_some(resource)).or_default()
+    }
+
+    /// The ledgers that are too large, with one of their resources.
+    pub(super) fn too_large(&self) -> impl Iterator<Item = (Option<usize>, Problem)> {
+        self.counted.iter().filter_map(|(scope, ledgers)| {
+            let (resource, heaviest) = ledgers.iter().max_by_key(|(at, counters)| (weight(counters), *at))?;
+            Some((*resource, problem(scope, heaviest)?))
+        })
+    }
+
+    /// What would be wrong if `quotas` were added to every ledger of their scope. A ledger that is too large without
+    /// them is not their mistake.
+    pub(super) fn too_large_with(&self, quotas: &[&Quota]) -> Option<Problem> {
+        quotas.iter().find_map(|quota| {
+            let added = || quotas.iter().filter(|other| other.scope == quota.scope);
+            let known = self.counted.iter().find(|(scope, _)| *scope == quota.scope);
+            let ledgers = known.into_iter().flat_map(|(_, ledgers)| ledgers.values());
+            let ledgers = ledgers.filter(|counters| problem(&quota.scope, counters).is_none()).cloned();
+            ledgers.chain([Counters::new()]).find_map(|mut counters| {
+                added().for_each(|quota| count(&mut counters, quota));
+                problem(&quota.scope, &counters)
+            })
+        })
+    }
+}
+
+fn count(counters: &mut Counters, quota: &Quota) {
+    if let Window::Sliding(window) = quota.window {
+        let weight = if quota.unit.id == UnitId::of(REQUESTS) { COUNT } else { AMOUNT };
+        add(counters, Counter { window, unit: quota.unit.id, weight });
+    }
+}
+
+fn add(counters: &mut Counters, counter: Counter) {
+    if !counters.iter().any(|known| (known.window, known.unit) == (counter.window, counter.unit)) {
+        counters.push(counter);
+    }
+}
+
+fn weight(counters: &[Counter]) -> usize {
+    let is_first =
+        |(at, counter): &(usize, &Counter)| counters[..*at].iter().all(|known| known.window != counter.window);
+    let windows = counters.iter().enumerate().filter(is_first).count();
+    WINDOW * windows + counters.iter().map(|counter| counter.weight).sum::<usize>()
+}
+
+fn problem(scope: &Scope, counters: &[Counter]) -> Option<Problem> {
+    let weight = weight(counters);
+    let too_large = weight > MAX_WEIGHT;
+    too_large.then(|| Problem::LedgerTooLarge { scope: scope.to_string(), weight, most: MAX_WEIGHT })
+}

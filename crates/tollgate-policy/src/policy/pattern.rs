@@ -1,0 +1,67 @@
+//! Names of resources, and wildcards over them.
+
+use tollgate_core::text::has_hidden;
+
+/// The most bytes a name of a resource may have.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// A name, or a wildcard: a prefix and a trailing `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Pattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+/// The text is neither a name nor a wildcard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPattern {
+    /// A `*` elsewhere than at the end.
+    #[error("a `*` may only stand at the end, as in `prompt/*`")]
+    InnerStar,
+    /// Empty, too long, or with hidden characters.
+    #[error("must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
+    BadName,
+}
+
+/// Whether `text` can be the name of a resource: bounded, and safe to print.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_NAME_BYTES && !has_hidden(text)
+}
+
+impl Pattern {
+    pub(super) fn parse(text: &str) -> Result<Self, BadPattern> {
+        if !is_name(text) {
+            return Err(BadPattern::BadName);
+        }
+        let (stem, is_prefix) = text.strip_suffix('*').map_or((text, false), |prefix| (prefix, true));
+        match (stem.contains('*'), is_prefix) {
+            (true, _) => Err(BadPattern::InnerStar),
+            (false, true) => Ok(Self::Prefix(stem.into())),
+            (false, false) => Ok(Self::Exact(stem.into())),
+        }
+    }
+
+    pub(super) fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => &**exact == name,
+            Self::Prefix(prefix) => name.starts_with(&**prefix),
+        }
+    }
+
+    /// Whether everything that `other` matches is matched here too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Exact(_), Self::Prefix(_)) => false,
+            (Self::Prefix(prefix), Self::Exact(text) | Self::Prefix(text)) => text.starts_with(&**prefix),
+        }
+    }
+
+    /// Orders patterns: a longer wildcard says more than a shorter one, a name more than any.
+    pub(super) fn specificity(&self) -> usize {
+        match self {
+            Self::Prefix(prefix) => prefix.len(),
+            Self::Exact(_) => usize::MAX,
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Pools: counters that callers of several priorities share, such as an upstream's capacity for a model.
+//!
+//! The quota itself counts all of them, and its limit is never exceeded. Beside it, in the same atomic step, every
+//! priority has a counter of its own, limited to its **part**: as much of the limit as is its due while the others
+//! want what they want. Their parts are what the numbers of the last answer say, so that nobody has to ask twice.
+
+use std::array;
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::{Amount, Limit, UnitId},
+    claim::{Applied, Claim, ClaimStatus, Effect, Fit, LedgerKey, Mode},
+    time::Timestamp,
+    window::{SlidingWindow, Span, Window},
+};
+
+use crate::policy::{ActiveQuota, Attribute, MissingAttribute, Problem, Resolved, Scope, Usage};
+
+/// The most pools that one call may draw from.
+pub const MAX_POOLS: usize = 3;
+
+/// From 1 (low) to 4 (critical).
+pub const PRIORITIES: usize = 4;
+
+/// A priority that is not at its share has an eighth of its use kept free, to grow.
+const GROWTH: u64 = 8;
+
+/// What was refused for want of room is kept free for an eighth of the window.
+const PATIENCE: u32 = 8;
+
+// No unit of a policy has a dot in its name.
+const USED: [UnitId; PRIORITIES] =
+    [UnitId::of("used.1"), UnitId::of("used.2"), UnitId::of("used.3"), UnitId::of("used.4")];
+const WANTED: [UnitId; PRIORITIES] =
+    [UnitId::of("wanted.1"), UnitId::of("wanted.2"), UnitId::of("wanted.3"), UnitId::of("wanted.4")];
+
+/// How the callers of a quota share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// The shares of the priorities, from the lowest on, in percent of the limit while all of them demand theirs.
+    pub shares: [u8; PRIORITIES],
+}
+
+/// What the priorities have of a pool at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// What is in the window, by priority.
+    pub used: [Amount; PRIORITIES],
+    /// What was lately refused, though it was due, by priority.
+    pub wanted: [Amount; PRIORITIES],
+}
+
+impl Pool {
+    /// What is wrong with this pool on counters of `scope` over `window`.
+    pub(super) fn problem_in(self, scope: &Scope, window: &Window) -> Option<Problem> {
+        let sum = self.shares.iter().map(|share| u32::from(*share)).sum::<u32>();
+        if scope.within_account() {
+            Some(Problem::PrivatePool(scope.to_string()))
+        } else if matches!(window, Window::Concurrent) {
+            Some(Problem::PoolOfSlots)
+        } else {
+            (sum == 0 || sum > 100).then_some(Problem::Shares(sum))
+        }
+    }
+
+    /// The part of `limit` that is `priority`'s, counted from 0: all that the others leave, and when together they
+    /// want more than the limit, as much as its share among theirs. What another wants is what it uses and an
+    /// eighth more, or what it was refused; what it does not want is divided among the rest by their shares.
+    pub fn part(&self, limit: Amount, priority: usize, at: &PoolUse) -> Amount {
+        let wants = |other: usize| {
+            let used = at.used[other].get();
+            used.saturating_add(used.div_ceil(GROWTH).max(at.wanted[other].get()))
+        };
+        let mut left = limit.get();
+        let mut open: SmallVec<[usize; PRIORITIES]> =
+            (0..PRIORITIES).filter(|other| *other != priority && self.shares[*other] > 0).collect();
+        let own = u128::from(self.shares[priority]);
+        loop {
+            let together = own + open.iter().map(|other| u128::from(self.shares[*other])).sum::<u128>();
+            let level = |other: usize| u128::from(left) * u128::from(self.shares[other]);
+            let content = open.iter().position(|other| u128::from(wants(*other)) * together <= level(*other));
+            match content {
+                Some(at) => left = left.saturating_sub(wants(open.swap_remove(at))),
+                None if open.is_empty() => return Amount::try_from(left).unwrap_or(limit),
+                None => {
+                    let due = u128::from(left) * own / together;
+                    return u64::try_from(due).ok().and_then(|due| Amount::try_from(due).ok()).unwrap_or(limit);
+                }
+            }
+        }
+    }
+}
+
+/// A call's draw from one pool: the counters beside that of the quota.
+#[derive(Clone, Debug)]
+pub struct Draw<'a> {
+    /// Where the quota stands among those of the call.
+    pub quota: usize,
+    pool: Pool,
+    active: ActiveQuota<'a>,
+    cost: Amount,
+    priority: usize,
+    uses: LedgerKey,
+}
+
+/// What an answer says about a call's draws.
+#[derive(Debug, Default)]
+pub struct Drawn {
+    /// What the pools look like now, in the order of the draws.
+    pub pools: SmallVec<[PoolUse; 1]>,
+    /// The call was refused only by numbers that are no longer true: ask again with these.
+    pub again: bool,
+    /// Which draws were refused what is their due, for want of room and for nothing else.
+    pub wanting: SmallVec<[usize; 1]>,
+}
+
+impl<'a> Resolved<'a> {
+    /// The pools that a call with this usage draws from. `attributes` is asked as for [`Resolved::claims`].
+    pub fn draws<'v>(
+        &self,
+        usage: &Usage,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+    ) -> Result<SmallVec<[Draw<'a>; 1]>, MissingAttribute>
+    where
+        'a: 'v,
+    {
+        let value = |attribute: &Attribute| {
+            let found = self.value(attribute, &attributes);
+            found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
+        };
+        let pooled = self.quotas().iter().enumerate().filter_map(|(at, active)| Some((at, active, active.quota.pool?)));
+        let draws = pooled.map(|(quota, active, pool)| {
+            let scope = self.ledger(&active.quota.scope, value)?;
+            let window = match &active.quota.window {
+                Window::Sliding(sliding) => format!("sliding {}", sliding.ms()),
+                Window::Calendar(calendar) => format!("calendar {} {}", calendar.unit().name(), calendar.zone()),
+                Window::Concurrent => "concurrent".to_owned(),
+            };
+            Ok(Draw {
+                quota,
+                pool,
+                active: *active,
+                cost: usage.of(active.quota.unit.id),
+                priority: usize::from(self.tier().priority.unwrap_or(1).clamp(1, 4)) - 1,
+                uses: scope.beside(["pool", &*active.quota.unit.name, &window]),
+            })
+        });
+        draws.collect()
+    }
+}
+
+impl Resolved<'_> {
+    /// How many claims [`Draw::claims`] makes in all.
+    pub fn draw_claims(&self) -> usize {
+        self.quotas().iter().filter(|active| active.quota.pool.is_some()).map(|active| rows(&active.quota.window)).sum()
+    }
+}
+
+/// How many claims a draw makes: each priority's use, and what each other wants.
+fn rows(window: &Window) -> usize {
+    if want_window(window).is_some() { 2 * PRIORITIES - 1 } else { PRIORITIES }
+}
+
+/// How long what was wanted is remembered. `None` where nothing gets free before all does.
+fn want_window(window: &Window) -> Option<SlidingWindow> {
+    match window {
+        Window::Sliding(sliding) => SlidingWindow::from_ms(u64::from(sliding.ms() / PATIENCE).max(100)).ok(),
+        Window::Calendar(_) | Window::Concurrent => None,
+    }
+}
+
+impl Draw<'_> {
+    /// What names the pool in a memory of pools.
+    pub fn key(&self) -> LedgerKey {
+        self.uses
+    }
+
+    /// The counter of what its priority has used, which goes with that of the quota.
+    pub fn share(&self) -> (LedgerKey, UnitId) {
+        (self.uses, USED[self.priority])
+    }
+
+    /// Which priority draws, counted from 0.
+    pub fn priority(&self) -> usize {
+        self.priority
+    }
+
+    /// The claims beside that of the quota, when the pool was last seen as `known`.
+    pub fn claims(&self, known: Option<&PoolUse>, now: Timestamp) -> impl Iterator<Item = Claim> {
+        let part = known.zip(self.enforced()).map(|(known, limit)| self.pool.part(limit, self.priority, known));
+        let span = self.active.quota.window.span_at(now);
+        let uses = (0..PRIORITIES).map(move |priority| {
+            let own = priority == self.priority;
+            Claim {
+                ledger: self.uses,
+                span,
+                unit: USED[priority],
+                cost: if own { self.cost } else { Amount::ZERO },
+                limit: part.filter(|_| own).map_or(Limit::Unlimited, Limit::Finite),
+                // The others' are only looked at, so that a reservation does not remember them.
+                effect: if own { Effect::Charge } else { Effect::Judge },
+            }
+        });
+        let wanted = (0..PRIORITIES).filter(|priority| *priority != self.priority);
+        let look = |claim| Claim { effect: Effect::Judge, ..claim };
+        uses.chain(wanted.filter_map(move |priority| self.wanted(priority, Amount::ZERO).map(look)))
+    }
+
+    /// Says that the draw was refused what is its due: to be charged whatever the limit.
+    pub fn want(&self) -> Option<Claim> {
+        self.wanted(self.priority, self.cost)
+    }
+
+    /// How long that is remembered. `None` where nothing gets free before all does.
+    pub fn want_window(&self) -> Option<SlidingWindow> {
+        want_window(&self.active.quota.window)
+    }
+
+    fn wanted(&self, priority: usize, cost: Amount) -> Option<Claim> {
+        let span = Span::Sliding(self.want_window()?);
+        let (ledger, unit) = (self.uses.beside(["wanted"]), WANTED[priority]);
+        Some(Claim { ledger, span, unit, cost, limit: Limit::Unlimited, effect: Effect::Charge })
+    }
+
+    /// The limit that the store judges by.
+    fn enforced(&self) -> Option<Amount> {
+        match self.active.limit {
+            Limit::Finite(limit) if !self.active.quota.shadow => Some(limit),
+            Limit::Finite(_) | Limit::Unlimited => None,
+        }
+    }
+
+    /// When a part that had no room will have. What is above the part may still fit into a larger one: it grows until
+    /// nobody uses or wants anything of the pool.
+    fn fit_of(&self, own: &ClaimStatus, rows: &[ClaimStatus], quota: &ClaimStatus, limit: Amount) -> Fit {
+        match own.fit {
+            Fit::At(at) => Fit::At(at),
+            Fit::Now | Fit::Never if self.cost > limit => Fit::Never,
+            Fit::Now | Fit::Never => Fit::At(rows.iter().map(|row| row.resets_at).fold(quota.resets_at, Ord::max)),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        rows(&self.active.quota.window)
+    }
+
+    fn read(&self, rows: &[ClaimStatus]) -> PoolUse {
+        let used = |priority: usize| rows.get(priority).map_or(Amount::ZERO, |status| status.used);
+        let wanted = |priority: usize| {
+            let before = usize::from(priority > self.priority);
+            let at = (PRIORITIES + priority).checked_sub(before).filter(|_| priority != self.priority);
+            at.and_then(|at| rows.get(at)).map_or(Amount::ZERO, |status| status.used)
+        };
+        PoolUse { used: array::from_fn(used), wanted: array::from_fn(wanted) }
+    }
+}
+
+/// What is left of the parts, with the place of the quota among those of the call.
+pub type Rooms = SmallVec<[(usize, Amount); 1]>;
+
+/// Reads what the store said of the claims of `draws`, the last of `applied`, and takes them off; puts into the
+/// statuses of the quotas where a part had no room, and into the rooms what is left of each part.
+///
+/// `again` says whether the store can be asked once more. If it cannot, the numbers it decided by have to do.
+pub fn settle(draws: &[Draw<'_>], mode: Mode, again: bool, applied: &mut Applied) -> (Drawn, Rooms) {
+    let (mut found, mut rooms) = (Drawn::default(), Rooms::new());
+    let behind: usize = draws.iter().map(Draw::rows).sum();
+    let rows: SmallVec<[ClaimStatus; 4]> =
+        applied.statuses.drain(applied.statuses.len().saturating_sub(behind)..).collect();
+    let mut rest = &rows[..];
+    let others_fit = applied.statuses.iter().all(|status| status.fit == Fit::Now);
+    found.again = again && !applied.allowed && others_fit;
+    let charged = mode == Mode::Force || (mode == Mode::Try && applied.allowed);
+    for (at, draw) in draws.iter().enumerate() {
+        let (mine, others) = rest.split_at(draw.rows().min(rest.len()));
+        rest = others;
+        let pool = draw.read(mine);
+        found.pools.push(pool);
+        let (Some(own), Some(quota)) = (mine.get(draw.priority), applied.statuses.get_mut(draw.quota)) else {
+            continue;
+        };
+        let Limit::Finite(limit) = draw.active.limit else { continue };
+        let part = draw.pool.part(limit, draw.priority, &pool);
+        rooms.push((draw.quota, limit.saturating_sub(quota.used).min(part.saturating_sub(own.used))));
+        let before = own.used.saturating_sub(if charged { draw.cost } else { Amount::ZERO });
+        let is_due = draw.cost == Amount::ZERO || before.saturating_add(draw.cost) <= part;
+        let stale = own.fit != Fit::Now && is_due;
+        found.again &= own.fit == Fit::Now || stale;
+        if quota.fit != Fit::Now && is_due && draw.cost <= limit {
+            found.wanting.push(at);
+        }
+        let refused = own.fit != Fit::Now || (draw.active.quota.shadow && !is_due);
+        // Where something else refuses, numbers that are no longer true need not.
+        if refused && (others_fit || !stale) {
+            quota.fit = later(quota.fit, draw.fit_of(own, mine, quota, limit));
+        }
+    }
+    let pooled = |at: usize| draws.iter().any(|draw| draw.quota == at && !draw.active.quota.shadow);
+    let by_pools = applied.statuses.iter().enumerate().all(|(at, status)| status.fit == Fit::Now || pooled(at));
+    if mode != Mode::Try || applied.allowed || !by_pools {
+        found.wanting.clear();
+    }
+    (found, rooms)
+}
+
+/// The later of two.
+pub(super) fn later(a: Fit, b: Fit) -> Fit {
+    match (a, b) {
+        (Fit::Never, _) | (_, Fit::Never) => Fit::Never,
+        (Fit::At(a), Fit::At(b)) => Fit::At(a.max(b)),
+        (Fit::At(at), Fit::Now) | (Fit::Now, Fit::At(at)) => Fit::At(at),
+        (Fit::Now, Fit::Now) => Fit::Now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(priority: usize, used: [u32; 4], wanted: [u32; 4]) -> u64 {
+        let pool = Pool { shares: [10, 20, 30, 40] };
+        let at = PoolUse { used: used.map(Amount::from), wanted: wanted.map(Amount::from) };
+        pool.part(Amount::from(1_000), priority - 1, &at).get()
+    }
+
+    #[test]
+    fn whoever_is_alone_has_it_all() {
+        for priority in 1..=4 {
+            assert_eq!(part(priority, [0; 4], [0; 4]), 1_000);
+        }
+    }
+
+    #[test]
+    fn at_saturation_each_has_its_share() {
+        for (priority, share) in [(1, 100), (2, 200), (3, 300), (4, 400)] {
+            assert_eq!(part(priority, [100, 200, 300, 400], [0; 4]), share);
+            assert_eq!(part(priority, [400, 300, 200, 100], [400; 4]), share, "whoever uses how much now");
+        }
+        // Of two that demand, each in proportion to its share.
+        assert_eq!((part(1, [0, 900, 0, 0], [0; 4]), part(2, [900, 0, 0, 0], [0; 4])), (333, 666));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_lent_and_a_little_is_kept_to_grow() {
+        assert_eq!(part(1, [0, 0, 0, 80], [0; 4]), 1_000 - 90);
+        assert_eq!(part(1, [0, 8, 80, 80], [0; 4]), 1_000 - 9 - 90 - 90);
+        assert_eq!(part(4, [80, 0, 0, 0], [0; 4]), 1_000 - 90);
+        assert_eq!(part(1, [0, 0, 0, 80], [0, 0, 0, 50]), 1_000 - 130, "what was refused is kept");
+        // As all grow alike, the lowest is the first that is held back.
+        assert_eq!(part(1, [260; 4], [0; 4]), 138);
+        assert!(part(2, [260; 4], [0; 4]) >= 200 && part(4, [260; 4], [0; 4]) >= 400);
+    }
+
+    #[test]
+    fn a_priority_without_a_share_has_what_the_others_leave() {
+        let pool = Pool { shares: [0, 0, 0, 100] };
+        let at = |used: [u32; 4]| PoolUse { used: used.map(Amount::from), ..PoolUse::default() };
+        assert_eq!(pool.part(Amount::from(100), 0, &at([100, 0, 0, 0])).get(), 100);
+        assert_eq!(pool.part(Amount::from(100), 0, &at([50, 0, 0, 48])).get(), 46);
+        assert_eq!(pool.part(Amount::from(100), 0, &at([0, 0, 0, 100])).get(), 0);
+        assert_eq!(pool.part(Amount::from(100), 3, &at([100, 0, 0, 0])).get(), 100);
+    }
+}

@@ -1,0 +1,148 @@
+//! Units and quotas, and the names they get when the policy gives none.
+
+use std::sync::Arc;
+
+use tollgate_core::{
+    amount::{Limit, UnitId},
+    claim::OnFailure,
+    window::{CalendarUnit, Window},
+};
+
+use crate::policy::{pool::Pool, scope::Scope};
+
+/// The most quotas that rules may give one call; the rest of [`super::MAX_QUOTAS`] is for what
+/// overrides add.
+pub(super) const MAX_PLAN: usize = 16;
+
+/// The unit of calls, which every domain has: a call uses one of it, if it does not say otherwise.
+pub(super) const REQUESTS: &str = "requests";
+
+/// The unit of slots: a quota of it has no window, and every reservation holds one.
+pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
+
+/// What is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// The number that stores write down.
+    pub id: UnitId,
+    /// The name that calls and policies use.
+    pub name: Arc<str>,
+}
+
+/// One limit on one counter.
+#[derive(Clone, Debug)]
+pub struct Quota {
+    /// Such as `requests_per_minute`, unless the policy gives another.
+    pub name: Arc<str>,
+    /// Such as `RPM`, unless the policy gives another.
+    pub label: Arc<str>,
+    /// What is counted.
+    pub unit: Unit,
+    /// Over which window.
+    pub window: Window,
+    /// The limit of the rule. [`super::ActiveQuota::limit`] is the one in force.
+    pub limit: Limit,
+    /// Whose counter.
+    pub scope: Arc<Scope>,
+    /// Whether it only says whom it would refuse: it is charged, and never denies.
+    pub shadow: bool,
+    /// What holds while the store cannot answer.
+    pub on_failure: OnFailure,
+    /// How its callers share it, by their priorities.
+    pub pool: Option<Pool>,
+}
+
+/// Who made a decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecidedBy {
+    /// The store.
+    #[default]
+    Store,
+    /// Nobody: [`OnFailure::Allow`].
+    Allow,
+    /// The node alone: [`OnFailure::Local`].
+    Local,
+}
+
+impl DecidedBy {
+    /// `allow` or `local`; empty for the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Store => "",
+            Self::Allow => "allow",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl Unit {
+    pub(super) fn named(name: &str) -> Self {
+        Self { id: UnitId::of(name), name: name.into() }
+    }
+}
+
+impl Quota {
+    /// Whether both are one counter.
+    pub(super) fn same_counter(&self, other: &Self) -> bool {
+        self.same_measure(other) && self.scope == other.scope
+    }
+
+    /// Whether both count the same, for whomever.
+    pub(super) fn same_measure(&self, other: &Self) -> bool {
+        self.unit.id == other.unit.id && self.window.same_as(&other.window)
+    }
+}
+
+/// `requests_per_minute`, `tokens_per_30s`, `requests_per_calendar_day`, `concurrent_requests`.
+pub(super) fn default_name(unit: &Unit, window: &Window) -> String {
+    match window {
+        Window::Concurrent => unit.name.to_string(),
+        Window::Calendar(calendar) => format!("{}_per_calendar_{}", unit.name, calendar.unit().name()),
+        Window::Sliding(sliding) => {
+            let ms = sliding.ms();
+            match named_length(ms) {
+                Some(calendar) => format!("{}_per_{}", unit.name, calendar.name()),
+                None => format!("{}_per_{}", unit.name, short_length(ms)),
+            }
+        }
+    }
+}
+
+/// `RPM`, `TPD`, `RPMo`; `TP30S` for other lengths; `CR` for concurrent requests.
+pub(super) fn default_label(unit: &Unit, window: &Window) -> String {
+    let first = unit.name.chars().next().map(|c| c.to_ascii_uppercase()).unwrap_or_default();
+    let named = match window {
+        Window::Calendar(calendar) => Some(calendar.unit()),
+        Window::Sliding(sliding) => named_length(sliding.ms()),
+        Window::Concurrent => None,
+    };
+    match (named, window) {
+        (_, Window::Concurrent) => "CR".to_owned(),
+        (Some(CalendarUnit::Second), _) => format!("{first}PS"),
+        (Some(CalendarUnit::Minute), _) => format!("{first}PM"),
+        (Some(CalendarUnit::Hour), _) => format!("{first}PH"),
+        (Some(CalendarUnit::Day), _) => format!("{first}PD"),
+        (Some(CalendarUnit::Week), _) => format!("{first}PW"),
+        (Some(CalendarUnit::Month), _) => format!("{first}PMo"),
+        (None, Window::Sliding(sliding)) => format!("{first}P{}", short_length(sliding.ms()).to_ascii_uppercase()),
+        (None, Window::Calendar(_)) => format!("{first}P"),
+    }
+}
+
+fn named_length(ms: u32) -> Option<CalendarUnit> {
+    match ms {
+        1_000 => Some(CalendarUnit::Second),
+        60_000 => Some(CalendarUnit::Minute),
+        3_600_000 => Some(CalendarUnit::Hour),
+        86_400_000 => Some(CalendarUnit::Day),
+        604_800_000 => Some(CalendarUnit::Week),
+        _ => None,
+    }
+}
+
+/// In the largest unit that leaves no rest: `12h`, `30s`, `1500ms`.
+fn short_length(ms: u32) -> String {
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let fitting = units.into_iter().find(|(length, _)| ms.is_multiple_of(*length));
+    fitting.map_or_else(|| format!("{ms}ms"), |(length, name)| format!("{}{name}", ms / length))
+}

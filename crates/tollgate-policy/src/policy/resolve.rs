@@ -1,0 +1,311 @@
+//! From a call to its claims.
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::Limit,
+    claim::{Claim, Effect, LedgerKey, Partition},
+    time::Timestamp,
+};
+
+use crate::policy::{
+    AbuseRule, Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
+    draft::Counter,
+    pattern::{MAX_NAME_BYTES, is_name},
+};
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// What [`Policy::account_partition`] gave for the account.
+    pub partition: Partition,
+    /// The account's tier.
+    pub tier: TierId,
+    /// The account's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    pub account_overrides: &'a [Override],
+    /// The key, if the call comes by one. Without it, no quota of a key applies.
+    pub key: Option<CallerKey<'a>>,
+}
+
+/// The API key of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct CallerKey<'a> {
+    /// The key's id, unique within the account.
+    pub id: &'a str,
+    /// The key's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    pub overrides: &'a [Override],
+}
+
+/// Why a call has no quotas to be judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// The resource cannot be a name.
+    #[error("resource: must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
+    BadResource,
+    /// The policy does not know the resource, and refuses unknown ones.
+    #[error("resource: there is no such resource")]
+    UnknownResource,
+    /// The tier is of another policy.
+    #[error("there is no such tier")]
+    UnknownTier,
+}
+
+/// A scope names an attribute that the call does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("attributes.{name}: is required here")]
+pub struct MissingAttribute {
+    /// The attribute.
+    pub name: String,
+}
+
+/// A call's quotas, and what else the policy says about it.
+#[derive(Debug)]
+pub struct Resolved<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) partition: Partition,
+    key_id: Option<&'a str>,
+    tier: &'a Tier,
+    resource: &'a Resource,
+    name: &'a str,
+    quotas: SmallVec<[ActiveQuota<'a>; 4]>,
+}
+
+/// A quota and the limit in force, which an override may have replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct ActiveQuota<'a> {
+    /// The quota.
+    pub quota: &'a Quota,
+    /// The limit in force.
+    pub limit: Limit,
+}
+
+impl Policy {
+    /// The quotas of a call. For each chain apart, the first rule that speaks for it wins: the
+    /// tier's for the resource, its wildcards, its provider class, its class; then the resource's
+    /// own, the provider class's, the class's; then the tier's default. Overrides patch the result.
+    pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
+        if !is_name(resource) {
+            return Err(ResolveError::BadResource);
+        }
+        let at = self.find(resource).ok_or(ResolveError::UnknownResource)?;
+        let known = &self.resources[at];
+        let name = match known.counter {
+            Counter::Shared => &known.name,
+            Counter::Each => resource,
+        };
+        self.resolve_at(caller, at, name)
+    }
+
+    /// All of [`Policy::resources`], resolved. A wildcard whose matches have counters of their own
+    /// shows its limits, and a counter that nothing is charged to.
+    pub fn resolve_all<'a>(
+        &'a self,
+        caller: &Caller<'a>,
+    ) -> impl ExactSizeIterator<Item = Result<Resolved<'a>, ResolveError>> + use<'a> {
+        let caller = *caller;
+        self.resources().iter().enumerate().map(move |(at, known)| self.resolve_at(&caller, at, &known.name))
+    }
+
+    fn resolve_at<'a>(&'a self, caller: &Caller<'a>, at: usize, name: &'a str) -> Result<Resolved<'a>, ResolveError> {
+        let tier = self.tier(caller.tier).ok_or(ResolveError::UnknownTier)?;
+        let plan = self.plan(caller.tier, at).ok_or(ResolveError::UnknownTier)?;
+        let (of_account, of_key) = plan.quotas.split_at(plan.key_from);
+        let mut quotas = SmallVec::new();
+        add_chain(&mut quotas, of_account, Chain::Account, caller.account_overrides, name);
+        if let Some(key) = caller.key {
+            add_chain(&mut quotas, of_key, Chain::Key, key.overrides, name);
+        }
+        let key_id = caller.key.map(|key| key.id);
+        let resource = &self.resources[at];
+        Ok(Resolved { policy: self, partition: caller.partition, key_id, tier, resource, name, quotas })
+    }
+}
+
+/// Adds one chain's quotas as its overrides leave them. The most specific override comes last, and
+/// so has the last word.
+fn add_chain<'a>(
+    quotas: &mut SmallVec<[ActiveQuota<'a>; 4]>,
+    of_chain: &'a [Quota],
+    chain: Chain,
+    overrides: &'a [Override],
+    name: &str,
+) {
+    let start = quotas.len();
+    quotas.extend(of_chain.iter().map(|quota| ActiveQuota { quota, limit: quota.limit }));
+    for over in overrides.iter().filter(|over| over.chain() == chain && over.speaks_of(name)) {
+        let mut found = false;
+        for active in quotas[start..].iter_mut().filter(|active| over.patches(active.quota)) {
+            active.limit = over.quota.limit;
+            found = true;
+        }
+        if !found {
+            quotas.push(ActiveQuota { quota: &over.quota, limit: over.quota.limit });
+        }
+    }
+}
+
+impl<'a> Resolved<'a> {
+    /// The caller's partition.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// The quotas: the account's, then the key's.
+    pub fn quotas(&self) -> &[ActiveQuota<'a>] {
+        &self.quotas
+    }
+
+    /// The abuse rules that guard the call: those whose scope has a value for every attribute. A rule by an
+    /// attribute that the call does not bring has nobody to hold a failure against, and stays out.
+    pub fn guards<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = &'a AbuseRule>
+    where
+        'a: 'v,
+    {
+        let has_values = move |rule: &&AbuseRule| {
+            let has_value = |attribute: &Attribute| {
+                *attribute == Attribute::Account || self.value(attribute, &attributes).is_some()
+            };
+            rule.scope.attributes().iter().all(has_value)
+        };
+        self.policy.abuse_rules().iter().filter(has_values)
+    }
+
+    /// The abuse rules that guard the call, with the ledgers where they count its failures.
+    pub fn watches<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = Watch<'a>>
+    where
+        'a: 'v,
+    {
+        let rules = self.policy.abuse_rules().iter();
+        rules.filter_map(move |rule| {
+            let ledger = self.ledger(&rule.scope, |attribute| self.value(attribute, &attributes).ok_or(())).ok()?;
+            Some(Watch { rule, ledger })
+        })
+    }
+
+    /// Only the quotas whose scopes name nothing but account, key, resource and the attributes that are
+    /// `known`.
+    #[must_use]
+    pub fn with_attributes(mut self, known: impl Fn(&str) -> bool) -> Self {
+        let at_hand = |attribute: &Attribute| !matches!(attribute, Attribute::Other(name) if !known(name));
+        self.quotas.retain(|active| active.quota.scope.attributes().iter().all(at_hand));
+        self
+    }
+
+    /// The canonical name of the resource: that of the policy, or the one called where a wildcard's
+    /// matches have counters of their own. From outside in that case, so no label of a metric.
+    pub fn resource(&self) -> &'a str {
+        self.name
+    }
+
+    /// The resource's size class or type: of the policy's own, few names.
+    pub fn class(&self) -> Option<&'a str> {
+        self.resource.class.as_deref()
+    }
+
+    /// What a reservation takes where the call does not say.
+    pub(super) fn estimates(&self) -> &'a [Estimate] {
+        &self.resource.estimates
+    }
+
+    /// The class of the upstream provider.
+    pub fn provider_class(&self) -> Option<&'a str> {
+        self.resource.provider_class.as_deref()
+    }
+
+    /// The caller's tier.
+    pub fn tier(&self) -> &'a Tier {
+        self.tier
+    }
+
+    /// The claims of a call with this usage at `now`: one for each quota in the quotas' order, and behind them
+    /// one for each of [`Resolved::guards`]. `attributes` is asked for what scopes name besides account, key
+    /// and resource.
+    pub fn claims<'v>(
+        &self,
+        usage: &Usage,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+        now: Timestamp,
+    ) -> Result<SmallVec<[Claim; 4]>, MissingAttribute>
+    where
+        'a: 'v,
+    {
+        let value = |attribute: &Attribute| -> Result<&'v str, MissingAttribute> {
+            let found = self.value(attribute, &attributes);
+            found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
+        };
+        let guards = self.policy.abuse_rules().len();
+        let mut claims: SmallVec<[Claim; 4]> = SmallVec::with_capacity(self.quotas.len() + guards);
+        // Quotas and guards mostly share a scope, and naming a ledger costs a hash.
+        let ledger = |scope: &Scope, before: &[Claim]| {
+            let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);
+            same.map_or_else(|| self.ledger(scope, value), |(_, claim)| Ok(claim.ledger))
+        };
+        for active in &self.quotas {
+            let quota = active.quota;
+            let ledger = ledger(&quota.scope, &claims)?;
+            let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
+            claims.push(Claim {
+                ledger,
+                span,
+                unit: quota.unit.id,
+                cost,
+                limit: active.enforced(),
+                effect: Effect::Charge,
+            });
+        }
+        for rule in self.guards(&attributes) {
+            let ledger = ledger(&rule.scope, &claims)?;
+            claims.push(Watch { rule, ledger }.guard());
+        }
+        Ok(claims)
+    }
+
+    /// Names the counters of the account's own behind this call: `found` is told each quota and abuse rule, or those
+    /// called `name`, and its ledger. Returns whether there are such whose ledgers callers name: `found` is told these
+    /// without a ledger, where an attribute of the call is missing.
+    pub fn own_ledgers(&self, name: Option<&str>, mut found: impl FnMut(&str, Option<LedgerKey>)) -> bool {
+        let quotas = self.quotas.iter().map(|active| (&active.quota.name, &active.quota.scope));
+        let rules = self.policy.abuse_rules().iter().map(|rule| (&rule.name, &rule.scope));
+        let mut open_ended = false;
+        for (of, scope) in quotas.chain(rules) {
+            if !scope.within_account() || name.is_some_and(|name| *name != **of) {
+                continue;
+            }
+            let each = self.resource.counter == Counter::Each && scope.names_resource();
+            let chosen = scope.attributes().iter().any(|attribute| matches!(attribute, Attribute::Other(_)));
+            open_ended |= each || chosen;
+            if chosen {
+                found(of, None);
+            } else if let Ok(ledger) = self.ledger(scope, |attribute| self.value(attribute, |_| None).ok_or(())) {
+                found(of, Some(ledger));
+            }
+        }
+        open_ended
+    }
+
+    /// The ledger of a scope.
+    pub(super) fn ledger<'v, E>(
+        &self,
+        scope: &Scope,
+        value: impl FnMut(&Attribute) -> Result<&'v str, E>,
+    ) -> Result<LedgerKey, E> {
+        let is_open = *self.name != *self.resource.name;
+        scope.ledger(&self.policy.domain, self.partition, is_open, value)
+    }
+
+    /// What names the counter of `attribute`; the account is told apart by its partition.
+    pub(super) fn value<'v>(
+        &self,
+        attribute: &Attribute,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+    ) -> Option<&'v str>
+    where
+        'a: 'v,
+    {
+        match attribute {
+            Attribute::Account => Some(""),
+            Attribute::Resource => Some(self.name),
+            Attribute::ApiKey => self.key_id,
+            Attribute::Other(name) => attributes(name),
+        }
+    }
+}

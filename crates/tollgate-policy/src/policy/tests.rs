@@ -1,0 +1,401 @@
+use indexmap::IndexMap;
+use proptest::prelude::*;
+use tollgate_core::{
+    amount::{Amount, Limit, MAX_AMOUNT, UnitId},
+    claim::LedgerKey,
+    time::Timestamp,
+    window::CalendarUnit,
+};
+
+use super::{
+    draft::{Counter, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
+    *,
+};
+
+mod abuse;
+
+const MINUTE: WindowDraft = WindowDraft::Sliding { ms: 60_000 };
+const DAY: WindowDraft = WindowDraft::Sliding { ms: 86_400_000 };
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<String, T> {
+    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn quota(unit: &str, per: WindowDraft, limit: u64, scope: &[&str]) -> QuotaDraft {
+    let scope = (!scope.is_empty()).then(|| names(scope));
+    QuotaDraft {
+        unit: unit.to_owned(),
+        per,
+        limit: Some(limit),
+        scope,
+        name: None,
+        label: None,
+        shadow: false,
+        on_failure: None,
+        pool: None,
+    }
+}
+
+fn per_minute(limit: u64) -> QuotaDraft {
+    quota("requests", MINUTE, limit, &[])
+}
+
+fn per_key(limit: u64) -> QuotaDraft {
+    quota("requests", MINUTE, limit, &["api_key", "resource"])
+}
+
+fn over(resource: Option<&str>, per: WindowDraft, limit: u64, scope: &[&str]) -> OverrideDraft {
+    let scope = (!scope.is_empty()).then(|| names(scope));
+    let resource = resource.map(str::to_owned);
+    OverrideDraft { resource, unit: "requests".to_owned(), per, limit: Some(limit), scope }
+}
+
+/// A policy of one tier, with these resources and the tier's default.
+fn draft(resources: impl IntoIterator<Item = (&'static str, ResourceDraft)>, default: RuleDraft) -> Draft {
+    Draft {
+        domain: "test".to_owned(),
+        units: names(&["tokens"]),
+        resources: map(resources),
+        tiers: map([("paid", TierDraft { quotas: default, ..TierDraft::default() })]),
+        default_tier: "paid".to_owned(),
+        ..Draft::default()
+    }
+}
+
+fn with_rule(quotas: RuleDraft) -> ResourceDraft {
+    ResourceDraft { quotas, ..ResourceDraft::default() }
+}
+
+fn compiled(draft: &Draft) -> Policy {
+    Policy::compile(draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+fn mistakes(draft: &Draft) -> Vec<String> {
+    Policy::compile(draft).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+struct Who {
+    account: Vec<Override>,
+    key: Vec<Override>,
+}
+
+impl Who {
+    fn plain() -> Self {
+        Self { account: Vec::new(), key: Vec::new() }
+    }
+
+    fn with(policy: &Policy, account: &[OverrideDraft], key: &[OverrideDraft]) -> Self {
+        let root = Place::root();
+        Self {
+            account: policy.overrides(account, Chain::Account, &root).unwrap(),
+            key: policy.overrides(key, Chain::Key, &root).unwrap(),
+        }
+    }
+
+    fn caller(&self, policy: &Policy) -> Caller<'_> {
+        Caller {
+            partition: policy.account_partition("acme"),
+            tier: policy.default_tier(),
+            account_overrides: &self.account,
+            key: Some(CallerKey { id: "key-1", overrides: &self.key }),
+        }
+    }
+
+    /// `name limit [scope]` of every quota.
+    fn sees(&self, policy: &Policy, resource: &str) -> Vec<String> {
+        let caller = self.caller(policy);
+        let resolved = policy.resolve(&caller, resource).unwrap();
+        let quotas = resolved.quotas().iter();
+        quotas
+            .map(|active| format!("{} {} [{}]", active.quota.name, number(active.limit), active.quota.scope))
+            .collect()
+    }
+
+    fn ledgers(&self, policy: &Policy, resource: &str, ip: &str) -> Vec<LedgerKey> {
+        let caller = self.caller(policy);
+        let resolved = policy.resolve(&caller, resource).unwrap();
+        let usage = policy.usage([]).unwrap();
+        let claims = resolved.claims(&usage, |name| (name == "ip").then_some(ip), Timestamp::from_ms(0)).unwrap();
+        assert_eq!(claims.len(), resolved.quotas().len());
+        claims.iter().map(|claim| claim.ledger).collect()
+    }
+}
+
+fn number(limit: Limit) -> String {
+    match limit {
+        Limit::Finite(amount) => amount.to_string(),
+        Limit::Unlimited => "unlimited".to_owned(),
+    }
+}
+
+/// What one source of rules says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Says {
+    Nothing,
+    Unlimited,
+    Account,
+    Key,
+    Both,
+}
+
+fn says() -> impl Strategy<Value = Says> {
+    prop_oneof![
+        4 => Just(Says::Nothing),
+        1 => Just(Says::Unlimited),
+        1 => Just(Says::Account),
+        1 => Just(Says::Key),
+        1 => Just(Says::Both),
+    ]
+}
+
+fn rule(says: Says, limit: u64) -> RuleDraft {
+    match says {
+        Says::Nothing => None,
+        Says::Unlimited => Some(Vec::new()),
+        Says::Account => Some(vec![per_minute(limit)]),
+        Says::Key => Some(vec![per_key(limit)]),
+        Says::Both => Some(vec![per_key(limit), per_minute(limit)]),
+    }
+}
+
+proptest! {
+    /// For each chain apart, the first rule that speaks for it wins. Broken on purpose by exchanging
+    /// two sources in `Rules::in_order`, and by letting a rule of one chain win both.
+    #[test]
+    fn the_first_rule_that_speaks_wins(sources in proptest::collection::vec(says(), 9)) {
+        let at = |at: usize| rule(sources[at], 1 + at as u64);
+        let chat = || ResourceDraft {
+            class: Some("text".to_owned()),
+            provider_class: Some("acme".to_owned()),
+            quotas: at(5),
+            ..ResourceDraft::default()
+        };
+        let tier = TierDraft {
+            resources: map([("*", at(2)), ("chat/*", at(1)), ("chat/a", at(0))]),
+            provider_classes: map([("acme", at(3))]),
+            classes: map([("text", at(4))]),
+            quotas: at(8),
+            ..TierDraft::default()
+        };
+        let draft = Draft {
+            classes: map([("text", at(7))]),
+            provider_classes: map([("acme", at(6))]),
+            tiers: map([("paid", tier)]),
+            ..draft([("chat/a", chat())], None)
+        };
+        let winner = |own: Says| {
+            let speaks = |says: &Says| [own, Says::Both, Says::Unlimited].contains(says);
+            let first = sources.iter().position(speaks)?;
+            Some((sources[first] != Says::Unlimited).then_some(first + 1))
+        };
+        let (account, key) = (winner(Says::Account), winner(Says::Key));
+        if account.is_none() && key.is_none() {
+            prop_assert!(mistakes(&draft)[0].contains("no rule gives it quotas in tier \"paid\""));
+            return Ok(());
+        }
+        let of_account = account.flatten().map(|limit| format!("requests_per_minute {limit} [account, resource]"));
+        let of_key = key.flatten().map(|limit| format!("requests_per_minute {limit} [api_key, resource]"));
+        let expected: Vec<String> = of_account.into_iter().chain(of_key).collect();
+        prop_assert_eq!(Who::plain().sees(&compiled(&draft), "chat/a"), expected);
+    }
+
+    /// Names and usages from outside never panic, and what is refused is not resolved.
+    #[test]
+    fn any_input_is_answered(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
+        let policy = compiled(&draft([("é*", with_rule(Some(vec![per_minute(1)])))], None));
+        let who = Who::plain();
+        let resolved = policy.resolve(&who.caller(&policy), &name).is_ok();
+        prop_assert_eq!(resolved, name.starts_with('é') && pattern::is_name(&name));
+        let usage = policy.usage([(unit.as_str(), amount)]);
+        prop_assert!(usage.is_ok() || usage.unwrap_err().field().starts_with("usage."));
+    }
+}
+
+#[test]
+fn exact_names_go_before_the_longest_wildcard() {
+    let rule = |limit| with_rule(Some(vec![per_minute(limit)]));
+    let each = ResourceDraft { counter: Counter::Each, ..rule(4) };
+    let resources = [("prompt/*", rule(1)), ("prompt/long/*", rule(2)), ("prompt/exact", rule(3)), ("own/*", each)];
+    let policy = compiled(&Draft { unknown_resources: Some(rule(5)), ..draft(resources, None) });
+    let who = Who::plain();
+    let check = |name: &str, canonical: &str, limit: &str| {
+        let caller = who.caller(&policy);
+        assert_eq!(policy.resolve(&caller, name).unwrap().resource(), canonical);
+        assert_eq!(who.sees(&policy, name), [format!("requests_per_minute {limit} [account, resource]")]);
+    };
+    check("prompt/a", "prompt/*", "1");
+    check("prompt/", "prompt/*", "1");
+    check("prompt/long/a", "prompt/long/*", "2");
+    check("prompt/exact", "prompt/exact", "3");
+    check("own/a", "own/a", "4");
+    check("prompt", "*", "5");
+    let ledger = |name| who.ledgers(&policy, name, "");
+    assert_eq!(ledger("prompt/a"), ledger("prompt/b"));
+    assert_ne!(ledger("prompt/a"), ledger("prompt/exact"));
+    assert_ne!(ledger("own/a"), ledger("own/b"));
+    assert_eq!(ledger("x"), ledger("y"));
+    let listed = policy.resolve_all(&who.caller(&policy)).map(|resolved| resolved.unwrap().resource().to_owned());
+    assert_eq!(listed.collect::<Vec<_>>(), ["prompt/*", "prompt/long/*", "prompt/exact", "own/*"]);
+}
+
+#[test]
+fn unknown_and_impossible_names_are_refused() {
+    let policy = compiled(&draft([("chat", with_rule(Some(Vec::new())))], None));
+    let who = Who::plain();
+    let refused = |name: &str| policy.resolve(&who.caller(&policy), name).unwrap_err();
+    assert_eq!(refused("speech"), ResolveError::UnknownResource);
+    for name in ["", "a\nb", &"a".repeat(129)] {
+        assert_eq!(refused(name), ResolveError::BadResource);
+    }
+    let caller = Caller { tier: TierId(7), ..who.caller(&policy) };
+    assert_eq!(policy.resolve(&caller, "chat").unwrap_err(), ResolveError::UnknownTier);
+}
+
+#[test]
+fn overrides_patch_and_never_cross_chains() {
+    let pool = quota("requests", MINUTE, 1000, &["resource"]);
+    let chat = with_rule(Some(vec![per_minute(10), pool, per_key(5)]));
+    let free = with_rule(Some(Vec::new()));
+    let policy = compiled(&draft([("chat/a", chat.clone()), ("chat/b", chat), ("free", free)], None));
+    let sees = |account: &[OverrideDraft], key: &[OverrideDraft], name: &str| {
+        Who::with(&policy, account, key).sees(&policy, name).join(", ")
+    };
+    let base = "requests_per_minute 10 [account, resource], requests_per_minute 1000 [resource], \
+                requests_per_minute 5 [api_key, resource]";
+    assert_eq!(sees(&[], &[], "chat/a"), base);
+    // Same unit and window: replaced, but not the pool, which the account shares.
+    assert_eq!(sees(&[over(None, MINUTE, 7, &[])], &[], "chat/a"), base.replace("10 ", "7 "));
+    assert_eq!(sees(&[], &[over(None, MINUTE, 7, &[])], "chat/a"), base.replace("5 ", "7 "));
+    assert_eq!(sees(&[over(None, MINUTE, 7, &["resource"])], &[], "chat/a"), base.replace("1000", "7"));
+    // Another window: added.
+    let added = "requests_per_minute 10 [account, resource], requests_per_minute 1000 [resource], \
+                 requests_per_day 7 [account, resource], requests_per_minute 5 [api_key, resource]";
+    assert_eq!(sees(&[over(None, DAY, 7, &[])], &[], "chat/a"), added);
+    assert_eq!(sees(&[over(None, DAY, 7, &[])], &[], "free"), "requests_per_day 7 [account, resource]");
+    // The most specific pattern wins, whatever the order.
+    let nested =
+        [over(Some("chat/b"), MINUTE, 3, &[]), over(None, MINUTE, 1, &[]), over(Some("chat/*"), MINUTE, 2, &[])];
+    assert_eq!(sees(&nested, &[], "chat/b"), base.replace("10 ", "3 "));
+    assert_eq!(sees(&nested, &[], "chat/a"), base.replace("10 ", "2 "));
+    // A caller without a key has no quotas of a key, whatever the overrides say.
+    let who = Who::with(&policy, &[], &[over(None, DAY, 7, &[])]);
+    let caller = Caller { key: None, account_overrides: &who.key, ..who.caller(&policy) };
+    let resolved = policy.resolve(&caller, "chat/a").unwrap();
+    assert_eq!(resolved.quotas().len(), 2);
+}
+
+#[test]
+fn ledgers_are_named_by_scope_alone() {
+    let scopes: [&[&str]; 6] =
+        [&["resource", "account"], &["account"], &["api_key"], &["account", "api_key"], &["resource"], &["ip"]];
+    let quotas = scopes.iter().enumerate().map(|(at, scope)| quota("requests", MINUTE, at as u64, scope));
+    let mut quotas: Vec<QuotaDraft> = quotas.collect();
+    // `account` beside `api_key` says nothing more, so these two were one counter.
+    let twice = draft([("chat", with_rule(Some(quotas.clone())))], None);
+    assert!(
+        mistakes(&twice)[0].starts_with("resources.chat.quotas[3]: has the same unit, window and scope as number 2")
+    );
+    quotas.remove(3);
+    let policy = compiled(&draft([("chat", with_rule(Some(quotas.clone()))), ("b", with_rule(Some(quotas)))], None));
+    let who = Who::plain();
+    let ledgers = who.ledgers(&policy, "chat", "192.0.2.1");
+    let of_account = policy.account_partition("acme");
+    let within: Vec<bool> = ledgers.iter().map(|ledger| ledger.partition == of_account).collect();
+    assert_eq!(within, [true, true, false, false, true]);
+    let distinct: std::collections::HashSet<_> = ledgers.iter().collect();
+    assert_eq!(distinct.len(), ledgers.len());
+    // Only what the scope names makes a difference.
+    let differ = |other: Vec<LedgerKey>| ledgers.iter().zip(other).map(|(a, b)| *a != b).collect::<Vec<_>>();
+    assert_eq!(differ(who.ledgers(&policy, "b", "192.0.2.1")), [true, false, true, false, false]);
+    assert_eq!(differ(who.ledgers(&policy, "chat", "192.0.2.2")), [false, false, false, true, false]);
+    let caller = who.caller(&policy);
+    let missing =
+        policy.resolve(&caller, "chat").unwrap().claims(&policy.usage([]).unwrap(), |_| None, Timestamp::from_ms(0));
+    assert_eq!(missing.unwrap_err().to_string(), "attributes.ip: is required here");
+}
+
+#[test]
+fn claims_cost_what_the_usage_says() {
+    let quotas = vec![per_minute(10), quota("tokens", MINUTE, 100, &[]), quota("requests", DAY, 50, &[])];
+    let policy = compiled(&draft([("chat", with_rule(Some(quotas)))], None));
+    let who = Who::plain();
+    let costs = |pairs: &[(&str, u64)]| {
+        let usage = policy.usage(pairs.iter().copied()).unwrap();
+        let caller = who.caller(&policy);
+        let resolved = policy.resolve(&caller, "chat").unwrap();
+        let claims = resolved.claims(&usage, |_| None, Timestamp::from_ms(0)).unwrap();
+        claims.iter().map(|claim| claim.cost.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(costs(&[]), [1, 0, 1]);
+    assert_eq!(costs(&[("tokens", 7)]), [1, 7, 1]);
+    assert_eq!(costs(&[("tokens", MAX_AMOUNT), ("requests", 2)]), [2, MAX_AMOUNT, 2]);
+    let wrong = |pairs: &[(&str, u64)]| policy.usage(pairs.iter().copied()).unwrap_err().to_string();
+    assert_eq!(wrong(&[("tokens", 0)]), "usage.tokens: must be at least 1");
+    assert_eq!(wrong(&[("requests", 0)]), "usage.requests: must be at least 1");
+    assert_eq!(wrong(&[("tokens", u64::MAX)]), "usage.tokens: must be at most 9007199254740991 (2^53 - 1)");
+    assert_eq!(wrong(&[("tokens", 1), ("tokens", 1)]), "usage.tokens: named twice");
+    assert_eq!(wrong(&[("img\n", 1)]), "usage.img: there is no such unit; the units are: requests, tokens");
+    assert_eq!(policy.usage([]).unwrap().of(UnitId::of("requests")), Amount::from(1));
+}
+
+#[test]
+fn quotas_get_names_and_labels() {
+    let check = |unit: &str, per: WindowDraft, name: &str, label: &str| {
+        let policy = compiled(&draft([("chat", with_rule(Some(vec![quota(unit, per, 1, &[])])))], None));
+        let who = Who::plain();
+        let caller = who.caller(&policy);
+        let resolved = policy.resolve(&caller, "chat").unwrap();
+        let quota = resolved.quotas()[0].quota;
+        assert_eq!((&*quota.name, &*quota.label), (name, label));
+    };
+    let calendar = |unit| WindowDraft::Calendar { unit, zone: "Europe/Berlin".to_owned() };
+    check("requests", MINUTE, "requests_per_minute", "RPM");
+    check("tokens", DAY, "tokens_per_day", "TPD");
+    check("tokens", WindowDraft::Sliding { ms: 30_000 }, "tokens_per_30s", "TP30S");
+    check("tokens", WindowDraft::Sliding { ms: 43_200_000 }, "tokens_per_12h", "TP12H");
+    check("tokens", WindowDraft::Sliding { ms: 1500 }, "tokens_per_1500ms", "TP1500MS");
+    check("requests", calendar(CalendarUnit::Day), "requests_per_calendar_day", "RPD");
+    check("requests", calendar(CalendarUnit::Month), "requests_per_calendar_month", "RPMo");
+}
+
+#[test]
+fn ledgers_that_would_not_fit_are_refused() {
+    let windows =
+        |count: u64| (1..=count).map(|at| quota("requests", WindowDraft::Sliding { ms: at }, 1, &["account"]));
+    let of = |count| draft([("chat", with_rule(Some(windows(count).collect())))], None);
+    compiled(&of(5));
+    assert!(
+        mistakes(&of(6))[0]
+            .starts_with("tiers: scope [account] would count too much in one place: its sliding windows weigh 36")
+    );
+    // Calendar windows are single numbers, and do not count.
+    let day = |unit: &str| {
+        quota(unit, WindowDraft::Calendar { unit: CalendarUnit::Day, zone: "UTC".to_owned() }, 1, &["account"])
+    };
+    let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();
+    let policy = compiled(&draft([("chat", with_rule(Some(quotas)))], None));
+    // What is shared over resources adds up over them.
+    let one = |ms| with_rule(Some(vec![quota("requests", WindowDraft::Sliding { ms }, 1, &["account"])]));
+    let spread =
+        draft([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4)), ("e", one(5)), ("f", one(6))], None);
+    assert_eq!(mistakes(&spread).len(), 1);
+    // An override must fit beside what the rules count.
+    let one_more = [over(None, DAY, 1, &["account"])];
+    let refused = policy.overrides(&one_more, Chain::Account, &Place::root()).unwrap_err();
+    assert!(matches!(refused[0].problem, Problem::LedgerTooLarge { weight: 36, .. }));
+}
+
+#[test]
+fn calls_have_a_bounded_number_of_quotas() {
+    let pools = |count: usize| (0..count).map(|at| quota("requests", MINUTE, 1, &["resource", &format!("a{at}")]));
+    let of = |count| draft([("chat", with_rule(Some(pools(count).collect())))], None);
+    let policy = compiled(&of(16));
+    assert_eq!(mistakes(&of(17)), ["resources.chat: has 17 quotas in tier \"paid\"; at most 16 can apply to one call"]);
+    let overrides = |count| (1..=count).map(|ms| over(None, WindowDraft::Sliding { ms }, 1, &[])).collect::<Vec<_>>();
+    let refused = policy.overrides(&overrides(9), Chain::Account, &Place::root()).unwrap_err();
+    assert_eq!(refused[0].problem, Problem::TooManyOverriddenCounters(8));
+}

@@ -1,0 +1,109 @@
+//! What a call uses, checked once at the edge.
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::{Amount, AmountTooLarge, UnitId},
+    text::is_hidden,
+};
+
+use crate::policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS};
+
+/// How much of each unit a call uses. It always uses requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    amounts: SmallVec<[(UnitId, Amount); 4]>,
+}
+
+/// A usage that makes no sense under the policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// No such unit.
+    #[error("usage.{unit}: there is no such unit; the units are: {known}")]
+    UnknownUnit {
+        /// What was named, cut to 64 characters that can be printed.
+        unit: String,
+        /// The units of the policy.
+        known: String,
+    },
+    /// A unit named twice.
+    #[error("usage.{0}: named twice")]
+    Repeated(String),
+    /// Nothing of a unit: leave it out instead.
+    #[error("usage.{0}: must be at least 1")]
+    Zero(String),
+    /// More than can be counted.
+    #[error("usage.{0}: {AmountTooLarge}")]
+    TooLarge(String),
+}
+
+impl UsageError {
+    /// The field that is wrong, such as `usage.tokens`.
+    pub fn field(&self) -> String {
+        match self {
+            Self::UnknownUnit { unit, .. } | Self::Repeated(unit) | Self::Zero(unit) | Self::TooLarge(unit) => {
+                format!("usage.{unit}")
+            }
+        }
+    }
+}
+
+impl Usage {
+    /// No usage at all, for looking at counters.
+    pub fn none() -> Self {
+        Self { amounts: SmallVec::new() }
+    }
+
+    /// With the slot that a reservation takes.
+    #[must_use]
+    pub fn with_slot(mut self) -> Self {
+        self.set(UnitId::of(CONCURRENT_REQUESTS), Amount::from(1));
+        self
+    }
+
+    /// What is used, by unit.
+    pub fn amounts(&self) -> &[(UnitId, Amount)] {
+        &self.amounts
+    }
+
+    pub(super) fn set(&mut self, unit: UnitId, amount: Amount) {
+        self.amounts.retain(|(have, _)| *have != unit);
+        self.amounts.push((unit, amount));
+    }
+
+    /// How much of `unit`; zero if the call does not speak of it.
+    pub fn of(&self, unit: UnitId) -> Amount {
+        self.amounts.iter().find(|(have, _)| *have == unit).map_or(Amount::ZERO, |(_, amount)| *amount)
+    }
+}
+
+impl Policy {
+    /// The usage of these pairs of unit and amount; a call that does not speak of `requests` is one
+    /// request.
+    pub fn usage<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, u64)>) -> Result<Usage, UsageError> {
+        let mut amounts: SmallVec<[(UnitId, Amount); 4]> = SmallVec::new();
+        for (name, amount) in pairs {
+            let Some(unit) = self.units.iter().find(|unit| &*unit.name == name) else {
+                return Err(self.unknown_unit(name));
+            };
+            if amounts.iter().any(|(have, _)| *have == unit.id) {
+                return Err(UsageError::Repeated(name.to_owned()));
+            }
+            if amount == 0 {
+                return Err(UsageError::Zero(name.to_owned()));
+            }
+            let amount = Amount::try_from(amount).map_err(|_| UsageError::TooLarge(name.to_owned()))?;
+            amounts.push((unit.id, amount));
+        }
+        let requests = UnitId::of(REQUESTS);
+        if !amounts.iter().any(|(unit, _)| *unit == requests) {
+            amounts.push((requests, Amount::from(1)));
+        }
+        Ok(Usage { amounts })
+    }
+
+    fn unknown_unit(&self, name: &str) -> UsageError {
+        let unit = name.chars().filter(|c| !is_hidden(*c)).take(64).collect();
+        let known: Vec<&str> = self.units.iter().map(|unit| &*unit.name).collect();
+        UsageError::UnknownUnit { unit, known: known.join(", ") }
+    }
+}

@@ -1,0 +1,78 @@
+//! Why a call may not pass.
+
+/// Why a call may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A quota has no room now.
+    QuotaExceeded,
+    /// The cost is above a limit itself, so that the call can never pass.
+    CostAboveLimit,
+    /// The caller, or its address, is blocked for a while.
+    Blocked,
+    /// The upload is larger than the resource takes.
+    UploadTooLarge,
+    /// The API key is invalid.
+    InvalidKey(InvalidKey),
+}
+
+/// Why an API key is invalid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidKey {
+    /// There is no such key.
+    Unknown,
+    /// It was revoked.
+    Revoked,
+    /// It has expired.
+    Expired,
+}
+
+impl Reason {
+    /// Every reason, in the order of the documentation.
+    pub const ALL: [Self; 7] = [
+        Self::QuotaExceeded,
+        Self::CostAboveLimit,
+        Self::Blocked,
+        Self::UploadTooLarge,
+        Self::InvalidKey(InvalidKey::Unknown),
+        Self::InvalidKey(InvalidKey::Revoked),
+        Self::InvalidKey(InvalidKey::Expired),
+    ];
+
+    /// Where it stands in [`Reason::ALL`].
+    pub const fn index(self) -> usize {
+        match self {
+            Self::QuotaExceeded => 0,
+            Self::CostAboveLimit => 1,
+            Self::Blocked => 2,
+            Self::UploadTooLarge => 3,
+            Self::InvalidKey(InvalidKey::Unknown) => 4,
+            Self::InvalidKey(InvalidKey::Revoked) => 5,
+            Self::InvalidKey(InvalidKey::Expired) => 6,
+        }
+    }
+
+    /// Its name in policy files, in dialects, and in the API: `quota_exceeded`, `unknown_key`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::CostAboveLimit => "cost_above_limit",
+            Self::Blocked => "blocked",
+            Self::UploadTooLarge => "upload_too_large",
+            Self::InvalidKey(InvalidKey::Unknown) => "unknown_key",
+            Self::InvalidKey(InvalidKey::Revoked) => "revoked_key",
+            Self::InvalidKey(InvalidKey::Expired) => "expired_key",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_at_its_index() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), index, "{}", reason.name());
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What a node repeats, in its log and to administrators, of what people wrote into files.
+//!
+//! A secret may stand where its hash, a name or a path should. So whatever may be one is replaced by its length. Names that
+//! are plainly words are shown, as mistakes are found by them; `tollgate check-policy` shows everything, to who holds the
+//! file.
+
+use std::{borrow::Cow, collections::HashSet, path::Path};
+
+use serde_json::Value;
+use tollgate_core::api_key::KeyHash;
+
+use crate::{
+    api_key,
+    policy::{Place, Step},
+};
+
+/// Whatever is as long as this is not shown. Tokens and API keys are longer.
+const TOO_LONG: usize = 20;
+/// What is as short as this gives no secret away.
+const SHORT: usize = 3;
+/// How secrets, and hashes of them, begin.
+const BEGINNINGS: [&str; 9] = ["tg_", "tgt_", "sk-", "sk_", "pk-", "pk_", "rk_", "sha256:", "bearer"];
+/// Keys beside which a secret is expected: nothing that stands there is shown.
+const BESIDE_SECRETS: [&str; 6] = ["hash", "file", "secret", "token", "password", "key"];
+/// The most different texts that are looked for in messages. A file with more of them has messages without any words of
+/// it.
+const MAX_TEXTS: usize = 1_000;
+
+/// Whether this is certainly a secret: a token, or an API key, as Tollgate makes them.
+pub fn looks_issued(text: &str) -> bool {
+    let random = |text: &str| text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    text.strip_prefix("tgt_").is_some_and(random) || (text.starts_with("tg_") && api_key::is_plausible(text))
+}
+
+/// Where a file holds a secret in the clear: a token or an API key as Tollgate makes them, or whatever has its hash in the
+/// same file. The place of a key is that of its map.
+pub fn secrets_in(file: &Value) -> Vec<Place> {
+    let mut hashes = HashSet::new();
+    each_text(file, "", &mut |text, _| hashes.extend(KeyHash::parse(text).map(KeyHash::bytes)));
+    let is_secret =
+        |text: &str| looks_issued(text) || (!hashes.is_empty() && hashes.contains(&KeyHash::of(text).bytes()));
+    let mut places = Vec::new();
+    find(file, &Place::root(), &is_secret, &mut places);
+    places
+}
+
+fn find(value: &Value, place: &Place, is_secret: &impl Fn(&str) -> bool, places: &mut Vec<Place>) {
+    match value {
+        Value::String(text) if is_secret(text) => places.push(place.clone()),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, item)| find(item, &place.at(at), is_secret, places));
+        }
+        Value::Object(map) => {
+            if map.keys().any(|key| is_secret(key)) {
+                places.push(place.clone());
+            }
+            map.iter().for_each(|(key, value)| find(value, &place.at(&**key), is_secret, places));
+        }
+        _ => {}
+    }
+}
+
+/// Whether a text may be a secret: whatever is long, begins like one, or does not look like words.
+fn may_be_secret(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    text.chars().count() >= TOO_LONG
+        || BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning))
+        || !text.split(|c: char| !c.is_alphanumeric()).all(is_word)
+}
+
+/// What a character is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Digit,
+    Capital,
+    Letter,
+}
+
+/// Whether letters and digits look like a word, a number or a version, and not as if they were drawn by chance.
+fn is_word(text: &str) -> bool {
+    let kinds: Vec<Kind> = text
+        .chars()
+        .map(|c| match c {
+            _ if c.is_numeric() => Kind::Digit,
+            _ if c.is_uppercase() => Kind::Capital,
+            _ => Kind::Letter,
+        })
+        .collect();
+    let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1] && pair != &[Kind::Capital, Kind::Letter]).count();
+    let digits = kinds.iter().filter(|kind| **kind == Kind::Digit).count();
+    changes <= 2 && (digits <= 4 || (digits == kinds.len() && digits <= 8))
+}
+
+/// The text, or in its place how long it is.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if may_be_secret(text) { length_of(text).into() } else { text.into() }
+}
+
+/// The path, without the parts of it that may be secrets.
+pub fn shown_path(path: &Path) -> String {
+    let parts = path.iter().map(|part| {
+        let part = part.to_string_lossy();
+        let name = part.split('.').next().unwrap_or_default();
+        let is_secret = part.len() >= TOO_LONG && may_be_secret(name) || begins_like_one(&part);
+        if is_secret { length_of(&part).into() } else { part }
+    });
+    parts.map(Cow::into_owned).collect::<std::path::PathBuf>().display().to_string()
+}
+
+/// A place in a file, without the keys that may be secrets.
+pub fn shown_place(place: &Place) -> Place {
+    let step = |step: &Step| match step {
+        Step::Key(key) => Step::Key(shown(key).into_owned()),
+        Step::Index(index) => Step::Index(*index),
+    };
+    place.steps().iter().map(step).collect()
+}
+
+fn begins_like_one(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning))
+}
+
+fn length_of(text: &str) -> String {
+    format!("<{} characters>", text.chars().count())
+}
+
+/// What of one file is not repeated.
+pub struct Redactor {
+    /// The words of the format: they are no secrets.
+    vocabulary: HashSet<String>,
+    hidden: HashSet<String>,
+}
+
+impl Redactor {
+    /// For this file in the format of this schema.
+    pub fn of(file: &Value, schema: &Value) -> Self {
+        let mut vocabulary = HashSet::new();
+        each_text(schema, "", &mut |text, _| {
+            vocabulary.insert(text.to_owned());
+        });
+        let mut redactor = Self { vocabulary, hidden: HashSet::new() };
+        each_text(file, "", &mut |text, key| {
+            if may_be_secret(text) || BESIDE_SECRETS.contains(&key) {
+                redactor.hide(text);
+            }
+        });
+        redactor
+    }
+
+    /// Hides these too, whatever they look like, as they stand where they should not.
+    pub fn add(&mut self, wrong: &[Value]) {
+        for value in wrong {
+            match value {
+                // What is in it may be right.
+                Value::Array(_) | Value::Object(_) => {}
+                value => each_text(value, "", &mut |text, _| self.hide(text)),
+            }
+        }
+    }
+
+    fn hide(&mut self, text: &str) {
+        if text.chars().count() > SHORT && !self.vocabulary.contains(text) {
+            self.hidden.insert(text.to_owned());
+        }
+    }
+
+    /// The place without what is hidden.
+    pub fn place(&self, place: &Place) -> Place {
+        let step = |step: &Step| match step {
+            Step::Key(key) if self.hidden.contains(key) => Step::Key(length_of(key)),
+            step => step.clone(),
+        };
+        place.steps().iter().map(step).collect()
+    }
+
+    /// The message without what is hidden.
+    pub fn message(&self, message: &str) -> String {
+        if self.hidden.len() > MAX_TEXTS {
+            return "is wrong; `tollgate check-policy` says how".to_owned();
+        }
+        let mut hidden: Vec<&String> = self.hidden.iter().collect();
+        // The longest first: one may be a part of another.
+        hidden.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        hidden.iter().fold(message.to_owned(), |message, text| {
+            // As it is, as messages quote it, and as they cut it short.
+            let start: String = text.chars().take(64).collect();
+            let forms = [text.as_str(), &escaped(text), &start, &escaped(&start)].map(str::to_owned);
+            forms.iter().fold(message, |message, form| {
+                if message.contains(form.as_str()) { message.replace(form.as_str(), &length_of(text)) } else { message }
+            })
+        })
+    }
+}
+
+/// The text as it is quoted, without the quotes.
+fn escaped(text: &str) -> String {
+    let quoted = format!("{text:?}");
+    quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
+}
+
+/// Calls `with` for every text and every long number in the value, and the name of every key, each with the key that it
+/// stands at.
+fn each_text(value: &Value, key: &str, with: &mut impl FnMut(&str, &str)) {
+    match value {
+        Value::Null | Value::Bool(_) => {}
+        Value::Number(number) => {
+            let number = number.to_string();
+            // A limit is no secret, and may well have six digits.
+            if number.len() > 8 {
+                with(&number, key);
+            }
+        }
+        Value::String(text) => with(text, key),
+        Value::Array(items) => items.iter().for_each(|item| each_text(item, key, with)),
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            with(key, "");
+            each_text(value, key, with);
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_are_shown_and_what_may_be_a_secret_is_not() {
+        for name in [
+            "venice",
+            "llama-3.3-70b",
+            "txt2img",
+            "text/small",
+            "Venice AI",
+            "gpt-4o-mini",
+            "OpenAI",
+            "2025-01-20",
+            "米",
+        ] {
+            assert_eq!(shown(name), name);
+        }
+        for secret in [
+            "tgt_x",
+            "sk-short",
+            "Bearer x",
+            "9f86d081884c",
+            "aB3dE6gH9j",
+            "super-secret-token-of-words",
+            "123456789012",
+            "xKqLmZpWvRtYbNcD",
+        ] {
+            assert_eq!(shown(secret), format!("<{} characters>", secret.len()));
+        }
+        assert_eq!(shown_path(Path::new("/etc/tollgate/tokens.yaml")), "/etc/tollgate/tokens.yaml");
+        assert_eq!(shown_path(Path::new("/etc/tgt_abc/tg_1.yaml")), "/etc/<7 characters>/<9 characters>");
+        assert!(looks_issued(&api_key::generate()));
+        assert!(!looks_issued("tgt_integration-token") && !looks_issued("tg_x"));
+    }
+
+    #[test]
+    fn messages_repeat_neither_secrets_nor_what_is_in_the_wrong_place() {
+        let file =
+            json!({ "names": { "plain": 1, "qT7rB2xW9": "words" }, "hash": "swordfish", "long": "é\"".repeat(50) });
+        let mut redactor = Redactor::of(&file, &json!({ "enum": ["words"] }));
+        redactor.add(&[json!("swordfish"), json!("words"), json!(123_456_789)]);
+        let long = "é\"".repeat(50);
+        let said = format!("\"plain\" qT7rB2xW9 \"words\" \"swordfish\" 123456789 {long:?} {:?}…", &long[..96]);
+        assert_eq!(
+            redactor.message(&said),
+            "\"plain\" <9 characters> \"words\" \"<9 characters>\" <9 characters> \"<100 characters>\" \"<100 characters>\"…"
+        );
+        assert_eq!(redactor.place(&Place::root().at("names").at("qT7rB2xW9")).to_string(), "names.\"<9 characters>\"");
+    }
+}

@@ -1,0 +1,244 @@
+//! How large uploads may be: what a call states of its upload against the policy's limits.
+
+use std::{cmp::Reverse, fmt};
+
+use crate::{
+    file::{length_ms, uploads as format},
+    policy::{Place, Policy},
+};
+
+/// What a call says of its upload.
+#[derive(Clone, Copy, Debug)]
+pub struct Upload<'a> {
+    /// `image`, `audio`, `video`, or a media type.
+    pub media_type: &'a str,
+    /// Its size.
+    pub bytes: u64,
+    /// How long it plays; 0 where it does not.
+    pub duration_seconds: u64,
+}
+
+/// The limits of one policy, the most specific first.
+#[derive(Debug, Default)]
+pub struct Uploads(Vec<Limit>);
+
+#[derive(Debug)]
+struct Limit {
+    media: Box<str>,
+    resource: Option<Box<str>>,
+    size: Option<Measure>,
+    length: Option<Measure>,
+}
+
+/// A number, and how the policy writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Measure {
+    most: u64,
+    text: Box<str>,
+}
+
+/// An upload that may not pass: which limit it is above.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    kind: &'static str,
+    measured: Measured,
+    has: u64,
+    limit: Measure,
+    resource: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measured {
+    Size,
+    Length,
+}
+
+/// The statement about an upload makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("upload.media_type: must be `image`, `audio`, `video`, or a media type such as `audio/wav`")]
+pub struct BadUpload;
+
+impl Uploads {
+    /// The limits of a policy file.
+    pub(crate) fn of(section: &format::Uploads, policy: &Policy) -> Result<Self, Vec<(Place, String)>> {
+        let mut mistakes = Vec::new();
+        let mut limits: Vec<Limit> = Vec::with_capacity(section.limits.len());
+        for (at, limit) in section.limits.iter().enumerate() {
+            let place = Place::root().at("uploads").at("limits").at(at);
+            let resource = limit.resource.as_ref().map(|name| name.0.as_str());
+            if let Some(name) = resource
+                && !policy.resources().iter().any(|known| matches(name, &known.name))
+            {
+                let message = format!("{name:?} matches none of `resources`");
+                mistakes.push((place.at("resource"), message));
+            }
+            if limit.size.is_none() && limit.length.is_none() {
+                mistakes.push((place.clone(), "needs `size`, `length` or both".to_owned()));
+            }
+            if limits.iter().any(|known| *known.media == *limit.media.0 && known.resource.as_deref() == resource) {
+                mistakes.push((place, "has the same media and resource as a limit above; write one".to_owned()));
+            }
+            limits.push(Limit {
+                media: limit.media.0.as_str().into(),
+                resource: resource.map(Box::from),
+                size: limit.size.as_ref().map(|size| size_of(&size.0, section.kilobyte.0)),
+                length: limit.length.as_ref().map(|length| length_of(&length.0)),
+            });
+        }
+        limits.sort_by_key(|limit| {
+            let resource =
+                limit.resource.as_deref().map_or(0, |name| if name.ends_with('*') { name.len() } else { usize::MAX });
+            Reverse((resource, limit.media.contains('/')))
+        });
+        if mistakes.is_empty() { Ok(Self(limits)) } else { Err(mistakes) }
+    }
+
+    /// Whether the upload may pass, for a call of `resource`.
+    pub fn check(&self, resource: &str, upload: &Upload<'_>) -> Result<Option<TooLarge>, BadUpload> {
+        let media = Media::parse(upload.media_type)?;
+        let concerning = || {
+            self.0.iter().filter(|limit| {
+                media.is(&limit.media) && limit.resource.as_ref().is_none_or(|name| matches(name, resource))
+            })
+        };
+        let above = |measured, has, limit: Option<&Measure>| {
+            let limit = limit.filter(|limit| has > limit.most)?.clone();
+            Some(TooLarge { kind: media.kind, measured, has, limit, resource: resource.to_owned() })
+        };
+        let size = concerning().find_map(|limit| limit.size.as_ref());
+        let length = concerning().find_map(|limit| limit.length.as_ref());
+        Ok(above(Measured::Size, upload.bytes, size)
+            .or_else(|| above(Measured::Length, upload.duration_seconds, length)))
+    }
+}
+
+/// The media of an upload: its kind, and its media type where the call gave one.
+struct Media<'a> {
+    kind: &'static str,
+    full: &'a str,
+}
+
+impl<'a> Media<'a> {
+    fn parse(text: &'a str) -> Result<Self, BadUpload> {
+        // Parameters such as `; codecs=opus` say nothing here.
+        let full = text.split(';').next().unwrap_or_default().trim();
+        let (kind, subtype) = full.split_once('/').map_or((full, None), |(kind, subtype)| (kind, Some(subtype)));
+        let is_token = |part: &str| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".+-_!#$&^".contains(&byte))
+        };
+        let kinds = [("image", "image"), ("audio", "audio file"), ("video", "video file")];
+        let known = kinds.into_iter().find(|(known, _)| kind.eq_ignore_ascii_case(known));
+        match (known, subtype) {
+            _ if full.len() > 128 || !is_token(kind) || subtype.is_some_and(|subtype| !is_token(subtype)) => {
+                Err(BadUpload)
+            }
+            (Some((_, said)), _) => Ok(Self { kind: said, full }),
+            (None, Some(_)) => Ok(Self { kind: "file", full }),
+            (None, None) => Err(BadUpload),
+        }
+    }
+
+    /// Whether a limit of `media` is about this one.
+    fn is(&self, media: &str) -> bool {
+        let kind = self.full.split('/').next().unwrap_or_default();
+        media.eq_ignore_ascii_case(self.full) || media.eq_ignore_ascii_case(kind)
+    }
+}
+
+impl fmt::Display for TooLarge {
+    /// Names the limit: `The audio file has 20971521 bytes; aud2video takes at most 20 MB (20971520 bytes).`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, has, limit, resource, .. } = self;
+        match self.measured {
+            Measured::Size => {
+                let Measure { most, text } = limit;
+                write!(f, "The {kind} has {has} bytes; {resource} takes at most {text} ({most} bytes).")
+            }
+            Measured::Length => {
+                write!(f, "The {kind} lasts {has} seconds; {resource} takes at most {}.", limit.text)
+            }
+        }
+    }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
+}
+
+/// Of a text that the schema let through; 0 for any other.
+fn size_of(text: &str, kilobyte: u64) -> Measure {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (count, unit) = text.split_at(at);
+    let power = match unit {
+        "GB" => 3,
+        "MB" => 2,
+        "KB" => 1,
+        _ => 0,
+    };
+    let most = count.parse::<u64>().unwrap_or(0).saturating_mul(kilobyte.pow(power));
+    Measure { most, text: format!("{count} {unit}").into() }
+}
+
+fn length_of(text: &str) -> Measure {
+    let most = length_ms(text) / 1000;
+    let minutes = most / 60;
+    let text =
+        if most.is_multiple_of(60) && minutes > 0 { format!("{minutes} minutes") } else { format!("{most} seconds") };
+    Measure { most, text: text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::draft::{Draft, ResourceDraft};
+
+    use super::*;
+
+    fn uploads(limits: &serde_json::Value) -> Uploads {
+        let section = serde_json::from_value(serde_json::json!({ "limits": limits })).unwrap();
+        let resources = ["aud2video", "aud2txt", "txt2img"].map(|name| (name.to_owned(), ResourceDraft::default()));
+        let (policy, _) = Policy::compile_in_part(&Draft { resources: resources.into(), ..Draft::default() });
+        Uploads::of(&section, &policy).unwrap()
+    }
+
+    fn check(uploads: &Uploads, resource: &str, media_type: &str, bytes: u64, seconds: u64) -> String {
+        let upload = Upload { media_type, bytes, duration_seconds: seconds };
+        match uploads.check(resource, &upload) {
+            Ok(None) => "passes".to_owned(),
+            Ok(Some(too_large)) => too_large.to_string(),
+            Err(bad) => bad.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_most_specific_limit_counts_for_each_measure() {
+        let uploads = uploads(&serde_json::json!([
+            { "media": "audio", "size": "10MB", "length": "600m" },
+            { "media": "audio", "resource": "aud2*", "size": "15MB" },
+            { "media": "audio", "resource": "aud2video", "size": "20MB" },
+            { "media": "audio/wav", "size": "1KB" },
+        ]));
+        let mb = 1 << 20;
+        assert_eq!(check(&uploads, "txt2img", "audio", 10 * mb, 36_000), "passes");
+        assert_eq!(
+            check(&uploads, "txt2img", "audio/mpeg; codecs=mp3", 10 * mb + 1, 0),
+            "The audio file has 10485761 bytes; txt2img takes at most 10 MB (10485760 bytes)."
+        );
+        assert_eq!(check(&uploads, "aud2video", "Audio/OGG", 20 * mb, 0), "passes");
+        assert!(check(&uploads, "aud2video", "audio", 20 * mb + 1, 0).contains("20 MB (20971520 bytes)"));
+        assert_eq!(
+            check(&uploads, "aud2video", "audio", 1, 36_001),
+            "The audio file lasts 36001 seconds; aud2video takes at most 600 minutes."
+        );
+        assert_eq!(check(&uploads, "aud2txt", "audio", 15 * mb, 0), "passes");
+        assert!(check(&uploads, "txt2img", "audio/wav", 1025, 0).contains("1 KB (1024 bytes)"));
+        assert_eq!(check(&uploads, "txt2img", "video", u64::MAX, u64::MAX), "passes");
+        assert_eq!(check(&uploads, "txt2img", "application/pdf", u64::MAX, 0), "passes");
+    }
+
+    #[test]
+    fn media_types_are_checked() {
+        for bad in ["", "pdf", "audio/", "/wav", "audio/a/b", "audio/\r\n", "aud\u{fc}o/x", &"a/".repeat(100)] {
+            assert!(check(&Uploads::default(), "r", bad, 1, 0).starts_with("upload.media_type: "), "{bad}");
+        }
+    }
+}
