@@ -8,13 +8,13 @@ mod throttle;
 mod tokens;
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
 };
 
 use axum::http::{HeaderMap, header};
+use tollgate_service::{directory::Recalled, metrics::Metrics, scope::DomainScope};
 use tollgate_store::clock::Clock;
 
 pub(crate) use self::{
@@ -31,68 +31,12 @@ use self::{
     tokens::TokenFile,
 };
 use crate::{
-    directory::Recalled,
     files::Failure,
     reload::Reload,
     serve::Activity,
     shares::Holder,
-    telemetry::Telemetry,
     tls::{Tls, TlsSettings},
 };
-
-/// Which domains a caller may act in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Every domain.
-    All,
-    /// These.
-    Only(Arc<DomainSet>),
-    /// That of the end user's own API key, whichever it is.
-    SelfService,
-}
-
-/// Some domains, by name.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct DomainSet {
-    names: BTreeSet<Box<str>>,
-    counted_as: Box<str>,
-}
-
-impl Reach {
-    /// These domains alone.
-    pub(crate) fn only(names: impl IntoIterator<Item = String>) -> Self {
-        let names: BTreeSet<Box<str>> = names.into_iter().map(String::into_boxed_str).collect();
-        // Each name with its length, so that no two sets are written alike.
-        let counted_as = names.iter().fold("within ".to_owned(), |text, name| format!("{text}{}:{name}", name.len()));
-        Self::Only(Arc::new(DomainSet { names, counted_as: counted_as.into() }))
-    }
-
-    /// The names of its domains, if they are named.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let named = match self {
-            Self::Only(domains) => Some(&domains.names),
-            Self::All | Self::SelfService => None,
-        };
-        named.into_iter().flatten().map(AsRef::as_ref)
-    }
-
-    pub(crate) fn permits(&self, domain: &str) -> bool {
-        match self {
-            Self::All | Self::SelfService => true,
-            Self::Only(domains) => domains.names.contains(domain),
-        }
-    }
-
-    /// Under which name its failures are counted where no domain is known, so that they block nobody whom it does not
-    /// reach. No domain has such a name, as none has a space in it.
-    pub(crate) fn counted_as(&self) -> &str {
-        match self {
-            Self::All => "all domains",
-            Self::Only(domains) => &domains.counted_as,
-            Self::SelfService => "self service",
-        }
-    }
-}
 
 /// A calling service that showed who it is.
 #[derive(Clone, Debug)]
@@ -105,7 +49,7 @@ pub(crate) struct AdminGrant(Grant);
 #[derive(Clone, Debug)]
 struct Grant {
     name: Arc<str>,
-    reach: Reach,
+    scope: DomainScope,
 }
 
 impl ServiceGrant {
@@ -120,8 +64,8 @@ impl ServiceGrant {
     }
 
     /// The domains it may act in.
-    pub(crate) fn reach(&self) -> &Reach {
-        &self.0.reach
+    pub(crate) fn scope(&self) -> &DomainScope {
+        &self.0.scope
     }
 }
 
@@ -132,8 +76,8 @@ impl AdminGrant {
     }
 
     /// The domains it may act in.
-    pub(crate) fn reach(&self) -> &Reach {
-        &self.0.reach
+    pub(crate) fn scope(&self) -> &DomainScope {
+        &self.0.scope
     }
 
     /// As who it holds what callers share.
@@ -210,23 +154,19 @@ pub(crate) struct Doors {
     hosts: Hosts,
     proxies: TrustedProxies,
     throttles: Throttles,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
 }
 
 impl Doors {
     /// # Errors
     /// Everything that is wrong with the files, a line each.
-    pub(crate) fn new(
-        settings: DoorSettings,
-        clock: Arc<dyn Clock>,
-        telemetry: &Arc<Telemetry>,
-    ) -> Result<Self, String> {
+    pub(crate) fn new(settings: DoorSettings, clock: Arc<dyn Clock>, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let load = |what, path: Option<PathBuf>| {
-            path.map(|path| TokenFile::load(what, &path, Arc::clone(telemetry)).map(Arc::new)).transpose()
+            path.map(|path| TokenFile::load(what, &path, Arc::clone(metrics)).map(Arc::new)).transpose()
         };
         let services = load("service_tokens", settings.service_tokens);
         let admins = load(tokens::ADMINS, settings.admin_tokens);
-        let tls = settings.tls.map(|tls| Tls::load(tls, Arc::clone(telemetry)).map(Arc::new)).transpose();
+        let tls = settings.tls.map(|tls| Tls::load(tls, Arc::clone(metrics)).map(Arc::new)).transpose();
         match (services, admins, tls) {
             (Ok(services), Ok(admins), Ok(tls)) => Ok(Self {
                 services,
@@ -239,7 +179,7 @@ impl Doors {
                     admins: Throttle::new(Arc::clone(&clock), settings.max_login_failures),
                     keys: Throttle::new(clock, settings.max_login_failures),
                 },
-                telemetry: Arc::clone(telemetry),
+                metrics: Arc::clone(metrics),
             }),
             (services, admins, tls) => {
                 let wrong = [services.err(), admins.err(), tls.err()];
@@ -274,7 +214,7 @@ impl Doors {
     ) -> Result<ServiceGrant, Refusal> {
         let Some(services) = &self.services else {
             peer.connection.mark_known();
-            return Ok(ServiceGrant(Grant { name: "loopback".into(), reach: Reach::All }, Holder::Anyone));
+            return Ok(ServiceGrant(Grant { name: "loopback".into(), scope: DomainScope::All }, Holder::Anyone));
         };
         let found = match token(headers) {
             // Whoever shows a token is judged by it, whatever else it shows.
@@ -338,7 +278,7 @@ impl Doors {
             Refusal::TooManyFailures { .. } => "too_many_failures",
             Refusal::WrongHost => "wrong_host",
         };
-        self.telemetry.turned_away(door, reason);
+        self.metrics.turned_away(door, reason);
         refusal
     }
 }

@@ -6,6 +6,7 @@ mod tests;
 
 use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
+use crate::logs;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 use tollgate_core::api_key::KeyHash;
@@ -16,7 +17,6 @@ use crate::{
     escape, policies,
     run::{Backend, Listeners, RunError, run},
     settings::{self, Options, Settings, StoreSettings},
-    telemetry,
 };
 
 /// The secret of the embedded policy's demo key. It works only on a node that runs the embedded default.
@@ -125,7 +125,7 @@ fn examine(configs: &[RedisConfig]) -> Result<(), String> {
 }
 
 fn serve(settings: Settings) -> Result<(), String> {
-    telemetry::start_logging(settings.log_format, &settings.log_filter)?;
+    logs::start_logging(settings.log_format, &settings.log_filter)?;
     // For what goes on beside the calls, which have threads of their own.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;

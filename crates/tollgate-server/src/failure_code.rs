@@ -2,9 +2,8 @@
 
 use axum::http::StatusCode;
 use tollgate_core::store::StoreError;
+use tollgate_service::service::CallError;
 use tonic::Code;
-
-use crate::service::CallError;
 
 /// A kind of failure in the terms of each protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,10 @@ use tollgate_policy::{
     uploads::Upload,
 };
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
+use tollgate_service::{
+    scope::DomainScope,
+    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch, page_size},
+};
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 pub(crate) use self::{
@@ -32,12 +36,7 @@ pub(crate) use self::{
     open::{MAX_MESSAGE_BYTES, Open, OpenCalls, REFLECTION, WATCH},
     stream::Bounds as StreamBounds,
 };
-use crate::{
-    auth::Reach,
-    failure_code::FailureCode,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch, page_size},
-    telemetry::traced,
-};
+use crate::{failure_code::FailureCode, logs::traced};
 
 /// How much earlier than the caller's own deadline a call is ended.
 const EARLIER: Duration = Duration::from_millis(3);
@@ -62,10 +61,10 @@ impl Api {
     ) -> Result<T, Status> {
         let deadline = self.deadline(metadata, extensions)?;
         if deadline <= Instant::now() {
-            return Err(CallError::Expired.into());
+            return Err(failed(CallError::Expired));
         }
         let work = traced(text(metadata, "traceparent"), work);
-        Ok(tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late))?)
+        Ok(tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(failed)?)
     }
 
     /// The caller's deadline, from when its call came, or the node's own, from now.
@@ -84,14 +83,15 @@ impl Api {
         mode: Mode,
     ) -> Result<v1::Decision, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let (within, call) = (guard::grant(&extensions)?.reach(), call(message));
-        let decided = self.decide_one(within, call.as_ref(), self.deadline(&metadata, &extensions)?, mode)?;
-        Ok(traced(text(&metadata, "traceparent"), decided).await?)
+        let (within, call) = (guard::grant(&extensions)?.scope(), call(message));
+        let decided =
+            self.decide_one(within, call.as_ref(), self.deadline(&metadata, &extensions)?, mode).map_err(failed)?;
+        traced(text(&metadata, "traceparent"), decided).await.map_err(failed)
     }
 
     fn decide_one<'a>(
         &'a self,
-        within: &'a Reach,
+        within: &'a DomainScope,
         call: Option<&'a v1::Call>,
         deadline: Instant,
         mode: Mode,
@@ -119,8 +119,8 @@ impl RateLimitService for Api {
         request: Request<v1::ConsumeBatchRequest>,
     ) -> Result<Response<v1::ConsumeBatchResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach();
-        check_batch(message.calls.len())?;
+        let within = guard::grant(&extensions)?.scope();
+        check_batch(message.calls.len()).map_err(failed)?;
         let calls = &message.calls;
         let read = calls.iter().map(|call| from_wire(within, call)).collect();
         let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, &calls[at]);
@@ -139,7 +139,7 @@ impl RateLimitService for Api {
     ) -> Result<Response<stream::Answers>, Status> {
         let (metadata, extensions, calls) = request.into_parts();
         let grant = guard::grant(&extensions)?;
-        let within = grant.reach().clone();
+        let within = grant.scope().clone();
         let (to, answers) = self.streams.open(grant.holder())?;
         let api = self.clone();
         tokio::spawn(
@@ -152,15 +152,15 @@ impl RateLimitService for Api {
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach();
+        let within = guard::grant(&extensions)?.scope();
         let decided = self.reserve_one(within, &message, self.deadline(&metadata, &extensions)?);
-        let decision = traced(text(&metadata, "traceparent"), decided).await?;
+        let decision = traced(text(&metadata, "traceparent"), decided).await.map_err(failed)?;
         Ok(Response::new(v1::ReserveResponse { decision: Some(decision) }))
     }
 
     async fn settle(&self, request: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let settle = reserve::settle(guard::grant(&extensions)?.reach(), &message);
+        let settle = reserve::settle(guard::grant(&extensions)?.scope(), &message);
         let settlement =
             self.run((&metadata, &extensions), Box::pin(self.service.settle(settle))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::SettleResponse { settlement: Some(settlement) }))
@@ -168,7 +168,7 @@ impl RateLimitService for Api {
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let cancel = reserve::cancel(guard::grant(&extensions)?.reach(), &message);
+        let cancel = reserve::cancel(guard::grant(&extensions)?.scope(), &message);
         let settlement =
             self.run((&metadata, &extensions), Box::pin(self.service.settle(cancel))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::CancelResponse { settlement: Some(settlement) }))
@@ -177,7 +177,7 @@ impl RateLimitService for Api {
     async fn extend(&self, request: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let v1::ExtendRequest { reservation_id, ttl_ms } = message;
-        let within = guard::grant(&extensions)?.reach();
+        let within = guard::grant(&extensions)?.scope();
         let ends_at =
             self.run((&metadata, &extensions), Box::pin(self.service.extend(within, &reservation_id, ttl_ms))).await?;
         Ok(Response::new(v1::ExtendResponse { reservation: Some(reserve::reservation(reservation_id, ends_at)) }))
@@ -188,10 +188,10 @@ impl RateLimitService for Api {
         request: Request<v1::GetRateLimitsRequest>,
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach();
-        let take = page_size(message.page_size)?;
+        let within = guard::grant(&extensions)?.scope();
+        let take = page_size(message.page_size).map_err(failed)?;
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let caller = caller(message.caller.as_ref())?;
+        let caller = caller(message.caller.as_ref()).map_err(failed)?;
         let listing =
             Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
         let listed = async { self.service.list(listing, listed).await.map_err(|error| error.in_field("page_token")) };
@@ -203,7 +203,7 @@ impl RateLimitService for Api {
         request: Request<v1::ReportOutcomeRequest>,
     ) -> Result<Response<v1::ReportOutcomeResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.reach();
+        let within = guard::grant(&extensions)?.scope();
         let reported = self.service.report(report::from_wire(within, &message)?, report::to_wire);
         Ok(Response::new(self.run((&metadata, &extensions), Box::pin(reported)).await?))
     }
@@ -240,15 +240,14 @@ fn overloaded(text: String) -> Status {
     status
 }
 
-impl From<CallError> for Status {
-    fn from(error: CallError) -> Self {
-        let code = FailureCode::of(&error);
-        let text = error.message();
-        if code.retry_soon { overloaded(text) } else { Self::new(code.grpc, text) }
-    }
+/// The status that a failed call is answered with.
+fn failed(error: CallError) -> Status {
+    let code = FailureCode::of(&error);
+    let text = error.message();
+    if code.retry_soon { overloaded(text) } else { Status::new(code.grpc, text) }
 }
 
-fn from_wire<'a>(within: &'a Reach, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
+fn from_wire<'a>(within: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
     Ok(Call {
         within,
         domain: &call.domain,
@@ -282,7 +281,7 @@ fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
     use v1::call_result::Result as Of;
     let result = decided.map_or_else(
         |error| {
-            let status = Status::from(error);
+            let status = failed(error);
             Of::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
         },
         Of::Decision,

@@ -1,25 +1,24 @@
-//! The domains a node serves: their policies, compiled, with the accounts that come along.
+//! Policy files: which there are, and reading them, at the start and whenever they change.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use tollgate_core::api_key::KeyHash;
+use parking_lot::Mutex;
 use tollgate_policy::{
-    LoadedPolicy, Place, Policy,
-    dialect::Dialects,
-    file::{AccountRules, PolicyError, PolicyErrors, SelfService},
-    uploads::Uploads,
+    LoadedPolicy, Place,
+    file::{PolicyError, PolicyErrors},
+};
+use tollgate_service::{
+    domains::{CurrentDomains, Domains},
+    metrics::Metrics,
 };
 
 use crate::{
-    auth::Reach,
-    directory::{Directory, Identity},
     files::{self, Failure, FileError, MAX_FILE_BYTES, folder_of},
-    reload::{Kept, Reload},
-    telemetry::{DomainMetrics, Telemetry},
+    reload::Reload,
 };
 
 /// The policy of a node that is given none.
@@ -34,87 +33,31 @@ pub enum Source {
     Paths(Vec<PathBuf>),
 }
 
-/// One domain.
-#[derive(Debug)]
-pub(crate) struct Domain {
-    pub(crate) policy: Arc<Policy>,
-    pub(crate) directory: Directory,
-    pub(crate) accounts: AccountRules,
-    pub(crate) metrics: DomainMetrics,
-    pub(crate) dialects: Dialects,
-    pub(crate) uploads: Uploads,
-    pub(crate) self_service: SelfService,
-}
-
-/// All domains of one moment. Calls take one and keep it to their end.
-#[derive(Debug, Default)]
-pub(crate) struct Domains(HashMap<Arc<str>, Arc<Domain>>);
-
-/// The domains in force, and how their last reload went.
-pub struct Policies {
+/// The policy files of a node. What they say is put in force when they hold; otherwise what was in force stays.
+pub struct PolicyFiles {
     source: Source,
     demo: bool,
-    telemetry: Arc<Telemetry>,
-    domains: Kept<Domains>,
+    metrics: Arc<Metrics>,
+    domains: Arc<CurrentDomains>,
+    last_failure: Mutex<Option<Failure>>,
 }
 
-impl Domains {
-    fn read(source: &Source, demo: bool, telemetry: &Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
-        let domains = read_all(source)?.into_iter().map(|(domain, loaded)| {
-            let metrics = DomainMetrics::of(telemetry, &loaded.policy);
-            telemetry.policy_loaded(&domain, loaded.fingerprint);
-            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, self_service, .. } = loaded;
-            let directory = Directory::of(bootstrap, demo);
-            (domain, Arc::new(Domain { policy, directory, accounts, metrics, dialects, uploads, self_service }))
-        });
-        Ok(Self(domains.collect()))
+impl PolicyFiles {
+    /// Reads the files.
+    pub fn load(source: Source, demo: bool, metrics: Arc<Metrics>) -> Result<Self, Vec<PolicyErrors>> {
+        let domains = Domains::of(read_all(&source)?, demo, &metrics);
+        metrics.reload_stuck("policies", false);
+        let domains = Arc::new(CurrentDomains::new(domains));
+        Ok(Self { source, demo, metrics, domains, last_failure: Mutex::default() })
     }
 
-    /// The domain of this name. No name stands for the only one within reach.
-    pub(crate) fn get(&self, name: &str, within: &Reach) -> Option<&Arc<Domain>> {
-        if name.is_empty() {
-            let mut all = self.within(within);
-            return all.next().filter(|_| all.next().is_none());
-        }
-        self.0.get(name).filter(|_| within.permits(name))
-    }
-
-    pub(crate) fn within<'a, 'r>(&'a self, reach: &'r Reach) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
-        self.0.iter().filter(|(name, _)| reach.permits(name)).map(|(_, domain)| domain)
-    }
-
-    /// The names, in order.
-    pub(crate) fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.0.keys().map(AsRef::as_ref).collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// Whether some call may be decided while the store cannot answer.
-    pub(crate) fn bear_failure(&self) -> bool {
-        self.0.values().any(|domain| domain.policy.bears_failure())
-    }
-
-    /// The key of a policy file with this secret, in whatever domain within reach.
-    pub(crate) fn by_secret(&self, hash: &KeyHash, within: &Reach) -> Option<(&Arc<Domain>, &Identity)> {
-        self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|identity| (domain, identity)))
+    /// The domains in force.
+    pub fn domains(&self) -> &Arc<CurrentDomains> {
+        &self.domains
     }
 }
 
-impl Policies {
-    /// Loads the policies.
-    pub fn load(source: Source, demo: bool, telemetry: Arc<Telemetry>) -> Result<Self, Vec<PolicyErrors>> {
-        let domains = Kept::new(Domains::read(&source, demo, &telemetry)?);
-        telemetry.reload_stuck("policies", false);
-        Ok(Self { source, demo, telemetry, domains })
-    }
-
-    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Domains>> {
-        self.domains.current()
-    }
-}
-
-impl Reload for Policies {
+impl Reload for PolicyFiles {
     fn what(&self) -> &'static str {
         "policies"
     }
@@ -132,14 +75,16 @@ impl Reload for Policies {
     }
 
     fn reload(&self) -> Result<(), Failure> {
-        let read = Domains::read(&self.source, self.demo, &self.telemetry).map_err(|errors| failure(&errors));
-        self.telemetry.policy_reloads(read.is_ok());
-        self.telemetry.reload_stuck(self.what(), read.as_ref().is_err_and(|failure| failure.stuck));
-        self.domains.renew(read)
+        let read = read_all(&self.source).map_err(|errors| failure(&errors));
+        self.metrics.policy_reloads(read.is_ok());
+        self.metrics.reload_stuck(self.what(), read.as_ref().is_err_and(|failure| failure.stuck));
+        *self.last_failure.lock() = read.as_ref().err().cloned();
+        self.domains.replace(Domains::of(read?, self.demo, &self.metrics));
+        Ok(())
     }
 
     fn last_failure(&self) -> Option<Failure> {
-        self.domains.last_failure()
+        self.last_failure.lock().clone()
     }
 }
 

@@ -7,9 +7,8 @@ use std::{
 
 use parking_lot::Mutex;
 use tollgate_core::store::{Obstacle, Store, StoreHealth};
+use tollgate_service::metrics::Metrics;
 use tollgate_store::accounts::AccountStore;
-
-use crate::telemetry::Telemetry;
 
 /// How long a store may take. It states a bound of its own; this is for one that does not hold it.
 const WITHIN: Duration = Duration::from_millis(1_500);
@@ -34,7 +33,7 @@ pub(crate) enum Probed {
 /// Asks one store, and keeps its answer.
 pub(crate) struct Probe {
     probed: Probed,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
     last: Mutex<Option<LastAnswer>>,
 }
 
@@ -82,8 +81,8 @@ impl Probed {
 }
 
 impl Probe {
-    pub(crate) fn new(probed: Probed, telemetry: Arc<Telemetry>) -> Self {
-        Self { probed, telemetry, last: Mutex::new(None) }
+    pub(crate) fn new(probed: Probed, metrics: Arc<Metrics>) -> Self {
+        Self { probed, metrics, last: Mutex::new(None) }
     }
 
     /// Asks the store.
@@ -92,7 +91,15 @@ impl Probe {
             let reason = "does not answer".to_owned();
             StoreHealth::bad(Obstacle { error: format!("no answer within {WITHIN:?}"), reason })
         });
-        self.telemetry.store_probed(&self.probed, &health);
+        match &self.probed {
+            Probed::Counters { with_accounts, .. } => {
+                self.metrics.set_counter_store_health(&health);
+                if *with_accounts {
+                    self.metrics.set_account_store_health(&health);
+                }
+            }
+            Probed::Accounts(_) => self.metrics.set_account_store_health(&health),
+        }
         let mut last = self.last.lock();
         let skewed = is_skewed(&health, last.as_ref().is_some_and(|last| last.skewed));
         self.log(last.as_ref(), &health, skewed);
@@ -194,7 +201,7 @@ mod tests {
 
     fn probe() -> Probe {
         let store = Arc::new(MemoryStore::new(SystemClock, 10));
-        Probe::new(Probed::Counters { store, with_accounts: true }, Arc::new(Telemetry::new("memory").unwrap()))
+        Probe::new(Probed::Counters { store, with_accounts: true }, Arc::new(Metrics::new("memory").unwrap()))
     }
 
     fn seen(health: StoreHealth) -> LastAnswer {

@@ -25,6 +25,10 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tollgate_service::{
+    admin::Admin,
+    service::{CallError, DecisionService},
+};
 use tower::{ServiceBuilder, timeout::TimeoutLayer};
 use utoipa::{IntoResponses, OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -32,13 +36,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use health::Health;
 
 pub(crate) use self::bounds::{RequestBounds, UNREAD_BASE_BYTES, is_plain};
-
-use crate::{
-    admin::Admin,
-    auth::Doors,
-    failure_code::FailureCode,
-    service::{CallError, DecisionService},
-};
+use crate::{auth::Doors, failure_code::FailureCode};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -228,7 +226,7 @@ fn retry_soon(answer: &mut Response) {
 
 /// What a service is answered.
 fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
-    result.map_or_else(IntoResponse::into_response, |body| Json(body).into_response())
+    result.map_or_else(|error| failed(&error), |body| Json(body).into_response())
 }
 
 impl ErrorDetail {
@@ -237,15 +235,14 @@ impl ErrorDetail {
     }
 }
 
-impl IntoResponse for CallError {
-    fn into_response(self) -> Response {
-        let code = FailureCode::of(&self);
-        let mut answer = ErrorBody { error: ErrorDetail::of(&self) }.with(code.http);
-        if code.retry_soon {
-            retry_soon(&mut answer);
-        }
-        answer
+/// The answer to a failed call.
+fn failed(error: &CallError) -> Response {
+    let code = FailureCode::of(error);
+    let mut answer = ErrorBody { error: ErrorDetail::of(error) }.with(code.http);
+    if code.retry_soon {
+        retry_soon(&mut answer);
     }
+    answer
 }
 
 /// A JSON body, whose mistakes are answered in our own words.

@@ -10,31 +10,33 @@ use tokio::{
 };
 use tollgate_core::store::Store;
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
+use tollgate_service::{
+    admin::Admin,
+    directory::Accounts,
+    metrics::{Metrics, StoreConnections},
+    refusals::Refusals,
+    service::{DecisionService, Lifetimes, WithoutStore},
+};
 use tollgate_store::{
     accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
     clock::{Clock, SystemClock},
     failure::Fallback,
     memory::MemoryStore,
-    redis::{Link, RedisConfig, RedisStore},
+    redis::{Link, LinkStatus, RedisConfig, RedisStore},
     refusals::{RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
 };
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 
 use crate::{
-    admin::Admin,
     auth::Doors,
-    directory::Accounts,
     grpc,
-    policies::{Policies, Source},
+    policies::{PolicyFiles, Source},
     probe::{Probe, Probed},
-    refusals::Refusals,
     reload::{Reload, Watched},
     rest,
     serve::{Servers, Stage},
-    service::{DecisionService, Lifetimes, WithoutStore},
     settings::{Settings, StoreSettings},
-    telemetry::Telemetry,
     workers::Workers,
 };
 
@@ -215,22 +217,31 @@ impl Backend {
 }
 
 impl Backend {
-    fn let_measure(&self, telemetry: &Telemetry) {
+    fn let_measure(&self, metrics: &Metrics) {
         if let Some(link) = &self.link {
-            telemetry.watch(link.clone());
+            let link = link.clone();
+            metrics.observe_store_connections(move || connections_of(&link));
         }
         if let Some(fallback) = &self.fallback {
-            telemetry.watch_fallback(Arc::clone(fallback));
+            let fallback = Arc::clone(fallback);
+            metrics.observe_replayed(move || fallback.replayed());
         }
     }
 
     /// What asks the store of the counters, and that of the accounts if it is another one.
-    fn probes(&self, telemetry: &Arc<Telemetry>) -> (Probe, Option<Probe>) {
-        let probe = |probed| Probe::new(probed, Arc::clone(telemetry));
+    fn probes(&self, metrics: &Arc<Metrics>) -> (Probe, Option<Probe>) {
+        let probe = |probed| Probe::new(probed, Arc::clone(metrics));
         let (store, apart) = (Arc::clone(&self.store), self.accounts_apart);
         let accounts = apart.then(|| probe(Probed::Accounts(Arc::clone(&self.accounts))));
         (probe(Probed::Counters { store, with_accounts: !apart }), accounts)
     }
+}
+
+/// The state of the connections to Redis.
+fn connections_of(link: &Link) -> StoreConnections {
+    let LinkStatus { servers, resting, connections, faults } = link.status();
+    let faults = faults.into_iter().map(|(fault, met)| (fault.name(), met)).collect();
+    StoreConnections { servers, breakers_open: resting, connections, in_flight: link.in_flight(), faults }
 }
 
 fn in_memory() -> Arc<dyn RefusalLog> {
@@ -246,35 +257,36 @@ pub async fn run(
     serving: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let telemetry = Arc::new(Telemetry::new(backend.kind)?);
-    backend.let_measure(&telemetry);
-    let (counters, apart) = backend.probes(&telemetry);
+    let metrics = Arc::new(Metrics::new(backend.kind)?);
+    backend.let_measure(&metrics);
+    let (counters, apart) = backend.probes(&metrics);
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
     let mut background = JoinSet::new();
     // Before the files are read, so that no hangup between the two is missed.
     let hung_up = hangups(&mut background)?;
-    let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &telemetry);
+    let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &metrics);
     let doors = Arc::new(doors.map_err(RunError::Credentials)?);
-    let policies = Policies::load(source, embedded, Arc::clone(&telemetry))
+    let policies = PolicyFiles::load(source, embedded, Arc::clone(&metrics))
         .map_err(|errors| RunError::Policies(crate::policies::failure(&errors).text))?;
     let policies = Arc::new(policies);
     let accounts =
-        Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&telemetry)));
-    let refusals = Arc::new(Refusals::new(backend.refusals, Arc::clone(&telemetry)));
+        Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&metrics)));
+    let refusals = Arc::new(Refusals::new(backend.refusals, Arc::clone(&metrics)));
     let service = Arc::new(DecisionService::new(
-        Arc::clone(&policies),
+        Arc::clone(policies.domains()),
         Arc::clone(&backend.store),
         Arc::clone(&accounts),
         Arc::clone(&backend.clock),
-        Arc::clone(&telemetry),
+        Arc::clone(&metrics),
         Arc::clone(&refusals),
         WithoutStore { patience: patience(&settings), fallback: backend.fallback.clone() },
         Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
     ));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
-    let admin = Arc::new(Admin::new(Arc::clone(&policies), backend.accounts, Arc::clone(&store), known, clock));
+    let admin =
+        Arc::new(Admin::new(Arc::clone(policies.domains()), backend.accounts, Arc::clone(&store), known, clock));
     let (to, stage) = watch::channel(Stage::Running);
     let health = Arc::new(rest::Health {
         counters,
@@ -282,10 +294,10 @@ pub async fn run(
         policies: Arc::clone(&policies),
         decides_alone: fallback.is_some(),
         doors: Arc::clone(&doors),
-        telemetry: Arc::clone(&telemetry),
+        metrics: Arc::clone(&metrics),
         stage: stage.clone(),
     });
-    tracing::info!(store = backend.kind, domains = ?policies.current().names(), "node starts");
+    tracing::info!(store = backend.kind, domains = ?policies.domains().load().names(), "node starts");
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Before calls come, so that whoever sees the node answer may count on a change being seen.
@@ -298,13 +310,13 @@ pub async fn run(
         background.spawn(replay(fallback, Arc::clone(&store)));
     }
     background.spawn(report_health(Arc::clone(&health), reporter));
-    background.spawn(tidy(Arc::clone(&telemetry), Arc::clone(&doors), backend.sweep));
+    background.spawn(tidy(Arc::clone(&metrics), Arc::clone(&doors), backend.sweep));
 
     let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
     let workers = backend.workers;
     let (connections, stage_of) = (Arc::default(), stage.clone());
     let servers_of =
-        Servers { settings, service, admin, doors, health, telemetry, stage: stage_of, workers, connections };
+        Servers { settings, service, admin, doors, health, metrics, stage: stage_of, workers, connections };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
     servers.spawn(servers_of.rest(listeners.http)?.serve(stage));
@@ -366,13 +378,13 @@ fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError
 /// Reads files anew when they change, and on each of `hangups`.
 fn watch_files(
     background: &mut JoinSet<()>,
-    policies: &Arc<Policies>,
+    policies: &Arc<PolicyFiles>,
     doors: &Arc<Doors>,
     hangups: &watch::Receiver<()>,
 ) {
     let after: Arc<dyn Fn() + Send + Sync> = Arc::new({
         let (doors, policies) = (Arc::clone(doors), Arc::clone(policies));
-        move || doors.warn_of_unknown_domains(&policies.current().names())
+        move || doors.warn_of_unknown_domains(&policies.domains().load().names())
     });
     after();
     let policies = Arc::clone(policies) as Arc<dyn Reload>;
@@ -429,11 +441,11 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
     }
 }
 
-async fn tidy(telemetry: Arc<Telemetry>, doors: Arc<Doors>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
+async fn tidy(metrics: Arc<Metrics>, doors: Arc<Doors>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
     let mut ticks = tokio::time::interval(TIDY_EVERY);
     loop {
         ticks.tick().await;
-        telemetry.upkeep();
+        metrics.upkeep();
         doors.sweep();
         if let Some(sweep) = &sweep {
             sweep();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
 use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
+use tollgate_service::{admin::Admin, metrics::Metrics, service::DecisionService};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
@@ -24,15 +25,12 @@ pub(crate) use self::{
 };
 use self::{connections::ConnectionTable, server::Server};
 use crate::{
-    admin::Admin,
     auth::Doors,
     grpc,
     rest::{self, Offer},
     run::RunError,
-    service::DecisionService,
     settings::Settings,
     shares::Shares,
-    telemetry::Telemetry,
     tls::Speaks,
     workers::Workers,
 };
@@ -44,7 +42,7 @@ pub(crate) struct Servers {
     pub(crate) admin: Arc<Admin>,
     pub(crate) doors: Arc<Doors>,
     pub(crate) health: Arc<rest::Health>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) stage: watch::Receiver<Stage>,
     pub(crate) workers: Workers,
     pub(crate) connections: Arc<ConnectionTable>,
@@ -67,13 +65,13 @@ impl Servers {
             calls: settings.stream_calls,
             idle: settings.stream_idle_timeout,
             stage: self.stage.clone(),
-            telemetry: Arc::clone(&self.telemetry),
+            metrics: Arc::clone(&self.metrics),
         };
         let bodies = grpc::BodyBounds {
             timeout: settings.requests.body_timeout,
             unread: unread(settings),
             message_bytes: settings.requests.max_bytes,
-            telemetry: Arc::clone(&self.telemetry),
+            metrics: Arc::clone(&self.metrics),
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.requests.max_bytes);
@@ -119,7 +117,7 @@ impl Servers {
             calls: calls(),
             end_user_calls: calls(),
             pages: rest::RequestBounds::pages(),
-            telemetry: Arc::clone(&self.telemetry),
+            metrics: Arc::clone(&self.metrics),
         };
         Ok(rest::router(shared, Arc::new(bounds), offer)?)
     }
@@ -133,7 +131,7 @@ impl Servers {
             tls: self.doors.tls.clone(),
             bounds: self.settings.connections.clone(),
             calls: self.settings.requests.max_concurrent_calls,
-            telemetry: Arc::clone(&self.telemetry),
+            metrics: Arc::clone(&self.metrics),
             workers: self.workers.clone(),
             proxies: self.settings.doors.proxies.clone(),
             connections: Arc::clone(&self.connections),

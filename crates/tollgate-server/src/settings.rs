@@ -17,6 +17,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use tollgate_core::{ledger::MAX_OPEN_ENDED, reservation::MAX_RESERVATION_TTL_MS};
 use tollgate_policy::{file::read_map, redaction::shown_path};
+use tollgate_service::directory::CacheBounds;
 
 pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
 use self::numbers::{MAX_THREADS, Numbers};
@@ -24,8 +25,8 @@ pub use self::{client::ClientOptions, options::Options, requests::RequestSetting
 use crate::{
     auth::DoorSettings,
     files::{self, MAX_FILE_BYTES},
+    logs::LogFormat,
     serve::ConnectionBounds,
-    telemetry::LogFormat,
 };
 
 /// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.
@@ -100,19 +101,6 @@ pub struct AccountSettings {
     pub max_in_memory: usize,
     /// What a node remembers.
     pub cache: CacheBounds,
-}
-
-/// How much a node remembers of accounts, and for how long.
-#[derive(Clone, Copy, Debug)]
-pub struct CacheBounds {
-    /// How many accounts, secrets and key ids, each; an account with many keys counts as several.
-    pub entries: usize,
-    /// How long an entry is believed if nothing is heard of it.
-    pub lifetime: Duration,
-    /// How long a call waits for what is not remembered, in all.
-    pub deadline: Duration,
-    /// How many new accounts are accepted a minute, for each domain and reach of tokens; unbounded if 0.
-    pub max_new_accounts: u32,
 }
 
 impl Options {

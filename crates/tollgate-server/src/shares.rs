@@ -3,8 +3,7 @@
 use std::{collections::HashMap, mem, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
-
-use crate::abuse::customer_of;
+use tollgate_service::blocks::customer_of;
 
 /// Who holds capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -13,11 +13,11 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 use tollgate_policy::redaction::shown_path;
+use tollgate_service::metrics::Metrics;
 
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
     reload::{Kept, Reload},
-    telemetry::Telemetry,
 };
 
 /// The setting that names the file of the key.
@@ -48,7 +48,7 @@ pub(crate) enum Speaks {
 /// The certificates in force.
 pub(crate) struct Tls {
     settings: TlsSettings,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
     configs: Kept<Configs>,
 }
 
@@ -62,11 +62,11 @@ struct Configs {
 impl Tls {
     /// # Errors
     /// Everything that is wrong with the files, a line each, with the name of the setting.
-    pub(crate) fn load(settings: TlsSettings, telemetry: Arc<Telemetry>) -> Result<Self, Failure> {
+    pub(crate) fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         let configs = read(&settings)?;
-        telemetry.reload_stuck(WHAT, false);
-        telemetry.certificate_ends(configs.ends_at);
-        Ok(Self { settings, telemetry, configs: Kept::new(configs) })
+        metrics.reload_stuck(WHAT, false);
+        metrics.certificate_ends(configs.ends_at);
+        Ok(Self { settings, metrics, configs: Kept::new(configs) })
     }
 
     /// What takes in the next connection.
@@ -95,10 +95,10 @@ impl Reload for Tls {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = read(&self.settings);
-        self.telemetry.credentials_reloaded(WHAT, read.is_ok());
-        self.telemetry.reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.credentials_reloaded(WHAT, read.is_ok());
+        self.metrics.reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
         if let Ok(configs) = &read {
-            self.telemetry.certificate_ends(configs.ends_at);
+            self.metrics.certificate_ends(configs.ends_at);
         }
         self.configs.renew(read)
     }

@@ -8,8 +8,7 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 use serde::Deserialize;
-
-use crate::abuse::counted_address;
+use tollgate_service::blocks::counted_address;
 
 /// The address of a caller, behind all proxies that are trusted to name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,12 +14,13 @@ use tollgate_policy::{
     file,
     redaction::{looks_issued, shown, shown_path},
 };
+use tollgate_service::metrics::Metrics;
+use tollgate_service::scope::DomainScope;
 
-use super::{CertificateName, Grant, Reach};
+use super::{CertificateName, Grant};
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
     reload::{Kept, Reload},
-    telemetry::Telemetry,
 };
 
 /// What the file of the administrators is called.
@@ -45,7 +46,7 @@ pub(crate) fn generate() -> String {
 pub(crate) struct TokenFile {
     what: &'static str,
     path: PathBuf,
-    telemetry: Arc<Telemetry>,
+    metrics: Arc<Metrics>,
     tokens: Kept<Tokens>,
 }
 
@@ -59,10 +60,10 @@ struct Tokens {
 
 impl TokenFile {
     /// Reads the file at `path`. `what` names it for metrics and logs.
-    pub(crate) fn load(what: &'static str, path: &Path, telemetry: Arc<Telemetry>) -> Result<Self, Failure> {
-        telemetry.reload_stuck(what, false);
+    pub(crate) fn load(what: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
+        metrics.reload_stuck(what, false);
         let tokens = Kept::new(Tokens::read(what, path)?);
-        Ok(Self { what, path: path.to_owned(), telemetry, tokens })
+        Ok(Self { what, path: path.to_owned(), metrics, tokens })
     }
 
     /// The grant of whoever presents `token`, whose cost does not depend on how many tokens there are.
@@ -84,7 +85,7 @@ impl TokenFile {
         let tokens = self.tokens.current();
         let grants = tokens.entries.values().flatten().map(|(_, grant)| grant).chain(tokens.certificates.values());
         for grant in grants {
-            for domain in grant.reach.names().filter(|name| !domains.contains(name)) {
+            for domain in grant.scope.names().filter(|name| !domains.contains(name)) {
                 let (what, token, domain) = (self.what, &*shown(&grant.name), &*shown(domain));
                 tracing::warn!(what, token, domain, "a token names a domain that no policy has");
             }
@@ -118,8 +119,8 @@ impl Reload for TokenFile {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = Tokens::read(self.what, &self.path);
-        self.telemetry.credentials_reloaded(self.what, read.is_ok());
-        self.telemetry.reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.credentials_reloaded(self.what, read.is_ok());
+        self.metrics.reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
         self.tokens.renew(read)
     }
 
@@ -184,17 +185,17 @@ impl Tokens {
                 mistake("name", "is the name of another token; each needs its own");
             }
             plain_texts.push((at, "name", token.name.clone()));
-            let reach = match token.domains {
-                WrittenDomains::All(AllDomains::All) => Reach::All,
+            let scope = match token.domains {
+                WrittenDomains::All(AllDomains::All) => DomainScope::All,
                 WrittenDomains::Only(domains) => {
                     if domains.is_empty() || domains.iter().any(String::is_empty) {
                         mistake("domains", "must be `all`, or name at least one domain");
                     }
                     plain_texts.extend(domains.iter().map(|domain| (at, "domains", domain.clone())));
-                    Reach::only(domains)
+                    DomainScope::only(domains)
                 }
             };
-            let grant = Grant { name: token.name.into(), reach };
+            let grant = Grant { name: token.name.into(), scope };
             let (field, hash) = match (&token.hash, &token.file, token.certificate) {
                 (Some(hash), None, None) => ("hash", KeyHash::parse(hash).ok_or_else(|| BAD_HASH.to_owned())),
                 (None, Some(secret), None) => {

@@ -10,12 +10,12 @@ use std::{
 use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
+use tollgate_service::metrics::Metrics;
 use tonic::{Status, body::Body};
 
 use crate::{
     rest::UNREAD_BASE_BYTES,
     shares::{Holder, Permit, Shares},
-    telemetry::Telemetry,
 };
 
 /// The bytes of a message's flag and length (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
@@ -30,7 +30,7 @@ pub(crate) struct BodyBounds {
     pub(crate) unread: Arc<Shares>,
     /// The largest message.
     pub(crate) message_bytes: usize,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The body of a call. What is there already costs nothing; a body that keeps the node waiting holds memory for what
@@ -87,12 +87,12 @@ impl CallBody {
             }),
         };
         if held.is_err() {
-            bounds.telemetry.request_refused("grpc", "unread_bodies");
+            bounds.metrics.request_refused("grpc", "unread_bodies");
             return Poll::Ready(super::overloaded("the node waits for as many messages as it bears".to_owned()));
         }
         let Some(waiting) = &mut self.waiting else { return Poll::Pending };
         ready!(waiting.timeout.as_mut().poll(context));
-        bounds.telemetry.request_refused("grpc", "slow_body");
+        bounds.metrics.request_refused("grpc", "slow_body");
         let said = format!("message: did not arrive within {:?}; nothing was charged", bounds.timeout);
         Poll::Ready(Status::deadline_exceeded(said))
     }

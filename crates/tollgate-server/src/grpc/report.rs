@@ -2,19 +2,22 @@
 
 use tollgate_policy::reason::Reason;
 use tollgate_proto::v1;
-use tonic::Status;
-
-use super::{caller, reason, timestamp};
-use crate::{
-    auth::Reach,
+use tollgate_service::{
+    scope::DomainScope,
     service::{Report, Reported},
 };
+use tonic::Status;
 
-pub(super) fn from_wire<'a>(within: &'a Reach, report: &'a v1::ReportOutcomeRequest) -> Result<Report<'a>, Status> {
+use super::{caller, failed, reason, timestamp};
+
+pub(super) fn from_wire<'a>(
+    within: &'a DomainScope,
+    report: &'a v1::ReportOutcomeRequest,
+) -> Result<Report<'a>, Status> {
     Ok(Report {
         within,
         domain: &report.domain,
-        caller: caller(report.caller.as_ref())?,
+        caller: caller(report.caller.as_ref()).map_err(failed)?,
         resource: &report.resource,
         attributes: report.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         status: report.status,

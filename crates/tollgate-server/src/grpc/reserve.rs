@@ -3,17 +3,17 @@
 use tokio::time::Instant;
 use tollgate_core::time::Timestamp;
 use tollgate_proto::v1;
-
-use super::{Api, decision, from_wire, timestamp};
-use crate::{
-    auth::Reach,
+use tollgate_service::{
+    scope::DomainScope,
     service::{Call, CallError, Reserve, Settle, Settlement},
 };
+
+use super::{Api, decision, from_wire, timestamp};
 
 impl Api {
     pub(super) async fn reserve_one(
         &self,
-        within: &Reach,
+        within: &DomainScope,
         message: &v1::ReserveRequest,
         deadline: Instant,
     ) -> Result<v1::Decision, CallError> {
@@ -25,12 +25,12 @@ impl Api {
     }
 }
 
-pub(super) fn settle<'a>(within: &'a Reach, message: &'a v1::SettleRequest) -> Settle<'a> {
+pub(super) fn settle<'a>(within: &'a DomainScope, message: &'a v1::SettleRequest) -> Settle<'a> {
     let usage = message.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect();
     Settle { within, reservation_id: &message.reservation_id, usage: Some(usage), status: given(message.status) }
 }
 
-pub(super) fn cancel<'a>(within: &'a Reach, message: &'a v1::CancelRequest) -> Settle<'a> {
+pub(super) fn cancel<'a>(within: &'a DomainScope, message: &'a v1::CancelRequest) -> Settle<'a> {
     Settle { within, reservation_id: &message.reservation_id, usage: None, status: given(message.status) }
 }
 

@@ -14,14 +14,13 @@ use tokio::{
 };
 use tollgate_core::claim::Mode;
 use tollgate_proto::v1;
+use tollgate_service::{metrics::Metrics, scope::DomainScope};
 use tonic::{Status, Streaming};
 
 use super::{Api, result};
 use crate::{
-    auth::Reach,
     serve::Stage,
     shares::{Exhausted, Holder, Permit, Shares},
-    telemetry::Telemetry,
 };
 
 type Answer = Result<v1::ConsumeStreamResponse, Status>;
@@ -37,7 +36,7 @@ pub(crate) struct Bounds {
     pub(crate) idle: Duration,
     /// Streams end when the node stops.
     pub(crate) stage: watch::Receiver<Stage>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The answers of one stream. Its place is free when the client has them all, or is gone.
@@ -58,7 +57,7 @@ impl Bounds {
     /// Opens a stream of `holder`: where its answers go, and where they come out.
     pub(super) fn open(&self, holder: Holder) -> Result<(mpsc::Sender<Answer>, Answers), Status> {
         let place = self.places.acquire(holder, 1).map_err(|exhausted| {
-            self.telemetry.request_refused("grpc", "streams");
+            self.metrics.request_refused("grpc", "streams");
             Status::resource_exhausted(match exhausted {
                 Exhausted::All => "the node has as many streams open as it bears",
                 Exhausted::Share => "the caller has as many streams open as one may",
@@ -77,7 +76,7 @@ impl Bounds {
 /// the client stop sending.
 pub(super) async fn serve(
     api: Api,
-    within: Reach,
+    within: DomainScope,
     mut calls: Streaming<v1::ConsumeStreamRequest>,
     answers: mpsc::Sender<Answer>,
 ) {
@@ -117,7 +116,7 @@ pub(super) async fn serve(
     }
 }
 
-async fn answer(api: &Api, within: &Reach, message: v1::ConsumeStreamRequest, place: mpsc::OwnedPermit<Answer>) {
+async fn answer(api: &Api, within: &DomainScope, message: v1::ConsumeStreamRequest, place: mpsc::OwnedPermit<Answer>) {
     let v1::ConsumeStreamRequest { id, call, timeout_ms } = message;
     let timeout = match timeout_ms {
         0 => api.timeout,

@@ -13,11 +13,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tollgate_service::{admin::AdminError, page_token::List, service::CallError};
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{ErrorBody, Shared, retry_soon};
-use crate::{admin::AdminError, failure_code::FailureCode, page::List, service::CallError};
+use super::{ErrorBody, Shared, failed};
 
 /// The most that a page of a list has.
 const LARGEST_PAGE: usize = 100;
@@ -164,27 +164,31 @@ enum Failures {
     Late(ErrorBody),
 }
 
-impl IntoResponse for AdminError {
+/// A request that failed, as its answer.
+struct Failed(AdminError);
+
+impl From<AdminError> for Failed {
+    fn from(error: AdminError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let (status, code) = match &self {
-            Self::Call(error) => {
-                let code = FailureCode::of(error);
-                (code.http, code.word)
-            }
-            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
-            Self::Exists(_) => (StatusCode::CONFLICT, "already_exists"),
-            Self::Refused(_) => (StatusCode::CONFLICT, "failed_precondition"),
-            Self::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
-            Self::Contended => (StatusCode::CONFLICT, "aborted"),
+        let (status, code) = match &self.0 {
+            AdminError::Call(error) => return failed(error),
+            AdminError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+            AdminError::Exists(_) => (StatusCode::CONFLICT, "already_exists"),
+            AdminError::Refused(_) => (StatusCode::CONFLICT, "failed_precondition"),
+            AdminError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
+            AdminError::Contended => (StatusCode::CONFLICT, "aborted"),
         };
-        let message = match &self {
-            Self::Call(error) => error.message(),
-            error => error.to_string(),
-        };
-        let mut answer = ErrorBody::new(code, message).with(status);
-        if matches!(&self, Self::Call(error) if FailureCode::of(error).retry_soon) {
-            retry_soon(&mut answer);
-        }
-        answer
+        ErrorBody::new(code, self.0.to_string()).with(status)
     }
 }

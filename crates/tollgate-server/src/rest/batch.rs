@@ -9,17 +9,18 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tollgate_service::{
+    scope::DomainScope,
+    service::{Call, CallError, Outcome, check_batch},
+};
 use utoipa::ToSchema;
 
 use super::{
     Body, ErrorBody, ErrorDetail, Shared,
     decide::{CallBody, DecisionBody, decision},
-    mistake,
+    failed, mistake,
 };
-use crate::{
-    auth::{Reach, ServiceGrant},
-    service::{Call, CallError, Outcome, check_batch},
-};
+use crate::auth::ServiceGrant;
 
 /// How much earlier than the request as a whole its calls are late.
 const EARLIER: Duration = Duration::from_millis(50);
@@ -67,10 +68,10 @@ pub(super) async fn consume_batch(
     Body(batch): Body<BatchBody>,
 ) -> Response {
     if let Err(error) = check_batch(batch.calls.len()) {
-        return error.into_response();
+        return failed(&error);
     }
     let read: Vec<Result<CallBody, Mistake>> = batch.calls.iter().map(|call| read(call)).collect();
-    let within = grant.reach();
+    let within = grant.scope();
     let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, read[at].as_ref().is_ok_and(|call| call.render));
     let calls = read.iter().map(|read| to_call(within, read)).collect();
     let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
@@ -89,7 +90,7 @@ fn read(call: &RawValue) -> Result<CallBody, Mistake> {
     read.or_else(|_| serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get())))
 }
 
-fn to_call<'a>(within: &'a Reach, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
+fn to_call<'a>(within: &'a DomainScope, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
     let read = read.as_ref().map(|call| call.to_call(within));
     read.map_err(|error| CallError::field("call", mistake("body", error)))
 }

@@ -16,11 +16,11 @@ use axum::{
     response::Response,
 };
 use hyper::body::{Frame, SizeHint};
+use tollgate_service::metrics::Metrics;
 
 use crate::{
     failure_code::FailureCode,
     shares::{Exhausted, Holder, Permit, Shares},
-    telemetry::Telemetry,
 };
 
 /// What an unread body costs beside its bytes: the connection's stream, the task, and the headers.
@@ -42,7 +42,7 @@ pub(crate) struct RequestBounds {
     pub(crate) end_user_calls: Arc<Shares>,
     /// Answers with a page that is open to all.
     pub(crate) pages: Arc<Shares>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl RequestBounds {
@@ -53,7 +53,7 @@ impl RequestBounds {
     /// A place for a call, or a page, of `holder`.
     pub(super) fn place(&self, of: &Arc<Shares>, holder: Holder, reason: &'static str) -> Result<Permit, Unfit> {
         of.acquire(holder, 1).map_err(|exhausted| {
-            self.telemetry.request_refused("http", reason);
+            self.metrics.request_refused("http", reason);
             Unfit::of(exhausted)
         })
     }
@@ -65,7 +65,7 @@ impl RequestBounds {
             Ok(Ok(bytes)) => return Ok(bytes),
             Ok(Err(unfit)) => unfit,
             Err(_) => {
-                self.telemetry.request_refused("http", "slow_body");
+                self.metrics.request_refused("http", "slow_body");
                 let said = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
                 Unfit { code: FailureCode::SLOW_BODY, said }
             }
@@ -184,7 +184,7 @@ impl Reading {
         match held {
             Ok(()) => Poll::Pending,
             Err(exhausted) => {
-                bounds.telemetry.request_refused("http", "unread_bodies");
+                bounds.metrics.request_refused("http", "unread_bodies");
                 Poll::Ready(Some(Err(Unfit::of(exhausted))))
             }
         }

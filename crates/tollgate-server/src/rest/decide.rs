@@ -13,6 +13,10 @@ use tollgate_policy::{
     reason::{InvalidKey, Reason},
     uploads::Upload,
 };
+use tollgate_service::{
+    scope::DomainScope,
+    service::{Call, CallerRef, Outcome},
+};
 use utoipa::ToSchema;
 
 use super::{
@@ -21,10 +25,7 @@ use super::{
     number::{Whole, whole},
     reserve::ReservationBody,
 };
-use crate::{
-    auth::{Reach, ServiceGrant},
-    service::{Call, CallerRef, Outcome},
-};
+use crate::auth::ServiceGrant;
 
 /// A call that wants to pass.
 // It may bring a secret, and so cannot be printed.
@@ -261,12 +262,12 @@ pub(super) async fn consume(State(shared): State<Shared>, grant: ServiceGrant, B
 }
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, body: &CallBody, mode: Mode) -> Response {
-    let decided = shared.service.decide(body.to_call(grant.reach()), mode, |outcome| decision(outcome, body.render));
+    let decided = shared.service.decide(body.to_call(grant.scope()), mode, |outcome| decision(outcome, body.render));
     answer(decided.await)
 }
 
 impl CallBody {
-    pub(super) fn to_call<'a>(&'a self, within: &'a Reach) -> Call<'a> {
+    pub(super) fn to_call<'a>(&'a self, within: &'a DomainScope) -> Call<'a> {
         Call {
             within,
             domain: &self.domain,

@@ -6,9 +6,9 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Visitor},
 };
+use tollgate_service::service::MAX_ENTRIES;
 
 use super::number::Whole;
-use crate::service::MAX_ENTRIES;
 
 /// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
 /// nobody.

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token},
     failure_code::FailureCode,
+    logs::traced,
     shares::{Holder, Permit},
-    telemetry::traced,
 };
 
 /// What a route asks of a caller.

@@ -10,17 +10,17 @@ use axum::{
 };
 use serde::Serialize;
 use tokio::sync::watch;
+use tollgate_service::metrics::Metrics;
 use utoipa::ToSchema;
 
 use super::Shared;
 use crate::{
     auth::Doors,
     files::Failure,
-    policies::Policies,
+    policies::PolicyFiles,
     probe::{Probe, StoreState},
     reload::Reload,
     serve::Stage,
-    telemetry::Telemetry,
 };
 
 /// What the node knows of itself.
@@ -28,11 +28,11 @@ pub(crate) struct Health {
     pub(crate) counters: Probe,
     /// Where accounts have a store of their own.
     pub(crate) accounts: Option<Probe>,
-    pub(crate) policies: Arc<Policies>,
+    pub(crate) policies: Arc<PolicyFiles>,
     /// Whether quotas may be decided without the store.
     pub(crate) decides_alone: bool,
     pub(crate) doors: Arc<Doors>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) stage: watch::Receiver<Stage>,
 }
 
@@ -94,11 +94,11 @@ impl Health {
     /// Whether some call can be decided: some charge is possible, or a policy bears that none is. To take all nodes out
     /// of service would undo what their policies ask for.
     pub(crate) fn may_decide(&self) -> bool {
-        self.counters.state().usable || (self.decides_alone && self.policies.current().bear_failure())
+        self.counters.state().usable || (self.decides_alone && self.policies.domains().load().bear_failure())
     }
 
     fn accounts(&self) -> Part {
-        let heard = self.telemetry.hears_of_accounts();
+        let heard = self.metrics.hears_of_accounts();
         let StoreState { whole, detail, .. } = match &self.accounts {
             Some(accounts) => accounts.state(),
             // They are where the counters are, of which `store` tells.
@@ -119,7 +119,7 @@ impl Health {
             accounts: self.accounts(),
             policies: Part::reloaded([self.policies.last_failure()]),
             credentials: Part::reloaded(self.doors.parts().iter().map(|part| part.last_failure())),
-            domains: self.policies.current().names().into_iter().map(str::to_owned).collect(),
+            domains: self.policies.domains().load().names().into_iter().map(str::to_owned).collect(),
         }
     }
 }
@@ -147,6 +147,6 @@ pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
     (status = 429, description = "As many of these pages as the node bears are on their way", body = super::ErrorBody),
 ))]
 pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
-    let text = shared.health.telemetry.page().await;
+    let text = shared.health.metrics.page().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

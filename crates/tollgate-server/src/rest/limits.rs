@@ -14,6 +14,11 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tollgate_core::time::Timestamp;
 use tollgate_policy::{Block, file::SelfService};
+use tollgate_service::{
+    incidents,
+    scope::DomainScope,
+    service::{CallError, CallerRef, ListError, Listed, Listing},
+};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
@@ -23,10 +28,8 @@ use super::{
     retry_soon,
 };
 use crate::{
-    auth::{ClientAddr, Reach, token},
+    auth::{ClientAddr, token},
     failure_code::FailureCode,
-    incidents,
-    service::{CallError, CallerRef, ListError, Listed, Listing},
 };
 
 const DEFAULT_PAGE: usize = 200;
@@ -111,7 +114,7 @@ pub(super) async fn get_rate_limits(
     }
     let from = from.ip().to_string();
     let listing = Listing {
-        within: &Reach::SelfService,
+        within: &DomainScope::SelfService,
         domain: "",
         caller: CallerRef::Secret(secret),
         attributes: SmallVec::from_iter([("ip", &*from)]),

@@ -3,6 +3,7 @@
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
 use tollgate_policy::reason::Reason;
+use tollgate_service::service::{CallError, Listed, Listing, page_size};
 use utoipa::ToSchema;
 
 use super::{
@@ -11,10 +12,7 @@ use super::{
     entries::Entries,
     number::whole,
 };
-use crate::{
-    auth::ServiceGrant,
-    service::{CallError, Listed, Listing, page_size},
-};
+use crate::auth::ServiceGrant;
 
 /// Whose limits, and which page of them.
 #[derive(Deserialize, ToSchema)]
@@ -88,7 +86,7 @@ pub(super) async fn list_rate_limits(
 
 async fn list(shared: &Shared, grant: &ServiceGrant, body: &ListBody) -> Result<ListedBody, CallError> {
     let listing = Listing {
-        within: grant.reach(),
+        within: grant.scope(),
         domain: &body.domain,
         caller: body.caller.caller(),
         attributes: body.attributes.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),

@@ -3,6 +3,7 @@
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
 use tollgate_policy::reason::Reason;
+use tollgate_service::service::{Report, Reported};
 use utoipa::ToSchema;
 
 use super::{
@@ -11,10 +12,7 @@ use super::{
     entries::Entries,
     number::whole,
 };
-use crate::{
-    auth::ServiceGrant,
-    service::{Report, Reported},
-};
+use crate::auth::ServiceGrant;
 
 /// How a call was answered.
 #[derive(Deserialize, ToSchema)]
@@ -68,7 +66,7 @@ pub(super) async fn report_outcome(
     Body(body): Body<ReportBody>,
 ) -> Response {
     let report = Report {
-        within: grant.reach(),
+        within: grant.scope(),
         domain: &body.domain,
         caller: body.caller.caller(),
         resource: &body.resource,

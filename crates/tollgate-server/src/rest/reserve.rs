@@ -3,6 +3,7 @@
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
+use tollgate_service::service::{Reserve, Settle, Settlement};
 use utoipa::ToSchema;
 
 use super::{
@@ -11,10 +12,7 @@ use super::{
     entries::Entries,
     number::{Whole, whole, whole_or_null},
 };
-use crate::{
-    auth::ServiceGrant,
-    service::{Reserve, Settle, Settlement},
-};
+use crate::auth::ServiceGrant;
 
 /// A call whose usage is known only afterwards.
 #[derive(Deserialize, ToSchema)]
@@ -121,7 +119,7 @@ pub(super) async fn reserve(
     Body(body): Body<ReserveBody>,
 ) -> Response {
     let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
-    let call = body.call.to_call(grant.reach());
+    let call = body.call.to_call(grant.scope());
     let reserved = shared.service.reserve(call, &reserve, |outcome| decision(outcome, body.call.render));
     answer(reserved.await)
 }
@@ -140,7 +138,7 @@ pub(super) async fn settle(
     Body(body): Body<SettleBody>,
 ) -> Response {
     let SettleBody { reservation_id, usage, status } = &body;
-    let settle = Settle { within: grant.reach(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
+    let settle = Settle { within: grant.scope(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
     answer(shared.service.settle(settle).await.map(settlement))
 }
 
@@ -157,7 +155,7 @@ pub(super) async fn cancel(
     Body(body): Body<CancelBody>,
 ) -> Response {
     let CancelBody { reservation_id, status } = &body;
-    let cancel = Settle { within: grant.reach(), reservation_id, usage: None, status: *status };
+    let cancel = Settle { within: grant.scope(), reservation_id, usage: None, status: *status };
     answer(shared.service.settle(cancel).await.map(settlement))
 }
 
@@ -173,7 +171,7 @@ pub(super) async fn extend(
     grant: ServiceGrant,
     Body(body): Body<ExtendBody>,
 ) -> Response {
-    let extended = shared.service.extend(grant.reach(), &body.reservation_id, body.ttl_ms);
+    let extended = shared.service.extend(grant.scope(), &body.reservation_id, body.ttl_ms);
     let extended = extended.await;
     answer(extended.map(|ends_at| ReservationBody::of(&body.reservation_id, ends_at)))
 }

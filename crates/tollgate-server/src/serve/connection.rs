@@ -25,6 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tollgate_service::blocks::customer_of;
 use tower::Service;
 
 use super::{
@@ -34,10 +35,7 @@ use super::{
     handshakes::HandshakeTurns,
     proxy,
 };
-use crate::{
-    abuse::customer_of,
-    auth::{Peer, names_of},
-};
+use crate::auth::{Peer, names_of};
 
 /// How long a client may take for the TLS handshake, once it has its turn.
 const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -132,7 +132,7 @@ impl ConnectionTable {
     /// Takes a place on a listener. Where none is free, the connection ends that is missed least; `None` if all have calls
     /// in work.
     ///
-    /// `source` is the address that the connection counts for ([`customer_of`](crate::abuse::customer_of)); none for that of a trusted proxy.
+    /// `source` is the address that the connection counts for ([`customer_of`](tollgate_service::blocks::customer_of)); none for that of a trusted proxy.
     pub(super) fn admit(
         self: &Arc<Self>,
         listener: &'static str,
@@ -300,7 +300,7 @@ mod tests {
 
         fn connect(&self, source: &str) -> Option<ConnectionSlot> {
             let activity = Activity::new(Arc::clone(&self.table), self.thread.clone(), self.bounds.answer_timeout);
-            let source = source.parse().ok().map(crate::abuse::customer_of);
+            let source = source.parse().ok().map(tollgate_service::blocks::customer_of);
             self.table.admit("http", source, &self.bounds, activity)
         }
     }

@@ -15,6 +15,7 @@ use tokio::{
     task::JoinSet,
     time::sleep,
 };
+use tollgate_service::{blocks::customer_of, metrics::Metrics};
 
 use super::{
     Stage,
@@ -24,9 +25,7 @@ use super::{
     handshakes::HandshakeTurns,
 };
 use crate::{
-    abuse::customer_of,
     auth::TrustedProxies,
-    telemetry::Telemetry,
     tls::{Speaks, Tls},
     workers::Workers,
 };
@@ -56,7 +55,7 @@ pub(crate) struct Server {
     pub(crate) bounds: ConnectionBounds,
     /// How many calls may be in work on one connection.
     pub(crate) calls: usize,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) workers: Workers,
     pub(crate) proxies: TrustedProxies,
     /// The connections of all listeners.
@@ -68,9 +67,9 @@ impl Server {
     pub(crate) async fn serve(self, stage: watch::Receiver<Stage>) {
         // Connections are told to end when nobody can connect any more: whoever does so because of it is refused.
         let (end, ending) = watch::channel(false);
-        let open = self.telemetry.connections(self.name);
+        let open = self.metrics.connections(self.name);
         let builder = self.builder();
-        let Self { name, listener, router, speaks, tls, bounds, telemetry, workers, proxies, connections, .. } = self;
+        let Self { name, listener, router, speaks, tls, bounds, metrics, workers, proxies, connections, .. } = self;
         let shared = Arc::new(Listening {
             name,
             builder,
@@ -108,20 +107,20 @@ impl Server {
             let trusted = proxies.trusts(address.ip().to_canonical());
             let source = (!trusted).then(|| customer_of(address.ip()));
             let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
-                telemetry.connection_cut(name, CloseReason::TooMany.reason());
+                metrics.connection_cut(name, CloseReason::TooMany.reason());
                 continue;
             };
             let proxied = trusted && shared.bounds.proxy_protocol;
             let connection = Connection { shared: Arc::clone(&shared), place, address, source, proxied };
             let acceptor = tls.as_ref().map(|tls| tls.acceptor(speaks));
-            let (telemetry, counted) = (Arc::clone(&telemetry), Counted::new(open.clone()));
+            let (metrics, counted) = (Arc::clone(&metrics), Counted::new(open.clone()));
             let Ok(stream) = stream.into_std() else { continue };
             let thread = worker.handle().clone();
             let work = async move {
                 let (_counted, _seat) = (counted, worker);
                 let Ok(stream) = TcpStream::from_std(stream) else { return };
                 if let Err(cut) = connection.run(stream, acceptor).await {
-                    telemetry.connection_cut(name, cut.reason());
+                    metrics.connection_cut(name, cut.reason());
                     tracing::debug!(listener = name, peer = %address, reason = cut.reason(), "connection cut");
                 }
             };

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::ClientOptions;
-use crate::{auth::ForwardedHeader, telemetry::LogFormat};
+use crate::{auth::ForwardedHeader, logs::LogFormat};
 
 /// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
 /// flags.

@@ -6,9 +6,13 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use tollgate_service::{
+    admin::{AccountPatch, NewAccount, Whose},
+    page_token::List,
+};
 
 use super::{
-    Asked, At, Failures, InDomain, Part, if_match,
+    Asked, At, Failed, Failures, InDomain, Part, if_match,
     shapes::{
         AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, OverrideBody, Promoted,
         UsageResetAnswer, UsageResetBody,
@@ -16,9 +20,7 @@ use super::{
     versioned,
 };
 use crate::{
-    admin::{AccountPatch, AdminError, NewAccount, Whose},
     auth::AdminGrant,
-    page::List,
     rest::{Body, Shared},
 };
 
@@ -30,8 +32,8 @@ pub(super) async fn create(
     grant: AdminGrant,
     Asked(at): Asked<InDomain>,
     Body(new): Body<NewAccountBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let record = desk.create_account(NewAccount { id: new.id, tier: new.tier, balances: new.balances }).await?;
     Ok(versioned(StatusCode::CREATED, record.version, AccountBody::of(&record, desk.now())))
 }
@@ -43,8 +45,8 @@ pub(super) async fn list(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Asked(part): Asked<Part>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &part.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &part.domain)?;
     let list = List::Accounts { domain: desk.domain().policy.domain() };
     let page = desk.accounts(&part.position(list)?, part.take()?).await?;
     let now = desk.now();
@@ -65,8 +67,8 @@ pub(super) async fn get(
     grant: AdminGrant,
     At(account): At<String>,
     Asked(at): Asked<InDomain>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let record = desk.account(&account).await?;
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
 }
@@ -82,8 +84,8 @@ pub(super) async fn patch(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(patch): Body<AccountPatchBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let patch = AccountPatch { tier: patch.tier, balances: patch.balances };
     let record = desk.patch_account(&account, patch, if_match(&headers)?).await?;
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
@@ -98,8 +100,8 @@ pub(super) async fn delete(
     At(account): At<String>,
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     desk.delete_account(&account, if_match(&headers)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -115,8 +117,8 @@ pub(super) async fn put_override(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(over): Body<OverrideBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let record = desk.put_override(Whose::Account(&account), &name, over.record()?, if_match(&headers)?).await?;
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
 }
@@ -131,8 +133,8 @@ pub(super) async fn clear_override(
     At((account, name)): At<(String, String)>,
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let record = desk.clear_override(Whose::Account(&account), &name, if_match(&headers)?).await?;
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
 }
@@ -147,8 +149,8 @@ pub(super) async fn tell(
     At(account): At<String>,
     Asked(at): Asked<InDomain>,
     Body(event): Body<EventBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let told = desk.tell(&account, &event.id, &event.r#type).await?;
     let answer = EventAnswer {
         account: told.account.as_ref().map(|record| AccountBody::of(record, desk.now())),
@@ -169,8 +171,8 @@ pub(super) async fn reset_usage(
     At(account): At<String>,
     Asked(at): Asked<InDomain>,
     Body(which): Body<UsageResetBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let reset = desk.reset_usage(&account, which.quota.as_deref()).await?;
     Ok(Json(UsageResetAnswer { counters: reset.counters, quotas: reset.quotas }).into_response())
 }

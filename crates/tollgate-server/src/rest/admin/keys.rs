@@ -8,16 +8,18 @@ use axum::{
     response::Response,
 };
 use tollgate_core::time::Timestamp;
+use tollgate_service::{
+    admin::{AdminError, Issued, KeyOf, KeyPatch, NewKey, Whose},
+    page_token::List,
+};
 
 use super::{
-    Asked, At, Failures, InDomain, Part, if_match,
+    Asked, At, Failed, Failures, InDomain, Part, if_match,
     shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody, time},
     versioned,
 };
 use crate::{
-    admin::{AdminError, Issued, KeyOf, KeyPatch, NewKey, Whose},
     auth::AdminGrant,
-    page::List,
     rest::{Body, Shared},
 };
 
@@ -32,8 +34,8 @@ pub(super) async fn create(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(new): Body<NewKeyBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
     let new = NewKey { kind: new.kind.into(), description: new.description, expires_at };
     let issued = desk.create_key(&account, new, if_match(&headers)?).await?;
@@ -48,8 +50,8 @@ pub(super) async fn list(
     grant: AdminGrant,
     At(account): At<String>,
     Asked(part): Asked<Part>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &part.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &part.domain)?;
     let (take, now) = (part.take()?, desk.now());
     let record = desk.account(&account).await?;
     // The key of the cursor may be gone by now; then the list begins anew.
@@ -70,8 +72,8 @@ pub(super) async fn get(
     grant: AdminGrant,
     At(key): At<String>,
     Asked(at): Asked<InDomain>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     answer(&desk.key(&key).await?, desk.now())
 }
 
@@ -86,8 +88,8 @@ pub(super) async fn patch(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(patch): Body<KeyPatchBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let end = |text: Option<String>| text.as_deref().map(|text| time("expires_at", text)).transpose();
     let patch = KeyPatch { description: patch.description, expires_at: patch.expires_at.map(end).transpose()? };
     answer(&desk.patch_key(&key, patch, if_match(&headers)?).await?, desk.now())
@@ -104,8 +106,8 @@ pub(super) async fn rotate(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(rotation): Body<RotationBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let overlap = Duration::from_secs(rotation.overlap_s);
     let issued = desk.rotate_key(&key, overlap, if_match(&headers)?).await?;
     issued_answer(StatusCode::OK, issued, desk.now())
@@ -120,8 +122,8 @@ pub(super) async fn revoke(
     At(key): At<String>,
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     answer(&desk.revoke_key(&key, if_match(&headers)?).await?, desk.now())
 }
 
@@ -136,8 +138,8 @@ pub(super) async fn put_override(
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
     Body(over): Body<OverrideBody>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let account = desk.put_override(Whose::Key(&key), &name, over.record()?, if_match(&headers)?).await?;
     answer(&KeyOf { account, id: key }, desk.now())
 }
@@ -152,8 +154,8 @@ pub(super) async fn clear_override(
     At((key, name)): At<(String, String)>,
     Asked(at): Asked<InDomain>,
     headers: HeaderMap,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     let account = desk.clear_override(Whose::Key(&key), &name, if_match(&headers)?).await?;
     answer(&KeyOf { account, id: key }, desk.now())
 }
@@ -163,11 +165,11 @@ fn body(key: &KeyOf, now: Timestamp) -> Result<KeyBody, AdminError> {
     Ok(KeyBody::of(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
 }
 
-fn answer(key: &KeyOf, now: Timestamp) -> Result<Response, AdminError> {
+fn answer(key: &KeyOf, now: Timestamp) -> Result<Response, Failed> {
     Ok(versioned(StatusCode::OK, key.account.version, body(key, now)?))
 }
 
-fn issued_answer(status: StatusCode, issued: Issued, now: Timestamp) -> Result<Response, AdminError> {
+fn issued_answer(status: StatusCode, issued: Issued, now: Timestamp) -> Result<Response, Failed> {
     let Issued { key, secret } = issued;
     Ok(versioned(status, key.account.version, IssuedBody { key: body(&key, now)?, secret }))
 }

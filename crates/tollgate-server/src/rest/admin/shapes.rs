@@ -6,15 +6,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use tollgate_core::{api_key::KeyKind, time::Timestamp};
 use tollgate_policy::file::parse_time;
+use tollgate_service::{
+    admin::{AdminError, is_in_policy_file},
+    domains::Domain,
+    service::CallError,
+};
 use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 use utoipa::ToSchema;
 
-use crate::{
-    admin::{AdminError, is_in_policy_file},
-    policies::Domain,
-    rest::number::{numbers, numbers_or_null, whole},
-    service::CallError,
-};
+use crate::rest::number::{numbers, numbers_or_null, whole};
 
 /// An account to be made.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

@@ -6,16 +6,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
+use tollgate_service::scope::DomainScope;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Asked, Failures};
-use crate::{
-    admin::AdminError,
-    auth::{AdminGrant, Reach},
-    files::Failure,
-    reload::Reload,
-    rest::Shared,
-};
+use super::{Asked, Failed, Failures};
+use crate::{auth::AdminGrant, files::Failure, reload::Reload, rest::Shared};
 
 /// What is asked about.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -52,7 +47,7 @@ struct FilesBody {
 impl FilesBody {
     fn of(what: &'static str, failure: Option<Failure>, grant: &AdminGrant) -> Self {
         let state = failure.as_ref().map_or("current", |failure| failure.state().name());
-        let detail = failure.map(|failure| failure.text).filter(|_| *grant.reach() == Reach::All);
+        let detail = failure.map(|failure| failure.text).filter(|_| *grant.scope() == DomainScope::All);
         Self { what, state, detail }
     }
 }
@@ -64,13 +59,13 @@ pub(super) async fn status(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Asked(Asking { domain }): Asked<Asking>,
-) -> Result<Response, AdminError> {
+) -> Result<Response, Failed> {
     let policies = &shared.health.policies;
     let domains = if domain.is_empty() {
-        let current = policies.current();
-        current.names().into_iter().filter(|name| grant.reach().permits(name)).map(str::to_owned).collect()
+        let current = policies.domains().load();
+        current.names().into_iter().filter(|name| grant.scope().permits(name)).map(str::to_owned).collect()
     } else {
-        shared.admin.desk(&grant, &domain)?;
+        shared.admin.desk(grant.name(), grant.scope(), &domain)?;
         vec![domain]
     };
     let parts = shared.doors.parts();

@@ -6,8 +6,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{Asked, Failures, InDomain, shapes::TierList};
-use crate::{admin::AdminError, auth::AdminGrant, rest::Shared};
+use super::{Asked, Failed, Failures, InDomain, shapes::TierList};
+use crate::{auth::AdminGrant, rest::Shared};
 
 /// List the tiers of a domain.
 #[utoipa::path(get, operation_id = "list_tiers", path = "/admin/v1/tiers", params(InDomain), responses(
@@ -16,7 +16,7 @@ pub(super) async fn list(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Asked(at): Asked<InDomain>,
-) -> Result<Response, AdminError> {
-    let desk = shared.admin.desk(&grant, &at.domain)?;
+) -> Result<Response, Failed> {
+    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
     Ok(Json(TierList::of(desk.domain())).into_response())
 }

@@ -8,6 +8,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
+use tollgate_service::service::Logged;
 use tollgate_store::refusals::Refusal;
 use utoipa::{IntoParams, ToSchema};
 
@@ -18,7 +19,6 @@ use crate::{
         Shared,
         guard::{self, Door},
     },
-    service::Logged,
 };
 
 /// Whose refusals.

@@ -3,10 +3,10 @@
 use serde::Serialize;
 use tollgate_core::time::Timestamp;
 use tollgate_policy::decision::Decision;
+use tollgate_service::{directory::Identity, domains::Domain};
 use utoipa::ToSchema;
 
 use super::super::decide::{QuotaBody, quota};
-use crate::{directory::Identity, policies::Domain};
 
 /// A caller's limits, and where it stands.
 #[derive(Debug, Serialize, ToSchema)]

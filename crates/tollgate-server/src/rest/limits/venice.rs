@@ -8,9 +8,8 @@ use tollgate_core::{
     window::{CalendarUnit, CalendarWindow},
 };
 use tollgate_policy::decision::Decision;
+use tollgate_service::{directory::Identity, domains::Domain};
 use utoipa::ToSchema;
-
-use crate::{directory::Identity, policies::Domain};
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,0 +1,198 @@
+//! Administration: makes and changes the accounts and keys of the store. It knows no protocol.
+
+mod accounts;
+mod change;
+mod keys;
+mod overrides;
+mod policy_file;
+mod usage;
+
+use std::sync::Arc;
+
+use tollgate_core::{
+    store::{Store, StoreError},
+    time::Timestamp,
+};
+use tollgate_store::{
+    accounts::{AccountRecord, AccountStore, Change, Event, Saved},
+    clock::Clock,
+};
+
+pub use self::{
+    accounts::{AccountPatch, NewAccount},
+    keys::{Issued, KeyOf, KeyPatch, NewKey},
+    overrides::Whose,
+    policy_file::is_in_policy_file,
+};
+use crate::{
+    directory::Accounts,
+    domains::{CurrentDomains, Domain},
+    scope::DomainScope,
+    service::{CallError, check_name, find_domain},
+};
+
+/// How often a change is tried anew when somebody else changed the account meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// Administers the accounts of the store.
+pub struct Admin {
+    domains: Arc<CurrentDomains>,
+    store: Arc<dyn AccountStore>,
+    counters: Arc<dyn Store>,
+    known: Arc<Accounts>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Who administers, and where.
+pub struct Desk<'a> {
+    admin: &'a Admin,
+    by: &'a str,
+    domain: Arc<Domain>,
+}
+
+/// Why nothing was changed, or found.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// As of any call.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// There is one already.
+    #[error("{0}")]
+    Exists(String),
+    /// It is as it is.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not as the caller last saw it.
+    #[error("if-match: the account has changed; its version is {0} now")]
+    Changed(u64),
+    /// Others change it all the time.
+    #[error("account: others change it at the same time; try again")]
+    Contended,
+}
+
+impl From<StoreError> for AdminError {
+    fn from(error: StoreError) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+impl Admin {
+    /// Administers `store`, of which this node remembers what is `known`, and the `counters` of its accounts.
+    pub fn new(
+        domains: Arc<CurrentDomains>,
+        store: Arc<dyn AccountStore>,
+        counters: Arc<dyn Store>,
+        known: Arc<Accounts>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { domains, store, counters, known, clock }
+    }
+
+    /// The desk of an administrator in a domain; no name stands for the only one within reach.
+    pub fn desk<'a>(&'a self, by: &'a str, scope: &DomainScope, domain: &str) -> Result<Desk<'a>, AdminError> {
+        let domain = Arc::clone(find_domain(&self.domains.load(), scope, domain)?);
+        Ok(Desk { admin: self, by, domain })
+    }
+}
+
+impl Desk<'_> {
+    /// The time by which keys are good or not.
+    pub fn now(&self) -> Timestamp {
+        self.admin.clock.now()
+    }
+
+    /// Where it stands.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Changes an account as `change` says, upon whatever others changed meanwhile.
+    async fn change<T>(
+        &self,
+        id: &str,
+        if_match: Option<u64>,
+        change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
+    ) -> Result<(AccountRecord, T), AdminError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.stored(id).await?;
+            check_version(&before, if_match)?;
+            let mut after = before.clone();
+            let made = change(&mut after)?;
+            if after == before {
+                return Ok((after, made));
+            }
+            change::touch(&mut after, self.now());
+            if self.save(id, Some(&before), Some(&after), None).await? == Saved::Done {
+                return Ok((after, made));
+            }
+        }
+        Err(AdminError::Contended)
+    }
+
+    async fn save(
+        &self,
+        id: &str,
+        before: Option<&AccountRecord>,
+        after: Option<&AccountRecord>,
+        event: Option<Event<'_>>,
+    ) -> Result<Saved, StoreError> {
+        let change = Change { domain: self.name(), id, before, after, event };
+        let saved = self.admin.store.save(change).await;
+        // This node need not wait to hear of it, so that whoever made it sees it here at once; it may have been made
+        // even if it failed.
+        self.admin.known.forget(&change.told());
+        saved
+    }
+
+    fn name(&self) -> &str {
+        self.domain.policy.domain()
+    }
+
+    fn default_tier(&self) -> String {
+        let policy = &self.domain.policy;
+        policy.tier(policy.default_tier()).map(|tier| tier.name.to_string()).unwrap_or_default()
+    }
+
+    fn check_tier(&self, tier: &str) -> Result<(), AdminError> {
+        let policy = &self.domain.policy;
+        if policy.tier_named(tier).is_some() {
+            return Ok(());
+        }
+        let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
+        let wrong = format!("there is no tier {tier:?}; there is: {}", known.join(", "));
+        Err(CallError::field("tier", wrong).into())
+    }
+
+    fn not_in_policy_file(&self, id: &str) -> Result<(), AdminError> {
+        match self.domain.directory.account(id) {
+            Some(_) => {
+                Err(AdminError::Refused(format!("account: {id:?} is defined in the policy file; change it there")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn log(&self, did: &'static str, account: &str) {
+        tracing::info!(by = self.by, domain = self.name(), account, "{did}");
+    }
+
+    fn log_key(&self, did: &'static str, key: &str) {
+        tracing::info!(by = self.by, domain = self.name(), key, "{did}");
+    }
+}
+
+/// Checks a name that is to stand in the paths of this API.
+fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
+    check_name(field, name)?;
+    tollgate_policy::file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
+}
+
+fn check_version(record: &AccountRecord, if_match: Option<u64>) -> Result<(), AdminError> {
+    if if_match.is_some_and(|version| version != record.version) {
+        return Err(AdminError::Changed(record.version));
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Accounts: made, read, changed, deleted, promoted.
+
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use tollgate_store::accounts::{AccountRecord, Event, Page, Saved};
+
+use super::{ATTEMPTS, AdminError, Desk, change, check_segment, check_version, policy_file};
+use crate::service::{CallError, check_name};
+
+/// How long an event is remembered.
+const REMEMBER_EVENT: Duration = Duration::from_hours(30 * 24);
+/// The most currencies of a balance.
+const MAX_BALANCES: usize = 16;
+
+/// An account to be made.
+pub struct NewAccount {
+    pub id: String,
+    /// The default tier if absent.
+    pub tier: Option<String>,
+    pub balances: IndexMap<String, f64>,
+}
+
+/// What is to be different of an account.
+#[derive(Clone, Default)]
+pub struct AccountPatch {
+    pub tier: Option<String>,
+    pub balances: Option<IndexMap<String, f64>>,
+}
+
+/// What an event did.
+pub struct Told {
+    /// The account; `None` if it is not in the store.
+    pub account: Option<AccountRecord>,
+    /// The tiers that it moved from and to.
+    pub promoted: Option<(String, String)>,
+    /// Whether it was told before, and so did nothing now.
+    pub repeated: bool,
+}
+
+impl Desk<'_> {
+    pub async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
+        check_segment("id", &new.id)?;
+        self.not_in_policy_file(&new.id)?;
+        let tier = new.tier.unwrap_or_else(|| self.default_tier());
+        self.check_tier(&tier)?;
+        check_balances(&new.balances)?;
+        let record = self.new_record(&new.id, tier, new.balances);
+        match self.save(&new.id, None, Some(&record), None).await? {
+            Saved::Done => self.log("account created", &new.id),
+            Saved::Conflict | Saved::Repeated => {
+                return Err(AdminError::Exists(format!("id: there is an account {:?} already", new.id)));
+            }
+        }
+        Ok(record)
+    }
+
+    pub async fn account(&self, id: &str) -> Result<AccountRecord, AdminError> {
+        match policy_file::record(&self.domain, id) {
+            Some(record) => Ok(record),
+            None => self.stored(id).await,
+        }
+    }
+
+    /// An account that may be changed.
+    pub(super) async fn stored(&self, id: &str) -> Result<AccountRecord, AdminError> {
+        self.not_in_policy_file(id)?;
+        let found = self.admin.store.load(self.name(), id).await?;
+        found.ok_or_else(|| AdminError::NotFound(format!("account: there is no account {id:?}")))
+    }
+
+    pub async fn accounts(&self, after: &str, take: usize) -> Result<Page, AdminError> {
+        Ok(self.admin.store.list(self.name(), after, take).await?)
+    }
+
+    pub async fn patch_account(
+        &self,
+        id: &str,
+        patch: AccountPatch,
+        if_match: Option<u64>,
+    ) -> Result<AccountRecord, AdminError> {
+        if let Some(tier) = &patch.tier {
+            self.check_tier(tier)?;
+        }
+        if let Some(balances) = &patch.balances {
+            check_balances(balances)?;
+        }
+        let (record, ()) = self
+            .change(id, if_match, |record| {
+                if let Some(tier) = &patch.tier {
+                    record.tier.clone_from(tier);
+                }
+                if let Some(balances) = &patch.balances {
+                    record.balances.clone_from(balances);
+                }
+                Ok(())
+            })
+            .await?;
+        self.log("account changed", id);
+        Ok(record)
+    }
+
+    pub async fn delete_account(&self, id: &str, if_match: Option<u64>) -> Result<(), AdminError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.stored(id).await?;
+            check_version(&before, if_match)?;
+            if self.save(id, Some(&before), None, None).await? == Saved::Done {
+                self.log("account deleted", id);
+                return Ok(());
+            }
+        }
+        Err(AdminError::Contended)
+    }
+
+    /// Takes note of something that happened to an account, once. An account that the store does not know is on the
+    /// default tier, and comes into being if it moves to another.
+    pub async fn tell(&self, id: &str, event: &str, kind: &str) -> Result<Told, AdminError> {
+        check_segment("account", id)?;
+        check_name("id", event)?;
+        self.not_in_policy_file(id)?;
+        let known = self.domain.accounts.events();
+        if !known.contains(&kind) {
+            let known = if known.is_empty() { "there is none".to_owned() } else { known.join(", ") };
+            return Err(CallError::field("type", format_args!("no promotion is on {kind:?}; known: {known}")).into());
+        }
+        for _ in 0..ATTEMPTS {
+            let before = self.admin.store.load(self.name(), id).await?;
+            let tier = before.as_ref().map_or_else(|| self.default_tier(), |record| record.tier.clone());
+            let to = self.domain.accounts.promotion(kind, &tier).map(str::to_owned);
+            let after = match (&before, &to) {
+                (Some(before), Some(to)) => {
+                    let mut after = before.clone();
+                    change::touch(&mut after, self.now());
+                    after.tier.clone_from(to);
+                    Some(after)
+                }
+                (None, Some(to)) => Some(self.new_record(id, to.clone(), IndexMap::new())),
+                (before, None) => before.clone(),
+            };
+            let event = Event { id: event, remember: REMEMBER_EVENT };
+            match self.save(id, before.as_ref(), after.as_ref(), Some(event)).await? {
+                Saved::Done => {
+                    self.log("event told", id);
+                    return Ok(Told { account: after, promoted: to.map(|to| (tier, to)), repeated: false });
+                }
+                Saved::Repeated => return Ok(Told { account: before, promoted: None, repeated: true }),
+                Saved::Conflict => {}
+            }
+        }
+        Err(AdminError::Contended)
+    }
+
+    fn new_record(&self, id: &str, tier: String, balances: IndexMap<String, f64>) -> AccountRecord {
+        let now = self.now();
+        AccountRecord {
+            domain: self.name().to_owned(),
+            id: id.to_owned(),
+            version: now.as_ms(),
+            tier,
+            balances,
+            overrides: IndexMap::new(),
+            keys: IndexMap::new(),
+            created_at: now,
+            changed_at: now,
+            later: serde_json::Map::new(),
+        }
+    }
+}
+
+fn check_balances(balances: &IndexMap<String, f64>) -> Result<(), AdminError> {
+    let named = |name: &String| (1..=16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric());
+    if balances.len() > MAX_BALANCES || !balances.keys().all(named) || balances.values().any(|sum| !sum.is_finite()) {
+        let wrong = format!("must have at most {MAX_BALANCES} currencies of up to 16 letters and digits, and numbers");
+        return Err(CallError::field("balances", wrong).into());
+    }
+    Ok(())
+}

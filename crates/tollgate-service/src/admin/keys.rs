@@ -1,0 +1,133 @@
+//! Keys: made, read, changed, rotated, revoked.
+
+use std::time::Duration;
+
+use tollgate_core::{api_key::KeyKind, time::Timestamp};
+use tollgate_store::accounts::{AccountRecord, KeyRecord};
+
+use super::{AdminError, Desk, change, policy_file};
+
+/// A key to be made.
+#[derive(Clone)]
+pub struct NewKey {
+    pub kind: KeyKind,
+    pub description: String,
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What is to be different of a key.
+#[derive(Clone, Default)]
+pub struct KeyPatch {
+    pub description: Option<String>,
+    /// `Some(None)`: it does not end.
+    #[expect(clippy::option_option, reason = "to stay, to end never, and to end at a time are three things")]
+    pub expires_at: Option<Option<Timestamp>>,
+}
+
+/// A key and its account.
+pub struct KeyOf {
+    pub account: AccountRecord,
+    pub id: String,
+}
+
+/// A key whose secret is shown once.
+pub struct Issued {
+    pub key: KeyOf,
+    pub secret: String,
+}
+
+impl KeyOf {
+    pub fn record(&self) -> Option<&KeyRecord> {
+        self.account.keys.get(&self.id)
+    }
+}
+
+impl Desk<'_> {
+    pub async fn create_key(&self, account: &str, new: NewKey, if_match: Option<u64>) -> Result<Issued, AdminError> {
+        let now = self.now();
+        change::check_key(&new.description, new.expires_at, now)?;
+        let (id, secret, key) = change::new_key(new, now);
+        let most = self.domain.accounts.max_active_keys;
+        let (account, ()) =
+            self.change(account, if_match, |account| change::add_key(account, &id, key.clone(), most, now)).await?;
+        self.log_key("key created", &id);
+        Ok(Issued { key: KeyOf { account, id }, secret })
+    }
+
+    pub async fn key(&self, id: &str) -> Result<KeyOf, AdminError> {
+        let account = self.domain.directory.by_id(id).map(|identity| &identity.account.id);
+        match account.and_then(|account| policy_file::record(&self.domain, account)) {
+            Some(account) => Ok(KeyOf { account, id: id.to_owned() }),
+            None => self.stored_key(id).await,
+        }
+    }
+
+    /// A key that may be changed.
+    pub(super) async fn stored_key(&self, id: &str) -> Result<KeyOf, AdminError> {
+        let missing = || AdminError::NotFound(format!("key: there is no key {id:?}"));
+        if self.domain.directory.by_id(id).is_some() {
+            return Err(AdminError::Refused(format!("key: {id:?} is defined in the policy file; change it there")));
+        }
+        let account = self.admin.store.find_key(self.name(), id).await?.ok_or_else(missing)?;
+        let account = self.admin.store.load(self.name(), &account).await?.ok_or_else(missing)?;
+        let found = KeyOf { account, id: id.to_owned() };
+        if found.record().is_some() { Ok(found) } else { Err(missing()) }
+    }
+
+    pub async fn patch_key(&self, id: &str, patch: KeyPatch, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
+        let (now, most) = (self.now(), self.domain.accounts.max_active_keys);
+        change::check_key(patch.description.as_deref().unwrap_or(""), patch.expires_at.flatten(), now)?;
+        let (key, ()) = self
+            .change_key(id, if_match, |account| {
+                let others = account.keys.iter().filter(|(other, key)| *other != id && key.is_active(now)).count();
+                let key = change::key_of(account, id)?;
+                if let Some(description) = &patch.description {
+                    key.description.clone_from(description);
+                }
+                let was_active = key.is_active(now);
+                if let Some(expires_at) = patch.expires_at {
+                    key.expires_at = expires_at;
+                }
+                if !was_active && key.is_active(now) && others >= most {
+                    return Err(change::too_many(most));
+                }
+                Ok(())
+            })
+            .await?;
+        self.log_key("key changed", id);
+        Ok(key)
+    }
+
+    /// Gives the key another secret. The one before is good for `overlap` longer.
+    pub async fn rotate_key(&self, id: &str, overlap: Duration, if_match: Option<u64>) -> Result<Issued, AdminError> {
+        let now = self.now();
+        let secret = tollgate_policy::api_key::generate();
+        let (key, ()) =
+            self.change_key(id, if_match, |account| change::rotate(account, id, &secret, overlap, now)).await?;
+        self.log_key("key rotated", id);
+        Ok(Issued { key, secret })
+    }
+
+    pub async fn revoke_key(&self, id: &str, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
+        let now = self.now();
+        let (key, ()) = self
+            .change_key(id, if_match, |account| {
+                change::key_of(account, id)?.revoked_at.get_or_insert(now);
+                Ok(())
+            })
+            .await?;
+        self.log_key("key revoked", id);
+        Ok(key)
+    }
+
+    async fn change_key<T>(
+        &self,
+        id: &str,
+        if_match: Option<u64>,
+        change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
+    ) -> Result<(KeyOf, T), AdminError> {
+        let account = self.stored_key(id).await?.account.id;
+        let (account, made) = self.change(&account, if_match, change).await?;
+        Ok((KeyOf { account, id: id.to_owned() }, made))
+    }
+}

@@ -1,0 +1,90 @@
+//! Limits of one account or key.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use tollgate_policy::{Chain, MAX_OVERRIDES};
+use tollgate_store::accounts::{AccountRecord, OverrideRecord};
+
+use super::{AdminError, Desk, change, check_segment};
+use crate::service::CallError;
+
+/// Whose override.
+#[derive(Clone, Copy)]
+pub enum Whose<'a> {
+    Account(&'a str),
+    Key(&'a str),
+}
+
+impl Desk<'_> {
+    pub async fn put_override(
+        &self,
+        whose: Whose<'_>,
+        name: &str,
+        record: OverrideRecord,
+        if_match: Option<u64>,
+    ) -> Result<AccountRecord, AdminError> {
+        check_override_name(name)?;
+        let (policy, now) = (Arc::clone(&self.domain.policy), self.now());
+        if record.expires_at.is_some_and(|end| end <= now) {
+            return Err(CallError::field("expires_at", "must be later than now").into());
+        }
+        let (chain, account) = self.whose(whose).await?;
+        let (changed, ()) = self
+            .change(&account, if_match, |account| {
+                let overrides = overrides_of(account, whose)?;
+                if overrides.len() >= MAX_OVERRIDES && !overrides.contains_key(name) {
+                    return Err(AdminError::Refused(format!("override: at most {MAX_OVERRIDES} fit; clear one first")));
+                }
+                change::check_override(&policy, chain, overrides, name, &record.written, now)?;
+                overrides.insert(name.to_owned(), record.clone());
+                Ok(())
+            })
+            .await?;
+        self.log("override set", &account);
+        Ok(changed)
+    }
+
+    pub async fn clear_override(
+        &self,
+        whose: Whose<'_>,
+        name: &str,
+        if_match: Option<u64>,
+    ) -> Result<AccountRecord, AdminError> {
+        let (_, account) = self.whose(whose).await?;
+        let (changed, ()) = self
+            .change(&account, if_match, |account| {
+                let gone = overrides_of(account, whose)?.shift_remove(name);
+                gone.map(|_| ()).ok_or_else(|| AdminError::NotFound(format!("override: there is no override {name:?}")))
+            })
+            .await?;
+        self.log("override cleared", &account);
+        Ok(changed)
+    }
+
+    async fn whose(&self, whose: Whose<'_>) -> Result<(Chain, String), AdminError> {
+        match whose {
+            Whose::Account(id) => Ok((Chain::Account, id.to_owned())),
+            Whose::Key(id) => Ok((Chain::Key, self.stored_key(id).await?.account.id)),
+        }
+    }
+}
+
+fn overrides_of<'a>(
+    account: &'a mut AccountRecord,
+    whose: Whose<'_>,
+) -> Result<&'a mut IndexMap<String, OverrideRecord>, AdminError> {
+    match whose {
+        Whose::Account(_) => Ok(&mut account.overrides),
+        Whose::Key(id) => Ok(&mut change::key_of(account, id)?.overrides),
+    }
+}
+
+fn check_override_name(name: &str) -> Result<(), AdminError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
+        let wrong = "must have 1 to 64 letters, digits, hyphens, underscores and dots";
+        return Err(CallError::field("override", wrong).into());
+    }
+    Ok(check_segment("override", name)?)
+}

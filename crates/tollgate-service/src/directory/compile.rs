@@ -1,0 +1,151 @@
+//! From an account's record to what calls are decided with, under the policy of this moment.
+
+use std::{collections::HashMap, sync::Arc};
+
+use indexmap::IndexMap;
+use tollgate_core::{api_key::KeyHash, time::Timestamp};
+use tollgate_policy::{Chain, Override, Place, Policy, draft::OverrideDraft, file, reason::InvalidKey};
+use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
+
+use super::{Account, Key};
+
+/// An account of the store, or one that it does not know.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) account: Arc<Account>,
+    pub(super) keys: HashMap<Box<str>, KnownKey>,
+    /// What it was compiled under.
+    pub(super) policy: Arc<Policy>,
+    /// From when on it must be compiled anew, as an override ends.
+    pub(super) good_until: Option<Timestamp>,
+    /// Overrides that do not fit the policy any more.
+    pub(super) left_out: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct KnownKey {
+    pub(super) key: Arc<Key>,
+    hash: KeyHash,
+    previous: Option<PreviousSecret>,
+}
+
+impl KnownKey {
+    /// Whether the secret of this hash is the key's at `now`.
+    pub(super) fn check_secret(&self, hash: &KeyHash, now: Timestamp) -> Result<(), InvalidKey> {
+        if self.hash.matches(hash) {
+            return Ok(());
+        }
+        match &self.previous {
+            Some(previous) if previous.hash.matches(hash) && previous.good_until > now => Ok(()),
+            Some(previous) if previous.hash.matches(hash) => Err(InvalidKey::Expired),
+            _ => Err(InvalidKey::Unknown),
+        }
+    }
+}
+
+impl Known {
+    /// An account that the store does not know is on the default tier, so that a platform may start with no
+    /// accounts at all; the calling service vouches for the name.
+    pub(super) fn unknown(id: &str, policy: &Arc<Policy>) -> Self {
+        let account = Account {
+            id: id.into(),
+            partition: policy.account_partition(id),
+            tier: policy.default_tier(),
+            overrides: Arc::default(),
+            balances: IndexMap::new(),
+        };
+        Self {
+            account: Arc::new(account),
+            keys: HashMap::new(),
+            policy: Arc::clone(policy),
+            good_until: None,
+            left_out: 0,
+        }
+    }
+
+    /// The account of `record`. What does not fit the policy any more is left out: an override, or the tier, for
+    /// which the default stands in.
+    pub(super) fn of(record: &AccountRecord, policy: &Arc<Policy>, now: Timestamp) -> Self {
+        let mut compiler = Compiler { policy, now, good_until: None, left_out: 0 };
+        let tier = policy.tier_named(&record.tier).unwrap_or_else(|| {
+            tracing::warn!(
+                domain = record.domain,
+                account = record.id,
+                tier = record.tier,
+                "account has an unknown tier"
+            );
+            policy.default_tier()
+        });
+        let account = Account {
+            id: record.id.as_str().into(),
+            partition: policy.account_partition(&record.id),
+            tier,
+            overrides: compiler.overrides(&record.overrides, Chain::Account),
+            balances: record.balances.clone(),
+        };
+        let keys = record.keys.iter().map(|(id, key)| (id.as_str().into(), compiler.key(id, key))).collect();
+        let Compiler { good_until, left_out, .. } = compiler;
+        if left_out > 0 {
+            tracing::warn!(domain = record.domain, account = record.id, left_out, "overrides do not fit the policy");
+        }
+        Self { account: Arc::new(account), keys, policy: Arc::clone(policy), good_until, left_out }
+    }
+
+    /// What it weighs in the cache.
+    pub(super) fn weight(&self) -> u64 {
+        1 + (self.keys.len() + self.account.overrides.len()) as u64 / 16
+    }
+}
+
+struct Compiler<'a> {
+    policy: &'a Policy,
+    now: Timestamp,
+    good_until: Option<Timestamp>,
+    left_out: usize,
+}
+
+impl Compiler<'_> {
+    fn key(&mut self, id: &str, record: &KeyRecord) -> KnownKey {
+        let key = Key {
+            id: id.into(),
+            kind: record.kind,
+            expires_at: record.expires_at,
+            revoked: record.revoked_at.is_some(),
+            overrides: self.overrides(&record.overrides, Chain::Key),
+        };
+        KnownKey { key: Arc::new(key), hash: record.hash, previous: record.previous.clone() }
+    }
+
+    fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, chain: Chain) -> Arc<[Override]> {
+        let mut drafts = Vec::with_capacity(records.len());
+        for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
+            self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
+            match file::read_override(&record.written) {
+                Some(draft) => drafts.push(draft),
+                None => self.left_out += 1,
+            }
+        }
+        if drafts.is_empty() {
+            return Arc::default();
+        }
+        let written = drafts.len();
+        let drafts = fitting(self.policy, drafts, chain);
+        self.left_out += written - drafts.len();
+        self.policy.overrides(&drafts, chain, &Place::root()).unwrap_or_default().into()
+    }
+}
+
+/// The drafts that fit the policy, each tried in its turn beside those before it where not all do.
+pub fn fitting(policy: &Policy, drafts: Vec<OverrideDraft>, chain: Chain) -> Vec<OverrideDraft> {
+    let fits = |drafts: &[OverrideDraft]| policy.overrides(drafts, chain, &Place::root()).is_ok();
+    if fits(&drafts) {
+        return drafts;
+    }
+    drafts.into_iter().fold(Vec::new(), |mut fitting, draft| {
+        fitting.push(draft);
+        if !fits(&fitting) {
+            fitting.pop();
+        }
+        fitting
+    })
+}

@@ -1,0 +1,410 @@
+//! Metrics. Every metric is declared here once, with its help; label values come from policies,
+//! never from callers.
+
+mod accounts;
+mod domain;
+mod failure;
+mod health;
+mod page;
+mod reservations;
+mod shadow;
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tollgate_policy::AUTHENTICATION;
+use tollgate_store::failure::Replayed;
+
+use self::{accounts::AccountMetrics, failure::FailureMetrics, health::HealthMetrics, page::Page};
+pub use self::{accounts::CacheResult, domain::DomainMetrics, reservations::ReservationMetrics};
+
+/// Upper bounds of the latency buckets, in seconds, from 50 µs.
+const LATENCIES: [f64; 14] =
+    [50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.5e-3, 3e-3, 6e-3, 12e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0];
+
+const DECISIONS: &str = "tollgate_decisions_total";
+const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
+const RESERVATIONS: &str = "tollgate_reservations_total";
+const DEBT: &str = "tollgate_settlement_debt_total";
+const DECISION_SECONDS: &str = "tollgate_decision_duration_seconds";
+const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
+const STORE_ERRORS: &str = "tollgate_store_errors_total";
+const STORE_IN_FLIGHT: &str = "tollgate_store_in_flight";
+const STORE_CONNECTIONS: &str = "tollgate_store_connections";
+const STORE_FAULTS: &str = "tollgate_store_faults_total";
+const STORE_SERVERS: &str = "tollgate_store_servers";
+const STORE_BREAKERS_OPEN: &str = "tollgate_store_breakers_open";
+const KEY_REFUSALS: &str = "tollgate_key_refusals_total";
+const BAD_REQUESTS: &str = "tollgate_bad_requests_total";
+const REPORTS: &str = "tollgate_outcome_reports_total";
+const BLOCKS: &str = "tollgate_blocks_total";
+const REFUSALS_DROPPED: &str = "tollgate_refusal_log_dropped_total";
+const REFUSALS_WAITING: &str = "tollgate_refusal_log_waiting";
+const POLICY_GENERATION: &str = "tollgate_policy_generation";
+const POLICY_FINGERPRINT: &str = "tollgate_policy_fingerprint";
+const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
+const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
+const RELOAD_STUCK: &str = "tollgate_reload_stuck";
+const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
+const TURNED_AWAY: &str = "tollgate_turned_away_total";
+const REQUESTS_REFUSED: &str = "tollgate_requests_refused_total";
+const CONNECTIONS: &str = "tollgate_connections";
+const CONNECTIONS_CUT: &str = "tollgate_connections_cut_total";
+const BUILD_INFO: &str = "tollgate_build_info";
+
+/// What requests are refused for.
+const REFUSED_FOR: [(&str, &str); 8] = [
+    ("http", "calls"),
+    ("http", "end_user_calls"),
+    ("http", "open_pages"),
+    ("http", "slow_body"),
+    ("http", "unread_bodies"),
+    ("grpc", "slow_body"),
+    ("grpc", "unread_bodies"),
+    ("grpc", "streams"),
+];
+
+/// The metrics of one node. Nodes of one process keep theirs apart.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    decision_seconds: Histogram,
+    store_seconds: Histogram,
+    store_errors: StoreErrors,
+    /// Calls to the store that are under way.
+    store_in_flight: Gauge,
+    health: HealthMetrics,
+    store_was_up: AtomicBool,
+    store_connections: OnceLock<Source<StoreConnections>>,
+    replayed: OnceLock<Source<Replayed>>,
+    failures: FailureMetrics,
+    key_refusals: [Counter; 3],
+    bad_requests: Counter,
+    refusals_waiting: Gauge,
+    accounts: AccountMetrics,
+    page: Page,
+}
+
+struct StoreErrors {
+    unreachable: Counter,
+    indeterminate: Counter,
+    overloaded: Counter,
+    crowded: Counter,
+    refused: Counter,
+}
+
+/// Reads the state of something when the metrics are rendered.
+type Source<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// The state of the connections to the store.
+pub struct StoreConnections {
+    /// The number of servers.
+    pub servers: usize,
+    /// How many of them are not called, because they did not answer.
+    pub breakers_open: usize,
+    /// The number of open connections.
+    pub connections: usize,
+    /// Requests without an answer yet.
+    pub in_flight: usize,
+    /// How often each fault was met since the start, by name.
+    pub faults: Vec<(&'static str, u64)>,
+}
+
+impl Metrics {
+    /// The metrics of a node whose store is of this kind.
+    pub fn new(store: &'static str) -> Result<Self, BuildError> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &LATENCIES)?
+            .build_recorder();
+        let handle = recorder.handle();
+        describe(&recorder);
+        let error = |kind| counter(&recorder, STORE_ERRORS, &[("store", store), ("error", kind)]);
+        let refusal = |reason| counter(&recorder, KEY_REFUSALS, &[("reason", reason)]);
+        let metrics = Self {
+            decision_seconds: histogram(&recorder, DECISION_SECONDS, &[]),
+            store_seconds: histogram(&recorder, STORE_SECONDS, &[("store", store)]),
+            store_errors: StoreErrors {
+                unreachable: error("unreachable"),
+                indeterminate: error("indeterminate"),
+                overloaded: error("overloaded"),
+                crowded: error("crowded"),
+                refused: error("refused"),
+            },
+            store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
+            health: HealthMetrics::new(&recorder, store),
+            store_was_up: AtomicBool::new(true),
+            store_connections: OnceLock::new(),
+            replayed: OnceLock::new(),
+            failures: FailureMetrics::new(&recorder),
+            key_refusals: [refusal("unknown"), refusal("revoked"), refusal("expired")],
+            bad_requests: counter(&recorder, BAD_REQUESTS, &[]),
+            refusals_waiting: gauge(&recorder, REFUSALS_WAITING, &[]),
+            accounts: AccountMetrics::new(&recorder),
+            page: Page::new(),
+            handle,
+            recorder,
+        };
+        gauge(&metrics.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        // There from the start, as Prometheus sees no increase in a counter that begins with its first count.
+        for result in ["success", "failure"] {
+            counter(&metrics.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
+            for what in health::RELOADED.iter().filter(|what| **what != "policies") {
+                counter(&metrics.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(0);
+            }
+        }
+        for (protocol, reason) in REFUSED_FOR {
+            counter(&metrics.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(0);
+        }
+        Ok(metrics)
+    }
+
+    /// The metrics as Prometheus reads them, of now, rendered a few times a second at most.
+    pub async fn page(&self) -> Bytes {
+        self.page.current(|| self.render()).await
+    }
+
+    /// The same, rendered now.
+    pub fn render(&self) -> String {
+        if let Some(read) = self.store_connections.get() {
+            self.set_store_connections(&read());
+        }
+        if let Some(read) = self.replayed.get() {
+            self.set_replayed(read());
+        }
+        self.handle.render()
+    }
+
+    /// Moves what histograms collected into their buckets, so that their memory stays bounded when
+    /// nobody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    pub fn decided_in(&self, time: Duration) {
+        self.decision_seconds.record(time);
+    }
+
+    pub fn bad_request(&self) {
+        self.bad_requests.increment(1);
+    }
+
+    pub fn key_refused(&self, why: tollgate_policy::reason::InvalidKey) {
+        use tollgate_policy::reason::InvalidKey;
+        let [unknown, revoked, expired] = &self.key_refusals;
+        match why {
+            InvalidKey::Unknown => unknown,
+            InvalidKey::Revoked => revoked,
+            InvalidKey::Expired => expired,
+        }
+        .increment(1);
+    }
+
+    /// Counts a call to the store. A store that goes away or comes back is logged once.
+    pub fn store_answered<T>(&self, time: Duration, result: &Result<T, tollgate_core::store::StoreError>) {
+        use tollgate_core::store::StoreError;
+        self.store_seconds.record(time);
+        let Err(error) = result else { return self.store_is(true, "") };
+        match error {
+            StoreError::Unreachable(_) => &self.store_errors.unreachable,
+            StoreError::Indeterminate(_) => &self.store_errors.indeterminate,
+            StoreError::Overloaded(_) => &self.store_errors.overloaded,
+            StoreError::Crowded(_) => &self.store_errors.crowded,
+            StoreError::Refused(_) => &self.store_errors.refused,
+        }
+        .increment(1);
+        if !matches!(error, StoreError::Overloaded(_) | StoreError::Crowded(_)) {
+            self.store_is(false, &error.to_string());
+        }
+    }
+
+    fn store_is(&self, up: bool, error: &str) {
+        if self.store_was_up.load(Ordering::Relaxed) == up {
+            return;
+        }
+        if self.store_was_up.swap(up, Ordering::Relaxed) != up {
+            if up {
+                tracing::info!("store answers again");
+            } else {
+                tracing::warn!(error, "store does not answer");
+            }
+        }
+    }
+
+    /// Reads the state of the connections to the store with `read` whenever the metrics are rendered.
+    pub fn observe_store_connections(&self, read: impl Fn() -> StoreConnections + Send + Sync + 'static) {
+        let _ = self.store_connections.set(Box::new(read));
+    }
+
+    /// Reads what became of the admissions without the store with `read` whenever the metrics are rendered.
+    pub fn observe_replayed(&self, read: impl Fn() -> Replayed + Send + Sync + 'static) {
+        let _ = self.replayed.set(Box::new(read));
+    }
+
+    fn set_store_connections(&self, state: &StoreConnections) {
+        for (fault, met) in &state.faults {
+            counter(&self.recorder, STORE_FAULTS, &[("fault", fault)]).absolute(*met);
+        }
+        let StoreConnections { servers, breakers_open, connections, in_flight, .. } = state;
+        #[expect(clippy::cast_precision_loss, reason = "a handful of servers and connections, and a bounded queue")]
+        for (name, number) in
+            [(STORE_SERVERS, servers), (STORE_BREAKERS_OPEN, breakers_open), (STORE_CONNECTIONS, connections)]
+        {
+            gauge(&self.recorder, name, &[]).set(*number as f64);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a bounded queue")]
+        self.store_in_flight.set(*in_flight as f64);
+    }
+
+    /// Counts refusals that do not get into the log.
+    pub fn refusals_dropped(&self, reason: &'static str, number: u64) {
+        counter(&self.recorder, REFUSALS_DROPPED, &[("reason", reason)]).increment(number);
+    }
+
+    pub fn refusals_waiting(&self, number: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        self.refusals_waiting.set(number as f64);
+    }
+
+    /// Counts a block of an address where no domain is known.
+    pub fn address_blocked(&self) {
+        counter(&self.recorder, BLOCKS, &[("domain", ""), ("rule", AUTHENTICATION)]).increment(1);
+    }
+
+    pub fn policy_loaded(&self, domain: &str, fingerprint: u64) {
+        gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
+        #[expect(clippy::cast_precision_loss, reason = "48 bits")]
+        gauge(&self.recorder, POLICY_FINGERPRINT, &[("domain", domain)]).set(fingerprint as f64);
+    }
+
+    pub fn policy_reloads(&self, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
+        self.reload_ended("policies", success);
+    }
+
+    /// Counts a reload of tokens or certificates.
+    pub fn credentials_reloaded(&self, what: &'static str, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
+        self.reload_ended(what, success);
+    }
+
+    /// Whether the last reload of this did not get an answer from a file system.
+    pub fn reload_stuck(&self, what: &'static str, stuck: bool) {
+        gauge(&self.recorder, RELOAD_STUCK, &[("what", what)]).set(if stuck { 1.0 } else { 0.0 });
+    }
+
+    pub fn certificate_ends(&self, at_s: i64) {
+        #[expect(clippy::cast_precision_loss, reason = "exact for 285 million years")]
+        gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);
+    }
+
+    /// Counts a caller that was not let in.
+    pub fn turned_away(&self, door: &'static str, reason: &'static str) {
+        counter(&self.recorder, TURNED_AWAY, &[("door", door), ("reason", reason)]).increment(1);
+    }
+
+    /// Counts a request that was refused for what it would take.
+    pub fn request_refused(&self, protocol: &'static str, reason: &'static str) {
+        counter(&self.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(1);
+    }
+
+    /// The open connections of a listener.
+    pub fn connections(&self, listener: &'static str) -> Gauge {
+        gauge(&self.recorder, CONNECTIONS, &[("listener", listener)])
+    }
+
+    /// Counts a connection that the node ended or did not take.
+    pub fn connection_cut(&self, listener: &'static str, reason: &'static str) {
+        counter(&self.recorder, CONNECTIONS_CUT, &[("listener", listener), ("reason", reason)]).increment(1);
+    }
+}
+
+fn describe(recorder: &PrometheusRecorder) {
+    let counter = |name: &'static str, help: &'static str| recorder.describe_counter(name.into(), None, help.into());
+    let gauge = |name: &'static str, help: &'static str| recorder.describe_gauge(name.into(), None, help.into());
+    let seconds = |name: &'static str, help: &'static str| {
+        recorder.describe_histogram(name.into(), Some(Unit::Seconds), help.into());
+    };
+    counter(
+        DECISIONS,
+        "Decisions by domain, tier, class of the resource, verdict, and the quota or abuse rule that denied, or `upload`, or `other` for a quota of an override alone",
+    );
+    counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name, or `other`");
+    counter(RESERVATIONS, "What became of reservations, by domain: reserved, settled, cancelled, extended, unknown");
+    counter(DEBT, "What was used beyond reservations and charged at their settlement, by domain and unit");
+    seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
+    seconds(STORE_SECONDS, "Time the store took to answer");
+    counter(STORE_ERRORS, "Calls the store did not decide");
+    gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
+    gauge(STORE_CONNECTIONS, "Connections to Redis that are up, which calls share");
+    gauge(health::STORE_UP, "Whether charges are possible on every server of the store, by the node's last probe");
+    gauge(health::ACCOUNT_STORE_UP, "Whether accounts can be read and changed, by the node's last probe");
+    gauge(health::EVICTING, "Whether a server gives up keys when it is full (its maxmemory-policy is not noeviction)");
+    gauge(health::CLOCK_SKEW, "How far the clock of Redis is ahead of this node's, in seconds");
+    gauge(health::RELOAD_FAILED, "Whether files do not hold, so that what was read from them before is in force");
+    counter(failure::DECISIONS, "Calls answered without the store, by failure mode and verdict");
+    gauge(failure::WAITING, "Admissions made without the store that wait to be charged to it");
+    counter(failure::REPLAYED, "Admissions made without the store that were charged to it, or dropped");
+    counter(STORE_FAULTS, "What went wrong on the way to Redis, by name");
+    gauge(STORE_SERVERS, "Redis servers that this node talks to");
+    gauge(STORE_BREAKERS_OPEN, "Redis servers that are left alone because they did not answer");
+    counter(KEY_REFUSALS, "Calls refused for their API key");
+    counter(BAD_REQUESTS, "Calls refused as wrong");
+    counter(REPORTS, "Reported outcomes by domain, and whether an abuse rule counted them as failures");
+    counter(BLOCKS, "Blocks that began, by domain and abuse rule");
+    counter(
+        REFUSALS_DROPPED,
+        "Refusals that are missing in the log: the queue was full, or the store did not take them",
+    );
+    gauge(REFUSALS_WAITING, "Refusals that wait to be written to the log");
+    gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
+    gauge(POLICY_FINGERPRINT, "A number that is the same on nodes whose policy of the domain says the same");
+    counter(POLICY_RELOADS, "Reloads of the policy files");
+    counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
+    gauge(RELOAD_STUCK, "Whether the last reload is stuck, as a file system did not answer");
+    counter(accounts::LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
+    counter(accounts::INVALIDATIONS, "Changes of accounts that the node heard of");
+    gauge(accounts::FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
+    counter(accounts::STORE_ERRORS, "Look-ups that the store of accounts did not answer");
+    counter(
+        accounts::OVERLOADED,
+        "Look-ups refused, as there were too many new accounts or calls to the store of accounts",
+    );
+    counter(accounts::OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
+    gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
+    counter(REQUESTS_REFUSED, "Requests refused for what they would take of the node, by protocol and reason");
+    counter(TURNED_AWAY, "Callers that were not let in, by door and reason");
+    gauge(CONNECTIONS, "Open connections");
+    counter(CONNECTIONS_CUT, "Connections that the node ended or did not take, by reason");
+    gauge(BUILD_INFO, "1, with the version of the build");
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> metrics::Key {
+    let labels = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned()));
+    metrics::Key::from_parts(name, labels.collect::<Vec<_>>())
+}
+
+fn metadata() -> Metadata<'static> {
+    Metadata::new(module_path!(), Level::INFO, None)
+}
+
+fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    recorder.register_counter(&key(name, labels), &metadata())
+}
+
+fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+    recorder.register_gauge(&key(name, labels), &metadata())
+}
+
+fn histogram(recorder: &PrometheusRecorder, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+    recorder.register_histogram(&key(name, labels), &metadata())
+}

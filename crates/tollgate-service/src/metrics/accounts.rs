@@ -1,0 +1,89 @@
+//! What a node remembers of accounts, and how it hears of their changes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use metrics::{Counter, Gauge};
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+use super::{Metrics, counter, gauge};
+
+pub(super) const LOOKUPS: &str = "tollgate_account_lookups_total";
+pub(super) const INVALIDATIONS: &str = "tollgate_account_invalidations_total";
+pub(super) const FEED_UP: &str = "tollgate_account_feed_up";
+pub(super) const STORE_ERRORS: &str = "tollgate_account_store_errors_total";
+pub(super) const OVERLOADED: &str = "tollgate_account_overloaded_total";
+pub(super) const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
+
+pub(super) struct AccountMetrics {
+    lookups: [Counter; 3],
+    invalidations: Counter,
+    feed_up: Gauge,
+    /// The same, to be read.
+    heard: AtomicBool,
+    store_errors: Counter,
+    overloaded: Counter,
+    overrides_left_out: Counter,
+}
+
+/// How something was found of an account.
+#[derive(Clone, Copy, Debug)]
+pub enum CacheResult {
+    /// The node remembered it.
+    Hit,
+    /// It was read from the store.
+    Miss,
+    /// It was read from the store, as what the node remembers is not to be trusted.
+    Bypass,
+}
+
+impl AccountMetrics {
+    pub(super) fn new(recorder: &PrometheusRecorder) -> Self {
+        Self {
+            lookups: ["hit", "miss", "bypass"].map(|result| counter(recorder, LOOKUPS, &[("result", result)])),
+            invalidations: counter(recorder, INVALIDATIONS, &[]),
+            feed_up: gauge(recorder, FEED_UP, &[]),
+            heard: AtomicBool::new(false),
+            store_errors: counter(recorder, STORE_ERRORS, &[]),
+            overloaded: counter(recorder, OVERLOADED, &[]),
+            overrides_left_out: counter(recorder, OVERRIDES_LEFT_OUT, &[]),
+        }
+    }
+}
+
+impl Metrics {
+    pub fn account_cache(&self, result: CacheResult) {
+        let [hit, miss, bypass] = &self.accounts.lookups;
+        match result {
+            CacheResult::Hit => hit,
+            CacheResult::Miss => miss,
+            CacheResult::Bypass => bypass,
+        }
+        .increment(1);
+    }
+
+    pub fn account_invalidated(&self) {
+        self.accounts.invalidations.increment(1);
+    }
+
+    pub fn account_feed(&self, up: bool) {
+        self.accounts.heard.store(up, Ordering::Relaxed);
+        self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    /// Whether changes of accounts are heard now.
+    pub fn hears_of_accounts(&self) -> bool {
+        self.accounts.heard.load(Ordering::Relaxed)
+    }
+
+    pub fn account_store_failed(&self) {
+        self.accounts.store_errors.increment(1);
+    }
+
+    pub fn account_turned_away(&self) {
+        self.accounts.overloaded.increment(1);
+    }
+
+    pub fn overrides_left_out(&self, count: usize) {
+        self.accounts.overrides_left_out.increment(count as u64);
+    }
+}

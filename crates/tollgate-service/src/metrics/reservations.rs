@@ -1,0 +1,58 @@
+//! What becomes of reservations, and the debt of settlements.
+
+use std::collections::HashMap;
+
+use metrics::Counter;
+use tollgate_policy::Policy;
+
+use super::{DEBT, Metrics, RESERVATIONS, counter};
+
+/// The counters of one domain.
+pub struct ReservationMetrics {
+    reserved: Counter,
+    settled: Counter,
+    cancelled: Counter,
+    extended: Counter,
+    unknown: Counter,
+    debt: HashMap<Box<str>, Counter>,
+    /// Of units that the policy no longer has.
+    debt_other: Counter,
+}
+
+impl ReservationMetrics {
+    pub(super) fn of(metrics: &Metrics, policy: &Policy) -> Self {
+        let domain = &**policy.domain();
+        let event = |event| counter(&metrics.recorder, RESERVATIONS, &[("domain", domain), ("event", event)]);
+        let debt = |unit| counter(&metrics.recorder, DEBT, &[("domain", domain), ("unit", unit)]);
+        Self {
+            reserved: event("reserved"),
+            settled: event("settled"),
+            cancelled: event("cancelled"),
+            extended: event("extended"),
+            unknown: event("unknown"),
+            debt: policy.units().iter().map(|unit| (Box::from(&*unit.name), debt(&unit.name))).collect(),
+            debt_other: debt("other"),
+        }
+    }
+
+    pub fn reserved(&self) {
+        self.reserved.increment(1);
+    }
+
+    pub fn extended(&self) {
+        self.extended.increment(1);
+    }
+
+    /// A reservation that is not there, or no longer.
+    pub fn unknown(&self) {
+        self.unknown.increment(1);
+    }
+
+    /// A reservation that ended by this call, with the debt of each unit.
+    pub fn ended<'a>(&self, cancelled: bool, debts: impl Iterator<Item = (&'a str, u64)>) {
+        if cancelled { &self.cancelled } else { &self.settled }.increment(1);
+        for (unit, debt) in debts {
+            self.debt.get(unit).unwrap_or(&self.debt_other).increment(debt);
+        }
+    }
+}

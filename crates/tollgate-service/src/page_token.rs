@@ -1,0 +1,91 @@
+//! Page tokens: where the next page of a list begins. A token is bound to its list: the kind of list, the domain, the
+//! account and the key for whom it was made. Each page is authorised by the caller's own credentials, so the binding
+//! needs no secret; it makes sure that a token of another list is refused instead of read as a position in this one.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use sha2::{Digest, Sha256};
+
+const BINDING_BYTES: usize = 12;
+/// The longest token: the binding and a name of 128 bytes.
+const MAX_TOKEN_BYTES: usize = (BINDING_BYTES + 128) * 4 / 3 + 2;
+
+/// A list that has pages, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List<'a> {
+    /// The limits of a caller.
+    Limits { domain: &'a str, account: &'a str, key: Option<&'a str> },
+    /// The accounts of a domain.
+    Accounts { domain: &'a str },
+    /// The keys of an account.
+    Keys { domain: &'a str, account: &'a str },
+}
+
+impl List<'_> {
+    /// The token of the page that begins behind `position`.
+    pub fn token(self, position: &str) -> String {
+        URL_SAFE_NO_PAD.encode([&self.binding(position)[..], position.as_bytes()].concat())
+    }
+
+    /// The position in a token of this list; `None` for any other text.
+    pub fn position(self, token: &str) -> Option<String> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (binding, position) = bytes.split_first_chunk::<BINDING_BYTES>()?;
+        let position = std::str::from_utf8(position).ok()?;
+        (*binding == self.binding(position)).then(|| position.to_owned())
+    }
+
+    fn binding(self, position: &str) -> [u8; BINDING_BYTES] {
+        let parts = match self {
+            Self::Limits { domain, account, key: None } => ["limits", domain, account, ""],
+            Self::Limits { domain, account, key: Some(key) } => ["limits of a key", domain, account, key],
+            Self::Accounts { domain } => ["accounts", domain, "", ""],
+            Self::Keys { domain, account } => ["keys", domain, account, ""],
+        };
+        let mut hasher = Sha256::new();
+        for part in parts.into_iter().chain([position]) {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let mut binding = [0; BINDING_BYTES];
+        binding.iter_mut().zip(hasher.finalize()).for_each(|(to, from)| *to = from);
+        binding
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen to fail with a binding of the position alone.
+    #[test]
+    fn a_token_is_good_for_its_own_list_only() {
+        let lists = |domain, account, key| {
+            [
+                List::Limits { domain, account, key: None },
+                List::Limits { domain, account, key: Some(key) },
+                List::Accounts { domain },
+                List::Keys { domain, account },
+            ]
+        };
+        let all: Vec<List<'_>> = [("shop", "a", "k"), ("shop", "b", "k"), ("other", "a", "k"), ("shop", "a", "l")]
+            .into_iter()
+            .flat_map(|(domain, account, key)| lists(domain, account, key))
+            .collect();
+        for (made, list) in all.iter().enumerate() {
+            for position in ["0", "50", "", "ein Konto", &"x".repeat(128)] {
+                let token = list.token(position);
+                for (asked, other) in all.iter().enumerate() {
+                    let same = list == other;
+                    let found = other.position(&token);
+                    assert_eq!(found.as_deref(), same.then_some(position), "{made} in {asked}: {token}");
+                }
+                for bad in [&token[1..], &format!("{token}A"), &token.replace(&token[..1], "_"), position] {
+                    assert!(bad == token || list.position(bad).is_none(), "{bad}");
+                }
+            }
+        }
+    }
+}

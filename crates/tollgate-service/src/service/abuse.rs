@@ -1,0 +1,314 @@
+//! Failures: what is reported, what the quotas refused, and keys that are no good; and the blocks that too many
+//! of them bring.
+
+use futures_util::future::BoxFuture;
+use smallvec::SmallVec;
+use tollgate_core::{
+    claim::{Applied, Mode, Partition},
+    store::StoreError,
+    time::Timestamp,
+};
+use tollgate_policy::{
+    AUTHENTICATION, AbuseRule, Block, Watch, decision::Decision, dialect::ResponseKind, reason::Reason,
+};
+
+use crate::{
+    directory::Identity,
+    domains::{Domain, Domains},
+    scope::DomainScope,
+    service::{CallError, CallerRef, DecisionService, Outcome, Rejected, attributes::Attributes},
+};
+
+/// Why a caller is turned away before its call is looked at.
+pub(super) enum TurnedAway<'a> {
+    /// Its key is no good.
+    BadKey(Rejected),
+    /// Its address is blocked, as too many keys from there were no good.
+    Barred { domain: Option<&'a Domain>, block: Block<'a> },
+}
+
+impl TurnedAway<'_> {
+    /// The domain that it called in, where that is known.
+    pub(super) fn domain(&self) -> Option<&Domain> {
+        match self {
+            Self::BadKey(rejected) => rejected.domain.as_deref(),
+            Self::Barred { domain, .. } => *domain,
+        }
+    }
+}
+
+/// How a call was answered, decoded but not yet checked.
+pub struct Report<'a> {
+    /// Where the calling service may act.
+    pub within: &'a DomainScope,
+    pub domain: &'a str,
+    pub caller: CallerRef<'a>,
+    pub resource: &'a str,
+    pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    pub status: u32,
+}
+
+/// The answer to a report.
+pub enum Reported<'a> {
+    /// It was taken.
+    Taken {
+        /// How many rules counted it.
+        counted: usize,
+        /// The block that is on now.
+        block: Option<Block<'a>>,
+        at: Timestamp,
+    },
+    /// The API key is no good.
+    BadKey { rejected: &'a Rejected, at: Timestamp },
+    /// The client address is blocked.
+    Barred { block: Block<'a>, at: Timestamp },
+}
+
+impl DecisionService {
+    /// Takes a report.
+    pub async fn report<R>(&self, report: Report<'_>, render: impl FnOnce(&Reported<'_>) -> R) -> Result<R, CallError> {
+        let reported = self.report_unmeasured(report, render).await;
+        if let Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) = &reported {
+            self.metrics.bad_request();
+        }
+        reported
+    }
+
+    async fn report_unmeasured<R>(
+        &self,
+        report: Report<'_>,
+        render: impl FnOnce(&Reported<'_>) -> R,
+    ) -> Result<R, CallError> {
+        let status = u16::try_from(report.status).ok().filter(|status| (100..=599).contains(status));
+        let status = status.ok_or_else(|| CallError::field("status", "must be an HTTP status from 100 to 599"))?;
+        let domains = self.domains.load().clone();
+        let now = self.clock.now();
+        let attributes = Attributes::check(&report.attributes)?;
+        let entered = self.enter(&domains, report.within, report.domain, report.caller, &attributes, now).await?;
+        let (domain, identity) = match entered {
+            Ok(entered) => entered,
+            Err(TurnedAway::BadKey(rejected)) => return Ok(render(&Reported::BadKey { rejected: &rejected, at: now })),
+            Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Reported::Barred { block, at: now })),
+        };
+        identity.check()?;
+        let caller = identity.caller();
+        let resolved = domain.policy.resolve(&caller, report.resource)?;
+        let watches = resolved.watches(|name| attributes.get(name));
+        let (counting, others): (Watches<'_>, Watches<'_>) =
+            watches.partition(|watch| watch.rule.statuses.contains(status));
+        let (mut counted, mut at) = (0, now);
+        let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
+        for watch in counting {
+            let failed = match self.count_failure(domain, watch, now).await {
+                // Whoever takes all places of an account is not spared by its other rules.
+                Err(CallError::Store(StoreError::Crowded(_))) => continue,
+                failed => failed?,
+            };
+            counted += usize::from(failed.counted);
+            blocks.extend(failed.block.filter(|block| !block.rule.shadow));
+            at = failed.at;
+        }
+        let guards = |_| Ok(others.iter().map(Watch::guard).collect());
+        if let Some(seen) = self.apply(caller.partition, guards, Mode::Peek, now).await? {
+            blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
+            at = seen.decided_at;
+        }
+        let block = blocks.into_iter().max_by_key(|block| block.until);
+        domain.metrics.reported(counted > 0);
+        Ok(render(&Reported::Taken { counted, block, at }))
+    }
+
+    /// What counts a refusal of this node as the failure that it is for the caller, if it is one. Whatever becomes
+    /// of that, the refusal stands.
+    pub(super) fn count_refusal<'a>(
+        &'a self,
+        outcome: &'a Outcome<'_>,
+        attributes: &'a Attributes<'_>,
+    ) -> Option<BoxFuture<'a, Result<(), CallError>>> {
+        let Outcome::Decided { domain, resolved, decision, dialect, .. } = outcome else { return None };
+        let status = match outcome.reason() {
+            // An answer because of a block is no failure: it would feed on itself.
+            None | Some(Reason::Blocked) => return None,
+            Some(reason) => dialect.status(ResponseKind::Refused(reason)),
+        };
+        Some(Box::pin(async move {
+            for watch in resolved.watches(|name| attributes.get(name)) {
+                if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
+                    // Where one rule cannot count, the others do.
+                    let _ = self.count_failure(domain, watch, decision.decided_at).await;
+                }
+            }
+            Ok(())
+        }))
+    }
+
+    /// The caller, unless it is turned away. A key that is no good counts against the address it came from, and
+    /// an address that is known to be blocked is turned away before its key is looked up.
+    pub(super) async fn enter<'d>(
+        &self,
+        domains: &'d Domains,
+        within: &'d DomainScope,
+        domain: &str,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+        now: Timestamp,
+    ) -> Result<Result<(&'d Domain, Identity), TurnedAway<'d>>, CallError> {
+        // Whoever brings an id or a name has authenticated the caller by other means.
+        let by_secret = matches!(caller, CallerRef::Secret(_));
+        let ip = attributes.ip().filter(|_| by_secret);
+        let named = domains.get(domain, within).map(|domain| &**domain);
+        let rule = Self::rule_of(domains, within, named);
+        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.barred(rule, ip, now)) {
+            return Ok(Err(TurnedAway::Barred { domain: named, block }));
+        }
+        let rejected = match self.identify(domains, within, domain, caller, now).await? {
+            Ok(found) => return Ok(Ok(found)),
+            Err(rejected) => rejected,
+        };
+        let of_key = rejected.domain.as_ref().and_then(|domain| domains.get(domain.policy.domain(), &DomainScope::All));
+        let domain = of_key.map(|domain| &**domain);
+        let block = match ip.zip(Self::rule_of(domains, within, domain)) {
+            Some((ip, rule)) => Box::pin(self.failed_to_authenticate(rule, domain, ip, now)).await,
+            None => None,
+        };
+        Ok(Err(block.map_or(TurnedAway::BadKey(rejected), |block| TurnedAway::Barred { domain, block })))
+    }
+
+    /// Guards a call against its address, if it came by a secret.
+    pub(super) fn gate<'d>(
+        domain: &'d Domain,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+    ) -> Option<Watch<'d>> {
+        let ip = attributes.ip().filter(|_| matches!(caller, CallerRef::Secret(_)))?;
+        watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
+    }
+
+    /// The block that is on at the gate of a call, for what asks no other counter.
+    pub(super) async fn gate_block<'d>(
+        &self,
+        domain: &'d Domain,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+        now: Timestamp,
+    ) -> Result<Option<Block<'d>>, CallError> {
+        let Some(gate) = Self::gate(domain, caller, attributes) else { return Ok(None) };
+        let seen =
+            self.apply(gate.ledger.partition, |_| Ok(SmallVec::from_iter([gate.guard()])), Mode::Peek, now).await?;
+        Ok(seen.and_then(|seen| gate.block_of(seen.statuses.first()?)))
+    }
+
+    /// Remembers a block that a call ran into at its gate.
+    pub(super) fn remember(&self, gate: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
+        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, gate.rule)) {
+            self.blocks.remember(gate.ledger, now, block.until.ms_since(decision.decided_at));
+        }
+    }
+
+    fn barred<'d>(&self, (rule, name): (&'d AbuseRule, &str), ip: &str, now: Timestamp) -> Option<Block<'d>> {
+        let ledger = || Some(watch_address(rule, name, ip)?.ledger);
+        self.blocks.until(ledger, now).map(|until| Block { rule, until })
+    }
+
+    /// Counts a key that was no good; returns the block that was on already. Where the store does not answer,
+    /// the key is no good all the same.
+    async fn failed_to_authenticate<'d>(
+        &self,
+        (rule, name): (&'d AbuseRule, &str),
+        domain: Option<&Domain>,
+        ip: &str,
+        now: Timestamp,
+    ) -> Option<Block<'d>> {
+        let watch = watch_address(rule, name, ip)?;
+        let failed = self.count_in_store(watch, now).await.ok()?;
+        if let Some(block) = failed.block {
+            self.blocks.remember(watch.ledger, now, block.until.ms_since(failed.at));
+        }
+        if failed.is_new {
+            match domain {
+                Some(domain) => domain.metrics.blocked(&rule.name),
+                None => self.metrics.address_blocked(),
+            }
+        }
+        failed.block.filter(|_| !failed.counted)
+    }
+
+    /// The rule about keys that are no good, and the domain it counts in. Where the domain is not known, it is the
+    /// strictest of all domains within reach, and counts for callers with this reach alone.
+    fn rule_of<'d>(
+        domains: &'d Domains,
+        within: &'d DomainScope,
+        domain: Option<&'d Domain>,
+    ) -> Option<(&'d AbuseRule, &'d str)> {
+        if let Some(domain) = domain {
+            return domain.policy.authentication_rule().map(|rule| (rule, &**domain.policy.domain()));
+        }
+        let rules = domains.within(within).filter_map(|domain| domain.policy.authentication_rule());
+        // Whatever the order of the domains.
+        let strictness = |rule: &&AbuseRule| (rule.limit, rule.window, std::cmp::Reverse(rule.block));
+        rules.min_by_key(strictness).map(|rule| (rule, within.counted_as()))
+    }
+
+    async fn count_failure<'a>(
+        &self,
+        domain: &Domain,
+        watch: Watch<'a>,
+        now: Timestamp,
+    ) -> Result<Failed<'a>, CallError> {
+        let failed = self.count_in_store(watch, now).await?;
+        if failed.is_new && !watch.rule.shadow {
+            domain.metrics.blocked(&watch.rule.name);
+        }
+        Ok(failed)
+    }
+
+    /// Counts one failure, unless a block is on: what was under way when it began must neither lengthen it nor
+    /// bring the next. One failure too many sets the block, as nobody else can while it is on.
+    async fn count_in_store<'a>(&self, watch: Watch<'a>, now: Timestamp) -> Result<Failed<'a>, CallError> {
+        let home = watch.ledger.partition;
+        let applied = self.apply(home, |_| Ok(SmallVec::from_iter(watch.failure())), Mode::Try, now).await?;
+        let Some(Applied { decided_at: at, statuses, .. }) = applied else { return Ok(Failed::not_counted(now)) };
+        let [failures, guard] = &statuses[..] else { return Ok(Failed::not_counted(at)) };
+        if let Some(block) = watch.block_of(guard) {
+            return Ok(Failed { block: Some(block), ..Failed::not_counted(at) });
+        }
+        if failures.used <= watch.rule.limit {
+            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+        }
+        let applied = self.apply(home, |_| Ok(SmallVec::from_iter([watch.block()])), Mode::Try, at).await?;
+        let Some(Applied { decided_at: at, allowed: is_new, statuses }) = applied else {
+            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+        };
+        let block = statuses.first().and_then(|status| match watch.block_of(status) {
+            None => Some(Block { rule: watch.rule, until: status.resets_at }),
+            on => on,
+        });
+        Ok(Failed { counted: true, is_new, block, at })
+    }
+}
+
+type Watches<'a> = SmallVec<[Watch<'a>; 2]>;
+
+/// What became of a failure.
+struct Failed<'a> {
+    /// Whether it was counted.
+    counted: bool,
+    /// The block that is on now.
+    block: Option<Block<'a>>,
+    /// Whether this failure brought it.
+    is_new: bool,
+    at: Timestamp,
+}
+
+impl Failed<'_> {
+    fn not_counted(at: Timestamp) -> Self {
+        Self { counted: false, block: None, is_new: false, at }
+    }
+}
+
+/// The failures of an address, as [`counted_address`](crate::blocks::counted_address) names it.
+fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<Watch<'a>> {
+    // No account has a part in it.
+    let nobody = Partition::of([domain, AUTHENTICATION]);
+    rule.watch(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))
+}

@@ -1,0 +1,152 @@
+//! What is asked of the service, how much of it is borne, and what may be wrong with it.
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tollgate_core::{store::StoreError, text::has_hidden};
+use tollgate_policy::{
+    MissingAttribute, ResolveError, UsageError,
+    dialect::UnknownDialect,
+    uploads::{BadUpload, Upload},
+};
+
+use crate::{incidents, scope::DomainScope};
+
+/// The longest domain, account, key id or attribute name, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+/// The most units in a usage, and the most attributes.
+pub const MAX_ENTRIES: usize = 16;
+
+/// Who calls, as the call says it.
+#[derive(Clone, Copy)]
+pub enum CallerRef<'a> {
+    /// By the secret of a key.
+    Secret(&'a str),
+    /// By the id of a key.
+    KeyId(&'a str),
+    /// By the name of an account.
+    Account(&'a str),
+}
+
+/// A call, decoded but not yet checked.
+pub struct Call<'a> {
+    /// Where the calling service may act.
+    pub within: &'a DomainScope,
+    pub domain: &'a str,
+    pub caller: CallerRef<'a>,
+    pub resource: &'a str,
+    pub usage: SmallVec<[(&'a str, u64); 4]>,
+    pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    /// The dialect of the answer; the domain's if empty.
+    pub dialect: &'a str,
+    /// What the call uploads.
+    pub upload: Option<Upload<'a>>,
+    /// Names the call, so that it is charged once however often it comes; none if empty.
+    pub request_id: &'a str,
+    /// By when it is to be decided, if that is known.
+    pub deadline: Option<Instant>,
+}
+
+/// What a caller's listing asks for.
+pub struct Listing<'a> {
+    /// Where the calling service may act.
+    pub within: &'a DomainScope,
+    pub domain: &'a str,
+    pub caller: CallerRef<'a>,
+    pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    /// The token of the page, as an answer carried it; empty for the first page.
+    pub page_token: &'a str,
+    /// How many to list.
+    pub take: usize,
+}
+
+/// Why a call was not decided.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The call is wrong. The text begins with the name of the field.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such domain.
+    #[error("domain: there is no domain {named:?}; there is: {known}")]
+    UnknownDomain { named: String, known: String },
+    /// The calling service may not act in this domain, if there is one.
+    #[error("domain: the caller may not act in {named:?}")]
+    Forbidden { named: String },
+    /// There is no such reservation, or it has ended.
+    #[error("reservation_id: there is no such reservation, or it has run out; what it charged stays")]
+    NoReservation,
+    /// The reservation was ended otherwise.
+    #[error("reservation_id: the reservation was {how} at {at}, and stays so")]
+    Ended { how: &'static str, at: tollgate_core::time::Timestamp },
+    /// It was not decided in time.
+    #[error("the call took too long; whether it was charged is not known")]
+    Late,
+    /// Its deadline was over before the work on it began.
+    #[error("the deadline is over; nothing was charged")]
+    Expired,
+    /// The store did not decide. What it said is for the log alone; [`CallError::message`] says where it stands there.
+    #[error("{}", incidents::reason(.0))]
+    Store(#[from] StoreError),
+}
+
+impl From<ResolveError> for CallError {
+    fn from(error: ResolveError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<UsageError> for CallError {
+    fn from(error: UsageError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<MissingAttribute> for CallError {
+    fn from(error: MissingAttribute) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<UnknownDialect> for CallError {
+    fn from(error: UnknownDialect) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<BadUpload> for CallError {
+    fn from(error: BadUpload) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl CallError {
+    /// What the caller is told.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Store(error) => incidents::describe(error),
+            error => error.to_string(),
+        }
+    }
+
+    pub fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
+        Self::Invalid(format!("{name}: {wrong}"))
+    }
+}
+
+pub(super) fn check_optional_name(field: &str, name: &str) -> Result<(), CallError> {
+    if name.is_empty() { Ok(()) } else { check_name(field, name) }
+}
+
+pub fn check_name(field: &str, name: &str) -> Result<(), CallError> {
+    check_text(field, name, MAX_NAME_BYTES)
+}
+
+/// `field` is only put together for an error.
+pub(super) fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
+    if text.is_empty() || text.len() > most || has_hidden(text) {
+        return Err(CallError::field(
+            field,
+            format_args!("must have 1 to {most} bytes and no control or invisible characters"),
+        ));
+    }
+    Ok(())
+}

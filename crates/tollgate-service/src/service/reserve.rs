@@ -1,0 +1,363 @@
+//! Reservations: what is asked beside a call, what a reservation remembers, and how it ends.
+
+mod end;
+mod token;
+
+use std::{collections::HashMap, time::Instant};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::UnitId,
+    claim::{Answer, Applied, Claim, Fit, Mode, Partition},
+    reservation::{
+        Admission as Admitted, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms,
+        shape_of,
+    },
+    store::StoreError,
+    time::Timestamp,
+    window::Window,
+};
+use tollgate_policy::{CONCURRENT_REQUESTS, Resolved, Usage};
+
+pub use self::end::{Settle, Settlement};
+use self::token::Token;
+use super::PERIOD_ATTEMPTS;
+use crate::{
+    directory::Identity,
+    domains::Domain,
+    service::{Attributes, Call, CallError, DecisionService, MAX_ENTRIES, call::check_name},
+};
+
+/// The shortest life of a reservation that may be asked for.
+const MIN_TTL_MS: u32 = 1_000;
+
+/// How long things are remembered that do not say it themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// A reservation.
+    pub reservation_ms: u32,
+    /// A call with a request id.
+    pub request_id_ms: u32,
+}
+
+/// What a reservation asks for besides the call, decoded but not yet checked.
+pub struct Reserve<'a> {
+    /// What estimates are made from.
+    pub inputs: Vec<(&'a str, u64)>,
+    /// The life of the reservation; the node's default if 0.
+    pub ttl_ms: u32,
+}
+
+/// What is done with a call.
+#[derive(Clone, Copy)]
+pub(super) enum Ask<'a> {
+    /// It is decided.
+    Decide(Mode),
+    /// It is reserved.
+    Reserve(&'a Reserve<'a>),
+}
+
+impl Ask<'_> {
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Decide(mode) => mode,
+            Self::Reserve(_) => Mode::Try,
+        }
+    }
+}
+
+/// What an admission left behind.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// The reservation that was made: its id, and when it ends.
+    pub reservation: Option<(String, Timestamp)>,
+    /// Whether the call was admitted before, and nothing was charged now.
+    pub replayed: bool,
+}
+
+/// What an admission is to leave behind.
+pub(super) struct Remember {
+    home: Partition,
+    /// What a reservation holds; without it only the request id is remembered.
+    pub(super) hold: Option<(ReservationId, u32, Vec<u8>)>,
+    request: Option<RequestMark>,
+}
+
+impl Remember {
+    fn terms(&self) -> Terms<'_> {
+        let hold = self.hold.as_ref().map(|(id, ttl_ms, note)| Hold { id: *id, ttl_ms: *ttl_ms, note });
+        Terms { home: self.home, hold, request: self.request }
+    }
+}
+
+/// An admission that leaves something behind.
+pub(super) struct Admission<'a> {
+    pub(super) remember: &'a Remember,
+    pub(super) domain: &'a Domain,
+    pub(super) trace: &'a mut Trace,
+}
+
+/// How the counters are asked.
+pub(super) enum By<'a> {
+    /// For the decision alone.
+    Mode(Mode),
+    /// To be admitted, and remembered.
+    Admission(Admission<'a>),
+}
+
+impl By<'_> {
+    pub(super) fn mode(&self) -> Mode {
+        match self {
+            Self::Mode(mode) => *mode,
+            Self::Admission(_) => Mode::Try,
+        }
+    }
+}
+
+/// What a reservation remembers of its call, so that any node can end it under whatever policy.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// What was reserved, by unit.
+    #[serde(rename = "u")]
+    reserved: Vec<(String, u64)>,
+    /// The counters of priorities' shares of pools: of which unit, and which, by ledger and id.
+    #[serde(rename = "s", default, skip_serializing_if = "Vec::is_empty")]
+    shares: Vec<(String, u64, u32)>,
+    /// The calendar windows, by their ids: unit and time zone.
+    #[serde(rename = "c", default, skip_serializing_if = "Vec::is_empty")]
+    calendars: Vec<(u32, String, String)>,
+    /// How long it lives.
+    #[serde(rename = "l")]
+    ttl_ms: u32,
+    /// Who called what, for the abuse rules.
+    #[serde(rename = "a")]
+    account: String,
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(rename = "r")]
+    resource: String,
+    #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
+    attributes: Vec<(String, String)>,
+}
+
+impl Note {
+    /// Whether a charge counts a unit: in the unit's own counter, or in that of a share of a pool.
+    fn is_of(&self, charge: &Charge, unit: &str) -> bool {
+        let ledger = u64::from_le_bytes(charge.ledger.scope_bytes());
+        let is_share = |(of, share, id): &(String, u64, u32)| {
+            of == unit && (*share, UnitId::from_number(*id)) == (ledger, charge.unit)
+        };
+        charge.unit == UnitId::of(unit) || self.shares.iter().any(is_share)
+    }
+}
+
+impl DecisionService {
+    /// What a call uses when it is asked so: estimates where it does not say, and the slot it takes.
+    pub(super) fn usage_of(
+        ask: Ask<'_>,
+        resolved: &Resolved<'_>,
+        usage: Usage,
+        domain: &Domain,
+    ) -> Result<Usage, CallError> {
+        let concurrent = resolved.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
+        match (ask, concurrent) {
+            (Ask::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
+                let name = &active.quota.name;
+                let wrong = format_args!("has the quota {name} of concurrent requests, which only Reserve can hold");
+                Err(CallError::field("resource", wrong))
+            }
+            (Ask::Decide(Mode::Peek), Some(_)) => Ok(usage.with_slot()),
+            (Ask::Decide(_), _) => Ok(usage),
+            (Ask::Reserve(reserve), _) => {
+                if reserve.inputs.len() > MAX_ENTRIES {
+                    return Err(CallError::field("inputs", format_args!("has more than {MAX_ENTRIES} entries")));
+                }
+                let mut inputs: HashMap<&str, u64> = HashMap::with_capacity(reserve.inputs.len());
+                for (name, amount) in &reserve.inputs {
+                    check_name("inputs", name)?;
+                    if domain.policy.inputs().binary_search_by(|known| (**known).cmp(name)).is_err() {
+                        let known = domain.policy.inputs().join(", ");
+                        let wrong = format_args!("no estimate is made from it; the inputs are: {known}");
+                        return Err(CallError::field(format_args!("inputs.{name}"), wrong));
+                    }
+                    if inputs.insert(name, *amount).is_some() {
+                        return Err(CallError::field(format_args!("inputs.{name}"), "named twice"));
+                    }
+                }
+                let usage = resolved.estimated(usage, |name| inputs.get(name).copied());
+                Ok(if concurrent.is_some() { usage.with_slot() } else { usage })
+            }
+        }
+    }
+
+    /// What the admission of a call is to leave behind; `None` if nothing.
+    pub(super) fn to_remember(
+        &self,
+        ask: Ask<'_>,
+        call: &Call<'_>,
+        (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
+        (usage, attributes): (&Usage, &Attributes<'_>),
+    ) -> Result<Option<Remember>, CallError> {
+        let request = if call.request_id.is_empty() {
+            None
+        } else {
+            check_name("request_id", call.request_id)?;
+            Some(RequestMark {
+                id: cut(Sha256::digest(call.request_id)),
+                digest: digest_of(ask, call, domain, identity),
+                ttl_ms: self.lifetimes.request_id_ms,
+            })
+        };
+        let hold = match ask {
+            Ask::Decide(Mode::Try) if request.is_some() => None,
+            Ask::Decide(_) => return Ok(None),
+            Ask::Reserve(reserve) => {
+                let ttl_ms = checked_ttl(reserve.ttl_ms, self.lifetimes.reservation_ms)?;
+                Some((Token::draw(), ttl_ms, note_of((domain, identity, resolved), call, (usage, attributes), ttl_ms)?))
+            }
+        };
+        Ok(Some(Remember { home: identity.caller().partition, hold, request }))
+    }
+
+    /// Asks the store to admit and remember, and once more where its clock is in another calendar period.
+    pub(super) async fn admit(
+        &self,
+        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
+        Admission { remember, domain, trace }: &mut Admission<'_>,
+        mut now: Timestamp,
+    ) -> Result<Applied, CallError> {
+        let terms = remember.terms();
+        let token = |id| Token::new(domain.policy.domain(), remember.home, id).to_text();
+        for _ in 0..PERIOD_ATTEMPTS {
+            let claims = claims_at(now)?;
+            let started = Instant::now();
+            let answer = self.store.admit(&claims, &terms).await;
+            self.metrics.store_answered(started.elapsed(), &answer);
+            match answer? {
+                Admitted::Decided(applied) => {
+                    if let (true, Some((id, ttl_ms, _))) = (applied.allowed, &remember.hold) {
+                        domain.metrics.reservations.reserved();
+                        trace.reservation = Some((token(*id), applied.decided_at.plus_ms(u64::from(*ttl_ms))));
+                    }
+                    return Ok(applied);
+                }
+                Admitted::OutsidePeriod(at) => now = at,
+                Admitted::Replayed(replay) => {
+                    trace.replayed = true;
+                    trace.reservation = replay.held.map(|(id, ends_at)| (token(id), ends_at));
+                    if replay.shape == shape_of(&claims) {
+                        return Ok(replay.applied);
+                    }
+                    // The policy gives other quotas now. The call was admitted; the numbers are those of today.
+                    return self.as_admitted(&claims, replay.applied).await;
+                }
+                Admitted::OtherCall => {
+                    return Err(CallError::field("request_id", "belongs to another call; choose a new one"));
+                }
+            }
+        }
+        Err(StoreError::Refused("its clock moves from one calendar period to the next at every call".into()).into())
+    }
+
+    async fn as_admitted(&self, claims: &[Claim], then: Applied) -> Result<Applied, CallError> {
+        let Answer::Applied(mut applied) = self.store.apply(claims, Mode::Peek).await? else {
+            return Ok(Applied { statuses: SmallVec::new(), ..then });
+        };
+        applied.allowed = true;
+        applied.statuses.iter_mut().for_each(|status| status.fit = Fit::Now);
+        Ok(Applied { decided_at: then.decided_at, ..applied })
+    }
+}
+
+fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
+    match ttl_ms {
+        0 => Ok(default),
+        MIN_TTL_MS..=MAX_RESERVATION_TTL_MS => Ok(ttl_ms),
+        _ => {
+            Err(CallError::field("ttl_ms", format_args!("must be from {MIN_TTL_MS} to {MAX_RESERVATION_TTL_MS}, or 0")))
+        }
+    }
+}
+
+fn note_of(
+    (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
+    call: &Call<'_>,
+    (usage, attributes): (&Usage, &Attributes<'_>),
+    ttl_ms: u32,
+) -> Result<Vec<u8>, CallError> {
+    let units = domain.policy.units().iter().filter(|unit| *unit.name != *CONCURRENT_REQUESTS);
+    let reserved = units.map(|unit| (unit.name.to_string(), usage.of(unit.id).get())).filter(|(_, amount)| *amount > 0);
+    let calendars = resolved.quotas().iter().filter_map(|active| match &active.quota.window {
+        Window::Calendar(window) => Some((window.id(), window.unit().name().to_owned(), window.zone().to_owned())),
+        Window::Sliding(_) | Window::Concurrent => None,
+    });
+    let shares = resolved.draws(usage, |name| attributes.get(name))?;
+    let shares = shares.iter().filter_map(|draw| {
+        let (ledger, share) = draw.share();
+        let unit = &resolved.quotas().get(draw.quota)?.quota.unit.name;
+        Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
+    });
+    let mut note = Note {
+        reserved: reserved.collect(),
+        shares: shares.collect(),
+        calendars: calendars.collect(),
+        ttl_ms,
+        account: identity.account.id.to_string(),
+        key: identity.key.as_ref().map(|key| key.id.to_string()),
+        resource: call.resource.to_owned(),
+        attributes: call.attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+    };
+    note.calendars.sort_unstable();
+    note.calendars.dedup();
+    let bytes = serde_json::to_vec(&note).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
+    if bytes.len() > MAX_NOTE_BYTES {
+        return Err(StoreError::Refused("the reservation's note is too long".into()).into());
+    }
+    Ok(bytes)
+}
+
+/// What tells one call from another, and is the same whenever the same call comes again.
+fn digest_of(ask: Ask<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    let mut add = |text: &str| {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    };
+    add(match ask {
+        Ask::Decide(_) => "consume",
+        Ask::Reserve(_) => "reserve",
+    });
+    add(domain.policy.domain());
+    add(&identity.account.id);
+    add(identity.key.as_ref().map_or("", |key| &key.id));
+    add(call.resource);
+    let mut numbers = |kind: &str, numbers: &[(&str, u64)]| {
+        let mut sorted: SmallVec<[&(&str, u64); 4]> = numbers.iter().collect();
+        sorted.sort_unstable();
+        add(kind);
+        for (name, amount) in sorted {
+            add(name);
+            add(&amount.to_string());
+        }
+    };
+    numbers("usage", &call.usage);
+    if let Ask::Reserve(reserve) = ask {
+        numbers("inputs", &reserve.inputs);
+    }
+    add("attributes");
+    let mut attributes: SmallVec<[&(&str, &str); 4]> = call.attributes.iter().collect();
+    attributes.sort_unstable();
+    for (name, value) in attributes {
+        add(name);
+        add(value);
+    }
+    cut(hasher.finalize())
+}
+
+fn cut(full: impl AsRef<[u8]>) -> [u8; 16] {
+    let mut cut = [0; 16];
+    cut.iter_mut().zip(full.as_ref()).for_each(|(to, from)| *to = *from);
+    cut
+}
