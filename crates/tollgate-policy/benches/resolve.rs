@@ -81,7 +81,7 @@ fn resolve(criterion: &mut Criterion) {
                 let usage = policy.usage([("tokens", black_box(1000))]);
                 let resolved = policy.resolve(black_box(caller), black_box(resource));
                 let (Ok(usage), Ok(resolved)) = (usage, resolved) else { return None };
-                resolved.claims(&usage, |_| None, now).ok()
+                Some(resolved.claim_set(&usage, |_| None, None).ok()?.claims(now, &[]))
             });
         });
     }

@@ -8,6 +8,7 @@
 //! system, a clock, a store, or a protocol: texts come in, values go out.
 
 pub mod api_key;
+mod claim_set;
 pub mod decision;
 pub mod dialect;
 pub mod file;
@@ -17,5 +18,6 @@ pub mod reason;
 pub mod redaction;
 pub mod uploads;
 
+pub use claim_set::ClaimSet;
 pub use loaded::LoadedPolicy;
 pub use policy::*;

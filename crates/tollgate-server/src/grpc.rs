@@ -26,7 +26,10 @@ use tollgate_policy::{
 use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
 use tollgate_service::{
     scope::DomainScope,
-    service::{Call, CallError, CallerRef, DecisionService, Listed, Listing, Outcome, check_batch, page_size},
+    service::{
+        Answer, Call, CallError, CallerRef, DecisionService, LimitsPage, Listing, Outcome, Rejection, check_batch,
+        page_size,
+    },
 };
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -123,7 +126,7 @@ impl RateLimitService for Api {
         check_batch(message.calls.len()).map_err(failed)?;
         let calls = &message.calls;
         let read = calls.iter().map(|call| from_wire(within, call)).collect();
-        let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, &calls[at]);
+        let render = |at: usize, answer: &Answer<'_>| decision(answer, &calls[at]);
         // tonic ends the whole batch at the caller's deadline, so a late call has to be known some time before.
         let timeout = self.deadline(&metadata, &extensions)?.saturating_duration_since(Instant::now()).mul_f32(0.9);
         let decided = self.service.consume_each(read, timeout, render);
@@ -194,7 +197,7 @@ impl RateLimitService for Api {
         let caller = caller(message.caller.as_ref()).map_err(failed)?;
         let listing =
             Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
-        let listed = async { self.service.list(listing, listed).await.map_err(|error| error.in_field("page_token")) };
+        let listed = async { self.service.list(listing, limits).await.map_err(|error| error.in_field("page_token")) };
         Ok(Response::new(self.run((&metadata, &extensions), Box::pin(listed)).await?))
     }
 
@@ -290,31 +293,33 @@ fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
 }
 
 /// `call` says how much of it.
-fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
-    let said = v1::Decision {
-        verdict: outcome.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
-        reason: outcome.reason().map_or(v1::Reason::Unspecified, reason).into(),
-        rendered: call.render.then(|| Box::new(rendered(outcome.dialect().render(&outcome.facts())))),
+fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
+    let common = v1::Decision {
+        verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
+        reason: answer.reason().map_or(v1::Reason::Unspecified, reason).into(),
+        quota: answer.binding_quota().map(|status| status.quota.name.as_ref().into()).unwrap_or_default(),
+        rendered: call.render.then(|| Box::new(rendered(answer.render()))),
         ..v1::Decision::default()
     };
-    match outcome {
-        Outcome::BadKey { at, .. } => v1::Decision { decided_at: Some(timestamp(*at)), ..said },
-        Outcome::Barred { block, at, .. } => v1::Decision {
-            decided_at: Some(timestamp(*at)),
-            retry_after_ms: Some(block.until.ms_since(*at)),
-            blocked_until: Some(timestamp(block.until)),
-            block_message: block.message(*at),
-            ..said
-        },
-        Outcome::Decided { identity, resolved, decision, trace, .. } => v1::Decision {
-            reservation: trace
+    match &answer.outcome {
+        Err(rejection) => {
+            let (block, at) = (rejection.block(), rejection.at);
+            v1::Decision {
+                decided_at: Some(timestamp(at)),
+                retry_after_ms: block.map(|block| block.until.ms_since(at)),
+                blocked_until: block.map(|block| timestamp(block.until)),
+                block_message: block.map(|block| block.message(at)).unwrap_or_default(),
+                ..common
+            }
+        }
+        Ok(Outcome { identity, resolved, decision, record, .. }) => v1::Decision {
+            reservation: record
                 .reservation
                 .as_ref()
                 .map(|(id, ends_at)| Box::new(reserve::reservation(id.clone(), *ends_at))),
-            replayed: trace.replayed,
+            replayed: record.replayed,
             decided_at: Some(timestamp(decision.decided_at)),
             quotas: quotas(decision, call.details),
-            quota: outcome.speaking().map(|quota| quota.quota.name.as_ref().into()).unwrap_or_default(),
             retry_after_ms: decision.retry_after_ms(),
             account: identity.account.id.as_ref().into(),
             api_key_id: identity.key.as_ref().map(|key| key.id.as_ref().into()).unwrap_or_default(),
@@ -325,7 +330,7 @@ fn decision(outcome: &Outcome<'_>, call: &v1::Call) -> v1::Decision {
             block_message: decision.block.map(|block| block.message(decision.decided_at)).unwrap_or_default(),
             priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
             decided_by: decision.decided_by.name().to_owned(),
-            ..said
+            ..common
         },
     }
 }
@@ -338,20 +343,15 @@ fn rendered(answer: Rendered) -> v1::RenderedResponse {
     }
 }
 
-fn listed(listed: &Listed<'_>) -> v1::GetRateLimitsResponse {
+fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> v1::GetRateLimitsResponse {
     match listed {
-        Listed::BadKey { rejected, at } => v1::GetRateLimitsResponse {
-            reason: reason(Reason::InvalidKey(rejected.why)).into(),
-            decided_at: Some(timestamp(*at)),
+        Err(rejection) => v1::GetRateLimitsResponse {
+            reason: reason(rejection.reason()).into(),
+            decided_at: Some(timestamp(rejection.at)),
+            blocked_until: rejection.block().map(|block| timestamp(block.until)),
             ..v1::GetRateLimitsResponse::default()
         },
-        Listed::Barred { block, at } => v1::GetRateLimitsResponse {
-            reason: v1::Reason::Blocked.into(),
-            decided_at: Some(timestamp(*at)),
-            blocked_until: Some(timestamp(block.until)),
-            ..v1::GetRateLimitsResponse::default()
-        },
-        Listed::Page { identity, domain, resources, decided_at, next } => v1::GetRateLimitsResponse {
+        Ok(LimitsPage { identity, domain, resources, decided_at, next }) => v1::GetRateLimitsResponse {
             reason: v1::Reason::Unspecified.into(),
             resources: resources
                 .iter()

@@ -15,7 +15,7 @@ use tollgate_service::{
     directory::Accounts,
     metrics::{Metrics, StoreConnections},
     refusals::Refusals,
-    service::{DecisionService, Lifetimes, WithoutStore},
+    service::{Counters, DecisionService, Lifetimes, OutagePolicy, ServiceParts},
 };
 use tollgate_store::{
     accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
@@ -273,16 +273,16 @@ pub async fn run(
     let accounts =
         Arc::new(Accounts::new(Arc::clone(&backend.accounts), settings.accounts.cache, Arc::clone(&metrics)));
     let refusals = Arc::new(Refusals::new(backend.refusals, Arc::clone(&metrics)));
-    let service = Arc::new(DecisionService::new(
-        Arc::clone(policies.domains()),
-        Arc::clone(&backend.store),
-        Arc::clone(&accounts),
-        Arc::clone(&backend.clock),
-        Arc::clone(&metrics),
-        Arc::clone(&refusals),
-        WithoutStore { patience: patience(&settings), fallback: backend.fallback.clone() },
-        Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
-    ));
+    let service = Arc::new(DecisionService::new(ServiceParts {
+        domains: Arc::clone(policies.domains()),
+        counters: Counters::new(Arc::clone(&backend.store), Arc::clone(&metrics)),
+        accounts: Arc::clone(&accounts),
+        clock: Arc::clone(&backend.clock),
+        metrics: Arc::clone(&metrics),
+        refusals: Arc::clone(&refusals),
+        outage: OutagePolicy { patience: patience(&settings), fallback: backend.fallback.clone() },
+        lifetimes: Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
+    }));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
     let admin =

@@ -192,8 +192,11 @@ impl Metrics {
         self.decision_seconds.record(time);
     }
 
-    pub fn bad_request(&self) {
-        self.bad_requests.increment(1);
+    /// Counts a call that failed, if it is itself wrong.
+    pub fn call_failed(&self, is_wrong: bool) {
+        if is_wrong {
+            self.bad_requests.increment(1);
+        }
     }
 
     pub fn key_refused(&self, why: tollgate_policy::reason::InvalidKey) {

@@ -18,9 +18,9 @@ use tollgate_core::{
 };
 use tollgate_policy::{
     Caller, Policy,
-    decision::{Decision, Verdict},
+    decision::Verdict,
     draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
-    pool::{PoolUse, settle},
+    pool::PoolUse,
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},
@@ -91,15 +91,16 @@ impl Bench<'_> {
         let caller = Caller { partition, tier, account_overrides: &[], key: None };
         let resolved = policy.resolve(&caller, "model").unwrap();
         let usage = policy.usage([("tokens", tokens)]).unwrap();
-        let draws = resolved.draws(&usage, |_| None).unwrap();
-        let draw = &draws[0];
-        let (mut applied, rooms) = [true, false]
+        let claim_set = resolved.claim_set(&usage, |_| None, None).unwrap();
+        let draw = &claim_set.draws()[0];
+        let (decision, allowed) = [true, false]
             .into_iter()
             .find_map(|again| {
-                let mut claims = resolved.claims(&usage, |_| None, self.clock.now()).unwrap();
-                claims.extend(draw.claims(self.known.get(&(node, draw.key())), self.clock.now()));
-                let mut applied = self.apply(&claims, mode);
-                let (found, rooms) = settle(&draws, mode, again, &mut applied);
+                let known = self.known.get(&(node, draw.key())).copied();
+                let claims = claim_set.claims(self.clock.now(), &[known]);
+                let applied = self.apply(&claims, mode);
+                let allowed = applied.allowed;
+                let (decision, found) = claim_set.decide(mode, again, applied);
                 self.known.insert((node, draw.key()), found.pools[0]);
                 if !found.wanting.is_empty() {
                     let last = self.wanted_at.get(&(node, priority));
@@ -108,14 +109,12 @@ impl Bench<'_> {
                         self.apply(&[draw.want().unwrap()], Mode::Force);
                     }
                 }
-                (!found.again).then_some((applied, rooms))
+                (!found.again).then_some((decision, allowed))
             })
             .unwrap();
-        resolved.judge_shadow(&usage, [], mode, &mut applied);
-        let decision = Decision::merge(resolved.quotas(), [], &applied).with_rooms(&rooms);
-        assert_eq!(decision.verdict == Verdict::Allowed, applied.allowed, "the statuses say what was decided");
+        assert_eq!(decision.verdict == Verdict::Allowed, allowed, "the statuses say what was decided");
         let now = self.clock.now().as_ms();
-        if applied.allowed && mode == Mode::Try {
+        if allowed && mode == Mode::Try {
             self.log.push((now, priority, tokens));
         }
         let used: u64 = self.live().map(|(.., tokens)| tokens).sum();

@@ -19,7 +19,7 @@ use tollgate_core::{
 };
 use tollgate_policy::{
     Caller, Policy,
-    decision::{Decision, Verdict},
+    decision::Verdict,
     draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
 };
 use tollgate_store::{
@@ -72,15 +72,15 @@ fn decide(
     let caller = Caller { partition, tier: policy.default_tier(), account_overrides: &[], key: None };
     let resolved = policy.resolve(&caller, "model").unwrap();
     let usage = policy.usage([("tokens", tokens)]).unwrap();
-    let claims = resolved.claims(&usage, |_| None, clock.now()).unwrap();
+    let claim_set = resolved.claim_set(&usage, |_| None, None).unwrap();
+    let claims = claim_set.claims(clock.now(), &[]);
     if claims.is_empty() {
         return (Verdict::Allowed, Vec::new());
     }
-    let Answer::Applied(mut applied) = runtime.block_on(store.apply(&claims, mode)).unwrap() else {
+    let Answer::Applied(applied) = runtime.block_on(store.apply(&claims, mode)).unwrap() else {
         panic!("no calendar here")
     };
-    resolved.judge_shadow(&usage, [], mode, &mut applied);
-    let decision = Decision::merge(resolved.quotas(), [], &applied);
+    let (decision, _) = claim_set.decide(mode, false, applied);
     assert!(decision.speaking().is_none_or(|status| !status.quota.shadow), "a shadow says nothing aloud");
     for status in decision.quotas.iter().filter(|status| status.fit != Fit::Now) {
         assert!(status.denies() != status.would_deny());

@@ -14,7 +14,7 @@ use tollgate_core::{
     window::{SlidingWindow, Span, Window},
 };
 
-use crate::policy::{ActiveQuota, Attribute, MissingAttribute, Problem, Resolved, Scope, Usage};
+use crate::policy::{ActiveQuota, Problem, Resolved, Scope, Usage};
 
 /// The most pools that one call may draw from.
 pub const MAX_POOLS: usize = 3;
@@ -115,44 +115,26 @@ pub struct Drawn {
 }
 
 impl<'a> Resolved<'a> {
-    /// The pools that a call with this usage draws from. `attributes` is asked as for [`Resolved::claims`].
-    pub fn draws<'v>(
-        &self,
-        usage: &Usage,
-        attributes: impl Fn(&str) -> Option<&'v str>,
-    ) -> Result<SmallVec<[Draw<'a>; 1]>, MissingAttribute>
-    where
-        'a: 'v,
-    {
-        let value = |attribute: &Attribute| {
-            let found = self.value(attribute, &attributes);
-            found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
-        };
-        let pooled = self.quotas().iter().enumerate().filter_map(|(at, active)| Some((at, active, active.quota.pool?)));
-        let draws = pooled.map(|(quota, active, pool)| {
-            let scope = self.ledger(&active.quota.scope, value)?;
+    /// The pools that a call with this usage draws from. `ledgers` are the counters of its quotas.
+    pub(crate) fn draws(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[Draw<'a>; 1]> {
+        let pooled = self.quotas().iter().enumerate().zip(ledgers);
+        let draws = pooled.filter_map(|((quota, active), ledger)| {
+            let pool = active.quota.pool?;
             let window = match &active.quota.window {
                 Window::Sliding(sliding) => format!("sliding {}", sliding.ms()),
                 Window::Calendar(calendar) => format!("calendar {} {}", calendar.unit().name(), calendar.zone()),
                 Window::Concurrent => "concurrent".to_owned(),
             };
-            Ok(Draw {
+            Some(Draw {
                 quota,
                 pool,
                 active: *active,
                 cost: usage.of(active.quota.unit.id),
                 priority: usize::from(self.tier().priority.unwrap_or(1).clamp(1, 4)) - 1,
-                uses: scope.beside(["pool", &*active.quota.unit.name, &window]),
+                uses: ledger.beside(["pool", &*active.quota.unit.name, &window]),
             })
         });
         draws.collect()
-    }
-}
-
-impl Resolved<'_> {
-    /// How many claims [`Draw::claims`] makes in all.
-    pub fn draw_claims(&self) -> usize {
-        self.quotas().iter().filter(|active| active.quota.pool.is_some()).map(|active| rows(&active.quota.window)).sum()
     }
 }
 
@@ -240,7 +222,7 @@ impl Draw<'_> {
         }
     }
 
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         rows(&self.active.quota.window)
     }
 
@@ -256,13 +238,13 @@ impl Draw<'_> {
 }
 
 /// What is left of the parts, with the place of the quota among those of the call.
-pub type Rooms = SmallVec<[(usize, Amount); 1]>;
+pub(crate) type Rooms = SmallVec<[(usize, Amount); 1]>;
 
 /// Reads what the store said of the claims of `draws`, the last of `applied`, and takes them off; puts into the
 /// statuses of the quotas where a part had no room, and into the rooms what is left of each part.
 ///
 /// `again` says whether the store can be asked once more. If it cannot, the numbers it decided by have to do.
-pub fn settle(draws: &[Draw<'_>], mode: Mode, again: bool, applied: &mut Applied) -> (Drawn, Rooms) {
+pub(crate) fn settle(draws: &[Draw<'_>], mode: Mode, again: bool, applied: &mut Applied) -> (Drawn, Rooms) {
     let (mut found, mut rooms) = (Drawn::default(), Rooms::new());
     let behind: usize = draws.iter().map(Draw::rows).sum();
     let rows: SmallVec<[ClaimStatus; 4]> =

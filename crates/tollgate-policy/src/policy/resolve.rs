@@ -3,12 +3,11 @@
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Limit,
-    claim::{Claim, Effect, LedgerKey, Partition},
-    time::Timestamp,
+    claim::{LedgerKey, Partition},
 };
 
 use crate::policy::{
-    AbuseRule, Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Usage, Watch,
+    Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Watch,
     draft::Counter,
     pattern::{MAX_NAME_BYTES, is_name},
 };
@@ -154,31 +153,12 @@ impl<'a> Resolved<'a> {
         &self.quotas
     }
 
-    /// The abuse rules that guard the call: those whose scope has a value for every attribute. A rule by an
-    /// attribute that the call does not bring has nobody to hold a failure against, and stays out.
-    pub fn guards<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = &'a AbuseRule>
-    where
-        'a: 'v,
-    {
-        let has_values = move |rule: &&AbuseRule| {
-            let has_value = |attribute: &Attribute| {
-                *attribute == Attribute::Account || self.value(attribute, &attributes).is_some()
-            };
-            rule.scope.attributes().iter().all(has_value)
-        };
-        self.policy.abuse_rules().iter().filter(has_values)
-    }
-
-    /// The abuse rules that guard the call, with the ledgers where they count its failures.
+    /// The abuse rules that guard the call, with the counters of their failures and blocks.
     pub fn watches<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = Watch<'a>>
     where
         'a: 'v,
     {
-        let rules = self.policy.abuse_rules().iter();
-        rules.filter_map(move |rule| {
-            let ledger = self.ledger(&rule.scope, |attribute| self.value(attribute, &attributes).ok_or(())).ok()?;
-            Some(Watch { rule, ledger })
-        })
+        self.guards(&[], attributes)
     }
 
     /// Only the quotas whose scopes name nothing but account, key, resource and the attributes that are
@@ -216,47 +196,51 @@ impl<'a> Resolved<'a> {
         self.tier
     }
 
-    /// The claims of a call with this usage at `now`: one for each quota in the quotas' order, and behind them
-    /// one for each of [`Resolved::guards`]. `attributes` is asked for what scopes name besides account, key
-    /// and resource.
-    pub fn claims<'v>(
+    /// The counters of the quotas, in their order.
+    pub(crate) fn quota_ledgers<'v>(
         &self,
-        usage: &Usage,
         attributes: impl Fn(&str) -> Option<&'v str>,
-        now: Timestamp,
-    ) -> Result<SmallVec<[Claim; 4]>, MissingAttribute>
+    ) -> Result<SmallVec<[LedgerKey; 4]>, MissingAttribute>
     where
         'a: 'v,
     {
-        let value = |attribute: &Attribute| -> Result<&'v str, MissingAttribute> {
-            let found = self.value(attribute, &attributes);
-            found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
-        };
-        let guards = self.policy.abuse_rules().len();
-        let mut claims: SmallVec<[Claim; 4]> = SmallVec::with_capacity(self.quotas.len() + guards);
-        // Quotas and guards mostly share a scope, and naming a ledger costs a hash.
-        let ledger = |scope: &Scope, before: &[Claim]| {
-            let same = self.quotas.iter().zip(before).find(|(active, _)| *active.quota.scope == *scope);
-            same.map_or_else(|| self.ledger(scope, value), |(_, claim)| Ok(claim.ledger))
-        };
+        let mut ledgers: SmallVec<[LedgerKey; 4]> = SmallVec::with_capacity(self.quotas.len());
         for active in &self.quotas {
-            let quota = active.quota;
-            let ledger = ledger(&quota.scope, &claims)?;
-            let (span, cost) = (quota.window.span_at(now), usage.of(quota.unit.id));
-            claims.push(Claim {
-                ledger,
-                span,
-                unit: quota.unit.id,
-                cost,
-                limit: active.enforced(),
-                effect: Effect::Charge,
-            });
+            let scope = &active.quota.scope;
+            let ledger = match self.known_ledger(scope, &ledgers) {
+                Some(ledger) => ledger,
+                None => self.ledger(scope, |attribute| {
+                    let found = self.value(attribute, &attributes);
+                    found.ok_or_else(|| MissingAttribute { name: attribute.name().to_owned() })
+                })?,
+            };
+            ledgers.push(ledger);
         }
-        for rule in self.guards(&attributes) {
-            let ledger = ledger(&rule.scope, &claims)?;
-            claims.push(Watch { rule, ledger }.guard());
-        }
-        Ok(claims)
+        Ok(ledgers)
+    }
+
+    /// The abuse rules that guard the call, with the counters of their failures and blocks: those whose scope has a value for
+    /// every attribute. A rule by an attribute that the call does not bring has nobody to hold a failure against, and stays
+    /// out. `ledgers` are those of the quotas.
+    pub(crate) fn guards<'v>(
+        &self,
+        ledgers: &[LedgerKey],
+        attributes: impl Fn(&str) -> Option<&'v str>,
+    ) -> impl Iterator<Item = Watch<'a>>
+    where
+        'a: 'v,
+    {
+        self.policy.abuse_rules().iter().filter_map(move |rule| {
+            let named = || self.ledger(&rule.scope, |attribute| self.value(attribute, &attributes).ok_or(())).ok();
+            let ledger = self.known_ledger(&rule.scope, ledgers).or_else(named)?;
+            Some(Watch { rule, ledger })
+        })
+    }
+
+    /// The ledger of a scope, if it is that of a quota: quotas and guards mostly share one, and naming it costs a hash.
+    fn known_ledger(&self, scope: &Scope, ledgers: &[LedgerKey]) -> Option<LedgerKey> {
+        let same = self.quotas.iter().zip(ledgers).find(|(active, _)| *active.quota.scope == *scope);
+        same.map(|(_, ledger)| *ledger)
     }
 
     /// Names the counters of the account's own behind this call: `found` is told each quota and abuse rule, or those

@@ -14,7 +14,7 @@ use crate::policy::{AbuseRule, ActiveQuota, Resolved, Usage, pool::later};
 
 impl ActiveQuota<'_> {
     /// The limit that a store judges by. Slots have no more room than [`MAX_SLOTS`].
-    pub(super) fn enforced(&self) -> Limit {
+    pub(crate) fn enforced(&self) -> Limit {
         match self.quota.window {
             _ if !self.quota.shadow => self.limit,
             Window::Concurrent => Limit::Finite(Amount::from(MAX_SLOTS)),
@@ -27,7 +27,7 @@ impl Resolved<'_> {
     /// Judges shadow quotas, and the guards of shadow rules, by what the store said of their claims. As a store
     /// does not say when there will be room under a limit that it does not know, a fit that is not now stands for
     /// the time when nothing of now counts any more.
-    pub fn judge_shadow<'r>(
+    pub(crate) fn judge_shadow<'r>(
         &self,
         usage: &Usage,
         guards: impl IntoIterator<Item = &'r AbuseRule>,

@@ -119,7 +119,8 @@ impl Who {
         let caller = self.caller(policy);
         let resolved = policy.resolve(&caller, resource).unwrap();
         let usage = policy.usage([]).unwrap();
-        let claims = resolved.claims(&usage, |name| (name == "ip").then_some(ip), Timestamp::from_ms(0)).unwrap();
+        let claims = resolved.claim_set(&usage, |name| (name == "ip").then_some(ip), None).unwrap();
+        let claims = claims.claims(Timestamp::from_ms(0), &[]);
         assert_eq!(claims.len(), resolved.quotas().len());
         claims.iter().map(|claim| claim.ledger).collect()
     }
@@ -313,8 +314,8 @@ fn ledgers_are_named_by_scope_alone() {
     assert_eq!(differ(who.ledgers(&policy, "b", "192.0.2.1")), [true, false, true, false, false]);
     assert_eq!(differ(who.ledgers(&policy, "chat", "192.0.2.2")), [false, false, false, true, false]);
     let caller = who.caller(&policy);
-    let missing =
-        policy.resolve(&caller, "chat").unwrap().claims(&policy.usage([]).unwrap(), |_| None, Timestamp::from_ms(0));
+    let (resolved, usage) = (policy.resolve(&caller, "chat").unwrap(), policy.usage([]).unwrap());
+    let missing = resolved.claim_set(&usage, |_| None, None);
     assert_eq!(missing.unwrap_err().to_string(), "attributes.ip: is required here");
 }
 
@@ -327,7 +328,7 @@ fn claims_cost_what_the_usage_says() {
         let usage = policy.usage(pairs.iter().copied()).unwrap();
         let caller = who.caller(&policy);
         let resolved = policy.resolve(&caller, "chat").unwrap();
-        let claims = resolved.claims(&usage, |_| None, Timestamp::from_ms(0)).unwrap();
+        let claims = resolved.claim_set(&usage, |_| None, None).unwrap().claims(Timestamp::from_ms(0), &[]);
         claims.iter().map(|claim| claim.cost.get()).collect::<Vec<_>>()
     };
     assert_eq!(costs(&[]), [1, 0, 1]);

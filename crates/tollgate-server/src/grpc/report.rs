@@ -1,10 +1,9 @@
 //! `ReportOutcome` on the wire.
 
-use tollgate_policy::reason::Reason;
 use tollgate_proto::v1;
 use tollgate_service::{
     scope::DomainScope,
-    service::{Report, Reported},
+    service::{Rejection, Report, ReportOutcome},
 };
 use tonic::Status;
 
@@ -24,14 +23,13 @@ pub(super) fn from_wire<'a>(
     })
 }
 
-pub(super) fn to_wire(reported: &Reported<'_>) -> v1::ReportOutcomeResponse {
-    let (reason, counted, block, at) = match reported {
-        Reported::Taken { counted, block, at } => (v1::Reason::Unspecified, *counted, *block, *at),
-        Reported::BadKey { rejected, at } => (reason(Reason::InvalidKey(rejected.why)), 0, None, *at),
-        Reported::Barred { block, at } => (v1::Reason::Blocked, 0, Some(*block), *at),
+pub(super) fn to_wire(reported: Result<&ReportOutcome<'_>, &Rejection<'_>>) -> v1::ReportOutcomeResponse {
+    let (why, counted, block, at) = match reported {
+        Ok(outcome) => (v1::Reason::Unspecified, outcome.counted, outcome.block, outcome.at),
+        Err(rejection) => (reason(rejection.reason()), 0, rejection.block(), rejection.at),
     };
     v1::ReportOutcomeResponse {
-        reason: reason.into(),
+        reason: why.into(),
         counted: u32::try_from(counted).unwrap_or(u32::MAX),
         blocked_until: block.map(|block| timestamp(block.until)),
         block_message: block.map(|block| block.message(at)).unwrap_or_default(),

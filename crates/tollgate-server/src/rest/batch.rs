@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tollgate_service::{
     scope::DomainScope,
-    service::{Call, CallError, Outcome, check_batch},
+    service::{Answer, Call, CallError, check_batch},
 };
 use utoipa::ToSchema;
 
@@ -72,7 +72,7 @@ pub(super) async fn consume_batch(
     }
     let read: Vec<Result<CallBody, Mistake>> = batch.calls.iter().map(|call| read(call)).collect();
     let within = grant.scope();
-    let render = |at: usize, outcome: &Outcome<'_>| decision(outcome, read[at].as_ref().is_ok_and(|call| call.render));
+    let render = |at: usize, answer: &Answer<'_>| decision(answer, read[at].as_ref().is_ok_and(|call| call.render));
     let calls = read.iter().map(|read| to_call(within, read)).collect();
     let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
     let results = decided.await.into_iter().map(|decided| match decided {

@@ -15,7 +15,7 @@ use tollgate_policy::{
 };
 use tollgate_service::{
     scope::DomainScope,
-    service::{Call, CallerRef, Outcome},
+    service::{Answer, Call, CallerRef, Outcome},
 };
 use utoipa::ToSchema;
 
@@ -287,12 +287,12 @@ impl CallBody {
     }
 }
 
-pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
-    let said = DecisionBody {
-        verdict: outcome.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
-        reason: outcome.reason().map(reason),
+pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
+    let common = DecisionBody {
+        verdict: answer.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
+        reason: answer.reason().map(reason),
         decided_at: String::new(),
-        quota: outcome.speaking().map(|quota| quota.quota.name.to_string()),
+        quota: answer.binding_quota().map(|status| status.quota.name.to_string()),
         retry_after_ms: None,
         blocked_until: None,
         block_message: None,
@@ -306,20 +306,22 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
         quotas: Vec::new(),
         reservation: None,
         replayed: false,
-        rendered: render.then(|| rendered(outcome.dialect().render(&outcome.facts()))),
+        rendered: render.then(|| rendered(answer.render())),
     };
-    match outcome {
-        Outcome::BadKey { at, .. } => DecisionBody { decided_at: at.to_string(), ..said },
-        Outcome::Barred { block, at, .. } => DecisionBody {
-            decided_at: at.to_string(),
-            retry_after_ms: Some(block.until.ms_since(*at)),
-            blocked_until: Some(block.until.to_string()),
-            block_message: Some(block.message(*at)),
-            ..said
-        },
-        Outcome::Decided { identity, resolved, decision, trace, .. } => DecisionBody {
-            reservation: trace.reservation.as_ref().map(|(id, ends_at)| ReservationBody::of(id, *ends_at)),
-            replayed: trace.replayed,
+    match &answer.outcome {
+        Err(rejection) => {
+            let (block, at) = (rejection.block(), rejection.at);
+            DecisionBody {
+                decided_at: at.to_string(),
+                retry_after_ms: block.map(|block| block.until.ms_since(at)),
+                blocked_until: block.map(|block| block.until.to_string()),
+                block_message: block.map(|block| block.message(at)),
+                ..common
+            }
+        }
+        Ok(Outcome { identity, resolved, decision, record, .. }) => DecisionBody {
+            reservation: record.reservation.as_ref().map(|(id, ends_at)| ReservationBody::of(id, *ends_at)),
+            replayed: record.replayed,
             decided_at: decision.decided_at.to_string(),
             retry_after_ms: decision.retry_after_ms(),
             blocked_until: decision.block.map(|block| block.until.to_string()),
@@ -332,7 +334,7 @@ pub(super) fn decision(outcome: &Outcome<'_>, render: bool) -> DecisionBody {
             decided_by: Some(decision.decided_by.name()).filter(|name| !name.is_empty()),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             quotas: decision.quotas.iter().map(quota).collect(),
-            ..said
+            ..common
         },
     }
 }

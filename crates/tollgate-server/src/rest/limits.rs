@@ -17,7 +17,7 @@ use tollgate_policy::{Block, file::SelfService};
 use tollgate_service::{
     incidents,
     scope::DomainScope,
-    service::{CallError, CallerRef, ListError, Listed, Listing},
+    service::{CallError, CallerRef, LimitsPage, ListError, Listing, Rejection},
 };
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
@@ -139,24 +139,29 @@ pub(super) async fn get_rate_limits_v1(
     get_rate_limits(state, from, headers, page).await
 }
 
-fn limits(listed: &Listed<'_>) -> Response {
-    let body = match listed {
-        Listed::BadKey { .. } => None,
-        Listed::Barred { block, at } => return barred(block, *at),
-        Listed::Page { identity, domain, resources, decided_at, next } => match domain.self_service {
-            SelfService::Venice => {
-                VeniceLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Venice)
-            }
-            SelfService::Plain => {
-                PlainLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Plain)
-            }
-        },
+fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> Response {
+    let LimitsPage { identity, domain, resources, decided_at, next } = match listed {
+        Ok(page) => page,
+        Err(rejection) => return rejected(rejection),
+    };
+    let body = match domain.self_service {
+        SelfService::Venice => {
+            VeniceLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Venice)
+        }
+        SelfService::Plain => {
+            PlainLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Plain)
+        }
     };
     body.map_or_else(unauthenticated, |body| Json(body).into_response())
 }
 
-/// What whoever calls from a blocked address is told.
-fn barred(block: &Block<'_>, now: Timestamp) -> Response {
+/// The answer to a caller that is rejected.
+fn rejected(rejection: &Rejection<'_>) -> Response {
+    rejection.block().map_or_else(unauthenticated, |block| blocked(&block, rejection.at))
+}
+
+/// The answer to callers from a blocked address.
+fn blocked(block: &Block<'_>, now: Timestamp) -> Response {
     let wait = block.until.ms_since(now).div_ceil(1000);
     let mut response = plain(StatusCode::TOO_MANY_REQUESTS, block.message(now));
     response.headers_mut().insert(header::RETRY_AFTER, wait.into());

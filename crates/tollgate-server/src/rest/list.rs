@@ -2,8 +2,7 @@
 
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
-use tollgate_policy::reason::Reason;
-use tollgate_service::service::{CallError, Listed, Listing, page_size};
+use tollgate_service::service::{CallError, LimitsPage, Listing, Rejection, page_size};
 use utoipa::ToSchema;
 
 use super::{
@@ -93,27 +92,23 @@ async fn list(shared: &Shared, grant: &ServiceGrant, body: &ListBody) -> Result<
         page_token: &body.page_token,
         take: page_size(body.page_size)?,
     };
-    shared.service.list(listing, listed).await.map_err(|error| error.in_field("page_token"))
+    shared.service.list(listing, limits).await.map_err(|error| error.in_field("page_token"))
 }
 
-fn listed(listed: &Listed<'_>) -> ListedBody {
-    let nothing = |why, at: String| ListedBody {
-        reason: why,
-        resources: Vec::new(),
-        next_page_token: None,
-        decided_at: at,
-        account: None,
-        api_key_id: None,
-        tier: None,
-        blocked_until: None,
-    };
+fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> ListedBody {
     match listed {
-        Listed::BadKey { rejected, at } => nothing(Some(reason(Reason::InvalidKey(rejected.why))), at.to_string()),
-        Listed::Barred { block, at } => ListedBody {
-            blocked_until: Some(block.until.to_string()),
-            ..nothing(Some(ReasonBody::Blocked), at.to_string())
+        Err(rejection) => ListedBody {
+            reason: Some(reason(rejection.reason())),
+            resources: Vec::new(),
+            next_page_token: None,
+            decided_at: rejection.at.to_string(),
+            account: None,
+            api_key_id: None,
+            tier: None,
+            blocked_until: rejection.block().map(|block| block.until.to_string()),
         },
-        Listed::Page { identity, domain, resources, decided_at, next } => ListedBody {
+        Ok(LimitsPage { identity, domain, resources, decided_at, next }) => ListedBody {
+            reason: None,
             resources: resources
                 .iter()
                 .map(|(resource, decision)| ResourceLimitsBody {
@@ -123,10 +118,11 @@ fn listed(listed: &Listed<'_>) -> ListedBody {
                 })
                 .collect(),
             next_page_token: next.clone(),
+            decided_at: decided_at.to_string(),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
             tier: domain.policy.tier(identity.account.tier).map(|tier| tier.name.to_string()),
-            ..nothing(None, decided_at.to_string())
+            blocked_until: None,
         },
     }
 }

@@ -2,8 +2,7 @@
 
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
-use tollgate_policy::reason::Reason;
-use tollgate_service::service::{Report, Reported};
+use tollgate_service::service::{Rejection, Report, ReportOutcome};
 use utoipa::ToSchema;
 
 use super::{
@@ -76,11 +75,10 @@ pub(super) async fn report_outcome(
     answer(shared.service.report(report, reported).await)
 }
 
-fn reported(reported: &Reported<'_>) -> ReportedBody {
+fn reported(reported: Result<&ReportOutcome<'_>, &Rejection<'_>>) -> ReportedBody {
     let (why, counted, block, at) = match reported {
-        Reported::Taken { counted, block, at } => (None, *counted, *block, *at),
-        Reported::BadKey { rejected, at } => (Some(reason(Reason::InvalidKey(rejected.why))), 0, None, *at),
-        Reported::Barred { block, at } => (Some(ReasonBody::Blocked), 0, Some(*block), *at),
+        Ok(outcome) => (None, outcome.counted, outcome.block, outcome.at),
+        Err(rejection) => (Some(reason(rejection.reason())), 0, rejection.block(), rejection.at),
     };
     ReportedBody {
         reason: why,

@@ -4,7 +4,7 @@
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Applied, Mode, Partition},
+    claim::{Applied, Claims, Mode, Partition},
     store::StoreError,
     time::Timestamp,
 };
@@ -13,29 +13,10 @@ use tollgate_policy::{
 };
 
 use crate::{
-    directory::Identity,
     domains::{Domain, Domains},
     scope::DomainScope,
-    service::{CallError, CallerRef, DecisionService, Outcome, Rejected, attributes::Attributes},
+    service::{Answer, CallError, CallerRef, DecisionService, Outcome, Rejection, attributes::Attributes},
 };
-
-/// Why a caller is turned away before its call is looked at.
-pub(super) enum TurnedAway<'a> {
-    /// Its key is no good.
-    BadKey(Rejected),
-    /// Its address is blocked, as too many keys from there were no good.
-    Barred { domain: Option<&'a Domain>, block: Block<'a> },
-}
-
-impl TurnedAway<'_> {
-    /// The domain that it called in, where that is known.
-    pub(super) fn domain(&self) -> Option<&Domain> {
-        match self {
-            Self::BadKey(rejected) => rejected.domain.as_deref(),
-            Self::Barred { domain, .. } => *domain,
-        }
-    }
-}
 
 /// How a call was answered, decoded but not yet checked.
 pub struct Report<'a> {
@@ -48,28 +29,26 @@ pub struct Report<'a> {
     pub status: u32,
 }
 
-/// The answer to a report.
-pub enum Reported<'a> {
-    /// It was taken.
-    Taken {
-        /// How many rules counted it.
-        counted: usize,
-        /// The block that is on now.
-        block: Option<Block<'a>>,
-        at: Timestamp,
-    },
-    /// The API key is no good.
-    BadKey { rejected: &'a Rejected, at: Timestamp },
-    /// The client address is blocked.
-    Barred { block: Block<'a>, at: Timestamp },
+/// What became of a report.
+pub struct ReportOutcome<'a> {
+    /// How many rules counted it.
+    pub counted: usize,
+    /// The block that is on now.
+    pub block: Option<Block<'a>>,
+    /// When, by the store's clock.
+    pub at: Timestamp,
 }
 
 impl DecisionService {
     /// Takes a report.
-    pub async fn report<R>(&self, report: Report<'_>, render: impl FnOnce(&Reported<'_>) -> R) -> Result<R, CallError> {
+    pub async fn report<R>(
+        &self,
+        report: Report<'_>,
+        render: impl FnOnce(Result<&ReportOutcome<'_>, &Rejection<'_>>) -> R,
+    ) -> Result<R, CallError> {
         let reported = self.report_unmeasured(report, render).await;
-        if let Err(CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. }) = &reported {
-            self.metrics.bad_request();
+        if let Err(error) = &reported {
+            self.metrics.call_failed(error.is_of_the_call());
         }
         reported
     }
@@ -77,18 +56,18 @@ impl DecisionService {
     async fn report_unmeasured<R>(
         &self,
         report: Report<'_>,
-        render: impl FnOnce(&Reported<'_>) -> R,
+        render: impl FnOnce(Result<&ReportOutcome<'_>, &Rejection<'_>>) -> R,
     ) -> Result<R, CallError> {
         let status = u16::try_from(report.status).ok().filter(|status| (100..=599).contains(status));
         let status = status.ok_or_else(|| CallError::field("status", "must be an HTTP status from 100 to 599"))?;
         let domains = self.domains.load().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(&report.attributes)?;
-        let entered = self.enter(&domains, report.within, report.domain, report.caller, &attributes, now).await?;
-        let (domain, identity) = match entered {
-            Ok(entered) => entered,
-            Err(TurnedAway::BadKey(rejected)) => return Ok(render(&Reported::BadKey { rejected: &rejected, at: now })),
-            Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Reported::Barred { block, at: now })),
+        let authenticated =
+            self.authenticate(&domains, report.within, report.domain, report.caller, &attributes, now).await?;
+        let (domain, identity) = match authenticated {
+            Ok(caller) => caller,
+            Err(rejection) => return Ok(render(Err(&rejection))),
         };
         identity.check()?;
         let caller = identity.caller();
@@ -108,28 +87,28 @@ impl DecisionService {
             blocks.extend(failed.block.filter(|block| !block.rule.shadow));
             at = failed.at;
         }
-        let guards = |_| Ok(others.iter().map(Watch::guard).collect());
-        if let Some(seen) = self.apply(caller.partition, guards, Mode::Peek, now).await? {
+        let guards = |_| others.iter().map(Watch::guard).collect();
+        if let Some(seen) = self.counters.apply(caller.partition, guards, Mode::Peek, now).await? {
             blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
             at = seen.decided_at;
         }
         let block = blocks.into_iter().max_by_key(|block| block.until);
         domain.metrics.reported(counted > 0);
-        Ok(render(&Reported::Taken { counted, block, at }))
+        Ok(render(Ok(&ReportOutcome { counted, block, at })))
     }
 
     /// What counts a refusal of this node as the failure that it is for the caller, if it is one. Whatever becomes
     /// of that, the refusal stands.
     pub(super) fn count_refusal<'a>(
         &'a self,
-        outcome: &'a Outcome<'_>,
+        answer: &'a Answer<'_>,
         attributes: &'a Attributes<'_>,
     ) -> Option<BoxFuture<'a, Result<(), CallError>>> {
-        let Outcome::Decided { domain, resolved, decision, dialect, .. } = outcome else { return None };
-        let status = match outcome.reason() {
+        let Ok(Outcome { domain, resolved, decision, .. }) = &answer.outcome else { return None };
+        let status = match answer.reason() {
             // An answer because of a block is no failure: it would feed on itself.
             None | Some(Reason::Blocked) => return None,
-            Some(reason) => dialect.status(ResponseKind::Refused(reason)),
+            Some(reason) => answer.dialect.status(ResponseKind::Refused(reason)),
         };
         Some(Box::pin(async move {
             for watch in resolved.watches(|name| attributes.get(name)) {
@@ -142,40 +121,8 @@ impl DecisionService {
         }))
     }
 
-    /// The caller, unless it is turned away. A key that is no good counts against the address it came from, and
-    /// an address that is known to be blocked is turned away before its key is looked up.
-    pub(super) async fn enter<'d>(
-        &self,
-        domains: &'d Domains,
-        within: &'d DomainScope,
-        domain: &str,
-        caller: CallerRef<'_>,
-        attributes: &Attributes<'_>,
-        now: Timestamp,
-    ) -> Result<Result<(&'d Domain, Identity), TurnedAway<'d>>, CallError> {
-        // Whoever brings an id or a name has authenticated the caller by other means.
-        let by_secret = matches!(caller, CallerRef::Secret(_));
-        let ip = attributes.ip().filter(|_| by_secret);
-        let named = domains.get(domain, within).map(|domain| &**domain);
-        let rule = Self::rule_of(domains, within, named);
-        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.barred(rule, ip, now)) {
-            return Ok(Err(TurnedAway::Barred { domain: named, block }));
-        }
-        let rejected = match self.identify(domains, within, domain, caller, now).await? {
-            Ok(found) => return Ok(Ok(found)),
-            Err(rejected) => rejected,
-        };
-        let of_key = rejected.domain.as_ref().and_then(|domain| domains.get(domain.policy.domain(), &DomainScope::All));
-        let domain = of_key.map(|domain| &**domain);
-        let block = match ip.zip(Self::rule_of(domains, within, domain)) {
-            Some((ip, rule)) => Box::pin(self.failed_to_authenticate(rule, domain, ip, now)).await,
-            None => None,
-        };
-        Ok(Err(block.map_or(TurnedAway::BadKey(rejected), |block| TurnedAway::Barred { domain, block })))
-    }
-
     /// Guards a call against its address, if it came by a secret.
-    pub(super) fn gate<'d>(
+    pub(super) fn address_guard<'d>(
         domain: &'d Domain,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
@@ -184,35 +131,41 @@ impl DecisionService {
         watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
     }
 
-    /// The block that is on at the gate of a call, for what asks no other counter.
-    pub(super) async fn gate_block<'d>(
+    /// The block of the address that a call comes from, for what asks no other counter.
+    pub(super) async fn address_block<'d>(
         &self,
         domain: &'d Domain,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<Option<Block<'d>>, CallError> {
-        let Some(gate) = Self::gate(domain, caller, attributes) else { return Ok(None) };
-        let seen =
-            self.apply(gate.ledger.partition, |_| Ok(SmallVec::from_iter([gate.guard()])), Mode::Peek, now).await?;
-        Ok(seen.and_then(|seen| gate.block_of(seen.statuses.first()?)))
+        let Some(guard) = Self::address_guard(domain, caller, attributes) else { return Ok(None) };
+        let claims = |_| Claims::from_iter([guard.guard()]);
+        let found = self.counters.apply(guard.ledger.partition, claims, Mode::Peek, now).await?;
+        Ok(found.and_then(|found| guard.block_of(found.statuses.first()?)))
     }
 
-    /// Remembers a block that a call ran into at its gate.
-    pub(super) fn remember(&self, gate: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
-        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, gate.rule)) {
-            self.blocks.remember(gate.ledger, now, block.until.ms_since(decision.decided_at));
+    /// Remembers the block of an address that a call ran into.
+    pub(super) fn remember_block(&self, guard: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
+        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, guard.rule)) {
+            self.blocks.remember(guard.ledger, now, block.until.ms_since(decision.decided_at));
         }
     }
 
-    fn barred<'d>(&self, (rule, name): (&'d AbuseRule, &str), ip: &str, now: Timestamp) -> Option<Block<'d>> {
+    /// The block of an address that this node remembers.
+    pub(super) fn known_block<'d>(
+        &self,
+        (rule, name): (&'d AbuseRule, &str),
+        ip: &str,
+        now: Timestamp,
+    ) -> Option<Block<'d>> {
         let ledger = || Some(watch_address(rule, name, ip)?.ledger);
         self.blocks.until(ledger, now).map(|until| Block { rule, until })
     }
 
     /// Counts a key that was no good; returns the block that was on already. Where the store does not answer,
     /// the key is no good all the same.
-    async fn failed_to_authenticate<'d>(
+    pub(super) async fn failed_to_authenticate<'d>(
         &self,
         (rule, name): (&'d AbuseRule, &str),
         domain: Option<&Domain>,
@@ -235,7 +188,7 @@ impl DecisionService {
 
     /// The rule about keys that are no good, and the domain it counts in. Where the domain is not known, it is the
     /// strictest of all domains within reach, and counts for callers with this reach alone.
-    fn rule_of<'d>(
+    pub(super) fn authentication_rule_of<'d>(
         domains: &'d Domains,
         within: &'d DomainScope,
         domain: Option<&'d Domain>,
@@ -266,7 +219,7 @@ impl DecisionService {
     /// bring the next. One failure too many sets the block, as nobody else can while it is on.
     async fn count_in_store<'a>(&self, watch: Watch<'a>, now: Timestamp) -> Result<Failed<'a>, CallError> {
         let home = watch.ledger.partition;
-        let applied = self.apply(home, |_| Ok(SmallVec::from_iter(watch.failure())), Mode::Try, now).await?;
+        let applied = self.counters.apply(home, |_| Claims::from_iter(watch.failure()), Mode::Try, now).await?;
         let Some(Applied { decided_at: at, statuses, .. }) = applied else { return Ok(Failed::not_counted(now)) };
         let [failures, guard] = &statuses[..] else { return Ok(Failed::not_counted(at)) };
         if let Some(block) = watch.block_of(guard) {
@@ -275,7 +228,7 @@ impl DecisionService {
         if failures.used <= watch.rule.limit {
             return Ok(Failed { counted: true, ..Failed::not_counted(at) });
         }
-        let applied = self.apply(home, |_| Ok(SmallVec::from_iter([watch.block()])), Mode::Try, at).await?;
+        let applied = self.counters.apply(home, |_| Claims::from_iter([watch.block()]), Mode::Try, at).await?;
         let Some(Applied { decided_at: at, allowed: is_new, statuses }) = applied else {
             return Ok(Failed { counted: true, ..Failed::not_counted(at) });
         };

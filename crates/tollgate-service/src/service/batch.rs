@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream::FuturesOrdered};
 use tokio::time::Instant;
 use tollgate_core::claim::Mode;
 
-use crate::service::{Call, CallError, DecisionService, Outcome};
+use crate::service::{Answer, Call, CallError, DecisionService};
 
 /// The most calls of one batch.
 pub(super) const MAX_BATCH: usize = 256;
@@ -29,7 +29,7 @@ impl DecisionService {
         &'a self,
         calls: Vec<Result<Call<'a>, CallError>>,
         timeout: Duration,
-        render: impl Fn(usize, &Outcome<'_>) -> R + Copy + Send + 'a,
+        render: impl Fn(usize, &Answer<'_>) -> R + Copy + Send + 'a,
     ) -> Vec<Result<R, CallError>> {
         let deadline = Instant::now() + timeout;
         let (mut work, mut results) = (FuturesOrdered::new(), Vec::new());
@@ -37,7 +37,7 @@ impl DecisionService {
         loop {
             for (at, call) in calls.by_ref().take(AT_ONCE - work.len()) {
                 let call = call.map(|call| Call { deadline: Some(deadline), ..call });
-                let decided = call.map(|call| self.decide(call, Mode::Try, move |outcome| render(at, outcome)));
+                let decided = call.map(|call| self.decide(call, Mode::Try, move |answer| render(at, answer)));
                 work.push_back(async { decided?.await });
             }
             match work.next().await {

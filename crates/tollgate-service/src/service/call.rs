@@ -119,6 +119,14 @@ impl From<BadUpload> for CallError {
 }
 
 impl CallError {
+    /// Whether the call itself is wrong.
+    pub fn is_of_the_call(&self) -> bool {
+        match self {
+            Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } => true,
+            Self::NoReservation | Self::Ended { .. } | Self::Late | Self::Expired | Self::Store(_) => false,
+        }
+    }
+
     /// What the caller is told.
     pub fn message(&self) -> String {
         match self {

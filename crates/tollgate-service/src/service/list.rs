@@ -1,17 +1,16 @@
 //! Listings: a caller's limits, and where it stands.
 
-use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Applied, Claim, Mode},
+    claim::{Applied, Mode},
     time::Timestamp,
 };
-use tollgate_policy::{Block, ResolveError, Resolved, Usage, decision::Decision, pool::settle};
+use tollgate_policy::{ClaimSet, MissingAttribute, ResolveError, Resolved, Usage, decision::Decision};
 
 use crate::{
     directory::Identity,
     domains::Domain,
     page_token::List,
-    service::{CallError, DecisionService, Listing, Rejected, abuse::TurnedAway, attributes::Attributes},
+    service::{CallError, DecisionService, Listing, Rejection, RejectionCause, attributes::Attributes},
 };
 
 /// A listing asks the store for so many counters at once.
@@ -30,21 +29,18 @@ pub fn page_size(size: u32) -> Result<usize, CallError> {
     }
 }
 
-/// The answer to a listing.
-pub enum Listed<'a> {
-    /// A page.
-    Page {
-        identity: &'a Identity,
-        domain: &'a Domain,
-        resources: Vec<(&'a str, Decision<'a>)>,
-        decided_at: Timestamp,
-        /// The token of the next page.
-        next: Option<String>,
-    },
-    /// The API key is no good.
-    BadKey { rejected: &'a Rejected, at: Timestamp },
-    /// The client address is blocked.
-    Barred { block: Block<'a>, at: Timestamp },
+/// A page of a caller's limits.
+pub struct LimitsPage<'a> {
+    /// Whose limits.
+    pub identity: &'a Identity,
+    /// In which domain.
+    pub domain: &'a Domain,
+    /// The resources, each with where its quotas stand.
+    pub resources: Vec<(&'a str, Decision<'a>)>,
+    /// When, by the store's clock; by the node's where no counter was asked.
+    pub decided_at: Timestamp,
+    /// The token of the next page.
+    pub next: Option<String>,
 }
 
 /// Why there is no list.
@@ -73,19 +69,24 @@ impl<E: Into<CallError>> From<E> for ListError {
 
 impl DecisionService {
     /// Lists limits and where the caller stands, from the same counters as the decisions.
-    pub async fn list<R>(&self, listing: Listing<'_>, render: impl FnOnce(&Listed<'_>) -> R) -> Result<R, ListError> {
+    pub async fn list<R>(
+        &self,
+        listing: Listing<'_>,
+        render: impl FnOnce(Result<&LimitsPage<'_>, &Rejection<'_>>) -> R,
+    ) -> Result<R, ListError> {
         let domains = self.domains.load().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(&listing.attributes)?;
-        let entered = self.enter(&domains, listing.within, listing.domain, listing.caller, &attributes, now).await?;
-        let (domain, identity) = match entered {
-            Ok(entered) => entered,
-            Err(TurnedAway::BadKey(rejected)) => return Ok(render(&Listed::BadKey { rejected: &rejected, at: now })),
-            Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Listed::Barred { block, at: now })),
+        let authenticated =
+            self.authenticate(&domains, listing.within, listing.domain, listing.caller, &attributes, now).await?;
+        let (domain, identity) = match authenticated {
+            Ok(caller) => caller,
+            Err(rejection) => return Ok(render(Err(&rejection))),
         };
         identity.check()?;
-        if let Some(block) = self.gate_block(domain, listing.caller, &attributes, now).await? {
-            return Ok(render(&Listed::Barred { block, at: now }));
+        if let Some(block) = self.address_block(domain, listing.caller, &attributes, now).await? {
+            let cause = RejectionCause::Blocked(block);
+            return Ok(render(Err(&Rejection { domain: Some(domain), cause, at: now })));
         }
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
@@ -106,57 +107,40 @@ impl DecisionService {
         let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
         let (decisions, decided_at) = self.peek_all(&page, &attributes, now).await?;
         let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
-        Ok(render(&Listed::Page { identity: &identity, domain, resources, decided_at, next }))
+        Ok(render(Ok(&LimitsPage { identity: &identity, domain, resources, decided_at, next })))
     }
 
     /// Peeks at the counters of several resources, a bounded number in each call to the store.
-    async fn peek_all<'a>(
+    async fn peek_all<'r, 'a>(
         &self,
-        page: &[Resolved<'a>],
+        page: &'r [Resolved<'a>],
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<(Vec<Decision<'a>>, Timestamp), CallError> {
         let nothing = Usage::none();
-        let mut decisions = Vec::with_capacity(page.len());
-        let mut decided_at = now;
-        let value = |name: &str| attributes.get(name);
-        let mut rest = page;
+        let claim_set = |resolved: &'r Resolved<'a>| resolved.claim_set(&nothing, |name| attributes.get(name), None);
+        let claim_sets = page.iter().map(claim_set).collect::<Result<Vec<ClaimSet<'_, 'a>>, MissingAttribute>>()?;
+        let (mut decisions, mut decided_at) = (Vec::with_capacity(page.len()), now);
+        let mut rest = &claim_sets[..];
         while let Some(first) = rest.first() {
             let mut counters = 0;
-            let fitting = rest.iter().take_while(|resolved| {
-                counters += claims_of(resolved, value);
+            let fitting = rest.iter().take_while(|claims| {
+                counters += claims.len();
                 counters <= COUNTERS_AT_ONCE
             });
             // One resource alone may have more; a call to it asks for as many.
             let (together, later) = rest.split_at(fitting.count().max(1));
-            let claims_at = |now| {
-                let mut claims: SmallVec<[Claim; 4]> = SmallVec::new();
-                for resolved in together {
-                    claims.extend(resolved.claims(&nothing, value, now)?);
-                    for draw in resolved.draws(&nothing, value)? {
-                        claims.extend(draw.claims(None, now));
-                    }
-                }
-                Ok(claims)
-            };
-            let applied = self.apply(first.partition(), claims_at, Mode::Peek, now).await?;
+            let claims_at = |now| together.iter().flat_map(|claims| claims.claims(now, &[])).collect();
+            let applied = self.counters.apply(first.partition(), claims_at, Mode::Peek, now).await?;
             decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
             let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
-            for resolved in together {
-                let statuses = statuses.by_ref().take(claims_of(resolved, value)).collect();
-                let mut applied = Applied { decided_at, allowed: true, statuses };
-                let draws = resolved.draws(&nothing, value)?;
-                let (_, rooms) = settle(&draws, Mode::Peek, false, &mut applied);
-                let decision = Decision::merge(resolved.quotas(), resolved.guards(value), &applied);
-                decisions.push(decision.with_rooms(&rooms));
+            for claims in together {
+                let statuses = statuses.by_ref().take(claims.len()).collect();
+                let applied = Applied { decided_at, allowed: true, statuses };
+                decisions.push(claims.decide(Mode::Peek, false, applied).0);
             }
             rest = later;
         }
         Ok((decisions, decided_at))
     }
-}
-
-/// How many claims look at everything that a resource is judged by.
-fn claims_of<'a: 'v, 'v>(resolved: &Resolved<'a>, value: impl Fn(&str) -> Option<&'v str>) -> usize {
-    resolved.quotas().len() + resolved.guards(value).count() + resolved.draw_claims()
 }

@@ -1,25 +1,23 @@
 //! The log of refusals: what goes into it, and who reads it.
 
-use tollgate_core::{api_key::KeyKind, time::Timestamp};
-use tollgate_policy::{Block, reason::Reason};
+use tollgate_core::api_key::KeyKind;
+use tollgate_policy::reason::{InvalidKey, Reason};
 use tollgate_store::refusals::Refusal;
 
 use crate::{
     scope::DomainScope,
-    service::{CallError, CallerRef, DecisionService, Outcome, abuse::TurnedAway, attributes::Attributes},
+    service::{
+        Answer, CallError, CallerRef, DecisionService, Outcome, Rejection, RejectionCause, attributes::Attributes,
+    },
 };
 
 /// The label of a refusal because of a block.
 const FAILED_REQUESTS: &str = "FAILED_REQUESTS";
 
-/// The answer to who reads the log.
-pub enum Logged<'a> {
-    /// Newest first.
-    Refusals(Vec<Refusal>),
-    /// The API key is no good.
-    BadKey,
-    /// The client address is blocked.
-    Barred { block: Block<'a>, at: Timestamp },
+/// Why the log of refusals is not shown.
+pub enum RefusalsError<'a> {
+    /// The caller is rejected.
+    Rejected(Rejection<'a>),
     /// The key may not read what it asked for.
     NotAdmin,
 }
@@ -27,42 +25,45 @@ pub enum Logged<'a> {
 impl DecisionService {
     /// The last refusals of the account of a key: all of them for an ADMIN key, its own for an INFERENCE key.
     /// With `of_key`, those of that key, which an ADMIN key may ask for.
-    pub async fn log<R>(
+    pub async fn refusals<R>(
         &self,
         secret: &str,
         attributes: &[(&str, &str)],
         of_key: Option<&str>,
-        render: impl FnOnce(&Logged<'_>) -> R,
+        render: impl FnOnce(Result<&[Refusal], &RefusalsError<'_>>) -> R,
     ) -> Result<R, CallError> {
         let domains = self.domains.load().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(attributes)?;
         let caller = CallerRef::Secret(secret);
-        let (domain, identity) =
-            match self.enter(&domains, &DomainScope::SelfService, "", caller, &attributes, now).await? {
-                Ok(entered) => entered,
-                Err(TurnedAway::BadKey(_)) => return Ok(render(&Logged::BadKey)),
-                Err(TurnedAway::Barred { block, .. }) => return Ok(render(&Logged::Barred { block, at: now })),
-            };
+        let authenticated =
+            self.authenticate(&domains, &DomainScope::SelfService, "", caller, &attributes, now).await?;
+        let (domain, identity) = match authenticated {
+            Ok(caller) => caller,
+            Err(rejection) => return Ok(render(Err(&RefusalsError::Rejected(rejection)))),
+        };
+        let rejected = |cause| RefusalsError::Rejected(Rejection { domain: Some(domain), cause, at: now });
         identity.check()?;
-        if let Some(block) = self.gate_block(domain, caller, &attributes, now).await? {
-            return Ok(render(&Logged::Barred { block, at: now }));
+        if let Some(block) = self.address_block(domain, caller, &attributes, now).await? {
+            return Ok(render(Err(&rejected(RejectionCause::Blocked(block)))));
         }
-        let Some(key) = &identity.key else { return Ok(render(&Logged::BadKey)) };
+        let Some(key) = &identity.key else {
+            return Ok(render(Err(&rejected(RejectionCause::InvalidKey(InvalidKey::Unknown)))));
+        };
         let of_key = match key.kind {
             KeyKind::Admin => of_key,
             KeyKind::Inference if of_key.is_none_or(|asked| *asked == *key.id) => Some(&*key.id),
-            KeyKind::Inference => return Ok(render(&Logged::NotAdmin)),
+            KeyKind::Inference => return Ok(render(Err(&RefusalsError::NotAdmin))),
         };
         let mut refusals = self.refusals.latest(identity.account.partition).await?;
         refusals.retain(|refusal| of_key.is_none_or(|key| refusal.key.as_deref() == Some(key)));
-        Ok(render(&Logged::Refusals(refusals)))
+        Ok(render(Ok(&refusals)))
     }
 
-    /// Notes a refusal for the log.
-    pub(super) fn note_refusal(&self, outcome: &Outcome<'_>) {
-        let Outcome::Decided { identity, resolved, decision, .. } = outcome else { return };
-        let label = match outcome.reason() {
+    /// Adds a refusal to the log.
+    pub(super) fn log_refusal(&self, answer: &Answer<'_>) {
+        let Ok(Outcome { identity, resolved, decision, .. }) = &answer.outcome else { return };
+        let label = match answer.reason() {
             Some(Reason::Blocked) => FAILED_REQUESTS,
             Some(Reason::QuotaExceeded | Reason::CostAboveLimit) => match decision.speaking() {
                 Some(speaking) => &*speaking.quota.label,

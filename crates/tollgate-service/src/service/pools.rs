@@ -1,20 +1,18 @@
-//! Pools: what the node knows of them from its last answers, and the call to the store that draws from them.
+//! Pools: what the node knows of them from the last answers of the store.
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Applied, Claim, LedgerKey, Mode, Partition},
+    claim::{Claim, LedgerKey},
     time::Timestamp,
 };
-use tollgate_policy::pool::{Draw, Drawn, PRIORITIES, PoolUse, Rooms, settle};
-
-use crate::service::{CallError, DecisionService, reserve::By};
+use tollgate_policy::pool::{Draw, Drawn, PRIORITIES, PoolUse};
 
 /// So many pools are known at once. One that is forgotten is known again with its next answer.
 const MOST_KNOWN: usize = 4_096;
 /// A call that was refused by numbers that are no longer true is asked once more.
-const ATTEMPTS: usize = 2;
+pub(super) const ATTEMPTS: usize = 2;
 /// Of calls that are refused what is their due, a node makes so many known for as long as one is remembered.
 const WANTS: u64 = 4;
 
@@ -30,7 +28,7 @@ struct Seen {
 }
 
 impl Pools {
-    fn known(&self, draws: &[Draw<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
+    pub(super) fn known(&self, draws: &[Draw<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
         if draws.is_empty() {
             return SmallVec::new();
         }
@@ -39,7 +37,7 @@ impl Pools {
     }
 
     /// Keeps what an answer said, and returns what has to be made known.
-    fn learn(&self, draws: &[Draw<'_>], found: &Drawn, at: Timestamp) -> SmallVec<[Claim; 1]> {
+    pub(super) fn learn(&self, draws: &[Draw<'_>], found: &Drawn, at: Timestamp) -> SmallVec<[Claim; 1]> {
         let mut wants = SmallVec::new();
         if draws.is_empty() {
             return wants;
@@ -62,45 +60,5 @@ impl Pools {
             }
         }
         wants
-    }
-}
-
-impl DecisionService {
-    /// Asks the store for the claims and for what the call draws from pools. `None` if there is nothing to ask.
-    pub(super) async fn apply_drawing(
-        &self,
-        home: Partition,
-        draws: &[Draw<'_>],
-        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
-        mut by: By<'_>,
-        now: Timestamp,
-    ) -> Result<Option<(Applied, Rooms)>, CallError> {
-        let mut attempts = 1..=ATTEMPTS;
-        loop {
-            let can_ask_again = attempts.next().is_some_and(|attempt| attempt < ATTEMPTS);
-            let known = self.pools.known(draws);
-            let with_draws = |now| {
-                let mut claims = claims_at(now)?;
-                for (draw, known) in draws.iter().zip(&known) {
-                    claims.extend(draw.claims(known.as_ref(), now));
-                }
-                Ok(claims)
-            };
-            let applied = match &mut by {
-                By::Mode(mode) => self.apply(home, with_draws, *mode, now).await?,
-                By::Admission(admission) => Some(Box::pin(self.admit(with_draws, admission, now)).await?),
-            };
-            let Some(mut applied) = applied else { return Ok(None) };
-            let (found, rooms) = settle(draws, by.mode(), can_ask_again, &mut applied);
-            let wants = self.pools.learn(draws, &found, applied.decided_at);
-            if found.again {
-                continue;
-            }
-            if !wants.is_empty() {
-                // Whether it is known or not, the call is decided.
-                let _ = self.store.apply(&wants, Mode::Force).await;
-            }
-            return Ok(Some((applied, rooms)));
-        }
     }
 }

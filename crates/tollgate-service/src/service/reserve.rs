@@ -3,31 +3,33 @@
 mod end;
 mod token;
 
-use std::{collections::HashMap, time::Instant};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::UnitId,
-    claim::{Answer, Applied, Claim, Fit, Mode, Partition},
+    claim::{Answer, Applied, Claim, Claims, Fit, Mode, Partition},
     reservation::{
-        Admission as Admitted, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms,
-        shape_of,
+        Admission, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms, shape_of,
     },
     store::StoreError,
     time::Timestamp,
     window::Window,
 };
-use tollgate_policy::{CONCURRENT_REQUESTS, Resolved, Usage};
+use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, Resolved, Usage};
 
-pub use self::end::{Settle, Settlement};
+pub use self::end::{Settle, SettledUnit, Settlement};
 use self::token::Token;
-use super::PERIOD_ATTEMPTS;
 use crate::{
     directory::Identity,
     domains::Domain,
-    service::{Attributes, Call, CallError, DecisionService, MAX_ENTRIES, call::check_name},
+    service::{
+        Call, CallError, DecisionService, MAX_ENTRIES,
+        call::check_name,
+        counters::{Period, in_period},
+    },
 };
 
 /// The shortest life of a reservation that may be asked for.
@@ -52,67 +54,39 @@ pub struct Reserve<'a> {
 
 /// What is done with a call.
 #[derive(Clone, Copy)]
-pub(super) enum Ask<'a> {
+pub(super) enum Operation<'a> {
     /// It is decided.
     Decide(Mode),
     /// It is reserved.
     Reserve(&'a Reserve<'a>),
 }
 
-impl Ask<'_> {
-    pub(super) fn mode(self) -> Mode {
-        match self {
-            Self::Decide(mode) => mode,
-            Self::Reserve(_) => Mode::Try,
-        }
-    }
-}
-
 /// What an admission left behind.
 #[derive(Debug, Default)]
-pub struct Trace {
-    /// The reservation that was made: its id, and when it ends.
+pub struct AdmissionRecord {
+    /// The reservation that was made: its id, and when it expires.
     pub reservation: Option<(String, Timestamp)>,
     /// Whether the call was admitted before, and nothing was charged now.
     pub replayed: bool,
 }
 
 /// What an admission is to leave behind.
-pub(super) struct Remember {
+pub(super) struct AdmissionPlan {
     home: Partition,
     /// What a reservation holds; without it only the request id is remembered.
-    pub(super) hold: Option<(ReservationId, u32, Vec<u8>)>,
+    hold: Option<(ReservationId, u32, Vec<u8>)>,
     request: Option<RequestMark>,
 }
 
-impl Remember {
+impl AdmissionPlan {
+    /// Whether it makes a reservation.
+    pub(super) fn reserves(&self) -> bool {
+        self.hold.is_some()
+    }
+
     fn terms(&self) -> Terms<'_> {
         let hold = self.hold.as_ref().map(|(id, ttl_ms, note)| Hold { id: *id, ttl_ms: *ttl_ms, note });
         Terms { home: self.home, hold, request: self.request }
-    }
-}
-
-/// An admission that leaves something behind.
-pub(super) struct Admission<'a> {
-    pub(super) remember: &'a Remember,
-    pub(super) domain: &'a Domain,
-    pub(super) trace: &'a mut Trace,
-}
-
-/// How the counters are asked.
-pub(super) enum By<'a> {
-    /// For the decision alone.
-    Mode(Mode),
-    /// To be admitted, and remembered.
-    Admission(Admission<'a>),
-}
-
-impl By<'_> {
-    pub(super) fn mode(&self) -> Mode {
-        match self {
-            Self::Mode(mode) => *mode,
-            Self::Admission(_) => Mode::Try,
-        }
     }
 }
 
@@ -153,116 +127,133 @@ impl Note {
     }
 }
 
-impl DecisionService {
+impl Operation<'_> {
+    /// How the counters are asked.
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Decide(mode) => mode,
+            Self::Reserve(_) => Mode::Try,
+        }
+    }
+
     /// What a call uses when it is asked so: estimates where it does not say, and the slot it takes.
-    pub(super) fn usage_of(
-        ask: Ask<'_>,
-        resolved: &Resolved<'_>,
-        usage: Usage,
-        domain: &Domain,
-    ) -> Result<Usage, CallError> {
+    pub(super) fn usage_of(self, resolved: &Resolved<'_>, usage: Usage, domain: &Domain) -> Result<Usage, CallError> {
         let concurrent = resolved.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
-        match (ask, concurrent) {
-            (Ask::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
+        match (self, concurrent) {
+            (Self::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
                 let name = &active.quota.name;
                 let wrong = format_args!("has the quota {name} of concurrent requests, which only Reserve can hold");
                 Err(CallError::field("resource", wrong))
             }
-            (Ask::Decide(Mode::Peek), Some(_)) => Ok(usage.with_slot()),
-            (Ask::Decide(_), _) => Ok(usage),
-            (Ask::Reserve(reserve), _) => {
-                if reserve.inputs.len() > MAX_ENTRIES {
-                    return Err(CallError::field("inputs", format_args!("has more than {MAX_ENTRIES} entries")));
-                }
-                let mut inputs: HashMap<&str, u64> = HashMap::with_capacity(reserve.inputs.len());
-                for (name, amount) in &reserve.inputs {
-                    check_name("inputs", name)?;
-                    if domain.policy.inputs().binary_search_by(|known| (**known).cmp(name)).is_err() {
-                        let known = domain.policy.inputs().join(", ");
-                        let wrong = format_args!("no estimate is made from it; the inputs are: {known}");
-                        return Err(CallError::field(format_args!("inputs.{name}"), wrong));
-                    }
-                    if inputs.insert(name, *amount).is_some() {
-                        return Err(CallError::field(format_args!("inputs.{name}"), "named twice"));
-                    }
-                }
+            (Self::Decide(Mode::Peek), Some(_)) => Ok(usage.with_slot()),
+            (Self::Decide(_), _) => Ok(usage),
+            (Self::Reserve(reserve), _) => {
+                let inputs = reserve.checked_inputs(domain)?;
                 let usage = resolved.estimated(usage, |name| inputs.get(name).copied());
                 Ok(if concurrent.is_some() { usage.with_slot() } else { usage })
             }
         }
     }
+}
 
+impl Reserve<'_> {
+    /// What estimates are made from, by name.
+    fn checked_inputs(&self, domain: &Domain) -> Result<HashMap<&str, u64>, CallError> {
+        if self.inputs.len() > MAX_ENTRIES {
+            return Err(CallError::field("inputs", format_args!("has more than {MAX_ENTRIES} entries")));
+        }
+        let mut inputs: HashMap<&str, u64> = HashMap::with_capacity(self.inputs.len());
+        for (name, amount) in &self.inputs {
+            check_name("inputs", name)?;
+            if domain.policy.inputs().binary_search_by(|known| (**known).cmp(name)).is_err() {
+                let known = domain.policy.inputs().join(", ");
+                let wrong = format_args!("no estimate is made from it; the inputs are: {known}");
+                return Err(CallError::field(format_args!("inputs.{name}"), wrong));
+            }
+            if inputs.insert(name, *amount).is_some() {
+                return Err(CallError::field(format_args!("inputs.{name}"), "named twice"));
+            }
+        }
+        Ok(inputs)
+    }
+}
+
+impl DecisionService {
     /// What the admission of a call is to leave behind; `None` if nothing.
-    pub(super) fn to_remember(
+    pub(super) fn admission_plan(
         &self,
-        ask: Ask<'_>,
+        operation: Operation<'_>,
         call: &Call<'_>,
-        (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
-        (usage, attributes): (&Usage, &Attributes<'_>),
-    ) -> Result<Option<Remember>, CallError> {
+        (domain, identity): (&Domain, &Identity),
+        claims: &ClaimSet<'_, '_>,
+    ) -> Result<Option<AdmissionPlan>, CallError> {
         let request = if call.request_id.is_empty() {
             None
         } else {
             check_name("request_id", call.request_id)?;
             Some(RequestMark {
                 id: cut(Sha256::digest(call.request_id)),
-                digest: digest_of(ask, call, domain, identity),
+                digest: digest_of(operation, call, domain, identity),
                 ttl_ms: self.lifetimes.request_id_ms,
             })
         };
-        let hold = match ask {
-            Ask::Decide(Mode::Try) if request.is_some() => None,
-            Ask::Decide(_) => return Ok(None),
-            Ask::Reserve(reserve) => {
+        let hold = match operation {
+            Operation::Decide(Mode::Try) if request.is_some() => None,
+            Operation::Decide(_) => return Ok(None),
+            Operation::Reserve(reserve) => {
                 let ttl_ms = checked_ttl(reserve.ttl_ms, self.lifetimes.reservation_ms)?;
-                Some((Token::draw(), ttl_ms, note_of((domain, identity, resolved), call, (usage, attributes), ttl_ms)?))
+                Some((Token::draw(), ttl_ms, note_of((domain, identity), call, claims, ttl_ms)?))
             }
         };
-        Ok(Some(Remember { home: identity.caller().partition, hold, request }))
+        Ok(Some(AdmissionPlan { home: identity.caller().partition, hold, request }))
     }
 
-    /// Asks the store to admit and remember, and once more where its clock is in another calendar period.
+    /// Asks the store to admit and remember.
     pub(super) async fn admit(
         &self,
-        claims_at: impl Fn(Timestamp) -> Result<SmallVec<[Claim; 4]>, CallError>,
-        Admission { remember, domain, trace }: &mut Admission<'_>,
-        mut now: Timestamp,
+        domain: &Domain,
+        plan: &AdmissionPlan,
+        claims_at: impl Fn(Timestamp) -> Claims,
+        record: &mut AdmissionRecord,
+        now: Timestamp,
     ) -> Result<Applied, CallError> {
-        let terms = remember.terms();
-        let token = |id| Token::new(domain.policy.domain(), remember.home, id).to_text();
-        for _ in 0..PERIOD_ATTEMPTS {
-            let claims = claims_at(now)?;
-            let started = Instant::now();
-            let answer = self.store.admit(&claims, &terms).await;
-            self.metrics.store_answered(started.elapsed(), &answer);
-            match answer? {
-                Admitted::Decided(applied) => {
-                    if let (true, Some((id, ttl_ms, _))) = (applied.allowed, &remember.hold) {
-                        domain.metrics.reservations.reserved();
-                        trace.reservation = Some((token(*id), applied.decided_at.plus_ms(u64::from(*ttl_ms))));
-                    }
-                    return Ok(applied);
-                }
-                Admitted::OutsidePeriod(at) => now = at,
-                Admitted::Replayed(replay) => {
-                    trace.replayed = true;
-                    trace.reservation = replay.held.map(|(id, ends_at)| (token(id), ends_at));
-                    if replay.shape == shape_of(&claims) {
-                        return Ok(replay.applied);
-                    }
-                    // The policy gives other quotas now. The call was admitted; the numbers are those of today.
-                    return self.as_admitted(&claims, replay.applied).await;
-                }
-                Admitted::OtherCall => {
-                    return Err(CallError::field("request_id", "belongs to another call; choose a new one"));
+        let terms = &plan.terms();
+        let token = |id| Token::new(domain.policy.domain(), plan.home, id).to_text();
+        let (claims, admission) = in_period(now, |now| {
+            let claims = claims_at(now);
+            async move {
+                match self.counters.measure(self.counters.store().admit(&claims, terms)).await? {
+                    Admission::OutsidePeriod(at) => Ok(Period::Outside(at)),
+                    admission => Ok(Period::Inside((claims, admission))),
                 }
             }
+        })
+        .await?;
+        match admission {
+            Admission::Decided(applied) => {
+                if let (true, Some((id, ttl_ms, _))) = (applied.allowed, &plan.hold) {
+                    domain.metrics.reservations.reserved();
+                    record.reservation = Some((token(*id), applied.decided_at.plus_ms(u64::from(*ttl_ms))));
+                }
+                Ok(applied)
+            }
+            Admission::Replayed(replay) => {
+                record.replayed = true;
+                record.reservation = replay.held.map(|(id, ends_at)| (token(id), ends_at));
+                if replay.shape == shape_of(&claims) {
+                    return Ok(replay.applied);
+                }
+                // The policy gives other quotas now. The call was admitted; the numbers are those of today.
+                self.as_admitted(&claims, replay.applied).await
+            }
+            Admission::OtherCall | Admission::OutsidePeriod(_) => {
+                Err(CallError::field("request_id", "belongs to another call; choose a new one"))
+            }
         }
-        Err(StoreError::Refused("its clock moves from one calendar period to the next at every call".into()).into())
     }
 
     async fn as_admitted(&self, claims: &[Claim], then: Applied) -> Result<Applied, CallError> {
-        let Answer::Applied(mut applied) = self.store.apply(claims, Mode::Peek).await? else {
+        let Answer::Applied(mut applied) = self.counters.store().apply(claims, Mode::Peek).await? else {
             return Ok(Applied { statuses: SmallVec::new(), ..then });
         };
         applied.allowed = true;
@@ -282,21 +273,21 @@ fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
 }
 
 fn note_of(
-    (domain, identity, resolved): (&Domain, &Identity, &Resolved<'_>),
+    (domain, identity): (&Domain, &Identity),
     call: &Call<'_>,
-    (usage, attributes): (&Usage, &Attributes<'_>),
+    claims: &ClaimSet<'_, '_>,
     ttl_ms: u32,
 ) -> Result<Vec<u8>, CallError> {
     let units = domain.policy.units().iter().filter(|unit| *unit.name != *CONCURRENT_REQUESTS);
-    let reserved = units.map(|unit| (unit.name.to_string(), usage.of(unit.id).get())).filter(|(_, amount)| *amount > 0);
-    let calendars = resolved.quotas().iter().filter_map(|active| match &active.quota.window {
+    let reserved =
+        units.map(|unit| (unit.name.to_string(), claims.usage().of(unit.id).get())).filter(|(_, amount)| *amount > 0);
+    let calendars = claims.quotas().iter().filter_map(|active| match &active.quota.window {
         Window::Calendar(window) => Some((window.id(), window.unit().name().to_owned(), window.zone().to_owned())),
         Window::Sliding(_) | Window::Concurrent => None,
     });
-    let shares = resolved.draws(usage, |name| attributes.get(name))?;
-    let shares = shares.iter().filter_map(|draw| {
+    let shares = claims.draws().iter().filter_map(|draw| {
         let (ledger, share) = draw.share();
-        let unit = &resolved.quotas().get(draw.quota)?.quota.unit.name;
+        let unit = &claims.quotas().get(draw.quota)?.quota.unit.name;
         Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
     });
     let mut note = Note {
@@ -319,15 +310,15 @@ fn note_of(
 }
 
 /// What tells one call from another, and is the same whenever the same call comes again.
-fn digest_of(ask: Ask<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
+fn digest_of(operation: Operation<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
     let mut hasher = Sha256::new();
     let mut add = |text: &str| {
         hasher.update((text.len() as u64).to_le_bytes());
         hasher.update(text);
     };
-    add(match ask {
-        Ask::Decide(_) => "consume",
-        Ask::Reserve(_) => "reserve",
+    add(match operation {
+        Operation::Decide(_) => "consume",
+        Operation::Reserve(_) => "reserve",
     });
     add(domain.policy.domain());
     add(&identity.account.id);
@@ -343,7 +334,7 @@ fn digest_of(ask: Ask<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity
         }
     };
     numbers("usage", &call.usage);
-    if let Ask::Reserve(reserve) = ask {
+    if let Operation::Reserve(reserve) = operation {
         numbers("inputs", &reserve.inputs);
     }
     add("attributes");

@@ -2,7 +2,7 @@
 
 use tollgate_core::{
     amount::Limit,
-    claim::{Applied, ClaimStatus, Effect, Fit},
+    claim::{Applied, ClaimStatus, Effect, Fit, Mode},
 };
 
 use super::*;
@@ -34,8 +34,10 @@ fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
     let caller = Caller { key: who.caller(policy).key.filter(|_| key), ..who.caller(policy) };
     let resolved = policy.resolve(&caller, "chat").unwrap();
     let attributes = |name: &str| ip.filter(|_| name == "ip");
-    let claims = resolved.claims(&policy.usage([]).unwrap(), attributes, Timestamp::from_ms(0)).unwrap();
-    let guards: Vec<&AbuseRule> = resolved.guards(attributes).collect();
+    let usage = policy.usage([]).unwrap();
+    let claim_set = resolved.claim_set(&usage, attributes, None).unwrap();
+    let claims = claim_set.claims(Timestamp::from_ms(0), &[]);
+    let guards: Vec<&AbuseRule> = claim_set.guards().iter().map(|guard| guard.rule).collect();
     let watches: Vec<_> = resolved.watches(attributes).collect();
     assert_eq!(claims.len(), resolved.quotas().len() + guards.len(), "a claim for each");
     for (at, (guard, watch)) in guards.iter().zip(&watches).enumerate() {
@@ -71,7 +73,8 @@ fn rules_count_apart_from_each_other_and_from_quotas() {
     units.sort_unstable();
     units.dedup();
     assert_eq!(units.len(), counted);
-    let quota = resolved.claims(&policy.usage([]).unwrap(), |_| None, Timestamp::from_ms(0)).unwrap()[0];
+    let usage = policy.usage([]).unwrap();
+    let quota = resolved.claim_set(&usage, |_| None, None).unwrap().claims(Timestamp::from_ms(0), &[])[0];
     assert!(claims.iter().all(|claim| claim.ledger == quota.ledger), "one ledger, so one read and one write");
     assert!(claims.iter().step_by(2).all(|claim| claim.effect == Effect::Charge && claim.limit == Limit::Unlimited));
 }
@@ -87,7 +90,8 @@ fn a_block_outlasts_the_quotas_that_deny_for_less() {
     let decision = |fits: [Fit; 3]| {
         let statuses = fits.into_iter().map(status).collect();
         let applied = Applied { decided_at, allowed: false, statuses };
-        Decision::merge(resolved.quotas(), resolved.guards(|_| None), &applied)
+        let usage = policy.usage([]).unwrap();
+        resolved.claim_set(&usage, |_| None, None).unwrap().decide(Mode::Try, false, applied).0
     };
     let at = |ms| Fit::At(Timestamp::from_ms(ms));
     let of = |decision: &Decision<'_>| decision.block.map(|block| (block.rule.name.to_string(), block.until.as_ms()));

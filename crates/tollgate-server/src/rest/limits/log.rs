@@ -8,11 +8,11 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tollgate_core::time::Timestamp;
-use tollgate_service::service::Logged;
+use tollgate_service::service::RefusalsError;
 use tollgate_store::refusals::Refusal;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Failures, barred, failed, plain, unauthenticated};
+use super::{Failures, failed, plain, rejected, unauthenticated};
 use crate::{
     auth::{ClientAddr, token},
     rest::{
@@ -74,13 +74,10 @@ pub(in crate::rest) async fn get_log(
     }
     let from = from.ip().to_string();
     let attributes = [("ip", &*from)];
-    let answer = shared.service.log(secret, &attributes, whose.api_key_id.as_deref(), |logged| match logged {
-        Logged::Refusals(refusals) => {
-            Json(LogBody { object: "list", data: refusals.iter().map(entry).collect() }).into_response()
-        }
-        Logged::BadKey => unauthenticated(),
-        Logged::Barred { block, at } => barred(block, *at),
-        Logged::NotAdmin => plain(StatusCode::UNAUTHORIZED, "Admin API key required"),
+    let answer = shared.service.refusals(secret, &attributes, whose.api_key_id.as_deref(), |refusals| match refusals {
+        Ok(refusals) => Json(LogBody { object: "list", data: refusals.iter().map(entry).collect() }).into_response(),
+        Err(RefusalsError::Rejected(rejection)) => rejected(rejection),
+        Err(RefusalsError::NotAdmin) => plain(StatusCode::UNAUTHORIZED, "Admin API key required"),
     });
     answer.await.unwrap_or_else(failed)
 }

@@ -1,7 +1,5 @@
 //! How a reservation ends: settled, cancelled, or later than it would.
 
-use std::time::Instant;
-
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
@@ -20,7 +18,10 @@ use super::{Note, Token, checked_ttl, cut};
 use crate::{
     domains::{Domain, Domains},
     scope::DomainScope,
-    service::{CallError, CallerRef, DecisionService, MAX_ENTRIES, PERIOD_ATTEMPTS, Report},
+    service::{
+        CallError, CallerRef, DecisionService, MAX_ENTRIES, Report,
+        counters::{Period, in_period},
+    },
 };
 
 /// What a reservation is ended with, decoded but not yet checked.
@@ -78,8 +79,8 @@ impl DecisionService {
     /// Settles a reservation, or cancels it.
     pub async fn settle(&self, settle: Settle<'_>) -> Result<Settlement, CallError> {
         let settled = self.settle_unmeasured(&settle).await;
-        if let Err(CallError::Invalid(_)) = &settled {
-            self.metrics.bad_request();
+        if let Err(error) = &settled {
+            self.metrics.call_failed(error.is_of_the_call());
         }
         settled
     }
@@ -91,7 +92,7 @@ impl DecisionService {
             return Err(CallError::field("status", "must be an HTTP status from 100 to 599"));
         }
         let digest = digest_of(settle.usage.as_deref());
-        let (mut now, reservation) = match self.store.look(token.home, token.id).await? {
+        let (now, reservation) = match self.counters.store().look(token.home, token.id).await? {
             Looked::Unknown => return Err(unknown(domain)),
             Looked::Closed(closed) => return before(token, domain, &closed, digest),
             Looked::Open { now, reservation, .. } => (now, reservation),
@@ -107,27 +108,31 @@ impl DecisionService {
         };
         let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
         let refunds: Vec<Charge> = refunds.into_iter().map(|(_, charge)| charge).collect();
-        for _ in 0..PERIOD_ATTEMPTS {
-            let debts = debts_of(&reservation, &note, &end.units, now)?;
-            let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: &bytes };
-            let started = Instant::now();
-            let answer = self.store.close(token.home, token.id, &closing).await;
-            self.metrics.store_answered(started.elapsed(), &answer);
-            match answer? {
-                Closure::Done(closed) => {
-                    let debts = end.units.iter().map(|unit| (unit.unit.as_str(), unit.debt));
-                    domain.metrics.reservations.ended(end.cancelled, debts);
-                    if let Some(status) = settle.status {
-                        self.report_of(settle.within, domain, &note, status).await;
-                    }
-                    return Ok(settlement_of(end, &closed, false));
+        let (reservation, refunds, note_of_end) = (&reservation, &refunds[..], &bytes[..]);
+        let closure = in_period(now, |now| {
+            let debts = debts_of(reservation, &note, &end.units, now);
+            async move {
+                let debts = debts?;
+                let closing = Closing { digest, refunds, debts: &debts, reservation, note: note_of_end };
+                match self.counters.measure(self.counters.store().close(token.home, token.id, &closing)).await? {
+                    Closure::OutsidePeriod(at) => Ok(Period::Outside(at)),
+                    closure => Ok(Period::Inside(closure)),
                 }
-                Closure::Before(closed) => return before(token, domain, &closed, digest),
-                Closure::Unknown => return Err(unknown(domain)),
-                Closure::OutsidePeriod(at) => now = at,
             }
+        })
+        .await?;
+        match closure {
+            Closure::Done(closed) => {
+                let debts = end.units.iter().map(|unit| (unit.unit.as_str(), unit.debt));
+                domain.metrics.reservations.ended(end.cancelled, debts);
+                if let Some(status) = settle.status {
+                    self.report_of(settle.within, domain, &note, status).await;
+                }
+                Ok(settlement_of(end, &closed, false))
+            }
+            Closure::Before(closed) => before(token, domain, &closed, digest),
+            Closure::Unknown | Closure::OutsidePeriod(_) => Err(unknown(domain)),
         }
-        Err(StoreError::Refused("its clock moves from one calendar period to the next at every call".into()).into())
     }
 
     /// Reports how the call of a reservation was answered. Whatever becomes of that, the settlement stands.
@@ -154,13 +159,13 @@ impl DecisionService {
     ) -> Result<Timestamp, CallError> {
         let domains = self.domains.load().clone();
         let (token, domain) = find(&domains, within, reservation_id)?;
-        let reservation = match self.store.look(token.home, token.id).await? {
+        let reservation = match self.counters.store().look(token.home, token.id).await? {
             Looked::Unknown => return Err(unknown(domain)),
             Looked::Closed(closed) => return Err(ended(token, domain, &closed)),
             Looked::Open { reservation, .. } => reservation,
         };
         let ttl_ms = checked_ttl(ttl_ms, note_of(token, domain, &reservation)?.ttl_ms)?;
-        match self.store.extend(token.home, token.id, ttl_ms, &reservation).await? {
+        match self.counters.store().extend(token.home, token.id, ttl_ms, &reservation).await? {
             Extension::Until(at) => {
                 domain.metrics.reservations.extended();
                 Ok(at)

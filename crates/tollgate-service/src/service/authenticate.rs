@@ -1,4 +1,4 @@
-//! Finding the caller, and the domain it calls in.
+//! Authentication: who calls, and in which domain.
 
 use std::sync::Arc;
 
@@ -13,31 +13,55 @@ use crate::{
     domains::{Domain, Domains},
     scope::DomainScope,
     service::{
-        CallError, CallerRef, DecisionService,
+        CallError, CallerRef, DecisionService, Rejection, RejectionCause,
+        attributes::Attributes,
         call::{check_name, check_optional_name},
     },
 };
 
-/// A key that is no good.
-#[derive(Debug)]
-pub struct Rejected {
-    /// The domain that the call named, or that the key belongs to, where that is known.
-    pub domain: Option<Arc<Domain>>,
-    /// What is wrong with it.
-    pub why: InvalidKey,
-}
-
 impl DecisionService {
-    /// The domain and the caller, or why the caller's key is no good. Keys are looked for only where the calling
+    /// The domain and the caller, or why it is rejected. An invalid key counts against the address it came from, and an
+    /// address that is known to be blocked is rejected before its key is looked up.
+    pub(super) async fn authenticate<'d>(
+        &self,
+        domains: &'d Domains,
+        within: &'d DomainScope,
+        domain: &str,
+        caller: CallerRef<'_>,
+        attributes: &Attributes<'_>,
+        now: Timestamp,
+    ) -> Result<Result<(&'d Domain, Identity), Rejection<'d>>, CallError> {
+        // Whoever brings an id or a name has authenticated the caller by other means.
+        let by_secret = matches!(caller, CallerRef::Secret(_));
+        let ip = attributes.ip().filter(|_| by_secret);
+        let named = domains.get(domain, within).map(|domain| &**domain);
+        let blocked = |domain, block| Rejection { domain, cause: RejectionCause::Blocked(block), at: now };
+        let rule = Self::authentication_rule_of(domains, within, named);
+        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.known_block(rule, ip, now)) {
+            return Ok(Err(blocked(named, block)));
+        }
+        let (domain, why) = match self.identify(domains, within, domain, caller, now).await? {
+            Ok(found) => return Ok(Ok(found)),
+            Err(invalid) => invalid,
+        };
+        let block = match ip.zip(Self::authentication_rule_of(domains, within, domain)) {
+            Some((ip, rule)) => Box::pin(self.failed_to_authenticate(rule, domain, ip, now)).await,
+            None => None,
+        };
+        let invalid = || Rejection { domain, cause: RejectionCause::InvalidKey(why), at: now };
+        Ok(Err(block.map_or_else(invalid, |block| blocked(domain, block))))
+    }
+
+    /// The domain and the caller, or why the caller's key is invalid, with the domain where that is known. Keys are looked for only where the calling
     /// service may act.
-    pub(super) async fn identify<'d>(
+    async fn identify<'d>(
         &self,
         domains: &'d Domains,
         within: &DomainScope,
         domain: &str,
         caller: CallerRef<'_>,
         now: Timestamp,
-    ) -> Result<Result<(&'d Domain, Identity), Rejected>, CallError> {
+    ) -> Result<Result<(&'d Domain, Identity), (Option<&'d Domain>, InvalidKey)>, CallError> {
         check_optional_name("domain", domain)?;
         let found = match caller {
             CallerRef::Secret(secret) => {
@@ -72,7 +96,7 @@ impl DecisionService {
         });
         Ok(checked.map_err(|(domain, why)| {
             self.metrics.key_refused(why);
-            Rejected { domain: domain.cloned(), why }
+            (domain.map(|domain| &**domain), why)
         }))
     }
 

@@ -1,0 +1,146 @@
+//! A call's claims: what it asks of the counters, and the decision that their answer means.
+
+use smallvec::SmallVec;
+use tollgate_core::{
+    amount::Limit,
+    claim::{Applied, Claim, Claims, Effect, LedgerKey, Mode, OnFailure, Partition},
+    time::Timestamp,
+};
+
+use crate::{
+    decision::Decision,
+    policy::{
+        AbuseRule, ActiveQuota, DecidedBy, MissingAttribute, Resolved, Usage, Watch,
+        pool::{Draw, Drawn, PoolUse, settle},
+    },
+};
+
+/// What one call asks of the counters: its quotas, the abuse rules that may block it, and its draws from pools.
+///
+/// It is made once for a call; [`ClaimSet::claims`] has the claims of one moment, and [`ClaimSet::decide`] reads the answer
+/// to them. Nothing else knows in which order they stand.
+#[derive(Debug)]
+pub struct ClaimSet<'r, 'a> {
+    resolved: &'r Resolved<'a>,
+    usage: &'r Usage,
+    /// The counters of the quotas, in their order.
+    ledgers: SmallVec<[LedgerKey; 4]>,
+    guards: SmallVec<[Watch<'a>; 2]>,
+    draws: SmallVec<[Draw<'a>; 1]>,
+}
+
+impl<'a> Resolved<'a> {
+    /// The claims of a call with this usage. `attributes` is asked for what scopes name besides account, key and resource;
+    /// `address_guard` guards the call by its client address, where a rule asks for that.
+    pub fn claim_set<'r, 'v>(
+        &'r self,
+        usage: &'r Usage,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+        address_guard: Option<Watch<'a>>,
+    ) -> Result<ClaimSet<'r, 'a>, MissingAttribute>
+    where
+        'a: 'v,
+    {
+        let ledgers = self.quota_ledgers(&attributes)?;
+        let guards = self.guards(&ledgers, &attributes).chain(address_guard).collect();
+        let draws = self.draws(usage, &ledgers);
+        Ok(ClaimSet { resolved: self, usage, ledgers, guards, draws })
+    }
+}
+
+impl<'a> ClaimSet<'_, 'a> {
+    /// The caller's partition.
+    pub fn partition(&self) -> Partition {
+        self.resolved.partition()
+    }
+
+    /// How many claims there are.
+    pub fn len(&self) -> usize {
+        self.ledgers.len() + self.guards.len() + self.draws.iter().map(Draw::rows).sum::<usize>()
+    }
+
+    /// Whether there is nothing to ask.
+    pub fn is_empty(&self) -> bool {
+        self.ledgers.is_empty() && self.guards.is_empty()
+    }
+
+    /// The quotas, with the limits in force.
+    pub fn quotas(&self) -> &[ActiveQuota<'a>] {
+        self.resolved.quotas()
+    }
+
+    /// What the call uses.
+    pub fn usage(&self) -> &Usage {
+        self.usage
+    }
+
+    /// The abuse rules that guard the call.
+    pub fn guards(&self) -> &[Watch<'a>] {
+        &self.guards
+    }
+
+    /// The draws from pools.
+    pub fn draws(&self) -> &[Draw<'a>] {
+        &self.draws
+    }
+
+    /// The claims at `now`, where the pools were last seen as `pools`, in the order of the draws.
+    pub fn claims(&self, now: Timestamp, pools: &[Option<PoolUse>]) -> Claims {
+        let mut claims = Claims::with_capacity(self.len());
+        claims.extend(self.quota_claims(now));
+        claims.extend(self.guards.iter().map(Watch::guard));
+        for (at, draw) in self.draws.iter().enumerate() {
+            claims.extend(draw.claims(pools.get(at).and_then(Option::as_ref), now));
+        }
+        claims
+    }
+
+    /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and what it says about the pools. `can_ask_again` says
+    /// whether the store can be asked once more; if not, the numbers it decided by have to do.
+    pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: Applied) -> (Decision<'a>, Drawn) {
+        let (drawn, rooms) = settle(&self.draws, mode, can_ask_again, &mut applied);
+        self.resolved.judge_shadow(self.usage, self.rules(), mode, &mut applied);
+        let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_rooms(&rooms);
+        (decision, drawn)
+    }
+
+    /// The claims of the quotas alone, at `now`: what a node can decide without the store.
+    pub fn quota_claims(&self, now: Timestamp) -> impl Iterator<Item = Claim> {
+        self.resolved.quotas().iter().zip(&self.ledgers).map(move |(active, ledger)| Claim {
+            ledger: *ledger,
+            span: active.quota.window.span_at(now),
+            unit: active.quota.unit.id,
+            cost: self.usage.of(active.quota.unit.id),
+            limit: active.enforced(),
+            effect: Effect::Charge,
+        })
+    }
+
+    /// What each of [`ClaimSet::quota_claims`] does while the store cannot answer.
+    pub fn on_failure(&self) -> SmallVec<[OnFailure; 4]> {
+        // A shadow refuses nobody, and so keeps nobody waiting.
+        let of =
+            |active: &ActiveQuota<'_>| if active.quota.shadow { OnFailure::Allow } else { active.quota.on_failure };
+        self.resolved.quotas().iter().map(of).collect()
+    }
+
+    /// Reads the answer of this node alone to [`ClaimSet::quota_claims`]. `share` is this node's part of a limit, which is in
+    /// force for quotas that nodes enforce alone.
+    pub fn decide_locally(&self, mode: Mode, share: impl Fn(Limit) -> Limit, mut applied: Applied) -> Decision<'a> {
+        let nobody = std::iter::empty::<&AbuseRule>;
+        self.resolved.judge_shadow(self.usage, nobody(), mode, &mut applied);
+        let in_force = |active: &ActiveQuota<'a>| match active.quota.on_failure {
+            OnFailure::Local => ActiveQuota { limit: share(active.limit), ..*active },
+            OnFailure::Deny | OnFailure::Allow => *active,
+        };
+        let in_force: SmallVec<[ActiveQuota<'a>; 4]> = self.resolved.quotas().iter().map(in_force).collect();
+        let mut decision = Decision::merge(&in_force, nobody(), &applied);
+        let is_local = self.on_failure().contains(&OnFailure::Local);
+        decision.decided_by = if is_local { DecidedBy::Local } else { DecidedBy::Allow };
+        decision
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &'a AbuseRule> {
+        self.guards.iter().map(|guard| guard.rule)
+    }
+}

@@ -1,0 +1,163 @@
+//! The answer to a call: its outcome, or why its caller was rejected.
+
+use tollgate_core::time::Timestamp;
+use tollgate_policy::{
+    Block, Resolved, Usage,
+    decision::{Decision, QuotaStatus, Verdict},
+    dialect::{Dialect, Facts, Rendered, ResponseKind},
+    reason::{InvalidKey, Reason},
+    uploads::TooLarge,
+};
+
+use crate::{directory::Identity, domains::Domain, service::AdmissionRecord};
+
+/// The answer to a call.
+pub struct Answer<'a> {
+    /// The dialect that the call or its domain chose.
+    pub dialect: &'a Dialect,
+    /// What was decided, or why the caller was rejected before its call was looked at.
+    pub outcome: Result<Outcome<'a>, Rejection<'a>>,
+}
+
+/// What was decided about a call.
+pub struct Outcome<'a> {
+    /// Where the call is.
+    pub domain: &'a Domain,
+    /// Who calls.
+    pub identity: &'a Identity,
+    /// The quotas of the call.
+    pub resolved: Resolved<'a>,
+    /// What the call would use.
+    pub usage: Usage,
+    /// What the quotas and abuse rules say.
+    pub decision: Decision<'a>,
+    /// An upload that may not pass, whatever the quotas say.
+    pub too_large: Option<TooLarge>,
+    /// What the admission left behind.
+    pub record: AdmissionRecord,
+}
+
+/// A caller that was rejected.
+#[derive(Debug)]
+pub struct Rejection<'a> {
+    /// The domain that the call named, or that the key belongs to, where that is known.
+    pub domain: Option<&'a Domain>,
+    /// Why.
+    pub cause: RejectionCause<'a>,
+    /// When, by the node's clock.
+    pub at: Timestamp,
+}
+
+/// Why a caller was rejected.
+#[derive(Debug)]
+pub enum RejectionCause<'a> {
+    /// Its API key is invalid.
+    InvalidKey(InvalidKey),
+    /// Its address is blocked, because too many keys from there were invalid.
+    Blocked(Block<'a>),
+}
+
+impl<'a> Rejection<'a> {
+    /// Why, as a reason of a refusal.
+    pub fn reason(&self) -> Reason {
+        match self.cause {
+            RejectionCause::InvalidKey(why) => Reason::InvalidKey(why),
+            RejectionCause::Blocked(_) => Reason::Blocked,
+        }
+    }
+
+    /// The block of the address, if that is the cause.
+    pub fn block(&self) -> Option<Block<'a>> {
+        match self.cause {
+            RejectionCause::InvalidKey(_) => None,
+            RejectionCause::Blocked(block) => Some(block),
+        }
+    }
+}
+
+impl<'a> Answer<'a> {
+    /// Why the call may not pass; `None` if it may.
+    pub fn reason(&self) -> Option<Reason> {
+        match &self.outcome {
+            Ok(outcome) => outcome.reason(),
+            Err(rejection) => Some(rejection.reason()),
+        }
+    }
+
+    /// The quota that decides; `None` where no quota was asked, or something else decides.
+    pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
+        self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.speaking()
+    }
+
+    /// The answer that the platform's customers see.
+    pub fn render(&self) -> Rendered {
+        self.dialect.render(&self.facts())
+    }
+
+    /// What a dialect can say about it.
+    fn facts(&self) -> Facts<'_> {
+        let kind = self.reason().map_or(ResponseKind::Allowed, ResponseKind::Refused);
+        let outcome = match &self.outcome {
+            Ok(outcome) => outcome,
+            Err(rejection) => {
+                let (block, now) = (rejection.block(), rejection.at);
+                return Facts {
+                    kind,
+                    now,
+                    retry_at: block.map(|block| block.until),
+                    quotas: &[],
+                    speaker: None,
+                    usage: None,
+                    message: block.map(|block| block.message(now)),
+                    domain: rejection.domain.map(|domain| &**domain.policy.domain()),
+                    resource: None,
+                    tier: None,
+                    priority: None,
+                    account: None,
+                    api_key_id: None,
+                };
+            }
+        };
+        let Outcome { domain, identity, resolved, usage, decision, too_large, .. } = outcome;
+        Facts {
+            kind,
+            now: decision.decided_at,
+            // A block ends also for a call that a quota then refuses for ever.
+            retry_at: match decision.verdict {
+                Verdict::Allowed => None,
+                Verdict::Wait(at) => Some(at),
+                Verdict::Never => decision.block.map(|block| block.until),
+            },
+            quotas: &decision.quotas,
+            speaker: decision.speaker,
+            usage: Some(usage),
+            message: match (&decision.block, too_large) {
+                (Some(block), _) => Some(block.message(decision.decided_at)),
+                (None, too_large) => too_large.as_ref().map(ToString::to_string),
+            },
+            domain: Some(domain.policy.domain()),
+            resource: Some(resolved.resource()),
+            tier: Some(&resolved.tier().name),
+            priority: resolved.tier().priority,
+            account: Some(&identity.account.id),
+            api_key_id: identity.key.as_ref().map(|key| &*key.id),
+        }
+    }
+}
+
+impl Outcome<'_> {
+    /// Why the call may not pass; `None` if it may.
+    pub fn reason(&self) -> Option<Reason> {
+        if self.decision.block.is_some() {
+            return Some(Reason::Blocked);
+        }
+        if self.too_large.is_some() {
+            return Some(Reason::UploadTooLarge);
+        }
+        match self.decision.verdict {
+            Verdict::Allowed => None,
+            Verdict::Wait(_) => Some(Reason::QuotaExceeded),
+            Verdict::Never => Some(Reason::CostAboveLimit),
+        }
+    }
+}
