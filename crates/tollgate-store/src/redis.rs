@@ -93,6 +93,8 @@ pub struct RedisStore {
     scripts: Arc<Scripts>,
     batches: Arc<Batches>,
     clock: Option<InjectedClock>,
+    /// Whether calls may take the fast path; only tests decide all by the general script.
+    fast_path: bool,
 }
 
 type InjectedClock = Arc<dyn Fn() -> tollgate_core::time::Timestamp + Send + Sync>;
@@ -115,7 +117,7 @@ impl RedisStore {
 
     fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
         let batches = Arc::new(Batches::new(&link, injected.as_ref()));
-        Self { link, scripts: Arc::new(Scripts::behind(clock)), batches, clock: injected }
+        Self { link, scripts: Arc::new(Scripts::behind(clock)), batches, clock: injected, fast_path: true }
     }
 
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
@@ -128,6 +130,14 @@ impl RedisStore {
     #[cfg(feature = "testing")]
     pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
         Ok(Self::behind(concat!("-- Another version.\n", lua!("clock")), Link::open(config)?, None))
+    }
+
+    /// The same store, which decides every call by the general script, for tests.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn without_fast_path(mut self) -> Self {
+        self.fast_path = false;
+        self
     }
 
     /// The way to Redis.
@@ -144,7 +154,7 @@ impl RedisStore {
             return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
         let mut request = self.request(claims, mode, bounds.validity);
-        let usual = Usual::of(claims, &request, mode, bounds.validity);
+        let usual = if self.fast_path { Usual::of(claims, &request, mode, bounds.validity) } else { None };
         if let Some((script, told)) = usual.and_then(|usual| Some((self.scripts.usual.get(&usual)?, usual.told))) {
             let slot = self.link.is_cluster().then(|| claims.first().map(|claim| claim.ledger.partition)).flatten();
             let keys = std::mem::take(&mut request.keys);

@@ -109,6 +109,22 @@ pub async fn compare(
     clock: &Arc<ManualClock>,
     steps: &[Step],
 ) -> u64 {
+    play(&[specification], others, clock, steps, |_| ()).await
+}
+
+/// Plays `steps` on all of `references`, each of which decides one call after the other, and on `others`, which take
+/// turns. Compares every answer, and calls `after_step` with a description of each step that is done. Returns what
+/// [`compare`] returns.
+///
+/// # Panics
+/// On the first difference.
+pub async fn play(
+    references: &[&dyn Store],
+    others: &[Box<dyn Store>],
+    clock: &Arc<ManualClock>,
+    steps: &[Step],
+    mut after_step: impl FnMut(&dyn Fn() -> String),
+) -> u64 {
     let (mut calls, mut most_used, mut reservations) = (0, 0, Vec::new());
     for (at, step) in steps.iter().enumerate() {
         let other = others[calls % others.len()].as_ref();
@@ -120,9 +136,10 @@ pub async fn compare(
             Step::Back(ms) => clock.set(Timestamp::from_ms(clock.now().as_ms() - ms)),
             Step::Apply(mode, specs) => {
                 let claims = claims(specs);
-                let expected = specification.apply(&claims, *mode).await;
                 let answer = other.apply(&claims, *mode).await;
-                assert_eq!(answer, expected, "{}", place());
+                for reference in references {
+                    assert_eq!(answer, reference.apply(&claims, *mode).await, "{}", place());
+                }
                 if let Ok(Answer::Applied(applied)) = &answer {
                     most_used = applied.statuses.first().map_or(0, |status| status.used.get()).max(most_used);
                 }
@@ -137,8 +154,10 @@ pub async fn compare(
                 for (number, (claims, mut answer)) in calls.iter().zip(answers).enumerate() {
                     (&mut answer).await;
                     let answer = Pin::new(&mut answer).take_output().expect("it is done");
-                    let expected = specification.apply(claims, Mode::Try).await;
-                    assert_eq!(answer, expected, "call {number} of {}", place());
+                    for reference in references {
+                        let expected = reference.apply(claims, Mode::Try).await;
+                        assert_eq!(answer, expected, "call {number} of {}", place());
+                    }
                 }
             }
             Step::Admit(specs, hold_ms, request) => {
@@ -154,35 +173,41 @@ pub async fn compare(
                     ttl_ms,
                 });
                 let terms = Terms { home, hold, request };
-                let expected = specification.admit(&claims, &terms).await;
                 let answer = other.admit(&claims, &terms).await;
-                assert_eq!(answer, expected, "{}", place());
+                for reference in references {
+                    assert_eq!(answer, reference.admit(&claims, &terms).await, "{}", place());
+                }
                 if matches!((&answer, hold), (Ok(Admission::Decided(applied)), Some(_)) if applied.allowed) {
                     reservations.push((home, id));
                 }
             }
             Step::Close(which, shares, debts) => {
                 let (home, id) = pick(&reservations, *which);
-                let (looked, mine) = (specification.look(home, id).await, other.look(home, id).await);
-                assert_eq!(numberless(mine.clone()), numberless(looked.clone()), "{}", place());
+                let mine = other.look(home, id).await;
                 let mut debts = claims(debts);
-                debts.retain(|claim| claim.span != Span::Slots && is_part(looked.as_ref().ok(), home, claim));
+                debts.retain(|claim| claim.span != Span::Slots && is_part(mine.as_ref().ok(), home, claim));
                 let note = [*which; 3];
-                let expected = end(specification, (home, id), looked.ok(), shares, &debts, &note).await;
-                let answer = end(other, (home, id), mine.ok(), shares, &debts, &note).await;
-                assert_eq!(answer, expected, "{}", place());
+                let answer = end(other, (home, id), mine.clone().ok(), shares, &debts, &note).await;
+                for reference in references {
+                    let looked = reference.look(home, id).await;
+                    assert_eq!(numberless(mine.clone()), numberless(looked.clone()), "{}", place());
+                    let expected = end(*reference, (home, id), looked.ok(), shares, &debts, &note).await;
+                    assert_eq!(answer, expected, "{}", place());
+                }
             }
             Step::Extend(which, ttl_ms) => {
                 let (home, id) = pick(&reservations, *which);
-                let held = match specification.look(home, id).await {
+                let held = match references[0].look(home, id).await {
                     Ok(Looked::Open { reservation, .. }) => reservation,
                     _ => Reservation::default(),
                 };
-                let expected = specification.extend(home, id, *ttl_ms, &held).await;
                 let answer = other.extend(home, id, *ttl_ms, &held).await;
-                assert_eq!(answer, expected, "{}", place());
+                for reference in references {
+                    assert_eq!(answer, reference.extend(home, id, *ttl_ms, &held).await, "{}", place());
+                }
             }
         }
+        after_step(&place);
     }
     most_used
 }

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod conformance;
 mod server;
+pub mod stored;
 pub mod topologies;
 
 pub use server::{Program, RedisServer};
