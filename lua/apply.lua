@@ -42,12 +42,12 @@ local reply, plan = { 1, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1 +
 local windows = { 0, 0, 0, false, 0, 0, 0, 0, false, 0 }
 local ledgers, named, charging = { nil, nil }, 0, false
 local rebuild
-local behind, cramped, stale
+local rolled_back, needs_rebuild, stale
 
 -- A ledger that has no place for its charges is written anew, and the rows are gone through once more.
 for _ = 1, 2 do
   local k, kind, id, key, h, g, s, d, columns
-  reply[1], named, cramped = 1, -4, nil
+  reply[1], named, needs_rebuild = 1, -4, nil
   for r = 1, rows do
     local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit = unpack_bytes(ROW, request, r * 43 - 29)
     if ledger ~= k then
@@ -117,8 +117,8 @@ for _ = 1, 2 do
         elseif h[d + 2] > start then
           for x = 1, columns do
             if h[d + 3 + x] > 0 then
-              behind = behind or {}
-              behind[k] = true
+              rolled_back = rolled_back or {}
+              rolled_back[k] = true
             end
           end
         end
@@ -186,8 +186,8 @@ for _ = 1, 2 do
         end
       end
       if not place then
-        cramped = cramped or {}
-        cramped[k] = true
+        needs_rebuild = needs_rebuild or {}
+        needs_rebuild[k] = true
       end
     end
   end
@@ -203,17 +203,17 @@ for _ = 1, 2 do
       end
     end
     if charged and not spared then
-      cramped = cramped or {}
-      cramped[math.floor(stale[i] / 4096)] = true
+      needs_rebuild = needs_rebuild or {}
+      needs_rebuild[math.floor(stale[i] / 4096)] = true
     end
   end
-  if not cramped then break end
+  if not needs_rebuild then break end
   local places = 14 + rows * 43
   if #request > places and mode ~= FORCE then
     local most, set = unpack_bytes('<I4B', request, places)
     local made = {}
     set = KEYS[set]
-    for k in pairs(cramped) do
+    for k in pairs(needs_rebuild) do
       local marks = string.byte(request, places + 5 + math.floor((k - 1) / 8))
       if not ledgers[k] and math.floor(marks / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
         made[#made + 1] = KEYS[k]
@@ -242,16 +242,16 @@ for _ = 1, 2 do
       call('PEXPIRE', set, SET_LIVES)
     end
   end
-  for crowded in pairs(cramped) do
+  for k in pairs(needs_rebuild) do
     local wanted = {}
     for r = 1, rows do
       local ledger, kind, id, start, finish, unit = unpack_bytes(ROW, request, r * 43 - 29)
-      if ledger == crowded and reply[plan + r * 2 + 1] > 0 then
+      if ledger == k and reply[plan + r * 2 + 1] > 0 then
         wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
       end
     end
     if not rebuild then rebuild = rare(now, shortest_ttl) end
-    ledgers[crowded] = rebuild(KEYS[crowded], ledgers[crowded], wanted)
+    ledgers[k] = rebuild(KEYS[k], ledgers[k], wanted)
   end
   stale = nil
 end
@@ -308,12 +308,12 @@ while w <= named do
       call('PEXPIRE', key, h[4] - now)
     end
     write_fields(key, h)
-    if behind then behind[k] = nil end
+    if rolled_back then rolled_back[k] = nil end
   end
 end
 
-if behind then
-  for k in pairs(behind) do
+if rolled_back then
+  for k in pairs(rolled_back) do
     if not rebuild then rebuild = rare(now, shortest_ttl) end
     rebuild(KEYS[k], ledgers[k], {})
   end

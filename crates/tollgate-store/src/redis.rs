@@ -3,10 +3,10 @@
 mod admit;
 mod batch;
 mod examine;
+mod fast_path;
 mod link;
 mod records;
 mod split;
-mod usual;
 mod wire;
 
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use tollgate_core::{
 pub(crate) use self::link::{Script, Writes};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
-    batch::{Batches, UsualCall},
+    batch::{BatchedCall, Batches},
+    fast_path::{FastPathRequest, FastPathScripts},
     records::{Close, Returned},
-    usual::{Usual, UsualScripts},
     wire::{Request, Validity},
 };
 pub use self::{
@@ -40,7 +40,7 @@ const MAX_RESET: usize = 250;
 
 /// The scripts, put together from `lua/`, behind the clock that goes in front.
 struct Scripts {
-    usual: UsualScripts,
+    fast_path: FastPathScripts,
     apply: Script,
     admit: Script,
     look: Script,
@@ -68,7 +68,7 @@ impl Scripts {
     fn behind(clock: &str) -> Self {
         let script = |code: &str| Script::new(guarded(clock, code));
         Self {
-            usual: UsualScripts::between([clock, BLOCK].concat(), APPLY, PLAIN),
+            fast_path: FastPathScripts::between([clock, BLOCK].concat(), APPLY, PLAIN),
             apply: script(&[BLOCK, APPLY].concat()),
             admit: script(ADMIT),
             look: script(LOOK),
@@ -154,11 +154,12 @@ impl RedisStore {
             return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
         let mut request = self.request(claims, mode, bounds.validity);
-        let usual = if self.fast_path { Usual::of(claims, &request, mode, bounds.validity) } else { None };
-        if let Some((script, told)) = usual.and_then(|usual| Some((self.scripts.usual.get(&usual)?, usual.told))) {
+        let fast = if self.fast_path { FastPathRequest::of(claims, &request, mode, bounds.validity) } else { None };
+        if let Some((script, payload)) = fast.and_then(|fast| Some((self.scripts.fast_path.get(&fast)?, fast.payload)))
+        {
             let slot = self.link.is_cluster().then(|| claims.first().map(|claim| claim.ledger.partition)).flatten();
             let keys = std::mem::take(&mut request.keys);
-            let call = UsualCall { script, keys, slot, told, deadline: bounds.deadline };
+            let call = BatchedCall { script, keys, slot, payload, deadline: bounds.deadline };
             let reply = self.batches.decide(&self.link, call).await?;
             let answer = request.read_reply(&mut &*reply);
             return answer.inspect_err(|error| {
@@ -351,41 +352,41 @@ pub mod raw {
     use redis::Value;
     use tollgate_core::claim::{Claim, Mode};
 
-    use super::{APPLY, BLOCK, PLAIN, Request, Usual, UsualScripts, Validity, guarded};
+    use super::{APPLY, BLOCK, FastPathRequest, FastPathScripts, PLAIN, Request, Validity, guarded};
 
-    fn usual(prefix: &str, claims: &[Claim], mode: Mode) -> (Request, Option<Usual>) {
+    fn requests(prefix: &str, claims: &[Claim], mode: Mode) -> (Request, Option<FastPathRequest>) {
         let validity = Validity::of(claims);
         let request = Request::within(prefix, claims, mode, validity);
-        let usual = Usual::of(claims, &request, mode, validity);
-        (request, usual)
+        let fast = FastPathRequest::of(claims, &request, mode, validity);
+        (request, fast)
     }
 
     /// The script that decides calls like this one, behind a clock of the bench's own.
     pub fn script(clock: &str, claims: &[Claim], mode: Mode) -> String {
-        let scripts = UsualScripts::between([clock, BLOCK].concat(), APPLY, PLAIN);
-        let script = usual("", claims, mode).1.and_then(|usual| scripts.get(&usual));
+        let scripts = FastPathScripts::between([clock, BLOCK].concat(), APPLY, PLAIN);
+        let script = requests("", claims, mode).1.and_then(|fast| scripts.get(&fast));
         script.map_or_else(|| guarded(clock, &[BLOCK, APPLY].concat()), |script| script.code().to_owned())
     }
 
     /// The keys and the arguments of one decision.
     pub fn encode(prefix: &str, claims: &[Claim], mode: Mode) -> (Vec<String>, Vec<Vec<u8>>) {
-        let (request, usual) = usual(prefix, claims, mode);
-        let args = usual.map_or_else(|| vec![request.packed], |usual| vec![vec![1], usual.told]);
+        let (request, fast) = requests(prefix, claims, mode);
+        let args = fast.map_or_else(|| vec![request.packed], |fast| vec![vec![1], fast.payload]);
         (request.keys.into_vec(), args)
     }
 
-    /// The keys and the arguments of usual calls that come together: so many with the claims of each.
+    /// The keys and the arguments of calls on the fast path that arrive together: so many with the claims of each.
     pub fn encode_together<'a>(
         prefix: &str,
         calls: impl IntoIterator<Item = (&'a [Claim], u8)>,
     ) -> (Vec<String>, Vec<Vec<u8>>) {
         let (mut keys, mut args) = (Vec::new(), vec![Vec::new()]);
         for (claims, number) in calls {
-            let (of_call, mut told) = encode(prefix, claims, Mode::Try);
+            let (of_call, mut payload) = encode(prefix, claims, Mode::Try);
             keys.extend(of_call);
             args[0].push(number);
-            let told = told.pop().unwrap_or_default();
-            args.extend((0..number).map(|_| told.clone()));
+            let payload = payload.pop().unwrap_or_default();
+            args.extend((0..number).map(|_| payload.clone()));
         }
         (keys, args)
     }

@@ -2,7 +2,7 @@
 //!
 //! Tried by breaking the scripts, one thing at a time: a group not flushed to the ring, a stale copy of the
 //! oldest group after a flush, a block summed without its first entry, a column too narrow for its cost,
-//! later-dated entries left as they are. Each fails here; and, in the usual script, cells of another size, a directory line
+//! later-dated entries left as they are. Each fails here; and, on the fast path, cells of another size, a directory line
 //! that is not written, a wait from the oldest entry where it is not enough, a group flushed to another place, a stale copy
 //! of the oldest group. And of calls that come together: what earlier ones charged not written before a later one goes the
 //! long way, or not read anew after it; a place taken before all are known to be there; another call's shape not looked at.

@@ -1,5 +1,5 @@
-//! Usual calls that come at the same moment, decided by one run of their script. Nothing waits for company: a batch is
-//! what came while the thread was busy with what came before.
+//! Batches: calls on the fast path that arrive together are decided by one run of their script. No call waits for others:
+//! a batch is what arrived while the thread was busy with earlier calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,35 +20,35 @@ use super::{
     wire,
 };
 
-/// So many calls at most are decided by one run. By then a call has saved what there is to save (`tests/bench-batches`),
-/// and Redis serves nobody else for about a quarter of a millisecond at most.
+/// Maximum number of calls in one script run. More would save little per call (`tests/bench-batches`); one run of this many
+/// keeps Redis busy for about a quarter of a millisecond.
 const MOST_CALLS: usize = 32;
-/// Whose deadlines are further apart do not share one.
+/// Calls whose deadlines differ by more than this are not batched together.
 const NEAR: Duration = Duration::from_millis(20);
-/// So many are looked through at once.
+/// Maximum number of waiting calls that are sorted into batches at once.
 const MOST_AT_ONCE: usize = 512;
-/// What a reply begins with that is an error.
+/// First byte of a reply that is an error.
 const ERROR: u8 = 255;
 
 /// The ways into the batches: one for each runtime that connections live on, and one for calls from elsewhere.
 pub(super) struct Batches(Box<[mpsc::Sender<Waiting>]>);
 
-/// A call that is to be sent, and who waits for the script's reply.
+/// A call to be sent, and the channel to the caller that waits for the reply.
 struct Waiting {
-    call: UsualCall,
+    call: BatchedCall,
     caller: Caller,
 }
 
 type Caller = oneshot::Sender<Result<Vec<u8>, StoreError>>;
 
-/// What a script is asked for one call.
-pub(super) struct UsualCall {
+/// One call for a run of a script.
+pub(super) struct BatchedCall {
     pub(super) script: Arc<Script>,
     pub(super) keys: SmallVec<[String; 4]>,
-    /// Whose slot the keys are in, where keys live in slots.
+    /// The partition whose slot the keys are in; only in a cluster.
     pub(super) slot: Option<Partition>,
-    /// What `lua/usual.lua.jinja` says of a call.
-    pub(super) told: Vec<u8>,
+    /// The bytes of the call, as `lua/fast_path.lua.jinja` states them.
+    pub(super) payload: Vec<u8>,
     pub(super) deadline: Instant,
 }
 
@@ -69,7 +69,7 @@ impl Batches {
     }
 
     /// Decides one call, and returns the script's reply.
-    pub(super) async fn decide(&self, link: &Link, call: UsualCall) -> Result<Vec<u8>, StoreError> {
+    pub(super) async fn decide(&self, link: &Link, call: BatchedCall) -> Result<Vec<u8>, StoreError> {
         let _place = link.enter()?;
         let (caller, answer) = oneshot::channel();
         let elsewhere = self.0.len() - 1;
@@ -78,12 +78,12 @@ impl Batches {
             TrySendError::Full(_) => StoreError::Overloaded("too many calls wait to be sent".into()),
             TrySendError::Closed(_) => StoreError::Unreachable("the node ends".into()),
         })?;
-        // Whoever has the call keeps to its deadline.
+        // The task that sends the call keeps to its deadline.
         answer.await.unwrap_or_else(|_| Err(StoreError::Indeterminate("the node ends".into())))
     }
 }
 
-/// What is needed to send batches.
+/// What the task that sends batches needs.
 #[derive(Clone)]
 struct Sending {
     link: Link,
@@ -96,13 +96,13 @@ impl Sending {
         while calls.recv_many(&mut waiting, MOST_AT_ONCE).await > 0 {
             let mut batches: SmallVec<[Batch; 2]> = SmallVec::new();
             let now = Instant::now();
-            // Who has gone is not charged.
+            // Callers that gave up are skipped, so nothing is charged for them.
             for Waiting { call, caller } in waiting.drain(..).filter(|waiting| !waiting.caller.is_closed()) {
                 if call.deadline <= now {
                     let _ = caller.send(Err(StoreError::Unreachable("no time is left to ask".into())));
                     continue;
                 }
-                match batches.iter_mut().find(|batch| batch.takes(&call)) {
+                match batches.iter_mut().find(|batch| batch.accepts(&call)) {
                     Some(batch) => batch.add(call, caller),
                     None => batches.push(Batch::begin(call, caller)),
                 }
@@ -116,8 +116,8 @@ impl Sending {
     async fn send(self, batch: Batch) {
         let counts: SmallVec<[u8; MOST_CALLS]> = batch.groups.iter().map(Group::count).collect();
         let keys: Vec<&[String]> = batch.groups.iter().map(|group| &*group.keys).collect();
-        let told = batch.groups.iter().flat_map(|group| &group.calls).map(|(told, _)| &**told);
-        let args: Vec<&[u8]> = [&*counts].into_iter().chain(told).collect();
+        let payload = batch.groups.iter().flat_map(|group| &group.calls).map(|(payload, _)| &**payload);
+        let args: Vec<&[u8]> = [&*counts].into_iter().chain(payload).collect();
         let clock = self.clock.as_ref().map(|clock| clock().as_ms());
         let command = |verb: &str, script: &str| wire::command(verb, script, &keys, &args, clock);
         let answer = self.link.run(batch.deadline, &batch.script, Writes::Charge, command).await;
@@ -132,7 +132,7 @@ impl Sending {
                     Ok(replies) => self.read(&keys, replies.next()),
                     Err(failure) => Err(failure.clone()),
                 };
-                // Who has gone does not hear it.
+                // A caller that gave up needs no reply.
                 let _ = caller.send(reply.map_err(StoreError::from));
             }
         }
@@ -156,33 +156,33 @@ impl Sending {
     }
 }
 
-/// Calls that one run of a script decides.
+/// The calls that one run of a script decides.
 struct Batch {
     script: Arc<Script>,
     slot: Option<Partition>,
     /// How many keys each call has.
     keys: usize,
-    /// The earliest of theirs.
+    /// The earliest deadline of the calls.
     deadline: Instant,
     groups: Vec<Group>,
     calls: usize,
 }
 
-/// Those of a batch that have the same keys, which the script reads and writes once for all of them.
+/// Calls of a batch that have the same keys. The script reads and writes these once for all of them.
 struct Group {
     keys: SmallVec<[String; 4]>,
     calls: SmallVec<[(Vec<u8>, Caller); 1]>,
 }
 
 impl Batch {
-    fn begin(call: UsualCall, caller: Caller) -> Self {
-        let UsualCall { script, keys, slot, told, deadline } = call;
+    fn begin(call: BatchedCall, caller: Caller) -> Self {
+        let BatchedCall { script, keys, slot, payload, deadline } = call;
         let number = keys.len();
-        let calls = SmallVec::from_iter([(told, caller)]);
+        let calls = SmallVec::from_iter([(payload, caller)]);
         Self { script, slot, keys: number, deadline, groups: vec![Group { keys, calls }], calls: 1 }
     }
 
-    fn takes(&self, call: &UsualCall) -> bool {
+    fn accepts(&self, call: &BatchedCall) -> bool {
         self.calls < MOST_CALLS
             && Arc::ptr_eq(&self.script, &call.script)
             && self.slot == call.slot
@@ -191,12 +191,12 @@ impl Batch {
             && self.deadline <= call.deadline + NEAR
     }
 
-    fn add(&mut self, call: UsualCall, caller: Caller) {
+    fn add(&mut self, call: BatchedCall, caller: Caller) {
         self.calls += 1;
         self.deadline = self.deadline.min(call.deadline);
         match self.groups.iter_mut().find(|group| group.keys == call.keys) {
-            Some(group) => group.calls.push((call.told, caller)),
-            None => self.groups.push(Group { keys: call.keys, calls: SmallVec::from_iter([(call.told, caller)]) }),
+            Some(group) => group.calls.push((call.payload, caller)),
+            None => self.groups.push(Group { keys: call.keys, calls: SmallVec::from_iter([(call.payload, caller)]) }),
         }
     }
 }
@@ -213,18 +213,18 @@ mod tests {
 
     /// Parts of a call over several slots may have spent most of theirs. Tried with the earliest deadline for all.
     #[tokio::test]
-    async fn whoever_is_late_is_late_alone() {
+    async fn a_call_with_little_time_left_does_not_delay_a_batch() {
         let (script, now) = (Arc::new(Script::new(String::new())), Instant::now());
-        let call = |ms| UsualCall {
+        let call = |ms| BatchedCall {
             script: Arc::clone(&script),
             keys: SmallVec::from_iter(["key".to_owned()]),
             slot: None,
-            told: Vec::new(),
+            payload: Vec::new(),
             deadline: now + Duration::from_millis(ms),
         };
         let batch = Batch::begin(call(250), oneshot::channel().0);
-        assert!(batch.takes(&call(251)) && batch.takes(&call(240)));
-        assert!(!batch.takes(&call(2)) && !batch.takes(&call(500)));
+        assert!(batch.accepts(&call(251)) && batch.accepts(&call(240)));
+        assert!(!batch.accepts(&call(2)) && !batch.accepts(&call(500)));
         let link = Link::open(RedisConfig::new("redis://127.0.0.1:1")).unwrap();
         let late = Batches::new(&link, None).decide(&link, call(0)).await;
         assert_eq!(late, Err(StoreError::Unreachable("no time is left to ask".into())));

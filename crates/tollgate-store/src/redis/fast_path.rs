@@ -1,4 +1,4 @@
-//! The script of the usual call: `lua/usual.lua.jinja`, rendered for each form that calls have.
+//! The fast path: `lua/fast_path.lua.jinja`, rendered for each form that calls have.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,7 +17,7 @@ use super::{
     wire::{Request, Row, Validity, put, window_of},
 };
 
-const TEMPLATE: &str = include_str!("../../../../lua/usual.lua.jinja");
+const TEMPLATE: &str = include_str!("../../../../lua/fast_path.lua.jinja");
 const TOGETHER: &str = include_str!("../../../../lua/together.lua.jinja");
 const SLIDING: u8 = 1;
 /// What the value of a ledger begins with, in front of its shape; see `lua/ledger.lua`.
@@ -42,15 +42,15 @@ struct Form {
     calendars: bool,
 }
 
-/// A usual call: its form, and what the script is told of it.
-pub(super) struct Usual {
+/// A call that may take the fast path: its form, and the bytes that the script gets for it.
+pub(super) struct FastPathRequest {
     form: Form,
-    pub(super) told: Vec<u8>,
+    pub(super) payload: Vec<u8>,
 }
 
-impl Usual {
-    /// What makes this a usual call; `None` if it is none. It is one if it charges every counter it names, each once,
-    /// and is besides judged only by counters that rarely exist.
+impl FastPathRequest {
+    /// The request of this call; `None` if the call cannot take the fast path. It can if it charges every counter that it
+    /// names, each once, and any other claims only judge it, by counters that rarely exist.
     pub(super) fn of(claims: &[Claim], request: &Request, mode: Mode, validity: Validity) -> Option<Self> {
         let claim = |row: &Row| &claims[row.claim];
         let first_guard = request.rows.iter().position(|row| claim(row).effect == Effect::Judge);
@@ -72,49 +72,49 @@ impl Usual {
         let window = |row: &Row| (row.ledger, window_of(claim(row).span));
         let windows = || charged.chunk_by(|a, b| window(a) == window(b));
         let mut form = Form { windows: SmallVec::new(), guards: SmallVec::new(), calendars: !validity.is_always() };
-        let mut told = Vec::with_capacity(24 + 40 * charged.len() + request.packed.len());
+        let mut payload = Vec::with_capacity(24 + 40 * charged.len() + request.packed.len());
         for rows in windows() {
             let (ledger, (kind, id)) = window(&rows[0]);
             if form.windows.last().is_none_or(|(before, ..)| *before != ledger) {
                 let logs = windows().filter(|rows| rows[0].ledger == ledger).count();
-                told.push(u8::try_from(logs).ok()?);
+                payload.push(u8::try_from(logs).ok()?);
             }
             if form.windows.len() == MOST_WINDOWS || rows.iter().all(|row| claim(row).cost == Amount::ZERO) {
                 return None;
             }
             let columns = u8::try_from(rows.len()).ok()?;
             form.windows.push((ledger, kind, columns));
-            told.extend([kind, columns]);
-            told.extend(id.to_le_bytes());
-            told.extend(rows.iter().flat_map(|row| claim(row).unit.get().to_le_bytes()));
+            payload.extend([kind, columns]);
+            payload.extend(id.to_le_bytes());
+            payload.extend(rows.iter().flat_map(|row| claim(row).unit.get().to_le_bytes()));
         }
         form.guards
             .extend(guards.chunk_by(|a, b| a.ledger == b.ledger).filter_map(|rows| u8::try_from(rows.len()).ok()));
         if form.calendars {
-            validity.put(&mut told);
+            validity.put(&mut payload);
         }
         for rows in windows() {
             match claim(&rows[0]).span {
-                Span::Sliding(window) => told.extend(window.ms().to_le_bytes()),
+                Span::Sliding(window) => payload.extend(window.ms().to_le_bytes()),
                 Span::Calendar { period, .. } => {
-                    put::<6>(&mut told, period.start.as_ms());
-                    put::<6>(&mut told, period.end.as_ms());
+                    put::<6>(&mut payload, period.start.as_ms());
+                    put::<6>(&mut payload, period.end.as_ms());
                 }
                 Span::Slots => return None,
             }
         }
         for claim in charged.iter().map(claim) {
-            put::<7>(&mut told, claim.cost.get());
-            put::<7>(&mut told, claim.limit.ceiling().get());
+            put::<7>(&mut payload, claim.cost.get());
+            put::<7>(&mut payload, claim.limit.ceiling().get());
         }
-        told.extend_from_slice(&request.packed);
-        Some(Self { form, told })
+        payload.extend_from_slice(&request.packed);
+        Some(Self { form, payload })
     }
 }
 
 /// The scripts, one for each form that was met.
-pub(super) struct UsualScripts {
-    /// What stands in front of the usual part, and what decides where it does not.
+pub(super) struct FastPathScripts {
+    /// What stands in front of the fast path, and the general script, which decides where the fast path cannot.
     front: String,
     apply: &'static str,
     /// What makes plain text of errors.
@@ -122,25 +122,25 @@ pub(super) struct UsualScripts {
     known: ArcSwap<HashMap<Form, Arc<Script>>>,
 }
 
-impl UsualScripts {
+impl FastPathScripts {
     pub(super) fn between(front: String, apply: &'static str, plain: &'static str) -> Self {
         Self { front, apply, plain, known: ArcSwap::default() }
     }
 
     /// The script for a call; none if it has a form too many.
-    pub(super) fn get(&self, usual: &Usual) -> Option<Arc<Script>> {
+    pub(super) fn get(&self, request: &FastPathRequest) -> Option<Arc<Script>> {
         let known = self.known.load();
-        if let Some(script) = known.get(&usual.form) {
+        if let Some(script) = known.get(&request.form) {
             return Some(Arc::clone(script));
         }
         if known.len() >= MOST_FORMS {
             return None;
         }
-        let code = [&self.front, &*usual.form.render(self.apply, self.plain).ok()?].concat();
+        let code = [&self.front, &*request.form.render(self.apply, self.plain).ok()?].concat();
         let script = Arc::new(Script::new(code));
         self.known.rcu(|known| {
             let mut more = HashMap::clone(known);
-            more.insert(usual.form.clone(), Arc::clone(&script));
+            more.insert(request.form.clone(), Arc::clone(&script));
             more
         });
         Some(script)
@@ -177,7 +177,7 @@ struct Ledger {
     shape: usize,
     fields_at: usize,
     /// Where the fields end, as long as costs take two bytes each.
-    usual: usize,
+    usual_end: usize,
     /// How long what stands behind them is.
     statics_format: usize,
     /// The format of what stands in front of the fields.
@@ -229,7 +229,7 @@ impl Ledger {
         };
         let front =
             [format!("<BHxxxxxxc{shape}c{fields_format}x")].into_iter().chain(windows.iter().map(statics_of)).collect();
-        Self { n, windows, shape, usual: fields_at + fields, statics_format, fields_at, front }
+        Self { n, windows, shape, usual_end: fields_at + fields, statics_format, fields_at, front }
     }
 }
 
