@@ -11,7 +11,7 @@
 -- cost     one short read and one write of the record, whatever its size
 
 if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1 then return 2 end
-if redis.call('GETRANGE', KEYS[1], 0, 15) ~= ARGV[1] then return 0 end
+if redis.call('GETRANGE', KEYS[1], 0, {{ ACCOUNT_VERSION_DIGITS - 1 }}) ~= ARGV[1] then return 0 end
 if ARGV[2] ~= '' then
   redis.call('SET', KEYS[1], ARGV[2])
 elseif ARGV[1] ~= '' then

@@ -22,23 +22,23 @@
 --          request: digest, and the reply from its shape on.
 
 local holds, id, hold_ttl, has_id, digest, request_ttl, shape, tells, scopes =
-  struct.unpack('<Bc16I4Bc16I4c8BB', ARGV[2])
+  struct.unpack('<{{ ADMISSION }}', ARGV[2])
 local reservation_key, request_key = KEYS[#KEYS - has_id], KEYS[#KEYS]
 local first_scope = #KEYS - has_id - holds - scopes
 if has_id == 1 then
   local wrong, known, _, _, record = recall(request_key)
   if wrong then return redis.error_reply(wrong) end
   if known then
-    if string.sub(record, 12, 27) ~= digest then return struct.pack('<BI6', 4, now) end
-    return '\3' .. string.sub(record, 28)
+    if string.sub(record, {{ 1 + bytes(RECORD) }}, {{ 16 + bytes(RECORD) }}) ~= digest then return struct.pack('<{{ REPLY }}', 4, now) end
+    return '\3' .. string.sub(record, {{ 17 + bytes(RECORD) }})
   end
 end
 
-local slot_rows, slot_statuses, slots_fit = (#ARGV[2] - 52) / 15, {}, true
+local slot_rows, slot_statuses, slots_fit = (#ARGV[2] - {{ bytes(ADMISSION) }}) / {{ bytes(SLOT_ROW) }}, {}, true
 local from, till = struct.unpack('<I6I6', ARGV[1], 2)
 if slot_rows > 0 and now >= from and now < till then
   for r = 0, slot_rows - 1 do
-    local scope, cost, limit = struct.unpack('<BI7I7', ARGV[2], 53 + r * 15)
+    local scope, cost, limit = struct.unpack('<{{ SLOT_ROW }}', ARGV[2], {{ 1 + bytes(ADMISSION) }} + r * {{ bytes(SLOT_ROW) }})
     local used, resets_at, fit = read_slots(KEYS[first_scope + scope], cost, limit)
     slot_statuses[r * 3 + 1], slot_statuses[r * 3 + 2], slot_statuses[r * 3 + 3] = used, resets_at, fit
     if fit > 0 then slots_fit = false end

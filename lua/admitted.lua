@@ -5,14 +5,14 @@ local admitted = charging and reply[1] == 1
 if admitted and holds == 1 then
   local taken = {}
   for r = 0, slot_rows - 1 do
-    local scope, cost = struct.unpack('<BI7', ARGV[2], 53 + r * 15)
+    local scope, cost = struct.unpack('<{{ SLOT_ROW }}', ARGV[2], {{ 1 + bytes(ADMISSION) }} + r * {{ bytes(SLOT_ROW) }})
     if cost > 0 and not taken[scope] then
       taken[scope] = true
       take_slot(KEYS[first_scope + scope], id, hold_ttl)
     end
   end
   for r = 0, slot_rows - 1 do
-    if taken[struct.unpack('<B', ARGV[2], 53 + r * 15)] then
+    if taken[struct.unpack('<B', ARGV[2], {{ 1 + bytes(ADMISSION) }} + r * {{ bytes(SLOT_ROW) }})] then
       slot_statuses[r * 3 + 1] = slot_statuses[r * 3 + 1] + 1
       if slot_statuses[r * 3 + 2] < now + hold_ttl then slot_statuses[r * 3 + 2] = now + hold_ttl end
     end
@@ -25,23 +25,23 @@ if admitted and holds + tells > 0 then
     local number, last = 0, w + 5 <= named and windows[w + 9] - 1 or rows
     if windows[w + 3] then
       local h, d = ledgers[windows[w]], windows[w + 2]
-      number = h[d]
-      if h[d + 1] > 0 then number = number + h[d + 1] - 1 end
+      number = h[{{ number }}]
+      if h[{{ count }}] > 0 then number = number + h[{{ count }}] - 1 end
     end
     for r = windows[w + 4], last do
       local charge = windows[w + 3] and reply[plan + r * 2 + 1] or 0
       made[r * 2 - 1], made[r * 2] = charge > 0 and number or 0, charge
     end
   end
-  charges = struct.pack('<' .. string.rep('I6I7', rows), unpack(made))
+  charges = struct.pack('<' .. string.rep('{{ CHARGE }}', rows), unpack(made))
 end
 if admitted and holds == 1 then
   redis.call('SET', reservation_key, head(0, now, hold_ttl) .. ARGV[3] .. charges,
     'PX', hold_ttl > shortest_ttl and hold_ttl or shortest_ttl)
 end
 
-local answer = struct.pack('<BI6' .. string.rep('I7I6I6', rows), unpack(reply, 1, 2 + rows * 3))
-  .. struct.pack('<' .. string.rep('I7I6I6', slot_rows), unpack(slot_statuses))
+local answer = struct.pack('<{{ REPLY }}' .. string.rep('{{ STATUS }}', rows), unpack(reply, 1, 2 + rows * 3))
+  .. struct.pack('<' .. string.rep('{{ STATUS }}', slot_rows), unpack(slot_statuses))
 if admitted and has_id == 1 then
   redis.call('SET', request_key,
     head(2, now, request_ttl) .. digest .. shape .. struct.pack('<Bc16I6', holds, id, now + hold_ttl)

@@ -21,18 +21,15 @@
 -- the set  the names of open-ended ledgers, by when to see whether they are still there. It lives for 40 days from
 --          when the last one was made
 
-local SLIDING, GROUP, BLOCK, EXACT_ENTRIES, MOST_ENTRIES = 1, 4, 64, 1024, 2048
-local TWO_32, MAX_AMOUNT, NEVER = 4294967296, 9007199254740991, 281474976710655
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
 local LOOKS, MOST_LOOKS, LOOK_AGAIN, SET_LIVES = '3', '64', 60000, '3456000000'
 local JOINS, OPENS = 1, 2
-local ROW = '<BBI4I6I6I4I7I7I7'
 local pack, unpack_bytes, rep, sub, call = struct.pack, struct.unpack, string.rep, string.sub, redis.call
 
 local request = ARGV[1]
-local rows = math.floor((#request - 13) / 43)
-local mode, earliest, latest_end = unpack_bytes('<BI6I6', request)
-if now < earliest or now >= latest_end then return pack('<BI6', OUTSIDE, now) end
+local rows = math.floor((#request - {{ bytes(REQUEST) }}) / {{ bytes(ROW) }})
+local mode, earliest, latest_end = unpack_bytes('<{{ REQUEST }}', request)
+if now < earliest or now >= latest_end then return pack('<{{ REPLY }}', OUTSIDE, now) end
 
 -- The reply has three numbers a row. Behind them, from `plan` on, stand two that are not sent: the index in h
 -- of the total that the row charges, and how much. `windows` has five for each window that the rows name: its
@@ -49,7 +46,8 @@ for _ = 1, 2 do
   local k, kind, id, key, h, g, s, d, columns
   reply[1], named, needs_rebuild = 1, -4, nil
   for r = 1, rows do
-    local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit = unpack_bytes(ROW, request, r * 43 - 29)
+    local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit =
+      unpack_bytes('<{{ ROW }}', request, r * {{ bytes(ROW) }} - {{ bytes(ROW) - bytes(REQUEST) - 1 }})
     if ledger ~= k then
       k, kind = ledger, nil
       key, h = KEYS[k], ledgers[k]
@@ -58,71 +56,72 @@ for _ = 1, 2 do
         h, wrong = read_header(key)
         if wrong then return redis.error_reply(wrong) end
         if h then
-          local at, known = 2, stale and #stale or 0
-          g = h[1]
+          local s, known = {{ FIRST_LOG }}, stale and #stale or 0
+          g = h[{{ STATICS }}]
           for _ = 1, g[1] do
-            local dynamic = g[at + 3]
-            local over_at = h[dynamic + 3]
-            if g[at] == SLIDING then
+            local d = g[{{ fields }}]
+            local over_at = h[{{ latest }}]
+            if g[{{ kind }}] == {{ SLIDING }} then
               -- The clock went back: what is dated later counts as of now, for good. An entry that kept its
               -- date would stay for longer than a window.
-              if over_at > now and h[dynamic + 1] > 0 then
+              if over_at > now and h[{{ count }}] > 0 then
                 if not rebuild then rebuild = rare(now, shortest_ttl) end
                 h = rebuild(key, h, {})
                 for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
                 break
               end
-              over_at = over_at + g[at + 2]
+              over_at = over_at + g[{{ id }}]
             end
             if over_at <= now then
               stale = stale or {}
-              stale[#stale + 1] = k * 4096 + at
+              stale[#stale + 1] = k * 4096 + s
             end
-            at = at + 8 + 2 * g[at + 1]
+            s = {{ next_log('g[' ~ columns ~ ']') }}
           end
         end
         ledgers[k] = h
       end
-      g = h and h[1]
+      g = h and h[{{ STATICS }}]
     end
     if row_id ~= id or row_kind ~= kind then
       kind, id, s, columns = row_kind, row_id, nil, 0
+      local found = false
       if h then
-        local at = 2
+        s = {{ FIRST_LOG }}
         for _ = 1, g[1] do
-          columns = g[at + 1]
-          if g[at + 2] == id and g[at] == kind then
-            s, d = at, g[at + 3]
+          columns = g[{{ columns }}]
+          if g[{{ id }}] == id and g[{{ kind }}] == kind then
+            found, d = true, g[{{ fields }}]
             break
           end
-          at = at + 8 + 2 * columns
+          s = {{ next_log('columns') }}
         end
       end
-      if not s then
-        columns = 0
-      elseif kind == SLIDING then
+      if not found then
+        s, columns = nil, 0
+      elseif kind == {{ SLIDING }} then
         local horizon = now - id
-        if h[d + 1] > 0 and h[d + 2] <= horizon then
-          if h[d + 3] > horizon then
+        if h[{{ count }}] > 0 and h[{{ oldest }}] <= horizon then
+          if h[{{ latest }}] > horizon then
             walk(key, h, s, horizon)
           else
-            h[d], h[d + 1] = h[d] + h[d + 1], 0
-            for x = 1, columns do h[d + 3 + x] = 0 end
+            h[{{ number }}], h[{{ count }}] = h[{{ number }}] + h[{{ count }}], 0
+            for x = 1, columns do h[{{ total('x') }}] = 0 end
           end
         end
       else
-        if h[d + 2] < start then
-          h[d] = h[d] + 1
-          for x = 1, columns do h[d + 3 + x] = 0 end
-        elseif h[d + 2] > start then
+        if h[{{ oldest }}] < start then
+          h[{{ number }}] = h[{{ number }}] + 1
+          for x = 1, columns do h[{{ total('x') }}] = 0 end
+        elseif h[{{ oldest }}] > start then
           for x = 1, columns do
-            if h[d + 3 + x] > 0 then
+            if h[{{ total('x') }}] > 0 then
               rolled_back = rolled_back or {}
               rolled_back[k] = true
             end
           end
         end
-        h[d + 2], h[d + 3] = start, finish
+        h[{{ oldest }}], h[{{ latest }}] = start, finish
       end
       named = named + 5
       windows[named], windows[named + 1], windows[named + 2], windows[named + 3] = k, s, d, false
@@ -131,8 +130,8 @@ for _ = 1, 2 do
 
     local used, column = 0, nil
     for x = 1, columns do
-      if g[s + 6 + 2 * x] == unit then
-        used, column = h[d + 3 + x], x
+      if g[{{ unit('x') }}] == unit then
+        used, column = h[{{ total('x') }}], x
         break
       end
     end
@@ -142,47 +141,47 @@ for _ = 1, 2 do
     if over > 0 and cost > 0 then
       reply[1] = 0
       if cost > limit then
-        fit = NEVER
-      elseif kind == SLIDING then
+        fit = {{ NEVER }}
+      elseif kind == {{ SLIDING }} then
         fit = walk(key, h, s, nil, column, over) + id
       else
         fit = finish
       end
     end
     local at, resets_at = r * 3, now
-    if kind ~= SLIDING then resets_at = finish elseif used > 0 then resets_at = h[d + 3] + id end
+    if kind ~= {{ SLIDING }} then resets_at = finish elseif used > 0 then resets_at = h[{{ latest }}] + id end
     reply[at], reply[at + 1], reply[at + 2] = used, resets_at, fit
 
-    if charge > MAX_AMOUNT - used then charge = MAX_AMOUNT - used end
+    if charge > {{ MAX_AMOUNT }} - used then charge = {{ MAX_AMOUNT }} - used end
     reply[plan + r * 2 + 1] = charge
     if charge > 0 and (mode == FORCE or (mode ~= PEEK and reply[1] == 1)) then
       -- What the charge would write, and whether the value has a place for it: the log, a free slot in its
       -- ring, a column wide enough.
       local place = column ~= nil
       if place then
-        local sliding, entry = kind == SLIDING, windows[named + 3]
+        local sliding, entry = kind == {{ SLIDING }}, windows[named + 3]
         if not entry then
           entry = JOINS
           if sliding then
-            local count, latest, capacity = h[d + 1], h[d + 3], g[s + 4]
-            local joins = count > 0 and (latest == now or count >= MOST_ENTRIES)
-            if count >= EXACT_ENTRIES and not joins then
-              local cell = math.floor(id / 1024) + 1
+            local count, latest, capacity = h[{{ count }}], h[{{ latest }}], g[{{ capacity }}]
+            local joins = count > 0 and (latest == now or count >= {{ MOST_ENTRIES }})
+            if count >= {{ EXACT_ENTRIES }} and not joins then
+              local cell = math.floor(id / {{ EXACT_ENTRIES }}) + 1
               joins = math.floor(latest / cell) == math.floor(now / cell)
             end
             if not joins then
               entry = OPENS
-              place = count < capacity and (capacity < 64 or count * 8 >= capacity)
+              place = count < capacity and (capacity < {{ SHRINK_FROM }} or count * {{ SHRINK_SHARE }} >= capacity)
             end
           end
           windows[named + 3] = entry
         end
-        local total = d + 3 + column
+        local total = {{ total('column') }}
         reply[plan + r * 2] = total
         if sliding then
           local sum = charge
           if entry == JOINS then sum = sum + h[total + columns] end
-          if sum >= 256 and sum >= 256 ^ g[s + 7 + 2 * column] then place = false end
+          if sum >= 256 and sum >= 256 ^ g[{{ width('column') }}] then place = false end
         end
       end
       if not place then
@@ -208,13 +207,13 @@ for _ = 1, 2 do
     end
   end
   if not needs_rebuild then break end
-  local places = 14 + rows * 43
+  local places = {{ 1 + bytes(REQUEST) }} + rows * {{ bytes(ROW) }}
   if #request > places and mode ~= FORCE then
-    local most, set = unpack_bytes('<I4B', request, places)
+    local most, set = unpack_bytes('<{{ OPEN_ENDED }}', request, places)
     local made = {}
     set = KEYS[set]
     for k in pairs(needs_rebuild) do
-      local marks = string.byte(request, places + 5 + math.floor((k - 1) / 8))
+      local marks = string.byte(request, places + {{ bytes(OPEN_ENDED) }} + math.floor((k - 1) / 8))
       if not ledgers[k] and math.floor(marks / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
         made[#made + 1] = KEYS[k]
       end
@@ -245,7 +244,8 @@ for _ = 1, 2 do
   for k in pairs(needs_rebuild) do
     local wanted = {}
     for r = 1, rows do
-      local ledger, kind, id, start, finish, unit = unpack_bytes(ROW, request, r * 43 - 29)
+      local ledger, kind, id, start, finish, unit =
+        unpack_bytes('<{{ ROW }}', request, r * {{ bytes(ROW) }} - {{ bytes(ROW) - bytes(REQUEST) - 1 }})
       if ledger == k and reply[plan + r * 2 + 1] > 0 then
         wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
       end
@@ -260,33 +260,35 @@ local w = charging and 1 or named + 1
 while w <= named do
   local k, until_ms, charged = windows[w], now + shortest_ttl, false
   local key, h = KEYS[k], ledgers[k]
-  local g = h and h[1]
+  local g = h and h[{{ STATICS }}]
   while w <= named and windows[w] == k do
     local s, d, entry, first, last = windows[w + 1], windows[w + 2], windows[w + 3], windows[w + 4], rows
     w = w + 5
     if w <= named then last = windows[w + 4] - 1 end
     if entry then
-      local sliding, over_at, columns = g[s] == SLIDING, h[d + 3], g[s + 1]
+      local sliding, over_at, columns = g[{{ kind }}] == {{ SLIDING }}, h[{{ latest }}], g[{{ columns }}]
       charged = true
       if sliding then
-        over_at = now + g[s + 2]
+        over_at = now + g[{{ id }}]
         if entry == OPENS then
-          local count, costs, before_latest = h[d + 1], d + 3 + columns, d + 4 + 2 * columns
-          local seq, size = h[d] + count, g[s + 6]
-          local group = h[before_latest] .. pack(g[s + 7], h[d + 3] % TWO_32, unpack(h, costs + 1, costs + columns))
+          local count, before_latest = h[{{ count }}], {{ before_latest }}
+          local seq, size = h[{{ number }}] + count, g[{{ size }}]
+          local group = h[before_latest]
+            .. pack(g[{{ entry }}], h[{{ latest }}] % {{ TIME_RANGE }}, unpack(h, {{ held('1') }}, {{ held('columns') }}))
           if count == 0 then
-            h[d + 2] = now
-          elseif seq % GROUP == 0 then
-            call('SETRANGE', key, g[s + 5] + (seq - GROUP) % g[s + 4] * size, group)
-            if h[d] >= seq - GROUP then h[before_latest + 1] = group end
-            if seq % BLOCK == 0 and g[s + 4] > BLOCK then
-              close_block(key, seq, h[d], h[d + 3], columns, g[s + 4], g[s + 5], size, g[s + 7])
+            h[{{ oldest }}] = now
+          elseif seq % {{ GROUP }} == 0 then
+            call('SETRANGE', key, g[{{ ring }}] + (seq - {{ GROUP }}) % g[{{ capacity }}] * size, group)
+            if h[{{ number }}] >= seq - {{ GROUP }} then h[{{ oldest_group }}] = group end
+            if seq % {{ BLOCK }} == 0 and g[{{ capacity }}] > {{ BLOCK }} then
+              close_block(key, seq, h[{{ number }}], h[{{ latest }}], columns,
+                g[{{ capacity }}], g[{{ ring }}], size, g[{{ entry }}])
             end
           end
-          h[d + 1], h[before_latest] = count + 1, sub(group, size + 1)
-          for x = 1, columns do h[costs + x] = 0 end
+          h[{{ count }}], h[before_latest] = count + 1, sub(group, size + 1)
+          for x = 1, columns do h[{{ held('x') }}] = 0 end
         end
-        h[d + 3] = now
+        h[{{ latest }}] = now
       end
       if over_at > until_ms then until_ms = over_at end
       for r = first, last do
@@ -302,10 +304,10 @@ while w <= named do
     end
   end
   if charged then
-    if until_ms > h[4] then
+    if until_ms > h[{{ LIVES_UNTIL }}] then
       -- A life a little longer than needed, so that most calls need not renew it.
-      h[4] = until_ms + math.floor((until_ms - now) / 8) + 1000
-      call('PEXPIRE', key, h[4] - now)
+      h[{{ LIVES_UNTIL }}] = until_ms + math.floor((until_ms - now) / {{ LIFE_SHARE }}) + {{ LIFE_MORE }}
+      call('PEXPIRE', key, h[{{ LIVES_UNTIL }}] - now)
     end
     write_fields(key, h)
     if rolled_back then rolled_back[k] = nil end

@@ -2,9 +2,8 @@
 -- is pending. `oldest` is the number of the oldest entry, `latest` the time of the one before `seq`, `entry` the format
 -- of an entry.
 local function close_block(key, seq, oldest, latest, columns, capacity, ring, size, entry)
-  local BLOCK, TWO_32 = 64, 4294967296
-  local line_size, lines = 4 + 7 * columns, capacity / BLOCK
-  local first, sums = seq - BLOCK, {}
+  local line_size, lines = {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * columns, capacity / {{ BLOCK }}
+  local first, sums = seq - {{ BLOCK }}, {}
   if first < oldest then first = oldest end
   local from, n = ring + first % capacity * size, seq - first
   local bytes = redis.call('GETRANGE', key, from, from + n * size - 1)
@@ -13,6 +12,6 @@ local function close_block(key, seq, oldest, latest, columns, capacity, ring, si
     sums[x] = 0
     for e = 0, n - 1 do sums[x] = sums[x] + entries[e * (columns + 1) + 1 + x] end
   end
-  redis.call('SETRANGE', key, ring + ((seq / BLOCK - 1) % lines - lines) * line_size,
-    struct.pack('<I4' .. string.rep('I7', columns), latest % TWO_32, unpack(sums)))
+  redis.call('SETRANGE', key, ring + ((seq / {{ BLOCK }} - 1) % lines - lines) * line_size,
+    struct.pack('<{{ LINE }}' .. string.rep('{{ AMOUNT }}', columns), latest % {{ TIME_RANGE }}, unpack(sums)))
 end

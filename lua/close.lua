@@ -15,8 +15,8 @@ local reservation_key = KEYS[#KEYS]
 local wrong, state, from, ttl, record = recall(reservation_key)
 if wrong then return redis.error_reply(wrong) end
 if not state then return '\0' end
-if state ~= 0 then return '\3' .. string.sub(record, 12) end
+if state ~= 0 then return '\3' .. string.sub(record, {{ 1 + bytes(RECORD) }}) end
 do
   local earliest, latest_end = struct.unpack('<I6I6', ARGV[1], 2)
-  if now < earliest or now >= latest_end then return struct.pack('<BI6', 2, now) end
+  if now < earliest or now >= latest_end then return struct.pack('<{{ REPLY }}', 2, now) end
 end

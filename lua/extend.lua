@@ -8,8 +8,8 @@
 local wrong, state, _, old_ttl, value = recall(KEYS[1])
 if wrong then return redis.error_reply(wrong) end
 if not state then return '' end
-if state ~= 0 then return '\1' .. string.sub(value, 12) end
-local id, ttl = struct.unpack('<c16I4', ARGV[1])
+if state ~= 0 then return '\1' .. string.sub(value, {{ 1 + bytes(RECORD) }}) end
+local id, ttl = struct.unpack('<{{ SLOT }}', ARGV[1])
 for k = 2, #KEYS do
   redate_slots(KEYS[k])
   local member = id .. struct.pack('<I4', old_ttl)

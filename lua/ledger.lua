@@ -42,11 +42,11 @@
 -- The header of the value at `key`: false if there is no value, nil and what is wrong if it cannot be read.
 local function read_header(key)
   -- As much as the header of two windows usually takes.
-  local raw = redis.call('GETRANGE', key, '0', '399')
+  local raw = redis.call('GETRANGE', key, '0', '{{ HEADER_READ - 1 }}')
   if raw == '' then return false end
-  local version, length, shape, fields, statics, at = struct.unpack('<BHHHH', raw)
-  if version ~= 3 then return nil, 'TGVERSION a counter is of version ' .. version end
-  if length > 400 then raw = redis.call('GETRANGE', key, 0, length - 1) end
+  local version, length, shape, fields, statics, at = struct.unpack('<{{ HEAD }}', raw)
+  if version ~= {{ VERSION }} then return nil, 'TGVERSION a counter is of version ' .. version end
+  if length > {{ HEADER_READ }} then raw = redis.call('GETRANGE', key, 0, length - 1) end
   at = at + shape
   local format = string.sub(raw, at, at + fields - 1)
   local g = { struct.unpack(string.sub(raw, length - statics + 1, length), raw, at + fields) }
@@ -54,19 +54,21 @@ local function read_header(key)
   local h = { g, format, from - 1, struct.unpack(format, raw, from) }
   -- What was changed by hand could make Redis walk, or allocate, without end. Values have at most 115 KiB, and beside that
   -- the windows of policies that were in force before, until they are over.
-  local s = 2
+  local s = {{ FIRST_LOG }}
   for _ = 1, g[1] do
-    if g[s + 4] > 2048 or g[s + 5] > 1048575 or g[s] == 1 and h[g[s + 3] + 1] > 2048 then
+    local d = g[{{ fields }}]
+    if g[{{ capacity }}] > {{ MOST_ENTRIES }} or g[{{ ring }}] >= {{ MAX_VALUE_BYTES }}
+      or g[{{ kind }}] == {{ SLIDING }} and h[{{ count }}] > {{ MOST_ENTRIES }} then
       return nil, 'TGUNREADABLE a counter has an entry outside of its bounds'
     end
-    s = s + 8 + 2 * g[s + 1]
+    s = {{ next_log('g[' ~ columns ~ ']') }}
   end
   return h
 end
 
 -- Writes the fields back.
 local function write_fields(key, h)
-  redis.call('SETRANGE', key, h[3], struct.pack(h[2], unpack(h, 4)))
+  redis.call('SETRANGE', key, h[{{ FIELDS_AT }}], struct.pack(h[{{ FIELDS_FORMAT }}], unpack(h, {{ LIVES_UNTIL }})))
 end
 
 -- Walks from the oldest entry on, whole blocks at a time where it can. There is at least one entry.
@@ -75,75 +77,78 @@ end
 -- With `column`: past entries until `excess` of that column is behind; returns the time of the last one.
 -- Reads at most the directory and two blocks besides two groups, whatever the log's length.
 local function walk(key, h, s, horizon, column, excess)
-  local g = h[1]
-  local GROUP, BLOCK, TWO_32 = 4, 64, 4294967296
-  local columns, d, capacity, ring, size, format = g[s + 1], g[s + 3], g[s + 4], g[s + 5], g[s + 6], g[s + 7]
-  local before_latest, oldest_group = d + 4 + 2 * columns, d + 5 + 2 * columns
-  local seq, latest = h[d], h[d + 3]
-  local last = seq + h[d + 1] - 1
-  local pending, group_end = last - last % GROUP, seq - seq % GROUP + GROUP
-  local chunk, directory = GROUP, nil
+  local g = h[{{ STATICS }}]
+  local columns, d, capacity, ring = g[{{ columns }}], g[{{ fields }}], g[{{ capacity }}], g[{{ ring }}]
+  local size, format = g[{{ size }}], g[{{ entry }}]
+  local before_latest, oldest_group = {{ before_latest }}, {{ oldest_group }}
+  local seq, latest = h[{{ number }}], h[{{ latest }}]
+  local last = seq + h[{{ count }}] - 1
+  local pending, group_end = last - last % {{ GROUP }}, seq - seq % {{ GROUP }} + {{ GROUP }}
+  local chunk, directory = {{ GROUP }}, nil
   if horizon and seq + 1 < last then
     -- The usual case costs two looks at the header's copy: the oldest has left, the next of its group has not.
-    local bytes, first = h[oldest_group], group_end - GROUP
-    if seq >= pending then bytes, first = h[before_latest], last - GROUP + 1 end
+    local bytes, first = h[oldest_group], group_end - {{ GROUP }}
+    if seq >= pending then bytes, first = h[before_latest], last - {{ GROUP - 1 }} end
     local at = (seq - first) * size + 1
     if seq + 1 < group_end and columns <= 2 then
-      local time = latest - (latest - struct.unpack('<I4', bytes, at + size)) % TWO_32
+      local time = latest - (latest - struct.unpack('<{{ ENTRY }}', bytes, at + size)) % {{ TIME_RANGE }}
       if time > horizon then
         local _, one, other = struct.unpack(format, bytes, at)
-        h[d], h[d + 1], h[d + 2], h[d + 4] = seq + 1, last - seq, time, h[d + 4] - one
-        if columns == 2 then h[d + 5] = h[d + 5] - other end
+        h[{{ number }}], h[{{ count }}], h[{{ oldest }}] = seq + 1, last - seq, time
+        h[{{ total('1') }}] = h[{{ total('1') }}] - one
+        if columns == 2 then h[{{ total('2') }}] = h[{{ total('2') }}] - other end
         return
       end
     end
   end
   while seq < last do
     -- Blocks are worth a look only when the walk has gone further than it usually does.
-    while chunk == BLOCK and seq % BLOCK == 0 and seq + BLOCK <= last do
-      local line_size, lines = 4 + 7 * columns, capacity / BLOCK
+    while chunk == {{ BLOCK }} and seq % {{ BLOCK }} == 0 and seq + {{ BLOCK }} <= last do
+      local line_size, lines = {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * columns, capacity / {{ BLOCK }}
       directory = directory or redis.call('GETRANGE', key, ring - lines * line_size, ring - 1)
-      local line = { struct.unpack('<I4' .. string.rep('I7', columns), directory, seq / BLOCK % lines * line_size + 1) }
+      local line = {
+        struct.unpack('<{{ LINE }}' .. string.rep('{{ AMOUNT }}', columns), directory, seq / {{ BLOCK }} % lines * line_size + 1)
+      }
       if horizon then
-        if latest - (latest - line[1]) % TWO_32 > horizon then break end
-        for x = 1, columns do h[d + 3 + x] = h[d + 3 + x] - line[x + 1] end
+        if latest - (latest - line[1]) % {{ TIME_RANGE }} > horizon then break end
+        for x = 1, columns do h[{{ total('x') }}] = h[{{ total('x') }}] - line[x + 1] end
       else
         if line[column + 1] >= excess then break end
         excess = excess - line[column + 1]
       end
-      seq = seq + BLOCK
+      seq = seq + {{ BLOCK }}
     end
     -- The next entries that lie side by side, without the latest: `n` of `bytes`, which begin with `first`.
     local bytes, first, n, of_ring
     if seq >= pending then
-      bytes, first, n = h[before_latest], last - GROUP + 1, last - seq
+      bytes, first, n = h[before_latest], last - {{ GROUP - 1 }}, last - seq
     elseif seq < group_end then
-      bytes, first, n = h[oldest_group], group_end - GROUP, group_end - seq
+      bytes, first, n = h[oldest_group], group_end - {{ GROUP }}, group_end - seq
     else
       local slot = seq % capacity
-      n = BLOCK - seq % BLOCK
+      n = {{ BLOCK }} - seq % {{ BLOCK }}
       if n > chunk then n = chunk end
       if n > pending - seq then n = pending - seq end
       if n > capacity - slot then n = capacity - slot end
       local from = ring + slot * size
       bytes, first, of_ring = redis.call('GETRANGE', key, from, from + n * size - 1), seq, true
-      chunk = BLOCK
+      chunk = {{ BLOCK }}
     end
     local entries = { struct.unpack(string.rep(format, n), bytes, (seq - first) * size + 1) }
     for e = 0, n - 1 do
       local at = e * (columns + 1) + 1
-      local time = latest - (latest - entries[at]) % TWO_32
+      local time = latest - (latest - entries[at]) % {{ TIME_RANGE }}
       if horizon then
         if time > horizon then
           seq = seq + e
-          h[d], h[d + 1], h[d + 2] = seq, last - seq + 1, time
+          h[{{ number }}], h[{{ count }}], h[{{ oldest }}] = seq, last - seq + 1, time
           if of_ring then
-            local group = (seq - seq % GROUP - first) * size
-            h[oldest_group] = string.sub(bytes, group + 1, group + GROUP * size)
+            local group = (seq - seq % {{ GROUP }} - first) * size
+            h[oldest_group] = string.sub(bytes, group + 1, group + {{ GROUP }} * size)
           end
           return
         end
-        for x = 1, columns do h[d + 3 + x] = h[d + 3 + x] - entries[at + x] end
+        for x = 1, columns do h[{{ total('x') }}] = h[{{ total('x') }}] - entries[at + x] end
       else
         excess = excess - entries[at + column]
         if excess <= 0 then return time end
@@ -151,7 +156,7 @@ local function walk(key, h, s, horizon, column, excess)
     end
     seq = seq + n
   end
-  if horizon then h[d], h[d + 1], h[d + 2] = last, 1, latest end
+  if horizon then h[{{ number }}], h[{{ count }}], h[{{ oldest }}] = last, 1, latest end
   return latest
 end
 
@@ -159,7 +164,6 @@ end
 --
 -- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
 local function rare(now, shortest_ttl)
-  local VERSION, SLIDING, GROUP, BLOCK, MOST_ENTRIES, TWO_32 = 3, 1, 4, 64, 2048, 4294967296
   local pack, unpack_bytes, rep, floor, call = struct.pack, struct.unpack, string.rep, math.floor, redis.call
 
   local function width_of(amount)
@@ -170,33 +174,35 @@ local function rare(now, shortest_ttl)
 
   -- The logs of a ledger as tables, their entries read in full and none later than now.
   local function decode(key, h)
-    local logs, raw = {}, call('GETRANGE', key, 0, 1048575)
-    local g, s = h[1], 2
+    local logs, raw = {}, call('GETRANGE', key, 0, {{ MAX_VALUE_BYTES - 1 }})
+    local g, s = h[{{ STATICS }}], {{ FIRST_LOG }}
     for l = 1, g[1] do
-      local columns, d, size = g[s + 1], g[s + 3], g[s + 6]
-      local log = { kind = g[s], id = g[s + 2], head = h[d], count = h[d + 1], oldest = h[d + 2], latest = h[d + 3],
-                    times = {}, columns = {} }
+      local columns, d, size = g[{{ columns }}], g[{{ fields }}], g[{{ size }}]
+      local log = {
+        kind = g[{{ kind }}], id = g[{{ id }}], times = {}, columns = {},
+        head = h[{{ number }}], count = h[{{ count }}], oldest = h[{{ oldest }}], latest = h[{{ latest }}],
+      }
       for x = 1, columns do
-        log.columns[x] = { unit = g[s + 6 + 2 * x], total = h[d + 3 + x], charge = 0, costs = {} }
+        log.columns[x] = { unit = g[{{ unit('x') }}], total = h[{{ total('x') }}], charge = 0, costs = {} }
       end
       local last = log.head + log.count - 1
-      for e = 1, log.kind == SLIDING and log.count or 0 do
+      for e = 1, log.kind == {{ SLIDING }} and log.count or 0 do
         local seq, entry = log.head + e - 1, nil
         if seq == last then
-          entry = { log.latest, unpack(h, d + 4 + columns, d + 3 + 2 * columns) }
-        elseif seq >= last - last % GROUP then
-          entry = { unpack_bytes(g[s + 7], h[d + 4 + 2 * columns], (seq - last + GROUP - 1) * size + 1) }
+          entry = { log.latest, unpack(h, {{ held('1') }}, {{ held('columns') }}) }
+        elseif seq >= last - last % {{ GROUP }} then
+          entry = { unpack_bytes(g[{{ entry }}], h[{{ before_latest }}], (seq - last + {{ GROUP - 1 }}) * size + 1) }
         else
-          entry = { unpack_bytes(g[s + 7], raw, g[s + 5] + seq % g[s + 4] * size + 1) }
+          entry = { unpack_bytes(g[{{ entry }}], raw, g[{{ ring }}] + seq % g[{{ capacity }}] * size + 1) }
         end
-        local time = log.latest - (log.latest - entry[1]) % TWO_32
+        local time = log.latest - (log.latest - entry[1]) % {{ TIME_RANGE }}
         log.times[e] = time > now and now or time
         for x = 1, columns do log.columns[x].costs[e] = entry[x + 1] end
       end
-      if log.kind == SLIDING and log.latest > now then log.latest = now end
-      if log.kind == SLIDING and log.oldest > now then log.oldest = now end
+      if log.kind == {{ SLIDING }} and log.latest > now then log.latest = now end
+      if log.kind == {{ SLIDING }} and log.oldest > now then log.oldest = now end
       logs[l] = log
-      s = s + 8 + 2 * columns
+      s = {{ next_log('columns') }}
     end
     return logs
   end
@@ -229,7 +235,7 @@ local function rare(now, shortest_ttl)
     local used = {}
     for l = 1, #logs do
       local log, columns = logs[l], {}
-      local over_at = log.kind == SLIDING and log.latest + log.id or log.latest
+      local over_at = log.kind == {{ SLIDING }} and log.latest + log.id or log.latest
       if log.charged or over_at > now then
         for x = 1, #log.columns do
           if log.columns[x].total > 0 or (log.columns[x].charge or 0) > 0 then columns[#columns + 1] = log.columns[x] end
@@ -248,7 +254,7 @@ local function rare(now, shortest_ttl)
   -- Settles widths, size and capacity of a sliding log: room for one more entry, and for the charge on
   -- top of the latest one.
   local function measure(log)
-    log.size, log.format, log.capacity, log.lines = 4, '<I4', 4, 0
+    log.size, log.format, log.capacity, log.lines = {{ bytes(ENTRY) }}, '<{{ ENTRY }}', {{ GROUP }}, 0
     for x = 1, #log.columns do
       local column = log.columns[x]
       local largest = (column.charge or 0) + (column.costs[log.count] or 0)
@@ -258,17 +264,17 @@ local function rare(now, shortest_ttl)
       column.width = width_of(largest)
       log.size, log.format = log.size + column.width, log.format .. 'I' .. column.width
     end
-    while log.capacity <= log.count and log.capacity < MOST_ENTRIES do log.capacity = log.capacity * 2 end
-    if log.capacity > BLOCK then log.lines = log.capacity / BLOCK end
+    while log.capacity <= log.count and log.capacity < {{ MOST_ENTRIES }} do log.capacity = log.capacity * 2 end
+    if log.capacity > {{ BLOCK }} then log.lines = log.capacity / {{ BLOCK }} end
   end
 
   -- The directory and the ring of a log, as bytes. Notes those of its groups that the header has as well.
   local function encode(log)
     local slots, lines, sums, entry = {}, {}, {}, {}
-    local line_format, nothing = '<I4' .. rep('I7', #log.columns), rep('\0', log.size)
+    local line_format, nothing = '<{{ LINE }}' .. rep('{{ AMOUNT }}', #log.columns), rep('\0', log.size)
     local last, by_number = log.head + log.count - 1, {}
     for slot = 1, log.capacity do slots[slot] = nothing end
-    for line = 1, log.lines do lines[line] = rep('\0', 4 + 7 * #log.columns) end
+    for line = 1, log.lines do lines[line] = rep('\0', {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * #log.columns) end
     for x = 1, #log.columns do sums[x] = 0 end
     for e = 1, log.count do
       local seq = log.head + e - 1
@@ -276,21 +282,21 @@ local function rare(now, shortest_ttl)
         entry[x] = log.columns[x].costs[e]
         sums[x] = sums[x] + entry[x]
       end
-      by_number[seq] = pack(log.format, log.times[e] % TWO_32, unpack(entry))
+      by_number[seq] = pack(log.format, log.times[e] % {{ TIME_RANGE }}, unpack(entry))
       slots[seq % log.capacity + 1] = by_number[seq]
-      if seq % BLOCK == BLOCK - 1 then
+      if seq % {{ BLOCK }} == {{ BLOCK - 1 }} then
         if log.lines > 0 then
-          lines[floor(seq / BLOCK) % log.lines + 1] = pack(line_format, log.times[e] % TWO_32, unpack(sums))
+          lines[floor(seq / {{ BLOCK }}) % log.lines + 1] = pack(line_format, log.times[e] % {{ TIME_RANGE }}, unpack(sums))
         end
         for x = 1, #sums do sums[x] = 0 end
       end
     end
-    local before_latest, oldest_group, group = {}, {}, log.head - log.head % GROUP
-    for i = 1, GROUP do
-      before_latest[i] = by_number[last - GROUP + i] or nothing
+    local before_latest, oldest_group, group = {}, {}, log.head - log.head % {{ GROUP }}
+    for i = 1, {{ GROUP }} do
+      before_latest[i] = by_number[last - {{ GROUP }} + i] or nothing
       oldest_group[i] = by_number[group + i - 1] or nothing
     end
-    log.before_latest, log.oldest_group = table.concat(before_latest, '', 1, GROUP - 1), table.concat(oldest_group)
+    log.before_latest, log.oldest_group = table.concat(before_latest, '', 1, {{ GROUP - 1 }}), table.concat(oldest_group)
     return table.concat(lines) .. table.concat(slots)
   end
 
@@ -302,15 +308,18 @@ local function rare(now, shortest_ttl)
     for i = 1, #charges do add(logs, charges[i]) end
     logs = used_ones(logs)
     local until_ms = now + shortest_ttl
-    local formats, fields, shape, static_formats, statics, rings = { '<I6' }, { 0, 0, 0, 0 }, { pack('B', #logs) }, { '<B' }, { #logs }, {}
-    local offset, ring_places = 6, {}
+    -- In front of the fields of logs stand the four numbers of `h` that are of no log.
+    local formats, fields, offset = { '<{{ LIFE }}' }, { 0, 0, 0, 0 }, {{ bytes(LIFE) }}
+    local static_formats, statics, shape = { '<{{ LOGS }}' }, { #logs }, { pack('<{{ LOGS }}', #logs) }
+    local rings, ring_places = {}, {}
     for l = 1, #logs do
       local log, units = logs[l], {}
-      local columns, sliding, over_at, d = log.columns, log.kind == SLIDING, log.latest, #fields + 1
+      local columns, sliding, over_at, d = log.columns, log.kind == {{ SLIDING }}, log.latest, #fields + 1
       for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do fields[#fields + 1] = value end
       for x = 1, #columns do fields[#fields + 1], units[x] = columns[x].total, columns[x].unit end
-      formats[l + 1], offset = 'I6HI6I6' .. rep('I7', #columns), offset + 20 + 7 * #columns
-      rings[l], log.capacity, log.size, log.format = '', 0, 0, '-'
+      formats[l + 1] = '{{ LOG_FIELDS }}' .. rep('{{ AMOUNT }}', #columns)
+      offset = offset + {{ bytes(LOG_FIELDS) }} + {{ bytes(AMOUNT) }} * #columns
+      rings[l], log.capacity, log.size, log.format = '', 0, 0, '{{ NO_ENTRIES }}'
       if sliding then
         measure(log)
         over_at = (log.charged and now or log.latest) + log.id
@@ -319,33 +328,33 @@ local function rare(now, shortest_ttl)
         for x = 1, #columns do fields[#fields + 1] = columns[x].costs[log.count] or 0 end
         fields[#fields + 1], fields[#fields + 2] = before, group
         -- As long for entries of any size.
-        formats[l + 1] = formats[l + 1] .. rep('I7', #columns) .. string.format('c%03dc%03d', #before, #group)
-        offset = offset + 7 * #columns + #before + #group
+        formats[l + 1] = formats[l + 1] .. rep('{{ AMOUNT }}', #columns) .. string.format('c%03dc%03d', #before, #group)
+        offset = offset + {{ bytes(AMOUNT) }} * #columns + #before + #group
       end
       if over_at > until_ms then until_ms = over_at end
       for _, value in ipairs({ log.kind, #columns, log.id, d, log.capacity, 0, log.size, log.format }) do
         statics[#statics + 1] = value
       end
       ring_places[l] = #statics - 2
-      for x = 1, #columns do statics[#statics + 1], statics[#statics + 2] = units[x], columns[x].width or 7 end
-      static_formats[l + 1] = 'BBI4BHI4Bc' .. #log.format .. rep('I4B', #columns)
-      shape[l + 1] = pack('<BBI4' .. rep('I4', #columns), log.kind, #columns, log.id, unpack(units))
+      for x = 1, #columns do statics[#statics + 1], statics[#statics + 2] = units[x], columns[x].width or {{ bytes(AMOUNT) }} end
+      static_formats[l + 1] = '{{ STATICS_FRONT }}{{ STATICS_RING }}c' .. #log.format .. rep('{{ COLUMN }}', #columns)
+      shape[l + 1] = pack('<{{ LOG_SHAPE }}' .. rep('{{ UNIT }}', #columns), log.kind, #columns, log.id, unpack(units))
     end
     -- A life a little longer than needed, so that most calls need not renew it.
-    fields[4] = until_ms + floor((until_ms - now) / 8) + 1000
+    fields[{{ LIVES_UNTIL }}] = until_ms + floor((until_ms - now) / {{ LIFE_SHARE }}) + {{ LIFE_MORE }}
     local static_format, format, shapes = table.concat(static_formats), table.concat(formats), table.concat(shape)
     -- Packed once for their length, and again when the rings have their places.
-    local at = 9 + #shapes + #format + #pack(static_format, unpack(statics))
+    local at = {{ bytes(HEAD) }} + #shapes + #format + #pack(static_format, unpack(statics))
     local length = at + offset + #static_format
     offset = length
     for l = 1, #logs do
-      statics[ring_places[l]] = offset + (logs[l].lines or 0) * (4 + 7 * #logs[l].columns)
+      statics[ring_places[l]] = offset + (logs[l].lines or 0) * ({{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * #logs[l].columns)
       offset = offset + #rings[l]
     end
-    local header = pack('<BHHHH', VERSION, length, #shapes, #format, #static_format) .. shapes .. format
-      .. pack(static_format, unpack(statics)) .. pack(format, unpack(fields, 4)) .. static_format
-    call('SET', key, header .. table.concat(rings), 'PX', fields[4] - now)
-    fields[1], fields[2], fields[3] = statics, format, at
+    local header = pack('<{{ HEAD }}', {{ VERSION }}, length, #shapes, #format, #static_format) .. shapes .. format
+      .. pack(static_format, unpack(statics)) .. pack(format, unpack(fields, {{ LIVES_UNTIL }})) .. static_format
+    call('SET', key, header .. table.concat(rings), 'PX', fields[{{ LIVES_UNTIL }}] - now)
+    fields[{{ STATICS }}], fields[{{ FIELDS_FORMAT }}], fields[{{ FIELDS_AT }}] = statics, format, at
     return fields
   end
 

@@ -7,4 +7,4 @@
 local wrong, state, from, ttl, value = recall(KEYS[1])
 if wrong then return redis.error_reply(wrong) end
 if not state then return '' end
-return struct.pack('<BI6I6', state, now, from + ttl) .. string.sub(value, 12)
+return struct.pack('<BI6I6', state, now, from + ttl) .. string.sub(value, {{ 1 + bytes(RECORD) }})

@@ -9,20 +9,18 @@
 --              than its time to live.
 -- head(state, from, ttl)  what a record begins with
 
-local RECORD_VERSION = 1
-
 local function head(state, from, ttl)
-  return struct.pack('<BI6I4', 4 * RECORD_VERSION + state, from, ttl)
+  return struct.pack('<{{ RECORD }}', {{ 4 * RECORD_VERSION }} + state, from, ttl)
 end
 
 local function recall(key)
-  local value = redis.call('GETRANGE', key, 0, 65536)
+  local value = redis.call('GETRANGE', key, 0, {{ MAX_RECORD_BYTES }})
   if value == '' then return false end
-  if #value > 65536 then return 'TGUNREADABLE a record is too long' end
-  local state, from, ttl = struct.unpack('<BI6I4', value)
-  state = state - 4 * RECORD_VERSION
+  if #value > {{ MAX_RECORD_BYTES }} then return 'TGUNREADABLE a record is too long' end
+  local state, from, ttl = struct.unpack('<{{ RECORD }}', value)
+  state = state - {{ 4 * RECORD_VERSION }}
   if state < 0 or state > 3 then
-    return 'TGVERSION a record is of version ' .. math.floor(state / 4) + RECORD_VERSION
+    return 'TGVERSION a record is of version ' .. math.floor(state / 4) + {{ RECORD_VERSION }}
   end
   if from > now then
     from = now

@@ -8,21 +8,20 @@
 -- cost     per ledger one read and one write of its header; for a row whose entry is no longer in the header a read
 --          and a write of its cost, and the same for its block's sum
 
-local SLIDING, GROUP, BLOCK, TWO_32 = 1, 4, 64, 4294967296
-local id, slot_scopes = struct.unpack('<c16B', ARGV[2])
-local refunds, refunded, headers = (#ARGV[2] - 17) / 23, {}, {}
+local id, slot_scopes = struct.unpack('<{{ REFUNDS }}', ARGV[2])
+local refunds, refunded, headers = (#ARGV[2] - {{ bytes(REFUNDS) }}) / {{ bytes(REFUND) }}, {}, {}
 
 -- The header of a ledger, with nothing in it that is dated later than now.
 local function header_of(key)
   local h, wrong = read_header(key)
   if not h then return h, wrong end
-  local g, s = h[1], 2
+  local g, s = h[{{ STATICS }}], {{ FIRST_LOG }}
   for _ = 1, g[1] do
-    local d = g[s + 3]
-    if g[s] == SLIDING and h[d + 3] > now and h[d + 1] > 0 then
+    local d = g[{{ fields }}]
+    if g[{{ kind }}] == {{ SLIDING }} and h[{{ latest }}] > now and h[{{ count }}] > 0 then
       return rare(now, shortest_ttl)(key, h, {})
     end
-    s = s + 8 + 2 * g[s + 1]
+    s = {{ next_log('g[' ~ columns ~ ']') }}
   end
   return h
 end
@@ -31,29 +30,29 @@ end
 -- latest, or in the pending group; else in the ring, and in the header's copy of the oldest group if it is of
 -- that; and the sum of its block is in the directory once the next block has begun.
 local function take_out(key, h, s, column, number, amount)
-  local g = h[1]
-  local columns, d, capacity, ring, size = g[s + 1], g[s + 3], g[s + 4], g[s + 5], g[s + 6]
-  local seq, latest, horizon = h[d], h[d + 3], now - g[s + 2]
-  local last = seq + h[d + 1] - 1
+  local g = h[{{ STATICS }}]
+  local columns, d, capacity, ring = g[{{ columns }}], g[{{ fields }}], g[{{ capacity }}], g[{{ ring }}]
+  local size, seq, latest, horizon = g[{{ size }}], h[{{ number }}], h[{{ latest }}], now - g[{{ id }}]
+  local last = seq + h[{{ count }}] - 1
   if number < seq or number > last then return 0 end
   if number == last then
-    local held = d + 3 + columns + column
+    local held = {{ held('column') }}
     if latest <= horizon then return 0 end
     if amount > h[held] then amount = h[held] end
     h[held] = h[held] - amount
     return amount
   end
-  local pending, oldest, field, at, bytes = last - last % GROUP, seq - seq % GROUP, nil, 0, nil
+  local pending, oldest, field, at, bytes = last - last % {{ GROUP }}, seq - seq % {{ GROUP }}, nil, 0, nil
   local ring_at = ring + number % capacity * size
   if number >= pending then
-    field, at = d + 4 + 2 * columns, (number - last + GROUP - 1) * size
-  elseif number < oldest + GROUP then
-    field, at = d + 5 + 2 * columns, (number - oldest) * size
+    field, at = {{ before_latest }}, (number - last + {{ GROUP - 1 }}) * size
+  elseif number < oldest + {{ GROUP }} then
+    field, at = {{ oldest_group }}, (number - oldest) * size
   end
   bytes = field and h[field] or redis.call('GETRANGE', key, ring_at, ring_at + size - 1)
-  local offset, width = at + 4, g[s + 7 + 2 * column]
-  for x = 1, column - 1 do offset = offset + g[s + 7 + 2 * x] end
-  local time = latest - (latest - struct.unpack('<I4', bytes, at + 1)) % TWO_32
+  local offset, width = at + {{ bytes(ENTRY) }}, g[{{ width('column') }}]
+  for x = 1, column - 1 do offset = offset + g[{{ width('x') }}] end
+  local time = latest - (latest - struct.unpack('<{{ ENTRY }}', bytes, at + 1)) % {{ TIME_RANGE }}
   if time <= horizon then return 0 end
   local held = struct.unpack('<I' .. width, bytes, offset + 1)
   if amount > held then amount = held end
@@ -61,12 +60,12 @@ local function take_out(key, h, s, column, number, amount)
   if field then h[field] = string.sub(bytes, 1, offset) .. rest .. string.sub(bytes, offset + width + 1) end
   if number < pending then
     redis.call('SETRANGE', key, ring_at + offset - at, rest)
-    local block = math.floor(number / BLOCK)
-    if capacity > BLOCK and last >= (block + 1) * BLOCK then
-      local lines = capacity / BLOCK
-      local sum_at = ring + (block % lines - lines) * (4 + 7 * columns) + 7 * column - 3
-      local sum = struct.unpack('<I7', redis.call('GETRANGE', key, sum_at, sum_at + 6))
-      redis.call('SETRANGE', key, sum_at, struct.pack('<I7', sum - amount))
+    local block = math.floor(number / {{ BLOCK }})
+    if capacity > {{ BLOCK }} and last >= (block + 1) * {{ BLOCK }} then
+      local lines, line_size = capacity / {{ BLOCK }}, {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * columns
+      local sum_at = ring + (block % lines - lines) * line_size + {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * (column - 1)
+      local sum = struct.unpack('<{{ AMOUNT }}', redis.call('GETRANGE', key, sum_at, sum_at + {{ bytes(AMOUNT) - 1 }}))
+      redis.call('SETRANGE', key, sum_at, struct.pack('<{{ AMOUNT }}', sum - amount))
     end
   end
   return amount
@@ -74,7 +73,7 @@ end
 
 -- All headers are read before anything is written.
 for r = 0, refunds - 1 do
-  local k = struct.unpack('<B', ARGV[2], 18 + r * 23)
+  local k = struct.unpack('<B', ARGV[2], {{ 1 + bytes(REFUNDS) }} + r * {{ bytes(REFUND) }})
   if headers[k] == nil then
     local h, wrong = header_of(KEYS[k])
     if wrong then return redis.error_reply(wrong) end
@@ -82,24 +81,25 @@ for r = 0, refunds - 1 do
   end
 end
 for r = 0, refunds - 1 do
-  local k, kind, window, unit, number, amount = struct.unpack('<BBI4I4I6I7', ARGV[2], 18 + r * 23)
+  local k, kind, window, unit, number, amount =
+    struct.unpack('<{{ REFUND }}', ARGV[2], {{ 1 + bytes(REFUNDS) }} + r * {{ bytes(REFUND) }})
   local h, taken = headers[k], 0
-  local g, s = h and h[1], 2
+  local g, s = h and h[{{ STATICS }}], {{ FIRST_LOG }}
   for _ = 1, h and g[1] or 0 do
-    local d = g[s + 3]
-    if g[s] == kind and g[s + 2] == window then
-      for x = 1, g[s + 1] do
-        if g[s + 6 + 2 * x] == unit then
-          if kind == SLIDING then
+    local d = g[{{ fields }}]
+    if g[{{ kind }}] == kind and g[{{ id }}] == window then
+      for x = 1, g[{{ columns }}] do
+        if g[{{ unit('x') }}] == unit then
+          if kind == {{ SLIDING }} then
             taken = take_out(KEYS[k], h, s, x, number, amount)
-          elseif h[d] == number and h[d + 3] > now then
-            taken = h[d + 3 + x] < amount and h[d + 3 + x] or amount
+          elseif h[{{ number }}] == number and h[{{ latest }}] > now then
+            taken = h[{{ total('x') }}] < amount and h[{{ total('x') }}] or amount
           end
-          h[d + 3 + x] = h[d + 3 + x] - taken
+          h[{{ total('x') }}] = h[{{ total('x') }}] - taken
         end
       end
     end
-    s = s + 8 + 2 * g[s + 1]
+    s = {{ next_log('g[' ~ columns ~ ']') }}
   end
   refunded[r + 1] = taken
 end

@@ -21,7 +21,6 @@ end
 -- How many are held, when the last of them ends, and when `cost` more fit below `limit` (0 now, NEVER, else from
 -- then on).
 local function read_slots(key, cost, limit)
-  local NEVER = 281474976710655
   redate_slots(key)
   local after = string.format('(%.0f', now)
   local used = redis.call('ZCOUNT', key, after, '+inf')
@@ -30,7 +29,7 @@ local function read_slots(key, cost, limit)
   -- In this order no intermediate result leaves the integers that a double holds.
   local over = cost - (limit - used)
   if cost > 0 and over > 0 then
-    fit = NEVER
+    fit = {{ NEVER }}
     if cost <= limit then
       local freeing = redis.call('ZRANGEBYSCORE', key, after, '+inf', 'WITHSCORES', 'LIMIT', over - 1, 1)
       fit = tonumber(freeing[2])

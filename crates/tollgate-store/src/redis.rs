@@ -4,8 +4,10 @@ mod admit;
 mod batch;
 mod examine;
 mod fast_path;
+pub(crate) mod layout;
 mod link;
 mod records;
+pub(crate) mod scripts;
 mod split;
 mod wire;
 
@@ -26,8 +28,9 @@ pub(crate) use self::link::{Script, Writes};
 use self::{
     admit::{Admit, Ask, Elsewhere, Said},
     batch::{BatchedCall, Batches},
-    fast_path::{FastPathRequest, FastPathScripts},
+    fast_path::FastPathRequest,
     records::{Close, Returned},
+    scripts::Scripts,
     wire::{Request, Validity},
 };
 pub use self::{
@@ -37,53 +40,6 @@ pub use self::{
 
 /// The most ledgers that one run of a script removes.
 const MAX_RESET: usize = 250;
-
-/// The scripts, put together from `lua/`, behind the clock that goes in front.
-struct Scripts {
-    fast_path: FastPathScripts,
-    apply: Script,
-    admit: Script,
-    look: Script,
-    close: Script,
-    refund: Script,
-    extend: Script,
-    reset: Script,
-}
-
-macro_rules! lua {
-    ($($name:literal)+) => { concat!($(include_str!(concat!("../../../lua/", $name, ".lua"))),+) };
-}
-
-const PLAIN: &str = lua!("plain");
-const GUARD: &str = lua!("plain" "guard");
-const BLOCK: &str = lua!("block");
-const APPLY: &str = lua!("ledger" "apply" "answer");
-const ADMIT: &str = lua!("block" "ledger" "record" "slots" "admit" "apply" "admitted");
-const LOOK: &str = lua!("record" "look");
-const CLOSE: &str = lua!("block" "ledger" "record" "close" "refund" "apply" "closed");
-const REFUND: &str = lua!("block" "ledger" "refund");
-const EXTEND: &str = lua!("record" "slots" "extend");
-
-impl Scripts {
-    fn behind(clock: &str) -> Self {
-        let script = |code: &str| Script::new(guarded(clock, code));
-        Self {
-            fast_path: FastPathScripts::between([clock, BLOCK].concat(), APPLY, PLAIN),
-            apply: script(&[BLOCK, APPLY].concat()),
-            admit: script(ADMIT),
-            look: script(LOOK),
-            close: script(CLOSE),
-            refund: script(REFUND),
-            extend: script(EXTEND),
-            reset: script(lua!("reset")),
-        }
-    }
-}
-
-/// A script whose errors are plain text, whatever it reads.
-fn guarded(clock: &str, code: &str) -> String {
-    [clock, GUARD, "return guarded(function()\n", code, "\nend)\n"].concat()
-}
 
 /// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`], and so is every other
 /// operation; what is in several slots of a Redis Cluster takes one for each of them. Clones share everything.
@@ -112,7 +68,7 @@ impl RedisStore {
     /// Must be called within a Tokio runtime that goes on: calls from threads without a runtime of the link's are sent by
     /// a task on this one.
     pub fn on(link: Link) -> Self {
-        Self::behind(lua!("clock"), link, None)
+        Self::behind(scripts::part("clock.lua"), link, None)
     }
 
     fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
@@ -123,13 +79,13 @@ impl RedisStore {
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
     #[cfg(feature = "testing")]
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
-        Ok(Self::behind(lua!("clock_injected"), Link::open(config)?, Some(Arc::new(move || clock.now()))))
+        Ok(Self::behind(scripts::part("clock_injected.lua"), Link::open(config)?, Some(Arc::new(move || clock.now()))))
     }
 
     /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
     #[cfg(feature = "testing")]
     pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
-        Ok(Self::behind(concat!("-- Another version.\n", lua!("clock")), Link::open(config)?, None))
+        Ok(Self::behind(&["-- Another version.\n", scripts::part("clock.lua")].concat(), Link::open(config)?, None))
     }
 
     /// The same store, which decides every call by the general script, for tests.
@@ -352,7 +308,7 @@ pub mod raw {
     use redis::Value;
     use tollgate_core::claim::{Claim, Mode};
 
-    use super::{APPLY, BLOCK, FastPathRequest, FastPathScripts, PLAIN, Request, Validity, guarded};
+    use super::{FastPathRequest, Request, Scripts, Validity};
 
     fn requests(prefix: &str, claims: &[Claim], mode: Mode) -> (Request, Option<FastPathRequest>) {
         let validity = Validity::of(claims);
@@ -363,9 +319,9 @@ pub mod raw {
 
     /// The script that decides calls like this one, behind a clock of the bench's own.
     pub fn script(clock: &str, claims: &[Claim], mode: Mode) -> String {
-        let scripts = FastPathScripts::between([clock, BLOCK].concat(), APPLY, PLAIN);
-        let script = requests("", claims, mode).1.and_then(|fast| scripts.get(&fast));
-        script.map_or_else(|| guarded(clock, &[BLOCK, APPLY].concat()), |script| script.code().to_owned())
+        let scripts = Scripts::behind(clock);
+        let fast = requests("", claims, mode).1.and_then(|fast| scripts.fast_path.get(&fast));
+        fast.as_deref().unwrap_or(&scripts.apply).code().to_owned()
     }
 
     /// The keys and the arguments of one decision.

@@ -20,7 +20,7 @@ use super::{
     AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
     Saved, record,
 };
-use crate::redis::{Link, Script};
+use crate::redis::{Link, Script, layout::ACCOUNT_VERSION_DIGITS, scripts};
 
 /// How often a subscription is tried, and how long it may take to answer. A connection that broke without a
 /// word is found out within two of these.
@@ -29,8 +29,6 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const MAX_ID_BYTES: usize = 128;
 /// The largest record that is written or read, in bytes.
 const MAX_RECORD_BYTES: usize = 1 << 20;
-/// The digits in front of a record.
-const VERSION_DIGITS: usize = 16;
 
 /// A store in Redis.
 pub struct RedisAccounts {
@@ -42,8 +40,8 @@ pub struct RedisAccounts {
 impl RedisAccounts {
     /// A store at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        let script = Script::new(include_str!("../../../../lua/account.lua").to_owned());
-        let list = Script::new(include_str!("../../../../lua/accounts.lua").to_owned());
+        let script = scripts::script("account.lua");
+        let list = scripts::script("accounts.lua");
         Self { link, script, list }
     }
 
@@ -183,7 +181,7 @@ impl RedisAccounts {
 
     async fn load_record(&self, domain: &str, id: &str) -> Result<Option<AccountRecord>, StoreError> {
         let key = self.record_key(domain, id);
-        let record: Option<AccountRecord> = self.read(&key, VERSION_DIGITS).await?;
+        let record: Option<AccountRecord> = self.read(&key, ACCOUNT_VERSION_DIGITS).await?;
         if record.as_ref().is_some_and(|record| record.domain != domain || record.id != id) {
             return Err(StoreError::Refused(format!("what it keeps at {key} is the record of another account")));
         }
@@ -266,7 +264,7 @@ fn tag(partition: Partition) -> String {
 }
 
 fn digits(version: u64) -> String {
-    format!("{version:0VERSION_DIGITS$}")
+    format!("{version:0ACCOUNT_VERSION_DIGITS$}")
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {

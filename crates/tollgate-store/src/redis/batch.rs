@@ -16,6 +16,7 @@ use tollgate_core::{claim::Partition, store::StoreError};
 
 use super::{
     InjectedClock, Script,
+    layout::ERROR,
     link::{Failure, Fault, Link, Writes, preferred_runtime},
     wire,
 };
@@ -27,8 +28,6 @@ const MOST_CALLS: usize = 32;
 const NEAR: Duration = Duration::from_millis(20);
 /// Maximum number of waiting calls that are sorted into batches at once.
 const MOST_AT_ONCE: usize = 512;
-/// First byte of a reply that is an error.
-const ERROR: u8 = 255;
 
 /// The ways into the batches: one for each runtime that connections live on, and one for calls from elsewhere.
 pub(super) struct Batches(Box<[mpsc::Sender<Waiting>]>);

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
-use minijinja::{Environment, value::Serde};
+use minijinja::value::Serde;
 use serde::Serialize;
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -14,17 +14,19 @@ use tollgate_core::{
 
 use super::{
     Script,
+    layout::{
+        AMOUNT, COLUMN, ENTRY, GROUP, HEAD, LIFE, LOG_FIELDS, LOG_SHAPE, LOGS, NO_ENTRIES, REPLY, SLIDING,
+        STATICS_FRONT, STATICS_RING, STATUS, UNIT, entry_format_bytes, size_of,
+    },
+    scripts,
     wire::{Request, Row, Validity, put, window_of},
 };
 
-const TEMPLATE: &str = include_str!("../../../../lua/fast_path.lua.jinja");
-const TOGETHER: &str = include_str!("../../../../lua/together.lua.jinja");
-const SLIDING: u8 = 1;
-/// What the value of a ledger begins with, in front of its shape; see `lua/ledger.lua`.
-const LEDGER_HEAD: usize = 9;
-/// So many entries of a log stand in its fields.
-const ENTRIES: usize = 7;
-/// The scripts of so many forms are kept; policies have a few each.
+/// Entries of a log that stand in its fields: the pending group without the latest, and the group of the oldest.
+const ENTRIES_IN_FIELDS: usize = 2 * GROUP - 1;
+/// Maximum number of entries that leave a log on the fast path; the general script is faster when more do.
+const MOST_LEAVING: usize = 8;
+/// Maximum number of forms whose scripts are kept; policies have a few each.
 const MOST_FORMS: usize = 128;
 /// Lua has room for 200 variables, of which a window takes up to 18 and a row 9.
 const MOST_WINDOWS: usize = 4;
@@ -114,17 +116,16 @@ impl FastPathRequest {
 
 /// The scripts, one for each form that was met.
 pub(super) struct FastPathScripts {
-    /// What stands in front of the fast path, and the general script, which decides where the fast path cannot.
+    /// What stands in front of the fast path.
     front: String,
-    apply: &'static str,
-    /// What makes plain text of errors.
-    plain: &'static str,
+    /// The general script, which decides where the fast path cannot.
+    apply: String,
     known: ArcSwap<HashMap<Form, Arc<Script>>>,
 }
 
 impl FastPathScripts {
-    pub(super) fn between(front: String, apply: &'static str, plain: &'static str) -> Self {
-        Self { front, apply, plain, known: ArcSwap::default() }
+    pub(super) fn new(front: String, apply: String) -> Self {
+        Self { front, apply, known: ArcSwap::default() }
     }
 
     /// The script for a call; none if it has a form too many.
@@ -136,7 +137,7 @@ impl FastPathScripts {
         if known.len() >= MOST_FORMS {
             return None;
         }
-        let code = [&self.front, &*request.form.render(self.apply, self.plain).ok()?].concat();
+        let code = [&self.front, &*request.form.render(&self.apply).ok()?].concat();
         let script = Arc::new(Script::new(code));
         self.known.rcu(|known| {
             let mut more = HashMap::clone(known);
@@ -149,7 +150,7 @@ impl FastPathScripts {
 
 /// What the template asks for.
 #[derive(Serialize)]
-struct Context {
+struct Context<'a> {
     ledgers: Vec<Ledger>,
     windows: Vec<Window>,
     /// The numbers of the rows that are charged.
@@ -164,9 +165,11 @@ struct Context {
     /// Where the claims begin, from 1.
     apply_at: usize,
     /// The general script.
-    apply: &'static str,
+    apply: &'a str,
     /// What makes plain text of errors.
-    plain: &'static str,
+    plain: &'a str,
+    #[serde(rename = "MOST_LEAVING")]
+    most_leaving: usize,
 }
 
 #[derive(Serialize)]
@@ -195,46 +198,66 @@ struct Window {
 impl Window {
     /// Bytes in the shape.
     fn shape(&self) -> usize {
-        6 + 4 * self.rows.len()
+        size_of(LOG_SHAPE) + size_of(UNIT) * self.rows.len()
     }
 
     /// Bytes of an entry's format.
     fn entry(&self) -> usize {
-        if self.sliding { 3 + 2 * self.rows.len() } else { 1 }
+        if self.sliding { entry_format_bytes(self.rows.len()) } else { NO_ENTRIES.len() }
+    }
+
+    /// Bytes of the statics' format.
+    fn statics_format(&self) -> usize {
+        let front = STATICS_FRONT.len() + STATICS_RING.len() + "c".len();
+        front + self.entry().to_string().len() + COLUMN.len() * self.rows.len()
+    }
+
+    /// Bytes of the statics.
+    fn statics(&self) -> usize {
+        let front = size_of(STATICS_FRONT) + size_of(STATICS_RING);
+        front + self.entry() + size_of(COLUMN) * self.rows.len()
+    }
+
+    /// Bytes of the fields' format. The two groups have three digits each.
+    fn fields_format(&self) -> usize {
+        let (columns, groups) = (AMOUNT.len() * self.rows.len(), "c000c000".len());
+        LOG_FIELDS.len() + columns + if self.sliding { columns + groups } else { 0 }
+    }
+
+    /// Bytes of the fields, as long as costs take two bytes each.
+    fn usual_fields(&self) -> usize {
+        let (columns, entry) = (size_of(AMOUNT) * self.rows.len(), size_of(ENTRY) + 2 * self.rows.len());
+        size_of(LOG_FIELDS) + columns + if self.sliding { columns + ENTRIES_IN_FIELDS * entry } else { 0 }
+    }
+
+    /// A format that reads of the statics what the fast path needs: a sliding log's ring and format of an entry.
+    fn reads(&self) -> String {
+        let columns = "x".repeat(size_of(COLUMN) * self.rows.len());
+        if self.sliding {
+            format!("{}{STATICS_RING}c{}{columns}", "x".repeat(size_of(STATICS_FRONT)), self.entry())
+        } else {
+            "x".repeat(self.statics())
+        }
     }
 }
 
 impl Ledger {
-    /// The layout that `lua/ledger.lua` states.
     fn new(n: u8, windows: Vec<Window>) -> Self {
-        let sum = |of: &dyn Fn(&Window, usize) -> usize| -> usize {
-            windows.iter().map(|window| of(window, window.rows.len())).sum()
-        };
-        let shape = 1 + sum(&|window, _| window.shape());
-        let fields_format =
-            3 + sum(&|window, columns| 7 + 2 * columns + if window.sliding { 8 + 2 * columns } else { 0 });
-        let statics_format = 2 + sum(&|window, columns| 10 + window.entry().to_string().len() + 3 * columns);
-        let statics = 1 + sum(&|window, columns| 14 + window.entry() + 5 * columns);
-        let fields_at = LEDGER_HEAD + shape + fields_format + statics;
-        let fields = 6 + sum(&|window, columns| {
-            20 + 7 * columns + if window.sliding { 7 * columns + ENTRIES * (4 + 2 * columns) } else { 0 }
-        });
-        let statics_of = |window: &Window| {
-            let columns = "x".repeat(5 * window.rows.len());
-            if window.sliding {
-                format!("xxxxxxxHI4Bc{}{columns}", window.entry())
-            } else {
-                format!("{}{columns}", "x".repeat(14 + window.entry()))
-            }
-        };
+        let sum = |of: fn(&Window) -> usize| -> usize { windows.iter().map(of).sum() };
+        let shape = size_of(LOGS) + sum(Window::shape);
+        let fields_format = "<".len() + LIFE.len() + sum(Window::fields_format);
+        let statics_format = "<".len() + LOGS.len() + sum(Window::statics_format);
+        let fields_at = size_of(HEAD) + shape + fields_format + size_of(LOGS) + sum(Window::statics);
+        let usual_end = fields_at + size_of(LIFE) + sum(Window::usual_fields);
+        // Of the head it reads version and length of the header.
         let front =
-            [format!("<BHxxxxxxc{shape}c{fields_format}x")].into_iter().chain(windows.iter().map(statics_of)).collect();
-        Self { n, windows, shape, usual_end: fields_at + fields, statics_format, fields_at, front }
+            [format!("<BHxxxxxxc{shape}c{fields_format}x")].into_iter().chain(windows.iter().map(Window::reads));
+        Self { n, shape, fields_at, usual_end, statics_format, front: front.collect(), windows }
     }
 }
 
 impl Form {
-    fn render(&self, apply: &'static str, plain: &'static str) -> Result<String, minijinja::Error> {
+    fn render(&self, apply: &str) -> Result<String, minijinja::Error> {
         let mut ledgers: Vec<Ledger> = Vec::new();
         let (mut windows, mut rows) = (Vec::new(), 0);
         for (at, (ledger, kind, columns)) in self.windows.iter().enumerate() {
@@ -251,13 +274,15 @@ impl Form {
         let brief = ["<", &shapes.concat(), period, &spans.concat(), &"I7I7".repeat(rows)].concat();
         let guard_rows: usize = self.guards.iter().map(|rows| usize::from(*rows)).sum();
         let guards: Vec<usize> = (ledgers.len() + 1..=ledgers.len() + self.guards.len()).collect();
-        let reply = format!("<BI6{}", "I7I6I6".repeat(rows + guard_rows));
+        let reply = ["<", REPLY, &STATUS.repeat(rows + guard_rows)].concat();
+        let plain = scripts::part("plain.lua");
         let shapes: usize = ledgers.iter().map(|ledger| ledger.shape).sum();
         let spans: usize = windows.iter().map(|window| if window.sliding { 4 } else { 12 }).sum();
         let context = Context {
             apply_at: 1 + shapes + if self.calendars { 12 } else { 0 } + spans + 14 * rows,
             apply,
             plain,
+            most_leaving: MOST_LEAVING,
             rows: (1..=rows).collect(),
             guard_rows: (0..guard_rows).collect(),
             calendars: self.calendars,
@@ -267,8 +292,7 @@ impl Form {
             brief,
             reply,
         };
-        let environment = Environment::new();
-        let decide = environment.render_str(TEMPLATE, Serde(&context))?;
-        environment.render_str(TOGETHER, minijinja::context! { decide, plain })
+        let decide = scripts::render("fast_path.lua.jinja", Serde(context))?;
+        scripts::render("together.lua.jinja", minijinja::context! { decide, plain })
     }
 }

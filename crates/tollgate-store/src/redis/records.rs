@@ -13,10 +13,10 @@ use tollgate_core::{
 
 use super::{
     admit::Elsewhere,
+    layout::{CALENDAR, REFUND, SLIDING, size_of},
     wire::{Request, Row, Validity, key_in, ledger_key, put, take, unreadable, window_of},
 };
 
-const SLIDING: u64 = 1;
 const SLOTS_KEY: &str = "s";
 const RESERVATION_KEY: &str = "r";
 const REQUEST_KEY: &str = "q";
@@ -48,7 +48,8 @@ pub(super) fn write_body(
     elsewhere: &Elsewhere,
     note: &[u8],
 ) -> Vec<u8> {
-    let mut body = Vec::with_capacity(64 + 12 * request.rows.len() + 23 * elsewhere.charges.len() + note.len());
+    let mut body =
+        Vec::with_capacity(64 + 12 * request.rows.len() + size_of(REFUND) * elsewhere.charges.len() + note.len());
     let put_ledgers = |body: &mut Vec<u8>, ledgers: &[LedgerKey]| {
         body.push(small(ledgers.len()));
         for ledger in ledgers {
@@ -106,8 +107,8 @@ fn put_charge(to: &mut Vec<u8>, ledgers: &mut SmallVec<[LedgerKey; 4]>, charge: 
         ledgers.len() - 1
     });
     let (kind, window) = match charge.window {
-        Window::Sliding(window) => (1, window.ms()),
-        Window::Calendar(id) => (2, id),
+        Window::Sliding(window) => (SLIDING, window.ms()),
+        Window::Calendar(id) => (CALENDAR, id),
     };
     to.extend([small(number + 1), kind]);
     to.extend(window.to_le_bytes());
@@ -150,7 +151,7 @@ fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
 fn read_counter(ledgers: &[LedgerKey], rest: &mut &[u8]) -> Option<Charge> {
     let ledger = *ledgers.get(usize::try_from(take(rest, 1)?).ok()?.checked_sub(1)?)?;
     let (kind, id) = (take(rest, 1)?, take(rest, 4)?);
-    let window = match kind {
+    let window = match u8::try_from(kind).ok()? {
         SLIDING => Window::Sliding(SlidingWindow::from_ms(id).ok()?),
         _ => Window::Calendar(u32::try_from(id).ok()?),
     };

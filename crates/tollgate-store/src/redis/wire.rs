@@ -11,11 +11,10 @@ use tollgate_core::{
     window::Span,
 };
 
-const HEAD: usize = 13;
-const ROW: usize = 43;
+use super::layout::{CALENDAR, NEVER, REQUEST, ROW, SLIDING, size_of};
+
 /// The key of the names of a partition's open-ended ledgers.
 const PLACES_KEY: &str = "o";
-const NEVER: u64 = (1 << 48) - 1;
 /// What is said of a reply that is none of the script's.
 pub(super) const UNREADABLE: &str = "the script's reply cannot be read";
 
@@ -147,8 +146,8 @@ pub(super) fn bytes_of(reply: &Value) -> Result<&[u8], StoreError> {
 /// Orders windows: kind, then id.
 pub(super) fn window_of(span: Span) -> (u8, u32) {
     match span {
-        Span::Sliding(window) => (1, window.ms()),
-        Span::Calendar { id, .. } => (2, id),
+        Span::Sliding(window) => (SLIDING, window.ms()),
+        Span::Calendar { id, .. } => (CALENDAR, id),
         Span::Slots => (3, 0),
     }
 }
@@ -185,7 +184,7 @@ impl Validity {
 }
 
 fn pack(claims: &[Claim], rows: &[Row], mode: Mode, validity: Validity) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(HEAD + rows.len() * ROW);
+    let mut packed = Vec::with_capacity(size_of(REQUEST) + rows.len() * size_of(ROW));
     packed.push(match mode {
         Mode::Try => 0,
         Mode::Force => 1,

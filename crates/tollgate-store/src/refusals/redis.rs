@@ -5,7 +5,7 @@ use redis::Cmd;
 use tollgate_core::{claim::Partition, store::StoreError};
 
 use super::{KEPT, KEPT_FOR, Refusal, RefusalFuture, RefusalLog};
-use crate::redis::{Link, Script};
+use crate::redis::{Link, Script, scripts};
 
 /// A log in Redis.
 pub struct RedisRefusals {
@@ -20,8 +20,8 @@ const MAX_REFUSAL_BYTES: usize = 8_192;
 impl RedisRefusals {
     /// A log at the other end of `link`, which others may use too.
     pub fn on(link: Link) -> Self {
-        let script = Script::new(include_str!("../../../../lua/refusals.lua").to_owned());
-        let latest = Script::new(include_str!("../../../../lua/refused.lua").to_owned());
+        let script = scripts::script("refusals.lua");
+        let latest = scripts::script("refused.lua");
         Self { link, script, latest }
     }
 

@@ -3,6 +3,10 @@
 use redis::Connection;
 
 use super::RedisServer;
+use crate::redis::layout::{
+    AMOUNT, COLUMN, GROUP, HEAD, LIFE, LOG_FIELDS, LOGS, NO_ENTRIES, SLIDING, STATICS_FRONT, STATICS_RING, VERSION,
+    entry_format_bytes, size_of,
+};
 
 /// Reads every value under keys that match a pattern: the bytes of strings, and the dump of anything else.
 const READ_ALL: &str = "
@@ -13,9 +17,6 @@ for _, key in ipairs(keys) do
   found[#found + 1] = { key, redis.call(is_string and 'GET' or 'DUMP', key) }
 end
 return found";
-
-/// The layout's version, with which the value of a counter begins. Records begin with other bytes.
-const COUNTER_VERSION: u8 = 3;
 
 /// What the servers of the fast path and of the general script store.
 pub struct StoredValues {
@@ -53,7 +54,8 @@ fn read_all(redis: &mut Connection, prefix: &str) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> =
         redis::cmd("EVAL").arg(READ_ALL).arg(0).arg(format!("{prefix}*")).query(redis).expect("the values");
     for (_, value) in &mut all {
-        if value.first() == Some(&COUNTER_VERSION) {
+        // A record begins with another byte.
+        if value.first() == Some(&VERSION) {
             clear_unused_group(value);
         }
     }
@@ -68,26 +70,27 @@ fn clear_unused_group(value: &mut [u8]) {
         value[at..at + size].iter().rev().fold(0, |sum: usize, byte| sum << 8 | usize::from(*byte))
     };
     let (shape, fields_format, statics_format) = (number(3, 2), number(5, 2), number(7, 2));
-    let mut at = 9 + shape + fields_format;
-    let mut logs = Vec::new();
-    at += 1;
-    for _ in 0..number(at - 1, 1) {
-        let (is_sliding, columns, size) = (number(at, 1) == 1, number(at + 1, 1), number(at + 13, 1));
-        logs.push((is_sliding, columns, size));
-        at += 14 + if is_sliding { 3 + 2 * columns } else { 1 } + 5 * columns;
+    let mut at = size_of(HEAD) + shape + fields_format;
+    let logs = number(at, size_of(LOGS));
+    at += size_of(LOGS);
+    let mut statics = Vec::new();
+    for _ in 0..logs {
+        let (is_sliding, columns) = (number(at, 1) == usize::from(SLIDING), number(at + 1, 1));
+        at += size_of(STATICS_FRONT) + size_of(STATICS_RING);
+        statics.push((is_sliding, columns, number(at - 1, 1)));
+        at += if is_sliding { entry_format_bytes(columns) } else { NO_ENTRIES.len() } + size_of(COLUMN) * columns;
     }
-    at += 6;
+    at += size_of(LIFE);
     let mut unused = Vec::new();
-    for (is_sliding, columns, size) in logs {
+    for (is_sliding, columns, size) in statics {
         let (oldest, entries) = (number(at, 6), number(at + 6, 2));
-        at += 20 + 7 * columns;
+        at += size_of(LOG_FIELDS) + size_of(AMOUNT) * columns;
         if is_sliding {
-            at += 7 * columns + 3 * size;
-            let next = oldest + entries;
-            if entries == 0 || oldest >= (next - 1) / 4 * 4 {
-                unused.push(at..at + 4 * size);
+            at += size_of(AMOUNT) * columns + (GROUP - 1) * size;
+            if entries == 0 || oldest >= (oldest + entries - 1) / GROUP * GROUP {
+                unused.push(at..at + GROUP * size);
             }
-            at += 4 * size;
+            at += GROUP * size;
         }
     }
     assert_eq!(at + statics_format, number(1, 2), "the header of a counter");

@@ -18,7 +18,10 @@ use super::{
     fault::{Failure, Fault, Remedy},
     node::Node,
 };
-use crate::clock::{Clock, SystemClock};
+use crate::{
+    clock::{Clock, SystemClock},
+    redis::scripts,
+};
 
 /// How long all servers together may take, if calls do not wait for less.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -50,7 +53,7 @@ type Asked = (Arc<Node>, String);
 
 impl Probe {
     pub(super) fn new() -> Self {
-        Self { script: Script::new(include_str!("../../../../../lua/probe.lua").to_owned()), id: rand::random() }
+        Self { script: scripts::script("probe.lua"), id: rand::random() }
     }
 
     fn key(&self, prefix: &str, tag: u32) -> String {

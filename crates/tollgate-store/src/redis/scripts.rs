@@ -1,0 +1,126 @@
+//! The scripts, composed of the parts in `lua/` and rendered with one [`layout`].
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use minijinja::{Environment, Error, UndefinedBehavior, Value, context, syntax::SyntaxConfig};
+
+use super::{Script, fast_path::FastPathScripts, layout};
+
+macro_rules! files {
+    ($($name:literal)+) => { [$(($name, include_str!(concat!("../../../../lua/", $name)))),+] };
+}
+
+/// Parts that need nothing but the layout.
+const PARTS: [(&str, &str); 23] = files!(
+    "account.lua" "accounts.lua" "admit.lua" "admitted.lua" "answer.lua" "apply.lua" "block.lua" "clock.lua"
+    "clock_injected.lua" "close.lua" "closed.lua" "extend.lua" "guard.lua" "ledger.lua" "look.lua" "plain.lua" "probe.lua"
+    "record.lua" "refund.lua" "refused.lua" "refusals.lua" "reset.lua" "slots.lua"
+);
+
+/// Parts that are rendered for each form of call.
+const TEMPLATES: [(&str, &str); 2] = files!("fast_path.lua.jinja" "together.lua.jinja");
+
+/// What all parts are rendered in.
+#[expect(clippy::expect_used, reason = "the files are part of the program, and a test renders each")]
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+    environment.set_syntax(syntax.expect("the default syntax"));
+    layout::add_to(&mut environment);
+    for (name, text) in PARTS.into_iter().chain(TEMPLATES) {
+        environment.add_template(name, text).expect(name);
+    }
+    environment
+});
+
+/// The parts, rendered.
+#[expect(clippy::expect_used, reason = "the files are part of the program, and a test renders each")]
+static RENDERED: LazyLock<HashMap<&str, String>> = LazyLock::new(|| {
+    let rendered = |name| (name, render(name, context! {}).expect(name));
+    PARTS.into_iter().map(|(name, _)| rendered(name)).collect()
+});
+
+/// The text of a part.
+pub(crate) fn part(name: &str) -> &'static str {
+    &RENDERED[name]
+}
+
+/// Renders a template, which sees `context` beside the layout.
+pub(super) fn render(name: &str, context: impl Into<Value>) -> Result<String, Error> {
+    ENVIRONMENT.get_template(name)?.render(context)
+}
+
+/// Puts parts one behind the other.
+fn composed<const N: usize>(parts: [&str; N]) -> String {
+    parts.map(part).concat()
+}
+
+/// A script of one part, which needs no clock.
+pub(crate) fn script(name: &str) -> Script {
+    Script::new(part(name).to_owned())
+}
+
+/// The scripts of a store of counters, behind the clock that goes in front.
+pub(super) struct Scripts {
+    pub(super) fast_path: FastPathScripts,
+    pub(super) apply: Script,
+    pub(super) admit: Script,
+    pub(super) look: Script,
+    pub(super) close: Script,
+    pub(super) refund: Script,
+    pub(super) extend: Script,
+    pub(super) reset: Script,
+}
+
+impl Scripts {
+    pub(super) fn behind(clock: &str) -> Self {
+        let apply = composed(["ledger.lua", "apply.lua", "answer.lua"]);
+        let script = |code: &str| Script::new(guarded(clock, code));
+        Self {
+            apply: script(&[part("block.lua"), &apply].concat()),
+            admit: script(&composed([
+                "block.lua",
+                "ledger.lua",
+                "record.lua",
+                "slots.lua",
+                "admit.lua",
+                "apply.lua",
+                "admitted.lua",
+            ])),
+            look: script(&composed(["record.lua", "look.lua"])),
+            close: script(&composed([
+                "block.lua",
+                "ledger.lua",
+                "record.lua",
+                "close.lua",
+                "refund.lua",
+                "apply.lua",
+                "closed.lua",
+            ])),
+            refund: script(&composed(["block.lua", "ledger.lua", "refund.lua"])),
+            extend: script(&composed(["record.lua", "slots.lua", "extend.lua"])),
+            reset: script(part("reset.lua")),
+            fast_path: FastPathScripts::new([clock, part("block.lua")].concat(), apply),
+        }
+    }
+}
+
+/// A script whose errors are plain text, whatever it reads.
+fn guarded(clock: &str, code: &str) -> String {
+    [clock, part("plain.lua"), part("guard.lua"), "return guarded(function()\n", code, "\nend)\n"].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Strict rendering fails on any name that the layout does not have.
+    #[test]
+    fn every_part_is_rendered() {
+        for (name, _) in PARTS {
+            let text = part(name);
+            assert!(!text.contains("{{") && !text.is_empty(), "{name}");
+        }
+    }
+}
