@@ -159,10 +159,10 @@ struct Context<'a> {
     guards: Vec<usize>,
     guard_rows: Vec<usize>,
     calendars: bool,
-    /// The formats of what stands in front of the claims, and of the reply.
-    brief: String,
-    reply: String,
-    /// Where the claims begin, from 1.
+    /// The format of a call's payload, up to the request of the general script.
+    payload_format: String,
+    reply_format: String,
+    /// Where the request of the general script begins, from 1.
     apply_at: usize,
     /// The general script.
     apply: &'a str,
@@ -271,10 +271,10 @@ impl Form {
         let shapes: Vec<String> = ledgers.iter().map(|ledger| format!("c{}", ledger.shape)).collect();
         let spans: Vec<&str> = windows.iter().map(|window| if window.sliding { "I4" } else { "I6I6" }).collect();
         let period = if self.calendars { "I6I6" } else { "" };
-        let brief = ["<", &shapes.concat(), period, &spans.concat(), &"I7I7".repeat(rows)].concat();
+        let payload_format = ["<", &shapes.concat(), period, &spans.concat(), &"I7I7".repeat(rows)].concat();
         let guard_rows: usize = self.guards.iter().map(|rows| usize::from(*rows)).sum();
         let guards: Vec<usize> = (ledgers.len() + 1..=ledgers.len() + self.guards.len()).collect();
-        let reply = ["<", REPLY, &STATUS.repeat(rows + guard_rows)].concat();
+        let reply_format = ["<", REPLY, &STATUS.repeat(rows + guard_rows)].concat();
         let plain = scripts::part("plain.lua");
         let shapes: usize = ledgers.iter().map(|ledger| ledger.shape).sum();
         let spans: usize = windows.iter().map(|window| if window.sliding { 4 } else { 12 }).sum();
@@ -289,8 +289,8 @@ impl Form {
             ledgers,
             windows,
             guards,
-            brief,
-            reply,
+            payload_format,
+            reply_format,
         };
         let decide = scripts::render("fast_path.lua.jinja", Serde(context))?;
         scripts::render("together.lua.jinja", minijinja::context! { decide, plain })

@@ -17,8 +17,8 @@ const PARTS: [(&str, &str); 23] = files!(
     "record.lua" "refund.lua" "refused.lua" "refusals.lua" "reset.lua" "slots.lua"
 );
 
-/// Parts that are rendered for each form of call.
-const TEMPLATES: [(&str, &str); 2] = files!("fast_path.lua.jinja" "together.lua.jinja");
+/// Parts that are rendered for each form of call, and their macros.
+const TEMPLATES: [(&str, &str); 3] = files!("fast_path.lua.jinja" "fast_path_steps.lua.jinja" "together.lua.jinja");
 
 /// What all parts are rendered in.
 #[expect(clippy::expect_used, reason = "the files are part of the program, and a test renders each")]
