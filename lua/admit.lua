@@ -1,25 +1,30 @@
--- Decides a list of claims, and remembers an admission: as a reservation that can be settled, with the slots it
--- holds, and by the id of the request. This part stands in front of apply.lua, admitted.lua behind it.
+-- Decides a list of claims and remembers an admission: as a reservation that can be settled, with the slots that it holds;
+-- and by the id of the request. This part stands in front of apply.lua, and admitted.lua behind it.
 --
--- KEYS     the ledgers; the scopes of slots; the reservation's record, if it is to be one; the request's record,
---          if it has an id
+-- Uses     now (clock.lua), recall (record.lua), read_slots (slots.lua)
+-- Defines  holds, id, hold_ttl, has_id, digest, request_ttl, shape, tells, scopes: the fields of ARGV[2];
+--          reservation_key, request_key, first_scope; slot_rows, slot_statuses, slots_fit: the claims on slots;
+--          from, till. It may change ARGV[1] for apply.lua
+--
+-- KEYS     the ledgers; the scopes of slots; the reservation's record, if there is to be one; the request's record, if it
+--          has an id
 -- ARGV[1]  the claims, see apply.lua
 -- ARGV[2]  whether a reservation is made u8, its id (16 bytes) and time to live u32 (ms); whether the request has
---          an id u8, the digest of the call (16 bytes), for how long it is remembered u32 (ms), the shape of the
---          claims (8 bytes); whether to say where it was charged u8; the number of scopes of slots u8; a row of 15
---          bytes for each claim on slots: scope u8 (number of its key, from 1), cost u56, limit u56 (2^53 - 1:
---          unlimited); little endian
--- ARGV[3]  what the reservation's record begins with
--- ARGV[4]  what the request's record ends with
--- reply    as of apply.lua, with the statuses of the claims on slots behind the others, and behind them, if it was
---          asked and the claims were admitted, per row of ARGV[1] number u48 of the entry that it was charged on and
---          amount u56; or status 3: the request was admitted before; shape (8 bytes), whether it made a reservation
---          u8, its id (16 bytes), when it was to end u48, the reply of then and ARGV[4] of then; or status 4: the
---          request's id belongs to another call
+--          an id u8, the digest of the call (16 bytes), for how long it is remembered u32 (ms), the fingerprint of the
+--          claims (8 bytes); whether the reply says where it was charged u8; the number of scopes of slots u8; a row of
+--          {{ bytes(SLOT_ROW) }} bytes for each claim on slots: scope u8 (number of its key, from 1), cost u56, limit u56
+--          (2^53 - 1: unlimited); little endian
+-- ARGV[3]  the first bytes of the reservation's record
+-- ARGV[4]  the last bytes of the request's record
+-- reply    as of apply.lua, with the statuses of the claims on slots behind the others. Behind them, if this was asked and
+--          the claims were admitted, per row of ARGV[1] number u48 of the entry that was charged and amount u56. Or
+--          status 3: the request was admitted before; fingerprint (8 bytes), whether it made a reservation u8, its id
+--          (16 bytes), when it was to end u48, the reply and ARGV[4] of then. Or status 4: the request's id belongs to
+--          another call
 -- cost     for a request id one read, and one write when admitted; for a reservation one write when admitted; for
 --          each claim on slots two to four looks at the set, and three writes when admitted
 -- records  state 0: a reservation that holds: ARGV[3]; per row of ARGV[1] number and amount as above. State 2: a
---          request: digest, and the reply from its shape on.
+--          request: digest, and the reply from its fingerprint on
 
 local holds, id, hold_ttl, has_id, digest, request_ttl, shape, tells, scopes =
   struct.unpack('<{{ ADMISSION }}', ARGV[2])
@@ -43,6 +48,6 @@ if slot_rows > 0 and now >= from and now < till then
     slot_statuses[r * 3 + 1], slot_statuses[r * 3 + 2], slot_statuses[r * 3 + 3] = used, resets_at, fit
     if fit > 0 then slots_fit = false end
   end
-  -- A try that has no slot is only looked at: nothing is charged, and every quota is reported.
+  -- Where a slot is missing, mode try becomes peek: nothing is charged, and every quota is reported.
   if not slots_fit and string.byte(ARGV[1]) == 0 then ARGV[1] = '\2' .. string.sub(ARGV[1], 2) end
 end

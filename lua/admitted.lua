@@ -1,4 +1,8 @@
 -- Remembers an admission: see admit.lua.
+--
+-- Uses     now, shortest_ttl (clock.lua), head (record.lua), take_slot (slots.lua), what admit.lua defines; reply, plan,
+--          windows, named, ledgers, rows, charging (apply.lua)
+-- Defines  nothing; it returns
 
 if not slots_fit then reply[1] = 0 end
 local admitted = charging and reply[1] == 1

@@ -1,9 +1,13 @@
--- Decides a list of claims, all or nothing, in one step. answer.lua ends the script that does no more than
--- that; scripts that do more have a part of theirs in front and one behind.
+-- The general script: decides a list of claims, all or nothing, in one step. answer.lua ends the script that does no more
+-- than that; scripts that do more have a part in front and one behind.
+--
+-- Uses     now, shortest_ttl (clock.lua), close_block (block.lua), read_header, write_fields, walk, rare (ledger.lua)
+-- Defines  request, rows, reply, plan, windows, named, ledgers, charging, and short names for functions (pack,
+--          unpack_bytes, rep, sub, call)
 --
 -- KEYS     the ledgers, each once; behind them, if any is open-ended, the sorted set of their names
 -- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
---          periods are the current ones, then one row of 43 bytes for each claim, rows of one ledger side by
+--          periods are the current ones, then one row of {{ bytes(ROW) }} bytes for each claim, rows of one ledger side by
 --          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
 --          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
 --          period (0 for sliding), unit u32, cost u56 to judge, charge u56 (0 where an earlier row charges the
@@ -11,14 +15,14 @@
 --          open-ended: how many of these their partition may have u32, the number of the set's key u8, and a bit for
 --          each ledger, from the lowest of the first byte on, 8 bytes
 -- reply    status u8 (0 denied, 1 allowed, 2 outside the time above: nothing was done), now u48 (ms), then for
---          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, else from
---          then on); or the error TGCROWDED: an open-ended ledger would have to be made for which there is no
---          place; nothing was charged
--- cost     one read and one write per ledger, both of the header; besides, per window, a group of four entries
---          written for every fourth entry that comes, and one read for every fourth that leaves; a refusal
---          writes nothing, and reads at most a directory and two blocks for each claim that does not fit; making
---          an open-ended ledger takes four steps in the set, and one or two for each name that is gone through
--- the set  the names of open-ended ledgers, by when to see whether they are still there. It lives for 40 days from
+--          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, otherwise from
+--          then on); or the error TGCROWDED: an open-ended ledger would have to be made and their number has reached
+--          its cap; nothing was charged
+-- cost     one read and one write per ledger, both of the header. Besides, per window, a group of four entries
+--          written for every fourth entry that comes, and one read for every fourth that leaves. A refusal
+--          writes nothing, and reads at most a directory and two blocks for each claim that does not fit. Making
+--          an open-ended ledger takes four steps in the set, and one or two for each name that is looked at
+-- the set  the names of open-ended ledgers, by when to look again whether they still exist. It lives for 40 days from
 --          when the last one was made
 
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
@@ -31,17 +35,17 @@ local rows = math.floor((#request - {{ bytes(REQUEST) }}) / {{ bytes(ROW) }})
 local mode, earliest, latest_end = unpack_bytes('<{{ REQUEST }}', request)
 if now < earliest or now >= latest_end then return pack('<{{ REPLY }}', OUTSIDE, now) end
 
--- The reply has three numbers a row. Behind them, from `plan` on, stand two that are not sent: the index in h
--- of the total that the row charges, and how much. `windows` has five for each window that the rows name: its
+-- `reply` has three numbers for each row. Behind them, from `plan` on, stand two that are not sent: the index in h
+-- of the total that the row charges, and how much. `windows` has five values for each window that the rows name: its
 -- ledger, s, d, whether a charge JOINS its latest entry or OPENS one (false if nothing is charged), its first
--- row. The constructors make room for the usual case, so that the tables need not grow.
+-- row. The constructors make room for a few rows and windows, so that the tables mostly need not grow.
 local reply, plan = { 1, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1 + rows * 3
 local windows = { 0, 0, 0, false, 0, 0, 0, 0, false, 0 }
 local ledgers, named, charging = { nil, nil }, 0, false
 local rebuild
 local rolled_back, needs_rebuild, stale
 
--- A ledger that has no place for its charges is written anew, and the rows are gone through once more.
+-- A ledger without a place for its charges is rebuilt, and the rows are decided once more.
 for _ = 1, 2 do
   local k, kind, id, key, h, g, s, d, columns
   reply[1], named, needs_rebuild = 1, -4, nil
@@ -60,19 +64,19 @@ for _ = 1, 2 do
           g = h[{{ STATICS }}]
           for _ = 1, g[1] do
             local d = g[{{ fields }}]
-            local over_at = h[{{ latest }}]
+            local expires_at = h[{{ latest }}]
             if g[{{ kind }}] == {{ SLIDING }} then
-              -- The clock went back: what is dated later counts as of now, for good. An entry that kept its
+              -- The clock went back: what is dated later than now counts as of now, for good. An entry that kept its
               -- date would stay for longer than a window.
-              if over_at > now and h[{{ count }}] > 0 then
+              if expires_at > now and h[{{ count }}] > 0 then
                 if not rebuild then rebuild = rare(now, shortest_ttl) end
                 h = rebuild(key, h, {})
                 for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
                 break
               end
-              over_at = over_at + g[{{ id }}]
+              expires_at = expires_at + g[{{ id }}]
             end
-            if over_at <= now then
+            if expires_at <= now then
               stale = stale or {}
               stale[#stale + 1] = k * 4096 + s
             end
@@ -156,7 +160,7 @@ for _ = 1, 2 do
     reply[plan + r * 2 + 1] = charge
     if charge > 0 and (mode == FORCE or (mode ~= PEEK and reply[1] == 1)) then
       -- What the charge would write, and whether the value has a place for it: the log, a free slot in its
-      -- ring, a column wide enough.
+      -- ring, a column that is wide enough.
       local place = column ~= nil
       if place then
         local sliding, entry = kind == {{ SLIDING }}, windows[named + 3]
@@ -193,7 +197,7 @@ for _ = 1, 2 do
 
   charging = mode == FORCE or (mode ~= PEEK and reply[1] == 1)
   if not charging then break end
-  -- A log that is over and not charged leaves with the next charge of its ledger.
+  -- A log that has expired, and is not charged, is removed with the next charge of its ledger.
   for i = 1, stale and #stale or 0 do
     local charged, spared = false, false
     for w = 1, named, 5 do
@@ -213,18 +217,18 @@ for _ = 1, 2 do
     local made = {}
     set = KEYS[set]
     for k in pairs(needs_rebuild) do
-      local marks = string.byte(request, places + {{ bytes(OPEN_ENDED) }} + math.floor((k - 1) / 8))
-      if not ledgers[k] and math.floor(marks / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
+      local bits = string.byte(request, places + {{ bytes(OPEN_ENDED) }} + math.floor((k - 1) / 8))
+      if not ledgers[k] and math.floor(bits / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
         made[#made + 1] = KEYS[k]
       end
     end
     if #made > 0 then
-      -- A few names are gone through each time, so that those of ledgers that have ended leave; more if room is short.
+      -- A few names are looked at each time, so that names of expired ledgers are removed; more if the cap is near.
       local room = most - #made
       local looks = call('ZCOUNT', set, '-inf', '+inf') > room and MOST_LOOKS or LOOKS
       local names = call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', '0', looks)
       if #names == 0 and looks == MOST_LOOKS then
-        -- The clock went back: what is to be looked at later than that is due now.
+        -- The clock went back: names that are due later than that are due now.
         names = call('ZRANGEBYSCORE', set, '(' .. now + LOOK_AGAIN, '+inf', 'LIMIT', '0', looks)
       end
       for i = 1, #names do
@@ -266,10 +270,10 @@ while w <= named do
     w = w + 5
     if w <= named then last = windows[w + 4] - 1 end
     if entry then
-      local sliding, over_at, columns = g[{{ kind }}] == {{ SLIDING }}, h[{{ latest }}], g[{{ columns }}]
+      local sliding, expires_at, columns = g[{{ kind }}] == {{ SLIDING }}, h[{{ latest }}], g[{{ columns }}]
       charged = true
       if sliding then
-        over_at = now + g[{{ id }}]
+        expires_at = now + g[{{ id }}]
         if entry == OPENS then
           local count, before_latest = h[{{ count }}], {{ before_latest }}
           local seq, size = h[{{ number }}] + count, g[{{ size }}]
@@ -290,7 +294,7 @@ while w <= named do
         end
         h[{{ latest }}] = now
       end
-      if over_at > until_ms then until_ms = over_at end
+      if expires_at > until_ms then until_ms = expires_at end
       for r = first, last do
         local charge, at = reply[plan + r * 2 + 1], r * 3
         if charge > 0 then
@@ -299,13 +303,13 @@ while w <= named do
           if sliding then h[total + columns] = h[total + columns] + charge end
           reply[at] = reply[at] + charge
         end
-        if sliding and reply[at] > 0 then reply[at + 1] = over_at end
+        if sliding and reply[at] > 0 then reply[at + 1] = expires_at end
       end
     end
   end
   if charged then
     if until_ms > h[{{ LIVES_UNTIL }}] then
-      -- A life a little longer than needed, so that most calls need not renew it.
+      -- The key lives a little longer than needed, so that most calls need not renew its life.
       h[{{ LIVES_UNTIL }}] = until_ms + math.floor((until_ms - now) / {{ LIFE_SHARE }}) + {{ LIFE_MORE }}
       call('PEXPIRE', key, h[{{ LIVES_UNTIL }}] - now)
     end

@@ -1,6 +1,9 @@
--- Writes the directory's line for the block of entries that ends before number `seq`, as ledger.lua states: none of it
--- is pending. `oldest` is the number of the oldest entry, `latest` the time of the one before `seq`, `entry` the format
--- of an entry.
+-- Writes a line of a ring's directory when a block of entries is complete; ledger.lua states the layout.
+--
+-- Uses     nothing
+-- Defines  close_block(key, seq, oldest, latest, columns, capacity, ring, size, entry): writes the line of the block that
+--          ends before entry number `seq`, of which no entry is pending. `oldest` is the number of the oldest entry,
+--          `latest` the time of the entry before `seq`, `entry` the format of an entry
 local function close_block(key, seq, oldest, latest, columns, capacity, ring, size, entry)
   local line_size, lines = {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * columns, capacity / {{ BLOCK }}
   local first, sums = seq - {{ BLOCK }}, {}

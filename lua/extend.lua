@@ -1,9 +1,12 @@
--- Lets a reservation, and the slots it holds, live on from now.
+-- Gives a reservation, and the slots that it holds, a new time to live from now on.
+--
+-- Uses     now, shortest_ttl (clock.lua), recall (record.lua), redate_slots, take_slot (slots.lua)
+-- Defines  nothing; it returns
 --
 -- KEYS     its record, then the scopes of its slots
--- ARGV[1]  its id (16 bytes), and for how long u32 (ms)
--- reply    empty: there is none, or it has ended; else 0 u8 and when it ends u48 (ms); or 1 u8 if it is closed, and
---          what stands in its record behind the first 11 bytes
+-- ARGV[1]  its id (16 bytes), and its time to live u32 (ms)
+-- reply    empty: there is none, or it has ended; otherwise 0 u8 and when it ends u48 (ms); or 1 u8 if it is closed, and
+--          what its record holds behind the first {{ bytes(RECORD) }} bytes
 
 local wrong, state, _, old_ttl, value = recall(KEYS[1])
 if wrong then return redis.error_reply(wrong) end
@@ -16,7 +19,7 @@ for k = 2, #KEYS do
   local ends_at = redis.call('ZSCORE', KEYS[k], member)
   if ends_at then
     redis.call('ZREM', KEYS[k], member)
-    -- One that has ended stays lost, as others may have taken its place.
+    -- A slot that has ended stays lost, as another reservation may hold it now.
     if tonumber(ends_at) > now then take_slot(KEYS[k], id, ttl) end
   end
 end

@@ -1,6 +1,7 @@
--- Runs a script whose errors are those of plain.lua.
+-- Runs a script so that its errors are those of plain.lua.
 --
--- guarded(run)  what `run` returns, or the error it failed with
+-- Uses     plain_error (plain.lua)
+-- Defines  guarded(run): what `run` returns, or the error that it failed with
 local function guarded(run)
   local done, reply = pcall(run)
   if done then return reply end

@@ -1,9 +1,12 @@
--- One ledger in one string value: everything that is counted for one scope. The algorithm is that of
--- tollgate-core's log.rs, on which every reply must agree.
+-- One ledger in one string value: everything that is counted for one scope. README.md shows the layout as tables. The
+-- algorithm is that of tollgate-core's log.rs, with which every reply must agree.
 --
--- The value begins with a header (little endian, offsets from 0): version u8 (3), lengths of the header, the shape, the
--- fields' format and the statics' format u16 each (formats are of `struct`), and then, all but the fields at places that
--- follow from the shape:
+-- Uses     nothing
+-- Defines  read_header(key), write_fields(key, h), walk(key, h, s, horizon, column, excess), rare(now, shortest_ttl)
+--
+-- The value begins with a header (little endian, offsets from 0): version u8 ({{ VERSION }}), lengths of the header, the
+-- shape, the fields' format and the statics' format u16 each (formats are of `struct`), and then, all but the fields at
+-- places that follow from the shape:
 --
 --   the shape: number of logs u8; per log, in the order of kinds and ids: kind u8 (1 sliding, 2 calendar), columns
 --     u8, id u32 (window in ms, or the calendar's id), per column, in their order, unit u32
@@ -16,32 +19,30 @@
 --     latest entry u56; the three entries before it; the group of the oldest
 --   the statics' format
 --
--- Read, it is the array `h` that the scripts work on: h[1] the array `g` of the statics, in which those of a log begin
--- at `s`; h[2] the fields' format, h[3] their offset, and from h[4] on the fields (behind them may stand one more).
+-- The scripts read the header into the array `h`: h[{{ STATICS }}] is the array `g` of the statics, h[{{ FIELDS_FORMAT }}]
+-- the fields' format, h[{{ FIELDS_AT }}] their offset, and from h[{{ LIVES_UNTIL }}] on stand the fields (behind them may
+-- stand one more number). The statics of a log begin at g[s], its fields at h[d]. The names of the places come from
+-- crates/tollgate-store/src/redis/layout.rs; they are made of the locals `s`, `d` and `columns`.
 --
--- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot
--- n % capacity for as long as it lives, so its number is its address: time u32 (mod 2^32), and per column
--- the cost (as many bytes as the largest of its column needs). A log's first number is the time when it began, so that
--- no number is that of an entry of a log that is over; a calendar count has another number each time it begins
--- anew.
+-- Behind the header stand, per sliding log, a directory and a ring. Entry number n is in slot n % capacity for as long as it
+-- lives, so its number is its address: time u32 (mod 2^32), and per column the cost (as many bytes as the largest of its
+-- column needs). A log's first number is the time when it began, so that no number is that of an entry of an earlier log
+-- which has expired; a calendar count gets another number each time it begins anew.
 --
--- Four entries whose numbers have the same n / 4 are a group. The group of the latest entry is pending: it
--- is in the header only, and is written to the ring as a whole when the next group begins. The header's copy
--- of the oldest entry's group is kept unless that group is pending. So a call that adds an entry or lets
--- one go needs the ring only every fourth time.
+-- Four entries whose numbers have the same n / 4 are a group. The group of the latest entry is pending: it is in the header
+-- only, and is written to the ring as a whole when the next group begins. The header's copy of the oldest entry's group is
+-- valid unless that group is pending. So a call that adds an entry or lets one go needs the ring only every fourth time.
 --
--- The directory, in front of a ring of 128 slots and more, has a line per block of 64 entries: time of the
--- last u32, per column the block's sum u56. A line is written when the next block begins, as the latest entry
--- may still grow.
+-- The directory, in front of a ring of 128 slots and more, has a line per block of 64 entries: time of the last u32, per
+-- column the block's sum u56. A line is written when the next block begins, as the latest entry may still grow.
 --
--- What costs time here is calls into Redis (0.7 to 1 µs each, and 0.2 for a number among the arguments),
--- bytes made into Lua strings, tables that grow, and functions made: every run makes all it mentions and a
--- cell for every outer local they use. So the functions below use none, and the rare ones are made only when
--- called for.
+-- What costs time here is calls into Redis (0.7 to 1 µs each, and 0.2 for a number among the arguments), bytes made into Lua
+-- strings, tables that grow, and functions made: every run makes all functions that it mentions, and a cell for every outer
+-- local that they use. So the functions below use none, and those that are rarely needed are made only when called for.
 
 -- The header of the value at `key`: false if there is no value, nil and what is wrong if it cannot be read.
 local function read_header(key)
-  -- As much as the header of two windows usually takes.
+  -- The header of two windows is mostly no longer than this.
   local raw = redis.call('GETRANGE', key, '0', '{{ HEADER_READ - 1 }}')
   if raw == '' then return false end
   local version, length, shape, fields, statics, at = struct.unpack('<{{ HEAD }}', raw)
@@ -52,8 +53,8 @@ local function read_header(key)
   local g = { struct.unpack(string.sub(raw, length - statics + 1, length), raw, at + fields) }
   local from = g[#g]
   local h = { g, format, from - 1, struct.unpack(format, raw, from) }
-  -- What was changed by hand could make Redis walk, or allocate, without end. Values have at most 115 KiB, and beside that
-  -- the windows of policies that were in force before, until they are over.
+  -- A value that was changed by hand could make Redis walk, or allocate, without end. Values have at most 115 KiB, and in
+  -- addition the windows of earlier policies, until these expire.
   local s = {{ FIRST_LOG }}
   for _ = 1, g[1] do
     local d = g[{{ fields }}]
@@ -71,11 +72,11 @@ local function write_fields(key, h)
   redis.call('SETRANGE', key, h[{{ FIELDS_AT }}], struct.pack(h[{{ FIELDS_FORMAT }}], unpack(h, {{ LIVES_UNTIL }})))
 end
 
--- Walks from the oldest entry on, whole blocks at a time where it can. There is at least one entry.
+-- Walks from the oldest entry on, whole blocks at a time where possible. There is at least one entry.
 --
--- With `horizon`: past every entry that is not later, and takes them out of the log. The latest is later.
--- With `column`: past entries until `excess` of that column is behind; returns the time of the last one.
--- Reads at most the directory and two blocks besides two groups, whatever the log's length.
+-- With `horizon`: passes every entry that is not later than it, and takes these out of the log. The latest is later.
+-- With `column`: passes entries until their costs in that column reach `excess`; returns the time of the last one.
+-- Reads at most the directory, two blocks and two groups, whatever the log's length.
 local function walk(key, h, s, horizon, column, excess)
   local g = h[{{ STATICS }}]
   local columns, d, capacity, ring = g[{{ columns }}], g[{{ fields }}], g[{{ capacity }}], g[{{ ring }}]
@@ -86,7 +87,7 @@ local function walk(key, h, s, horizon, column, excess)
   local pending, group_end = last - last % {{ GROUP }}, seq - seq % {{ GROUP }} + {{ GROUP }}
   local chunk, directory = {{ GROUP }}, nil
   if horizon and seq + 1 < last then
-    -- The usual case costs two looks at the header's copy: the oldest has left, the next of its group has not.
+    -- Mostly the oldest has left and the next of its group has not: that takes two looks at the header's copy.
     local bytes, first = h[oldest_group], group_end - {{ GROUP }}
     if seq >= pending then bytes, first = h[before_latest], last - {{ GROUP - 1 }} end
     local at = (seq - first) * size + 1
@@ -102,7 +103,7 @@ local function walk(key, h, s, horizon, column, excess)
     end
   end
   while seq < last do
-    -- Blocks are worth a look only when the walk has gone further than it usually does.
+    -- Whole blocks are worth a look only when the walk goes far.
     while chunk == {{ BLOCK }} and seq % {{ BLOCK }} == 0 and seq + {{ BLOCK }} <= last do
       local line_size, lines = {{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * columns, capacity / {{ BLOCK }}
       directory = directory or redis.call('GETRANGE', key, ring - lines * line_size, ring - 1)
@@ -118,7 +119,7 @@ local function walk(key, h, s, horizon, column, excess)
       end
       seq = seq + {{ BLOCK }}
     end
-    -- The next entries that lie side by side, without the latest: `n` of `bytes`, which begin with `first`.
+    -- The next entries that are contiguous, without the latest: `n` of `bytes`, which begin with entry number `first`.
     local bytes, first, n, of_ring
     if seq >= pending then
       bytes, first, n = h[before_latest], last - {{ GROUP - 1 }}, last - seq
@@ -160,7 +161,7 @@ local function walk(key, h, s, horizon, column, excess)
   return latest
 end
 
--- Makes the rare function:
+-- Makes the function that is rarely needed:
 --
 -- rebuild(key, h, charges)     writes the whole value anew, and returns its `h`
 local function rare(now, shortest_ttl)
@@ -172,7 +173,7 @@ local function rare(now, shortest_ttl)
     return width
   end
 
-  -- The logs of a ledger as tables, their entries read in full and none later than now.
+  -- The logs of a ledger as tables, with all entries; what is dated later than now counts as of now.
   local function decode(key, h)
     local logs, raw = {}, call('GETRANGE', key, 0, {{ MAX_VALUE_BYTES - 1 }})
     local g, s = h[{{ STATICS }}], {{ FIRST_LOG }}
@@ -207,7 +208,7 @@ local function rare(now, shortest_ttl)
     return logs
   end
 
-  -- Makes a place in the tables for what is about to be charged.
+  -- Adds the log and the column that a charge needs.
   local function add(logs, charge)
     local kind, id, start, finish, unit, amount = unpack(charge)
     local log, column
@@ -230,17 +231,17 @@ local function rare(now, shortest_ttl)
     column.charge = amount
   end
 
-  -- Of the logs and their columns, those that hold something or are about to, in the order of the shape.
+  -- The logs and columns that hold something or are about to, in the order of the shape.
   local function used_ones(logs)
     local used = {}
     for l = 1, #logs do
       local log, columns = logs[l], {}
-      local over_at = log.kind == {{ SLIDING }} and log.latest + log.id or log.latest
-      if log.charged or over_at > now then
+      local expires_at = log.kind == {{ SLIDING }} and log.latest + log.id or log.latest
+      if log.charged or expires_at > now then
         for x = 1, #log.columns do
           if log.columns[x].total > 0 or (log.columns[x].charge or 0) > 0 then columns[#columns + 1] = log.columns[x] end
         end
-        -- Entries of which all was given back keep their numbers.
+        -- A log whose charges were all given back keeps its entries, and so their numbers.
         if #columns == 0 and log.count > 0 then columns[1] = log.columns[1] end
       end
       log.columns = columns
@@ -251,8 +252,8 @@ local function rare(now, shortest_ttl)
     return used
   end
 
-  -- Settles widths, size and capacity of a sliding log: room for one more entry, and for the charge on
-  -- top of the latest one.
+  -- Determines widths, size and capacity of a sliding log: with room for one more entry, or for the charge added to the
+  -- latest one.
   local function measure(log)
     log.size, log.format, log.capacity, log.lines = {{ bytes(ENTRY) }}, '<{{ ENTRY }}', {{ GROUP }}, 0
     for x = 1, #log.columns do
@@ -268,7 +269,7 @@ local function rare(now, shortest_ttl)
     if log.capacity > {{ BLOCK }} then log.lines = log.capacity / {{ BLOCK }} end
   end
 
-  -- The directory and the ring of a log, as bytes. Notes those of its groups that the header has as well.
+  -- The directory and the ring of a log, as bytes. Sets the two groups of the log that the header holds.
   local function encode(log)
     local slots, lines, sums, entry = {}, {}, {}, {}
     local line_format, nothing = '<{{ LINE }}' .. rep('{{ AMOUNT }}', #log.columns), rep('\0', log.size)
@@ -300,9 +301,9 @@ local function rare(now, shortest_ttl)
     return table.concat(lines) .. table.concat(slots)
   end
 
-  -- For a new ledger, log or column, a fuller or emptier ring, wider costs, logs that are over, or a clock
-  -- that went back. Rings grow by doubling and shrink to what they hold, at an eighth, so the work stays in
-  -- proportion to the calls that caused it. `charges` are { kind, id, start, end, unit, amount }.
+  -- For a new ledger, log or column, a ring that is too small or too large, wider costs, logs that have expired, or a clock
+  -- that went back. Rings double when they are full, and shrink to what they hold when they hold less than an eighth. So
+  -- the work stays in proportion to the calls that caused it. `charges` are { kind, id, start, end, unit, amount }.
   local function rebuild(key, h, charges)
     local logs = h and decode(key, h) or {}
     for i = 1, #charges do add(logs, charges[i]) end
@@ -311,10 +312,10 @@ local function rare(now, shortest_ttl)
     -- In front of the fields of logs stand the four numbers of `h` that are of no log.
     local formats, fields, offset = { '<{{ LIFE }}' }, { 0, 0, 0, 0 }, {{ bytes(LIFE) }}
     local static_formats, statics, shape = { '<{{ LOGS }}' }, { #logs }, { pack('<{{ LOGS }}', #logs) }
-    local rings, ring_places = {}, {}
+    local rings, ring_statics = {}, {}
     for l = 1, #logs do
       local log, units = logs[l], {}
-      local columns, sliding, over_at, d = log.columns, log.kind == {{ SLIDING }}, log.latest, #fields + 1
+      local columns, sliding, expires_at, d = log.columns, log.kind == {{ SLIDING }}, log.latest, #fields + 1
       for _, value in ipairs({ log.head, log.count, log.oldest, log.latest }) do fields[#fields + 1] = value end
       for x = 1, #columns do fields[#fields + 1], units[x] = columns[x].total, columns[x].unit end
       formats[l + 1] = '{{ LOG_FIELDS }}' .. rep('{{ AMOUNT }}', #columns)
@@ -322,33 +323,33 @@ local function rare(now, shortest_ttl)
       rings[l], log.capacity, log.size, log.format = '', 0, 0, '{{ NO_ENTRIES }}'
       if sliding then
         measure(log)
-        over_at = (log.charged and now or log.latest) + log.id
+        expires_at = (log.charged and now or log.latest) + log.id
         rings[l] = encode(log)
         local before, group = log.before_latest, log.oldest_group
         for x = 1, #columns do fields[#fields + 1] = columns[x].costs[log.count] or 0 end
         fields[#fields + 1], fields[#fields + 2] = before, group
-        -- As long for entries of any size.
+        -- Three digits each, so that the format has the same length for entries of any size.
         formats[l + 1] = formats[l + 1] .. rep('{{ AMOUNT }}', #columns) .. string.format('c%03dc%03d', #before, #group)
         offset = offset + {{ bytes(AMOUNT) }} * #columns + #before + #group
       end
-      if over_at > until_ms then until_ms = over_at end
+      if expires_at > until_ms then until_ms = expires_at end
       for _, value in ipairs({ log.kind, #columns, log.id, d, log.capacity, 0, log.size, log.format }) do
         statics[#statics + 1] = value
       end
-      ring_places[l] = #statics - 2
+      ring_statics[l] = #statics - 2
       for x = 1, #columns do statics[#statics + 1], statics[#statics + 2] = units[x], columns[x].width or {{ bytes(AMOUNT) }} end
       static_formats[l + 1] = '{{ STATICS_FRONT }}{{ STATICS_RING }}c' .. #log.format .. rep('{{ COLUMN }}', #columns)
       shape[l + 1] = pack('<{{ LOG_SHAPE }}' .. rep('{{ UNIT }}', #columns), log.kind, #columns, log.id, unpack(units))
     end
-    -- A life a little longer than needed, so that most calls need not renew it.
+    -- The key lives a little longer than needed, so that most calls need not renew its life.
     fields[{{ LIVES_UNTIL }}] = until_ms + floor((until_ms - now) / {{ LIFE_SHARE }}) + {{ LIFE_MORE }}
     local static_format, format, shapes = table.concat(static_formats), table.concat(formats), table.concat(shape)
-    -- Packed once for their length, and again when the rings have their places.
+    -- The statics are packed once to find their length, and again when the offsets of the rings are known.
     local at = {{ bytes(HEAD) }} + #shapes + #format + #pack(static_format, unpack(statics))
     local length = at + offset + #static_format
     offset = length
     for l = 1, #logs do
-      statics[ring_places[l]] = offset + (logs[l].lines or 0) * ({{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * #logs[l].columns)
+      statics[ring_statics[l]] = offset + (logs[l].lines or 0) * ({{ bytes(LINE) }} + {{ bytes(AMOUNT) }} * #logs[l].columns)
       offset = offset + #rings[l]
     end
     local header = pack('<{{ HEAD }}', {{ VERSION }}, length, #shapes, #format, #static_format) .. shapes .. format

@@ -1,8 +1,11 @@
 -- What became of a reservation.
 --
+-- Uses     now (clock.lua), recall (record.lua)
+-- Defines  nothing; it returns
+--
 -- KEYS     its record
--- reply    empty: there is none, or it has ended; else its state u8 (0 holds, 1 closed), now u48, when it ends u48
---          (ms), and what stands in its record behind the first 11 bytes (see admit.lua and close.lua)
+-- reply    empty: there is none, or it has ended; otherwise its state u8 (0 open, 1 closed), now u48, when it ends u48
+--          (ms), and what its record holds behind the first {{ bytes(RECORD) }} bytes (see admit.lua and close.lua)
 
 local wrong, state, from, ttl, value = recall(KEYS[1])
 if wrong then return redis.error_reply(wrong) end

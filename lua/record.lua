@@ -1,13 +1,13 @@
--- Records: a reservation, or a call with a request id, in one string value: version of the layout and state u8
--- (4 * version + state; the version is 1, the states are those of the scripts), from u48 and for how long u32 (ms)
--- it counts, then what the scripts say. The algorithm is that of tollgate-core's reservation.rs.
+-- Records: a reservation, or a call with a request id, in one string value of at most {{ MAX_RECORD_BYTES }} bytes. It begins
+-- with version and state u8 (4 * version + state; the version is {{ RECORD_VERSION }}, the states are those of the scripts),
+-- from when u48 and for how long u32 (ms) it counts; the rest is stated by the script that writes it. The algorithm is that
+-- of tollgate-core's reservation.rs.
 --
--- A record has at most 65,536 bytes.
---
--- recall(key)  false, state, from, ttl and the value, if the record still counts; else false alone. Or what is wrong,
---              if it cannot be read. When the clock went back, it counts from now, for good: nothing lasts longer
---              than its time to live.
--- head(state, from, ttl)  what a record begins with
+-- Uses     now, shortest_ttl (clock.lua)
+-- Defines  recall(key): false, state, from, ttl and the value, if the record still counts; otherwise false alone; or what
+--          is wrong, if it cannot be read. If the clock went back, the record counts from now, for good: nothing lasts
+--          longer than its time to live
+--          head(state, from, ttl): the first bytes of a record
 
 local function head(state, from, ttl)
   return struct.pack('<{{ RECORD }}', {{ 4 * RECORD_VERSION }} + state, from, ttl)

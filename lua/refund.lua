@@ -1,17 +1,21 @@
--- Takes charges out of the entries that they were made on. On its own it gives back what is part of no reservation;
--- within close.lua what a reservation did not use.
+-- Takes charges out of the entries on which they were made. As a script of its own it gives back charges that are part of
+-- no reservation; within close.lua, what a reservation did not use.
+--
+-- Uses     now, shortest_ttl (clock.lua), read_header, write_fields, rare (ledger.lua)
+-- Defines  id, slot_scopes: the first fields of ARGV[2]; refunds: how many rows there are; refunded: what was given back
+--          for each
 --
 -- KEYS     the ledgers
--- ARGV[2]  the reservation's id (16 bytes), its number of scopes of slots u8 (both for closed.lua, else zero), and a
---          row of 23 bytes for each charge to give back: ledger u8, kind u8, id u32, unit u32, number of the entry
---          u48, amount u56; little endian
+-- ARGV[2]  the reservation's id (16 bytes), its number of scopes of slots u8 (both for closed.lua, otherwise zero), and a
+--          row of {{ bytes(REFUND) }} bytes for each charge to give back: ledger u8, kind u8, id u32, unit u32, number of
+--          the entry u48, amount u56; little endian
 -- cost     per ledger one read and one write of its header; for a row whose entry is no longer in the header a read
 --          and a write of its cost, and the same for its block's sum
 
 local id, slot_scopes = struct.unpack('<{{ REFUNDS }}', ARGV[2])
 local refunds, refunded, headers = (#ARGV[2] - {{ bytes(REFUNDS) }}) / {{ bytes(REFUND) }}, {}, {}
 
--- The header of a ledger, with nothing in it that is dated later than now.
+-- The header of a ledger. If the clock went back, the ledger is first rebuilt, so that nothing is dated later than now.
 local function header_of(key)
   local h, wrong = read_header(key)
   if not h then return h, wrong end
@@ -26,9 +30,9 @@ local function header_of(key)
   return h
 end
 
--- Takes up to `amount` of a column out of the entry with this number. It stands in the header, where it is the
--- latest, or in the pending group; else in the ring, and in the header's copy of the oldest group if it is of
--- that; and the sum of its block is in the directory once the next block has begun.
+-- Takes up to `amount` of a column out of the entry with this number, and returns how much. The latest entry and those of
+-- the pending group are in the header. Any other is in the ring, and also in the header's copy of the oldest group if it
+-- belongs to it. The directory has the sum of its block once the next block has begun.
 local function take_out(key, h, s, column, number, amount)
   local g = h[{{ STATICS }}]
   local columns, d, capacity, ring = g[{{ columns }}], g[{{ fields }}], g[{{ capacity }}], g[{{ ring }}]

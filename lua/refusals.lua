@@ -1,5 +1,8 @@
 -- Adds refusals to the log of an account.
 --
+-- Uses     nothing
+-- Defines  nothing; it returns
+--
 -- KEYS[1]  the log: a list, the newest first
 -- ARGV[1]  how many it keeps, ARGV[2] how long it is kept from now on (ms), then the refusals, oldest first
 -- reply    how many it has now

@@ -1,4 +1,7 @@
--- Reads the log of refusals of an account. What is too long to be a refusal is passed over.
+-- Reads the log of refusals of an account. An element that is too long to be a refusal is skipped.
+--
+-- Uses     nothing
+-- Defines  nothing; it returns
 --
 -- KEYS[1]  the log, see refusals.lua
 -- ARGV[1]  how many, ARGV[2] the longest, in bytes

@@ -1,9 +1,12 @@
--- Removes counters of one account, whatever they hold. Behind guard.lua.
+-- Removes counters of one account, whatever they hold.
+--
+-- Uses     nothing
+-- Defines  nothing; it returns
 --
 -- KEYS     ledgers and scopes of slots; the last one is the set of the names of its open-ended ledgers, see apply.lua
 -- ARGV[1]  what the keys of the account begin with
 -- ARGV[2]  '1' to remove the open-ended ledgers as well
--- reply    how many keys there were
+-- reply    how many keys were removed
 -- cost     one command for each key
 local gone = 0
 for k = 1, #KEYS - 1 do gone = gone + redis.call('DEL', KEYS[k]) end

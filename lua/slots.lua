@@ -1,12 +1,15 @@
--- Slots: who holds one of a scope, in a sorted set by the time when it ends (ms). A member is the reservation's
--- id (16 bytes) and its time to live u32 (ms); what a later version may put behind them is left alone. The empty
--- member has the time of the latest taking, by which a clock that went back is known. The algorithm is that of
+-- Slots: which reservations hold one in a scope, as a sorted set by the time when each ends (ms). A member is the
+-- reservation's id (16 bytes) and its time to live u32 (ms); what a later version may write behind them is left alone. The
+-- empty member has the time when a slot was last taken, which shows that a clock went back. The algorithm is that of
 -- tollgate-core's slots.rs.
+--
+-- Uses     now (clock.lua)
+-- Defines  redate_slots(key), read_slots(key, cost, limit), take_slot(key, id, ttl)
 
 -- No set outlives the longest reservation by more than a second.
 local SET_TTL = 3601000
 
--- What was taken later than now counts as taken now.
+-- If the clock went back: slots that were taken later than now count as taken now.
 local function redate_slots(key)
   local latest = redis.call('ZSCORE', key, '')
   if not latest or tonumber(latest) <= now then return end
@@ -18,8 +21,8 @@ local function redate_slots(key)
   redis.call('PEXPIRE', key, SET_TTL)
 end
 
--- How many are held, when the last of them ends, and when `cost` more fit below `limit` (0 now, NEVER, else from
--- then on).
+-- How many slots are held, when the last of them ends, and when `cost` more fit below `limit` (0 now, 2^48 - 1 never,
+-- otherwise from then on).
 local function read_slots(key, cost, limit)
   redate_slots(key)
   local after = string.format('(%.0f', now)
