@@ -51,9 +51,18 @@ pub(super) fn render(name: &str, context: impl Into<Value>) -> Result<String, Er
     ENVIRONMENT.get_template(name)?.render(context)
 }
 
-/// Puts parts one behind the other.
-fn composed<const N: usize>(parts: [&str; N]) -> String {
-    parts.map(part).concat()
+// The scripts of a store, each of parts that are put one behind the other.
+const APPLY: &[&str] = &["ledger.lua", "apply.lua", "answer.lua"];
+const ADMIT: &[&str] =
+    &["block.lua", "ledger.lua", "record.lua", "slots.lua", "admit.lua", "apply.lua", "admitted.lua"];
+const LOOK: &[&str] = &["record.lua", "look.lua"];
+const CLOSE: &[&str] = &["block.lua", "ledger.lua", "record.lua", "close.lua", "refund.lua", "apply.lua", "closed.lua"];
+const REFUND: &[&str] = &["block.lua", "ledger.lua", "refund.lua"];
+const EXTEND: &[&str] = &["record.lua", "slots.lua", "extend.lua"];
+const RESET: &[&str] = &["reset.lua"];
+
+fn composed(parts: &[&str]) -> String {
+    parts.iter().copied().map(part).collect()
 }
 
 /// A script of one part, which needs no clock.
@@ -75,32 +84,16 @@ pub(super) struct Scripts {
 
 impl Scripts {
     pub(super) fn behind(clock: &str) -> Self {
-        let apply = composed(["ledger.lua", "apply.lua", "answer.lua"]);
-        let script = |code: &str| Script::new(guarded(clock, code));
+        let apply = composed(APPLY);
+        let script = |parts: &[&str]| Script::new(guarded(clock, &composed(parts)));
         Self {
-            apply: script(&[part("block.lua"), &apply].concat()),
-            admit: script(&composed([
-                "block.lua",
-                "ledger.lua",
-                "record.lua",
-                "slots.lua",
-                "admit.lua",
-                "apply.lua",
-                "admitted.lua",
-            ])),
-            look: script(&composed(["record.lua", "look.lua"])),
-            close: script(&composed([
-                "block.lua",
-                "ledger.lua",
-                "record.lua",
-                "close.lua",
-                "refund.lua",
-                "apply.lua",
-                "closed.lua",
-            ])),
-            refund: script(&composed(["block.lua", "ledger.lua", "refund.lua"])),
-            extend: script(&composed(["record.lua", "slots.lua", "extend.lua"])),
-            reset: script(part("reset.lua")),
+            apply: script(&[&["block.lua"], APPLY].concat()),
+            admit: script(ADMIT),
+            look: script(LOOK),
+            close: script(CLOSE),
+            refund: script(REFUND),
+            extend: script(EXTEND),
+            reset: script(RESET),
             fast_path: FastPathScripts::new([clock, part("block.lua")].concat(), apply),
         }
     }
@@ -121,6 +114,24 @@ mod tests {
         for (name, _) in PARTS {
             let text = part(name);
             assert!(!text.contains("{{") && !text.is_empty(), "{name}");
+        }
+    }
+
+    /// Tried by putting `block.lua` behind `apply.lua`, and a part without the two lines.
+    #[test]
+    fn a_part_stands_behind_the_parts_that_it_uses() {
+        let decide = [&["block.lua"], APPLY].concat();
+        for script in [&decide, ADMIT, LOOK, CLOSE, REFUND, EXTEND, RESET] {
+            let mut known = vec!["clock.lua", "plain.lua"];
+            for name in script {
+                let stated = part(name).split_once("-- Uses ").and_then(|(_, rest)| rest.split_once("-- Defines "));
+                let (uses, _) = stated.unwrap_or_else(|| panic!("{name} says not what it uses and defines"));
+                let words = uses.split(|letter: char| letter != '.' && letter != '_' && !letter.is_alphanumeric());
+                for used in words.filter(|word| PARTS.iter().any(|(name, _)| name == word)) {
+                    assert!(known.contains(&used), "{name} uses {used}, which is not in front of it: {script:?}");
+                }
+                known.push(name);
+            }
         }
     }
 }
