@@ -72,7 +72,7 @@ impl RedisStore {
     }
 
     fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
-        let batches = Arc::new(Batches::new(&link, injected.as_ref()));
+        let batches = Arc::new(Batches::new(&link));
         Self { link, scripts: Arc::new(Scripts::behind(clock)), batches, clock: injected, fast_path: true }
     }
 
@@ -115,7 +115,8 @@ impl RedisStore {
         {
             let slot = self.link.is_cluster().then(|| claims.first().map(|claim| claim.ledger.partition)).flatten();
             let keys = std::mem::take(&mut request.keys);
-            let call = BatchedCall { script, keys, slot, payload, deadline: bounds.deadline };
+            let injected_ms = self.injected_ms();
+            let call = BatchedCall { script, keys, slot, payload, deadline: bounds.deadline, injected_ms };
             let reply = self.batches.decide(&self.link, call).await?;
             let answer = request.read_reply(&mut &*reply);
             return answer.inspect_err(|error| {
@@ -194,10 +195,16 @@ impl RedisStore {
         args: &[&[u8]],
         deadline: Instant,
     ) -> Result<Value, StoreError> {
-        let clock = self.clock.as_ref().map(|clock| clock().as_ms());
+        let injected_ms = self.injected_ms();
         self.link
-            .script_until(deadline, script, writes, |verb, script| wire::command(verb, script, keys, args, clock))
+            .script_until(deadline, script, writes, |verb, script| wire::command(verb, script, keys, args, injected_ms))
             .await
+    }
+
+    /// The time that a script is to take for now, where a test says it. It is read when the call of a script is made, as the
+    /// specification reads its clock, and not when the script is sent: by then, a test may have moved the clock on.
+    fn injected_ms(&self) -> Option<u64> {
+        self.clock.as_ref().map(|clock| clock().as_ms())
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 use tollgate_core::{claim::Partition, store::StoreError};
 
 use super::{
-    InjectedClock, Script,
+    Script,
     layout::ERROR,
     link::{Failure, Fault, Link, Writes, preferred_runtime},
     wire,
@@ -49,15 +49,17 @@ pub(super) struct BatchedCall {
     /// The bytes of the call, as `lua/fast_path.lua.jinja` states them.
     pub(super) payload: Vec<u8>,
     pub(super) deadline: Instant,
+    /// The time of the tests' clock when the call was made, where tests have put one in the place of Redis's.
+    pub(super) injected_ms: Option<u64>,
 }
 
 impl Batches {
     /// Must be called within a Tokio runtime.
-    pub(super) fn new(link: &Link, clock: Option<&InjectedClock>) -> Self {
+    pub(super) fn new(link: &Link) -> Self {
         let start = |home: Option<&tokio::runtime::Handle>| {
             // Calls that have a place on the link wait here, so there is room for all of them.
             let (to, calls) = mpsc::channel(link.max_in_flight());
-            let sending = Sending { link: link.clone(), clock: clock.cloned() }.send_all(calls);
+            let sending = Sending { link: link.clone() }.send_all(calls);
             match home {
                 Some(home) => drop(home.spawn(sending)),
                 None => drop(tokio::spawn(sending)),
@@ -86,7 +88,6 @@ impl Batches {
 #[derive(Clone)]
 struct Sending {
     link: Link,
-    clock: Option<InjectedClock>,
 }
 
 impl Sending {
@@ -117,8 +118,7 @@ impl Sending {
         let keys: Vec<&[String]> = batch.groups.iter().map(|group| &*group.keys).collect();
         let payload = batch.groups.iter().flat_map(|group| &group.calls).map(|(payload, _)| &**payload);
         let args: Vec<&[u8]> = [&*counts].into_iter().chain(payload).collect();
-        let clock = self.clock.as_ref().map(|clock| clock().as_ms());
-        let command = |verb: &str, script: &str| wire::command(verb, script, &keys, &args, clock);
+        let command = |verb: &str, script: &str| wire::command(verb, script, &keys, &args, batch.injected_ms);
         let answer = self.link.run(batch.deadline, &batch.script, Writes::Charge, command).await;
         let mut replies = match answer {
             Ok(Value::Array(replies)) => Ok(replies.into_iter()),
@@ -163,6 +163,8 @@ struct Batch {
     keys: usize,
     /// The earliest deadline of the calls.
     deadline: Instant,
+    /// The same for all, as one run of a script has one time.
+    injected_ms: Option<u64>,
     groups: Vec<Group>,
     calls: usize,
 }
@@ -175,10 +177,10 @@ struct Group {
 
 impl Batch {
     fn begin(call: BatchedCall, caller: Caller) -> Self {
-        let BatchedCall { script, keys, slot, payload, deadline } = call;
+        let BatchedCall { script, keys, slot, payload, deadline, injected_ms } = call;
         let number = keys.len();
         let calls = SmallVec::from_iter([(payload, caller)]);
-        Self { script, slot, keys: number, deadline, groups: vec![Group { keys, calls }], calls: 1 }
+        Self { script, slot, keys: number, deadline, injected_ms, groups: vec![Group { keys, calls }], calls: 1 }
     }
 
     fn accepts(&self, call: &BatchedCall) -> bool {
@@ -186,6 +188,7 @@ impl Batch {
             && Arc::ptr_eq(&self.script, &call.script)
             && self.slot == call.slot
             && self.keys == call.keys.len()
+            && self.injected_ms == call.injected_ms
             && call.deadline <= self.deadline + NEAR
             && self.deadline <= call.deadline + NEAR
     }
@@ -210,22 +213,37 @@ impl Group {
 mod tests {
     use super::{super::RedisConfig, *};
 
+    /// A call that differs from another in its deadline and its time alone.
+    fn call(script: &Arc<Script>, deadline: Instant, injected_ms: Option<u64>) -> BatchedCall {
+        BatchedCall {
+            script: Arc::clone(script),
+            keys: SmallVec::from_iter(["key".to_owned()]),
+            slot: None,
+            payload: Vec::new(),
+            deadline,
+            injected_ms,
+        }
+    }
+
     /// Parts of a call over several slots may have spent most of theirs. Tried with the earliest deadline for all.
     #[tokio::test]
     async fn a_call_with_little_time_left_does_not_delay_a_batch() {
         let (script, now) = (Arc::new(Script::new(String::new())), Instant::now());
-        let call = |ms| BatchedCall {
-            script: Arc::clone(&script),
-            keys: SmallVec::from_iter(["key".to_owned()]),
-            slot: None,
-            payload: Vec::new(),
-            deadline: now + Duration::from_millis(ms),
-        };
+        let call = |ms| call(&script, now + Duration::from_millis(ms), None);
         let batch = Batch::begin(call(250), oneshot::channel().0);
         assert!(batch.accepts(&call(251)) && batch.accepts(&call(240)));
         assert!(!batch.accepts(&call(2)) && !batch.accepts(&call(500)));
         let link = Link::open(RedisConfig::new("redis://127.0.0.1:1")).unwrap();
-        let late = Batches::new(&link, None).decide(&link, call(0)).await;
+        let late = Batches::new(&link).decide(&link, call(0)).await;
         assert_eq!(late, Err(StoreError::Unreachable("no time is left to ask".into())));
+    }
+
+    /// One run of a script has one time.
+    #[test]
+    fn calls_made_at_different_injected_times_are_not_batched_together() {
+        let (script, deadline) = (Arc::new(Script::new(String::new())), Instant::now());
+        let batch = Batch::begin(call(&script, deadline, Some(7)), oneshot::channel().0);
+        assert!(batch.accepts(&call(&script, deadline, Some(7))));
+        assert!(!batch.accepts(&call(&script, deadline, Some(8))) && !batch.accepts(&call(&script, deadline, None)));
     }
 }
