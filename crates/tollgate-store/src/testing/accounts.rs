@@ -14,6 +14,7 @@ use tollgate_core::{
     time::Timestamp,
 };
 
+use super::PATIENCE;
 use crate::accounts::{AccountRecord, AccountStore, Change, Changed, Event, KeyRecord, PreviousSecret, Saved};
 
 const DOMAINS: [&str; 2] = ["shop", "other"];
@@ -283,18 +284,25 @@ pub async fn events_need_no_account(store: &dyn AccountStore) {
     assert_eq!(store.load(DOMAINS[0], "nobody").await.expect("read"), None);
 }
 
-/// An event is done again once it is forgotten.
+/// An event is done again once it is forgotten, and not before.
 ///
 /// # Panics
 /// Where it is not, or is forgotten at once.
 pub async fn events_are_forgotten(store: &dyn AccountStore) {
-    let event = Some(Event { id: "payment-1", remember: Duration::from_secs(2) });
-    let change = Change { domain: DOMAINS[0], id: "nobody", before: None, after: None, event };
-    assert_eq!(store.save(change).await.expect("saved"), Saved::Done);
-    assert_eq!(store.save(change).await.expect("saved"), Saved::Repeated);
+    let event = |id, remember| {
+        let event = Some(Event { id, remember });
+        Change { domain: DOMAINS[0], id: "nobody", before: None, after: None, event }
+    };
+    let (short, long) = (event("payment-1", Duration::from_secs(1)), event("payment-2", REMEMBER));
     let started = std::time::Instant::now();
-    while store.save(change).await.expect("saved") == Saved::Repeated {
-        assert!(started.elapsed() < Duration::from_secs(20), "it is never forgotten");
+    for event in [short, long] {
+        assert_eq!(store.save(event).await.expect("saved"), Saved::Done);
+    }
+    assert_eq!(store.save(long).await.expect("saved"), Saved::Repeated);
+    while store.save(short).await.expect("saved") == Saved::Repeated {
+        assert!(started.elapsed() < PATIENCE, "it is never forgotten");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(started.elapsed() > Duration::from_millis(900), "it is forgotten at once");
+    assert_eq!(store.save(long).await.expect("saved"), Saved::Repeated);
 }

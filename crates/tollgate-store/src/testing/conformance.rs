@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    ledger::outside_period,
     reservation::{Admission, Charge, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms, shape_of},
     store::Store,
     time::Timestamp,
@@ -97,6 +98,15 @@ impl ClaimSpec {
     }
 }
 
+/// Where the stores that are compared keep their counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// All in one place: a call is one step.
+    OneServer,
+    /// In the slots of a cluster: a call over several is one step for each.
+    Slots,
+}
+
 /// Plays `steps` on the specification and on `others`, which take turns and so stand for several nodes on
 /// one set of counters, and compares every answer. Returns the most that the first claim of a call had used,
 /// so that a suite can make sure that it got anywhere.
@@ -106,10 +116,11 @@ impl ClaimSpec {
 pub async fn compare(
     specification: &dyn Store,
     others: &[Box<dyn Store>],
+    placement: Placement,
     clock: &Arc<ManualClock>,
     steps: &[Step],
 ) -> u64 {
-    play(&[specification], others, clock, steps, |_| ()).await
+    play(&[specification], others, placement, clock, steps, |_| ()).await
 }
 
 /// Plays `steps` on all of `references`, each of which decides one call after the other, and on `others`, which take
@@ -121,6 +132,7 @@ pub async fn compare(
 pub async fn play(
     references: &[&dyn Store],
     others: &[Box<dyn Store>],
+    placement: Placement,
     clock: &Arc<ManualClock>,
     steps: &[Step],
     mut after_step: impl FnMut(&dyn Fn() -> String),
@@ -180,6 +192,12 @@ pub async fn play(
                 if matches!((&answer, hold), (Ok(Admission::Decided(applied)), Some(_)) if applied.allowed) {
                     reservations.push((home, id));
                 }
+                if placement == Placement::Slots && matches!(answer, Ok(Admission::Replayed(_) | Admission::OtherCall))
+                {
+                    for reference in references {
+                        look_besides(*reference, home, &claims, clock.now()).await;
+                    }
+                }
             }
             Step::Close(which, shares, debts) => {
                 let (home, id) = pick(&reservations, *which);
@@ -210,6 +228,17 @@ pub async fn play(
         after_step(&place);
     }
     most_used
+}
+
+/// A store in slots knows that a call repeats another one when it has asked the home, and looks at the other parts at the
+/// same time. To look at a counter changes it where the clock went back: entries dated later count as of now, for good. So
+/// the specification, which asks the home alone, looks at them too.
+async fn look_besides(specification: &dyn Store, home: Partition, claims: &[Claim], now: Timestamp) {
+    if !outside_period(claims, now) {
+        let mut others = claims.to_vec();
+        others.retain(|claim| claim.ledger.partition != home);
+        let _ = specification.apply(&others, Mode::Peek).await;
+    }
 }
 
 /// Closes a reservation by what the store itself said of it.

@@ -5,8 +5,10 @@
 
 pub mod accounts;
 pub mod conformance;
+mod property;
 mod server;
 pub mod stored;
 pub mod topologies;
 
-pub use server::{Program, RedisServer};
+pub use property::check_property;
+pub use server::{PATIENCE, Program, RedisServer, patient};

@@ -8,6 +8,17 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::redis::RedisConfig;
+
+/// The settings of a store at `url` that waits for as long as a busy machine may need. A test that is about deadlines sets
+/// its own.
+pub fn patient(url: String) -> RedisConfig {
+    RedisConfig { deadline: PATIENCE, ..RedisConfig::new(url) }
+}
+
+/// How long tests wait for what must come. Long, as it is the time of a machine that others use too.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+
 /// What can be started as a Redis server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -100,6 +111,11 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// How tests reach it: see [`patient`].
+    pub fn config(&self) -> RedisConfig {
+        patient(self.url())
+    }
+
     /// Where the server works.
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
@@ -118,25 +134,47 @@ impl RedisServer {
     /// # Panics
     /// When the server is gone or refuses.
     pub fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        self.try_run(command).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// The same, for a server that may be gone, and for one that takes part in a failover, which ends connections.
+    ///
+    /// # Errors
+    /// When the server is gone, refuses, or ends the connection.
+    pub fn try_run<T: redis::FromRedisValue>(&self, command: &str) -> redis::RedisResult<T> {
         let mut words = redis::Cmd::new();
         command.split(' ').for_each(|word| {
             words.arg(word);
         });
-        words.query(&mut self.connection()).unwrap_or_else(|error| panic!("{command}: {error}"))
+        words.query(&mut redis::Client::open(self.url())?.get_connection()?)
     }
 
-    /// Waits until the answer to a command contains `text`, for at most 20 s.
+    /// Whether the answer to a command contains `text`.
+    pub fn says(&self, command: &str, text: &str) -> bool {
+        self.try_run::<String>(command).is_ok_and(|answer| answer.contains(text))
+    }
+
+    /// How much this server has written, in bytes of its replication stream, and how much of that each of its replicas has.
+    pub fn replication(&self) -> Option<(u64, Vec<u64>)> {
+        let info = self.try_run::<String>("INFO replication").ok()?;
+        let written = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")?.trim().parse().ok())?;
+        let replicas = info.lines().filter(|line| line.starts_with("slave"));
+        let received = replicas.filter_map(|line| line.split_once(",offset=")?.1.split(',').next()?.parse().ok());
+        Some((written, received.collect()))
+    }
+
+    /// Waits until the answer to a command contains `text`.
     ///
     /// # Panics
-    /// When it does not by then.
+    /// When it does not within two minutes.
     pub async fn wait_for(&self, command: &str, text: &str) {
-        for _ in 0..400 {
-            if self.run::<String>(command).contains(text) {
+        for _ in 0..2_400 {
+            if self.says(command, text) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("not within 20 s: {text} in the answer to {command}");
+        panic!("not within two minutes: {text} in the answer to {command}");
     }
 
     /// Kills the server.

@@ -10,7 +10,7 @@ use rcgen::{
     KeyPair, SanType,
 };
 
-use super::{Program, RedisServer};
+use super::{PATIENCE, Program, RedisServer, patient};
 use crate::redis::{RedisConfig, RedisTls};
 
 /// The rights of a node, and no more: the line of `docs/operations.md`, with the user and the rules apart.
@@ -62,6 +62,11 @@ impl OtherServer {
     }
 }
 
+/// How long a server may be silent until it counts as gone, where a test wants a failover.
+const SILENCE_MS: u32 = 1_000;
+/// The same where none is wanted: a server that a busy machine lets wait must not lose its place.
+const PATIENT_SILENCE_MS: u32 = 600_000;
+
 /// Three masters with a replica each.
 pub struct RedisCluster {
     /// The masters of the start, in the order of their slots, then their replicas in the same order.
@@ -69,10 +74,11 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the servers and waits until all slots are served and every replica follows its master.
+    /// Starts the servers and waits until all slots are served and every replica follows its master. No replica takes over
+    /// by itself: see [`RedisCluster::allow_failover`].
     ///
     /// # Panics
-    /// When that does not happen within 20 s.
+    /// When that does not happen within two minutes.
     pub fn start() -> Self {
         let servers: Vec<RedisServer> = (0..6).map(|_| Self::server()).collect();
         let cluster = Self { servers };
@@ -86,14 +92,51 @@ impl RedisCluster {
             let bus: Vec<String> = other.run("CONFIG GET cluster-port");
             let _: () = first.run(&format!("CLUSTER MEET 127.0.0.1 {} {}", other.port(), bus[1]));
         }
-        let met = |server: &RedisServer| server.run::<String>("CLUSTER NODES").lines().count() == 6;
+        let met = |server: &RedisServer| {
+            let nodes: String = server.run("CLUSTER NODES");
+            nodes.lines().count() == 6 && !nodes.contains("handshake")
+        };
         wait("all nodes know each other", || cluster.servers.iter().all(met));
         for at in 0..3 {
             let id: String = cluster.servers[at].run("CLUSTER MYID");
             let _: () = cluster.servers[at + 3].run(&format!("CLUSTER REPLICATE {id}"));
         }
         cluster.wait_until_whole();
+        // With the short time, which also says how often servers speak to each other, the start is faster.
+        cluster.set_silence(PATIENT_SILENCE_MS);
+        // Whoever was missed until then is not any more.
+        cluster.wait_until_whole();
         cluster
+    }
+
+    /// From now on a replica takes over from a master that is silent for a second.
+    ///
+    /// # Panics
+    /// When a server is gone.
+    pub fn allow_failover(&self) {
+        self.set_silence(SILENCE_MS);
+    }
+
+    fn set_silence(&self, ms: u32) {
+        for server in &self.servers {
+            let _: () = server.run(&format!("CONFIG SET cluster-node-timeout {ms}"));
+        }
+    }
+
+    /// Has one of the replicas take over from its master, which lives, and waits until it has.
+    ///
+    /// # Panics
+    /// When that does not happen within two minutes.
+    pub fn fail_over_to(&self, replica: usize) {
+        let mut next_try = Instant::now();
+        wait("the replica takes over", || {
+            // An attempt that is not done after 5 s is given up by the servers.
+            if Instant::now() >= next_try {
+                let _ = self.servers[replica].try_run::<()>("CLUSTER FAILOVER");
+                next_try = Instant::now() + Duration::from_secs(6);
+            }
+            self.servers[replica].says("INFO replication", "role:master")
+        });
     }
 
     fn server() -> RedisServer {
@@ -104,7 +147,7 @@ impl RedisCluster {
             "--cluster-port",
             &bus,
             "--cluster-node-timeout",
-            "1000",
+            &SILENCE_MS.to_string(),
             "--repl-diskless-sync-delay",
             "0",
             "--cluster-replica-validity-factor",
@@ -113,22 +156,22 @@ impl RedisCluster {
         start_with_user(Program::Installed, &options)
     }
 
-    /// Waits until every slot is served, every server knows it, and three replicas follow.
+    /// Waits until every slot is served, every server knows it, and three replicas follow and have all that was written.
     ///
     /// # Panics
-    /// When that does not happen within 20 s.
+    /// When that does not happen within two minutes.
     pub fn wait_until_whole(&self) {
-        wait("the cluster is whole", || {
-            self.servers.iter().all(|server| {
-                let (info, nodes): (String, String) = (server.run("CLUSTER INFO"), server.run("CLUSTER NODES"));
-                info.contains("cluster_state:ok")
-                    && nodes.lines().filter(|node| node.contains("slave") && node.contains("connected")).count() == 3
-            })
-        });
-        wait("the replicas follow", || {
-            let following = |server: &&RedisServer| server.run::<String>("INFO replication").contains("link_status:up");
-            self.servers.iter().filter(following).count() == 3
-        });
+        let is_replica = |node: &&str| node.contains("slave") && node.contains("connected");
+        let sees_all = |server: &RedisServer| {
+            let nodes = server.try_run::<String>("CLUSTER NODES").unwrap_or_default();
+            server.says("CLUSTER INFO", "cluster_state:ok")
+                && nodes.lines().filter(is_replica).count() == 3
+                && !nodes.contains("fail")
+        };
+        wait("the cluster is whole", || self.servers.iter().all(sees_all));
+        let follows = |server: &&RedisServer| server.says("INFO replication", "link_status:up");
+        wait("the replicas follow", || self.servers.iter().filter(follows).count() == 3);
+        wait_until_replicated(&self.servers, 1);
     }
 
     /// `redis+cluster://…`, by two of the masters.
@@ -151,10 +194,11 @@ pub struct SentinelTrio {
 }
 
 impl SentinelTrio {
-    /// Starts them and waits until the sentinels know each other and both replicas.
+    /// Starts them and waits until the sentinels know each other and both replicas. No replica takes over by itself: see
+    /// [`SentinelTrio::allow_failover`].
     ///
     /// # Panics
-    /// When that does not happen within 20 s.
+    /// When that does not happen within two minutes.
     pub fn start() -> Self {
         let master = start_with_user(Program::Installed, &["--repl-diskless-sync-delay", "0"]);
         let port = master.port().to_string();
@@ -166,50 +210,94 @@ impl SentinelTrio {
         let sentinels = (0..3).map(|_| Self::sentinel(&port)).collect();
         let trio = Self { servers, sentinels };
         trio.wait_until_whole();
+        // With the short time, which also says how often sentinels ask, the start is faster.
+        trio.set_silence(PATIENT_SILENCE_MS);
+        trio.wait_until_whole();
         trio
+    }
+
+    /// From now on a replica takes over from a master that is silent for a second.
+    ///
+    /// # Panics
+    /// When a sentinel is gone.
+    pub fn allow_failover(&self) {
+        self.set_silence(SILENCE_MS);
+    }
+
+    fn set_silence(&self, ms: u32) {
+        for sentinel in &self.sentinels {
+            let _: () = sentinel.run(&format!("SENTINEL SET tollgate down-after-milliseconds {ms}"));
+        }
+    }
+
+    /// Has a replica take over from the master, which lives, and waits until every sentinel names it; its place among
+    /// `servers`.
+    ///
+    /// # Panics
+    /// When that does not happen within two minutes.
+    pub fn fail_over(&self) -> usize {
+        let (before, mut next_try) = (self.master(), Instant::now());
+        let mut now = None;
+        wait("another master", || {
+            // A sentinel refuses where it did not hear from a replica lately, and where an attempt is under way.
+            if Instant::now() >= next_try {
+                let _ = self.sentinels[0].try_run::<()>("SENTINEL FAILOVER tollgate");
+                next_try = Instant::now() + Duration::from_secs(10);
+            }
+            now = self.named_by(self.sentinels.len());
+            now.is_some() && now != before
+        });
+        now.expect("it is named")
     }
 
     fn sentinel(port: &str) -> RedisServer {
         let folder = tempfile::tempdir().expect("a temporary folder").keep();
         let notes = folder.join("sentinel.conf");
         let text = format!(
-            "sentinel monitor tollgate 127.0.0.1 {port} 2\nsentinel down-after-milliseconds tollgate 1000\nsentinel \
-             failover-timeout tollgate 4000\nsentinel parallel-syncs tollgate 1\n"
+            "sentinel monitor tollgate 127.0.0.1 {port} 2\nsentinel down-after-milliseconds tollgate \
+             {SILENCE_MS}\nsentinel failover-timeout tollgate 4000\nsentinel parallel-syncs tollgate 1\n"
         );
         fs::write(&notes, text).expect("the notes are written");
         RedisServer::start_with(&[&notes.to_string_lossy(), "--sentinel"])
     }
 
-    /// Waits until every sentinel sees the two others and two replicas of a live master.
+    /// Waits until every sentinel sees the two others and two replicas of a live master, and both replicas have all that
+    /// was written.
     ///
     /// # Panics
-    /// When that does not happen within 20 s.
+    /// When that does not happen within two minutes.
     pub fn wait_until_whole(&self) {
-        wait("the sentinels know everybody", || {
-            self.sentinels.iter().all(|sentinel| {
-                sentinel.run::<String>("INFO sentinel").contains("status=ok,address=")
-                    && sentinel.run::<Vec<redis::Value>>("SENTINEL sentinels tollgate").len() == 2
-                    && sentinel.run::<String>("INFO sentinel").contains("slaves=2,sentinels=3")
-            })
-        });
-        wait("the replicas follow", || {
-            let following = |server: &&RedisServer| server.run::<String>("INFO replication").contains("link_status:up");
-            self.servers.iter().filter(following).count() == 2
-        });
+        let sees_all = |sentinel: &RedisServer| {
+            let info = sentinel.try_run::<String>("INFO sentinel").unwrap_or_default();
+            let others = sentinel.try_run::<Vec<redis::Value>>("SENTINEL sentinels tollgate");
+            info.contains("status=ok,address=")
+                && info.contains("slaves=2,sentinels=3")
+                && others.is_ok_and(|others| others.len() == 2)
+        };
+        wait("the sentinels know everybody", || self.sentinels.iter().all(sees_all));
+        let follows = |server: &&RedisServer| server.says("INFO replication", "link_status:up");
+        wait("the replicas follow", || self.servers.iter().filter(follows).count() == 2);
+        wait_until_replicated(&self.servers, 2);
     }
 
     /// The place among `servers` of the master that a majority of the sentinels names.
     pub fn master(&self) -> Option<usize> {
+        self.named_by(self.sentinels.len() / 2 + 1)
+    }
+
+    /// The place of the master that so many sentinels name.
+    fn named_by(&self, sentinels: usize) -> Option<usize> {
         let named: Vec<String> = self
             .sentinels
             .iter()
             .filter_map(|sentinel| {
-                sentinel.run::<Vec<String>>("SENTINEL get-master-addr-by-name tollgate").into_iter().nth(1)
+                let address = sentinel.try_run::<Vec<String>>("SENTINEL get-master-addr-by-name tollgate").ok()?;
+                address.into_iter().nth(1)
             })
             .collect();
-        self.servers.iter().position(|server| {
-            named.iter().filter(|port| **port == server.port().to_string()).count() * 2 > self.sentinels.len()
-        })
+        self.servers
+            .iter()
+            .position(|server| named.iter().filter(|port| **port == server.port().to_string()).count() >= sentinels)
     }
 
     /// `redis+sentinel://…/tollgate`.
@@ -285,7 +373,7 @@ impl SecureRedis {
 
     /// What a node needs to reach it.
     pub fn config(&self) -> RedisConfig {
-        RedisConfig { tls: Some(self.tls.clone()), ..RedisConfig::new(self.url()) }
+        RedisConfig { tls: Some(self.tls.clone()), ..patient(self.url()) }
     }
 }
 
@@ -334,10 +422,21 @@ impl Certificates {
     }
 }
 
+/// Waits until so many replicas of each master have what it has written by now.
+fn wait_until_replicated(servers: &[RedisServer], replicas: usize) {
+    for master in servers.iter().filter(|server| server.says("INFO replication", "role:master")) {
+        let Some((written, _)) = master.replication() else { continue };
+        wait("the replicas have what was written", || {
+            let received = master.replication().map(|(_, received)| received).unwrap_or_default();
+            received.into_iter().filter(|received| *received >= written).count() >= replicas
+        });
+    }
+}
+
 fn wait(what: &str, mut until: impl FnMut() -> bool) {
     let started = Instant::now();
     while !until() {
-        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -3,11 +3,8 @@
 //! Tried by breaking them, one thing at a time: the version not compared, the event not remembered, a secret's
 //! place written after the record. Each fails here.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use std::{sync::Arc, time::Duration};
 
-use proptest::test_runner::{Config, TestRunner};
 use tollgate_core::store::StoreError;
 use tollgate_store::{
     accounts::{AccountStore, Change, Saved, memory::MemoryAccounts, redis::RedisAccounts},
@@ -15,29 +12,25 @@ use tollgate_store::{
     testing::{
         RedisServer,
         accounts::{events_are_forgotten, events_need_no_account, nothing_is_lost, play, sample, steps},
+        check_property, patient,
     },
 };
 
 fn on(url: String, prefix: &str) -> RedisAccounts {
-    let deadline = Duration::from_secs(20);
-    RedisAccounts::on(Link::open(RedisConfig { key_prefix: prefix.into(), deadline, ..RedisConfig::new(url) }).unwrap())
+    RedisAccounts::on(Link::open(RedisConfig { key_prefix: prefix.into(), ..patient(url) }).unwrap())
 }
 
 #[test]
-fn memory_and_redis_agree_on_any_sequence() {
+fn memory_and_redis_agree_on_any_sequence_of_changes() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = std::cell::Cell::new(0);
-    let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&steps(), |steps| {
-        case.set(case.get() + 1);
+    check_property(60, &steps(), |case, steps| {
         runtime.block_on(async {
-            let redis = on(server.url(), &format!("case{}", case.get()));
+            let redis = on(server.url(), &format!("case{case}"));
             play(&[&MemoryAccounts::new(100), &redis], &steps).await;
         });
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
     no_record_ends(&server);
 }
 
@@ -74,7 +67,7 @@ async fn no_change_is_lost_in_redis() {
 }
 
 #[tokio::test]
-async fn memory_is_bounded() {
+async fn the_memory_store_of_accounts_is_bounded() {
     let store = MemoryAccounts::new(1);
     let [one, two] = ["one", "two"].map(|id| sample("shop", id));
     let make = |record| Change { domain: "shop", id: "", before: None, after: Some(record), event: None };
@@ -86,7 +79,7 @@ async fn memory_is_bounded() {
 /// A writer that ends between its writes leaves nothing that can be used: here scripts are forbidden to it, and the
 /// record is the script's to write.
 #[tokio::test]
-async fn what_is_half_written_cannot_be_used() {
+async fn a_half_written_account_cannot_be_used() {
     let server = RedisServer::start();
     let mut connection = server.connection();
     let _: () = redis::cmd("ACL")

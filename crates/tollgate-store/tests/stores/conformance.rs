@@ -10,14 +10,9 @@
 //! And by one that no answer shows: the fast path leaves the pending group as it is where it begins a log anew. That fails
 //! here as the stored values are compared.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::sync::Arc;
 
-use proptest::{
-    strategy::Strategy,
-    test_runner::{Config, TestRunner},
-};
+use proptest::strategy::Strategy;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
@@ -28,13 +23,15 @@ use tollgate_core::{
 use tollgate_store::{
     clock::ManualClock,
     memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
+    redis::RedisConfig,
     testing::{
-        RedisServer,
-        conformance::{START, Step, crowded, mixed, open_ended, paced, play, reserved, together},
+        RedisServer, check_property,
+        conformance::{Placement, START, Step, crowded, mixed, open_ended, paced, play, reserved, together},
         stored::StoredValues,
     },
 };
+
+use crate::harness::store_with_clock;
 
 /// The stored values are compared after each step of this number, and after the last one of a sequence.
 const COMPARED_STEP: usize = 16;
@@ -52,41 +49,31 @@ fn check_within(most: u32, strategy: impl Strategy<Value = Vec<Step>>, cases: u3
     let stored = std::cell::RefCell::new(StoredValues::of(&server, &of_general));
     // On one thread calls go in the order in which they come.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (case, most_used) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let mut runner =
-        TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() });
-    let outcome = runner.run(&strategy, |steps| {
-        case.set(case.get() + 1);
-        runtime.block_on(async {
-            let clock = Arc::new(ManualClock::at(START));
-            let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock)).with_max_open_ended(most);
-            let key_prefix = format!("case{}", case.get());
-            let node = |server: &RedisServer| {
-                let config = RedisConfig {
-                    key_prefix: key_prefix.clone(),
-                    max_open_ended: most,
-                    deadline: std::time::Duration::from_secs(20),
-                    ..RedisConfig::new(server.url())
-                };
-                RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-            };
-            let nodes: Vec<Box<dyn Store>> = (0..3).map(|_| Box::new(node(&server)) as Box<dyn Store>).collect();
-            let general = node(&of_general).without_fast_path();
-            // The brace keeps case1 apart from case10.
-            let prefix = format!("{key_prefix}{{");
-            let mut step = 0;
-            let after_step = |place: &dyn Fn() -> String| {
-                step += 1;
-                if step % COMPARED_STEP == 0 || step == steps.len() {
-                    stored.borrow_mut().compare(&prefix, place);
-                }
-            };
-            let used = play(&[&memory, &general], &nodes, &clock, &steps, after_step).await;
-            most_used.set(used.max(most_used.get()));
-        });
+    let most_used = std::cell::Cell::new(0);
+    check_property(cases, &strategy, |case, steps| {
+        let clock = Arc::new(ManualClock::at(START));
+        let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock)).with_max_open_ended(most);
+        let key_prefix = format!("case{case}");
+        let node = |server: &RedisServer| {
+            let config = RedisConfig { key_prefix: key_prefix.clone(), max_open_ended: most, ..server.config() };
+            store_with_clock(config, &clock, &runtime)
+        };
+        let nodes: Vec<Box<dyn Store>> = (0..3).map(|_| Box::new(node(&server)) as _).collect();
+        let general = node(&of_general).without_fast_path();
+        // The brace keeps case1 apart from case10.
+        let prefix = format!("{key_prefix}{{");
+        let mut step = 0;
+        let after_step = |place: &dyn Fn() -> String| {
+            step += 1;
+            if step % COMPARED_STEP == 0 || step == steps.len() {
+                stored.borrow_mut().compare(&prefix, place);
+            }
+        };
+        let references: [&dyn Store; 2] = [&memory, &general];
+        let played = play(&references, &nodes, Placement::OneServer, &clock, &steps, after_step);
+        most_used.set(runtime.block_on(played).max(most_used.get()));
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
     every_key_is_bounded(&server, most);
     most_used.get()
 }
@@ -129,7 +116,7 @@ fn redis_agrees_on_open_ended_ledgers() {
 }
 
 #[test]
-fn redis_agrees_on_calls_that_come_together() {
+fn redis_agrees_on_simultaneous_calls() {
     check_within(3, together(), 150);
 }
 
@@ -141,12 +128,12 @@ fn redis_agrees_on_paced_calls() {
 // The crowded suites would prove nothing about full windows if theirs never filled.
 
 #[test]
-fn redis_agrees_on_a_crowded_minute() {
+fn redis_agrees_on_a_full_minute_window() {
     assert!(check(crowded(60_000, 36, 7_000), 6) > 1_500);
 }
 
 #[test]
-fn redis_agrees_on_crowded_seconds_and_a_crowded_day() {
+fn redis_agrees_on_full_second_and_day_windows() {
     assert!(check(crowded(4_000, 2, 7_000), 4) > 1_500);
     assert!(check(crowded(86_400_000, 50_000, 7_000), 4) > 1_500);
 }
@@ -155,16 +142,12 @@ fn redis_agrees_on_crowded_seconds_and_a_crowded_day() {
 /// of the ledger is still there when the clock goes back. Broken to try it: a memory store that drops what is over with
 /// any forced call.
 #[test]
-fn a_charge_that_is_cut_to_nothing_drops_nothing() {
+fn a_charge_cut_to_zero_removes_no_entry() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let clock = Arc::new(ManualClock::at(START));
     let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock));
-    let redis = {
-        let _inside = runtime.enter();
-        let config = RedisConfig { deadline: std::time::Duration::from_secs(20), ..RedisConfig::new(server.url()) };
-        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-    };
+    let redis = store_with_clock(server.config(), &clock, &runtime);
     let home = Partition::of(["full"]);
     let claim = |window_ms, cost| Claim {
         ledger: LedgerKey::of(home, ["resource"]),

@@ -1,7 +1,5 @@
 //! That calls go the short way: a script that fell back to the general one would decide alike, and take twice as long.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::sync::Arc;
 
 use tollgate_core::{

@@ -1,9 +1,7 @@
 //! Two versions of a node on one Redis, as while a new one is rolled out. What is laid out alike is shared, whatever the
 //! text of the scripts; what is laid out otherwise is refused by name and left alone; JSON may hold more.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use redis::cmd;
 use serde_json::{Value, json};
@@ -19,7 +17,7 @@ use tollgate_core::{
 };
 use tollgate_store::{
     accounts::{AccountStore, Change, Saved, redis::RedisAccounts},
-    redis::{Link, RedisConfig, RedisStore},
+    redis::{Link, RedisStore},
     refusals::{Refusal, RefusalLog, redis::RedisRefusals},
     testing::{RedisServer, accounts::sample},
 };
@@ -27,13 +25,9 @@ use tollgate_store::{
 const TTL_MS: u32 = 600_000;
 const ID: ReservationId = ReservationId([7; 16]);
 
-fn config(server: &RedisServer) -> RedisConfig {
-    RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) }
-}
-
 /// A node of this version and one of another.
 fn versions(server: &RedisServer) -> [Arc<RedisStore>; 2] {
-    [RedisStore::connect(config(server)), RedisStore::with_other_text(config(server))]
+    [RedisStore::connect(server.config()), RedisStore::with_other_text(server.config())]
         .map(|store| Arc::new(store.unwrap()))
 }
 
@@ -96,7 +90,7 @@ fn used(applied: &Applied) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_with_other_scripts_count_as_one() {
+async fn versions_with_different_scripts_share_counters() {
     let server = RedisServer::start();
     let nodes = versions(&server);
     for number in 1..=60 {
@@ -122,7 +116,7 @@ async fn versions_with_other_scripts_count_as_one() {
 }
 
 #[tokio::test]
-async fn what_one_version_reserves_the_other_settles() {
+async fn one_version_settles_what_the_other_reserved() {
     let server = RedisServer::start();
     let nodes = versions(&server);
     let claims = with_slot(2);
@@ -203,7 +197,7 @@ async fn a_record_of_another_version_is_refused_by_name_and_left_alone() {
 
 /// A later version may put more into a slot's member.
 #[tokio::test]
-async fn a_slot_that_says_more_is_a_slot() {
+async fn a_slot_with_unknown_fields_is_counted() {
     let server = RedisServer::start();
     let mut redis = server.connection();
     let [store, _] = versions(&server);
@@ -234,10 +228,10 @@ fn with_more(written: &[u8], skip: usize, more: impl FnOnce(&mut Value)) -> Vec<
 }
 
 #[tokio::test]
-async fn an_account_keeps_what_a_later_version_knows_of_it() {
+async fn an_account_keeps_fields_of_a_later_version() {
     let server = RedisServer::start();
     let mut redis = server.connection();
-    let store = RedisAccounts::on(Link::open(config(&server)).unwrap());
+    let store = RedisAccounts::on(Link::open(server.config()).unwrap());
     let record = sample("shop", "acme");
     let change = Change { domain: "shop", id: "acme", before: None, after: Some(&record), event: None };
     assert_eq!(store.save(change).await.unwrap(), Saved::Done);
@@ -264,9 +258,9 @@ async fn an_account_keeps_what_a_later_version_knows_of_it() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_says_more_or_less_is_read() {
+async fn a_refusal_with_more_or_fewer_fields_is_read() {
     let server = RedisServer::start();
-    let log = RedisRefusals::on(Link::open(config(&server)).unwrap());
+    let log = RedisRefusals::on(Link::open(server.config()).unwrap());
     let refusal = Refusal { key: None, resource: "model".into(), tier: "paid".into(), label: "RPM".into(), at_ms: 7 };
     log.append(home(), &[Refusal { key: Some("key".into()), ..refusal.clone() }]).await.unwrap();
     let mut redis = server.connection();

@@ -1,7 +1,5 @@
 //! Counters whose names callers choose: a partition has a bounded number, and those that have ended make room.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::sync::Arc;
 
 use tollgate_core::{
@@ -72,7 +70,7 @@ async fn fill(store: &dyn Store) {
 
 /// Broken to try it: names that are not gone through again, names of live counters that are taken out.
 #[tokio::test]
-async fn in_redis_a_counter_that_has_ended_makes_room() {
+async fn in_redis_an_expired_counter_frees_its_place() {
     let server = RedisServer::start();
     let config = RedisConfig { max_open_ended: 3, ..RedisConfig::new(server.url()) };
     let store = RedisStore::connect(config).unwrap();
@@ -106,7 +104,7 @@ async fn in_redis_a_counter_that_has_ended_makes_room() {
 }
 
 #[tokio::test]
-async fn in_memory_a_counter_that_has_ended_makes_room() {
+async fn in_memory_an_expired_counter_frees_its_place() {
     let clock = Arc::new(ManualClock::at(START));
     let store = MemoryStore::new(Arc::clone(&clock), 10_000).with_max_open_ended(3);
     fill(&store).await;

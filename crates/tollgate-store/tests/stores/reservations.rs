@@ -2,17 +2,12 @@
 //! callers that crash and nodes that crash with a call under way, on memory and on two nodes of one Redis, judged by an
 //! exact log that the test keeps itself.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 mod place;
 mod world;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 use tollgate_core::{
     claim::{Answer, Claim, Mode},
     reservation::{Admission, Hold, ReservationId, Terms},
@@ -23,14 +18,14 @@ use tollgate_core::{
 use tollgate_store::{
     clock::ManualClock,
     memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
-    testing::{RedisServer, conformance::START},
+    testing::{RedisServer, check_property, conformance::START},
 };
 
 use self::{
     place::Place,
     world::{Event, TOKENS, Under, WINDOWS, claims, home, world},
 };
+use crate::harness::store_with_clock;
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     // To the very moment when something leaves, too.
@@ -68,21 +63,18 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn the_promises_hold_for_reservations() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (case, under_way) = (std::cell::Cell::new(0), std::cell::Cell::new([0; 2]));
-    let config = Config { cases: 150, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
-    let outcome = TestRunner::new(config).run(&events(), |events| {
-        case.set(case.get() + 1);
+    let under_way = std::cell::Cell::new([0; 2]);
+    check_property(150, &events(), |case, events| {
         let clock = Arc::new(ManualClock::at(START));
         world(&Place::memory(&clock), 1, &clock, &runtime).play(&events);
         let clock = Arc::new(ManualClock::at(START));
-        let place = Place::redis(&server, format!("case{}", case.get()), &clock, &runtime);
+        let place = Place::redis(&server, format!("case{}", case), &clock, &runtime);
         let mut world = world(&place, 2, &clock, &runtime);
         world.play(&events);
         let ([lost, done], [more_lost, more_done]) = (under_way.get(), world.under_way);
         under_way.set([lost + more_lost, done + more_done]);
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
     let [lost, done] = under_way.get();
     assert!(lost > 20 && done > 20, "of the calls under way when a node died {lost} were lost and {done} done");
 }
@@ -90,7 +82,7 @@ fn the_promises_hold_for_reservations() {
 /// A refund at the very moment when its charge leaves a window finds nothing there, and one a millisecond before finds
 /// it; with an entry behind it, so that the log is not over. Broken to try it: entries as old as the window that count.
 #[test]
-fn a_refund_at_the_moment_when_its_charge_leaves() {
+fn a_refund_when_its_charge_leaves_the_window_refunds_nothing() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let reserve = |tokens| Event::Reserve { tokens, limit: TOKENS, ttl_ms: 60_000, request: None, lost: false };
@@ -112,16 +104,12 @@ fn slots_alone() -> Vec<Claim> {
 /// Promise 6 for slots: nothing is held for longer than its time to live after a clock that went back was noticed.
 /// Broken to try it: slots that keep their end.
 #[test]
-fn a_clock_that_goes_back_holds_no_slot_longer() {
+fn a_clock_set_back_holds_no_slot_longer() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let clock = Arc::new(ManualClock::at(START));
     let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
-    let redis = {
-        let _inside = runtime.enter();
-        let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) };
-        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-    };
+    let redis = store_with_clock(server.config(), &clock, &runtime);
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
         let hold = Hold { id: ReservationId([3; 16]), ttl_ms: 10_000, note: b"" };

@@ -1,15 +1,12 @@
 //! Where nodes keep reservations, and how one of them dies.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{cell::RefCell, sync::Arc};
 
 use tokio::runtime::Runtime;
 use tollgate_core::store::Store;
-use tollgate_store::{
-    clock::ManualClock,
-    memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
-    testing::RedisServer,
-};
+use tollgate_store::{clock::ManualClock, memory::MemoryStore, redis::RedisConfig, testing::RedisServer};
+
+use crate::harness::store_with_clock;
 
 /// A store that nodes share.
 pub(crate) enum Place<'a> {
@@ -37,12 +34,7 @@ impl<'a> Place<'a> {
     }
 
     pub(crate) fn redis(server: &RedisServer, prefix: String, clock: &Arc<ManualClock>, runtime: &'a Runtime) -> Self {
-        let config = RedisConfig {
-            key_prefix: prefix,
-            deadline: Duration::from_secs(20),
-            connections: 1,
-            ..RedisConfig::new(server.url())
-        };
+        let config = RedisConfig { key_prefix: prefix, connections: 1, ..server.config() };
         Self::Redis {
             watcher: RefCell::new(server.connection()),
             config: Box::new(config),
@@ -57,8 +49,7 @@ impl<'a> Place<'a> {
             Self::Memory(store) => Node { store: Arc::clone(store) as _, client: None },
             Self::Redis { config, clock, runtime, .. } => {
                 let before = self.clients();
-                let _inside = runtime.enter();
-                let store = RedisStore::with_injected_clock(RedisConfig::clone(config), Arc::clone(clock)).unwrap();
+                let store = store_with_clock(RedisConfig::clone(config), clock, runtime);
                 assert!(runtime.block_on(store.health()).is_whole());
                 let client = self.clients().into_iter().find(|client| !before.contains(client));
                 assert!(client.is_some(), "the node has a connection");

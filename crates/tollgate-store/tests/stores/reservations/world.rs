@@ -13,7 +13,7 @@ use tollgate_core::{
 };
 use tollgate_store::clock::{Clock, ManualClock};
 
-use crate::place::{Node, Place};
+use super::place::{Node, Place};
 
 pub(crate) const WINDOWS: [u64; 2] = [1_000, 60_000];
 pub(crate) const PERIOD_MS: u64 = 60_000;

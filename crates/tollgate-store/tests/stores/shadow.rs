@@ -4,15 +4,10 @@
 //! Tried by breaking the core: shadow quotas that are asked with their limit, and judged with the call's own cost
 //! counted twice.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 use tollgate_core::{
     claim::{Answer, Fit, Mode},
     store::Store,
@@ -25,9 +20,11 @@ use tollgate_policy::{
 use tollgate_store::{
     clock::{Clock, ManualClock},
     memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
-    testing::{RedisServer, conformance::START},
+    redis::RedisConfig,
+    testing::{RedisServer, check_property, conformance::START},
 };
+
+use crate::harness::store_with_clock;
 
 /// A quota of a generated policy: unit, window, limit, whether it is a shadow.
 type Row = (usize, usize, u64, bool);
@@ -125,7 +122,7 @@ fn check(
 }
 
 #[test]
-fn shadows_refuse_nobody_and_know_whom_they_would_have() {
+fn shadow_quotas_refuse_nothing_and_report_what_they_would_refuse() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let row = (0..2_usize, 0..2_usize, 0_u64..30, any::<bool>());
@@ -140,9 +137,7 @@ fn shadows_refuse_nobody_and_know_whom_they_would_have() {
         rows
     });
     let load = prop::collection::vec((0_u64..600, 1_u64..12, prop::bool::weighted(0.2)), 1..60);
-    let config = Config { cases: 60, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
-    let case = std::cell::Cell::new(0);
-    let outcome = TestRunner::new(config).run(&(rows, prop::bool::weighted(0.2), load), |(mut rows, all, load)| {
+    check_property(60, &(rows, prop::bool::weighted(0.2), load), |case, (mut rows, all, load)| {
         if all {
             for row in &mut rows {
                 row.3 = false;
@@ -150,21 +145,12 @@ fn shadows_refuse_nobody_and_know_whom_they_would_have() {
             rows.sort_by_key(|(unit, window, ..)| (*unit, *window));
             rows.dedup_by_key(|(unit, window, ..)| (*unit, *window));
         }
-        case.set(case.get() + 1);
         let clock = Arc::new(ManualClock::at(START));
         let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
         check(&runtime, &memory, &clock, &rows, all, &load);
-        let redis = {
-            let _inside = runtime.enter();
-            let config = RedisConfig {
-                key_prefix: format!("case{}", case.get()),
-                deadline: Duration::from_secs(20),
-                ..RedisConfig::new(server.url())
-            };
-            RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-        };
+        let redis =
+            store_with_clock(RedisConfig { key_prefix: format!("case{case}"), ..server.config() }, &clock, &runtime);
         check(&runtime, &redis, &clock, &rows, all, &load);
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }

@@ -1,15 +1,10 @@
 //! Pools by priority on every store, as several nodes draw from them: never over the limit, whoever demands how
 //! much; and with the shares that the policy gives.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
-use std::{cell::Cell, collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 use tollgate_core::{
     amount::Amount,
     claim::{Answer, Claim, LedgerKey, Mode},
@@ -25,9 +20,11 @@ use tollgate_policy::{
 use tollgate_store::{
     clock::{Clock, ManualClock},
     memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
-    testing::{RedisServer, conformance::START},
+    redis::RedisConfig,
+    testing::{RedisServer, check_property, conformance::START},
 };
+
+use crate::harness::store_with_clock;
 
 const WINDOW_MS: u64 = 60_000;
 const SHARES: [u8; 4] = [10, 20, 30, 40];
@@ -171,15 +168,7 @@ fn both(
 ) {
     let clock = Arc::new(ManualClock::at(START));
     let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
-    let redis = {
-        let _inside = runtime.enter();
-        let config = RedisConfig {
-            key_prefix: prefix.to_owned(),
-            deadline: Duration::from_secs(20),
-            ..RedisConfig::new(server.url())
-        };
-        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-    };
+    let redis = store_with_clock(RedisConfig { key_prefix: prefix.to_owned(), ..server.config() }, &clock, &runtime);
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
         property(Bench {
@@ -197,18 +186,15 @@ fn both(
 
 /// Promises 1 and 4, for pools: never over, and admitted when it was said, if nobody else calls.
 #[test]
-fn never_over_and_retry_after_is_true() {
+fn a_pool_is_never_exceeded_and_retry_after_is_true() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = Cell::new(0);
     let call = (0..3_usize, 0..4_usize, 1_u64..60, prop_oneof![3 => 0_u64..200, 1 => 0_u64..20_000]);
     let shares =
         prop_oneof![Just(SHARES), (0_u8..25, 0_u8..25, 0_u8..25, 1_u8..25).prop_map(|(a, b, c, d)| [a, b, c, d])];
-    let config = Config { cases: 40, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let input = (prop::collection::vec(call, 1..120), 30_u64..400, shares);
-    let outcome = TestRunner::new(config).run(&input, |(calls, limit, shares)| {
-        case.set(case.get() + 1);
-        both(&runtime, &server, &format!("case{}", case.get()), limit, shares, &mut |mut bench| {
+    check_property(40, &input, |case, (calls, limit, shares)| {
+        both(&runtime, &server, &format!("case{case}"), limit, shares, &mut |mut bench| {
             let mut last = None;
             for (node, priority, tokens, pause) in &calls {
                 bench.clock.advance_ms(*pause);
@@ -232,7 +218,6 @@ fn never_over_and_retry_after_is_true() {
         });
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// Twice the capacity from all four, on one node and on three: after four windows from nothing all of the pool is
@@ -254,7 +239,7 @@ fn at_twice_the_capacity_the_shares_are_those_of_the_policy() {
 }
 
 #[test]
-fn whoever_is_alone_gets_the_whole_pool() {
+fn a_single_priority_gets_the_whole_pool() {
     for priority in 0..4 {
         on_both(6_000, SHARES, |mut bench| {
             let mut offered = [0; 4];
@@ -270,7 +255,7 @@ fn whoever_is_alone_gets_the_whole_pool() {
 /// Up to eight ninths of the limit nobody is refused, whoever demands how much of it. As demand grows alike, it
 /// is the lowest that is refused first, then the next.
 #[test]
-fn below_saturation_all_borrow_freely_and_then_the_lowest_is_refused_first() {
+fn below_saturation_all_borrow_and_the_lowest_priority_is_refused_first() {
     for offered in [[130; 4], [400, 50, 50, 30], [10, 10, 500, 10], [0, 520, 10, 0]] {
         on_both(6_000, SHARES, |mut bench| {
             let admitted = bench.load(offered, 10, 3 * WINDOW_MS, 2);
@@ -297,7 +282,7 @@ fn below_saturation_all_borrow_freely_and_then_the_lowest_is_refused_first() {
 /// A pool full of Lows, who ask for more: a Critical that comes has what it demands of its part within the time in
 /// which that much is freed anyway, and a single large call gets in too.
 #[test]
-fn a_higher_priority_breaks_in() {
+fn a_higher_priority_gets_its_share_of_a_full_pool() {
     on_both(6_000, SHARES, |mut bench| {
         bench.load([600, 0, 0, 0], 10, 2 * WINDOW_MS, 2);
         // A tenth of the pool at once, retried now and then by one node, while Lows call at the other.

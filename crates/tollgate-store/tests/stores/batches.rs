@@ -1,7 +1,5 @@
 //! Calls that come at the same moment: decided by one run of the script, each as if it had come alone.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::join_all};
@@ -56,7 +54,7 @@ fn runs(server: &RedisServer, command: &str) -> usize {
 
 /// Tried with a batch that takes one call, and with calls of one account that are put apart.
 #[tokio::test]
-async fn calls_of_one_moment_share_a_run_and_those_of_an_account_its_counter() {
+async fn simultaneous_calls_share_one_script_run_and_one_counter_read() {
     let server = RedisServer::start();
     let store = store(&server);
     let calls: Vec<[Claim; 1]> = (0..32).map(|number| call(["a", "b", "c", "d"][number % 4], 6)).collect();
@@ -77,7 +75,7 @@ async fn calls_of_one_moment_share_a_run_and_those_of_an_account_its_counter() {
 
 /// No caller waits for what is wrong with another's counter. Tried with a script that stops at the first error.
 #[tokio::test]
-async fn what_is_wrong_with_one_counter_concerns_its_callers_only() {
+async fn a_broken_counter_in_a_batch_fails_its_own_calls_only() {
     let server = RedisServer::start();
     let store = store(&server);
     let accounts = ["a", "b", "c", "d", "e"];
@@ -110,7 +108,7 @@ async fn what_is_wrong_with_one_counter_concerns_its_callers_only() {
 
 /// At the end of its memory Redis charges nobody whom it refuses.
 #[tokio::test]
-async fn a_redis_without_memory_charges_nobody() {
+async fn a_redis_without_memory_charges_nothing() {
     let server = RedisServer::start();
     let store = store(&server);
     let known: Vec<[Claim; 1]> = ["a", "b"].iter().map(|account| call(account, 100)).collect();
@@ -129,7 +127,7 @@ async fn a_redis_without_memory_charges_nobody() {
 
 /// Tried without the look at who still waits.
 #[tokio::test]
-async fn whoever_goes_away_before_the_call_is_sent_is_not_charged() {
+async fn a_caller_that_left_before_its_call_is_sent_is_not_charged() {
     let server = RedisServer::start();
     let store = store(&server);
     let claims = call("a", 100);
@@ -144,7 +142,7 @@ async fn whoever_goes_away_before_the_call_is_sent_is_not_charged() {
 
 /// All calls of a batch have their answer within the deadline, and none is sent again.
 #[tokio::test]
-async fn a_stalled_redis_leaves_nobody_waiting() {
+async fn a_stalled_redis_fails_calls_at_their_deadline() {
     let server = RedisServer::start();
     let config = RedisConfig { deadline: Duration::from_millis(100), ..RedisConfig::new(server.url()) };
     let store = RedisStore::connect(config).unwrap();
@@ -162,7 +160,7 @@ async fn a_stalled_redis_leaves_nobody_waiting() {
 
 /// The name of a server may lead to another one by now. Tried with a fault that a call tells of and nobody acts upon.
 #[tokio::test]
-async fn a_server_that_may_only_be_read_is_connected_to_anew() {
+async fn a_read_only_server_is_connected_to_again() {
     let server = RedisServer::start();
     let store = store(&server);
     assert_eq!(said(store.apply(&call("a", 100), Mode::Try).await), Ok((1, true)));
@@ -183,7 +181,7 @@ async fn a_server_that_may_only_be_read_is_connected_to_anew() {
 
 /// Each account has a slot of its own.
 #[tokio::test]
-async fn in_a_cluster_those_of_a_slot_go_together() {
+async fn in_a_cluster_calls_of_one_slot_are_batched() {
     let cluster = RedisCluster::start();
     let config = RedisConfig { deadline: Duration::from_secs(5), ..RedisConfig::new(cluster.url()) };
     let store = RedisStore::connect(config).unwrap();

@@ -1,7 +1,5 @@
 //! A call that waits for replicas: it is answered once they have its charge, and otherwise fails by name.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::{
     sync::{
         Arc,
@@ -22,6 +20,8 @@ use tollgate_store::{
     refusals::{Refusal, RefusalLog, redis::RedisRefusals},
     testing::RedisServer,
 };
+
+use crate::harness::faults;
 
 const WAIT: Duration = Duration::from_millis(200);
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -79,10 +79,6 @@ fn everything(server: &RedisServer) -> Vec<(String, Vec<u8>)> {
     keys.into_iter().map(|key| (key.clone(), redis::cmd("DUMP").arg(key).query(&mut redis).unwrap())).collect()
 }
 
-fn met(store: &RedisStore, name: &str) -> u64 {
-    store.link().status().faults.iter().find(|(fault, _)| fault.name() == name).unwrap().1
-}
-
 /// How often a server was asked to wait.
 fn waits(server: &RedisServer) -> u64 {
     let stats: String = server.run("INFO commandstats");
@@ -115,7 +111,7 @@ async fn an_answer_means_that_the_replica_has_the_charge() {
 }
 
 #[tokio::test]
-async fn nobody_waits_unless_told() {
+async fn no_call_waits_for_replicas_unless_configured() {
     let [master, _replica] = replicated().await;
     let store = store(&master, 0);
     apply(&store, Mode::Try).await.unwrap();
@@ -137,7 +133,7 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
         assert!(took >= WAIT && took < DEADLINE, "{took:?}");
     }
     is_by_name(reserve(&store).await, "0 of 1 replicas");
-    assert_eq!((met(&store, "unreplicated"), store.link().status().resting), (7, 0));
+    assert_eq!((faults(&store, "unreplicated"), store.link().status().resting), (7, 0));
     // What does not charge goes on, and says that the charges were made.
     let looked = apply(&store, Mode::Peek).await.unwrap();
     assert_eq!(looked.statuses[0].used.get(), 8);
@@ -169,7 +165,7 @@ async fn without_the_right_to_wait_a_charge_is_indeterminate_by_name() {
     let url = master.url().replace("redis://", "redis://hasty:pass@");
     let store = RedisStore::connect(config(url, 1)).unwrap();
     is_by_name(apply(&store, Mode::Try).await, "WAIT: ");
-    assert_eq!((met(&store, "unreplicated"), met(&store, "noperm")), (1, 0));
+    assert_eq!((faults(&store, "unreplicated"), faults(&store, "noperm")), (1, 0));
 }
 
 /// A failover under load, in its worst order: the replica becomes master while the old one still takes calls. Nothing that

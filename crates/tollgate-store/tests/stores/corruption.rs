@@ -5,8 +5,6 @@
 //! Seen to fail without `guarded` (errors that are no UTF-8 broke the connection), with a straight line that is not
 //! caught (a whole batch failed with one counter), and without the bounds of `read_header` (Redis made values of 268 MB).
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-
 use std::time::Duration;
 
 use futures_util::future::join;
@@ -19,7 +17,7 @@ use tollgate_core::{
     window::{SlidingWindow, Span},
 };
 use tollgate_store::{
-    redis::{Fault, RedisConfig, RedisStore},
+    redis::{Fault, RedisStore},
     testing::RedisServer,
 };
 
@@ -33,7 +31,7 @@ const LARGE: usize = 32 << 20;
 
 /// One connection for everybody.
 fn store(server: &RedisServer) -> RedisStore {
-    RedisStore::connect(RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) }).unwrap()
+    RedisStore::connect(server.config()).unwrap()
 }
 
 fn claims(account: &str) -> Vec<Claim> {
@@ -130,7 +128,7 @@ fn corruptions(value: &[u8], all: usize) -> impl Iterator<Item = (String, Vec<u8
 }
 
 #[tokio::test]
-async fn a_broken_counter_concerns_its_own_callers_only() {
+async fn a_corrupt_counter_fails_its_own_callers_only() {
     let server = RedisServer::start();
     let (store, mut redis) = (store(&server), server.connection());
     let mut bystander = Bystander { store: &store, used: 0 };
@@ -162,7 +160,7 @@ async fn a_broken_counter_concerns_its_own_callers_only() {
 }
 
 #[tokio::test]
-async fn broken_records_and_slots_concern_their_own_callers_only() {
+async fn corrupt_records_and_slots_fail_their_own_callers_only() {
     let server = RedisServer::start();
     let (store, mut redis) = (store(&server), server.connection());
     let mut bystander = Bystander { store: &store, used: 0 };
@@ -243,7 +241,7 @@ async fn broken_records_and_slots_concern_their_own_callers_only() {
 
 /// A value of any size is refused without being sent.
 #[tokio::test]
-async fn no_value_makes_a_large_reply() {
+async fn no_corrupt_value_makes_a_large_reply() {
     let server = RedisServer::start();
     let (store, mut redis) = (store(&server), server.connection());
     let (home, claims) = (Partition::of(["victim"]), with_slot("victim"));

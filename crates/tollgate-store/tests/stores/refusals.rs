@@ -2,7 +2,7 @@
 
 use tollgate_core::claim::Partition;
 use tollgate_store::{
-    redis::{Link, RedisConfig},
+    redis::Link,
     refusals::{KEPT, Refusal, RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
     testing::RedisServer,
 };
@@ -15,7 +15,7 @@ fn refusal(number: u64) -> Refusal {
 #[tokio::test]
 async fn the_last_fifty_of_each_account_newest_first() {
     let server = RedisServer::start();
-    let config = RedisConfig { deadline: std::time::Duration::from_secs(20), ..RedisConfig::new(server.url()) };
+    let config = server.config();
     let logs: [Box<dyn RefusalLog>; 2] =
         [Box::new(MemoryRefusals::new(100)), Box::new(RedisRefusals::on(Link::open(config).unwrap()))];
     let [one, two] = ["one", "two"].map(|name| Partition::of(["account", name]));

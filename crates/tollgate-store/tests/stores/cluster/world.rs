@@ -22,7 +22,7 @@ use tollgate_core::{
 use tollgate_store::{
     clock::{Clock, ManualClock},
     redis::{RedisConfig, RedisStore},
-    testing::{conformance::START, topologies::RedisCluster},
+    testing::{PATIENCE, conformance::START, patient, topologies::RedisCluster},
 };
 
 pub(crate) const WINDOW_MS: u64 = 60_000;
@@ -106,11 +106,7 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let steps =
             Arc::new(Steps { clock: Arc::clone(&self.clock), sent: AtomicUsize::new(0), before: Mutex::new(None) });
-        let config = RedisConfig {
-            key_prefix: self.prefix.clone(),
-            deadline: Duration::from_secs(20),
-            ..RedisConfig::new(self.cluster.url())
-        };
+        let config = RedisConfig { key_prefix: self.prefix.clone(), ..patient(self.cluster.url()) };
         let store = runtime.block_on(async { RedisStore::with_injected_clock(config, Arc::clone(&steps)).unwrap() });
         Node { store, steps, runtime }
     }
@@ -217,7 +213,7 @@ pub(crate) fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = check() {
             return found;
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

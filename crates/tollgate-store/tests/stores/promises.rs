@@ -1,14 +1,9 @@
 //! The promises of the README, each driven by random load on every store, against an exact log kept by the
 //! test. What was broken on purpose, to see each fail, stands at each.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+use std::sync::Arc;
 
-use std::{sync::Arc, time::Duration};
-
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 use tollgate_core::{
     EXACT_ENTRIES,
     amount::{Amount, Limit, UnitId},
@@ -20,9 +15,11 @@ use tollgate_core::{
 use tollgate_store::{
     clock::{Clock, ManualClock},
     memory::MemoryStore,
-    redis::{RedisConfig, RedisStore},
-    testing::{RedisServer, conformance::START},
+    redis::RedisConfig,
+    testing::{RedisServer, check_property, conformance::START},
 };
+
+use crate::harness::store_with_clock;
 
 /// A store and its clock, and the exact log of what was charged.
 struct Bench<'a> {
@@ -96,27 +93,16 @@ where
 {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = std::cell::Cell::new(0);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
-    let outcome = TestRunner::new(config).run(&strategy, |input| {
-        case.set(case.get() + 1);
+    check_property(cases, &strategy, |case, input| {
         let clock = Arc::new(ManualClock::at(START));
         let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
         property(&mut Bench { store: &memory, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] }, &input);
         clock.set(START);
-        let redis = {
-            let _inside = runtime.enter();
-            let config = RedisConfig {
-                key_prefix: format!("case{}", case.get()),
-                deadline: Duration::from_secs(20),
-                ..RedisConfig::new(server.url())
-            };
-            RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-        };
+        let redis =
+            store_with_clock(RedisConfig { key_prefix: format!("case{case}"), ..server.config() }, &clock, &runtime);
         property(&mut Bench { store: &redis, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] }, &input);
         Ok(())
     });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// Pauses and costs of a load, with limits that change on the way.
@@ -134,7 +120,7 @@ fn call() -> impl Strategy<Value = (u64, u64, [u64; 3])> {
 /// Promises 1, 2 and 3. Broken to try it: a verdict that lets one more in, entries that leave a millisecond
 /// late, refusals that are charged.
 #[test]
-fn never_over_never_a_false_refusal_all_or_nothing() {
+fn a_limit_is_never_exceeded_no_refusal_is_false_and_charges_are_all_or_nothing() {
     check(60, load(150), |bench, load| {
         for (pause, tokens, limits) in load {
             bench.clock.advance_ms(*pause);
@@ -168,7 +154,7 @@ fn never_over_never_a_false_refusal_all_or_nothing() {
 /// outlives its period, periods that a store does not check or that have their end in them, `cost >= limit` for never,
 /// one more that fits, unlimited claims not charged.
 #[test]
-fn calendar_periods_keep_them_whatever_the_nodes_clock_says() {
+fn calendar_periods_keep_the_promises_with_any_node_clock() {
     let units = [CalendarUnit::Second, CalendarUnit::Minute, CalendarUnit::Day];
     let skew_ms = prop_oneof![6 => Just(0), 2 => -2_000_i64..2_000, 1 => -100_000_000_i64..100_000_000];
     // To the end of the shorter period, or just before it.
@@ -222,7 +208,7 @@ fn calendar_periods_keep_them_whatever_the_nodes_clock_says() {
 /// Promise 2 beyond 1,024 events: a refusal may last window/1024 too long, not more. Broken to try it: cells
 /// twice as long.
 #[test]
-fn a_crowded_window_coalesces_by_a_1024th() {
+fn a_full_window_merges_entries_within_a_1024th() {
     check(3, (1_u64..30, 1_500_u64..3_000), |bench, (pause, limit)| {
         let window = u64::from(WINDOWS[1]);
         let limits = [1 << 40, 1 << 40, *limit];
@@ -267,7 +253,7 @@ fn an_exactly_paced_client_is_never_refused() {
 /// A guard is judged like any other claim, and never charged, in whatever mode. Broken to try it: one that
 /// [`Mode::Force`] charges, one that is not judged.
 #[test]
-fn a_guard_stops_calls_and_is_never_charged_by_them() {
+fn a_block_stops_calls_and_is_not_charged_by_them() {
     let step = (0_u64..700, prop::bool::weighted(0.2), prop_oneof![4 => Just(Mode::Try), 1 => Just(Mode::Force)]);
     check(60, prop::collection::vec(step, 1..100), |bench, steps| {
         let limits = [8, 400, 60];
@@ -335,7 +321,7 @@ fn remaining_and_retry_after_are_true() {
 
 /// Promise 5. Broken to try it: `cost >= limit`.
 #[test]
-fn never_is_not_not_yet() {
+fn a_cost_above_the_limit_is_refused_for_good() {
     check(30, (load(40), 0_u64..500), |bench, (load, limit)| {
         for (pause, tokens, limits) in load {
             bench.clock.advance_ms(*pause);
@@ -349,7 +335,7 @@ fn never_is_not_not_yet() {
 
 /// Promise 6. Broken to try it: later-dated entries left as they are, and dropped.
 #[test]
-fn a_clock_that_goes_back_frees_nothing_early_and_freezes_nothing_longer() {
+fn a_clock_set_back_frees_nothing_early_and_holds_nothing_longer() {
     check(60, (load(60), 1_u64..200_000), |bench, (load, back)| {
         let limits = [8, 400, 60];
         for (pause, tokens, _) in load {
@@ -395,11 +381,7 @@ fn a_counter_never_outgrows_64_kib() {
     let server = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let clock = Arc::new(ManualClock::at(START));
-    let store = {
-        let _inside = runtime.enter();
-        let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(server.url()) };
-        RedisStore::with_injected_clock(config, Arc::clone(&clock)).unwrap()
-    };
+    let store = store_with_clock(server.config(), &clock, &runtime);
     let bench = Bench { store: &store, clock: &clock, runtime: &runtime, log: vec![], claims: vec![] };
     let narrow = |unit: u64| if unit == 0 { 20_000 } else { 1 << 30 };
     for (windows, units, is_wide) in [(3, 2, false), (2, 3, false), (5, 1, false), (1, 7, false), (5, 1, true)] {

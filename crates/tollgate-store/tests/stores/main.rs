@@ -1,0 +1,35 @@
+//! The tests of stores: in memory and in Redis, which each test starts for itself. One binary; every test may run beside
+//! every other. `tests/README.md` says where to find what.
+
+#[cfg(test)]
+mod accounts;
+#[cfg(test)]
+mod batches;
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod corruption;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod open_ended;
+#[cfg(test)]
+mod pools;
+#[cfg(test)]
+mod promises;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod reservations;
+#[cfg(test)]
+mod shadow;
+#[cfg(test)]
+mod topologies;
+#[cfg(test)]
+mod usual;
+#[cfg(test)]
+mod versions;
