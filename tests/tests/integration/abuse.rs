@@ -145,7 +145,7 @@ async fn refusals_by_a_quota_are_failures_unless_the_rule_says_otherwise() {
 }
 
 #[tokio::test]
-async fn rules_hold_failures_against_whom_their_scope_says() {
+async fn failures_count_against_the_scope_of_the_rule() {
     let node = memory_node(&guarded(
         "  rules:\n    keys: { limit: 1, per: 30s, block: 30s, scope: [api_key], statuses: [400] }\n    \
          addresses: { limit: 1, per: 30s, block: 60s, scope: [ip], statuses: [5xx] }\n",
@@ -173,7 +173,7 @@ async fn rules_hold_failures_against_whom_their_scope_says() {
 }
 
 #[tokio::test]
-async fn bad_reports_are_told_what_is_wrong_and_count_nothing() {
+async fn an_invalid_report_names_its_mistake_and_counts_nothing() {
     let node =
         memory_node(&guarded("  rules:\n    failed: { limit: 0, per: 30s, block: 30s, scope: [account] }\n")).await;
     let good = || ReportOutcomeRequest {
@@ -360,14 +360,14 @@ fn blocks_are_as_the_model_has_them(runtime: &tokio::runtime::Runtime, node: &No
 const MODELLED: &str = "  rules:\n    failed: { limit: 3, per: 2s, block: 3s }\n";
 
 #[test]
-fn blocks_are_as_the_model_has_them_in_memory() {
+fn blocks_agree_with_a_model_in_memory() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let node = runtime.block_on(memory_node(&guarded(MODELLED)));
     blocks_are_as_the_model_has_them(&runtime, &node, 60);
 }
 
 #[test]
-fn blocks_are_as_the_model_has_them_in_redis() {
+fn blocks_agree_with_a_model_in_redis() {
     let redis = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let node = runtime.block_on(redis_node(&guarded(MODELLED), redis.url()));

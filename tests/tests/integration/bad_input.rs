@@ -95,7 +95,7 @@ fn shortened(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn wrong_fields_over_grpc() {
+async fn wrong_fields_over_grpc_are_named() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
         let said = shortened(&format!("{wrong:?}"));
@@ -114,7 +114,7 @@ async fn wrong_fields_over_grpc() {
 }
 
 #[tokio::test]
-async fn wrong_fields_over_rest() {
+async fn wrong_fields_over_rest_are_named() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
         let Some(body) = to_json(&wrong) else { continue };
@@ -132,7 +132,7 @@ async fn wrong_fields_over_rest() {
 }
 
 #[tokio::test]
-async fn an_unknown_domain() {
+async fn an_unknown_domain_is_refused() {
     let node = node().await;
     let elsewhere = Call { domain: "nowhere".into(), ..good() };
     let error = consume(&node.grpc, elsewhere.clone()).await.unwrap_err();
@@ -146,7 +146,7 @@ async fn an_unknown_domain() {
 
 /// A key that is no good is a decision, not an error.
 #[tokio::test]
-async fn keys_that_are_no_good() {
+async fn invalid_keys_are_refused() {
     let node = node().await;
     for (secret, reason, word) in [
         ("sk-nobody-has-this", Reason::UnknownKey, "unknown_key"),
@@ -193,7 +193,7 @@ async fn keys_that_are_no_good() {
 }
 
 #[tokio::test]
-async fn bearers_that_are_no_good() {
+async fn invalid_bearer_tokens_are_refused() {
     let node = node().await;
     let long = format!("Bearer {}", "k".repeat(TOO_LONG));
     let bearers: [Option<&[u8]>; 12] = [
@@ -229,7 +229,7 @@ async fn bearers_that_are_no_good() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_good() {
+async fn invalid_bodies_are_refused() {
     let node = node().await;
     let usage = |usage: &str| format!(r#"{{"caller":{{"account":"a"}},"resource":"model","usage":{usage}}}"#);
     let tokens = |amount: &str| usage(&format!(r#"{{"tokens":{amount}}}"#));
@@ -273,7 +273,7 @@ async fn bodies_that_are_no_good() {
 
 /// A unit named twice would be two charges or the last one; neither is what somebody meant.
 #[tokio::test]
-async fn a_unit_named_twice_in_json() {
+async fn a_unit_named_twice_in_json_is_refused() {
     let node = node().await;
     let body = r#"{"caller":{"account":"a"},"resource":"model","usage":{"tokens":1,"tokens":2}}"#;
     let (status, answer) = node.rest.post("/v1/consume", body).await;
@@ -283,7 +283,7 @@ async fn a_unit_named_twice_in_json() {
 }
 
 #[tokio::test]
-async fn bodies_over_the_limit_and_of_another_type() {
+async fn bodies_over_the_limit_and_of_another_type_are_refused() {
     let node = node().await;
     let good = to_json(&good()).unwrap().to_string();
     let padded = |length: usize| format!("{}{good}", " ".repeat(length - good.len()));
@@ -313,7 +313,7 @@ async fn bodies_over_the_limit_and_of_another_type() {
 }
 
 #[tokio::test]
-async fn routes_and_methods_that_are_not_there() {
+async fn unknown_routes_and_methods_are_refused() {
     let node = node().await;
     for (method, path, status, code) in [
         (Method::GET, "/v1/consume", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),

@@ -25,7 +25,7 @@ fn print(report: &Report) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn a_single_redis_in_trouble() {
+async fn a_single_redis_fails_and_recovers() {
     let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     let fleet = Fleet::start(&redis.url(), "deny").await;
 
@@ -63,7 +63,7 @@ async fn a_single_redis_in_trouble() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn a_bad_network() {
+async fn calls_survive_a_bad_network() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let fleet = Fleet::start(&proxy.url(), "deny").await;
@@ -91,7 +91,7 @@ async fn a_bad_network() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn failure_modes_under_load() {
+async fn failure_modes_keep_their_bounds_under_load() {
     for (mode, bounds) in [
         ("local", Bounds::at_most(LIMIT + NODES * (LIMIT / NODES))),
         // Every call of the outage may pass.
@@ -110,15 +110,16 @@ async fn failure_modes_under_load() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn failovers() {
+async fn calls_follow_failovers_under_load() {
     let mut cluster = RedisCluster::start();
     let fleet = Fleet::start(&cluster.url_of_user(), "deny").await;
     let case = fleet.case("CLUSTER FAILOVER by command").await;
-    let _: () = cluster.servers[3].run("CLUSTER FAILOVER");
+    cluster.fail_over_to(3);
     cluster.wait_until_whole();
     print(&case.end(&fleet, Bounds::never_over()).await);
 
     // A replica needs the node timeout (1 s) and an election.
+    cluster.allow_failover();
     let case = fleet.case("kill -9 a master of the cluster").await;
     cluster.servers[1].kill();
     cluster.servers[2].wait_for("CLUSTER INFO", "cluster_state:ok").await;
@@ -129,6 +130,7 @@ async fn failovers() {
     drop(fleet);
 
     let mut trio = SentinelTrio::start();
+    trio.allow_failover();
     let fleet = Fleet::start(&trio.url_of_user(), "deny").await;
     let case = fleet.case("kill -9 the master under Sentinel").await;
     trio.servers[0].kill();
@@ -143,7 +145,7 @@ async fn failovers() {
 /// One of three nodes dies in mid-load: the others go on.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn kill_a_node() {
+async fn other_nodes_go_on_when_one_dies() {
     let redis = RedisServer::start();
     let mut fleet = Fleet::start(&redis.url(), "deny").await;
     let case = fleet.case("kill -9 one node of three").await;
@@ -172,7 +174,7 @@ fn every_counter_ends(masters: &[&RedisServer]) {
 /// Steady memory and descriptors, and equal sums on both sides, for as long as `TOLLGATE_SOAK_SECONDS` says.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn soak() {
+async fn memory_and_descriptors_stay_flat_under_load() {
     let seconds = std::env::var("TOLLGATE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let redis = RedisServer::start();
     let fleet = Fleet::start(&redis.url(), "deny").await;

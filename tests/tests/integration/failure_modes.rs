@@ -146,7 +146,7 @@ async fn why_is_logged(node: &Process, message: &str, why: &str) {
 
 /// Redis fills up and takes no writes: it answers, and cannot decide.
 #[tokio::test]
-async fn a_full_redis_is_one_that_cannot_decide() {
+async fn a_full_redis_is_treated_as_an_outage() {
     let redis = RedisServer::start();
     let (_folder, nodes) = nodes(&redis.url());
     assert!(allowed(&consume(&nodes[0].grpc, call(account("a"), "closed", &[])).await.unwrap()));

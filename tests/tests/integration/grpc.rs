@@ -146,7 +146,7 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
 /// The client's `grpc-timeout` is the server's to keep; what it answers then is `DEADLINE_EXCEEDED`
 /// (<https://grpc.io/docs/guides/deadlines/>), or `UNAVAILABLE`, as the store is what did not answer.
 #[tokio::test]
-async fn a_client_s_deadline_is_kept_when_redis_hangs() {
+async fn a_client_deadline_is_kept_when_redis_hangs() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
@@ -163,7 +163,7 @@ async fn a_client_s_deadline_is_kept_when_redis_hangs() {
 
 /// A tonic client with a deadline hangs no longer than it.
 #[tokio::test]
-async fn a_client_s_own_deadline_ends_its_call() {
+async fn a_client_deadline_ends_its_call() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));

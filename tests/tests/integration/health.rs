@@ -162,7 +162,7 @@ async fn holds(state: State) {
 /// Seen to fail with a `PING` for a probe (read-only and full are well), where connections to replicas are used (their
 /// looks are believed), and where the feed of changes lives on at a replica.
 #[tokio::test]
-async fn every_state_of_the_stores_is_told_as_documented() {
+async fn every_state_of_the_stores_is_reported_as_documented() {
     for state in TABLE {
         assert!(OPERATIONS.contains(&state.line()), "docs/operations.md lacks\n{}", state.line());
     }

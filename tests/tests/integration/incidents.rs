@@ -251,7 +251,7 @@ fn internals_in(text: &str) -> Option<&'static str> {
 
 /// The operations that the tests ask are all there are but those that do not ask the store.
 #[tokio::test]
-async fn every_operation_is_asked() {
+async fn every_operation_that_asks_the_store_is_tested() {
     let world = World::new().await;
     let (_, description) = world.node.rest.json("/openapi.json").await;
     let asked: BTreeSet<(String, String)> =
@@ -266,7 +266,7 @@ async fn every_operation_is_asked() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_gone() {
+async fn failures_name_no_internals_when_redis_is_gone() {
     let mut world = World::new().await;
     world.redis.kill();
     let fails = ["GET /api_keys/rate_limits", "POST /v1/consume", "GET /admin/v1/accounts", "Consume", "GetRateLimits"];
@@ -283,7 +283,7 @@ async fn a_redis_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_redis_that_hangs() {
+async fn failures_name_no_internals_when_redis_hangs() {
     let world = World::new().await;
     world.redis.pause();
     let fails = ["GET /api_keys/rate_limits", "POST /v1/settle", "POST /admin/v1/accounts", "Settle"];
@@ -292,7 +292,7 @@ async fn a_redis_that_hangs() {
 }
 
 #[tokio::test]
-async fn a_redis_that_refuses() {
+async fn failures_name_no_internals_when_redis_refuses() {
     let world = World::new().await;
     let _: () = world.redis.run("ACL SETUSER default -@all +ping +info +role +acl");
     world.check("without rights", &["POST /v1/consume", "GET /admin/v1/accounts"], "permissions").await;
@@ -303,7 +303,7 @@ async fn a_redis_that_refuses() {
 
 /// Counters, records and reservations of another type, and then of bytes that nobody wrote.
 #[tokio::test]
-async fn keys_that_cannot_be_read() {
+async fn unreadable_values_in_redis_are_logged_and_not_shown() {
     let world = World::new().await;
     for (method, _, path, body) in world.operations() {
         if path.starts_with("/v1/con") || path.starts_with("/v1/report") {

@@ -22,7 +22,7 @@ use crate::{
 
 /// Calls in work when SIGTERM comes are answered; later ones are refused as UNAVAILABLE or not accepted at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_under_load_drops_no_call_in_work() {
+async fn sigterm_under_load_drops_no_open_call() {
     let (_folder, policy) = folder_with(&shop(100));
     let mut node = ProcessBuilder::new(&policy).arg("--drain-timeout-ms=8000").start();
     let (go, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
@@ -75,7 +75,7 @@ async fn sigterm_under_load_drops_no_call_in_work() {
 
 /// Calls that wait for Redis when SIGTERM comes get their decision.
 #[tokio::test]
-async fn sigterm_lets_calls_in_work_finish() {
+async fn sigterm_lets_open_calls_finish() {
     let redis = RedisServer::start();
     let (_folder, mut node) = node_on(&redis, 8_000);
     let one = || call(account("a"), "model", &[]);
@@ -133,7 +133,7 @@ async fn a_node_in_this_process_stops_when_told() {
 }
 
 #[test]
-fn a_node_that_others_could_reach_does_not_start() {
+fn a_node_open_to_the_network_does_not_start() {
     for (setting, address) in [("http-listen", "0.0.0.0:0"), ("grpc-listen", "0.0.0.0:0"), ("http-listen", "[::]:0")] {
         let (status, stdout, stderr) = ProcessBuilder::bare().arg(format!("--{setting}={address}")).output();
         assert_eq!(status.code(), Some(1), "{stderr}");
@@ -153,7 +153,7 @@ fn a_node_with_a_broken_policy_does_not_start() {
 }
 
 #[test]
-fn check_policy_says_everything_that_is_wrong() {
+fn check_policy_reports_every_mistake() {
     let broken = shop(100)
         .replace("limit: 20000", "limit: -1")
         .replace("per: 2s", "per: 0s")
@@ -241,7 +241,7 @@ async fn flags_go_before_variables_and_variables_before_the_file() {
 }
 
 #[test]
-fn a_wrong_configuration_file_is_said_by_name() {
+fn a_wrong_configuration_file_is_named() {
     let (_folder, config) = folder_with("http-listen: 127.0.0.1:0\nhttp-port: 80\n");
     let (status, _, stderr) = ProcessBuilder::bare().arg("--config").arg(&config).output();
     assert_eq!(status.code(), Some(1));
@@ -258,7 +258,7 @@ fn a_wrong_configuration_file_is_said_by_name() {
 /// fail with each port in the place of the other, without the content type, with another key, and without `call` around
 /// the call over gRPC.
 #[tokio::test]
-async fn what_the_embedded_default_prints_works_when_pasted() {
+async fn the_command_printed_for_the_embedded_policy_works() {
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
     let commands = until("it says what to try", Duration::from_secs(10), async || {
         let said = node.stdout();
@@ -287,7 +287,7 @@ async fn what_the_embedded_default_prints_works_when_pasted() {
 /// The first transcript of the README is what the binary prints and answers, but for addresses and times. (Tried with another
 /// word in what it prints, and another limit in the answer.)
 #[tokio::test]
-async fn the_transcript_of_the_readme_is_true() {
+async fn the_readme_transcript_is_true() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let block = readme.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
@@ -320,7 +320,7 @@ fn without_times(json: &str) -> String {
 
 /// A node that is given nothing runs the embedded policy; its demo key is known there alone.
 #[tokio::test]
-async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {
+async fn the_demo_key_works_with_the_embedded_policy_only() {
     let demo = concat!("tg_demoVeniceKey", "ForLoopbackUseOnly04QjPeg");
     let body =
         serde_json::json!({ "caller": { "api_key": demo }, "resource": "llama-3.3-70b", "usage": { "tokens": 1500 } });
@@ -339,7 +339,7 @@ async fn the_embedded_default_knows_its_demo_key_and_others_do_not() {
 ///
 /// Seen to fail where the line came before the policy was read.
 #[test]
-fn a_node_says_that_it_listens_only_once_it_decides() {
+fn a_node_announces_its_address_once_it_can_decide() {
     let (_folder, good) = folder_with(&shop(100));
     let (_other, bad) = folder_with("nothing of the kind");
     for node in [ProcessBuilder::new(&bad), ProcessBuilder::new(&good).arg("--service-tokens=/nowhere")] {

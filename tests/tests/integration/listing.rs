@@ -186,18 +186,18 @@ async fn the_twin_lists_what_the_rpc_lists(node: &Node) {
 }
 
 #[tokio::test]
-async fn the_twin_lists_what_the_rpc_lists_in_memory() {
+async fn rest_and_grpc_list_the_same_in_memory() {
     the_twin_lists_what_the_rpc_lists(&memory_node(&catalogue()).await).await;
 }
 
 #[tokio::test]
-async fn the_twin_lists_what_the_rpc_lists_in_redis() {
+async fn rest_and_grpc_list_the_same_in_redis() {
     let redis = RedisServer::start();
     the_twin_lists_what_the_rpc_lists(&redis_node(&catalogue(), redis.url()).await).await;
 }
 
 #[tokio::test]
-async fn a_token_lists_in_its_own_domains_alone() {
+async fn a_token_lists_its_own_domains_only() {
     const TOKEN: &str = "tgt_integration-token-of-another-platform-4711";
     let (folder, _) = folder_with("");
     let tokens = folder.path().join("services.yaml");

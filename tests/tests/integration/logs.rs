@@ -37,7 +37,7 @@ fn objects(log: &str) -> Vec<Value> {
 
 /// A node's life at its most talkative, through a bad file and the loss of its Redis.
 #[tokio::test]
-async fn json_logs_have_an_object_a_line_whose_message_is_constant() {
+async fn json_logs_have_one_object_a_line_with_a_constant_message() {
     let password = "hunter2-hunter2";
     let mut redis = RedisServer::start();
     let _: () =

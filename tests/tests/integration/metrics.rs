@@ -89,7 +89,7 @@ fn histogram(metrics: &str, name: &str, labels: &str) -> (Vec<(f64, f64)>, f64, 
 
 /// What operators need of a node on Redis is there before anything has happened, and moves with what happens.
 #[tokio::test]
-async fn the_way_to_redis_the_time_it_takes_and_the_policy_are_measured() {
+async fn redis_latency_and_the_policy_are_measured() {
     let mut redis = RedisServer::start();
     let (_folder, policy) = folder_with(&shop(100));
     let node = ProcessBuilder::new(&policy).redis(&redis.url()).arg("--redis-connections=3").start();

@@ -88,14 +88,14 @@ fn bounded(policy: &std::path::Path) -> ProcessBuilder {
 }
 
 #[tokio::test]
-async fn an_account_has_so_many_counters_in_memory() {
+async fn the_counters_of_an_account_are_bounded_in_memory() {
     let (_folder, policy) = folder_with(POLICY);
     places_are_bounded(&bounded(&policy).start()).await;
 }
 
 /// Two nodes share the places.
 #[tokio::test]
-async fn an_account_has_so_many_counters_in_redis() {
+async fn the_counters_of_an_account_are_bounded_in_redis() {
     let redis = RedisServer::start();
     let (_folder, policy) = folder_with(POLICY);
     places_are_bounded(&bounded(&policy).redis(&redis.url()).start()).await;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::{ProcessBuilder, memory_node, shop};
 
 #[tokio::test]
-async fn the_description_is_as_it_was() {
+async fn the_openapi_description_is_unchanged() {
     let node = memory_node(&shop(100)).await;
     let (status, description) = node.rest.json("/openapi.json").await;
     assert_eq!(status, StatusCode::OK);
@@ -22,7 +22,7 @@ async fn the_description_is_as_it_was() {
 
 /// A generator of clients names a function by the id of each operation, and makes one of two that share theirs.
 #[tokio::test]
-async fn every_operation_has_an_id_of_its_own() {
+async fn every_operation_has_a_unique_id() {
     let node = memory_node(&shop(100)).await;
     let (_, description) = node.rest.json("/openapi.json").await;
     let mut operations: BTreeMap<String, String> = BTreeMap::new();

@@ -156,7 +156,8 @@ fn load(node: &Process, go: &Arc<AtomicBool>) -> JoinSet<Vec<Answer>> {
 async fn most(node: &Process, during: Duration) -> (u64, usize) {
     let (started, mut most) = (Instant::now(), (0, 0));
     while started.elapsed() < during {
-        let (memory, descriptors) = (node.memory_kb().expect("it lives"), node.descriptors().expect("it lives"));
+        let (memory, descriptors) =
+            (node.resident_bytes().expect("it lives") / 1024, node.descriptors().expect("it lives"));
         most = (most.0.max(memory), most.1.max(descriptors));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -168,7 +169,7 @@ fn longest<'a>(answers: impl IntoIterator<Item = &'a Answer>) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_with_too_much_to_do_refuses_early_and_decides_what_it_takes_in() {
+async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let (_folder, policy) = folder_with(&shop(100));
@@ -224,7 +225,7 @@ async fn a_node_with_too_much_to_do_refuses_early_and_decides_what_it_takes_in()
 /// What end users are told when the node has too much to do, when the counters do not answer, and when the call takes too
 /// long: each in the shape that their routes describe.
 #[tokio::test]
-async fn end_users_are_told_of_trouble_in_their_own_shape() {
+async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let (_folder, policy) = folder_with(&shop(100));
@@ -264,7 +265,7 @@ async fn end_users_are_told_of_trouble_in_their_own_shape() {
 /// Over gRPC a connection has as many calls in work as the node takes on it, and its client holds the others back: they
 /// wait for their turn, and none is refused. (Tried with a node that takes any number on a connection.)
 #[tokio::test]
-async fn calls_beyond_those_of_a_connection_wait_for_their_turn() {
+async fn calls_beyond_the_bound_of_a_connection_wait() {
     let redis = RedisServer::start();
     let (_folder, policy) = folder_with(&shop(100));
     let node = ProcessBuilder::new(&policy).redis(&redis.url()).args(["--max-concurrent-calls=4"]).start();

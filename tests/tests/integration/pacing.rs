@@ -1,12 +1,12 @@
 //! A client that paces itself exactly at its limit is never refused over gRPC, over an hour of injected time.
-//! The stores show it for more rates (`crates/tollgate-store/tests/promises.rs`).
+//! The stores show it for more rates (`crates/tollgate-store/tests/stores/promises.rs`).
 //!
 //! Tried by breaking `tollgate-core`: an event that leaves a millisecond late.
 
 use crate::harness::{START, account, allowed, call, consume, memory_node, shop};
 
 #[tokio::test]
-async fn a_hundred_a_minute_over_grpc() {
+async fn an_exactly_paced_client_is_never_refused_over_grpc() {
     let node = memory_node(&shop(100)).await;
     for number in 0..6_000 {
         node.clock.set(START.plus_ms(number * 600));

@@ -44,7 +44,7 @@ async fn draw(node: &Node, tier: &str, tokens: u64) -> Decision {
 
 /// All demand half of the capacity: each has its share, and is told what is left of it.
 #[tokio::test]
-async fn each_priority_has_its_share_and_is_told_what_is_left_of_it() {
+async fn each_priority_gets_its_share_and_its_remaining_amount() {
     let redis = RedisServer::start();
     for node in [memory_node(&shared(1_000)).await, redis_node(&shared(1_000), redis.url()).await] {
         let mut admitted = [0_u64; 4];
@@ -84,7 +84,7 @@ async fn each_priority_has_its_share_and_is_told_what_is_left_of_it() {
 
 /// A pool that Lows fill, and a Critical that wants a tenth of it: it waits as long as it is told, at most.
 #[tokio::test]
-async fn a_refused_critical_call_is_kept_room_for() {
+async fn capacity_is_kept_for_a_refused_critical_call() {
     let node = memory_node(&shared(1_000)).await;
     for _ in 0..200 {
         node.clock.advance_ms(600);
@@ -107,7 +107,7 @@ async fn a_refused_critical_call_is_kept_room_for() {
 /// the share of their priority, and what they use besides is owed by both. On memory, on a Redis, and over the slots of
 /// a cluster. Broken to try it: a settlement that leaves the share as it was reserved.
 #[tokio::test]
-async fn what_a_reservation_drew_is_settled_in_the_pool_and_in_the_share() {
+async fn a_reservation_is_settled_in_the_pool_and_in_the_share() {
     let (redis, cluster) = (RedisServer::start(), RedisCluster::start());
     let streams = "- { unit: concurrent_requests, limit: 1, name: streams, scope: [resource] }\n      - { unit: tokens";
     let policy = shared(1_000).replace("- { unit: tokens", streams);
@@ -190,7 +190,7 @@ async fn several_nodes_never_exceed_the_pool() {
 }
 
 #[test]
-fn wrong_pools_are_said_with_their_line() {
+fn mistakes_in_pools_are_reported_with_their_line() {
     let good = shared(1_000);
     for (from, to, said) in [
         ("[10, 20, 30, 40]", "[10, 20, 30, 50]", "add up to 110 percent"),

@@ -9,8 +9,8 @@ use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 
 use crate::harness::{
-    Node, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, memory_node, memory_node_with,
-    peek, quota, redis_node, shop, until,
+    Node, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, memory_node,
+    memory_node_with, peek, quota, redis_node, shop, until,
 };
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -89,7 +89,7 @@ async fn generation(rest: &Rest) -> u64 {
 }
 
 #[tokio::test]
-async fn a_broken_file_keeps_the_old_policy_and_says_where_it_is_broken() {
+async fn a_broken_policy_file_keeps_the_old_policy_and_reports_the_mistake() {
     let (folder, _) = folder_with("");
     let admins = folder.path().join("admins.yaml");
     let tokens = format!(
@@ -144,30 +144,40 @@ async fn a_broken_file_keeps_the_old_policy_and_says_where_it_is_broken() {
 
 /// Other files in the folder of a policy, and a log that gets a line for every reload, are not what is watched.
 #[tokio::test]
-async fn what_else_is_written_beside_a_policy_reloads_nothing() {
+async fn other_files_in_the_folder_of_a_policy_reload_nothing() {
     let (_folder, policy) = folder_with(&shop(10));
     let node = ProcessBuilder::new(&policy).start();
     assert_eq!(generation(&node.rest).await, 1);
     let beside = policy.with_file_name("node.log");
-    // A line every 10 ms for five times as long as the node lets files settle: a node that reloads for that does so meanwhile.
-    for line in 0..100 {
-        std::fs::write(&beside, format!("{line}\n{}", node.stderr())).unwrap();
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // What a node has noticed before a SIGHUP, it looks at before it: a reload for that would be counted by then.
+    for asked in 1..=5 {
+        for line in 0..20 {
+            std::fs::write(&beside, format!("{line}\n{}", node.stderr())).unwrap();
+        }
+        reloads_only_when_asked(&node, asked).await;
     }
     std::fs::rename(&beside, policy.with_extension("yaml.old")).unwrap();
+    reloads_only_when_asked(&node, 6).await;
     // The same text once more is no change either.
     replace(&policy, &shop(10));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!((reloads(&node.rest, "success").await, generation(&node.rest).await), (0, 1), "{}", node.stderr());
+    reloads_only_when_asked(&node, 7).await;
     replace(&policy, &shop(12));
-    until("the change is seen", BOUND, async || (generation(&node.rest).await > 1).then_some(())).await;
-    assert_eq!((reloads(&node.rest, "success").await, generation(&node.rest).await), (1, 2), "{}", node.stderr());
+    until("the change is seen", BOUND, async || (generation(&node.rest).await > 8).then_some(())).await;
+    assert_eq!((reloads(&node.rest, "success").await, generation(&node.rest).await), (8, 9), "{}", node.stderr());
+}
+
+/// Asks for a reload, the one of this number, and sees that there was no other.
+async fn reloads_only_when_asked(node: &Process, number: u64) {
+    node.signal("HUP");
+    until("the node reloads", BOUND, async || (reloads(&node.rest, "success").await >= number).then_some(())).await;
+    let seen = (reloads(&node.rest, "success").await, generation(&node.rest).await);
+    assert_eq!(seen, (number, number + 1), "{}", node.stderr());
 }
 
 /// As Kubernetes mounts configuration: the file is a link through `..data`, and a change is another folder that takes
 /// that name. No event names the file.
 #[tokio::test]
-async fn a_folder_that_is_swapped_by_its_link_is_a_change() {
+async fn a_swapped_link_in_the_path_of_a_policy_reloads_it() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let swap = |version: &str, text: &str| {
@@ -190,7 +200,7 @@ async fn a_folder_that_is_swapped_by_its_link_is_a_change() {
 }
 
 #[tokio::test]
-async fn sighup_reloads_what_no_watcher_sees() {
+async fn sighup_reloads_a_file_that_is_not_watched() {
     // The policy is a link into another folder, so that a change there is no event in the folder that is watched.
     let (_elsewhere, target) = folder_with(&shop(10));
     let folder = tempfile::tempdir().unwrap();

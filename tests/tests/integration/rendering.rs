@@ -67,7 +67,7 @@ async fn sdks_are_told_when_not_to_try_again() {
 }
 
 #[tokio::test]
-async fn nothing_is_rendered_unasked() {
+async fn headers_are_rendered_only_when_asked() {
     let node = memory_node(&shop_with_a_dialect()).await;
     let decision = consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
     assert_eq!(decision.rendered, None);
@@ -109,7 +109,7 @@ async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_char
 
 /// Names come from outside; they can break neither a header nor a body.
 #[tokio::test]
-async fn names_cannot_break_an_answer() {
+async fn names_cannot_break_a_rendered_answer() {
     let node = memory_node(&shop_with_a_dialect()).await;
     let (prompt, who) = (r#"prompt/{limit}","wait":0,"é%"#, r#"a "b\ {retry_after}"#);
     let call = || call(account(who), prompt, &[("requests", 2)]);

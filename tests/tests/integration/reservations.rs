@@ -109,7 +109,7 @@ async fn pairs(redis: &RedisServer, policy: &str) -> [[Node; 2]; 1] {
 }
 
 #[tokio::test]
-async fn what_was_not_used_comes_back_and_what_was_used_besides_is_a_debt() {
+async fn settling_refunds_unused_tokens_and_charges_excess_as_debt() {
     let redis = RedisServer::start();
     let [[one, other]] = pairs(&redis, &policy(100, 20_000)).await;
     let memory = memory_node(&policy(100, 20_000)).await;
@@ -165,7 +165,7 @@ async fn a_first_call_is_never_refused_by_an_estimate() {
 }
 
 #[tokio::test]
-async fn a_refusal_for_want_of_a_slot_takes_none_and_burns_no_request() {
+async fn a_refusal_without_a_free_slot_charges_nothing() {
     let redis = RedisServer::start();
     let [[one, other]] = pairs(&redis, &policy(100, 20_000)).await;
     let memory = memory_node(&policy(100, 20_000)).await;
@@ -230,7 +230,7 @@ async fn a_request_id_charges_once_on_any_node() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_and_nothing_is_charged() {
+async fn an_invalid_reservation_call_names_its_mistake_and_charges_nothing() {
     let node = memory_node(&policy(100, 20_000)).await;
     let grpc = &node.grpc;
     let held = id_of(&reserve(grpc, call(api_key(KEY), "model", &[("tokens", 10)]), &[], 0).await.unwrap());
@@ -308,7 +308,7 @@ async fn a_reservation_outlives_a_reload_and_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn rest_says_the_same() {
+async fn reservations_over_rest_equal_those_over_grpc() {
     let node = memory_node(&policy(100, 20_000)).await;
     let post = async |path: &str, body: Value| node.rest.post(path, body.to_string()).await;
     let call = json!({"caller": {"account": "a"}, "resource": "model", "request_id": "one"});
@@ -335,7 +335,7 @@ async fn rest_says_the_same() {
 /// 64 callers at a limit of 100 tokens, each of which turns out to use 120: one at a time, and the debt that is stated
 /// is the debt that is measured.
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_callers_over_admit_by_no_more_than_the_debt() {
+async fn sixty_four_callers_exceed_the_limit_by_the_debt_at_most() {
     let redis = RedisServer::start();
     let (_folder, file) = folder_with(&policy(100, 20_000));
     let node = || ProcessBuilder::new(&file).redis(&redis.url()).start();
@@ -383,7 +383,7 @@ async fn sixty_four_callers_over_admit_by_no_more_than_the_debt() {
 /// A caller that is killed in mid-stream: its slot is held until its time to live has passed by Redis's clock and not
 /// a millisecond longer, and its estimate stays. However slow the machine, each answer says when it was decided.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_slot_of_a_killed_caller_returns() {
+async fn the_slot_of_a_killed_caller_is_freed() {
     const TTL_MS: u32 = 4_000;
     let redis = RedisServer::start();
     let (_folder, file) =

@@ -135,7 +135,7 @@ async fn the_last_fifty_refusals_survive_the_node() {
 
 /// Both shapes, from the counters that decide, with the block that is on.
 #[tokio::test]
-async fn each_domain_has_its_own_shape() {
+async fn each_domain_has_its_own_self_service_format() {
     let plain = memory_node(&platform("")).await;
     consume(&plain.grpc, call(api_key("sk-one"), "chat", &[])).await.unwrap();
     consume(&plain.grpc, call(api_key("sk-one"), "video", &[])).await.unwrap();

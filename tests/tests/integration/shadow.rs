@@ -16,7 +16,7 @@ fn trial() -> String {
 }
 
 #[tokio::test]
-async fn a_shadow_quota_says_whom_it_would_refuse_and_refuses_nobody() {
+async fn a_shadow_quota_reports_what_it_would_refuse_and_refuses_nothing() {
     let node = memory_node(&trial()).await;
     for number in 1..=7 {
         let decision = consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
@@ -53,7 +53,7 @@ async fn a_shadow_quota_says_whom_it_would_refuse_and_refuses_nobody() {
 
 /// `shadow: true` at the top: nothing of the policy refuses, and it all says what it would.
 #[tokio::test]
-async fn a_shadow_policy_refuses_nobody() {
+async fn a_shadow_policy_refuses_nothing() {
     let (_folder, policy) = folder_with(&shop(2).replace("domain: shop", "domain: shop\nshadow: true"));
     let node = ProcessBuilder::new(&policy).start();
     for number in 1..=50 {

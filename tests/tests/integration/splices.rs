@@ -259,7 +259,7 @@ async fn no_spliced_reservation_id_is_accepted() {
 /// A request id names a call of its account, of its key and of its kind; elsewhere it is another call's. Seen to fail with
 /// a digest that leaves out the key.
 #[tokio::test]
-async fn a_request_id_replays_nothing_of_others() {
+async fn a_request_id_replays_no_call_of_another_account_or_key() {
     on_both_stores(async |world| {
         let named = |caller: Caller| Call { request_id: "request-1".to_owned(), ..call(caller, "plain", &[]) };
         for (d, domain) in DOMAINS.into_iter().enumerate() {
@@ -294,7 +294,7 @@ async fn a_request_id_replays_nothing_of_others() {
 /// Key ids and secrets of another domain are nobody's, for services, end users and administrators; events are their
 /// account's. Seen to fail with events named by their id alone.
 #[tokio::test]
-async fn keys_and_events_of_others_are_unknown() {
+async fn keys_and_events_of_another_domain_are_unknown() {
     on_both_stores(async |world| {
         for (d, domain) in DOMAINS.into_iter().enumerate() {
             for (id, secret) in world.keys[1 - d].iter().flatten() {
@@ -326,7 +326,7 @@ async fn keys_and_events_of_others_are_unknown() {
 
 /// Seen to fail with tokens that are the position alone.
 #[tokio::test]
-async fn a_page_token_continues_its_own_list_only() {
+async fn a_page_token_is_valid_for_its_own_list_only() {
     on_both_stores(async |world| {
         // Every list of limits: of which domain, for which caller, for which key.
         let mut limits = Vec::new();

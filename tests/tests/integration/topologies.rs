@@ -17,9 +17,15 @@ fn doctor(settings: &[String]) -> (i32, String) {
     (status.code().unwrap_or(-1), said + &error)
 }
 
+#[tokio::test]
+async fn every_operation_works_on_one_redis() {
+    let server = RedisServer::start();
+    smoke(&[format!("--redis={}", server.url())]).await;
+}
+
 /// With the rights of the documentation and no more, and so below.
 #[tokio::test]
-async fn a_cluster() {
+async fn every_operation_works_on_a_cluster() {
     let cluster = RedisCluster::start();
     let settings = [format!("--redis={}", cluster.url_of_user())];
     smoke(&settings).await;
@@ -49,7 +55,7 @@ async fn a_cluster() {
 }
 
 #[tokio::test]
-async fn a_master_under_sentinels() {
+async fn every_operation_works_under_sentinels() {
     let trio = SentinelTrio::start();
     let settings = [format!("--redis={}", trio.url_of_user())];
     smoke(&settings).await;
@@ -63,7 +69,7 @@ async fn a_master_under_sentinels() {
 
 /// With the rights of the documentation and no more, the password in a file.
 #[tokio::test]
-async fn tls_and_an_acl() {
+async fn every_operation_works_with_tls_and_an_acl() {
     let secure = SecureRedis::start();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
@@ -95,7 +101,7 @@ async fn tls_and_an_acl() {
 /// Seen to fail where the name was used for calls alone, and not for what is heard of accounts, and where it was not
 /// checked.
 #[tokio::test]
-async fn a_certificate_with_another_name_than_the_url() {
+async fn a_server_certificate_may_have_another_name_than_the_url() {
     let secure = SecureRedis::start();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
@@ -128,14 +134,14 @@ async fn a_certificate_with_another_name_than_the_url() {
 }
 
 #[tokio::test]
-async fn a_unix_socket() {
+async fn every_operation_works_over_a_unix_socket() {
     let server = RedisServer::start_with(&["--unixsocket", "{folder}/redis.sock"]);
     smoke(&[format!("--redis=unix://{}/redis.sock", server.folder().display())]).await;
 }
 
 /// The oldest that is supported, and a fork, each with the rights of the documentation and no more.
 #[tokio::test]
-async fn an_older_redis_and_a_valkey() {
+async fn every_operation_works_on_an_older_redis_and_a_valkey() {
     for (program, said_of) in [(Program::Redis62, "version: Redis 6.2"), (Program::Valkey, "version: Valkey 9")] {
         let server = OtherServer::start(program);
         let settings = [format!("--redis={}", server.url())];
@@ -147,7 +153,7 @@ async fn an_older_redis_and_a_valkey() {
 }
 
 #[test]
-fn the_doctor_says_what_is_wrong() {
+fn the_doctor_names_what_is_wrong() {
     let server = RedisServer::start_with(&["--maxmemory", "100mb", "--appendonly", "yes"]);
     let settings = [format!("--redis={}", server.url())];
     let (code, said) = doctor(&settings);

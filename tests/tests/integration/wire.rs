@@ -144,7 +144,7 @@ async fn decided_at_is_the_time_of_the_store() {
 
 /// Promise 5.
 #[tokio::test]
-async fn a_cost_above_the_limit_is_never_and_not_later() {
+async fn a_cost_above_the_limit_is_refused_for_good() {
     let redis = RedisServer::start();
     for node in [memory_node(&shop(100)).await, redis_node(&shop(100), redis.url()).await] {
         let too_much = call(account("a"), "model", &[("tokens", 20_001)]);

@@ -88,7 +88,7 @@ async fn nobody_blocks_an_address_beyond_its_reach(node: &Node) {
 
 /// Seen to fail with one counter for all failures without a domain.
 #[tokio::test]
-async fn nobody_blocks_an_address_beyond_its_reach_on_either_store() {
+async fn a_token_blocks_no_address_outside_its_domains() {
     let redis = RedisServer::start();
     let (_folder, options, policy) = folder();
     nobody_blocks_an_address_beyond_its_reach(&memory_node_with(options.clone(), &policy).await).await;

@@ -10,7 +10,7 @@ use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly, policy, quota};
 use crate::harness::{START, memory_node_with};
 
 #[tokio::test]
-async fn an_account_from_its_making_to_its_end() {
+async fn an_account_is_created_changed_and_deleted() {
     let world = World::new();
     let node = world.process().start();
     let admin = Client::new(&node);
@@ -73,7 +73,7 @@ fn escaped(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_key_s_life() {
+async fn a_key_is_issued_rotated_and_revoked() {
     let world = World::new();
     let node = world.process().start();
     let admin = Client::new(&node);
@@ -136,7 +136,7 @@ async fn a_key_s_life() {
 
 /// A key, an override and the secret before a rotation end at their time, without anybody doing anything.
 #[tokio::test]
-async fn what_has_an_end_ends_by_the_clock() {
+async fn keys_and_overrides_expire_by_the_clock() {
     let world = World::new();
     let options = Options { admin_tokens: Some(world.tokens.clone()), ..Options::default() };
     let node = memory_node_with(options, &policy("shop")).await;
@@ -283,7 +283,7 @@ async fn a_payment_promotes_once_and_keeps_what_was_used() {
 }
 
 #[tokio::test]
-async fn what_the_policy_file_defines_is_changed_there() {
+async fn accounts_of_the_policy_file_cannot_be_changed_by_the_api() {
     let world = World::new();
     let node = world.process().start();
     let admin = Client::new(&node);
@@ -394,7 +394,7 @@ async fn wrong_requests_name_the_field_and_change_nothing() {
 
 /// Every admin route is closed to whoever has no admin token, and to one of another domain.
 #[tokio::test]
-async fn only_administrators_get_in_and_only_into_their_domains() {
+async fn administrators_reach_their_own_domains_only() {
     let world = World::new();
     let node = world.process().start();
     let admin = Client::new(&node);

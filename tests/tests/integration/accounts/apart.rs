@@ -73,7 +73,7 @@ async fn ask(node: &Process, verb: &str, caller: &Value) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn each_is_where_it_belongs_and_every_node_hears_of_changes() {
+async fn accounts_and_counters_stay_in_their_own_redis() {
     let apart = Apart::start();
     let nodes = [apart.node().await, apart.node().await];
     let admin = Client::new(&nodes[0]);
@@ -110,7 +110,7 @@ async fn each_is_where_it_belongs_and_every_node_hears_of_changes() {
 }
 
 #[tokio::test]
-async fn without_counters_nothing_is_decided_and_accounts_are_administered() {
+async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
     let mut apart = Apart::start();
     let nodes = [apart.node().await, apart.node().await];
     let admin = Client::new(&nodes[0]);
@@ -150,7 +150,7 @@ async fn without_counters_nothing_is_decided_and_accounts_are_administered() {
 }
 
 #[tokio::test]
-async fn without_accounts_those_of_policies_are_decided_and_no_key_is_called_unknown() {
+async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     let mut apart = Apart::start();
     let node = apart.node().await;
     let admin = Client::new(&node);

@@ -199,7 +199,7 @@ async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Dur
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_are_right_under_load_and_while_subscriptions_are_cut() {
+async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     let redis = RedisServer::start();
     let proxy = Proxy::before(&redis.url()).await;
     let world = World::new();
@@ -253,7 +253,7 @@ async fn changes_are_right_under_load_and_while_subscriptions_are_cut() {
 
 /// A connection that breaks without a word is found out within some seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_falls_silent_is_noticed() {
+async fn a_silent_subscription_is_noticed() {
     let redis = RedisServer::start();
     let proxy = Proxy::before(&redis.url()).await;
     let world = World::new();

@@ -90,7 +90,7 @@ async fn older_record(server: &RedisServer, node: &Process) -> String {
 }
 
 #[tokio::test]
-async fn what_older_records_hide_is_printed_escaped() {
+async fn hidden_characters_of_older_records_are_printed_escaped() {
     let server = RedisServer::start();
     let world = World::new();
     for format in ["json", "pretty"] {

@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{Client, World, call, hourly};
 
 #[tokio::test]
-async fn keys_of_one_account_reach_nothing_of_another() {
+async fn a_key_reaches_nothing_of_another_account() {
     let redis = RedisServer::start();
     let world = World::new();
     let node = world.node(&redis.url());
@@ -40,7 +40,7 @@ async fn keys_of_one_account_reach_nothing_of_another() {
 
 /// The same account and key ids in two domains are two accounts.
 #[tokio::test]
-async fn keys_of_one_domain_are_nobody_in_another() {
+async fn a_key_is_unknown_in_another_domain() {
     let redis = RedisServer::start();
     let world = World::new();
     let node = world.node(&redis.url());

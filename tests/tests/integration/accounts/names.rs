@@ -28,7 +28,7 @@ async fn raw(node: &Process, method: &str, path: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn nothing_is_made_that_no_url_can_name() {
+async fn no_account_or_key_gets_a_name_that_a_url_cannot_hold() {
     let world = World::new();
     let node = world.process().start();
     let admin = Client::new(&node);

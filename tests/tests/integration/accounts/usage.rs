@@ -9,7 +9,7 @@ use crate::harness::ProcessBuilder;
 
 /// Seen to fail with a reset that leaves out the keys' own counters.
 #[tokio::test]
-async fn usage_begins_anew_on_both_stores() {
+async fn usage_is_reset_on_both_stores() {
     let redis = RedisServer::start();
     let world = World::new();
     let path = world.policy_file("shop");

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn messages_over_the_limit_and_without_a_call() {
+async fn messages_over_the_limit_and_without_a_call_are_refused() {
     let node = node().await;
     let large = Call { attributes: [("ip".to_owned(), "x".repeat(70_000))].into(), ..good() };
     let error = consume(&node.grpc, large).await.unwrap_err();
@@ -29,7 +29,7 @@ async fn messages_over_the_limit_and_without_a_call() {
 
 /// A message that is no protobuf, or whose strings are not UTF-8.
 #[tokio::test]
-async fn messages_that_cannot_be_read() {
+async fn unreadable_messages_are_refused() {
     let node = node().await;
     let mut wrong = Vec::new();
     // Field 1 (call), of 3 bytes: field 3 (resource), of one byte that is no UTF-8.
@@ -48,7 +48,7 @@ async fn messages_that_cannot_be_read() {
 /// A body of another type is not read as if it were gRPC. With the guard's look at the type left out, each is answered
 /// with 200 and charged.
 #[tokio::test]
-async fn messages_of_another_type() {
+async fn messages_of_another_type_are_refused() {
     let node = node().await;
     let message = ConsumeRequest { call: Some(good()) }.encode_to_vec();
     let path = "/tollgate.v1.RateLimitService/Consume";
@@ -78,7 +78,7 @@ async fn messages_of_another_type() {
 }
 
 #[tokio::test]
-async fn methods_that_are_not_there_over_grpc() {
+async fn unknown_methods_over_grpc_are_refused() {
     let node = node().await;
     for path in ["/tollgate.v1.RateLimitService/Nothing", "/nowhere/Nothing", "/"] {
         assert_eq!(raw(&node.grpc_address, path, b"", &[]).await.0, Code::Unimplemented, "{path}");

@@ -109,7 +109,7 @@ async fn node() -> (tempfile::TempDir, Node) {
 }
 
 #[tokio::test]
-async fn a_number_that_is_none_is_named_and_said_what_would_be_right() {
+async fn an_invalid_number_is_named_with_what_would_be_right() {
     let (_folder, node) = node().await;
     let cases = cases();
     let (_, description) = node.rest.json("/openapi.json").await;
@@ -166,7 +166,7 @@ async fn a_number_that_is_none_is_named_and_said_what_would_be_right() {
 
 /// The limit of an override is read as policy files have it.
 #[tokio::test]
-async fn the_limit_of_an_override_is_a_whole_number_too() {
+async fn the_limit_of_an_override_is_a_whole_number() {
     let (_folder, node) = node().await;
     let (status, made) = ask(&node, &Method::POST, "/admin/v1/accounts", r#"{"id": "stored"}"#.to_owned()).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");

@@ -9,7 +9,7 @@ use super::{TOO_LONG, bad_texts, node, nothing_charged};
 use crate::harness::{KEY, account, api_key, api_key_id};
 
 #[tokio::test]
-async fn pages_that_are_not_there_over_rest() {
+async fn invalid_listing_queries_over_rest_are_refused() {
     let node = node().await;
     for (query, names) in [
         ("limit=0", "limit"),
@@ -32,7 +32,7 @@ async fn pages_that_are_not_there_over_rest() {
 
 /// A place behind the end is an empty page or an error, however far behind it is.
 #[tokio::test]
-async fn a_cursor_behind_the_end() {
+async fn a_cursor_behind_the_end_is_an_empty_page_or_an_error() {
     let node = node().await;
     for cursor in ["7", "1000", "9223372036854775807", "18446744073709551615"] {
         let path = format!("/api_keys/rate_limits?cursor={cursor}");
@@ -52,7 +52,7 @@ async fn a_cursor_behind_the_end() {
 }
 
 #[tokio::test]
-async fn pages_that_are_not_there_over_grpc() {
+async fn invalid_listing_requests_over_grpc_are_refused() {
     let node = node().await;
     let good = || GetRateLimitsRequest { caller: Some(api_key(KEY)), ..GetRateLimitsRequest::default() };
     let token = |token: &str| GetRateLimitsRequest { page_token: token.into(), ..good() };

@@ -41,7 +41,7 @@ struct Seen {
 /// Redis 6.2, as its allocator bears a library that sets the clock.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
-async fn the_clock_of_redis_steps() {
+async fn decisions_are_right_while_the_clock_of_redis_steps() {
     let redis = RedisServer::start_program(Program::OwnClock, &[]);
     let fleet = Fleet::start(&redis.url(), "deny").await;
     let held = fleet.held();

@@ -32,7 +32,7 @@ impl Held {
     /// By the nodes that live.
     pub(super) fn by(nodes: &[Process]) -> Self {
         let by = |node: &Process| Self {
-            memory_kb: node.memory_kb().unwrap_or(0),
+            memory_kb: node.resident_bytes().unwrap_or(0) / 1024,
             descriptors: node.descriptors().unwrap_or(0),
         };
         nodes.iter().map(by).fold(Self::default(), Self::max)

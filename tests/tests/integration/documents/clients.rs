@@ -215,7 +215,7 @@ const fn a_minute(resource: &'static str, calls: u32) -> Past {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_openai_sdk_waits_as_told_and_reaches_its_result() {
+async fn the_openai_sdk_waits_for_retry_after_and_succeeds() {
     let platforms = Platforms::in_memory().await;
     let said = Gateway::start(&platforms.node, OPENAI, Some(a_minute("chat", 10))).await.client("openai", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
@@ -232,7 +232,7 @@ async fn the_openai_sdk_does_not_wait_for_another_day() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_the_venice_document_reaches_its_result() {
+async fn the_client_of_the_venice_document_succeeds() {
     let platforms = Platforms::in_memory().await;
     let past = a_minute("zai-org-glm-5-1", 100);
     let said = Gateway::start(&platforms.node, VENICE, Some(past)).await.client("venice", 2).await;
@@ -241,7 +241,7 @@ async fn the_client_of_the_venice_document_reaches_its_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_the_tiered_chat_document_reaches_its_result() {
+async fn the_client_of_the_tiered_chat_document_succeeds() {
     let platforms = Platforms::in_memory().await;
     let said =
         Gateway::start(&platforms.node, TIERED_CHAT, Some(a_minute("chat", 10))).await.client("tiered-chat", 2).await;
@@ -250,7 +250,7 @@ async fn the_client_of_the_tiered_chat_document_reaches_its_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_the_deapi_document_reaches_its_result_and_stops_for_the_day() {
+async fn the_client_of_the_deapi_document_succeeds_and_stops_for_the_day() {
     let platforms = Platforms::in_memory().await;
     let said = Gateway::start(&platforms.node, DEAPI, Some(a_minute("txt2img", 3))).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(1)), "{said}");

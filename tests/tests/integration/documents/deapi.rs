@@ -57,7 +57,7 @@ fn too_many(minute: (u64, u64), daily: Option<(u64, u64)>, kind: &str, retry_aft
 }
 
 #[tokio::test]
-async fn every_row_of_the_basic_tier() {
+async fn every_row_of_the_basic_tier_is_enforced() {
     everywhere(basic_tier).await;
 }
 
@@ -186,7 +186,7 @@ fn upload(endpoint: &str, media_type: &str, bytes: u64, duration_seconds: u64) -
 
 /// "File Upload Limits", every row.
 #[tokio::test]
-async fn every_row_of_the_upload_limits() {
+async fn every_row_of_the_upload_limits_is_enforced() {
     everywhere(uploads).await;
 }
 
@@ -239,7 +239,7 @@ async fn refused_upload(platforms: &Platforms) {
 }
 
 #[tokio::test]
-async fn a_key_that_is_no_good() {
+async fn an_invalid_key_is_refused() {
     everywhere(bad_key).await;
 }
 
@@ -253,7 +253,7 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn guessing_keys_is_slowed() {
+async fn an_address_that_guesses_keys_is_slowed() {
     everywhere(guessing).await;
 }
 

@@ -109,7 +109,7 @@ async fn requests_a_day(platforms: &Platforms) {
 }
 
 #[tokio::test]
-async fn every_row() {
+async fn every_row_of_the_document_is_enforced() {
     everywhere(async |platforms| {
         requests_a_minute(platforms).await;
         tokens_a_minute(platforms).await;
@@ -163,7 +163,7 @@ async fn counted_apart(platforms: &Platforms) {
 }
 
 #[tokio::test]
-async fn a_key_that_is_no_good() {
+async fn an_invalid_key_is_refused() {
     everywhere(bad_key).await;
 }
 
@@ -178,7 +178,7 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn guessing_keys_is_slowed() {
+async fn an_address_that_guesses_keys_is_slowed() {
     everywhere(guessing).await;
 }
 

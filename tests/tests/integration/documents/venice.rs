@@ -63,7 +63,7 @@ impl Headers {
 }
 
 #[tokio::test]
-async fn every_row_of_requests_a_minute() {
+async fn every_row_of_requests_a_minute_is_enforced() {
     everywhere(async |platforms| requests_a_minute(platforms, &ROWS).await).await;
 }
 
@@ -94,7 +94,7 @@ async fn requests_a_minute(platforms: &Platforms, rows: &[Row]) {
 }
 
 #[tokio::test]
-async fn every_row_of_tokens_a_minute() {
+async fn every_row_of_tokens_a_minute_is_enforced() {
     everywhere(async |platforms| tokens_a_minute(platforms, &ROWS).await).await;
 }
 
@@ -301,7 +301,7 @@ async fn failed_requests(platforms: &Platforms) {
 }
 
 #[tokio::test]
-async fn a_key_that_is_no_good() {
+async fn an_invalid_key_is_refused() {
     everywhere(bad_key).await;
 }
 
@@ -315,7 +315,7 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn guessing_keys_is_slowed() {
+async fn an_address_that_guesses_keys_is_slowed() {
     everywhere(guessing).await;
 }
 

@@ -76,7 +76,7 @@ async fn detail_is(node: &Process, part: &str, expected: Option<&str>) {
 /// A FIFO where a file should be holds up neither reload nor exit, and what is said of it is what it is. (Seen to fail by
 /// opening whatever is there: the reload then waits for a writer for ever, and so does the exit.)
 #[tokio::test]
-async fn a_fifo_holds_up_neither_reload_nor_exit() {
+async fn a_fifo_delays_neither_reload_nor_exit() {
     let files = Files::new();
     let secret = files.folder.path().join("secret");
     let plain = "tokens: [{ name: shop, file: secret, domains: all }]\n";
@@ -121,7 +121,7 @@ async fn a_fifo_holds_up_neither_reload_nor_exit() {
 
 /// Everything that is read when a program starts. (Each would wait for a writer.)
 #[test]
-fn a_fifo_is_refused_at_once_whoever_reads_it() {
+fn a_fifo_in_place_of_any_file_is_refused_at_once() {
     let files = Files::new();
     let pipe = files.folder.path().join("pipe.yaml");
     fifo(&pipe);
@@ -192,7 +192,7 @@ fn hanging_mount(folder: &Path) -> PathBuf {
 /// say is heard as soon as it answers. (Seen to fail by reading without a bound on the time, and by a retry that never
 /// comes.)
 #[tokio::test]
-async fn a_mount_that_hangs_is_said_and_holds_up_nothing_else() {
+async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     let files = Files::new();
     let mount = tempfile::tempdir().unwrap();
     let (policy, mark) = (mount.path().join("policy.yaml"), files.folder.path().join("mark"));
@@ -236,7 +236,7 @@ async fn a_mount_that_hangs_is_said_and_holds_up_nothing_else() {
 /// Who may read a file of tokens, and whether its tokens are good for what they say, is said once it is read. (Seen to
 /// fail without either warning, and with one for every file.)
 #[tokio::test]
-async fn files_of_tokens_that_are_not_quite_right_are_warned_of() {
+async fn unsafe_token_files_are_warned_of() {
     use std::os::unix::fs::PermissionsExt;
     let files = Files::new();
     let protect = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

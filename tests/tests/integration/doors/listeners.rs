@@ -11,7 +11,7 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, hash_of, shop,
+    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, goes_on, hash_of, shop,
 };
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -54,7 +54,7 @@ async fn health_and_metrics_move_to_their_own_listener() {
 
 /// A page in a browser beside the node cannot talk to it under a name of its own.
 #[tokio::test]
-async fn loopback_is_called_by_its_own_names_alone() {
+async fn loopback_accepts_its_own_host_names_only() {
     let (folder, policy) = folder_with(&shop(100));
     let admins = folder.path().join("admins.yaml");
     std::fs::write(&admins, format!("tokens: [{{ name: root, hash: '{}', domains: all }}]", hash_of(ADMIN))).unwrap();
@@ -89,7 +89,7 @@ async fn loopback_is_called_by_its_own_names_alone() {
 }
 
 #[tokio::test]
-async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
+async fn silent_and_slow_connections_are_closed() {
     let (_folder, node) = node(&["--header-timeout-ms=300", "--idle-timeout-ms=600"]);
     let ops = ops(&node);
     let mut watch =
@@ -123,9 +123,7 @@ async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
     closed(&mut idle).await;
 
     // All the while a connection with a call in work stays.
-    while let Ok(news) = timeout(Duration::from_millis(50), watch.message()).await {
-        assert!(matches!(news, Ok(Some(_))), "the watch has ended: {news:?}");
-    }
+    goes_on(&mut watch, &node.channel).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
     let (_, metrics) = ops.text("/metrics").await;
     for (listener, reason) in [("http", "silent"), ("grpc", "silent"), ("grpc", "idle")] {
@@ -135,7 +133,7 @@ async fn connections_that_say_nothing_or_say_it_slowly_are_ended() {
 }
 
 #[tokio::test]
-async fn headers_have_a_largest_size() {
+async fn headers_over_the_limit_are_refused() {
     let (_folder, node) = node(&[]);
     let large = node.rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth("k".repeat(20_000));
     assert_eq!(large.send().await.unwrap().status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);

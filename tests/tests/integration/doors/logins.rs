@@ -82,7 +82,7 @@ async fn right_secrets_pass(node: &Node) {
 /// One deployment behind a shared address that lags with its secrets shuts out nobody else there. (Seen to fail by
 /// asking whether the address is blocked before the secret is compared, for tokens and for keys.)
 #[tokio::test]
-async fn wrong_secrets_shut_out_no_right_one_from_the_same_address() {
+async fn failed_logins_do_not_block_a_valid_secret_from_the_same_address() {
     let (_folder, node) = node(&[]).await;
     for door in ["services", "admins", "keys"] {
         fail_at(&node, door).await;
@@ -96,7 +96,7 @@ async fn wrong_secrets_shut_out_no_right_one_from_the_same_address() {
 
 /// Only what fails is turned away, and in the shape of the other errors of its route; it may try again when the block ends.
 #[tokio::test]
-async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
+async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     let (_folder, node) = node(&[]).await;
     for door in ["services", "admins", "keys"] {
         fail_at(&node, door).await;
@@ -148,7 +148,7 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while() {
 
 /// What one kind of caller gets wrong is held against that kind alone. (Seen to fail with one count for all three.)
 #[tokio::test]
-async fn services_administrators_and_end_users_are_counted_apart() {
+async fn failed_logins_of_services_administrators_and_end_users_are_counted_separately() {
     const ROUTES: [(&str, &str); 3] =
         [("services", "/v1/consume"), ("admins", "/admin/v1/accounts"), ("keys", "/api_keys/rate_limits")];
     for (door, own) in ROUTES {
@@ -184,7 +184,7 @@ async fn look_ups(rest: &Rest) -> u64 {
 /// does not know yet passes once there is a look-up for it, and from then on always. (Seen to fail without the bound, and
 /// with no look-up at all for a blocked address.)
 #[tokio::test]
-async fn guesses_of_a_blocked_address_cost_few_look_ups() {
+async fn guesses_of_a_blocked_address_cost_few_lookups() {
     let (_folder, node) = node(&[]).await;
     let keys = [new_key(&node.rest, "late").await, new_key(&node.rest, "later").await];
     let show = async |key: &str| rest(&node, "/api_keys/rate_limits", key, None).await;
@@ -257,7 +257,7 @@ async fn guesses_of_a_blocked_address_hardly_reach_redis() {
 
 /// A key that asks for what it may not see is known, and guesses nothing.
 #[tokio::test]
-async fn a_good_key_that_may_not_see_something_is_not_turned_away() {
+async fn a_valid_key_without_access_is_no_failed_login() {
     let (_folder, node) = node(&[]).await;
     for ask in 0..40 {
         let status = rest(&node, "/api_keys/rate_limits/log?apiKeyId=acme-revoked", KEY, None).await;
@@ -269,7 +269,7 @@ async fn a_good_key_that_may_not_see_something_is_not_turned_away() {
 
 /// Twenty failures in thirty seconds are borne for ever.
 #[tokio::test]
-async fn an_address_that_fails_now_and_then_is_not_turned_away() {
+async fn an_address_with_few_failed_logins_is_not_refused() {
     let (_folder, node) = node(&[]).await;
     for _ in 0..5 {
         for _ in 0..20 {

@@ -156,14 +156,14 @@ async fn try_secret(secret: &str) {
 }
 
 #[tokio::test]
-async fn a_secret_in_the_wrong_place_of_a_file_is_told_to_nobody() {
+async fn a_misplaced_secret_in_a_file_is_not_shown() {
     let [a, b, c, d] = SECRETS;
     tokio::join!(try_secret(a), try_secret(b), try_secret(c), try_secret(d));
 }
 
 /// Also a node that does not start says so only where the mistake is.
 #[test]
-fn a_secret_in_the_wrong_place_of_the_settings_is_not_told() {
+fn a_misplaced_secret_in_the_settings_is_not_shown() {
     let (folder, policy) = folder_with(&shop(100));
     let config = folder.path().join("tollgate.yaml");
     for secret in SECRETS {

@@ -28,7 +28,7 @@ async fn turns_away(node: &Process) -> Option<(Code, u16)> {
 }
 
 #[tokio::test]
-async fn a_node_with_a_policy_of_its_own_knows_its_services_or_is_told_that_loopback_is_open() {
+async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     let (folder, policy) = folder_with(&shop(100).replace("  model:", "  llama-3.3-70b:"));
     let own = || bare().arg("--policy").arg(&policy);
     for node in [own(), own().redis("redis://127.0.0.1:1"), own().env("TOLLGATE_OPEN_LOOPBACK", "false")] {
@@ -65,7 +65,7 @@ async fn a_node_with_the_embedded_policy_is_open_on_loopback() {
 }
 
 #[test]
-fn only_loopback_can_be_open() {
+fn only_loopback_can_be_open_without_tokens() {
     let (_folder, policy) = folder_with(&shop(100));
     for setting in ["http-listen", "grpc-listen"] {
         for node in [ProcessBuilder::bare(), ProcessBuilder::bare().arg("--policy").arg(&policy)] {

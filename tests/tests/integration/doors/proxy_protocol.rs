@@ -41,7 +41,7 @@ fn request(token: &str) -> String {
 
 /// Seen to fail with the balancer's own address counted, and with a header that is believed from anybody.
 #[tokio::test]
-async fn the_client_that_the_balancer_names_is_the_one_that_counts() {
+async fn the_client_named_by_the_load_balancer_is_counted() {
     let (_folder, node) = node();
     let of = async |client: &str, token: &str| {
         let header = format!("PROXY TCP4 {client} 10.0.0.1 4711 443\r\n");
@@ -61,7 +61,7 @@ async fn the_client_that_the_balancer_names_is_the_one_that_counts() {
 }
 
 #[tokio::test]
-async fn only_trusted_balancers_send_a_header_and_they_always_do() {
+async fn the_proxy_header_is_required_from_trusted_balancers_and_refused_from_others() {
     let (_folder, node) = node();
     let get = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     let header = b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n";

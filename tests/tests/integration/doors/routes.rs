@@ -60,7 +60,7 @@ async fn status(node: &Node, method: &Method, path: &str, authorization: Option<
 }
 
 #[tokio::test]
-async fn no_route_is_open_by_accident() {
+async fn every_route_without_authentication_is_listed() {
     let (_folder, node) = node().await;
     for (method, path, operation) in routes(&node).await {
         let open = OPEN.contains(&path.as_str());
@@ -91,7 +91,7 @@ async fn no_route_is_open_by_accident() {
 
 /// On loopback that is open, services are let in without any token, and administrators are not.
 #[tokio::test]
-async fn open_loopback_has_no_administrators() {
+async fn open_loopback_gives_no_admin_access() {
     let node = memory_node_with(Options::default(), &shop(100)).await;
     for (method, path, _) in routes(&node).await {
         let anything = format!("Bearer {ADMIN}").into_bytes();
@@ -108,7 +108,7 @@ async fn open_loopback_has_no_administrators() {
 
 /// Whatever stands in the header, the answer is one of a caller's own making.
 #[test]
-fn no_authorization_header_is_too_much() {
+fn no_authorization_header_breaks_the_node() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_folder, node) = runtime.block_on(node());
     let routes = runtime.block_on(routes(&node));

@@ -193,7 +193,7 @@ fn ops(node: &Process) -> crate::harness::Rest {
 }
 
 #[tokio::test]
-async fn a_good_certificate_opens_the_domains_of_its_name_and_no_other_does() {
+async fn a_client_certificate_opens_the_domains_of_its_name_only() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let files = Files::new(&authority.node(), &authority.pem());
     let node = files.start();
@@ -342,7 +342,7 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
 
 /// Seen to fail without turns (all 200 handshakes are done), and with turns that addresses share.
 #[tokio::test]
-async fn a_flood_of_handshakes_waits_and_others_do_not() {
+async fn a_flood_of_handshakes_waits_without_delaying_others() {
     let authority = Authority::new();
     let files = Files::new(&authority.node(), &authority.pem());
     let node = files.start_with(&["--max-handshakes-per-second=40"]);

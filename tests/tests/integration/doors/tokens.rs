@@ -90,7 +90,7 @@ fn within(domain: &str, mut call: Call) -> Call {
 /// A backend of one platform can neither spend nor read what is another's, and does not even learn whether
 /// there is another.
 #[tokio::test]
-async fn a_token_of_one_domain_is_good_for_nothing_in_another() {
+async fn a_token_opens_no_other_domain() {
     let folder = folder();
     let node = start(&folder);
     let one = |caller| call(caller, "model", &[]);
@@ -142,7 +142,7 @@ async fn a_token_of_one_domain_is_good_for_nothing_in_another() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_without_a_good_token() {
+async fn calls_without_a_valid_token_are_refused() {
     let folder = folder();
     let node = start(&folder);
     let body = r#"{"domain":"shop","caller":{"account":"a"},"resource":"model"}"#;
@@ -262,7 +262,7 @@ fn generated_tokens_are_all_different_and_can_be_kept_as_a_hash() {
 
 /// The grant of a batch or a stream is asked for every call in it.
 #[tokio::test]
-async fn a_token_s_domains_hold_for_every_call_of_a_batch_and_a_stream() {
+async fn the_domains_of_a_token_hold_for_every_call_of_a_batch_and_a_stream() {
     use tollgate_proto::v1::{ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of};
     let folder = folder();
     let node = start(&folder);

@@ -8,7 +8,8 @@ use tollgate_proto::v1::{
     Call, Caller, CheckRequest, ConsumeRequest, Decision, QuotaStatus, Verdict, caller::By,
     rate_limit_service_client::RateLimitServiceClient,
 };
-use tonic::{Status, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 
 /// A node's REST API.
 #[derive(Clone)]
@@ -87,6 +88,15 @@ pub(crate) fn call(caller: Caller, resource: &str, usage: &[(&str, u64)]) -> Cal
 pub(crate) async fn consume(grpc: &RateLimitServiceClient<Channel>, call: Call) -> Result<Decision, Status> {
     let answer = grpc.clone().consume(ConsumeRequest { call: Some(call) }).await?;
     Ok(answer.into_inner().decision.expect("a decision"))
+}
+
+/// Whether a node still has this watch of its health open, which is on `channel`. Were it cut, the client would know it once
+/// the node has answered another call on that connection.
+pub(crate) async fn goes_on(watch: &mut Streaming<HealthCheckResponse>, channel: &Channel) {
+    HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.expect("the node answers");
+    while let Ok(news) = tokio::time::timeout(Duration::ZERO, watch.message()).await {
+        assert!(matches!(news, Ok(Some(_))), "the watch has ended: {news:?}");
+    }
 }
 
 /// `Check`.

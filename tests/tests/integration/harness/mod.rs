@@ -10,7 +10,7 @@ mod proxy;
 use std::time::{Duration, Instant};
 
 pub(crate) use clients::{
-    Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, http, ms, peek, quota,
+    Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, goes_on, http, ms, peek, quota,
 };
 pub(crate) use frames::{PREFACE, RawHttp2, connect_from};
 pub(crate) use node::{Node, START, memory_node, memory_node_with, redis_node, redis_node_with};

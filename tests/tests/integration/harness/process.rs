@@ -197,18 +197,11 @@ impl Process {
         signal(self.child.id(), name);
     }
 
-    /// The memory it holds.
-    pub(crate) fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process");
-        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    }
-
-    /// How much memory it has, if it lives.
-    pub(crate) fn memory_kb(&self) -> Option<u64> {
+    /// How much memory it holds, if it lives.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kb| 1024 * kb)
     }
 
     /// How many files, sockets and the like it has open, if it lives.

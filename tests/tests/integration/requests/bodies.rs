@@ -56,7 +56,7 @@ async fn refused(node: &Process, protocol: &str, reason: &str) -> u64 {
 /// More slow bodies than there are places and memory for, of one valid token, without end: others are served as before,
 /// and so are probes and scrapers. Seen to fail where bodies are read in a place for a call.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_bodies_of_one_token_over_rest_keep_nobody_out() {
+async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
     let (_folder, node) =
         node_with(&["--max-concurrent-calls=64", "--max-unread-bytes=2097152", "--body-timeout-ms=1500"], None);
     let before = p99_over_rest(&node).await;
@@ -88,7 +88,7 @@ async fn slow_bodies_of_one_token_over_rest_keep_nobody_out() {
 
 /// Seen to fail with a hundred times the time.
 #[tokio::test]
-async fn a_body_that_does_not_arrive_ends_in_its_time_and_is_not_charged() {
+async fn an_unfinished_body_times_out_and_is_not_charged() {
     let (_folder, node) = node_with(&["--body-timeout-ms=300"], None);
     let started = Instant::now();
     let answer = rest_of(half_a_call(&node, OTHER).await).await;
@@ -136,11 +136,11 @@ async fn half_a_message(channel: &Channel, token: &str, beginning: &'static [u8]
 /// Messages that announce the largest size and never come, of one token, on several connections, again and again: others
 /// are served as before, and the node's memory stays. Seen to fail where the memory of unread messages has no bound.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_messages_of_one_token_over_grpc_keep_nobody_out() {
+async fn slow_messages_of_one_token_over_grpc_do_not_block_others() {
     const LARGEST: &[u8] = &[0, 0, 1, 0, 0, 10];
     let (_folder, node) = node_with(&["--max-unread-bytes=4194304", "--body-timeout-ms=1000"], None);
     let before = p99_over_grpc(&node).await;
-    let memory = node.resident_bytes();
+    let memory = node.resident_bytes().unwrap();
     let mut slow = JoinSet::new();
     for _ in 0..8 {
         let channel = channel(&node);
@@ -158,7 +158,7 @@ async fn slow_messages_of_one_token_over_grpc_keep_nobody_out() {
     until("the memory is held", PATIENCE, async || (refused(&node, "grpc", "unread_bodies").await > 500).then_some(()))
         .await;
     let during = p99_over_grpc(&node).await;
-    let grown = node.resident_bytes().saturating_sub(memory);
+    let grown = node.resident_bytes().unwrap().saturating_sub(memory);
     let codes: Vec<Code> = slow.join_all().await.into_iter().flatten().collect();
     let of = |code| codes.iter().filter(|found| **found == code).count();
     let (late, refused) = (of(Code::DeadlineExceeded), of(Code::ResourceExhausted));
@@ -174,7 +174,7 @@ async fn slow_messages_of_one_token_over_grpc_keep_nobody_out() {
 
 /// Streams of one token, and calls of one token that hang, leave places for others. Seen to fail without the share.
 #[tokio::test]
-async fn one_token_holds_its_share_of_places_and_no_more() {
+async fn one_token_holds_its_share_of_open_requests_and_no_more() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let arguments =

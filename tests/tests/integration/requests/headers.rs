@@ -65,7 +65,7 @@ async fn used(node: &Process) -> u64 {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_refused_before_its_body() {
+async fn unreadable_headers_are_refused_before_the_body() {
     // So patient with bodies that an answer which waits for one would be no answer in time.
     let (_folder, node) = node_with(&["--body-timeout-ms=60000"], None);
     let host = "host: localhost\r\n";
@@ -133,7 +133,7 @@ async fn a_host_that_differs_from_the_authority_is_refused() {
 
 /// What does not say where its body ends is not answered by a route at all. It is hyper that sees to it.
 #[tokio::test]
-async fn lengths_that_are_none_are_refused_with_the_connection() {
+async fn invalid_content_lengths_close_the_connection() {
     let (_folder, node) = node_with(&[], None);
     let length = BODY.len();
     for headers in [
@@ -157,7 +157,7 @@ async fn lengths_that_are_none_are_refused_with_the_connection() {
 
 /// What is read goes on as before: on a connection that stays. Seen to fail where every request with a body ends it.
 #[tokio::test]
-async fn whoever_sends_it_right_keeps_the_connection() {
+async fn a_valid_request_keeps_its_connection() {
     let (_folder, node) = node_with(&[], None);
     let length = BODY.len();
     for headers in [
@@ -188,7 +188,7 @@ async fn whoever_sends_it_right_keeps_the_connection() {
 /// Packed messages over gRPC, by its own header, which tonic sees to, and by that of HTTP. Seen to fail where the guard does not
 /// look at that.
 #[tokio::test]
-async fn packed_messages_are_refused() {
+async fn compressed_messages_are_refused() {
     let node = memory_node(&shop(100)).await;
     let message = ConsumeRequest { call: Some(call(account("a"), "model", &[])) }.encode_to_vec();
     let path = "/tollgate.v1.RateLimitService/Consume";

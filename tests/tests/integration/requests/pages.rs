@@ -85,7 +85,7 @@ async fn a_flood_of_open_pages_does_not_slow_decisions() {
 /// A page counts until it was sent: whoever does not read holds a few, and strangers elsewhere have theirs. Seen to fail
 /// where the place is free as soon as the answer begins.
 #[tokio::test]
-async fn pages_that_nobody_reads_are_few() {
+async fn unread_pages_are_bounded() {
     let node = memory_node(&shop(100)).await;
     let url = |page: &str| format!("http://{}{page}", node.http_address);
     let client = http().http2_prior_knowledge().http2_initial_stream_window_size(16_384).build().unwrap();
@@ -110,7 +110,7 @@ async fn pages_that_nobody_reads_are_few() {
 
 /// Seen to fail where no tag is compared.
 #[tokio::test]
-async fn the_description_has_a_tag_by_which_it_need_not_be_sent_again() {
+async fn the_openapi_description_has_an_etag() {
     let node = memory_node(&shop(100)).await;
     let ask = |known: Option<&str>| {
         let request = node.rest.request(reqwest::Method::GET, "/openapi.json");

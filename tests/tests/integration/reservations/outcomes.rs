@@ -159,7 +159,7 @@ async fn failures_block(node: &Node, by: By) {
 }
 
 #[tokio::test]
-async fn ends_with_failures_block_as_reports_do() {
+async fn failed_settlements_block_like_reports() {
     let redis = RedisServer::start();
     for node in [memory_node(&policy()).await, redis_node(&policy(), redis.url()).await] {
         for by in [By::Grpc, By::Rest] {

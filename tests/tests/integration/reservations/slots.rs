@@ -71,7 +71,7 @@ async fn slots_are_of(node: &Node, at: usize) {
 }
 
 #[tokio::test]
-async fn slots_are_of_whom_their_scope_says() {
+async fn slots_are_counted_by_the_scope_of_their_quota() {
     let redis = RedisServer::start();
     for (at, scope) in SCOPES.iter().enumerate() {
         slots_are_of(&memory_node(&policy(scope)).await, at).await;

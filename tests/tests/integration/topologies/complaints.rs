@@ -21,7 +21,7 @@ const IN_ALL: Duration = Duration::from_secs(10);
 const NOT_NEEDED: [&str; 5] = ["role", "asking", "cluster|slots", "wait", "info"];
 
 #[test]
-fn every_right_that_is_missing_is_named() {
+fn the_doctor_names_every_missing_right() {
     let server = OtherServer::start(Program::Installed);
     let settings = [format!("--redis={}", server.url())];
     let rights = || ACL.split_whitespace().filter_map(|word| word.strip_prefix('+'));
@@ -53,7 +53,7 @@ fn every_right_that_is_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_too_far_away_for_the_deadline() {
+async fn the_doctor_warns_of_a_redis_too_slow_for_the_deadline() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(30));
@@ -69,7 +69,7 @@ async fn a_redis_that_is_too_far_away_for_the_deadline() {
 }
 
 #[test]
-fn a_redis_of_accounts_is_looked_at_too() {
+fn the_doctor_checks_the_redis_of_accounts() {
     let (counters, accounts) = (RedisServer::start(), RedisServer::start());
     let settings = [format!("--redis={}", counters.url()), format!("--accounts-redis={}", accounts.url())];
     let (code, said) = doctor(&settings);
@@ -83,7 +83,7 @@ fn a_redis_of_accounts_is_looked_at_too() {
 }
 
 #[test]
-fn a_clock_that_is_off() {
+fn the_doctor_warns_of_a_wrong_clock() {
     let server = RedisServer::start_program(Program::OwnClock, &[]);
     let settings = [format!("--redis={}", server.url())];
     let (code, said) = doctor(&settings);
@@ -121,7 +121,7 @@ fn in_time(settings: &[String]) -> String {
 /// Seen to fail where rights were tried on whatever takes connections in: all of these were said to lack rights, after up
 /// to 45 seconds.
 #[test]
-fn what_does_not_answer_or_is_no_redis_is_not_blamed_on_its_rights() {
+fn a_server_that_is_no_redis_is_not_reported_as_missing_rights() {
     // Held, so that it is not closed.
     let held = std::sync::Mutex::new(Vec::new());
     let mute = another_program(move |stream| held.lock().unwrap().push(stream));
@@ -170,7 +170,7 @@ fn what_does_not_answer_or_is_no_redis_is_not_blamed_on_its_rights() {
 
 /// Seen to fail where only each answer had a bound.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_answers_slowly_is_not_looked_at_for_long() {
+async fn the_doctor_is_quick_with_a_slow_redis() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(900));
@@ -182,7 +182,7 @@ async fn a_redis_that_answers_slowly_is_not_looked_at_for_long() {
 ///
 /// Seen to fail with a `--config` for nodes alone.
 #[test]
-fn the_settings_of_a_node_do_for_the_doctor() {
+fn the_doctor_takes_the_settings_of_a_node() {
     let redis = RedisServer::start();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("node.yaml");
