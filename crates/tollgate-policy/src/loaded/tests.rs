@@ -312,14 +312,22 @@ fn venice_has_every_row_of_its_page() {
     assert!(loaded.policy.resolve(&unknown, "no-such-model").is_err());
 }
 
+/// "Partners sit above the standard tier": higher where an override names the model or covers it, and nowhere lower.
 #[test]
-fn venice_partners_sit_above_the_standard_tier() {
+fn venice_partners_have_higher_limits_where_overridden_and_those_of_the_page_elsewhere() {
     let loaded = load("venice.yaml");
-    let partner = |model| limits(&loaded, "demo-partner", model);
-    assert_eq!(partner("llama-3.3-70b"), finite(&[("RPM", 1000), ("TPM", 20_000_000)]));
-    assert_eq!(partner("claude-sonnet-4-6"), finite(&[("RPM", 2000), ("TPM", 20_000_000)]));
-    assert_eq!(partner("venice-sd35"), finite(&[("RPM", 200)]));
-    assert_eq!(partner("tts-kokoro"), finite(&[("RPM", 60)]));
+    // The second by `claude-*`.
+    let overridden = ["llama-3.3-70b", "claude-opus-4-6", "venice-sd35"];
+    for (model, page) in VENICE {
+        let (partner, standard) = (limits(&loaded, "demo-partner", model), finite(page));
+        assert_eq!(partner.len(), standard.len(), "{model}");
+        for ((label, limit), (same_label, of_page)) in partner.iter().zip(&standard) {
+            assert_eq!(label, same_label, "{model}");
+            let is_higher = limit.ceiling() > of_page.ceiling();
+            assert_eq!(is_higher, overridden.contains(model), "{model}: {limit:?}, and {of_page:?} on the page");
+            assert!(is_higher || limit == of_page, "{model}: {limit:?}, and {of_page:?} on the page");
+        }
+    }
 }
 
 #[test]
