@@ -76,8 +76,8 @@ fn take(next: Option<Instant>, interval: Duration, now: Instant) -> Option<(Inst
 mod tests {
     use super::*;
 
-    fn begun_within(turn: impl Fn(Instant) -> Option<Instant>, asked: usize, bound: Duration) -> usize {
-        let now = Instant::now();
+    /// All at one moment, however busy the machine is.
+    fn begun_within(now: Instant, turn: impl Fn(Instant) -> Option<Instant>, asked: usize, bound: Duration) -> usize {
         (0..asked).filter_map(|_| turn(now)).filter(|begin| *begin <= now + bound).count()
     }
 
@@ -85,23 +85,20 @@ mod tests {
     #[test]
     fn a_second_of_turns_may_come_at_once_and_then_they_come_evenly() {
         for (bound, turns) in [(0, 100), (1, 200), (60, 600)] {
-            let all = HandshakeTurns::per_second(100);
-            assert_eq!(
-                begun_within(|now| all.turn(now), 10_000, Duration::from_secs(bound)),
-                turns,
-                "within {bound} s"
-            );
-            assert_eq!(all.turn(Instant::now()), None, "the others would wait too long");
-            assert!(all.turn(Instant::now() + Duration::from_millis(500)).is_some());
+            let (all, now) = (HandshakeTurns::per_second(100), Instant::now());
+            let begun = begun_within(now, |now| all.turn(now), 10_000, Duration::from_secs(bound));
+            assert_eq!(begun, turns, "within {bound} s");
+            assert_eq!(all.turn(now), None, "the others would wait too long");
+            assert!(all.turn(now + Duration::from_millis(500)).is_some());
         }
     }
 
     /// Seen to fail with one count for all addresses.
     #[test]
     fn one_address_takes_a_quarter() {
-        let turns = HandshakeTurns::per_second(100);
+        let (turns, now) = (HandshakeTurns::per_second(100), Instant::now());
         let [flood, other] = [1, 2].map(|n| IpAddr::from([192, 0, 2, n]));
-        assert_eq!(begun_within(|now| turns.turn_of(flood, now), 1_000, Duration::ZERO), 25);
-        assert_eq!(begun_within(|now| turns.turn_of(other, now), 10, Duration::ZERO), 10);
+        assert_eq!(begun_within(now, |now| turns.turn_of(flood, now), 1_000, Duration::ZERO), 25);
+        assert_eq!(begun_within(now, |now| turns.turn_of(other, now), 10, Duration::ZERO), 10);
     }
 }
