@@ -2,26 +2,17 @@
 //! headers that REST and gRPC share.
 
 mod address;
-mod certificate;
 mod hosts;
 mod throttle;
 mod tokens;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use axum::http::{HeaderMap, header};
 use tollgate_service::{directory::Recalled, metrics::Metrics, scope::DomainScope};
 use tollgate_store::clock::Clock;
 
-pub(crate) use self::{
-    address::ClientAddr,
-    certificate::{CertificateName, names_of},
-    tokens::generate,
-};
+pub(crate) use self::{address::ClientAddr, tokens::generate};
 pub use self::{
     address::{ForwardedHeader, TrustedProxies},
     hosts::Hosts,
@@ -32,8 +23,8 @@ use self::{
 };
 use crate::{
     files::Failure,
+    listener::{CertificateName, Peer},
     reload::Reload,
-    serve::Activity,
     shares::Holder,
     tls::{Tls, TlsSettings},
 };
@@ -84,18 +75,6 @@ impl AdminGrant {
     pub(crate) fn holder(&self) -> Holder {
         Holder::Admin(Arc::clone(&self.0.name))
     }
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    /// Its address, or, behind a balancer that names it by the PROXY protocol, that of the client.
-    pub(crate) address: SocketAddr,
-    /// The address that its connections are counted by; none for that of a trusted proxy.
-    pub(crate) source: Option<IpAddr>,
-    /// What the client's certificate says, if it showed one.
-    pub(crate) certificate: Vec<CertificateName>,
-    pub(crate) connection: Activity,
 }
 
 /// Why a caller does not get in.

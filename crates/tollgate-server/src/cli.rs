@@ -6,7 +6,6 @@ mod tests;
 
 use std::{io::BufRead, path::PathBuf, process::ExitCode};
 
-use crate::logs;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 use tollgate_core::api_key::KeyHash;
@@ -14,8 +13,9 @@ use tollgate_policy::{api_key, file};
 use tollgate_store::redis::RedisConfig;
 
 use crate::{
-    escape, policies,
-    run::{Backend, Listeners, RunError, run},
+    error::RunError,
+    escape, logs, policies,
+    run::{Backend, Listeners, run},
     settings::{self, Options, Settings, StoreSettings},
 };
 

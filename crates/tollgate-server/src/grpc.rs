@@ -149,7 +149,7 @@ impl RateLimitService for Api {
             async move { traced(text(&metadata, "traceparent"), stream::serve(api, within, calls, to)).await },
         );
         let mut response = Response::new(answers);
-        response.extensions_mut().insert(crate::serve::Streaming);
+        response.extensions_mut().insert(crate::listener::Streaming);
         Ok(response)
     }
 

@@ -4,14 +4,18 @@
 pub mod auth;
 pub mod cli;
 mod doctor;
+mod error;
 mod escape;
 mod failure_code;
 mod files;
 mod grpc;
+mod lifecycle;
+pub mod listener;
 mod logs;
 pub mod policies;
 mod probe;
 mod reload;
+mod request_body;
 mod rest;
 pub mod run;
 pub mod serve;

@@ -10,7 +10,9 @@ mod health;
 mod limits;
 mod list;
 mod number;
+mod plain_error;
 mod report;
+mod reservation;
 mod reserve;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -35,7 +37,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
 
-pub(crate) use self::bounds::{RequestBounds, UNREAD_BASE_BYTES, is_plain};
+pub(crate) use self::bounds::RequestBounds;
 use crate::{auth::Doors, failure_code::FailureCode};
 
 /// What the handlers share.

@@ -28,14 +28,16 @@ use tollgate_store::{
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 
+pub use crate::error::RunError;
 use crate::{
     auth::Doors,
     grpc,
+    lifecycle::Stage,
     policies::{PolicyFiles, Source},
     probe::{Probe, Probed},
     reload::{Reload, Watched},
     rest,
-    serve::{Servers, Stage},
+    serve::Servers,
     settings::{Settings, StoreSettings},
     workers::Workers,
 };
@@ -56,45 +58,6 @@ const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// So many accounts have their refusals kept in memory.
 const MAX_LOGGED_ACCOUNTS: usize = 10_000;
-
-/// A node could not be built, or stopped serving by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A policy is wrong: everything that is, a line each.
-    #[error("{0}")]
-    Policies(String),
-    /// A file of tokens or certificates is wrong: everything that is, a line each.
-    #[error("{0}")]
-    Credentials(String),
-    /// There are no threads to be had.
-    #[error("threads: {0}")]
-    Threads(std::io::Error),
-    /// The store cannot be set up.
-    #[error("{0}")]
-    Store(#[from] tollgate_core::store::StoreError),
-    /// The metrics cannot be set up.
-    #[error("metrics: {0}")]
-    Metrics(#[from] metrics_exporter_prometheus::BuildError),
-    /// The reflection service cannot be set up.
-    #[error("reflection: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
-    /// The description of the API cannot be written.
-    #[error("description of the API: {0}")]
-    Description(#[from] serde_json::Error),
-    /// An address cannot be listened on.
-    #[error("{name}: cannot listen on {address}: {error}")]
-    Listen {
-        /// The setting.
-        name: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// A server failed.
-    #[error("{0}")]
-    Serve(String),
-}
 
 /// Where a node listens.
 pub struct Listeners {

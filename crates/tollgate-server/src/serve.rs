@@ -1,14 +1,5 @@
 //! What a node serves: gRPC, REST, and what operators read.
 
-mod activity;
-mod connection;
-mod connections;
-mod gather;
-mod handshakes;
-mod proxy;
-mod server;
-mod stage;
-
 use std::sync::Arc;
 
 use axum::Router;
@@ -18,17 +9,13 @@ use tollgate_service::{admin::Admin, metrics::Metrics, service::DecisionService}
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-pub use self::connections::ConnectionBounds;
-pub(crate) use self::{
-    activity::{Activity, Streaming},
-    stage::Stage,
-};
-use self::{connections::ConnectionTable, server::Server};
 use crate::{
     auth::Doors,
+    error::RunError,
     grpc,
+    lifecycle::Stage,
+    listener::{ConnectionTable, Server},
     rest::{self, Offer},
-    run::RunError,
     settings::Settings,
     shares::Shares,
     tls::Speaks,

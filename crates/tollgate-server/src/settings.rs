@@ -25,8 +25,8 @@ pub use self::{client::ClientOptions, options::Options, requests::RequestSetting
 use crate::{
     auth::DoorSettings,
     files::{self, MAX_FILE_BYTES},
+    listener::ConnectionBounds,
     logs::LogFormat,
-    serve::ConnectionBounds,
 };
 
 /// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.

@@ -14,12 +14,12 @@ use tollgate_policy::{
     file,
     redaction::{looks_issued, shown, shown_path},
 };
-use tollgate_service::metrics::Metrics;
-use tollgate_service::scope::DomainScope;
+use tollgate_service::{metrics::Metrics, scope::DomainScope};
 
-use super::{CertificateName, Grant};
+use super::Grant;
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
+    listener::CertificateName,
     reload::{Kept, Reload},
 };
 

@@ -14,7 +14,7 @@ use tollgate_service::metrics::Metrics;
 use tonic::{Status, body::Body};
 
 use crate::{
-    rest::UNREAD_BASE_BYTES,
+    request_body::UNREAD_BASE_BYTES,
     shares::{Holder, Permit, Shares},
 };
 

@@ -19,8 +19,9 @@ use tonic::{
 
 use super::body::{BodyBounds, CallBody};
 use crate::{
-    auth::{Doors, Peer, Refusal, ServiceGrant},
-    rest::is_plain,
+    auth::{Doors, Refusal, ServiceGrant},
+    listener::Peer,
+    request_body::is_plain,
     shares::Holder,
 };
 

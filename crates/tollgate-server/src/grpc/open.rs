@@ -23,8 +23,7 @@ use tonic::{
 };
 
 use crate::{
-    auth::Peer,
-    serve::{Activity, Streaming},
+    listener::{Activity, Peer, Streaming},
     shares::{Exhausted, Holder, Permit, Shares},
 };
 

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::{Api, result};
 use crate::{
-    serve::Stage,
+    lifecycle::Stage,
     shares::{Exhausted, Holder, Permit, Shares},
 };
 

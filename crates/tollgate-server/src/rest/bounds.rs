@@ -12,7 +12,7 @@ use std::{
 use axum::{
     body::{Body, Bytes, HttpBody},
     extract::Request,
-    http::{HeaderMap, Version, header, uri::Authority},
+    http::{Version, header, uri::Authority},
     response::Response,
 };
 use hyper::body::{Frame, SizeHint};
@@ -20,11 +20,10 @@ use tollgate_service::metrics::Metrics;
 
 use crate::{
     failure_code::FailureCode,
+    request_body::{UNREAD_BASE_BYTES, is_plain},
     shares::{Exhausted, Holder, Permit, Shares},
 };
 
-/// What an unread body costs beside its bytes: the connection's stream, the task, and the headers.
-pub(crate) const UNREAD_BASE_BYTES: usize = 16 << 10;
 /// How many answers with a page that is open to all may be on their way, in all and to one address.
 const PAGES: (usize, usize) = (64, 16);
 
@@ -107,12 +106,6 @@ pub(super) fn check_host(request: &Request) -> Result<(), Unfit> {
         return Err(Unfit { code: FailureCode::INVALID, said });
     }
     Ok(())
-}
-
-/// Whether the body is as it is sent. Nothing here unpacks one.
-pub(crate) fn is_plain(headers: &HeaderMap) -> bool {
-    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
-    encodings.all(|encoding| encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 /// A request that is refused for what it is or takes.

@@ -23,7 +23,7 @@ use super::{
     Body, ErrorBody, Failures, Shared, answer,
     entries::Entries,
     number::{Whole, whole},
-    reserve::ReservationBody,
+    reservation::ReservationBody,
 };
 use crate::auth::ServiceGrant;
 

@@ -18,12 +18,13 @@ use utoipa::openapi::{
 use super::{
     ErrorBody,
     bounds::{CountedBody, RequestBounds, Unfit, check_host},
-    limits::PlainError,
+    plain_error::PlainError,
     retry_soon,
 };
 use crate::{
-    auth::{AdminGrant, ClientAddr, Doors, Peer, Refusal, ServiceGrant, token},
+    auth::{AdminGrant, ClientAddr, Doors, Refusal, ServiceGrant, token},
     failure_code::FailureCode,
+    listener::Peer,
     logs::traced,
     shares::{Holder, Permit},
 };

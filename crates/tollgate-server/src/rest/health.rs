@@ -17,10 +17,10 @@ use super::Shared;
 use crate::{
     auth::Doors,
     files::Failure,
+    lifecycle::Stage,
     policies::PolicyFiles,
     probe::{Probe, StoreState},
     reload::Reload,
-    serve::Stage,
 };
 
 /// What the node knows of itself.

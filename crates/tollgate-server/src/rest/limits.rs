@@ -23,8 +23,9 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{
-    Shared, failure,
+    Shared,
     guard::{self, BadKey, Door},
+    plain_error::PlainError,
     retry_soon,
 };
 use crate::{
@@ -55,22 +56,6 @@ enum LimitsBody {
     Venice(VeniceLimits),
     /// `self_service: plain`.
     Plain(PlainLimits),
-}
-
-/// An error of the end users' routes, as the Venice document has it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct PlainError {
-    error: String,
-}
-
-impl PlainError {
-    pub(super) fn new(error: impl Into<String>) -> Self {
-        Self { error: error.into() }
-    }
-
-    pub(super) fn with(self, status: StatusCode) -> Response {
-        failure(status, self)
-    }
 }
 
 /// What may go wrong when a caller asks for its limits, or for the log.

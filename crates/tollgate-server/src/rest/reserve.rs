@@ -2,7 +2,6 @@
 
 use axum::{extract::State, response::Response};
 use serde::{Deserialize, Serialize};
-use tollgate_core::time::Timestamp;
 use tollgate_service::service::{Reserve, Settle, Settlement};
 use utoipa::ToSchema;
 
@@ -11,6 +10,7 @@ use super::{
     decide::{CallBody, DecisionBody, decision},
     entries::Entries,
     number::{Whole, whole, whole_or_null},
+    reservation::ReservationBody,
 };
 use crate::auth::ServiceGrant;
 
@@ -28,21 +28,6 @@ pub(super) struct ReserveBody {
     #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     ttl_ms: u32,
-}
-
-/// What was admitted and awaits its settlement.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ReservationBody {
-    /// To be kept secret like a key: whoever knows it may settle it.
-    id: String,
-    /// When it ends by itself, RFC 3339: its slots return, and what it charged stays.
-    expires_at: String,
-}
-
-impl ReservationBody {
-    pub(super) fn of(id: &str, ends_at: Timestamp) -> Self {
-        Self { id: id.to_owned(), expires_at: ends_at.to_string() }
-    }
 }
 
 /// The end of a reservation by its actual usage.

@@ -9,7 +9,7 @@ use tollgate_policy::redaction::shown;
 use super::{Options, numbers::Numbers};
 use crate::{
     auth::{DoorSettings, Hosts, TrustedProxies},
-    serve::ConnectionBounds,
+    listener::ConnectionBounds,
     tls::TlsSettings,
 };
 

@@ -1,15 +1,14 @@
 //! Who has a connection: how many there may be, of one address and in all, and which one has to go for another.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-use super::activity::Activity;
+use super::{
+    activity::Activity,
+    close_reason::CloseReason,
+    thread_memory::{MemoryRelief, ThreadMemory},
+};
 
 /// What a connection takes without any call, in bytes, rounded up: with TLS and HTTP/2 a node was seen to take 40 KB.
 const CONNECTION_BYTES: usize = 64 << 10;
@@ -33,80 +32,6 @@ pub struct ConnectionBounds {
     pub handshakes_per_second: u32,
     /// Whether connections of trusted proxies begin with a header of the PROXY protocol.
     pub proxy_protocol: bool,
-}
-
-/// Why a connection was ended by the node, or not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum CloseReason {
-    /// The TLS handshake failed, or took too long.
-    Handshake = 1,
-    /// There was no call for too long.
-    Idle,
-    /// Neither a request nor the preface of HTTP/2 came.
-    Silent,
-    /// An answer was not read for too long.
-    Unread,
-    /// It held more memory than one may, or the most where all held too much.
-    Memory,
-    /// It had no call in work, and another took its place.
-    Displaced,
-    /// All places are taken, and all their connections have calls in work.
-    TooMany,
-    /// The header of the PROXY protocol is missing or malformed.
-    ProxyHeader,
-}
-
-impl CloseReason {
-    const ALL: [Self; 8] = [
-        Self::Handshake,
-        Self::Idle,
-        Self::Silent,
-        Self::Unread,
-        Self::Memory,
-        Self::Displaced,
-        Self::TooMany,
-        Self::ProxyHeader,
-    ];
-
-    /// The reason of this number.
-    pub(super) fn of(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|cut| *cut as u8 == number)
-    }
-
-    /// As metrics and logs name it.
-    pub(super) const fn reason(self) -> &'static str {
-        match self {
-            Self::Handshake => "handshake",
-            Self::Idle => "idle",
-            Self::Silent => "silent",
-            Self::Unread => "unread",
-            Self::Memory => "memory",
-            Self::Displaced => "displaced",
-            Self::TooMany => "too_many",
-            Self::ProxyHeader => "proxy_header",
-        }
-    }
-}
-
-/// What the connections of one thread hold in memory. Clones are of the same thread.
-#[derive(Clone, Debug)]
-pub(crate) struct ThreadMemory {
-    pub(super) bytes: Arc<AtomicUsize>,
-    /// How much they may hold in all.
-    pub(super) most: usize,
-}
-
-impl ThreadMemory {
-    /// Of a thread whose count this is.
-    pub(super) fn new(bytes: Arc<AtomicUsize>, most: usize) -> Self {
-        Self { bytes, most }
-    }
-
-    /// How much one of them may hold.
-    pub(super) fn most_of_connection(&self) -> usize {
-        self.most / 4
-    }
 }
 
 /// The open connections of a node.
@@ -152,10 +77,10 @@ impl ConnectionTable {
         open.count(number, source);
         Some(ConnectionSlot { table: Arc::clone(self), number, activity })
     }
+}
 
-    /// Ends the connection that holds the most memory of this thread, if they hold too much without those that end
-    /// already; that of a stranger if one holds more than its place is worth.
-    pub(super) fn relieve(&self, thread: &ThreadMemory) {
+impl MemoryRelief for ConnectionTable {
+    fn relieve(&self, thread: &ThreadMemory) {
         let open = self.0.lock();
         let rank = |activity: &Activity| {
             let bytes = activity.bytes();

@@ -18,14 +18,16 @@ use tokio::{
 use tollgate_service::{blocks::customer_of, metrics::Metrics};
 
 use super::{
-    Stage,
     activity::Activity,
+    close_reason::CloseReason,
     connection::{Connection, Listening},
-    connections::{CloseReason, ConnectionBounds, ConnectionTable, ThreadMemory},
+    connections::{ConnectionBounds, ConnectionTable},
     handshakes::HandshakeTurns,
+    thread_memory::ThreadMemory,
 };
 use crate::{
     auth::TrustedProxies,
+    lifecycle::Stage,
     tls::{Speaks, Tls},
     workers::Workers,
 };
@@ -103,7 +105,7 @@ impl Server {
             };
             let worker = workers.least_busy();
             let memory = ThreadMemory::new(worker.pending_bytes(), shared.bounds.pending_bytes);
-            let activity = Activity::new(Arc::clone(&connections), memory, shared.bounds.answer_timeout);
+            let activity = Activity::new(Arc::clone(&connections) as _, memory, shared.bounds.answer_timeout);
             let trusted = proxies.trusts(address.ip().to_canonical());
             let source = (!trusted).then(|| customer_of(address.ip()));
             let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {

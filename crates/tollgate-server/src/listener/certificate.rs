@@ -17,14 +17,14 @@ pub(crate) enum CertificateName {
 
 impl CertificateName {
     /// The same in the one way to write it.
-    pub(super) fn canonical(self) -> Self {
+    pub(crate) fn canonical(self) -> Self {
         match self {
             Self::Dns(name) => Self::Dns(name.to_ascii_lowercase()),
             other => other,
         }
     }
 
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         let (Self::Uri(text) | Self::Dns(text) | Self::CommonName(text)) = self;
         text
     }

@@ -29,13 +29,15 @@ use tollgate_service::blocks::customer_of;
 use tower::Service;
 
 use super::{
-    Stage,
-    connections::{CloseReason, ConnectionBounds, ConnectionSlot},
+    certificate::{CertificateName, names_of},
+    close_reason::CloseReason,
+    connections::{ConnectionBounds, ConnectionSlot},
     gather::Gather,
     handshakes::HandshakeTurns,
+    peer::Peer,
     proxy,
 };
-use crate::auth::{Peer, names_of};
+use crate::lifecycle::Stage;
 
 /// How long a client may take for the TLS handshake, once it has its turn.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -135,7 +137,7 @@ impl Connection {
         stream.map_err(|_| CloseReason::Handshake)?.map_err(|_| CloseReason::Handshake)
     }
 
-    async fn answer<I>(self, io: I, certificate: Vec<crate::auth::CertificateName>) -> Result<(), CloseReason>
+    async fn answer<I>(self, io: I, certificate: Vec<CertificateName>) -> Result<(), CloseReason>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

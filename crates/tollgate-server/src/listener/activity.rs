@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::connections::{CloseReason, ConnectionTable, ThreadMemory};
+use super::{
+    close_reason::CloseReason,
+    thread_memory::{MemoryRelief, ThreadMemory},
+};
 
 /// What a call in work, or an answer that is not written yet, takes in memory beside its headers and its body, in
 /// bytes: what a node (built for tests) was seen to take for each of 1,000 answers that nobody reads.
@@ -68,12 +71,12 @@ struct State {
     cut: AtomicU8,
     cutting: Notify,
     thread: ThreadMemory,
-    connections: Arc<ConnectionTable>,
+    connections: Arc<dyn MemoryRelief>,
 }
 
 impl Activity {
     /// A connection that begins now, on this thread. `answer_timeout` is how long an answer may take to be written.
-    pub(super) fn new(connections: Arc<ConnectionTable>, thread: ThreadMemory, answer_timeout: Duration) -> Self {
+    pub(super) fn new(connections: Arc<dyn MemoryRelief>, thread: ThreadMemory, answer_timeout: Duration) -> Self {
         Self(Arc::new(State {
             began: Instant::now(),
             step: (answer_timeout / 2).max(Duration::from_millis(1)),
