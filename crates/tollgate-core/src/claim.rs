@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit, UnitId},
     time::Timestamp,
-    window::Span,
+    window::{Span, WindowId},
 };
 
 /// The most claims one request to a store may carry.
@@ -263,6 +263,25 @@ pub enum Answer {
     /// By the store's time a calendar period of the claims is not the current one. Nothing was
     /// charged; ask again with the periods of this time.
     OutsidePeriod(Timestamp),
+}
+
+/// Names a reservation within its partition: 128 random bits, so that nobody guesses one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReservationId(pub [u8; 16]);
+
+/// A counter that a reservation was charged on, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// Whose counter.
+    pub ledger: LedgerKey,
+    /// Over which window.
+    pub window: WindowId,
+    /// Of which unit.
+    pub unit: UnitId,
+    /// The number of the entry that holds the amount.
+    pub number: u64,
+    /// How much was charged; zero where the call did not speak of the unit.
+    pub amount: Amount,
 }
 
 #[cfg(test)]

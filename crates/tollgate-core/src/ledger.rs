@@ -6,12 +6,11 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::{Amount, UnitId},
-    claim::{Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode},
+    claim::{Applied, Charge, Claim, ClaimStatus, Fit, LedgerKey, Mode, ReservationId},
     log::{Costs, Log, Reading},
-    reservation::{Charge, ReservationId, Window},
     slots::Slots,
     time::Timestamp,
-    window::Span,
+    window::{Span, WindowId},
 };
 
 /// Where [`decide`] finds the ledgers of its claims.
@@ -95,7 +94,7 @@ pub(crate) fn decide_for(
         let adds = |(other, reading): (&Claim, &Reading)| other.ledger == claim.ledger && adds(other, reading);
         if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
-                if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, Window::of(span)) {
+                if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, WindowId::of(span)) {
                     note(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
                 }
             });

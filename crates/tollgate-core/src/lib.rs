@@ -1,6 +1,7 @@
 //! The decision engine of Tollgate: quotas, windows, policies, claims, decisions, and the port to
 //! the counters. It has no I/O and no clock: every function that depends on the time takes it.
 
+pub mod admission;
 pub mod amount;
 pub mod api_key;
 pub mod claim;

@@ -8,9 +8,8 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit},
     claim::Fit,
-    reservation::Window,
     time::Timestamp,
-    window::{Period, SlidingWindow, Span},
+    window::{Period, SlidingWindow, Span, WindowId},
 };
 
 /// A trailing window holds this many entries exactly; beyond, events of one cell
@@ -65,10 +64,10 @@ impl Log {
     }
 
     /// The same, for a window of which no period is known.
-    pub(crate) fn is_window(&self, window: Window) -> bool {
+    pub(crate) fn is_window(&self, window: WindowId) -> bool {
         match (self, window) {
-            (Self::Sliding(log), Window::Sliding(window)) => log.window == window,
-            (Self::Calendar(count), Window::Calendar(id)) => count.id == id,
+            (Self::Sliding(log), WindowId::Sliding(window)) => log.window == window,
+            (Self::Calendar(count), WindowId::Calendar(id)) => count.id == id,
             _ => false,
         }
     }

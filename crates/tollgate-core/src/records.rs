@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 
 use crate::{
-    claim::{Owner, Partition},
-    reservation::{Closed, Replay, Reservation, ReservationId},
+    claim::{Owner, Partition, ReservationId},
+    reservation::{Closed, Replay, Reservation},
     time::Timestamp,
 };
 

@@ -1,13 +1,10 @@
-//! Reservations: admissions that are corrected once the actual usage is known, that hold slots until then,
-//! and that are remembered by a request id. What stands here is what one atomic step of a store means.
+//! Reservations: admissions that are corrected once the actual usage is known, that hold slots until then, and that are
+//! remembered by a request id. [`crate::admission`] has the algorithm.
 
 use crate::{
-    amount::{Amount, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
-    ledger::{Crowded, Holder, Ledgers, decide, decide_for, outside_period},
-    records::{Admitted, Life, Records, State},
+    amount::Amount,
+    claim::{Answer, Applied, Charge, Claim, LedgerKey, Partition, ReservationId},
     time::Timestamp,
-    window::{SlidingWindow, Span},
 };
 
 /// The longest time to live of a reservation, in milliseconds: an hour. A stream that lasts longer extends it.
@@ -18,10 +15,6 @@ pub const MAX_SLOTS: u32 = 10_000;
 
 /// The longest note beside a reservation, in bytes.
 pub const MAX_NOTE_BYTES: usize = 16_384;
-
-/// Names a reservation within its partition: 128 random bits, so that nobody guesses one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReservationId(pub [u8; 16]);
 
 /// What an admission leaves behind, besides its charges.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +49,7 @@ pub struct RequestMark {
     pub ttl_ms: u32,
 }
 
-/// A store's answer to [`admit`].
+/// A store's answer to [`crate::admission::admit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It decided. If every claim fitted, the charges, slots and records of the terms are made.
@@ -83,45 +76,10 @@ impl From<Answer> for Admission {
 pub struct Replay {
     /// What was answered.
     pub applied: Applied,
-    /// The [`shape_of`] its claims.
+    /// The [`crate::admission::shape_of`] its claims.
     pub shape: u64,
     /// The reservation that was made, and when it was to end.
     pub held: Option<(ReservationId, Timestamp)>,
-}
-
-/// A counter that a reservation was charged on, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
-    /// Whose counter.
-    pub ledger: LedgerKey,
-    /// Over which window.
-    pub window: Window,
-    /// Of which unit.
-    pub unit: UnitId,
-    /// The number of the entry that holds the amount.
-    pub number: u64,
-    /// How much was charged; zero where the call did not speak of the unit.
-    pub amount: Amount,
-}
-
-/// A window, without the period of the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Window {
-    /// Trailing.
-    Sliding(SlidingWindow),
-    /// A calendar window, by its stable id.
-    Calendar(u32),
-}
-
-impl Window {
-    /// The window of a span; `None` for slots.
-    pub const fn of(span: Span) -> Option<Self> {
-        match span {
-            Span::Sliding(window) => Some(Self::Sliding(window)),
-            Span::Calendar { id, .. } => Some(Self::Calendar(id)),
-            Span::Slots => None,
-        }
-    }
 }
 
 /// A reservation that was made.
@@ -181,7 +139,7 @@ pub struct Closed {
     pub note: Box<[u8]>,
 }
 
-/// A store's answer to [`close`].
+/// A store's answer to [`crate::admission::close`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closure {
     /// It is closed by this call.
@@ -194,7 +152,7 @@ pub enum Closure {
     OutsidePeriod(Timestamp),
 }
 
-/// A store's answer to [`extend`].
+/// A store's answer to [`crate::admission::extend`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Extension {
     /// It ends then.
@@ -203,167 +161,4 @@ pub enum Extension {
     Closed(Closed),
     /// There is none of this id, or it has ended.
     Unknown,
-}
-
-/// Where the records of a store are found, beside its ledgers.
-pub trait Books: Ledgers {
-    /// The records of a partition.
-    fn records(&mut self, home: Partition) -> &mut Records;
-}
-
-/// Admits `claims` if every one fits, as [`decide`] in [`Mode::Try`], and makes the records of `terms` in the
-/// same step. A request that was admitted before is answered from its record.
-///
-/// Claims in [`Span::Slots`] are held by the reservation; without one they are only judged.
-pub fn admit(
-    books: &mut impl Books,
-    claims: &[Claim],
-    terms: &Terms<'_>,
-    now: Timestamp,
-) -> Result<Admission, Crowded> {
-    if let Some(mark) = &terms.request
-        && let Some(known) = books.records(terms.home).requests.get_mut(&(terms.home, mark.id))
-        && known.life.lasts(now)
-    {
-        let same = known.digest == mark.digest;
-        return Ok(if same { Admission::Replayed(known.replay.clone()) } else { Admission::OtherCall });
-    }
-    if outside_period(claims, now) {
-        return Ok(Admission::OutsidePeriod(now));
-    }
-    let mut charges = Vec::new();
-    let holder = terms.hold.map(|Hold { id, ttl_ms, .. }| {
-        charges = counters_of(claims);
-        Holder { id, ttl_ms, charges: &mut charges }
-    });
-    let applied = decide_for(books, claims, Mode::Try, now, holder)?;
-    if !applied.allowed {
-        return Ok(Admission::Decided(applied));
-    }
-    let records = books.records(terms.home);
-    if let Some(Hold { id, ttl_ms, note }) = terms.hold {
-        let reservation = Reservation { charges, slots: slots_of(claims), note: note.into() };
-        let life = Life { from: now, ttl_ms };
-        records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
-    }
-    if let Some(RequestMark { id, digest, ttl_ms }) = terms.request {
-        let held = terms.hold.map(|hold| (hold.id, now.plus_ms(u64::from(hold.ttl_ms))));
-        let replay = Replay { applied: applied.clone(), shape: shape_of(claims), held };
-        let admitted = Admitted { life: Life { from: now, ttl_ms }, digest, replay };
-        records.insert_request(terms.home, id, admitted);
-    }
-    Ok(Admission::Decided(applied))
-}
-
-/// What became of a reservation.
-pub fn look(books: &mut impl Books, home: Partition, id: ReservationId, now: Timestamp) -> Looked {
-    match books.records(home).reservation(home, id, now) {
-        None => Looked::Unknown,
-        Some((life, State::Open(reservation))) => {
-            Looked::Open { now, expires_at: life.ends_at(), reservation: reservation.clone() }
-        }
-        Some((_, State::Closed(closed))) => Looked::Closed(closed.clone()),
-    }
-}
-
-/// Ends a reservation: gives back, charges, and releases its slots.
-pub fn close(
-    books: &mut impl Books,
-    home: Partition,
-    id: ReservationId,
-    closing: &Closing<'_>,
-    now: Timestamp,
-) -> Closure {
-    match books.records(home).reservation(home, id, now) {
-        None => return Closure::Unknown,
-        Some((_, State::Closed(closed))) => return Closure::Before(closed.clone()),
-        Some((_, State::Open(_))) => {}
-    }
-    if outside_period(closing.debts, now) {
-        return Closure::OutsidePeriod(now);
-    }
-    let refund = |charge: &Charge| books.get(&charge.ledger).map_or(Amount::ZERO, |ledger| ledger.refund(charge, now));
-    let refunded = closing.refunds.iter().map(refund).collect();
-    // Nothing is refused in this mode.
-    let _ = decide(books, closing.debts, Mode::Force, now);
-    for ledger in &closing.reservation.slots {
-        if let Some(ledger) = books.get(ledger) {
-            ledger.slots().release(id);
-        }
-    }
-    let closed = Closed { at: now, digest: closing.digest, refunded, note: closing.note.into() };
-    if let Some((_, state)) = books.records(home).reservation(home, id, now) {
-        *state = State::Closed(closed.clone());
-    }
-    Closure::Done(closed)
-}
-
-/// Lets a reservation, and its slots, live for `ttl_ms` from now.
-pub fn extend(
-    books: &mut impl Books,
-    home: Partition,
-    id: ReservationId,
-    ttl_ms: u32,
-    reservation: &Reservation,
-    now: Timestamp,
-) -> Extension {
-    match books.records(home).reservation(home, id, now) {
-        None => return Extension::Unknown,
-        Some((_, State::Closed(closed))) => return Extension::Closed(closed.clone()),
-        Some((life, State::Open(_))) => *life = Life { from: now, ttl_ms },
-    }
-    for ledger in &reservation.slots {
-        if let Some(ledger) = books.get(ledger) {
-            ledger.slots().extend(id, ttl_ms, now);
-        }
-    }
-    Extension::Until(now.plus_ms(u64::from(ttl_ms)))
-}
-
-/// The counters that `claims` charge, each once, with nothing charged yet.
-pub fn counters_of(claims: &[Claim]) -> Vec<Charge> {
-    let mut counters: Vec<Charge> = Vec::with_capacity(claims.len());
-    for claim in claims.iter().filter(|claim| claim.effect == Effect::Charge) {
-        let Some(window) = Window::of(claim.span) else { continue };
-        let counter = Charge { ledger: claim.ledger, window, unit: claim.unit, number: 0, amount: Amount::ZERO };
-        if !counters.contains(&counter) {
-            counters.push(counter);
-        }
-    }
-    counters
-}
-
-/// The scopes in which `claims` take a slot, each once.
-pub fn slots_of(claims: &[Claim]) -> Vec<LedgerKey> {
-    let mut slots = Vec::new();
-    for claim in claims.iter().filter(|claim| claim.span == Span::Slots && claim.cost > Amount::ZERO) {
-        if !slots.contains(&claim.ledger) {
-            slots.push(claim.ledger);
-        }
-    }
-    slots
-}
-
-/// Tells lists of counters apart: FNV-1a, 64 bits, over scopes, windows and units in their order. When a policy
-/// changed between two calls of one request id, the statuses of the first are not those of the second.
-pub fn shape_of(claims: &[Claim]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for claim in claims {
-        add(&claim.ledger.partition.bytes());
-        add(&claim.ledger.scope_bytes());
-        let (kind, id) = match claim.span {
-            Span::Sliding(window) => (1, window.ms()),
-            Span::Calendar { id, .. } => (2, id),
-            Span::Slots => (3, 0),
-        };
-        add(&[kind]);
-        add(&id.to_le_bytes());
-        add(&claim.unit.get().to_le_bytes());
-    }
-    hash
 }

@@ -3,9 +3,8 @@
 
 use crate::{
     amount::{Amount, Limit},
-    claim::Fit,
+    claim::{Fit, ReservationId},
     log::Reading,
-    reservation::ReservationId,
     time::Timestamp,
 };
 

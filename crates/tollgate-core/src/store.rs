@@ -3,9 +3,9 @@
 use std::{future::Future, pin::Pin};
 
 use crate::{
-    claim::{Answer, Claim, LedgerKey, Mode, Partition},
+    claim::{Answer, Claim, LedgerKey, Mode, Partition, ReservationId},
     ledger::Crowded,
-    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
+    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
 };
 
 /// Why a store did not decide.
@@ -109,17 +109,17 @@ pub trait Store: Send + Sync + 'static {
         self.apply_at(home, claims, mode)
     }
 
-    /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::reservation::admit`].
+    /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::admission::admit`].
     fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission>;
 
-    /// What became of a reservation: [`crate::reservation::look`].
+    /// What became of a reservation: [`crate::admission::look`].
     fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked>;
 
-    /// Ends a reservation: [`crate::reservation::close`]. Refunds and debts together are at most
+    /// Ends a reservation: [`crate::admission::close`]. Refunds and debts together are at most
     /// [`crate::claim::MAX_CLAIMS`] each.
     fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure>;
 
-    /// Lets a reservation, which [`Store::look`] told, live on: [`crate::reservation::extend`].
+    /// Lets a reservation, which [`Store::look`] told, live on: [`crate::admission::extend`].
     fn extend<'a>(
         &'a self,
         home: Partition,

@@ -241,6 +241,26 @@ impl Window {
     }
 }
 
+/// A window, without the period of the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WindowId {
+    /// Trailing.
+    Sliding(SlidingWindow),
+    /// A calendar window, by its stable id.
+    Calendar(u32),
+}
+
+impl WindowId {
+    /// The window of a span; `None` for slots.
+    pub const fn of(span: Span) -> Option<Self> {
+        match span {
+            Span::Sliding(window) => Some(Self::Sliding(window)),
+            Span::Calendar { id, .. } => Some(Self::Calendar(id)),
+            Span::Slots => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

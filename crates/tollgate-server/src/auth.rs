@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     files::Failure,
-    listener::{CertificateName, Peer},
+    listener::Peer,
     reload::Reload,
     shares::Holder,
     tls::{Tls, TlsSettings},

@@ -70,7 +70,7 @@ pub(crate) enum Offer {
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     // Failures that routes share name these, and bring no description of them along.
-    components(schemas(ErrorBody, limits::PlainError))
+    components(schemas(ErrorBody, plain_error::PlainError))
 )]
 struct Description;
 

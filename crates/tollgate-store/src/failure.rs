@@ -238,8 +238,8 @@ mod tests {
     use proptest::prelude::*;
     use tollgate_core::{
         amount::UnitId,
-        claim::{LedgerKey, Partition},
-        reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
+        claim::{LedgerKey, Partition, ReservationId},
+        reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
         store::{AnswerFuture, HealthFuture, StoreFuture},
         window::SlidingWindow,
     };

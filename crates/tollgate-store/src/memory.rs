@@ -12,11 +12,13 @@ use indexmap::{IndexMap, IndexSet};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
+    admission,
+    admission::Books,
     amount::Amount,
-    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition},
+    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition, ReservationId},
     ledger::{Ledger, Ledgers, MAX_OPEN_ENDED, decide, outside_period},
     records::Records,
-    reservation::{self, Admission, Books, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms},
+    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
     store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture, StoreHealth},
     time::Timestamp,
     window::Span,
@@ -151,7 +153,7 @@ impl<C: Clock> MemoryStore<C> {
         let partitions = claims.iter().map(|claim| claim.ledger.partition);
         let (mut locked, now) = self.lock(partitions.chain([terms.home]));
         locked.make_room(claims, 2, now, self.shard_capacity)?;
-        Ok(reservation::admit(&mut locked, claims, terms, now)?)
+        Ok(admission::admit(&mut locked, claims, terms, now)?)
     }
 
     fn close_now(&self, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Result<Closure, StoreError> {
@@ -161,7 +163,7 @@ impl<C: Clock> MemoryStore<C> {
             refunds.chain(debts).chain(closing.reservation.slots.iter().copied()).map(|ledger| ledger.partition);
         let (mut locked, now) = self.lock(touched.chain([home]));
         locked.make_room(closing.debts, 0, now, self.shard_capacity)?;
-        Ok(reservation::close(&mut locked, home, id, closing, now))
+        Ok(admission::close(&mut locked, home, id, closing, now))
     }
 
     /// Locks the shards of these partitions, looks after them, and says what time it is: under the locks, so
@@ -189,7 +191,7 @@ impl<C: Clock> Store for MemoryStore<C> {
 
     fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
         let (mut locked, now) = self.lock([home].into_iter());
-        Box::pin(std::future::ready(Ok(reservation::look(&mut locked, home, id, now))))
+        Box::pin(std::future::ready(Ok(admission::look(&mut locked, home, id, now))))
     }
 
     fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
@@ -204,7 +206,7 @@ impl<C: Clock> Store for MemoryStore<C> {
         reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension> {
         let (mut locked, now) = self.lock(reservation.slots.iter().map(|ledger| ledger.partition).chain([home]));
-        Box::pin(std::future::ready(Ok(reservation::extend(&mut locked, home, id, ttl_ms, reservation, now))))
+        Box::pin(std::future::ready(Ok(admission::extend(&mut locked, home, id, ttl_ms, reservation, now))))
     }
 
     fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize> {

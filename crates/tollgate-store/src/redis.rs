@@ -9,6 +9,8 @@ mod link;
 mod records;
 pub(crate) mod scripts;
 mod split;
+mod templates;
+mod verdict;
 mod wire;
 
 use std::sync::Arc;
@@ -16,20 +18,19 @@ use std::sync::Arc;
 use redis::Value;
 use tokio::time::Instant;
 use tollgate_core::{
-    claim::{Answer, Claim, LedgerKey, Mode, Partition},
-    reservation::{
-        Admission, Charge, Closing, Closure, Extension, Looked, Reservation, ReservationId, Terms, shape_of,
-    },
+    admission::shape_of,
+    claim::{Answer, Charge, Claim, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
     store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture},
     window::Span,
 };
 
 pub(crate) use self::link::{Script, Writes};
 use self::{
-    admit::{Admit, Ask, Elsewhere, Said},
+    admit::{Admit, Ask, Said},
     batch::{BatchedCall, Batches},
     fast_path::FastPathRequest,
-    records::{Close, Returned},
+    records::{Close, Elsewhere, Returned},
     scripts::Scripts,
     wire::{Request, Validity},
 };
@@ -68,7 +69,7 @@ impl RedisStore {
     /// Must be called within a Tokio runtime that goes on: calls from threads without a runtime of the link's are sent by
     /// a task on this one.
     pub fn on(link: Link) -> Self {
-        Self::behind(scripts::part("clock.lua"), link, None)
+        Self::behind(templates::part("clock.lua"), link, None)
     }
 
     fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
@@ -79,13 +80,17 @@ impl RedisStore {
     /// A store whose scripts take the time from `clock` instead of Redis, for tests.
     #[cfg(feature = "testing")]
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
-        Ok(Self::behind(scripts::part("clock_injected.lua"), Link::open(config)?, Some(Arc::new(move || clock.now()))))
+        Ok(Self::behind(
+            templates::part("clock_injected.lua"),
+            Link::open(config)?,
+            Some(Arc::new(move || clock.now())),
+        ))
     }
 
     /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
     #[cfg(feature = "testing")]
     pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
-        Ok(Self::behind(&["-- Another version.\n", scripts::part("clock.lua")].concat(), Link::open(config)?, None))
+        Ok(Self::behind(&["-- Another version.\n", templates::part("clock.lua")].concat(), Link::open(config)?, None))
     }
 
     /// The same store, which decides every call by the general script, for tests.

@@ -13,8 +13,8 @@ use redis::{Connection, cmd};
 use tokio::task::JoinSet;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{Charge, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms},
+    claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Closing, Hold, Looked, RequestMark, Reservation, Terms},
     store::Store,
     window::{SlidingWindow, Span},
 };

@@ -224,7 +224,7 @@ mod tests {
         }
 
         fn connect(&self, source: &str) -> Option<ConnectionSlot> {
-            let activity = Activity::new(Arc::clone(&self.table), self.thread.clone(), self.bounds.answer_timeout);
+            let activity = Activity::new(Arc::clone(&self.table) as _, self.thread.clone(), self.bounds.answer_timeout);
             let source = source.parse().ok().map(tollgate_service::blocks::customer_of);
             self.table.admit("http", source, &self.bounds, activity)
         }

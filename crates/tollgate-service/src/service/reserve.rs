@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
+    admission::shape_of,
     amount::UnitId,
-    claim::{Answer, Applied, Claim, Claims, Fit, Mode, Partition},
-    reservation::{
-        Admission, Charge, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, ReservationId, Terms, shape_of,
-    },
+    claim::{Answer, Applied, Charge, Claim, Claims, Fit, Mode, Partition, ReservationId},
+    reservation::{Admission, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, Terms},
     store::StoreError,
     time::Timestamp,
     window::Window,

@@ -3,14 +3,15 @@
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Applied, Claim, LedgerKey, Mode},
-    reservation::{Admission, Charge, Replay, ReservationId, Terms, Window},
+    claim::{Answer, Applied, Charge, Claim, LedgerKey, Mode, ReservationId},
+    reservation::{Admission, Replay, Terms},
     store::StoreError,
     time::Timestamp,
+    window::WindowId,
 };
 
 use super::{
-    records::{is_counter, request_key, reservation_key, slots_key, take_array, write_body},
+    records::{Elsewhere, is_counter, request_key, reservation_key, slots_key, take_array, write_body},
     wire::{Request, Validity, put, take, unreadable},
 };
 
@@ -26,17 +27,6 @@ pub(super) struct Ask<'a> {
     pub(super) tells: bool,
     /// What was admitted in other slots before, for the records.
     pub(super) elsewhere: &'a Elsewhere,
-}
-
-/// What the other parts of a call did, each in a slot of its own.
-#[derive(Default)]
-pub(super) struct Elsewhere {
-    /// Where they were charged.
-    pub(super) charges: Vec<Charge>,
-    /// Where they hold a slot.
-    pub(super) slots: Vec<LedgerKey>,
-    /// Their statuses, for a request's record.
-    pub(super) statuses: Vec<u8>,
 }
 
 /// What the admission script said.
@@ -150,7 +140,7 @@ impl<'a> Admit<'a> {
             let (number, amount) = (take(&mut rest, 6)?, Amount::try_from(take(&mut rest, 7)?).ok()?);
             if is_counter(self.ask.claims, row) {
                 let Claim { ledger, span, unit, .. } = self.ask.claims[row.claim];
-                charges.push(Charge { ledger, window: Window::of(span)?, unit, number, amount });
+                charges.push(Charge { ledger, window: WindowId::of(span)?, unit, number, amount });
             }
         }
         Some(charges)

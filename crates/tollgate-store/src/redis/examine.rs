@@ -8,9 +8,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use redis::{Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, timeout, timeout_at};
-use tollgate_core::store::StoreError;
 
 use super::link::{Dialer, Failure, Fault, RedisConfig, masters};
+pub use super::verdict::Verdict;
 use crate::clock::{Clock, SystemClock};
 
 /// How long any one answer may take.
@@ -20,17 +20,6 @@ const IN_ALL: Duration = Duration::from_secs(8);
 /// So many round trips are measured, for so long at most.
 const ROUND_TRIPS: usize = 50;
 const MEASURE_FOR: Duration = Duration::from_secs(1);
-
-/// How good or bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// As it should be.
-    Good,
-    /// It works, and may hurt later.
-    Doubtful,
-    /// A node cannot work with it, or limits will not hold.
-    Bad,
-}
 
 /// One thing that was looked at.
 #[derive(Clone, Debug)]
@@ -335,9 +324,6 @@ impl Info {
         self.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 }
-
-/// What can be said of the URL as a whole, and the masters behind it.
-pub(super) type Masters = Result<(Vec<(Verdict, String)>, Vec<ConnectionInfo>), StoreError>;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use super::{
         AMOUNT, COLUMN, ENTRY, GROUP, HEAD, LIFE, LOG_FIELDS, LOG_SHAPE, LOGS, NO_ENTRIES, REPLY, SLIDING,
         STATICS_FRONT, STATICS_RING, STATUS, UNIT, entry_format_bytes, size_of,
     },
-    scripts,
+    templates,
     wire::{Request, Row, Validity, put, window_of},
 };
 
@@ -275,7 +275,7 @@ impl Form {
         let guard_rows: usize = self.guards.iter().map(|rows| usize::from(*rows)).sum();
         let guards: Vec<usize> = (ledgers.len() + 1..=ledgers.len() + self.guards.len()).collect();
         let reply_format = ["<", REPLY, &STATUS.repeat(rows + guard_rows)].concat();
-        let plain = scripts::part("plain.lua");
+        let plain = templates::part("plain.lua");
         let shapes: usize = ledgers.iter().map(|ledger| ledger.shape).sum();
         let spans: usize = windows.iter().map(|window| if window.sliding { 4 } else { 12 }).sum();
         let context = Context {
@@ -292,7 +292,7 @@ impl Form {
             payload_format,
             reply_format,
         };
-        let decide = scripts::render("fast_path.lua.jinja", Serde(context))?;
-        scripts::render("together.lua.jinja", minijinja::context! { decide, plain })
+        let decide = templates::render("fast_path.lua.jinja", Serde(context))?;
+        templates::render("together.lua.jinja", minijinja::context! { decide, plain })
     }
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod dial;
+mod facts;
 mod fault;
 mod masters;
 mod node;
@@ -27,7 +28,7 @@ use tokio::{
 use tollgate_core::store::StoreError;
 
 use self::{
-    cluster::Cluster, fault::Remedy, node::Node, probe::Probe, sentinel::Sentinels, target::Target,
+    cluster::Cluster, facts::Probe, fault::Remedy, node::Node, sentinel::Sentinels, target::Target,
     unreadable::UnreadableLog,
 };
 pub(super) use self::{dial::Dialer, fault::Failure, masters::masters, node::preferred_runtime};

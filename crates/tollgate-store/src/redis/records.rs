@@ -3,16 +3,16 @@
 
 use smallvec::SmallVec;
 use tollgate_core::{
+    admission::slots_of,
     amount::{Amount, UnitId},
-    claim::{Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, ReservationId, Window, slots_of},
+    claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Closed, Closing, Closure, Extension, Looked, Reservation},
     store::StoreError,
     time::Timestamp,
-    window::SlidingWindow,
+    window::{SlidingWindow, WindowId},
 };
 
 use super::{
-    admit::Elsewhere,
     layout::{CALENDAR, REFUND, SLIDING, size_of},
     wire::{Request, Row, Validity, key_in, ledger_key, put, take, unreadable, window_of},
 };
@@ -20,6 +20,17 @@ use super::{
 const SLOTS_KEY: &str = "s";
 const RESERVATION_KEY: &str = "r";
 const REQUEST_KEY: &str = "q";
+
+/// What the other parts of a call did, each in a slot of its own.
+#[derive(Default)]
+pub(super) struct Elsewhere {
+    /// Where they were charged.
+    pub(super) charges: Vec<Charge>,
+    /// Where they hold a slot.
+    pub(super) slots: Vec<LedgerKey>,
+    /// Their statuses, for a request's record.
+    pub(super) statuses: Vec<u8>,
+}
 
 /// The key of a reservation's record.
 pub(super) fn reservation_key(prefix: &str, home: Partition, id: ReservationId) -> String {
@@ -107,8 +118,8 @@ fn put_charge(to: &mut Vec<u8>, ledgers: &mut SmallVec<[LedgerKey; 4]>, charge: 
         ledgers.len() - 1
     });
     let (kind, window) = match charge.window {
-        Window::Sliding(window) => (SLIDING, window.ms()),
-        Window::Calendar(id) => (CALENDAR, id),
+        WindowId::Sliding(window) => (SLIDING, window.ms()),
+        WindowId::Calendar(id) => (CALENDAR, id),
     };
     to.extend([small(number + 1), kind]);
     to.extend(window.to_le_bytes());
@@ -152,8 +163,8 @@ fn read_counter(ledgers: &[LedgerKey], rest: &mut &[u8]) -> Option<Charge> {
     let ledger = *ledgers.get(usize::try_from(take(rest, 1)?).ok()?.checked_sub(1)?)?;
     let (kind, id) = (take(rest, 1)?, take(rest, 4)?);
     let window = match u8::try_from(kind).ok()? {
-        SLIDING => Window::Sliding(SlidingWindow::from_ms(id).ok()?),
-        _ => Window::Calendar(u32::try_from(id).ok()?),
+        SLIDING => WindowId::Sliding(SlidingWindow::from_ms(id).ok()?),
+        _ => WindowId::Calendar(u32::try_from(id).ok()?),
     };
     let unit = UnitId::from_number(u32::try_from(take(rest, 4)?).ok()?);
     Some(Charge { ledger, window, unit, number: 0, amount: Amount::ZERO })

@@ -17,11 +17,10 @@ use futures_util::future::{join_all, try_join, try_join_all};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout_at};
 use tollgate_core::{
+    admission::{shape_of, slots_of},
     amount::Amount,
-    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Mode, Partition},
-    reservation::{
-        Admission, Charge, Closing, Hold, Replay, RequestMark, Reservation, ReservationId, Terms, shape_of, slots_of,
-    },
+    claim::{Answer, Applied, Charge, Claim, ClaimStatus, Effect, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Hold, Replay, RequestMark, Reservation, Terms},
     store::StoreError,
     time::Timestamp,
     window::Span,
@@ -30,8 +29,8 @@ use tollgate_core::{
 pub(super) use self::end::{close, extend};
 use super::{
     Bounds, RedisStore,
-    admit::{Ask, Elsewhere, Said},
-    records::Returned,
+    admit::{Ask, Said},
+    records::{Elsewhere, Returned},
     wire::{put_status, read_status, unreadable},
 };
 

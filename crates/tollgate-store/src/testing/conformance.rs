@@ -6,10 +6,11 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::{FutureExt, future::maybe_done};
 use proptest::prelude::*;
 use tollgate_core::{
+    admission::shape_of,
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{Answer, Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
     ledger::outside_period,
-    reservation::{Admission, Charge, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms, shape_of},
+    reservation::{Admission, Closing, Hold, Looked, RequestMark, Reservation, Terms},
     store::Store,
     time::Timestamp,
     window::{Period, SlidingWindow, Span},
@@ -297,7 +298,7 @@ fn numberless(
     })
 }
 
-fn place_of(charge: &Charge) -> (LedgerKey, tollgate_core::reservation::Window, UnitId) {
+fn place_of(charge: &Charge) -> (LedgerKey, tollgate_core::window::WindowId, UnitId) {
     (charge.ledger, charge.window, charge.unit)
 }
 

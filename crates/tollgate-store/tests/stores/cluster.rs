@@ -7,8 +7,8 @@ mod world;
 use std::sync::{Arc, atomic::Ordering};
 
 use tollgate_core::{
-    claim::{Applied, Claim, Effect, Mode},
-    reservation::{Admission, Closing, Closure, Extension, Looked, RequestMark, ReservationId, Terms},
+    claim::{Applied, Claim, Effect, Mode, ReservationId},
+    reservation::{Admission, Closing, Closure, Extension, Looked, RequestMark, Terms},
     store::{Store, StoreError},
     time::Timestamp,
     window::Span,

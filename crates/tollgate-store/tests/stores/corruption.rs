@@ -11,8 +11,8 @@ use futures_util::future::join;
 use redis::Connection;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{Admission, Closing, Hold, Looked, RequestMark, Reservation, ReservationId, Terms},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Hold, Looked, RequestMark, Reservation, Terms},
     store::{Store, StoreError},
     window::{SlidingWindow, Span},
 };

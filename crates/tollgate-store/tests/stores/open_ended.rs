@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
     ledger::Crowded,
-    reservation::{Admission, Hold, Looked, ReservationId, Terms},
+    reservation::{Admission, Hold, Looked, Terms},
     store::{Store, StoreError},
     window::{SlidingWindow, Span},
 };

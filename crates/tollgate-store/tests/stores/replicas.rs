@@ -10,8 +10,8 @@ use std::{
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{Admission, Closing, Closure, Hold, Looked, ReservationId, Terms},
+    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Closure, Hold, Looked, Terms},
     store::{Store, StoreError},
     window::{SlidingWindow, Span},
 };

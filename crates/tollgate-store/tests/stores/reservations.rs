@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tollgate_core::{
-    claim::{Answer, Claim, Mode},
-    reservation::{Admission, Hold, ReservationId, Terms},
+    claim::{Answer, Claim, Mode, ReservationId},
+    reservation::{Admission, Hold, Terms},
     store::Store,
     time::Timestamp,
     window::Span,

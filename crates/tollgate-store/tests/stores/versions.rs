@@ -8,10 +8,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{
-        Admission, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, ReservationId, Terms,
-    },
+    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, Terms},
     store::{Store, StoreError},
     window::{SlidingWindow, Span},
 };

@@ -5,12 +5,12 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, AmountTooLarge, Limit},
-    claim::{Claim, Effect},
-    reservation::{Charge, Closed, Closing, Closure, Extension, Looked, Reservation, Window},
+    claim::{Charge, Claim, Effect},
+    reservation::{Closed, Closing, Closure, Extension, Looked, Reservation},
     store::StoreError,
     text::is_hidden,
     time::Timestamp,
-    window::{CalendarUnit, CalendarWindow, Span},
+    window::{CalendarUnit, CalendarWindow, Span, WindowId},
 };
 use tollgate_policy::CONCURRENT_REQUESTS;
 
@@ -312,8 +312,8 @@ fn debts_of(
         let cost = Amount::try_from(unit.debt).unwrap_or(Amount::MAX);
         for charge in reservation.charges.iter().filter(|charge| note.is_of(charge, &unit.unit)) {
             let span = match charge.window {
-                Window::Sliding(window) => Span::Sliding(window),
-                Window::Calendar(id) => span_of(note, id, now)?,
+                WindowId::Sliding(window) => Span::Sliding(window),
+                WindowId::Calendar(id) => span_of(note, id, now)?,
             };
             let (limit, effect) = (Limit::Unlimited, Effect::Charge);
             debts.push(Claim { ledger: charge.ledger, span, unit: charge.unit, cost, limit, effect });

@@ -6,7 +6,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng;
-use tollgate_core::{claim::Partition, reservation::ReservationId};
+use tollgate_core::claim::{Partition, ReservationId};
 use tollgate_policy::Policy;
 
 const PREFIX: &str = "rs_";

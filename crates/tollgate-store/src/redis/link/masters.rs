@@ -8,7 +8,10 @@ use tokio::time::timeout;
 use tollgate_core::store::StoreError;
 
 use super::{RedisConfig, cluster, dial::Dialer, sentinel, target, target::Target};
-use crate::redis::examine::{Masters, Verdict};
+use crate::redis::verdict::Verdict;
+
+/// What can be said of the URL as a whole, and the masters behind it.
+pub(super) type Masters = Result<(Vec<(Verdict, String)>, Vec<ConnectionInfo>), StoreError>;
 
 /// How long the sentinels, or one node of a cluster, may take.
 const PATIENCE: Duration = Duration::from_secs(2);

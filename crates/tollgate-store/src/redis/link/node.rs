@@ -24,8 +24,8 @@ use tokio::{
 use super::{
     RedisConfig, Writes,
     dial::Dialer,
+    facts::{Facts, Probe, meet},
     fault::{Failure, Fault, Remedy},
-    probe::{self, Facts, Probe},
 };
 use crate::breaker::{Backoff, Breaker};
 
@@ -345,7 +345,7 @@ async fn keep(
     for number in 1.. {
         let connected = timeout(within, async {
             let mut connection = dialer.connect(&info, &settings).await?;
-            let (met, usable) = probe::meet(&mut connection, in_cluster).await?;
+            let (met, usable) = meet(&mut connection, in_cluster).await?;
             Ok((connection, met, usable))
         });
         match connected.await {

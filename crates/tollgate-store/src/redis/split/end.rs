@@ -4,8 +4,8 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 use tollgate_core::{
     amount::Amount,
-    claim::{Claim, Partition},
-    reservation::{Charge, Closing, Closure, Extension, Reservation, ReservationId},
+    claim::{Charge, Claim, Partition, ReservationId},
+    reservation::{Closing, Closure, Extension, Reservation},
     store::StoreError,
 };
 

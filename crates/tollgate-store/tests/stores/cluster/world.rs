@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition},
-    reservation::{Admission, Charge, Closing, Closure, Hold, Looked, Reservation, ReservationId, Terms},
+    claim::{Answer, Applied, Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Closure, Hold, Looked, Reservation, Terms},
     store::{Store, StoreError},
     time::Timestamp,
     window::{SlidingWindow, Span},

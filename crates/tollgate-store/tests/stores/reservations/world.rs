@@ -2,14 +2,11 @@
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, Fit, LedgerKey, Mode, Partition},
-    reservation::{
-        Admission, Charge, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, ReservationId, Terms,
-        Window,
-    },
+    claim::{Answer, Applied, Charge, Claim, Effect, Fit, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, Terms},
     store::Store,
     time::Timestamp,
-    window::{Period, SlidingWindow, Span},
+    window::{Period, SlidingWindow, Span, WindowId},
 };
 use tollgate_store::clock::{Clock, ManualClock};
 
@@ -327,8 +324,8 @@ impl World<'_> {
         let charged_at = self.log[known.entry].0;
         for (charge, refunded) in refunds.iter().zip(&closed.refunded) {
             let live = match charge.window {
-                Window::Sliding(window) => charged_at.plus_ms(u64::from(window.ms())) > now,
-                Window::Calendar(_) => period_of(now).contains(charged_at),
+                WindowId::Sliding(window) => charged_at.plus_ms(u64::from(window.ms())) > now,
+                WindowId::Calendar(_) => period_of(now).contains(charged_at),
             };
             assert_eq!(*refunded, if live { charge.amount } else { Amount::ZERO }, "what still counts comes back");
         }

@@ -1,0 +1,176 @@
+//! Admissions and reservations: what one atomic step of a store means that remembers what it did.
+
+use crate::{
+    amount::Amount,
+    claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    ledger::{Crowded, Holder, Ledgers, decide, decide_for, outside_period},
+    records::{Admitted, Life, Records, State},
+    reservation::{
+        Admission, Closed, Closing, Closure, Extension, Hold, Looked, Replay, RequestMark, Reservation, Terms,
+    },
+    time::Timestamp,
+    window::{Span, WindowId},
+};
+
+/// Where the records of a store are found, beside its ledgers.
+pub trait Books: Ledgers {
+    /// The records of a partition.
+    fn records(&mut self, home: Partition) -> &mut Records;
+}
+
+/// Admits `claims` if every one fits, as [`decide`] in [`Mode::Try`], and makes the records of `terms` in the
+/// same step. A request that was admitted before is answered from its record.
+///
+/// Claims in [`Span::Slots`] are held by the reservation; without one they are only judged.
+pub fn admit(
+    books: &mut impl Books,
+    claims: &[Claim],
+    terms: &Terms<'_>,
+    now: Timestamp,
+) -> Result<Admission, Crowded> {
+    if let Some(mark) = &terms.request
+        && let Some(known) = books.records(terms.home).requests.get_mut(&(terms.home, mark.id))
+        && known.life.lasts(now)
+    {
+        let same = known.digest == mark.digest;
+        return Ok(if same { Admission::Replayed(known.replay.clone()) } else { Admission::OtherCall });
+    }
+    if outside_period(claims, now) {
+        return Ok(Admission::OutsidePeriod(now));
+    }
+    let mut charges = Vec::new();
+    let holder = terms.hold.map(|Hold { id, ttl_ms, .. }| {
+        charges = counters_of(claims);
+        Holder { id, ttl_ms, charges: &mut charges }
+    });
+    let applied = decide_for(books, claims, Mode::Try, now, holder)?;
+    if !applied.allowed {
+        return Ok(Admission::Decided(applied));
+    }
+    let records = books.records(terms.home);
+    if let Some(Hold { id, ttl_ms, note }) = terms.hold {
+        let reservation = Reservation { charges, slots: slots_of(claims), note: note.into() };
+        let life = Life { from: now, ttl_ms };
+        records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
+    }
+    if let Some(RequestMark { id, digest, ttl_ms }) = terms.request {
+        let held = terms.hold.map(|hold| (hold.id, now.plus_ms(u64::from(hold.ttl_ms))));
+        let replay = Replay { applied: applied.clone(), shape: shape_of(claims), held };
+        let admitted = Admitted { life: Life { from: now, ttl_ms }, digest, replay };
+        records.insert_request(terms.home, id, admitted);
+    }
+    Ok(Admission::Decided(applied))
+}
+
+/// What became of a reservation.
+pub fn look(books: &mut impl Books, home: Partition, id: ReservationId, now: Timestamp) -> Looked {
+    match books.records(home).reservation(home, id, now) {
+        None => Looked::Unknown,
+        Some((life, State::Open(reservation))) => {
+            Looked::Open { now, expires_at: life.ends_at(), reservation: reservation.clone() }
+        }
+        Some((_, State::Closed(closed))) => Looked::Closed(closed.clone()),
+    }
+}
+
+/// Ends a reservation: gives back, charges, and releases its slots.
+pub fn close(
+    books: &mut impl Books,
+    home: Partition,
+    id: ReservationId,
+    closing: &Closing<'_>,
+    now: Timestamp,
+) -> Closure {
+    match books.records(home).reservation(home, id, now) {
+        None => return Closure::Unknown,
+        Some((_, State::Closed(closed))) => return Closure::Before(closed.clone()),
+        Some((_, State::Open(_))) => {}
+    }
+    if outside_period(closing.debts, now) {
+        return Closure::OutsidePeriod(now);
+    }
+    let refund = |charge: &Charge| books.get(&charge.ledger).map_or(Amount::ZERO, |ledger| ledger.refund(charge, now));
+    let refunded = closing.refunds.iter().map(refund).collect();
+    // Nothing is refused in this mode.
+    let _ = decide(books, closing.debts, Mode::Force, now);
+    for ledger in &closing.reservation.slots {
+        if let Some(ledger) = books.get(ledger) {
+            ledger.slots().release(id);
+        }
+    }
+    let closed = Closed { at: now, digest: closing.digest, refunded, note: closing.note.into() };
+    if let Some((_, state)) = books.records(home).reservation(home, id, now) {
+        *state = State::Closed(closed.clone());
+    }
+    Closure::Done(closed)
+}
+
+/// Lets a reservation, and its slots, live for `ttl_ms` from now.
+pub fn extend(
+    books: &mut impl Books,
+    home: Partition,
+    id: ReservationId,
+    ttl_ms: u32,
+    reservation: &Reservation,
+    now: Timestamp,
+) -> Extension {
+    match books.records(home).reservation(home, id, now) {
+        None => return Extension::Unknown,
+        Some((_, State::Closed(closed))) => return Extension::Closed(closed.clone()),
+        Some((life, State::Open(_))) => *life = Life { from: now, ttl_ms },
+    }
+    for ledger in &reservation.slots {
+        if let Some(ledger) = books.get(ledger) {
+            ledger.slots().extend(id, ttl_ms, now);
+        }
+    }
+    Extension::Until(now.plus_ms(u64::from(ttl_ms)))
+}
+
+/// The counters that `claims` charge, each once, with nothing charged yet.
+pub fn counters_of(claims: &[Claim]) -> Vec<Charge> {
+    let mut counters: Vec<Charge> = Vec::with_capacity(claims.len());
+    for claim in claims.iter().filter(|claim| claim.effect == Effect::Charge) {
+        let Some(window) = WindowId::of(claim.span) else { continue };
+        let counter = Charge { ledger: claim.ledger, window, unit: claim.unit, number: 0, amount: Amount::ZERO };
+        if !counters.contains(&counter) {
+            counters.push(counter);
+        }
+    }
+    counters
+}
+
+/// The scopes in which `claims` take a slot, each once.
+pub fn slots_of(claims: &[Claim]) -> Vec<LedgerKey> {
+    let mut slots = Vec::new();
+    for claim in claims.iter().filter(|claim| claim.span == Span::Slots && claim.cost > Amount::ZERO) {
+        if !slots.contains(&claim.ledger) {
+            slots.push(claim.ledger);
+        }
+    }
+    slots
+}
+
+/// Tells lists of counters apart: FNV-1a, 64 bits, over scopes, windows and units in their order. When a policy
+/// changed between two calls of one request id, the statuses of the first are not those of the second.
+pub fn shape_of(claims: &[Claim]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for claim in claims {
+        add(&claim.ledger.partition.bytes());
+        add(&claim.ledger.scope_bytes());
+        let (kind, id) = match claim.span {
+            Span::Sliding(window) => (1, window.ms()),
+            Span::Calendar { id, .. } => (2, id),
+            Span::Slots => (3, 0),
+        };
+        add(&[kind]);
+        add(&id.to_le_bytes());
+        add(&claim.unit.get().to_le_bytes());
+    }
+    hash
+}
