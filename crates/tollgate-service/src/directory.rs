@@ -26,18 +26,25 @@ pub use self::{
 /// An account of a domain.
 #[derive(Debug)]
 pub struct Account {
+    /// Its id, unique in the domain.
     pub id: Arc<str>,
+    /// Where its counters live.
     pub partition: Partition,
+    /// Its tier.
     pub tier: TierId,
     overrides: Arc<[Override]>,
+    /// What it has to spend, by currency; shown, never judged by.
     pub balances: IndexMap<String, f64>,
 }
 
 /// An API key, without its secret.
 #[derive(Debug)]
 pub struct Key {
+    /// Its id, unique in the domain.
     pub id: Arc<str>,
+    /// What it may do.
     pub kind: KeyKind,
+    /// When it expires.
     pub expires_at: Option<Timestamp>,
     revoked: bool,
     overrides: Arc<[Override]>,
@@ -57,7 +64,9 @@ pub enum Recalled {
 /// A caller that was found.
 #[derive(Clone, Debug)]
 pub struct Identity {
+    /// The account.
     pub account: Arc<Account>,
+    /// The key, if the call came by one.
     pub key: Option<Arc<Key>>,
     /// Why the store of accounts could not be asked. The identity is what was last known then, and good for saying
     /// what is wrong with a call, not for deciding it.
@@ -113,6 +122,7 @@ impl Directory {
         candidates.iter().find(|(known, _)| known.matches(hash)).map(|(_, identity)| identity)
     }
 
+    /// The key of this id.
     pub fn by_id(&self, id: &str) -> Option<&Identity> {
         self.keys.get(id)
     }
@@ -122,6 +132,7 @@ impl Directory {
         self.written.get(id)
     }
 
+    /// The account of this id.
     pub fn account(&self, id: &str) -> Option<&Arc<Account>> {
         self.accounts.get(id)
     }
@@ -141,6 +152,7 @@ impl Key {
 }
 
 impl Identity {
+    /// A caller that was found where nothing is stale.
     pub fn certain(account: Arc<Account>, key: Option<Arc<Key>>) -> Self {
         Self { account, key, doubt: None }
     }

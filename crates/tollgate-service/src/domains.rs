@@ -23,12 +23,19 @@ use crate::{
 /// One domain.
 #[derive(Debug)]
 pub struct Domain {
+    /// Its policy.
     pub policy: Arc<Policy>,
+    /// The accounts and keys that its policy file has.
     pub directory: Directory,
+    /// What the policy says of accounts in the store.
     pub accounts: AccountRules,
+    /// Its metrics.
     pub metrics: DomainMetrics,
+    /// How its decisions are rendered.
     pub dialects: Dialects,
+    /// How large uploads may be.
     pub uploads: Uploads,
+    /// In which form its callers read their limits.
     pub self_service: SelfService,
 }
 
@@ -82,6 +89,7 @@ impl Domains {
         self.0.get(name).filter(|_| within.permits(name))
     }
 
+    /// The domains in this scope, in no order.
     pub fn within<'a, 'r>(&'a self, scope: &'r DomainScope) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
         self.0.iter().filter(|(name, _)| scope.permits(name)).map(|(_, domain)| domain)
     }

@@ -188,6 +188,7 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
+    /// Measures how long a decision took.
     pub fn decided_in(&self, time: Duration) {
         self.decision_seconds.record(time);
     }
@@ -199,6 +200,7 @@ impl Metrics {
         }
     }
 
+    /// Counts a call that was refused because its key is invalid.
     pub fn key_refused(&self, why: tollgate_policy::reason::InvalidKey) {
         use tollgate_policy::reason::InvalidKey;
         let [unknown, revoked, expired] = &self.key_refusals;
@@ -271,6 +273,7 @@ impl Metrics {
         counter(&self.recorder, REFUSALS_DROPPED, &[("reason", reason)]).increment(number);
     }
 
+    /// Sets how many refusals wait to be written to the log.
     pub fn refusals_waiting(&self, number: usize) {
         #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
         self.refusals_waiting.set(number as f64);
@@ -281,12 +284,14 @@ impl Metrics {
         counter(&self.recorder, BLOCKS, &[("domain", ""), ("rule", AUTHENTICATION)]).increment(1);
     }
 
+    /// Notes that a domain's policy was loaded.
     pub fn policy_loaded(&self, domain: &str, fingerprint: u64) {
         gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
         #[expect(clippy::cast_precision_loss, reason = "48 bits")]
         gauge(&self.recorder, POLICY_FINGERPRINT, &[("domain", domain)]).set(fingerprint as f64);
     }
 
+    /// Counts a reload of the policy files.
     pub fn policy_reloads(&self, success: bool) {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
@@ -305,6 +310,7 @@ impl Metrics {
         gauge(&self.recorder, RELOAD_STUCK, &[("what", what)]).set(if stuck { 1.0 } else { 0.0 });
     }
 
+    /// Sets when the node's certificate expires, in seconds since 1970.
     pub fn certificate_ends(&self, at_s: i64) {
         #[expect(clippy::cast_precision_loss, reason = "exact for 285 million years")]
         gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);

@@ -13,11 +13,26 @@ const MAX_TOKEN_BYTES: usize = (BINDING_BYTES + 128) * 4 / 3 + 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List<'a> {
     /// The limits of a caller.
-    Limits { domain: &'a str, account: &'a str, key: Option<&'a str> },
+    Limits {
+        /// The domain.
+        domain: &'a str,
+        /// The account's id.
+        account: &'a str,
+        /// The key's id, if the caller has one.
+        key: Option<&'a str>,
+    },
     /// The accounts of a domain.
-    Accounts { domain: &'a str },
+    Accounts {
+        /// The domain.
+        domain: &'a str,
+    },
     /// The keys of an account.
-    Keys { domain: &'a str, account: &'a str },
+    Keys {
+        /// The domain.
+        domain: &'a str,
+        /// The account's id.
+        account: &'a str,
+    },
 }
 
 impl List<'_> {

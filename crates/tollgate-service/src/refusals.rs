@@ -39,6 +39,7 @@ struct Waiting {
 }
 
 impl Refusals {
+    /// What waits to be written to `log`.
     pub fn new(log: Arc<dyn RefusalLog>, metrics: Arc<Metrics>) -> Self {
         // So that both series are there before anything is lost.
         for reason in ["full", "store"] {

@@ -38,6 +38,7 @@ impl DomainScope {
         named.into_iter().flatten().map(AsRef::as_ref)
     }
 
+    /// Whether the caller may act in this domain.
     pub fn permits(&self, domain: &str) -> bool {
         match self {
             Self::All | Self::SelfService => true,

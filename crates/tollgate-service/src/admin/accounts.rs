@@ -15,16 +15,20 @@ const MAX_BALANCES: usize = 16;
 
 /// An account to be made.
 pub struct NewAccount {
+    /// Its id, unique in the domain.
     pub id: String,
     /// The default tier if absent.
     pub tier: Option<String>,
+    /// What it has to spend, by currency.
     pub balances: IndexMap<String, f64>,
 }
 
 /// What is to be different of an account.
 #[derive(Clone, Default)]
 pub struct AccountPatch {
+    /// The name of its tier.
     pub tier: Option<String>,
+    /// What it has to spend, by currency; replaces all that it had.
     pub balances: Option<IndexMap<String, f64>>,
 }
 
@@ -39,6 +43,7 @@ pub struct Told {
 }
 
 impl Desk<'_> {
+    /// Creates an account.
     pub async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
         check_segment("id", &new.id)?;
         self.not_in_policy_file(&new.id)?;
@@ -55,6 +60,7 @@ impl Desk<'_> {
         Ok(record)
     }
 
+    /// The account's record.
     pub async fn account(&self, id: &str) -> Result<AccountRecord, AdminError> {
         match policy_file::record(&self.domain, id) {
             Some(record) => Ok(record),
@@ -69,10 +75,12 @@ impl Desk<'_> {
         found.ok_or_else(|| AdminError::NotFound(format!("account: there is no account {id:?}")))
     }
 
+    /// Up to `take` accounts whose ids come after `after`, in the order of their bytes.
     pub async fn accounts(&self, after: &str, take: usize) -> Result<Page, AdminError> {
         Ok(self.admin.store.list(self.name(), after, take).await?)
     }
 
+    /// Changes an account.
     pub async fn patch_account(
         &self,
         id: &str,
@@ -100,6 +108,7 @@ impl Desk<'_> {
         Ok(record)
     }
 
+    /// Deletes an account, with its keys.
     pub async fn delete_account(&self, id: &str, if_match: Option<u64>) -> Result<(), AdminError> {
         for _ in 0..ATTEMPTS {
             let before = self.stored(id).await?;

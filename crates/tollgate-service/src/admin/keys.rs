@@ -10,14 +10,18 @@ use super::{AdminError, Desk, change, policy_file};
 /// A key to be made.
 #[derive(Clone)]
 pub struct NewKey {
+    /// What it may do.
     pub kind: KeyKind,
+    /// What it is for, in words.
     pub description: String,
+    /// When it expires.
     pub expires_at: Option<Timestamp>,
 }
 
 /// What is to be different of a key.
 #[derive(Clone, Default)]
 pub struct KeyPatch {
+    /// What it is for, in words.
     pub description: Option<String>,
     /// `Some(None)`: it does not end.
     #[expect(clippy::option_option, reason = "to stay, to end never, and to end at a time are three things")]
@@ -26,23 +30,29 @@ pub struct KeyPatch {
 
 /// A key and its account.
 pub struct KeyOf {
+    /// The account of the key.
     pub account: AccountRecord,
+    /// The key's id.
     pub id: String,
 }
 
 /// A key whose secret is shown once.
 pub struct Issued {
+    /// The key.
     pub key: KeyOf,
+    /// Its secret, which is shown this once.
     pub secret: String,
 }
 
 impl KeyOf {
+    /// Its record; `None` if the account has no such key.
     pub fn record(&self) -> Option<&KeyRecord> {
         self.account.keys.get(&self.id)
     }
 }
 
 impl Desk<'_> {
+    /// Creates a key.
     pub async fn create_key(&self, account: &str, new: NewKey, if_match: Option<u64>) -> Result<Issued, AdminError> {
         let now = self.now();
         change::check_key(&new.description, new.expires_at, now)?;
@@ -54,6 +64,7 @@ impl Desk<'_> {
         Ok(Issued { key: KeyOf { account, id }, secret })
     }
 
+    /// The key of this id.
     pub async fn key(&self, id: &str) -> Result<KeyOf, AdminError> {
         let account = self.domain.directory.by_id(id).map(|identity| &identity.account.id);
         match account.and_then(|account| policy_file::record(&self.domain, account)) {
@@ -74,6 +85,7 @@ impl Desk<'_> {
         if found.record().is_some() { Ok(found) } else { Err(missing()) }
     }
 
+    /// Changes a key.
     pub async fn patch_key(&self, id: &str, patch: KeyPatch, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
         let (now, most) = (self.now(), self.domain.accounts.max_active_keys);
         change::check_key(patch.description.as_deref().unwrap_or(""), patch.expires_at.flatten(), now)?;
@@ -108,6 +120,7 @@ impl Desk<'_> {
         Ok(Issued { key, secret })
     }
 
+    /// Revokes a key.
     pub async fn revoke_key(&self, id: &str, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
         let now = self.now();
         let (key, ()) = self

@@ -12,11 +12,14 @@ use crate::service::CallError;
 /// Whose override.
 #[derive(Clone, Copy)]
 pub enum Whose<'a> {
+    /// An account, by its id.
     Account(&'a str),
+    /// A key, by its id.
     Key(&'a str),
 }
 
 impl Desk<'_> {
+    /// Sets an override.
     pub async fn put_override(
         &self,
         whose: Whose<'_>,
@@ -45,6 +48,7 @@ impl Desk<'_> {
         Ok(changed)
     }
 
+    /// Removes an override.
     pub async fn clear_override(
         &self,
         whose: Whose<'_>,

@@ -101,6 +101,7 @@ impl Weighter<Name, Entry<Arc<Known>>> for ByWeight {
 }
 
 impl Accounts {
+    /// Accounts of `store`, remembered within these bounds.
     pub fn new(store: Arc<dyn AccountStore>, bounds: CacheBounds, metrics: Arc<Metrics>) -> Self {
         let entries = bounds.entries;
         Self {

@@ -51,6 +51,7 @@ impl AccountMetrics {
 }
 
 impl Metrics {
+    /// Counts a look-up.
     pub fn account_cache(&self, result: CacheResult) {
         let [hit, miss, bypass] = &self.accounts.lookups;
         match result {
@@ -61,10 +62,12 @@ impl Metrics {
         .increment(1);
     }
 
+    /// Counts a change that the node heard of.
     pub fn account_invalidated(&self) {
         self.accounts.invalidations.increment(1);
     }
 
+    /// Sets whether the node hears of changes.
     pub fn account_feed(&self, up: bool) {
         self.accounts.heard.store(up, Ordering::Relaxed);
         self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
@@ -75,14 +78,17 @@ impl Metrics {
         self.accounts.heard.load(Ordering::Relaxed)
     }
 
+    /// Counts a look-up that the store did not answer.
     pub fn account_store_failed(&self) {
         self.accounts.store_errors.increment(1);
     }
 
+    /// Counts a look-up that was refused for overload.
     pub fn account_turned_away(&self) {
         self.accounts.overloaded.increment(1);
     }
 
+    /// Counts overrides that do not fit the policy any more.
     pub fn overrides_left_out(&self, count: usize) {
         self.accounts.overrides_left_out.increment(count as u64);
     }

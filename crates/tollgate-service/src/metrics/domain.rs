@@ -34,6 +34,7 @@ impl std::fmt::Debug for DomainMetrics {
 }
 
 impl DomainMetrics {
+    /// The metrics of a domain with this policy, whose names are the labels' values.
     pub fn of(metrics: &Metrics, policy: &Policy) -> Self {
         let mut quotas = policy.quota_names();
         let rules = policy.abuse_rules().iter().chain(policy.authentication_rule()).map(|rule| &*rule.name);

@@ -35,10 +35,12 @@ impl ReservationMetrics {
         }
     }
 
+    /// Counts a reservation that was made.
     pub fn reserved(&self) {
         self.reserved.increment(1);
     }
 
+    /// Counts a reservation that was extended.
     pub fn extended(&self) {
         self.extended.increment(1);
     }

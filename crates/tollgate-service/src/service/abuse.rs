@@ -22,10 +22,15 @@ use crate::{
 pub struct Report<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
+    /// The policy's domain; the only one in scope if empty.
     pub domain: &'a str,
+    /// Who called.
     pub caller: CallerRef<'a>,
+    /// What was called.
     pub resource: &'a str,
+    /// What scopes name besides account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
+    /// The HTTP status that the call was answered with.
     pub status: u32,
 }
 

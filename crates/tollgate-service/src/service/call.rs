@@ -31,10 +31,15 @@ pub enum CallerRef<'a> {
 pub struct Call<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
+    /// The policy's domain; the only one in scope if empty.
     pub domain: &'a str,
+    /// Who calls.
     pub caller: CallerRef<'a>,
+    /// What is called.
     pub resource: &'a str,
+    /// What the call uses, by unit.
     pub usage: SmallVec<[(&'a str, u64); 4]>,
+    /// What scopes name besides account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
     /// The dialect of the answer; the domain's if empty.
     pub dialect: &'a str,
@@ -50,8 +55,11 @@ pub struct Call<'a> {
 pub struct Listing<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
+    /// The policy's domain; the only one in scope if empty.
     pub domain: &'a str,
+    /// Whose limits.
     pub caller: CallerRef<'a>,
+    /// What scopes name besides account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
     /// The token of the page, as an answer carried it; empty for the first page.
     pub page_token: &'a str,
@@ -67,16 +75,29 @@ pub enum CallError {
     Invalid(String),
     /// There is no such domain.
     #[error("domain: there is no domain {named:?}; there is: {known}")]
-    UnknownDomain { named: String, known: String },
+    UnknownDomain {
+        /// The name that was given.
+        named: String,
+        /// The names in scope.
+        known: String,
+    },
     /// The calling service may not act in this domain, if there is one.
     #[error("domain: the caller may not act in {named:?}")]
-    Forbidden { named: String },
+    Forbidden {
+        /// The name that was given.
+        named: String,
+    },
     /// There is no such reservation, or it has ended.
     #[error("reservation_id: there is no such reservation, or it has run out; what it charged stays")]
     NoReservation,
     /// The reservation was ended otherwise.
     #[error("reservation_id: the reservation was {how} at {at}, and stays so")]
-    Ended { how: &'static str, at: tollgate_core::time::Timestamp },
+    Ended {
+        /// `settled` or `cancelled`.
+        how: &'static str,
+        /// When.
+        at: tollgate_core::time::Timestamp,
+    },
     /// It was not decided in time.
     #[error("the call took too long; whether it was charged is not known")]
     Late,
@@ -135,6 +156,7 @@ impl CallError {
         }
     }
 
+    /// That a field is wrong.
     pub fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
         Self::Invalid(format!("{name}: {wrong}"))
     }
@@ -144,6 +166,7 @@ pub(super) fn check_optional_name(field: &str, name: &str) -> Result<(), CallErr
     if name.is_empty() { Ok(()) } else { check_name(field, name) }
 }
 
+/// Whether a name is one: not empty, not too long, without control or invisible characters.
 pub fn check_name(field: &str, name: &str) -> Result<(), CallError> {
     check_text(field, name, MAX_NAME_BYTES)
 }

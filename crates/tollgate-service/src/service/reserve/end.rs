@@ -28,6 +28,7 @@ use crate::{
 pub struct Settle<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
+    /// The id that the reservation was answered with.
     pub reservation_id: &'a str,
     /// What was used; `None` cancels.
     pub usage: Option<SmallVec<[(&'a str, u64); 4]>>,
@@ -38,7 +39,9 @@ pub struct Settle<'a> {
 /// How a reservation ended.
 #[derive(Debug)]
 pub struct Settlement {
+    /// When, by the store's clock.
     pub settled_at: Timestamp,
+    /// What became of each unit.
     pub units: Vec<SettledUnit>,
     /// Whether this was done before.
     pub replayed: bool,
@@ -47,15 +50,19 @@ pub struct Settlement {
 /// One unit of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SettledUnit {
+    /// The unit.
     #[serde(rename = "u")]
     pub unit: String,
+    /// What was reserved.
     #[serde(rename = "r")]
     pub reserved: u64,
+    /// What was used.
     #[serde(rename = "a")]
     pub actual: u64,
     /// What was given back, in the window where that was most. Not in the note: the store knows it.
     #[serde(skip)]
     pub returned: u64,
+    /// What was used beyond the reservation, and is charged now.
     #[serde(rename = "d")]
     pub debt: u64,
 }
