@@ -28,6 +28,8 @@ mod health;
 #[cfg(test)]
 mod incidents;
 #[cfg(test)]
+mod layout;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod listing;
