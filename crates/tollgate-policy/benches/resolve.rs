@@ -3,64 +3,45 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::{Map, json};
 use tollgate_core::time::Timestamp;
 use tollgate_policy::{
     Caller, CallerKey, Chain, Place, Policy,
-    draft::{Draft, OverrideDraft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
+    format::{Override, PolicyFile},
 };
 
-const MINUTE: WindowDraft = WindowDraft::Sliding { ms: 60_000 };
-
-fn draft() -> Draft {
-    let quota = |unit: &str, limit, scope: &str| QuotaDraft {
-        unit: unit.to_owned(),
-        per: MINUTE,
-        limit: Some(limit),
-        scope: Some(vec![scope.to_owned(), "resource".to_owned()]),
-        name: None,
-        label: None,
-        on_failure: None,
-        shadow: false,
-        pool: None,
-    };
+fn policy_file() -> Result<PolicyFile, serde_json::Error> {
     let class = |at: u64| {
-        let quotas = vec![
-            quota("requests", 100 + at, "account"),
-            quota("tokens", 100_000 + at, "account"),
-            quota("requests", 50 + at, "api_key"),
-        ];
-        (format!("class-{at}"), Some(quotas))
+        let quotas = json!([
+            { "unit": "requests", "per": "minute", "limit": 100 + at, "scope": ["account", "resource"] },
+            { "unit": "tokens", "per": "minute", "limit": 100_000 + at, "scope": ["account", "resource"] },
+            { "unit": "requests", "per": "minute", "limit": 50 + at, "scope": ["api_key", "resource"] },
+        ]);
+        (format!("class-{at}"), json!({ "quotas": quotas }))
     };
     let resource = |name: String| {
         let class = format!("class-{}", name.len() % 4);
-        (name, ResourceDraft { class: Some(class), ..ResourceDraft::default() })
+        (name, json!({ "class": class }))
     };
-    Draft {
-        domain: "bench".to_owned(),
-        units: vec!["tokens".to_owned()],
-        classes: (0..4).map(class).collect(),
-        resources: (0..180)
-            .map(|at| format!("model-{at}"))
-            .chain((0..20).map(|at| format!("{}/{at}/*", "x".repeat(at))))
-            .map(resource)
-            .collect(),
-        tiers: [("paid".to_owned(), TierDraft::default())].into_iter().collect(),
-        default_tier: "paid".to_owned(),
-        ..Draft::default()
-    }
+    let models = (0..180).map(|at| format!("model-{at}"));
+    let wildcards = (0..20).map(|at| format!("{}/{at}/*", "x".repeat(at)));
+    serde_json::from_value(json!({
+        "version": 1,
+        "domain": "bench",
+        "units": ["tokens"],
+        "classes": (0..4).map(class).collect::<Map<_, _>>(),
+        "resources": models.chain(wildcards).map(resource).collect::<Map<_, _>>(),
+        "tiers": { "paid": { "is_charged": true } },
+        "default_tier": "paid",
+    }))
 }
 
 fn resolve(criterion: &mut Criterion) {
-    let draft = draft();
-    criterion.bench_function("compile 200 resources", |bench| bench.iter(|| Policy::compile(black_box(&draft))));
-    let Ok(policy) = Policy::compile(&draft) else { return };
-    let over = OverrideDraft {
-        resource: Some("model-*".to_owned()),
-        unit: "tokens".to_owned(),
-        per: MINUTE,
-        limit: Some(5),
-        scope: None,
-    };
+    let Ok(file) = policy_file() else { return };
+    criterion.bench_function("compile 200 resources", |bench| bench.iter(|| Policy::compile(black_box(&file))));
+    let Ok(policy) = Policy::compile(&file) else { return };
+    let over = json!({ "resource": "model-*", "unit": "tokens", "per": "minute", "limit": 5 });
+    let Ok(over) = serde_json::from_value::<Override>(over) else { return };
     let Ok(overrides) = policy.overrides(&[over], Chain::Account, &Place::root()) else { return };
     let plain = Caller {
         partition: policy.account_partition("acme"),

@@ -24,7 +24,7 @@ use indexmap::IndexMap;
 pub use self::facts::{Facts, ResponseKind};
 use self::{body::Template, header::Header, select::Selector};
 use crate::{
-    file::dialect::Table,
+    format::dialect::Table,
     policy::{Place, Policy},
 };
 

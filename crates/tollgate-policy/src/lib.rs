@@ -1,7 +1,7 @@
 //! Policies: what one platform's policy file says, and what follows from it.
 //!
-//! [`file`] is the format, [`LoadedPolicy::parse`] checks all of it at once, and [`Policy`] is what is compiled from it: a lookup from a call to
-//! its claims. [`decision`] merges what a store answers into the one decision about a call, and [`dialect`] makes of that
+//! [`format`] has the types of a policy file, and [`file`] reads them. [`LoadedPolicy::parse`] checks all of a file at once.
+//! [`Policy`] is compiled from it: a lookup from a call to its claims. [`decision`] merges what a store answers into the one decision about a call, and [`dialect`] makes of that
 //! the answer that the platform's customers see.
 //!
 //! It may know `tollgate-core`, serde, and the crates that read YAML and JSON Schema. It must not know a socket, a file
@@ -12,6 +12,7 @@ mod claim_set;
 pub mod decision;
 pub mod dialect;
 pub mod file;
+pub mod format;
 mod loaded;
 mod policy;
 pub mod reason;

@@ -7,10 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     dialect::Dialects,
-    file::{
-        AccountRules, BootstrapAccount, PolicyError, PolicyErrors, SelfService, bootstrap, draft, format, placed,
-        structure, yaml,
-    },
+    file::{AccountRules, BootstrapAccount, PolicyError, PolicyErrors, bootstrap, placed, structure, yaml},
+    format::{self, PolicyFile, SelfService},
     policy::{Place, Policy},
     redaction::{self, Redactor},
     uploads::Uploads,
@@ -65,8 +63,8 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         secrets.into_iter().map(|place| (place, "holds a secret itself; only its hash may stand in a file".to_owned())),
     );
     // What is left after a structural mistake may be checked further, if it can still be read.
-    match serde_json::from_value::<format::PolicyFile>(checked.rest.clone()) {
-        Ok(file) => match compile(file, &checked.rest) {
+    match serde_json::from_value::<PolicyFile>(checked.rest.clone()) {
+        Ok(file) => match compile(&file, &checked.rest) {
             Ok(loaded) if errors.is_empty() => return Ok(loaded),
             Ok(_) => {}
             Err(found) => {
@@ -87,17 +85,17 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         .collect())
 }
 
-fn compile(file: format::PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Place, String)>> {
-    let format::PolicyFile { bootstrap, dialect, dialects, uploads, self_service, promotions, keys, .. } = file.clone();
-    let is_venice = dialect.as_ref().is_some_and(|name| name.0 == "venice");
-    let self_service = self_service.unwrap_or(if is_venice { SelfService::Venice } else { SelfService::Plain });
+fn compile(file: &PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Place, String)>> {
+    let dialect = file.dialect.as_ref().map(|name| &*name.0);
+    let default = if dialect == Some("venice") { SelfService::Venice } else { SelfService::Plain };
+    let self_service = file.self_service.unwrap_or(default);
     // Names are checked against what the file says of them, also where some of that is wrong.
-    let (policy, wrong) = Policy::compile_in_part(&draft::of(file));
+    let (policy, wrong) = Policy::compile_in_part(file);
     let wrong = wrong.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>();
-    let bootstrap = bootstrap::check(&bootstrap, &written["bootstrap"]["accounts"], &policy);
-    let dialects = Dialects::of(&dialects, dialect.as_ref().map(|name| &*name.0), &policy);
-    let uploads = Uploads::of(&uploads, &policy);
-    let accounts = AccountRules::of(&keys, promotions, &policy);
+    let bootstrap = bootstrap::check(&file.bootstrap, &written["bootstrap"]["accounts"], &policy);
+    let dialects = Dialects::of(&file.dialects, dialect, &policy);
+    let uploads = Uploads::of(&file.uploads, &policy);
+    let accounts = AccountRules::of(&file.keys, &file.promotions, &policy);
     match (bootstrap, accounts, dialects, uploads) {
         (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
             let (policy, fingerprint) = (Arc::new(policy), fingerprint(written));

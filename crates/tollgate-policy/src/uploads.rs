@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, fmt};
 
 use crate::{
-    file::{length_ms, uploads as format},
+    format::{Length, uploads as format},
     policy::{Place, Policy},
 };
 
@@ -82,7 +82,7 @@ impl Uploads {
                 media: limit.media.0.as_str().into(),
                 resource: resource.map(Box::from),
                 size: limit.size.as_ref().map(|size| size_of(&size.0, section.kilobyte.0)),
-                length: limit.length.as_ref().map(|length| length_of(&length.0)),
+                length: limit.length.as_ref().map(length_of),
             });
         }
         limits.sort_by_key(|limit| {
@@ -179,8 +179,8 @@ fn size_of(text: &str, kilobyte: u64) -> Measure {
     Measure { most, text: format!("{count} {unit}").into() }
 }
 
-fn length_of(text: &str) -> Measure {
-    let most = length_ms(text) / 1000;
+fn length_of(length: &Length) -> Measure {
+    let most = length.ms() / 1000;
     let minutes = most / 60;
     let text =
         if most.is_multiple_of(60) && minutes > 0 { format!("{minutes} minutes") } else { format!("{most} seconds") };
@@ -189,14 +189,14 @@ fn length_of(text: &str) -> Measure {
 
 #[cfg(test)]
 mod tests {
-    use crate::policy::draft::{Draft, ResourceDraft};
+    use crate::format::{PolicyFile, Resource};
 
     use super::*;
 
     fn uploads(limits: &serde_json::Value) -> Uploads {
         let section = serde_json::from_value(serde_json::json!({ "limits": limits })).unwrap();
-        let resources = ["aud2video", "aud2txt", "txt2img"].map(|name| (name.to_owned(), ResourceDraft::default()));
-        let (policy, _) = Policy::compile_in_part(&Draft { resources: resources.into(), ..Draft::default() });
+        let resources = ["aud2video", "aud2txt", "txt2img"].map(|name| (name.to_owned(), Resource::default()));
+        let (policy, _) = Policy::compile_in_part(&PolicyFile { resources: resources.into(), ..PolicyFile::default() });
         Uploads::of(&section, &policy).unwrap()
     }
 

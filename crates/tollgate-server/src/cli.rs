@@ -9,7 +9,7 @@ use std::{io::BufRead, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 use tollgate_core::api_key::KeyHash;
-use tollgate_policy::{api_key, file};
+use tollgate_policy::{api_key, format};
 use tollgate_store::redis::RedisConfig;
 
 use crate::{
@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor(options)) => {
             options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
         }
-        Some(Command::PolicySchema) => serde_json::to_string_pretty(&file::schema())
+        Some(Command::PolicySchema) => serde_json::to_string_pretty(&format::schema())
             .map_err(|error| error.to_string())
             .and_then(|text| print(&text)),
         Some(Command::Openapi) => {

@@ -8,10 +8,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use tollgate_core::api_key::KeyHash;
 use tollgate_policy::{
-    LoadedPolicy, Policy,
-    dialect::Dialects,
-    file::{AccountRules, SelfService},
-    uploads::Uploads,
+    LoadedPolicy, Policy, dialect::Dialects, file::AccountRules, format::SelfService, uploads::Uploads,
 };
 
 use crate::{

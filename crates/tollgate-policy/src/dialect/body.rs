@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use tollgate_core::time::Timestamp;
 
 use super::value::{About, Said, Seen};
-use crate::file::dialect::{Format, ValueWord};
+use crate::format::dialect::{Format, ValueWord};
 
 /// A body's template.
 #[derive(Debug)]

@@ -6,10 +6,7 @@ use std::{
 };
 
 use super::{Dialect, UnknownDialect, compile};
-use crate::{
-    file::{dialect::Table, read_yaml},
-    policy::Place,
-};
+use crate::{file::read_yaml, format::dialect::Table, policy::Place};
 
 /// Names and tables, in the order of the documentation.
 pub(super) const TABLES: [(&str, &str); 7] = [

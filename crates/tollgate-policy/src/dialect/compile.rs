@@ -11,9 +11,9 @@ use super::{
     value::About,
 };
 use crate::{
-    file::{
+    format::{
+        Length,
         dialect::{self as format, Format, HeaderRow, On, OnWord, Refusal, Table, ValueWord, Values, Which},
-        length_ms,
     },
     policy::{Place, Policy},
     reason::{InvalidKey, Reason},
@@ -64,7 +64,7 @@ pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> 
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    Ok(Dialect { selectors, headers, answers, retry_within_ms: patience.map(|length| length_ms(&length.0)) })
+    Ok(Dialect { selectors, headers, answers, retry_within_ms: patience.map(Length::ms) })
 }
 
 struct Compiler {
@@ -173,7 +173,7 @@ impl Compiler {
     fn which(&mut self, which: &Which) -> usize {
         let selector = Selector {
             unit: which.unit.as_ref().map(|unit| UnitId::of(&unit.0)),
-            length_ms: which.per.as_ref().map(|length| length_ms(&length.0)),
+            length_ms: which.per.as_ref().map(Length::ms),
             name: which.name.as_ref().map(|name| name.0.as_str().into()),
         };
         let known = self.selectors.iter().position(|known| *known == selector);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     decision::QuotaStatus,
-    file::dialect::{Format, ValueWord},
+    format::dialect::{Format, ValueWord},
 };
 
 /// A header of a dialect.

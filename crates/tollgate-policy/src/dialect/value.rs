@@ -9,7 +9,7 @@ use tollgate_core::{amount::Limit, claim::Fit, time::Timestamp, window::Window};
 use super::{Facts, ResponseKind, ietf, select::length_ms};
 use crate::{
     decision::QuotaStatus,
-    file::dialect::{Format, ValueWord},
+    format::dialect::{Format, ValueWord},
 };
 
 /// The facts, with what the dialect has found in them.

@@ -1,7 +1,9 @@
 //! What a policy says of accounts and keys that are kept in the store, checked.
 
-use super::format::accounts as format;
-use crate::policy::{Place, Policy};
+use crate::{
+    format::accounts as format,
+    policy::{Place, Policy},
+};
 
 /// How many keys of an account may be good at once, unless the policy says.
 const DEFAULT_MAX_ACTIVE_KEYS: usize = 500;
@@ -18,7 +20,7 @@ impl AccountRules {
     /// The rules of a policy file.
     pub(crate) fn of(
         keys: &format::Keys,
-        promotions: Vec<format::Promotion>,
+        promotions: &[format::Promotion],
         policy: &Policy,
     ) -> Result<Self, Vec<(Place, String)>> {
         let mut mistakes = Vec::new();
@@ -41,7 +43,7 @@ impl AccountRules {
             }
         }
         let max_active_keys = keys.max_active.map_or(DEFAULT_MAX_ACTIVE_KEYS, |max| max.0);
-        if mistakes.is_empty() { Ok(Self { max_active_keys, promotions }) } else { Err(mistakes) }
+        if mistakes.is_empty() { Ok(Self { max_active_keys, promotions: promotions.to_vec() }) } else { Err(mistakes) }
     }
 
     /// Where an event of this type moves an account of `tier`, if anywhere.

@@ -10,8 +10,10 @@ use tollgate_core::{
     time::Timestamp,
 };
 
-use super::{draft, format};
-use crate::policy::{Chain, Override, Place, Policy, TierId};
+use crate::{
+    format,
+    policy::{Chain, Override, Place, Policy, TierId},
+};
 
 /// An account of the bootstrap section.
 #[derive(Debug, Clone)]
@@ -131,8 +133,7 @@ impl Checker<'_> {
     }
 
     fn overrides(&mut self, overrides: &[format::Override], chain: Chain, place: &Place) -> Option<Arc<[Override]>> {
-        let drafts: Vec<_> = overrides.iter().map(draft::of_override).collect();
-        match self.policy.overrides(&drafts, chain, &place.at("overrides")) {
+        match self.policy.overrides(overrides, chain, &place.at("overrides")) {
             Ok(overrides) => Some(overrides.into()),
             Err(errors) => {
                 let said = errors.into_iter().map(|error| (error.place, error.problem.to_string()));

@@ -1,4 +1,4 @@
-//! The format of policy files: reading YAML with its lines, checking its structure, and the types of what it says. Every
+//! Reading policy files: YAML with its lines, the check against the schema, and the sections about accounts. Every
 //! mistake is reported with its place, its line, and what would be right.
 
 use std::{fmt, path::Path};
@@ -8,22 +8,18 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use crate::{
-    policy::{Place, draft::OverrideDraft},
+    format,
+    policy::Place,
     redaction::{self, shown_path},
 };
 
 mod accounts;
 pub(crate) mod bootstrap;
-pub(crate) mod draft;
-pub(crate) mod format;
 pub(crate) mod structure;
 pub(crate) mod yaml;
 
 pub use accounts::AccountRules;
 pub use bootstrap::{BootstrapAccount, BootstrapKey, not_a_segment, parse_time};
-pub(crate) use draft::length_ms;
-pub use format::{SelfService, schema};
-pub(crate) use format::{dialect, uploads};
 
 /// Everything that is wrong with a policy file, in the order of its lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +80,9 @@ impl fmt::Display for PolicyErrors {
 
 impl std::error::Error for PolicyErrors {}
 
-/// The draft of an override that was written in the format of policy files, if it can be read.
-pub fn read_override(written: &Value) -> Option<OverrideDraft> {
-    serde_json::from_value(written.clone()).ok().map(|over| draft::of_override(&over))
+/// An override that was written in the format of policy files, if it can be read.
+pub fn read_override(written: &Value) -> Option<format::Override> {
+    serde_json::from_value(written.clone()).ok()
 }
 
 /// What is wrong with the structure of an override in the format of policy files.

@@ -14,10 +14,9 @@ use tollgate_core::{
     window::{SlidingWindow, Span},
 };
 
-use crate::policy::{
-    Attribute, Chain, CompileError, Place, Problem, Scope,
-    builder::Builder,
-    draft::{AbuseRuleDraft, Draft},
+use crate::{
+    format::{self, Length, Message, Word, abuse::Failures},
+    policy::{Attribute, Chain, Place, Problem, Scope, builder::Builder},
 };
 
 /// The most rules a policy may have.
@@ -80,16 +79,6 @@ pub struct Watch<'a> {
 pub struct Statuses(SmallVec<[RangeInclusive<u16>; 2]>);
 
 impl AbuseRule {
-    /// A rule about failed authentications, by client address.
-    ///
-    /// # Errors
-    /// What is wrong with the draft.
-    pub fn about_addresses(draft: &AbuseRuleDraft) -> Result<Self, Vec<CompileError>> {
-        let mut builder = Builder::new(&Draft::default());
-        let rule = builder.authentication_rule(draft, &Place::root());
-        rule.ok_or(builder.errors)
-    }
-
     /// What a blocked caller is told; `wait_ms` is how long the block still lasts. Seconds are rounded up.
     pub fn message(&self, wait_ms: u64) -> String {
         let mut text = String::new();
@@ -220,62 +209,86 @@ const MESSAGE: &str = "Too many failed attempts (> {limit}) resulting in a non-s
 const AUTHENTICATION_MESSAGE: &str =
     "Too many failed attempts (> {limit}) to authenticate. Please wait {block_seconds}s and try again.";
 
+/// What a rule of either kind says.
+struct Terms<'a> {
+    /// The statuses that are failures; none stands for all from 400 on.
+    statuses: SmallVec<[RangeInclusive<u16>; 2]>,
+    counts_refusals: bool,
+    limit: Failures,
+    per: &'a Length,
+    block: &'a Length,
+    scope: Option<&'a [Word]>,
+    message: Option<&'a Message>,
+    default_message: &'a str,
+}
+
 impl Builder {
     /// The rules, and the one about failed authentications.
-    pub(super) fn abuse(&mut self, draft: &Draft, place: &Place) -> (Vec<AbuseRule>, Option<AbuseRule>) {
+    pub(super) fn abuse(
+        &mut self,
+        section: &format::abuse::Abuse,
+        place: &Place,
+    ) -> (Vec<AbuseRule>, Option<AbuseRule>) {
         let of_rules = place.at("rules");
-        if draft.abuse.rules.len() > MAX_ABUSE_RULES {
+        if section.rules.len() > MAX_ABUSE_RULES {
             self.error(of_rules.clone(), Problem::TooManyAbuseRules);
         }
-        let mut rules = Vec::with_capacity(draft.abuse.rules.len());
-        for (name, draft) in &draft.abuse.rules {
+        let mut rules = Vec::with_capacity(section.rules.len());
+        for (name, rule) in &section.rules {
             let place = of_rules.at(&**name);
             if name == AUTHENTICATION {
                 self.error(place.clone(), Problem::ReservedRule);
             }
-            let scope = self.scope(draft.scope.as_deref(), Chain::Account, &place);
-            rules.extend(self.rule_in(name, draft, scope, MESSAGE, &place).map(|rule| (rule, place)));
+            let terms = Terms {
+                statuses: rule.statuses.iter().map(format::abuse::Status::range).collect(),
+                counts_refusals: rule.count_refusals,
+                limit: rule.limit,
+                per: &rule.per,
+                block: &rule.block,
+                scope: rule.scope.as_ref().map(|scope| &*scope.0),
+                message: rule.message.as_ref(),
+                default_message: MESSAGE,
+            };
+            rules.extend(self.abuse_rule(name, terms, &place).map(|rule| (rule, place)));
         }
         let place = place.at(AUTHENTICATION);
-        let authentication = draft.abuse.authentication.as_ref();
-        let authentication = authentication.and_then(|draft| self.authentication_rule(draft, &place));
+        let authentication = section.authentication.as_ref().and_then(|rule| {
+            let terms = Terms {
+                statuses: SmallVec::new(),
+                counts_refusals: false,
+                limit: rule.limit,
+                per: &rule.per,
+                block: &rule.block,
+                scope: Some(&[Word("ip".to_owned())]),
+                message: rule.message.as_ref(),
+                default_message: AUTHENTICATION_MESSAGE,
+            };
+            self.abuse_rule(AUTHENTICATION, terms, &place)
+        });
         self.no_clash(rules.iter().map(|(rule, place)| (rule, place)).chain(authentication.iter().zip([&place])));
         (rules.into_iter().map(|(rule, _)| rule).collect(), authentication)
     }
 
-    fn authentication_rule(&mut self, draft: &AbuseRuleDraft, place: &Place) -> Option<AbuseRule> {
-        let scope = self.scope(Some(&["ip".to_owned()]), Chain::Account, place);
-        self.rule_in(AUTHENTICATION, draft, scope, AUTHENTICATION_MESSAGE, place)
-    }
-
-    fn rule_in(
-        &mut self,
-        name: &str,
-        draft: &AbuseRuleDraft,
-        scope: Option<Arc<Scope>>,
-        message: &str,
-        place: &Place,
-    ) -> Option<AbuseRule> {
-        let mut statuses = SmallVec::new();
-        for (at, range) in draft.statuses.iter().enumerate() {
-            if range.is_empty() {
-                self.error(place.at("statuses").at(at), Problem::EmptyRange(*range.start(), *range.end()));
-            }
-            statuses.push(range.clone());
+    fn abuse_rule(&mut self, name: &str, terms: Terms<'_>, place: &Place) -> Option<AbuseRule> {
+        let scope = self.scope(terms.scope, Chain::Account, place);
+        let mut statuses = terms.statuses;
+        for (at, range) in statuses.iter().enumerate().filter(|(_, range)| range.is_empty()) {
+            self.error(place.at("statuses").at(at), Problem::EmptyRange(*range.start(), *range.end()));
         }
         if statuses.is_empty() {
             statuses.push(400..=599);
         }
-        let limit = self.checked(Amount::try_from(draft.limit), place.at("limit"));
-        let window = self.checked(SlidingWindow::from_ms(draft.per_ms), place.at("per"));
-        let block = self.checked(SlidingWindow::from_ms(draft.block_ms), place.at("block"));
-        let message = self.checked(Template::parse(draft.message.as_deref().unwrap_or(message)), place.at("message"));
+        let limit = self.checked(Amount::try_from(terms.limit.0), place.at("limit"));
+        let window = self.checked(SlidingWindow::from_ms(terms.per.ms()), place.at("per"));
+        let block = self.checked(SlidingWindow::from_ms(terms.block.ms()), place.at("block"));
+        let message = terms.message.map_or(terms.default_message, |message| &message.0);
+        let message = self.checked(Template::parse(message), place.at("message"));
         // No unit of a policy has a dot in its name.
         let unit = |of: &str| UnitId::of(&format!("{of}.{name}"));
         Some(AbuseRule {
             name: name.into(),
             statuses: Statuses(statuses),
-            counts_refusals: draft.counts_refusals,
+            counts_refusals: terms.counts_refusals,
             limit: limit?,
             window: window?,
             block: block?,

@@ -1,4 +1,4 @@
-//! The parts of a draft, checked one by one.
+//! The parts of a policy file, checked one by one.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,13 +10,15 @@ use tollgate_core::{
     window::{CalendarWindow, SlidingWindow, Window},
 };
 
-use crate::policy::{
-    Chain, CompileError, Place, Policy, Problem, Quota, Resource, Scope, Scopes, Unit,
-    draft::{DefaultScopes, Draft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
-    pattern::Pattern,
-    plan::{CompiledResource, RuleId, TierRules},
-    pool::Pool,
-    quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
+use crate::{
+    format::{self, Per, PolicyFile, Word},
+    policy::{
+        Chain, CompileError, Place, Policy, Problem, Quota, Resource, Scope, Scopes, Unit,
+        pattern::Pattern,
+        plan::{CompiledResource, RuleId, TierRules},
+        pool::Pool,
+        quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
+    },
 };
 
 /// The name that all unknown resources share, where the policy lets them in.
@@ -28,6 +30,8 @@ pub(super) struct Builder {
     pub(super) errors: Vec<CompileError>,
     pub(super) units: Vec<Unit>,
     pub(super) scopes: Scopes,
+    /// The scope of the rules' quotas that name none, if the file gives one.
+    quota_scope: Option<format::Scope>,
     pub(super) rules: Vec<Vec<Quota>>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
@@ -38,18 +42,19 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// The units and default scopes of a draft.
-    pub(super) fn new(draft: &Draft) -> Self {
+    /// The units and default scopes of a file.
+    pub(super) fn new(file: &PolicyFile) -> Self {
         let mut errors = Vec::new();
-        let units = units(&draft.units, &mut errors);
-        let scopes = default_scopes(&draft.scopes, &mut errors);
+        let units = units(&file.units, &mut errors);
+        let scopes = default_scopes(&file.scopes, &mut errors);
         Self {
             errors,
             units,
             scopes,
+            quota_scope: file.scopes.quotas.clone(),
             rules: Vec::new(),
-            shadow: draft.shadow,
-            on_failure: draft.on_failure,
+            shadow: file.shadow,
+            on_failure: file.on_failure.into(),
             calendars: Vec::new(),
         }
     }
@@ -61,6 +66,7 @@ impl Builder {
             errors: Vec::new(),
             units,
             scopes,
+            quota_scope: None,
             rules: Vec::new(),
             shadow: policy.shadow,
             on_failure: policy.on_failure,
@@ -77,22 +83,28 @@ impl Builder {
         result.map_err(|problem| self.error(place, problem)).ok()
     }
 
-    pub(super) fn rules(&mut self, drafts: &IndexMap<String, RuleDraft>, place: &Place) -> HashMap<String, RuleId> {
-        let rules = drafts.iter();
-        rules
-            .filter_map(|(name, draft)| {
-                let rule = self.rule(draft, &place.at(&**name))?;
-                Some((name.clone(), rule))
-            })
-            .collect()
+    /// The rules of classes, by name.
+    pub(super) fn class_rules(
+        &mut self,
+        classes: &IndexMap<String, format::Class>,
+        place: &Place,
+    ) -> HashMap<String, RuleId> {
+        let rules = classes.iter().filter_map(|(name, class)| Some((name, class.quotas.as_ref()?)));
+        rules.map(|(name, quotas)| (name.clone(), self.rule(quotas, &place.at(&**name)))).collect()
     }
 
-    fn rule(&mut self, draft: &RuleDraft, place: &Place) -> Option<RuleId> {
-        let drafts = draft.as_ref()?;
+    /// The rules that a tier has for classes, by name.
+    fn tier_rules(&mut self, rules: &IndexMap<String, format::Rule>, place: &Place) -> HashMap<String, RuleId> {
+        rules.iter().map(|(name, rule)| (name.clone(), self.rule(&rule.quotas, &place.at(&**name)))).collect()
+    }
+
+    fn rule(&mut self, written: &format::Quotas, place: &Place) -> RuleId {
         let place = place.at("quotas");
-        let mut quotas: Vec<(usize, Quota)> = Vec::with_capacity(drafts.len());
-        for (at, draft) in drafts.iter().enumerate() {
-            let Some(quota) = self.quota(draft, Chain::Account, &place.at(at)) else { continue };
+        let mut quotas: Vec<(usize, Quota)> = Vec::with_capacity(written.0.len());
+        for (at, quota) in written.0.iter().enumerate() {
+            let default = || self.quota_scope.clone();
+            let quota = format::Quota { scope: quota.scope.clone().or_else(default), ..quota.clone() };
+            let Some(quota) = self.quota(&quota, Chain::Account, &place.at(at)) else { continue };
             let same = |before: &Quota| before.same_counter(&quota) && before.shadow == quota.shadow;
             match quotas.iter().find(|(_, before)| same(before)) {
                 Some((first, _)) => self.error(place.at(at), Problem::SameCounter(*first)),
@@ -100,18 +112,18 @@ impl Builder {
             }
         }
         self.rules.push(quotas.into_iter().map(|(_, quota)| quota).collect());
-        Some(self.rules.len() - 1)
+        self.rules.len() - 1
     }
 
-    pub(super) fn quota(&mut self, draft: &QuotaDraft, chain: Chain, place: &Place) -> Option<Quota> {
-        let concurrent = draft.unit == CONCURRENT_REQUESTS;
-        let known = || self.units.iter().find(|unit| *unit.name == draft.unit).cloned();
+    pub(super) fn quota(&mut self, written: &format::Quota, chain: Chain, place: &Place) -> Option<Quota> {
+        let concurrent = written.unit.0 == CONCURRENT_REQUESTS;
+        let known = || self.units.iter().find(|unit| *unit.name == written.unit.0).cloned();
         let unit = if concurrent { Some(Unit::named(CONCURRENT_REQUESTS)) } else { known() };
         if unit.is_none() {
             let known: Vec<String> = self.units.iter().map(|unit| unit.name.to_string()).collect();
-            self.unknown("unit", &draft.unit, &known, place.at("unit"));
+            self.unknown("unit", &written.unit.0, &known, place.at("unit"));
         }
-        let window = self.window(&draft.per, &place.at("per"));
+        let window = self.window(written.per.as_ref(), &place.at("per"));
         match (&window, concurrent) {
             (Some(Window::Concurrent), false) => self.error(place.at("per"), Problem::NoWindow),
             (Some(Window::Sliding(_) | Window::Calendar(_)), true) => {
@@ -119,44 +131,46 @@ impl Builder {
             }
             _ => {}
         }
-        if concurrent && draft.limit.is_none_or(|limit| limit > u64::from(MAX_SLOTS)) {
+        let limit = written.limit.finite();
+        if concurrent && limit.is_none_or(|limit| limit > u64::from(MAX_SLOTS)) {
             self.error(place.at("limit"), Problem::TooManySlots);
         }
-        let limit = match draft.limit {
+        let limit = match limit {
             Some(limit) => self.checked(Amount::try_from(limit), place.at("limit")).map(Limit::Finite),
             None => Some(Limit::Unlimited),
         };
-        let scope = self.scope(draft.scope.as_deref(), chain, place);
-        let pool = draft.pool.map(|shares| Pool { shares });
+        let scope = self.scope(written.scope.as_ref().map(|scope| &*scope.0), chain, place);
+        let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
         let (unit, window, limit, scope) = (unit?, window?, limit?, scope?);
         if let Some(problem) = pool.and_then(|pool| pool.problem_in(&scope, &window)) {
             self.error(place.at("pool"), problem);
         }
-        let given = |text: &Option<String>| text.as_deref().map(Arc::from);
-        let name = given(&draft.name).unwrap_or_else(|| default_name(&unit, &window).into());
-        let label = given(&draft.label).unwrap_or_else(|| default_label(&unit, &window).into());
+        let name = written.name.as_ref().map_or_else(|| default_name(&unit, &window), |name| name.0.clone());
+        let label = written.label.as_ref().map_or_else(|| default_label(&unit, &window), |label| label.0.clone());
         Some(Quota {
-            name,
-            label,
+            name: name.into(),
+            label: label.into(),
             unit,
             window,
             limit,
             scope,
-            shadow: draft.shadow || self.shadow,
-            on_failure: draft.on_failure.unwrap_or(self.on_failure),
+            shadow: written.shadow || self.shadow,
+            on_failure: written.on_failure.map_or(self.on_failure, Into::into),
             pool,
         })
     }
 
-    fn window(&mut self, draft: &WindowDraft, place: &Place) -> Option<Window> {
-        match draft {
-            WindowDraft::Concurrent => Some(Window::Concurrent),
-            WindowDraft::Sliding { ms } => {
-                self.checked(SlidingWindow::from_ms(*ms), place.clone()).map(Window::Sliding)
+    fn window(&mut self, per: Option<&Per>, place: &Place) -> Option<Window> {
+        match per {
+            None => Some(Window::Concurrent),
+            Some(Per::Trailing(length)) => {
+                self.checked(SlidingWindow::from_ms(length.ms()), place.clone()).map(Window::Sliding)
             }
-            WindowDraft::Calendar { unit, zone } => {
-                let window = self.checked(CalendarWindow::new(*unit, zone), place.at("zone"))?;
-                let same = |known: &&Arc<CalendarWindow>| known.unit() == *unit && known.zone() == window.zone();
+            Some(Per::Calendar(calendar)) => {
+                let unit = calendar.calendar.into();
+                let zone = calendar.zone.as_ref().map_or("UTC", |zone| &zone.0);
+                let window = self.checked(CalendarWindow::new(unit, zone), place.at("zone"))?;
+                let same = |known: &&Arc<CalendarWindow>| known.unit() == unit && known.zone() == window.zone();
                 if let Some(known) = self.calendars.iter().find(same) {
                     return Some(Window::Calendar(known.clone()));
                 }
@@ -167,7 +181,7 @@ impl Builder {
         }
     }
 
-    pub(super) fn scope(&mut self, names: Option<&[String]>, chain: Chain, place: &Place) -> Option<Arc<Scope>> {
+    pub(super) fn scope(&mut self, names: Option<&[Word]>, chain: Chain, place: &Place) -> Option<Arc<Scope>> {
         let Some(names) = names else {
             return Some(match chain {
                 Chain::Account => self.scopes.account.clone(),
@@ -188,35 +202,41 @@ impl Builder {
     }
 
     /// Every resource, and at the end what unknown names are.
-    pub(super) fn resources(&mut self, draft: &Draft) -> Vec<CompiledResource> {
+    pub(super) fn resources(&mut self, file: &PolicyFile) -> Vec<CompiledResource> {
         let place = Place::root().at("resources");
-        let listed = draft.resources.iter();
+        let listed = file.resources.iter();
         let mut resources: Vec<CompiledResource> =
-            listed.map(|(name, resource)| self.resource(name, resource, draft, place.at(&**name))).collect();
-        if let Some(unknown) = &draft.unknown_resources {
+            listed.map(|(name, resource)| self.resource(name, resource, file, place.at(&**name))).collect();
+        if let Some(unknown) = file.unknown_resources.resource() {
             let place = Place::root().at("unknown_resources");
-            resources.push(self.resource(UNKNOWN, unknown, draft, place));
+            resources.push(self.resource(UNKNOWN, unknown, file, place));
         }
         resources
     }
 
-    fn resource(&mut self, name: &str, resource: &ResourceDraft, draft: &Draft, place: Place) -> CompiledResource {
-        let ResourceDraft { class, provider_class, quotas, counter, estimates } = resource;
+    fn resource(
+        &mut self,
+        name: &str,
+        resource: &format::Resource,
+        file: &PolicyFile,
+        place: Place,
+    ) -> CompiledResource {
+        let format::Resource { class, provider_class, quotas, counter, estimates } = resource;
         let before = self.errors.len();
-        if let Some(class) = class.as_ref().filter(|class| !draft.classes.contains_key(*class)) {
-            self.unknown("class", class, draft.classes.keys(), place.at("class"));
+        if let Some(class) = class.as_ref().filter(|class| !file.classes.contains_key(&class.0)) {
+            self.unknown("class", &class.0, file.classes.keys(), place.at("class"));
         }
-        if let Some(class) = provider_class.as_ref().filter(|class| !draft.provider_classes.contains_key(*class)) {
-            self.unknown("provider class", class, draft.provider_classes.keys(), place.at("provider_class"));
+        if let Some(class) = provider_class.as_ref().filter(|class| !file.provider_classes.contains_key(&class.0)) {
+            self.unknown("provider class", &class.0, file.provider_classes.keys(), place.at("provider_class"));
         }
         let pattern = self.pattern(name, place.clone());
-        let mut rule = self.rule(quotas, &place);
+        let mut rule = quotas.as_ref().map(|quotas| self.rule(quotas, &place));
         if rule.is_none() && self.errors.len() > before {
             // A class that does not exist is one mistake; that it gives no quotas is not another.
             self.rules.push(Vec::new());
             rule = Some(self.rules.len() - 1);
         }
-        let arc = |text: &Option<String>| text.as_deref().map(Arc::from);
+        let arc = |name: &Option<format::Name>| name.as_ref().map(|name| name.0.as_str().into());
         let estimates = self.estimates(estimates, &place.at("estimates"));
         let known = Resource {
             name: name.into(),
@@ -230,38 +250,38 @@ impl Builder {
 
     pub(super) fn tier(
         &mut self,
-        tier: &TierDraft,
-        draft: &Draft,
+        tier: &format::Tier,
+        file: &PolicyFile,
         resources: &[CompiledResource],
         place: &Place,
     ) -> TierRules {
-        if tier.priority.is_some_and(|priority| !(1..=4).contains(&priority)) {
+        if tier.priority.is_some_and(|priority| !(1..=4).contains(&priority.0)) {
             self.error(place.at("priority"), Problem::Priority);
         }
         let of_resources = place.at("resources");
         let mut rules: Vec<(Pattern, RuleId)> = Vec::new();
         for (text, rule) in &tier.resources {
             let place = of_resources.at(&**text);
-            let rule = self.rule(rule, &place);
+            let rule = self.rule(&rule.quotas, &place);
             let Some(pattern) = self.pattern(text, place.clone()) else { continue };
             if !resources.iter().filter_map(|known| known.pattern.as_ref()).any(|known| pattern.covers(known)) {
                 self.error(place, Problem::CoversNothing(text.clone()));
             }
-            rules.extend(rule.map(|rule| (pattern, rule)));
+            rules.push((pattern, rule));
         }
         rules.sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.specificity()));
-        for class in tier.classes.keys().filter(|class| !draft.classes.contains_key(*class)) {
-            self.unknown("class", class, draft.classes.keys(), place.at("classes").at(&**class));
+        for class in tier.classes.keys().filter(|class| !file.classes.contains_key(*class)) {
+            self.unknown("class", class, file.classes.keys(), place.at("classes").at(&**class));
         }
-        for class in tier.provider_classes.keys().filter(|class| !draft.provider_classes.contains_key(*class)) {
+        for class in tier.provider_classes.keys().filter(|class| !file.provider_classes.contains_key(*class)) {
             let place = place.at("provider_classes").at(&**class);
-            self.unknown("provider class", class, draft.provider_classes.keys(), place);
+            self.unknown("provider class", class, file.provider_classes.keys(), place);
         }
         TierRules {
-            default: self.rule(&tier.quotas, place),
+            default: tier.quotas.as_ref().map(|quotas| self.rule(quotas, place)),
             resources: rules,
-            classes: self.rules(&tier.classes, &place.at("classes")),
-            provider_classes: self.rules(&tier.provider_classes, &place.at("provider_classes")),
+            classes: self.tier_rules(&tier.classes, &place.at("classes")),
+            provider_classes: self.tier_rules(&tier.provider_classes, &place.at("provider_classes")),
         }
     }
 
@@ -282,9 +302,9 @@ impl Builder {
     }
 }
 
-fn units(names: &[String], errors: &mut Vec<CompileError>) -> Vec<Unit> {
+fn units(names: &[Word], errors: &mut Vec<CompileError>) -> Vec<Unit> {
     let mut units = vec![Unit::named(REQUESTS)];
-    for (at, name) in names.iter().enumerate() {
+    for (at, Word(name)) in names.iter().enumerate() {
         let unit = Unit::named(name);
         match units.iter().find(|known| known.id == unit.id) {
             _ if name == CONCURRENT_REQUESTS => {
@@ -302,22 +322,20 @@ fn units(names: &[String], errors: &mut Vec<CompileError>) -> Vec<Unit> {
     units
 }
 
-fn default_scopes(draft: &DefaultScopes, errors: &mut Vec<CompileError>) -> Scopes {
+fn default_scopes(written: &format::DefaultScopes, errors: &mut Vec<CompileError>) -> Scopes {
     let place = Place::root().at("scopes");
-    let mut default = |names: &[String], name: &str, chain: Chain| {
-        let scope = Scope::parse(names).and_then(|scope| {
+    let mut scope = |written: Option<&format::Scope>, chain: Chain, name: &str| {
+        let Some(names) = written else { return Arc::new(Scope::default_of(chain)) };
+        let scope = Scope::parse(&names.0).and_then(|scope| {
             let fits = scope.chain() == chain;
             if fits { Ok(scope) } else { Err(Problem::OtherChain { key: chain == Chain::Key }) }
         });
-        match scope {
-            Ok(scope) => Arc::new(scope),
-            Err(problem) => {
-                errors.push(CompileError { place: place.at(name), problem });
-                Arc::new(Scope::of_chain(chain))
-            }
-        }
+        Arc::new(scope.unwrap_or_else(|problem| {
+            errors.push(CompileError { place: place.at(name), problem });
+            Scope::of_chain(chain)
+        }))
     };
-    let account = default(&draft.account, "account", Chain::Account);
-    let key = default(&draft.key, "key", Chain::Key);
+    let account = scope(written.account.as_ref(), Chain::Account, "account");
+    let key = scope(written.key.as_ref(), Chain::Key, "key");
     Scopes { known: vec![account.clone(), key.clone()], account, key }
 }

@@ -1,55 +1,60 @@
-//! From a draft to a policy, with every mistake at once.
+//! From a policy file to a policy, with every mistake at once.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::policy::{
-    CompileError, Place, Policy, Resource, Tier, TierId,
-    builder::Builder,
-    draft::Draft,
-    estimate::{ClassEstimates, inputs_of},
-    ledgers::Ledgers,
-    plan::{Plans, Rules, TierRules},
+use crate::{
+    format::PolicyFile,
+    policy::{
+        CompileError, Place, Policy, Resource, Tier, TierId,
+        builder::Builder,
+        estimate::{ClassEstimates, inputs_of},
+        ledgers::Ledgers,
+        plan::{Plans, Rules, TierRules},
+    },
 };
 
 impl Policy {
-    /// Checks and compiles a draft. On failure the list holds every mistake that could be seen.
-    pub fn compile(draft: &Draft) -> Result<Self, Vec<CompileError>> {
-        let (policy, errors) = Self::compile_in_part(draft);
+    /// Checks and compiles a file. On failure the list holds every mistake that could be seen.
+    pub fn compile(file: &PolicyFile) -> Result<Self, Vec<CompileError>> {
+        let (policy, errors) = Self::compile_in_part(file);
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 
-    /// Every mistake of a draft, and a policy of what is left without them. With a mistake it decides nothing as it was
+    /// Every mistake of a file, and a policy of what is left without them. With a mistake it decides nothing as it was
     /// meant, and is only good to check what refers to its names, so that mistakes there are said in the same breath.
-    pub fn compile_in_part(draft: &Draft) -> (Self, Vec<CompileError>) {
+    pub fn compile_in_part(file: &PolicyFile) -> (Self, Vec<CompileError>) {
         let root = Place::root();
-        let mut builder = Builder::new(draft);
-        let classes = builder.rules(&draft.classes, &root.at("classes"));
-        let provider_classes = builder.rules(&draft.provider_classes, &root.at("provider_classes"));
-        let mut resources = builder.resources(draft);
-        let class_estimates: ClassEstimates = draft
-            .class_estimates
+        let mut builder = Builder::new(file);
+        let classes = builder.class_rules(&file.classes, &root.at("classes"));
+        let provider_classes = builder.class_rules(&file.provider_classes, &root.at("provider_classes"));
+        let mut resources = builder.resources(file);
+        let class_estimates: ClassEstimates = file
+            .classes
             .iter()
-            .map(|(name, of)| (name.clone(), builder.estimates(of, &root.at("classes").at(&**name).at("estimates"))))
+            .map(|(name, class)| {
+                let place = root.at("classes").at(&**name).at("estimates");
+                (name.clone(), builder.estimates(&class.estimates, &place))
+            })
             .collect();
-        let estimates = builder.estimates(&draft.estimates, &root.at("estimates"));
+        let estimates = builder.estimates(&file.estimates, &root.at("estimates"));
         for Resource { class, estimates: of, .. } in resources.iter_mut().map(|resource| &mut resource.known) {
             let of_class = class.as_deref().and_then(|class| class_estimates.get(class));
             Builder::inherit(of, of_class.map_or(&[], Vec::as_slice));
             Builder::inherit(of, &estimates);
         }
-        let tiers: Vec<TierRules> = draft
+        let tiers: Vec<TierRules> = file
             .tiers
             .iter()
-            .map(|(name, tier)| builder.tier(tier, draft, &resources, &root.at("tiers").at(&**name)))
+            .map(|(name, tier)| builder.tier(tier, file, &resources, &root.at("tiers").at(&**name)))
             .collect();
-        let default_tier = draft.tiers.get_index_of(&draft.default_tier);
+        let default_tier = file.tiers.get_index_of(&file.default_tier.0);
         if default_tier.is_none() {
-            builder.unknown("tier", &draft.default_tier, draft.tiers.keys(), root.at("default_tier"));
+            builder.unknown("tier", &file.default_tier.0, file.tiers.keys(), root.at("default_tier"));
         }
         let mut plans = Plans::default();
         let mut ledgers = Ledgers::default();
         let mut counted = HashSet::new();
-        for ((name, _), tier) in draft.tiers.iter().zip(&tiers) {
+        for ((name, _), tier) in file.tiers.iter().zip(&tiers) {
             for (at, resource) in resources.iter().enumerate() {
                 let rules = Rules { tier, resource, classes: &classes, provider_classes: &provider_classes };
                 let plan = plans.add(&mut builder, &rules, name);
@@ -58,7 +63,7 @@ impl Policy {
                 }
             }
         }
-        let (abuse, authentication) = builder.abuse(draft, &root.at("abuse"));
+        let (abuse, authentication) = builder.abuse(&file.abuse, &root.at("abuse"));
         for rule in abuse.iter().chain(&authentication) {
             let each = if rule.scope.names_resource() { resources.len() } else { 1 };
             (0..each).for_each(|resource| ledgers.add_rule(rule, resource));
@@ -71,12 +76,12 @@ impl Policy {
         let resources: Vec<Resource> = resources.into_iter().map(|resource| resource.known).collect();
         let inputs = inputs_of(&resources);
         let policy = Self {
-            domain: draft.domain.as_str().into(),
+            domain: file.domain.0.as_str().into(),
             units,
-            tiers: tiers_of(draft),
+            tiers: tiers_of(file),
             default_tier: TierId(default_tier.unwrap_or_default()),
             resources,
-            listed: draft.resources.len(),
+            listed: file.resources.len(),
             exact: HashMap::new(),
             wildcards: HashMap::new(),
             prefix_lengths: Vec::new(),
@@ -87,8 +92,8 @@ impl Policy {
             inputs,
             abuse,
             authentication,
-            shadow: draft.shadow,
-            on_failure: draft.on_failure,
+            shadow: file.shadow,
+            on_failure: file.on_failure.into(),
         };
         (policy.with_lookup(), errors)
     }
@@ -111,14 +116,14 @@ impl Policy {
     }
 }
 
-fn tiers_of(draft: &Draft) -> Vec<Tier> {
-    let tiers = draft.tiers.iter().enumerate();
+fn tiers_of(file: &PolicyFile) -> Vec<Tier> {
+    let tiers = file.tiers.iter().enumerate();
     tiers
         .map(|(at, (name, tier))| Tier {
             id: TierId(at),
             name: name.as_str().into(),
             is_charged: tier.is_charged,
-            priority: tier.priority,
+            priority: tier.priority.map(|priority| priority.0),
         })
         .collect()
 }

@@ -14,7 +14,7 @@ use crate::policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, pool::M
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {problem}")]
 pub struct CompileError {
-    /// Where in the draft.
+    /// Where in the file.
     pub place: Place,
     /// What is wrong, and what would be right.
     pub problem: Problem,

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use tollgate_core::amount::{Amount, Limit, UnitId};
 
-use crate::policy::{
-    Place, Problem, Resolved, Resource, Usage,
-    builder::Builder,
-    draft::{EstimatesDraft, InputDraft},
+use crate::{
+    format,
+    policy::{Place, Problem, Resolved, Resource, Usage, builder::Builder},
 };
 
 /// The most inputs that one estimate adds up.
@@ -71,9 +70,9 @@ pub(super) fn inputs_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -
 
 impl Builder {
     /// The estimates found at `place`.
-    pub(super) fn estimates(&mut self, drafts: &EstimatesDraft, place: &Place) -> Vec<Estimate> {
-        let mut estimates = Vec::with_capacity(drafts.len());
-        for (name, inputs) in drafts {
+    pub(super) fn estimates(&mut self, written: &format::estimates::Estimates, place: &Place) -> Vec<Estimate> {
+        let mut estimates = Vec::with_capacity(written.0.len());
+        for (name, inputs) in &written.0 {
             let place = place.at(&**name);
             let Some(unit) = self.units.iter().find(|unit| *unit.name == **name).cloned() else {
                 let known: Vec<String> = self.units.iter().map(|unit| unit.name.to_string()).collect();
@@ -86,16 +85,16 @@ impl Builder {
             for (at, input) in inputs.iter().enumerate() {
                 let place = place.at(at);
                 if inputs[..at].iter().any(|before| before.input == input.input) {
-                    self.error(place.at("input"), Problem::RepeatedInput(input.input.clone()));
+                    self.error(place.at("input"), Problem::RepeatedInput(input.input.0.clone()));
                 }
                 if input.at_most.is_some_and(|most| input.default > most) {
                     self.error(place.at("default"), Problem::DefaultAboveMost);
                 }
             }
-            let input = |draft: &InputDraft| Input {
-                name: draft.input.as_str().into(),
-                default: draft.default,
-                at_most: draft.at_most.unwrap_or(u64::MAX),
+            let input = |input: &format::estimates::Input| Input {
+                name: input.input.0.as_str().into(),
+                default: input.default,
+                at_most: input.at_most.unwrap_or(u64::MAX),
             };
             estimates.push(Estimate { unit: unit.id, inputs: inputs.iter().map(input).collect() });
         }

@@ -1,15 +1,18 @@
 //! Policies: one platform's tiers, classes, resources and quotas, compiled into a lookup from a
-//! call to its claims. [`Policy::compile`] checks a [`draft::Draft`] once and reports every mistake;
+//! call to its claims. [`Policy::compile`] checks a [`PolicyFile`] once and reports every mistake;
 //! after that nothing is parsed, locked or validated again.
+//!
+//! [`PolicyFile`]: crate::format::PolicyFile
 
 use std::{collections::HashMap, sync::Arc};
 
 use tollgate_core::claim::{OnFailure, Partition};
 
+use crate::format::Counter;
+
 mod abuse;
 mod builder;
 mod compile;
-pub mod draft;
 mod error;
 mod estimate;
 mod ledgers;
@@ -93,7 +96,7 @@ pub struct Resource {
     /// The class of the upstream provider.
     pub provider_class: Option<Arc<str>>,
     /// The counters of a wildcard's matches.
-    pub counter: draft::Counter,
+    pub(crate) counter: Counter,
     /// What reservations take where the call does not say.
     pub estimates: Vec<Estimate>,
 }

@@ -1,10 +1,8 @@
 //! Overrides: limits of one account or one key.
 
-use crate::policy::{
-    Chain, CompileError, Place, Policy, Problem, Quota,
-    builder::Builder,
-    draft::{Counter, OverrideDraft, QuotaDraft},
-    pattern::Pattern,
+use crate::{
+    format,
+    policy::{Chain, CompileError, Place, Policy, Problem, Quota, builder::Builder, pattern::Pattern},
 };
 
 /// The most overrides an account or a key may have.
@@ -51,19 +49,19 @@ impl Policy {
     /// [`Policy::resolve`]. The overrides of an account are of [`Chain::Account`].
     pub fn overrides(
         &self,
-        drafts: &[OverrideDraft],
+        written: &[format::Override],
         chain: Chain,
         place: &Place,
     ) -> Result<Vec<Override>, Vec<CompileError>> {
         let mut builder = Builder::of(self);
-        if drafts.len() > MAX_OVERRIDES {
+        if written.len() > MAX_OVERRIDES {
             builder.error(place.clone(), Problem::TooManyOverrides);
             return Err(builder.errors);
         }
-        let mut overrides: Vec<(usize, Override)> = Vec::with_capacity(drafts.len());
-        for (at, draft) in drafts.iter().enumerate() {
+        let mut overrides: Vec<(usize, Override)> = Vec::with_capacity(written.len());
+        for (at, over) in written.iter().enumerate() {
             let place = place.at(at);
-            let Some(over) = self.compile_override(&mut builder, draft, chain, &place) else { continue };
+            let Some(over) = self.compile_override(&mut builder, over, chain, &place) else { continue };
             let same = |(_, other): &&(usize, Override)| {
                 other.specificity() == over.specificity()
                     && other.pattern == over.pattern
@@ -96,16 +94,13 @@ impl Policy {
     fn compile_override(
         &self,
         builder: &mut Builder,
-        draft: &OverrideDraft,
+        over: &format::Override,
         chain: Chain,
         place: &Place,
     ) -> Option<Override> {
-        let OverrideDraft { resource, unit, per, limit, scope } = draft.clone();
-        let scope_given = scope.is_some();
-        let (shadow, on_failure, pool) = (false, None, None);
-        let quota = QuotaDraft { unit, per, limit, scope, name: None, label: None, shadow, on_failure, pool };
-        let quota = builder.quota(&quota, chain, place);
-        let pattern = resource.map(|text| self.resource_pattern(builder, &text, place));
+        let scope_given = over.scope.is_some();
+        let quota = builder.quota(&format::Quota::from(over.clone()), chain, place);
+        let pattern = over.resource.as_ref().map(|name| self.resource_pattern(builder, &name.0, place));
         if let Some(quota) = &quota
             && quota.scope.chain() != chain
         {
@@ -125,7 +120,7 @@ impl Policy {
         let pattern = builder.pattern(text, place.at("resource"))?;
         let can_match = self.resources.iter().any(|resource| {
             let Ok(known) = Pattern::parse(&resource.name) else { return false };
-            pattern.covers(&known) || (resource.counter == Counter::Each && known.covers(&pattern))
+            pattern.covers(&known) || (resource.counter == format::Counter::Each && known.covers(&pattern))
         });
         if !can_match {
             builder.error(place.at("resource"), Problem::CoversNothing(text.to_owned()));

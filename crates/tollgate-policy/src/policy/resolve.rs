@@ -6,10 +6,12 @@ use tollgate_core::{
     claim::{LedgerKey, Partition},
 };
 
-use crate::policy::{
-    Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Watch,
-    draft::Counter,
-    pattern::{MAX_NAME_BYTES, is_name},
+use crate::{
+    format::Counter,
+    policy::{
+        Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Watch,
+        pattern::{MAX_NAME_BYTES, is_name},
+    },
 };
 
 /// Who calls.

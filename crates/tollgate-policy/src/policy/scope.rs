@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use smallvec::SmallVec;
 use tollgate_core::claim::{LedgerKey, Partition};
 
-use crate::policy::error::Problem;
+use crate::{format::Word, policy::error::Problem};
 
 /// The attributes whose values name a counter, in their canonical order: account, key, resource,
 /// then the others by name.
@@ -59,8 +59,8 @@ impl Attribute {
 
 impl Scope {
     /// The scope of these attributes. `account` beside `api_key` says nothing more, and is dropped.
-    pub(super) fn parse(names: &[String]) -> Result<Self, Problem> {
-        let mut attributes: SmallVec<[Attribute; 2]> = names.iter().map(|name| Attribute::named(name)).collect();
+    pub(super) fn parse(names: &[Word]) -> Result<Self, Problem> {
+        let mut attributes: SmallVec<[Attribute; 2]> = names.iter().map(|name| Attribute::named(&name.0)).collect();
         attributes.sort_unstable();
         if let Some(pair) = attributes.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Problem::RepeatedAttribute(pair[0].name().to_owned()));
@@ -74,13 +74,20 @@ impl Scope {
         Ok(Self { attributes })
     }
 
-    /// The least scope of a chain.
+    /// The smallest scope of a chain: `[account]` or `[api_key]`.
     pub(super) fn of_chain(chain: Chain) -> Self {
         let attribute = match chain {
             Chain::Account => Attribute::Account,
             Chain::Key => Attribute::ApiKey,
         };
         Self { attributes: SmallVec::from_iter([attribute]) }
+    }
+
+    /// The scope of quotas and overrides where the file gives none: `[account, resource]` or `[api_key, resource]`.
+    pub(super) fn default_of(chain: Chain) -> Self {
+        let mut scope = Self::of_chain(chain);
+        scope.attributes.push(Attribute::Resource);
+        scope
     }
 
     /// The attributes, in their canonical order.

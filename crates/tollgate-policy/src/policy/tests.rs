@@ -4,78 +4,83 @@ use tollgate_core::{
     amount::{Amount, Limit, MAX_AMOUNT, UnitId},
     claim::LedgerKey,
     time::Timestamp,
-    window::CalendarUnit,
 };
 
-use super::{
-    draft::{Counter, Draft, OverrideDraft, QuotaDraft, ResourceDraft, RuleDraft, TierDraft, WindowDraft},
-    *,
-};
+use super::*;
+use crate::format::{self, Length, Name, Per, PolicyFile, Quotas, Rule, Word};
 
 mod abuse;
 
-const MINUTE: WindowDraft = WindowDraft::Sliding { ms: 60_000 };
-const DAY: WindowDraft = WindowDraft::Sliding { ms: 86_400_000 };
+const MINUTE: &str = "minute";
+const DAY: &str = "day";
 
-fn names(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
+fn words(words: &[&str]) -> Vec<Word> {
+    words.iter().map(|word| Word((*word).to_owned())).collect()
+}
+
+fn scope(attributes: &[&str]) -> Option<format::Scope> {
+    (!attributes.is_empty()).then(|| format::Scope(words(attributes)))
+}
+
+fn name(name: &str) -> Name {
+    Name(name.to_owned())
+}
+
+fn trailing(length: &str) -> Per {
+    Per::Trailing(Length(length.to_owned()))
 }
 
 fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<String, T> {
     entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn quota(unit: &str, per: WindowDraft, limit: u64, scope: &[&str]) -> QuotaDraft {
-    let scope = (!scope.is_empty()).then(|| names(scope));
-    QuotaDraft {
-        unit: unit.to_owned(),
-        per,
-        limit: Some(limit),
-        scope,
-        name: None,
-        label: None,
-        shadow: false,
-        on_failure: None,
-        pool: None,
-    }
+fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -> format::Quota {
+    format::Quota { unit: Word(unit.to_owned()), ..over(None, length, limit, attributes).into() }
 }
 
-fn per_minute(limit: u64) -> QuotaDraft {
+fn per_minute(limit: u64) -> format::Quota {
     quota("requests", MINUTE, limit, &[])
 }
 
-fn per_key(limit: u64) -> QuotaDraft {
+fn per_key(limit: u64) -> format::Quota {
     quota("requests", MINUTE, limit, &["api_key", "resource"])
 }
 
-fn over(resource: Option<&str>, per: WindowDraft, limit: u64, scope: &[&str]) -> OverrideDraft {
-    let scope = (!scope.is_empty()).then(|| names(scope));
-    let resource = resource.map(str::to_owned);
-    OverrideDraft { resource, unit: "requests".to_owned(), per, limit: Some(limit), scope }
-}
-
-/// A policy of one tier, with these resources and the tier's default.
-fn draft(resources: impl IntoIterator<Item = (&'static str, ResourceDraft)>, default: RuleDraft) -> Draft {
-    Draft {
-        domain: "test".to_owned(),
-        units: names(&["tokens"]),
-        resources: map(resources),
-        tiers: map([("paid", TierDraft { quotas: default, ..TierDraft::default() })]),
-        default_tier: "paid".to_owned(),
-        ..Draft::default()
+fn over(resource: Option<&str>, length: &str, limit: u64, attributes: &[&str]) -> format::Override {
+    format::Override {
+        resource: resource.map(|name| format::ResourceName(name.to_owned())),
+        unit: Word("requests".to_owned()),
+        per: Some(trailing(length)),
+        limit: format::quota::Limit::Finite(limit),
+        scope: scope(attributes),
     }
 }
 
-fn with_rule(quotas: RuleDraft) -> ResourceDraft {
-    ResourceDraft { quotas, ..ResourceDraft::default() }
+/// The file of a policy of one tier, with these resources and the tier's default.
+fn file(
+    resources: impl IntoIterator<Item = (&'static str, format::Resource)>,
+    default: Option<Vec<format::Quota>>,
+) -> PolicyFile {
+    PolicyFile {
+        domain: format::Domain("test".to_owned()),
+        units: words(&["tokens"]),
+        resources: map(resources),
+        tiers: map([("paid", format::Tier { quotas: default.map(Quotas), ..format::Tier::default() })]),
+        default_tier: name("paid"),
+        ..PolicyFile::default()
+    }
 }
 
-fn compiled(draft: &Draft) -> Policy {
-    Policy::compile(draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+fn with_rule(quotas: Option<Vec<format::Quota>>) -> format::Resource {
+    format::Resource { quotas: quotas.map(Quotas), ..format::Resource::default() }
 }
 
-fn mistakes(draft: &Draft) -> Vec<String> {
-    Policy::compile(draft).unwrap_err().iter().map(ToString::to_string).collect()
+fn compiled(file: &PolicyFile) -> Policy {
+    Policy::compile(file).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+fn mistakes(file: &PolicyFile) -> Vec<String> {
+    Policy::compile(file).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
 struct Who {
@@ -88,7 +93,7 @@ impl Who {
         Self { account: Vec::new(), key: Vec::new() }
     }
 
-    fn with(policy: &Policy, account: &[OverrideDraft], key: &[OverrideDraft]) -> Self {
+    fn with(policy: &Policy, account: &[format::Override], key: &[format::Override]) -> Self {
         let root = Place::root();
         Self {
             account: policy.overrides(account, Chain::Account, &root).unwrap(),
@@ -153,7 +158,7 @@ fn says() -> impl Strategy<Value = Says> {
     ]
 }
 
-fn rule(says: Says, limit: u64) -> RuleDraft {
+fn rule(says: Says, limit: u64) -> Option<Vec<format::Quota>> {
     match says {
         Says::Nothing => None,
         Says::Unlimited => Some(Vec::new()),
@@ -169,24 +174,29 @@ proptest! {
     #[test]
     fn the_first_rule_that_speaks_wins(sources in proptest::collection::vec(says(), 9)) {
         let at = |at: usize| rule(sources[at], 1 + at as u64);
-        let chat = || ResourceDraft {
-            class: Some("text".to_owned()),
-            provider_class: Some("acme".to_owned()),
-            quotas: at(5),
-            ..ResourceDraft::default()
+        let chat = || format::Resource {
+            class: Some(name("text")),
+            provider_class: Some(name("acme")),
+            ..with_rule(at(5))
         };
-        let tier = TierDraft {
-            resources: map([("*", at(2)), ("chat/*", at(1)), ("chat/a", at(0))]),
-            provider_classes: map([("acme", at(3))]),
-            classes: map([("text", at(4))]),
-            quotas: at(8),
-            ..TierDraft::default()
+        let class = |from: usize| format::Class { quotas: at(from).map(Quotas), ..format::Class::default() };
+        // A rule of a tier always says something, so where nothing is said there is none.
+        let tier_rules = |rules: &[(&'static str, usize)]| {
+            let rules = rules.iter().filter_map(|(name, from)| Some((*name, Rule { quotas: Quotas(at(*from)?) })));
+            map(rules.collect::<Vec<_>>())
         };
-        let draft = Draft {
-            classes: map([("text", at(7))]),
-            provider_classes: map([("acme", at(6))]),
+        let tier = format::Tier {
+            resources: tier_rules(&[("*", 2), ("chat/*", 1), ("chat/a", 0)]),
+            provider_classes: tier_rules(&[("acme", 3)]),
+            classes: tier_rules(&[("text", 4)]),
+            quotas: at(8).map(Quotas),
+            ..format::Tier::default()
+        };
+        let file = PolicyFile {
+            classes: map([("text", class(7))]),
+            provider_classes: map([("acme", class(6))]),
             tiers: map([("paid", tier)]),
-            ..draft([("chat/a", chat())], None)
+            ..file([("chat/a", chat())], None)
         };
         let winner = |own: Says| {
             let speaks = |says: &Says| [own, Says::Both, Says::Unlimited].contains(says);
@@ -195,19 +205,19 @@ proptest! {
         };
         let (account, key) = (winner(Says::Account), winner(Says::Key));
         if account.is_none() && key.is_none() {
-            prop_assert!(mistakes(&draft)[0].contains("no rule gives it quotas in tier \"paid\""));
+            prop_assert!(mistakes(&file)[0].contains("no rule gives it quotas in tier \"paid\""));
             return Ok(());
         }
         let of_account = account.flatten().map(|limit| format!("requests_per_minute {limit} [account, resource]"));
         let of_key = key.flatten().map(|limit| format!("requests_per_minute {limit} [api_key, resource]"));
         let expected: Vec<String> = of_account.into_iter().chain(of_key).collect();
-        prop_assert_eq!(Who::plain().sees(&compiled(&draft), "chat/a"), expected);
+        prop_assert_eq!(Who::plain().sees(&compiled(&file), "chat/a"), expected);
     }
 
     /// Names and usages from outside never panic, and what is refused is not resolved.
     #[test]
     fn any_input_is_answered(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
-        let policy = compiled(&draft([("é*", with_rule(Some(vec![per_minute(1)])))], None));
+        let policy = compiled(&file([("é*", with_rule(Some(vec![per_minute(1)])))], None));
         let who = Who::plain();
         let resolved = policy.resolve(&who.caller(&policy), &name).is_ok();
         prop_assert_eq!(resolved, name.starts_with('é') && pattern::is_name(&name));
@@ -219,9 +229,10 @@ proptest! {
 #[test]
 fn exact_names_go_before_the_longest_wildcard() {
     let rule = |limit| with_rule(Some(vec![per_minute(limit)]));
-    let each = ResourceDraft { counter: Counter::Each, ..rule(4) };
+    let each = format::Resource { counter: Counter::Each, ..rule(4) };
     let resources = [("prompt/*", rule(1)), ("prompt/long/*", rule(2)), ("prompt/exact", rule(3)), ("own/*", each)];
-    let policy = compiled(&Draft { unknown_resources: Some(rule(5)), ..draft(resources, None) });
+    let policy =
+        compiled(&PolicyFile { unknown_resources: format::UnknownResources::Are(rule(5)), ..file(resources, None) });
     let who = Who::plain();
     let check = |name: &str, canonical: &str, limit: &str| {
         let caller = who.caller(&policy);
@@ -245,7 +256,7 @@ fn exact_names_go_before_the_longest_wildcard() {
 
 #[test]
 fn unknown_and_impossible_names_are_refused() {
-    let policy = compiled(&draft([("chat", with_rule(Some(Vec::new())))], None));
+    let policy = compiled(&file([("chat", with_rule(Some(Vec::new())))], None));
     let who = Who::plain();
     let refused = |name: &str| policy.resolve(&who.caller(&policy), name).unwrap_err();
     assert_eq!(refused("speech"), ResolveError::UnknownResource);
@@ -261,8 +272,8 @@ fn overrides_patch_and_never_cross_chains() {
     let pool = quota("requests", MINUTE, 1000, &["resource"]);
     let chat = with_rule(Some(vec![per_minute(10), pool, per_key(5)]));
     let free = with_rule(Some(Vec::new()));
-    let policy = compiled(&draft([("chat/a", chat.clone()), ("chat/b", chat), ("free", free)], None));
-    let sees = |account: &[OverrideDraft], key: &[OverrideDraft], name: &str| {
+    let policy = compiled(&file([("chat/a", chat.clone()), ("chat/b", chat), ("free", free)], None));
+    let sees = |account: &[format::Override], key: &[format::Override], name: &str| {
         Who::with(&policy, account, key).sees(&policy, name).join(", ")
     };
     let base = "requests_per_minute 10 [account, resource], requests_per_minute 1000 [resource], \
@@ -294,14 +305,14 @@ fn ledgers_are_named_by_scope_alone() {
     let scopes: [&[&str]; 6] =
         [&["resource", "account"], &["account"], &["api_key"], &["account", "api_key"], &["resource"], &["ip"]];
     let quotas = scopes.iter().enumerate().map(|(at, scope)| quota("requests", MINUTE, at as u64, scope));
-    let mut quotas: Vec<QuotaDraft> = quotas.collect();
+    let mut quotas: Vec<format::Quota> = quotas.collect();
     // `account` beside `api_key` says nothing more, so these two were one counter.
-    let twice = draft([("chat", with_rule(Some(quotas.clone())))], None);
+    let twice = file([("chat", with_rule(Some(quotas.clone())))], None);
     assert!(
         mistakes(&twice)[0].starts_with("resources.chat.quotas[3]: has the same unit, window and scope as number 2")
     );
     quotas.remove(3);
-    let policy = compiled(&draft([("chat", with_rule(Some(quotas.clone()))), ("b", with_rule(Some(quotas)))], None));
+    let policy = compiled(&file([("chat", with_rule(Some(quotas.clone()))), ("b", with_rule(Some(quotas)))], None));
     let who = Who::plain();
     let ledgers = who.ledgers(&policy, "chat", "192.0.2.1");
     let of_account = policy.account_partition("acme");
@@ -322,7 +333,7 @@ fn ledgers_are_named_by_scope_alone() {
 #[test]
 fn claims_cost_what_the_usage_says() {
     let quotas = vec![per_minute(10), quota("tokens", MINUTE, 100, &[]), quota("requests", DAY, 50, &[])];
-    let policy = compiled(&draft([("chat", with_rule(Some(quotas)))], None));
+    let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
     let who = Who::plain();
     let costs = |pairs: &[(&str, u64)]| {
         let usage = policy.usage(pairs.iter().copied()).unwrap();
@@ -345,29 +356,30 @@ fn claims_cost_what_the_usage_says() {
 
 #[test]
 fn quotas_get_names_and_labels() {
-    let check = |unit: &str, per: WindowDraft, name: &str, label: &str| {
-        let policy = compiled(&draft([("chat", with_rule(Some(vec![quota(unit, per, 1, &[])])))], None));
+    let check = |unit: &str, per: Per, name: &str, label: &str| {
+        let quota = format::Quota { per: Some(per), ..quota(unit, MINUTE, 1, &[]) };
+        let policy = compiled(&file([("chat", with_rule(Some(vec![quota])))], None));
         let who = Who::plain();
         let caller = who.caller(&policy);
         let resolved = policy.resolve(&caller, "chat").unwrap();
         let quota = resolved.quotas()[0].quota;
         assert_eq!((&*quota.name, &*quota.label), (name, label));
     };
-    let calendar = |unit| WindowDraft::Calendar { unit, zone: "Europe/Berlin".to_owned() };
-    check("requests", MINUTE, "requests_per_minute", "RPM");
-    check("tokens", DAY, "tokens_per_day", "TPD");
-    check("tokens", WindowDraft::Sliding { ms: 30_000 }, "tokens_per_30s", "TP30S");
-    check("tokens", WindowDraft::Sliding { ms: 43_200_000 }, "tokens_per_12h", "TP12H");
-    check("tokens", WindowDraft::Sliding { ms: 1500 }, "tokens_per_1500ms", "TP1500MS");
-    check("requests", calendar(CalendarUnit::Day), "requests_per_calendar_day", "RPD");
-    check("requests", calendar(CalendarUnit::Month), "requests_per_calendar_month", "RPMo");
+    let berlin = || Some(format::Zone("Europe/Berlin".to_owned()));
+    let calendar = |unit| Per::Calendar(format::quota::Calendar { calendar: unit, zone: berlin() });
+    check("requests", trailing(MINUTE), "requests_per_minute", "RPM");
+    check("tokens", trailing(DAY), "tokens_per_day", "TPD");
+    check("tokens", trailing("30s"), "tokens_per_30s", "TP30S");
+    check("tokens", trailing("12h"), "tokens_per_12h", "TP12H");
+    check("tokens", trailing("1500ms"), "tokens_per_1500ms", "TP1500MS");
+    check("requests", calendar(format::quota::CalendarUnit::Day), "requests_per_calendar_day", "RPD");
+    check("requests", calendar(format::quota::CalendarUnit::Month), "requests_per_calendar_month", "RPMo");
 }
 
 #[test]
 fn ledgers_that_would_not_fit_are_refused() {
-    let windows =
-        |count: u64| (1..=count).map(|at| quota("requests", WindowDraft::Sliding { ms: at }, 1, &["account"]));
-    let of = |count| draft([("chat", with_rule(Some(windows(count).collect())))], None);
+    let windows = |count: u64| (1..=count).map(|at| quota("requests", &format!("{at}ms"), 1, &["account"]));
+    let of = |count| file([("chat", with_rule(Some(windows(count).collect())))], None);
     compiled(&of(5));
     assert!(
         mistakes(&of(6))[0]
@@ -375,14 +387,15 @@ fn ledgers_that_would_not_fit_are_refused() {
     );
     // Calendar windows are single numbers, and do not count.
     let day = |unit: &str| {
-        quota(unit, WindowDraft::Calendar { unit: CalendarUnit::Day, zone: "UTC".to_owned() }, 1, &["account"])
+        let per =
+            Some(Per::Calendar(format::quota::Calendar { calendar: format::quota::CalendarUnit::Day, zone: None }));
+        format::Quota { per, ..quota(unit, MINUTE, 1, &["account"]) }
     };
     let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();
-    let policy = compiled(&draft([("chat", with_rule(Some(quotas)))], None));
+    let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
     // What is shared over resources adds up over them.
-    let one = |ms| with_rule(Some(vec![quota("requests", WindowDraft::Sliding { ms }, 1, &["account"])]));
-    let spread =
-        draft([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4)), ("e", one(5)), ("f", one(6))], None);
+    let one = |ms: u64| with_rule(Some(vec![quota("requests", &format!("{ms}ms"), 1, &["account"])]));
+    let spread = file([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4)), ("e", one(5)), ("f", one(6))], None);
     assert_eq!(mistakes(&spread).len(), 1);
     // An override must fit beside what the rules count.
     let one_more = [over(None, DAY, 1, &["account"])];
@@ -393,10 +406,10 @@ fn ledgers_that_would_not_fit_are_refused() {
 #[test]
 fn calls_have_a_bounded_number_of_quotas() {
     let pools = |count: usize| (0..count).map(|at| quota("requests", MINUTE, 1, &["resource", &format!("a{at}")]));
-    let of = |count| draft([("chat", with_rule(Some(pools(count).collect())))], None);
+    let of = |count| file([("chat", with_rule(Some(pools(count).collect())))], None);
     let policy = compiled(&of(16));
     assert_eq!(mistakes(&of(17)), ["resources.chat: has 17 quotas in tier \"paid\"; at most 16 can apply to one call"]);
-    let overrides = |count| (1..=count).map(|ms| over(None, WindowDraft::Sliding { ms }, 1, &[])).collect::<Vec<_>>();
+    let overrides = |count| (1..=count).map(|ms| over(None, &format!("{ms}ms"), 1, &[])).collect::<Vec<_>>();
     let refused = policy.overrides(&overrides(9), Chain::Account, &Place::root()).unwrap_err();
     assert_eq!(refused[0].problem, Problem::TooManyOverriddenCounters(8));
 }

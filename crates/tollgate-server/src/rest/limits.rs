@@ -13,7 +13,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tollgate_core::time::Timestamp;
-use tollgate_policy::{Block, file::SelfService};
+use tollgate_policy::{Block, format::SelfService};
 use tollgate_service::{
     incidents,
     scope::DomainScope,

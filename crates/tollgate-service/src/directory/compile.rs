@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
 use tollgate_core::{api_key::KeyHash, time::Timestamp};
-use tollgate_policy::{Chain, Override, Place, Policy, draft::OverrideDraft, file, reason::InvalidKey};
+use tollgate_policy::{Chain, Override, Place, Policy, file, format, reason::InvalidKey};
 use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
 use super::{Account, Key};
@@ -117,32 +117,32 @@ impl Compiler<'_> {
     }
 
     fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, chain: Chain) -> Arc<[Override]> {
-        let mut drafts = Vec::with_capacity(records.len());
+        let mut written = Vec::with_capacity(records.len());
         for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
             self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
             match file::read_override(&record.written) {
-                Some(draft) => drafts.push(draft),
+                Some(over) => written.push(over),
                 None => self.left_out += 1,
             }
         }
-        if drafts.is_empty() {
+        if written.is_empty() {
             return Arc::default();
         }
-        let written = drafts.len();
-        let drafts = fitting(self.policy, drafts, chain);
-        self.left_out += written - drafts.len();
-        self.policy.overrides(&drafts, chain, &Place::root()).unwrap_or_default().into()
+        let count = written.len();
+        let written = fitting(self.policy, written, chain);
+        self.left_out += count - written.len();
+        self.policy.overrides(&written, chain, &Place::root()).unwrap_or_default().into()
     }
 }
 
-/// The drafts that fit the policy, each tried in its turn beside those before it where not all do.
-pub fn fitting(policy: &Policy, drafts: Vec<OverrideDraft>, chain: Chain) -> Vec<OverrideDraft> {
-    let fits = |drafts: &[OverrideDraft]| policy.overrides(drafts, chain, &Place::root()).is_ok();
-    if fits(&drafts) {
-        return drafts;
+/// The overrides that fit the policy, each tried in its turn beside those before it where not all do.
+pub fn fitting(policy: &Policy, written: Vec<format::Override>, chain: Chain) -> Vec<format::Override> {
+    let fits = |written: &[format::Override]| policy.overrides(written, chain, &Place::root()).is_ok();
+    if fits(&written) {
+        return written;
     }
-    drafts.into_iter().fold(Vec::new(), |mut fitting, draft| {
-        fitting.push(draft);
+    written.into_iter().fold(Vec::new(), |mut fitting, over| {
+        fitting.push(over);
         if !fits(&fitting) {
             fitting.pop();
         }

@@ -3,8 +3,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use indexmap::IndexMap;
 use proptest::prelude::*;
+use serde_json::{Map, json};
 use tollgate_core::{
     amount::Amount,
     claim::{Answer, Claim, LedgerKey, Mode},
@@ -14,7 +14,6 @@ use tollgate_core::{
 use tollgate_policy::{
     Caller, Policy,
     decision::Verdict,
-    draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
     pool::PoolUse,
 };
 use tollgate_store::{
@@ -31,31 +30,24 @@ const SHARES: [u8; 4] = [10, 20, 30, 40];
 
 /// A model whose capacity in tokens is a pool, and a tier for each priority.
 fn policy(limit: u64, shares: [u8; 4]) -> Policy {
-    let pool = QuotaDraft {
-        unit: "tokens".to_owned(),
-        per: WindowDraft::Sliding { ms: WINDOW_MS },
-        limit: Some(limit),
-        scope: Some(vec!["resource".to_owned()]),
-        name: Some("capacity".to_owned()),
-        label: None,
-        shadow: false,
-        on_failure: None,
-        pool: Some(shares),
-    };
-    let tiers =
-        (1..=4).map(|priority| (priority.to_string(), TierDraft { priority: Some(priority), ..TierDraft::default() }));
-    let draft = Draft {
-        domain: "pools".to_owned(),
-        units: vec!["tokens".to_owned()],
-        resources: IndexMap::from([(
-            "model".to_owned(),
-            ResourceDraft { quotas: Some(vec![pool]), ..ResourceDraft::default() },
-        )]),
-        tiers: tiers.collect(),
-        default_tier: "1".to_owned(),
-        ..Draft::default()
-    };
-    Policy::compile(&draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+    let capacity = json!({
+        "name": "capacity",
+        "unit": "tokens",
+        "per": format!("{WINDOW_MS}ms"),
+        "limit": limit,
+        "scope": ["resource"],
+        "pool": { "shares": shares },
+    });
+    let tier = |priority: u8| (priority.to_string(), json!({ "is_charged": false, "priority": priority }));
+    let file = serde_json::from_value(json!({
+        "version": 1,
+        "domain": "pools",
+        "units": ["tokens"],
+        "resources": { "model": { "quotas": [capacity] } },
+        "tiers": (1..=4).map(tier).collect::<Map<_, _>>(),
+        "default_tier": "1",
+    }));
+    Policy::compile(&file.unwrap()).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
 /// Some nodes before one store. Each knows of the pool what its own last answer said.

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use proptest::prelude::*;
+use serde_json::json;
 use tollgate_core::{
     claim::{Answer, Fit, Mode},
     store::Store,
@@ -15,7 +15,6 @@ use tollgate_core::{
 use tollgate_policy::{
     Caller, Policy,
     decision::Verdict,
-    draft::{Draft, QuotaDraft, ResourceDraft, TierDraft, WindowDraft},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},
@@ -32,28 +31,20 @@ const UNITS: [&str; 2] = ["requests", "tokens"];
 const WINDOWS: [u64; 2] = [1_000, 20_000];
 
 fn policy(domain: &str, rows: &[Row], all: bool) -> Policy {
-    let quotas = rows.iter().enumerate().map(|(at, (unit, window, limit, shadow))| QuotaDraft {
-        unit: UNITS[*unit].to_owned(),
-        per: WindowDraft::Sliding { ms: WINDOWS[*window] },
-        limit: Some(*limit),
-        scope: None,
-        name: Some(format!("quota_{at}")),
-        label: None,
-        on_failure: None,
-        shadow: *shadow,
-        pool: None,
+    let quotas = rows.iter().enumerate().map(|(at, (unit, window, limit, shadow))| {
+        let per = format!("{}ms", WINDOWS[*window]);
+        json!({ "name": format!("quota_{at}"), "unit": UNITS[*unit], "per": per, "limit": limit, "shadow": shadow })
     });
-    let resource = ResourceDraft { quotas: Some(quotas.collect()), ..ResourceDraft::default() };
-    let draft = Draft {
-        domain: domain.to_owned(),
-        units: vec!["tokens".to_owned()],
-        resources: IndexMap::from([("model".to_owned(), resource)]),
-        tiers: IndexMap::from([("paid".to_owned(), TierDraft::default())]),
-        default_tier: "paid".to_owned(),
-        shadow: all,
-        ..Draft::default()
-    };
-    Policy::compile(&draft).unwrap_or_else(|errors| panic!("{errors:?}"))
+    let file = serde_json::from_value(json!({
+        "version": 1,
+        "domain": domain,
+        "units": ["tokens"],
+        "resources": { "model": { "quotas": quotas.collect::<Vec<_>>() } },
+        "tiers": { "paid": { "is_charged": false } },
+        "default_tier": "paid",
+        "shadow": all,
+    }));
+    Policy::compile(&file.unwrap()).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
 /// Decides as a node does: the verdict, and the numbers of the shadows that would have refused.

@@ -8,25 +8,37 @@ use tollgate_core::{
 use super::*;
 use crate::{
     decision::{Decision, Verdict},
-    policy::{AbuseRule, draft::AbuseRuleDraft},
+    format::{
+        Message, StatusText,
+        abuse::{self, AuthenticationRule, Failures, Status},
+    },
+    policy::AbuseRule,
 };
 
-fn rule(scope: &[&str]) -> AbuseRuleDraft {
-    AbuseRuleDraft {
+fn length(text: &str) -> Length {
+    Length(text.to_owned())
+}
+
+fn rule(attributes: &[&str]) -> abuse::AbuseRule {
+    abuse::AbuseRule {
         statuses: Vec::new(),
-        counts_refusals: true,
-        limit: 20,
-        per_ms: 30_000,
-        block_ms: 30_000,
-        scope: (!scope.is_empty()).then(|| names(scope)),
+        count_refusals: true,
+        limit: Failures(20),
+        per: length("30s"),
+        block: length("30s"),
+        scope: scope(attributes),
         message: None,
     }
 }
 
-fn with_rules(rules: impl IntoIterator<Item = (&'static str, AbuseRuleDraft)>) -> Draft {
-    let mut draft = draft([("chat", with_rule(Some(vec![per_minute(10)])))], None);
-    draft.abuse.rules = map(rules);
-    draft
+fn authentication() -> AuthenticationRule {
+    AuthenticationRule { limit: Failures(20), per: length("30s"), block: length("30s"), message: None }
+}
+
+fn with_rules(rules: impl IntoIterator<Item = (&'static str, abuse::AbuseRule)>) -> PolicyFile {
+    let mut file = file([("chat", with_rule(Some(vec![per_minute(10)])))], None);
+    file.abuse.rules = map(rules);
+    file
 }
 
 fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
@@ -111,7 +123,7 @@ fn a_block_outlasts_the_quotas_that_deny_for_less() {
 #[test]
 fn messages_say_the_rule_s_numbers() {
     let message = "{limit} in {window_seconds}, {block_seconds} blocked, {wait_seconds} left}";
-    let text = AbuseRuleDraft { per_ms: 30_500, message: Some(message.to_owned()), ..rule(&[]) };
+    let text = abuse::AbuseRule { per: length("30500ms"), message: Some(Message(message.to_owned())), ..rule(&[]) };
     let policy = compiled(&with_rules([("one", text), ("two", rule(&[]))]));
     let say = |at: usize, wait_ms| policy.abuse_rules()[at].message(wait_ms);
     assert_eq!(say(0, 1_001), "20 in 31, 30 blocked, 2 left}");
@@ -123,7 +135,8 @@ fn messages_say_the_rule_s_numbers() {
 
 #[test]
 fn statuses_from_400_on_are_failures_unless_the_rule_says_otherwise() {
-    let some = AbuseRuleDraft { statuses: vec![400..=428, 500..=500], ..rule(&[]) };
+    let statuses = vec![Status::Text(StatusText("400-428".to_owned())), Status::One(500)];
+    let some = abuse::AbuseRule { statuses, ..rule(&[]) };
     let policy = compiled(&with_rules([("all", rule(&[])), ("some", some)]));
     let counts = |at: usize, statuses: &[u16]| -> Vec<u16> {
         statuses.iter().copied().filter(|status| policy.abuse_rules()[at].statuses.contains(*status)).collect()
@@ -134,24 +147,18 @@ fn statuses_from_400_on_are_failures_unless_the_rule_says_otherwise() {
 
 #[test]
 fn mistakes_in_rules_are_told_with_their_places() {
-    let bad = AbuseRuleDraft {
-        statuses: vec![
-            400..=499,
-            #[expect(clippy::reversed_empty_ranges, reason = "the mistake")]
-            {
-                599..=500
-            },
-        ],
-        limit: MAX_AMOUNT + 1,
-        per_ms: 0,
-        block_ms: 1 << 40,
-        scope: Some(names(&["ip", "ip"])),
-        message: Some("wait {seconds}".to_owned()),
+    let bad = abuse::AbuseRule {
+        statuses: ["4xx", "599-500"].map(|text| Status::Text(StatusText(text.to_owned()))).into(),
+        limit: Failures(MAX_AMOUNT + 1),
+        per: length("0ms"),
+        block: length(&format!("{}ms", 1_u64 << 40)),
+        scope: scope(&["ip", "ip"]),
+        message: Some(Message("wait {seconds}".to_owned())),
         ..rule(&[])
     };
-    let mut draft = with_rules([("bad", bad.clone()), ("authentication", rule(&[]))]);
-    draft.abuse.authentication = Some(AbuseRuleDraft { per_ms: 0, ..rule(&[]) });
-    let said = mistakes(&draft);
+    let mut file = with_rules([("bad", bad), ("authentication", rule(&[]))]);
+    file.abuse.authentication = Some(AuthenticationRule { per: length("0ms"), ..authentication() });
+    let said = mistakes(&file);
     for start in [
         "abuse.rules.bad.statuses[1]: 599-500",
         "abuse.rules.bad.limit: must be at most 9007199254740991",
@@ -165,17 +172,24 @@ fn mistakes_in_rules_are_told_with_their_places() {
         assert!(said.iter().any(|mistake| mistake.starts_with(start)), "{start}: {said:#?}");
     }
     assert_eq!(said.len(), 8, "{said:#?}");
-    assert!(AbuseRule::about_addresses(&bad).is_err());
-    assert_eq!(AbuseRule::about_addresses(&rule(&[])).unwrap().scope.to_string(), "ip");
+}
+
+#[test]
+fn failed_authentications_are_counted_by_address() {
+    let mut file = with_rules([]);
+    file.abuse.authentication = Some(AuthenticationRule { limit: Failures(MAX_AMOUNT + 1), ..authentication() });
+    assert!(mistakes(&file)[0].starts_with("abuse.authentication.limit: must be at most"));
+    file.abuse.authentication = Some(authentication());
+    assert_eq!(compiled(&file).authentication_rule().unwrap().scope.to_string(), "ip");
 }
 
 /// What rules count takes room in the ledgers too.
 #[test]
 fn rules_weigh_in_their_ledgers() {
-    let quotas = [1_000, 2_000, 3_000, 4_000].map(|ms| quota("requests", WindowDraft::Sliding { ms }, 10, &[]));
-    let mut draft = with_rules([("one", rule(&[]))]);
-    draft.resources = map([("chat", with_rule(Some(quotas.to_vec())))]);
-    assert!(mistakes(&draft)[0].contains("its sliding windows weigh 32"), "{:?}", mistakes(&draft));
-    draft.abuse.rules = map([("one", rule(&["account"]))]);
-    compiled(&draft);
+    let quotas = ["1s", "2s", "3s", "4s"].map(|length| quota("requests", length, 10, &[]));
+    let mut file = with_rules([("one", rule(&[]))]);
+    file.resources = map([("chat", with_rule(Some(quotas.to_vec())))]);
+    assert!(mistakes(&file)[0].contains("its sliding windows weigh 32"), "{:?}", mistakes(&file));
+    file.abuse.rules = map([("one", rule(&["account"]))]);
+    compiled(&file);
 }

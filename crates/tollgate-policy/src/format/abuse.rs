@@ -1,5 +1,7 @@
 //! The `abuse` section: who is blocked for failing too often.
 
+use std::ops::RangeInclusive;
+
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -78,6 +80,22 @@ pub(crate) struct Failures(#[schemars(range(max = 9_007_199_254_740_991_u64))] p
 pub(crate) enum Status {
     One(#[schemars(range(min = 100, max = 599))] u16),
     Text(StatusText),
+}
+
+impl Status {
+    /// The statuses; 0, which none has, for a text that the schema refuses.
+    pub(crate) fn range(&self) -> RangeInclusive<u16> {
+        let text = match self {
+            Self::One(status) => return *status..=*status,
+            Self::Text(text) => &text.0,
+        };
+        let number = |text: &str| text.parse().unwrap_or(0);
+        match (text.strip_suffix("xx"), text.split_once('-')) {
+            (Some(hundred), _) => number(hundred) * 100..=number(hundred) * 100 + 99,
+            (_, Some((first, last))) => number(first)..=number(last),
+            _ => number(text)..=number(text),
+        }
+    }
 }
 
 fn yes() -> bool {

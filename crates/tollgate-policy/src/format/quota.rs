@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tollgate_core::{claim, window};
 
 use super::{Label, Length, ResourceName, Word, Zone};
 
@@ -55,6 +56,14 @@ pub(crate) struct Quota {
     pub pool: Option<Pool>,
 }
 
+/// What an override adds where there is no quota to replace the limit of.
+impl From<Override> for Quota {
+    fn from(over: Override) -> Self {
+        let Override { resource: _, unit, per, limit, scope } = over;
+        Self { unit, per, limit, scope, name: None, label: None, shadow: false, on_failure: None, pool: None }
+    }
+}
+
 /// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
 /// pass, `local` lets each node enforce the quota alone with its share of the limit. Of several quotas, any `deny`
 /// wins.
@@ -65,6 +74,16 @@ pub(crate) enum OnFailure {
     Deny,
     Allow,
     Local,
+}
+
+impl From<OnFailure> for claim::OnFailure {
+    fn from(on_failure: OnFailure) -> Self {
+        match on_failure {
+            OnFailure::Deny => Self::Deny,
+            OnFailure::Allow => Self::Allow,
+            OnFailure::Local => Self::Local,
+        }
+    }
 }
 
 /// A counter shared by priority.
@@ -112,6 +131,19 @@ pub(crate) enum CalendarUnit {
     Month,
 }
 
+impl From<CalendarUnit> for window::CalendarUnit {
+    fn from(unit: CalendarUnit) -> Self {
+        match unit {
+            CalendarUnit::Second => Self::Second,
+            CalendarUnit::Minute => Self::Minute,
+            CalendarUnit::Hour => Self::Hour,
+            CalendarUnit::Day => Self::Day,
+            CalendarUnit::Week => Self::Week,
+            CalendarUnit::Month => Self::Month,
+        }
+    }
+}
+
 /// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -126,26 +158,36 @@ pub(crate) enum Unlimited {
     Unlimited,
 }
 
+impl Limit {
+    /// The number; `None` if unlimited.
+    pub(crate) fn finite(self) -> Option<u64> {
+        match self {
+            Self::Finite(limit) => Some(limit),
+            Self::Unlimited(_) => None,
+        }
+    }
+}
+
 /// A limit of one account or one key. It replaces the limit of the quota with the same unit and
 /// window, or adds a quota where there is none.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Override {
+pub struct Override {
     /// Only for this resource, or for those that match a wildcard.
     #[serde(default)]
     #[schemars(with = "ResourceName")]
-    pub resource: Option<ResourceName>,
+    pub(crate) resource: Option<ResourceName>,
     /// What is counted.
-    pub unit: Word,
+    pub(crate) unit: Word,
     /// The window; `concurrent_requests` have none.
     #[serde(default)]
     #[schemars(with = "Per")]
-    pub per: Option<Per>,
+    pub(crate) per: Option<Per>,
     /// How much fits in a window.
-    pub limit: Limit,
+    pub(crate) limit: Limit,
     /// Only the quota of this scope. A counter that several accounts share is only meant if its scope
     /// is given.
     #[serde(default)]
     #[schemars(with = "Scope")]
-    pub scope: Option<Scope>,
+    pub(crate) scope: Option<Scope>,
 }

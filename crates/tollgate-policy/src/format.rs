@@ -1,5 +1,7 @@
-//! The format of a policy file. The JSON Schema is generated from these types, doc comments and all,
-//! and the descriptions of the scalar types complete the sentence "it should be: …".
+//! The format of a policy file: what the compiler reads, as it is written.
+//!
+//! The JSON Schema is generated from these types and their doc comments. The description of a scalar type completes the
+//! sentence "it should be: …" in error messages.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -25,10 +27,10 @@ fn names(of: &str) -> Value {
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident, $pattern:literal, $max:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+        #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
         #[serde(transparent)]
         #[schemars(extend("pattern" = $pattern, "maxLength" = $max))]
-        pub struct $name(pub String);
+        pub(crate) struct $name(pub(crate) String);
     };
 }
 
@@ -37,12 +39,13 @@ pub(crate) mod accounts;
 mod bootstrap;
 pub(crate) mod dialect;
 pub(crate) mod estimates;
-mod quota;
+pub(crate) mod quota;
 pub(crate) mod uploads;
 
+pub use self::quota::Override;
 pub(crate) use self::{
     bootstrap::{Account, Bootstrap, Key, Kind},
-    quota::{CalendarUnit, Limit, OnFailure, Override, Per, Quota, Quotas, Scope},
+    quota::{OnFailure, Per, Quota, Quotas, Scope},
 };
 
 text! {
@@ -95,6 +98,25 @@ text! {
     StatusText, r"^([1-5]xx|[1-5][0-9]{2}|[1-5][0-9]{2}-[1-5][0-9]{2})$", 7
 }
 
+impl Length {
+    /// The length in milliseconds; 0, which no window has, for a text that the schema refuses.
+    pub(crate) fn ms(&self) -> u64 {
+        let at = self.0.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.0.len());
+        let (count, unit) = self.0.split_at(at);
+        let unit_ms = match unit {
+            "ms" => 1,
+            "s" | "second" => 1_000,
+            "m" | "minute" => 60_000,
+            "h" | "hour" => 3_600_000,
+            "d" | "day" => 86_400_000,
+            "w" | "week" => 604_800_000,
+            _ => 0,
+        };
+        let count = if count.is_empty() { Ok(1) } else { count.parse::<u64>() };
+        count.map_or(0, |count| count.saturating_mul(unit_ms))
+    }
+}
+
 /// One platform's limits: its tiers, its classes of resources, their quotas, and who calls.
 ///
 /// For a call, two chains of rules apply side by side: quotas whose scope contains `api_key`, and all
@@ -103,13 +125,13 @@ text! {
 /// resource's own quotas; those of its provider class; those of its class; the tier's default. An
 /// empty list of quotas says for both chains: not limited. Overrides of the account and the key then
 /// replace limits or add quotas.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct PolicyFile {
+pub struct PolicyFile {
     /// The version of this format: 1.
     #[schemars(range(min = 1, max = 1))]
     #[expect(dead_code, reason = "the schema checks it; there is only one version")]
-    version: u32,
+    pub(crate) version: u32,
     /// The name that callers choose this policy by.
     pub(crate) domain: Domain,
     /// What is counted besides `requests`, such as `tokens`.
@@ -213,14 +235,14 @@ pub(crate) struct DefaultScopes {
 }
 
 /// A class of resources.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Class {
     /// A note for the reader.
     #[serde(default)]
     #[schemars(with = "Note")]
     #[expect(dead_code, reason = "for the reader of the file")]
-    description: Option<Note>,
+    pub(crate) description: Option<Note>,
     /// The quotas of every resource of the class.
     #[serde(default)]
     #[schemars(with = "Quotas")]
@@ -231,7 +253,7 @@ pub(crate) struct Class {
 }
 
 /// A resource, or all that match a wildcard.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resource {
     /// Its size class or type, from `classes`.
@@ -254,7 +276,7 @@ pub(crate) struct Resource {
     pub(crate) estimates: estimates::Estimates,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Counter {
     #[default]
@@ -282,8 +304,18 @@ impl Default for UnknownResources {
     }
 }
 
+impl UnknownResources {
+    /// The resource that unknown names stand for; `None` if they are refused.
+    pub(crate) fn resource(&self) -> Option<&Resource> {
+        match self {
+            Self::Refuse(_) => None,
+            Self::Are(resource) => Some(resource),
+        }
+    }
+}
+
 /// A tier of accounts.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tier {
     /// Whether its calls are paid for.
