@@ -45,7 +45,7 @@ pub(crate) mod uploads;
 pub use self::quota::Override;
 pub(crate) use self::{
     bootstrap::{Account, Bootstrap, Key, Kind},
-    quota::{OnFailure, Per, Quota, Quotas, Scope},
+    quota::{CounterLimit, OnFailure, Per, Quota, Quotas, Scope},
 };
 
 text! {

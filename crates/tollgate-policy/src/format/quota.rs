@@ -17,10 +17,9 @@ pub(crate) struct Scope(#[schemars(length(min = 1, max = 8))] pub Vec<Word>);
 #[serde(transparent)]
 pub(crate) struct Quotas(#[schemars(length(max = 16))] pub Vec<Quota>);
 
-/// A limit on one counter.
+/// The counter that a quota or an override limits, and the limit.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Quota {
+pub(crate) struct CounterLimit {
     /// What is counted: `requests`, one of `units`, or `concurrent_requests`: those that hold a slot, from their
     /// reservation until it is settled, cancelled or has run out.
     pub unit: Word,
@@ -30,10 +29,20 @@ pub(crate) struct Quota {
     pub per: Option<Per>,
     /// How much fits in a window.
     pub limit: Limit,
-    /// Whose counter it is.
+    /// Whose counter it is. An override with a scope replaces only the limit of the quota of this scope; one without
+    /// never replaces the limit of a counter that several accounts share.
     #[serde(default)]
     #[schemars(with = "Scope")]
     pub scope: Option<Scope>,
+}
+
+/// A limit on one counter.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// The counter and its limit.
+    #[serde(flatten)]
+    pub counter: CounterLimit,
     /// The quota's name, instead of one such as `requests_per_minute`.
     #[serde(default)]
     #[schemars(with = "Word")]
@@ -54,14 +63,6 @@ pub(crate) struct Quota {
     #[serde(default)]
     #[schemars(with = "Pool")]
     pub pool: Option<Pool>,
-}
-
-/// What an override adds where there is no quota to replace the limit of.
-impl From<Override> for Quota {
-    fn from(over: Override) -> Self {
-        let Override { resource: _, unit, per, limit, scope } = over;
-        Self { unit, per, limit, scope, name: None, label: None, shadow: false, on_failure: None, pool: None }
-    }
 }
 
 /// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
@@ -177,17 +178,28 @@ pub struct Override {
     #[serde(default)]
     #[schemars(with = "ResourceName")]
     pub(crate) resource: Option<ResourceName>,
-    /// What is counted.
-    pub(crate) unit: Word,
-    /// The window; `concurrent_requests` have none.
-    #[serde(default)]
-    #[schemars(with = "Per")]
-    pub(crate) per: Option<Per>,
-    /// How much fits in a window.
-    pub(crate) limit: Limit,
-    /// Only the quota of this scope. A counter that several accounts share is only meant if its scope
-    /// is given.
-    #[serde(default)]
-    #[schemars(with = "Scope")]
-    pub(crate) scope: Option<Scope>,
+    /// The counter and its limit.
+    #[serde(flatten)]
+    pub(crate) counter: CounterLimit,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    /// Overrides in the store are read without the schema. Tried by breaking it: without `deny_unknown_fields`.
+    #[test]
+    fn an_unknown_key_beside_the_shared_fields_is_refused() {
+        let written = |key: &str| json!({ "unit": "tokens", "per": "30s", "limit": 5, "scope": ["ip"], (key): "gpt" });
+        let over: Override = from_value(written("resource")).unwrap();
+        assert_eq!((over.counter.unit.0.as_str(), over.counter.limit.finite()), ("tokens", Some(5)));
+        let quota: Quota = from_value(written("name")).unwrap();
+        assert_eq!((quota.name.unwrap().0.as_str(), quota.counter.scope.unwrap().0.len()), ("gpt", 1));
+        let refused = |error: serde_json::Error| error.to_string().contains("unknown field `colour`");
+        assert!(from_value::<Override>(written("colour")).is_err_and(refused));
+        assert!(from_value::<Quota>(written("colour")).is_err_and(refused));
+        assert!(from_value::<Override>(Value::Null).is_err());
+    }
 }

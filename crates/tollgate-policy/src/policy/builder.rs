@@ -100,11 +100,11 @@ impl Builder {
 
     fn rule(&mut self, written: &format::Quotas, place: &Place) -> RuleId {
         let place = place.at("quotas");
+        let default_scope = self.quota_scope.clone();
         let mut quotas: Vec<(usize, Quota)> = Vec::with_capacity(written.0.len());
         for (at, quota) in written.0.iter().enumerate() {
-            let default = || self.quota_scope.clone();
-            let quota = format::Quota { scope: quota.scope.clone().or_else(default), ..quota.clone() };
-            let Some(quota) = self.quota(&quota, Chain::Account, &place.at(at)) else { continue };
+            let scope = quota.counter.scope.as_ref().or(default_scope.as_ref());
+            let Some(quota) = self.quota(quota, scope, &place.at(at)) else { continue };
             let same = |before: &Quota| before.same_counter(&quota) && before.shadow == quota.shadow;
             match quotas.iter().find(|(_, before)| same(before)) {
                 Some((first, _)) => self.error(place.at(at), Problem::SameCounter(*first)),
@@ -115,7 +115,32 @@ impl Builder {
         self.rules.len() - 1
     }
 
-    pub(super) fn quota(&mut self, written: &format::Quota, chain: Chain, place: &Place) -> Option<Quota> {
+    /// A quota of a rule, with this scope or the default one.
+    fn quota(&mut self, written: &format::Quota, scope: Option<&format::Scope>, place: &Place) -> Option<Quota> {
+        let quota = self.counter(&written.counter, scope, Chain::Account, place)?;
+        let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
+        if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
+            self.error(place.at("pool"), problem);
+        }
+        Some(Quota {
+            name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
+            label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
+            shadow: written.shadow || quota.shadow,
+            on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
+            pool,
+            ..quota
+        })
+    }
+
+    /// The quota of this counter and limit, with this scope or the default one of the chain, and with all else as the
+    /// policy has it by default.
+    pub(super) fn counter(
+        &mut self,
+        written: &format::CounterLimit,
+        scope: Option<&format::Scope>,
+        chain: Chain,
+        place: &Place,
+    ) -> Option<Quota> {
         let concurrent = written.unit.0 == CONCURRENT_REQUESTS;
         let known = || self.units.iter().find(|unit| *unit.name == written.unit.0).cloned();
         let unit = if concurrent { Some(Unit::named(CONCURRENT_REQUESTS)) } else { known() };
@@ -139,24 +164,18 @@ impl Builder {
             Some(limit) => self.checked(Amount::try_from(limit), place.at("limit")).map(Limit::Finite),
             None => Some(Limit::Unlimited),
         };
-        let scope = self.scope(written.scope.as_ref().map(|scope| &*scope.0), chain, place);
-        let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
+        let scope = self.scope(scope.map(|scope| &*scope.0), chain, place);
         let (unit, window, limit, scope) = (unit?, window?, limit?, scope?);
-        if let Some(problem) = pool.and_then(|pool| pool.problem_in(&scope, &window)) {
-            self.error(place.at("pool"), problem);
-        }
-        let name = written.name.as_ref().map_or_else(|| default_name(&unit, &window), |name| name.0.clone());
-        let label = written.label.as_ref().map_or_else(|| default_label(&unit, &window), |label| label.0.clone());
         Some(Quota {
-            name: name.into(),
-            label: label.into(),
+            name: default_name(&unit, &window).into(),
+            label: default_label(&unit, &window).into(),
             unit,
             window,
             limit,
             scope,
-            shadow: written.shadow || self.shadow,
-            on_failure: written.on_failure.map_or(self.on_failure, Into::into),
-            pool,
+            shadow: self.shadow,
+            on_failure: self.on_failure,
+            pool: None,
         })
     }
 

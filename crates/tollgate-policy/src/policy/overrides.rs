@@ -98,8 +98,8 @@ impl Policy {
         chain: Chain,
         place: &Place,
     ) -> Option<Override> {
-        let scope_given = over.scope.is_some();
-        let quota = builder.quota(&format::Quota::from(over.clone()), chain, place);
+        let scope = over.counter.scope.as_ref();
+        let quota = builder.counter(&over.counter, scope, chain, place);
         let pattern = over.resource.as_ref().map(|name| self.resource_pattern(builder, &name.0, place));
         if let Some(quota) = &quota
             && quota.scope.chain() != chain
@@ -112,7 +112,7 @@ impl Policy {
             Some(pattern) => pattern,
             None => None,
         };
-        quota.map(|quota| Override { pattern, scope_given, quota })
+        quota.map(|quota| Override { pattern, scope_given: scope.is_some(), quota })
     }
 
     /// The pattern, if some canonical name can match it.

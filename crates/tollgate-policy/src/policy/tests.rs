@@ -35,7 +35,23 @@ fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<Stri
 }
 
 fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -> format::Quota {
-    format::Quota { unit: Word(unit.to_owned()), ..over(None, length, limit, attributes).into() }
+    format::Quota {
+        counter: counter(unit, trailing(length), limit, attributes),
+        name: None,
+        label: None,
+        shadow: false,
+        on_failure: None,
+        pool: None,
+    }
+}
+
+fn counter(unit: &str, per: Per, limit: u64, attributes: &[&str]) -> format::CounterLimit {
+    format::CounterLimit {
+        unit: Word(unit.to_owned()),
+        per: Some(per),
+        limit: format::quota::Limit::Finite(limit),
+        scope: scope(attributes),
+    }
 }
 
 fn per_minute(limit: u64) -> format::Quota {
@@ -49,10 +65,7 @@ fn per_key(limit: u64) -> format::Quota {
 fn over(resource: Option<&str>, length: &str, limit: u64, attributes: &[&str]) -> format::Override {
     format::Override {
         resource: resource.map(|name| format::ResourceName(name.to_owned())),
-        unit: Word("requests".to_owned()),
-        per: Some(trailing(length)),
-        limit: format::quota::Limit::Finite(limit),
-        scope: scope(attributes),
+        counter: counter("requests", trailing(length), limit, attributes),
     }
 }
 
@@ -357,7 +370,7 @@ fn claims_cost_what_the_usage_says() {
 #[test]
 fn quotas_get_names_and_labels() {
     let check = |unit: &str, per: Per, name: &str, label: &str| {
-        let quota = format::Quota { per: Some(per), ..quota(unit, MINUTE, 1, &[]) };
+        let quota = format::Quota { counter: counter(unit, per, 1, &[]), ..quota(unit, MINUTE, 1, &[]) };
         let policy = compiled(&file([("chat", with_rule(Some(vec![quota])))], None));
         let who = Who::plain();
         let caller = who.caller(&policy);
@@ -387,9 +400,8 @@ fn ledgers_that_would_not_fit_are_refused() {
     );
     // Calendar windows are single numbers, and do not count.
     let day = |unit: &str| {
-        let per =
-            Some(Per::Calendar(format::quota::Calendar { calendar: format::quota::CalendarUnit::Day, zone: None }));
-        format::Quota { per, ..quota(unit, MINUTE, 1, &["account"]) }
+        let per = Per::Calendar(format::quota::Calendar { calendar: format::quota::CalendarUnit::Day, zone: None });
+        format::Quota { counter: counter(unit, per, 1, &["account"]), ..quota(unit, MINUTE, 1, &[]) }
     };
     let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();
     let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
