@@ -13,6 +13,7 @@ mod facts;
 mod header;
 mod ietf;
 mod select;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod value;

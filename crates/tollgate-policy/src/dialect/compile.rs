@@ -5,9 +5,9 @@ use tollgate_core::amount::UnitId;
 use super::{
     Answer, Dialect, ResponseKind,
     body::{Placeholder, Template},
-    built_in,
     header::{Content, Header, ResponseKinds},
     select::Selector,
+    tables,
     value::About,
 };
 use crate::{
@@ -41,7 +41,7 @@ const MAX_BODY_BYTES: usize = 16 << 10;
 /// units go unchecked.
 pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
     let mut compiler = Compiler { selectors: Vec::new(), mistakes: Vec::new() };
-    let base = table.extends.as_ref().and_then(|name| match built_in::table(&name.0) {
+    let base = table.extends.as_ref().and_then(|name| match tables::table(&name.0) {
         Ok(base) => Some(base),
         Err(unknown) => {
             let message =

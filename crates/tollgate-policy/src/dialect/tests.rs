@@ -8,7 +8,7 @@ use tollgate_core::{
     time::Timestamp,
 };
 
-use super::{built_in::TABLES, *};
+use super::{tables::TABLES, *};
 use crate::{
     decision::QuotaStatus,
     loaded::LoadedPolicy,

@@ -15,9 +15,9 @@ use crate::{
     policy::{
         Chain, CompileError, Place, Policy, Problem, Quota, Resource, Scope, Scopes, Unit,
         pattern::Pattern,
-        plan::{CompiledResource, RuleId, TierRules},
         pool::Pool,
         quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
+        rules::{CompiledResource, RuleId, TierRules},
     },
 };
 

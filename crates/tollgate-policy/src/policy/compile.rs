@@ -9,7 +9,8 @@ use crate::{
         builder::Builder,
         estimate::{ClassEstimates, inputs_of},
         ledgers::Ledgers,
-        plan::{Plans, Rules, TierRules},
+        plan::Plans,
+        rules::{Rules, TierRules},
     },
 };
 

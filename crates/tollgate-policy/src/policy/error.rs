@@ -8,7 +8,7 @@ use tollgate_core::{
     window::{BadWindowLength, UnknownTimeZone},
 };
 
-use crate::policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, pattern::BadPattern, pool::MAX_POOLS, quota::MAX_PLAN};
+use crate::policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, MAX_RULE_QUOTAS, pattern::BadPattern, pool::MAX_POOLS};
 
 /// One mistake in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +95,7 @@ pub enum Problem {
     #[error("no rule gives it quotas in tier {0:?}; write `quotas: []` where it is not limited")]
     NoRule(String),
     /// More quotas than a call may have.
-    #[error("has {0} quotas in tier {1:?}; at most {MAX_PLAN} can apply to one call")]
+    #[error("has {0} quotas in tier {1:?}; at most {MAX_RULE_QUOTAS} can apply to one call")]
     TooManyQuotas(usize, String),
     /// More overrides than fit.
     #[error("at most {MAX_OVERRIDES} overrides fit")]

@@ -22,6 +22,7 @@ mod plan;
 pub mod pool;
 mod quota;
 mod resolve;
+mod rules;
 mod scope;
 mod shadow;
 #[cfg(test)]
@@ -41,6 +42,9 @@ pub use usage::{Usage, UsageError};
 
 /// The most quotas a resolved call may have, overrides included.
 pub const MAX_QUOTAS: usize = 32;
+
+/// The most quotas that rules may give one call. The rest of [`MAX_QUOTAS`] is for what overrides add.
+const MAX_RULE_QUOTAS: usize = 16;
 
 /// One platform's policy, compiled.
 #[derive(Debug)]

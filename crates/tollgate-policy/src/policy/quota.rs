@@ -10,10 +10,6 @@ use tollgate_core::{
 
 use crate::policy::{pool::Pool, scope::Scope};
 
-/// The most quotas that rules may give one call; the rest of [`super::MAX_QUOTAS`] is for what
-/// overrides add.
-pub(super) const MAX_PLAN: usize = 16;
-
 /// The unit of calls, which every domain has: a call uses one of it, if it does not say otherwise.
 pub(super) const REQUESTS: &str = "requests";
 
