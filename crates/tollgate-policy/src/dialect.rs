@@ -42,7 +42,7 @@ pub struct Dialect {
     retry_within_ms: Option<u64>,
 }
 
-/// The answer on one kind.
+/// The response of one kind.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -77,15 +77,15 @@ pub struct UnknownDialect {
 }
 
 impl Dialect {
-    /// The HTTP status on an kind.
+    /// The HTTP status of a kind of response.
     pub fn status(&self, kind: ResponseKind) -> u16 {
         self.answers[kind.index()].status
     }
 
-    /// What the platform's callers get to see.
+    /// The response that the platform's callers get.
     pub fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
-        let facts = &value::Seen { facts, chosen, retry_within_ms: self.retry_within_ms };
+        let facts = &value::RenderContext { facts, chosen, retry_within_ms: self.retry_within_ms };
         let answer = &self.answers[facts.facts.kind.index()];
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         let body = answer.body.as_ref().map(|template| template.fill(facts));

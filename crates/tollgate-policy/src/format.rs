@@ -45,7 +45,7 @@ pub(crate) mod uploads;
 pub use self::quota::Override;
 pub(crate) use self::{
     bootstrap::{Account, Bootstrap, Key, Kind},
-    quota::{CounterLimit, OnFailure, Per, Quota, Quotas, Scope},
+    quota::{CounterLimit, OnFailure, Quota, Quotas, Scope, Window},
 };
 
 text! {
@@ -289,7 +289,7 @@ pub(crate) enum Counter {
 #[serde(untagged)]
 pub(crate) enum UnknownResources {
     Refuse(Refuse),
-    Are(Resource),
+    Resource(Resource),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
@@ -309,7 +309,7 @@ impl UnknownResources {
     pub(crate) fn resource(&self) -> Option<&Resource> {
         match self {
             Self::Refuse(_) => None,
-            Self::Are(resource) => Some(resource),
+            Self::Resource(resource) => Some(resource),
         }
     }
 }

@@ -41,14 +41,14 @@ struct Measure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooLarge {
     kind: &'static str,
-    measured: Measured,
+    dimension: Dimension,
     has: u64,
     limit: Measure,
     resource: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Measured {
+enum Dimension {
     Size,
     Length,
 }
@@ -101,14 +101,14 @@ impl Uploads {
                 media.is(&limit.media) && limit.resource.as_ref().is_none_or(|name| matches(name, resource))
             })
         };
-        let above = |measured, has, limit: Option<&Measure>| {
+        let above = |dimension, has, limit: Option<&Measure>| {
             let limit = limit.filter(|limit| has > limit.most)?.clone();
-            Some(TooLarge { kind: media.kind, measured, has, limit, resource: resource.to_owned() })
+            Some(TooLarge { kind: media.kind, dimension, has, limit, resource: resource.to_owned() })
         };
         let size = concerning().find_map(|limit| limit.size.as_ref());
         let length = concerning().find_map(|limit| limit.length.as_ref());
-        Ok(above(Measured::Size, upload.bytes, size)
-            .or_else(|| above(Measured::Length, upload.duration_seconds, length)))
+        Ok(above(Dimension::Size, upload.bytes, size)
+            .or_else(|| above(Dimension::Length, upload.duration_seconds, length)))
     }
 }
 
@@ -149,12 +149,12 @@ impl fmt::Display for TooLarge {
     /// Names the limit: `The audio file has 20971521 bytes; aud2video takes at most 20 MB (20971520 bytes).`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, has, limit, resource, .. } = self;
-        match self.measured {
-            Measured::Size => {
+        match self.dimension {
+            Dimension::Size => {
                 let Measure { most, text } = limit;
                 write!(f, "The {kind} has {has} bytes; {resource} takes at most {text} ({most} bytes).")
             }
-            Measured::Length => {
+            Dimension::Length => {
                 write!(f, "The {kind} lasts {has} seconds; {resource} takes at most {}.", limit.text)
             }
         }

@@ -3,13 +3,13 @@
 use serde_json::{Map, Value};
 use tollgate_core::time::Timestamp;
 
-use super::value::{About, Said, Seen};
+use super::value::{self, QuotaChoice, RenderContext};
 use crate::format::dialect::{Format, ValueWord};
 
 /// A body's template.
 #[derive(Debug)]
 pub(super) struct Template {
-    about: About,
+    choice: QuotaChoice,
     tree: Tree,
 }
 
@@ -29,7 +29,7 @@ enum Piece {
     Placeholder(Placeholder),
 }
 
-/// `{limit}`, `{retry_after:go_duration}`.
+/// A value to fill in, such as `{limit}` or `{retry_after:go_duration}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Placeholder {
     pub(super) word: ValueWord,
@@ -40,28 +40,30 @@ impl Template {
     /// Compiles a body. `check` says what is wrong with a placeholder here; every mistake is found.
     pub(super) fn parse(
         body: &Value,
-        about: About,
+        choice: QuotaChoice,
         check: &dyn Fn(Placeholder) -> Result<(), String>,
     ) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let tree = Parser { check, mistakes: &mut mistakes }.tree(body);
-        if mistakes.is_empty() { Ok(Self { about, tree }) } else { Err(mistakes) }
+        if mistakes.is_empty() { Ok(Self { choice, tree }) } else { Err(mistakes) }
     }
 
     /// The body as JSON text. Values stand inside strings of the tree, so that no value can end one.
-    pub(super) fn fill(&self, seen: &Seen<'_>) -> String {
-        self.tree.fill(seen, self.about).to_string()
+    pub(super) fn fill(&self, context: &RenderContext<'_>) -> String {
+        self.tree.fill(context, self.choice).to_string()
     }
 }
 
 impl Tree {
-    fn fill(&self, seen: &Seen<'_>, about: About) -> Value {
-        let now: Timestamp = seen.facts.now;
-        let say = |placeholder: &Placeholder| -> Option<Said<'_>> { seen.say(placeholder.word, seen.quota(about)) };
+    fn fill(&self, context: &RenderContext<'_>, choice: QuotaChoice) -> Value {
+        let now: Timestamp = context.facts.now;
+        let value = |placeholder: &Placeholder| -> Option<value::Value<'_>> {
+            context.value(placeholder.word, context.quota(choice))
+        };
         match self {
             Self::Constant(value) => value.clone(),
             Self::Whole(placeholder) => {
-                say(placeholder).map_or(Value::Null, |said| said.json(placeholder.word, placeholder.format, now))
+                value(placeholder).map_or(Value::Null, |value| value.json(placeholder.word, placeholder.format, now))
             }
             Self::Text(pieces) => {
                 let mut text = String::new();
@@ -69,20 +71,17 @@ impl Tree {
                     match piece {
                         Piece::Plain(plain) => text.push_str(plain),
                         Piece::Placeholder(placeholder) => {
-                            let said = say(placeholder);
-                            text.push_str(
-                                &said.map_or_else(String::new, |said| {
-                                    said.text(placeholder.word, placeholder.format, now)
-                                }),
-                            );
+                            if let Some(value) = value(placeholder) {
+                                text.push_str(&value.text(placeholder.word, placeholder.format, now));
+                            }
                         }
                     }
                 }
                 text.into()
             }
-            Self::List(items) => items.iter().map(|item| item.fill(seen, about)).collect(),
+            Self::List(items) => items.iter().map(|item| item.fill(context, choice)).collect(),
             Self::Map(entries) => {
-                let filled = entries.iter().map(|(key, value)| (key.clone(), value.fill(seen, about)));
+                let filled = entries.iter().map(|(key, value)| (key.clone(), value.fill(context, choice)));
                 Value::Object(filled.collect::<Map<_, _>>())
             }
         }

@@ -1,4 +1,4 @@
-//! From a table to a dialect. Whatever could go wrong with it is found here, once.
+//! From a table to a dialect, with every mistake at once.
 
 use tollgate_core::amount::UnitId;
 
@@ -8,12 +8,14 @@ use super::{
     header::{Content, Header, ResponseKinds},
     select::Selector,
     tables,
-    value::About,
+    value::QuotaChoice,
 };
 use crate::{
     format::{
         Length,
-        dialect::{self as format, Format, HeaderRow, On, OnWord, Refusal, Table, ValueWord, Values, Which},
+        dialect::{
+            self as format, Format, HeaderRow, KindFilter, KindName, QuotaSelector, Refusal, Table, ValueWord, Values,
+        },
     },
     policy::{Place, Policy},
     reason::{InvalidKey, Reason},
@@ -21,8 +23,8 @@ use crate::{
 
 type Mistakes = Vec<(Place, String)>;
 
-/// Headers that frame an answer or belong to a connection; an HTTP server writes them itself.
-const NOT_OURS: [&str; 9] = [
+/// Headers of the body's encoding and of the connection. The HTTP server writes them itself.
+const SERVER_HEADERS: [&str; 9] = [
     "connection",
     "content-encoding",
     "content-length",
@@ -56,15 +58,15 @@ pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> 
         compiler.check_units(table, policy, place);
     }
     let inherited = base.and_then(|base| base.on.as_ref());
-    let on = table.on.as_ref().or(inherited).map_or_else(|| kinds(OnWord::Always), kinds_of);
+    let on = table.on.as_ref().or(inherited).map_or_else(|| kinds(KindName::Always), kinds_of);
     let headers = rows.iter().filter_map(|(place, row)| compiler.header(row, on, place)).collect();
     let answers = ResponseKind::ALL.map(|kind| compiler.answer(kind, table, base, &place.at("answers")));
-    let patience = table.retry_within.as_ref().or(base.and_then(|base| base.retry_within.as_ref()));
+    let retry_within = table.retry_within.as_ref().or(base.and_then(|base| base.retry_within.as_ref()));
     let Compiler { selectors, mistakes, .. } = compiler;
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    Ok(Dialect { selectors, headers, answers, retry_within_ms: patience.map(Length::ms) })
+    Ok(Dialect { selectors, headers, answers, retry_within_ms: retry_within.map(Length::ms) })
 }
 
 struct Compiler {
@@ -80,7 +82,7 @@ impl Compiler {
     /// A built-in table may speak of units that this policy does not count; one that is written for it may not.
     fn check_units(&mut self, table: &Table, policy: &Policy, place: &Place) {
         let of = |selector: &Option<format::Selector>| match selector {
-            Some(format::Selector::Which(which)) => which.unit.clone(),
+            Some(format::Selector::Quota(quota)) => quota.unit.clone(),
             _ => None,
         };
         let mut named = Vec::new();
@@ -115,7 +117,7 @@ impl Compiler {
             seen.push(name);
             match rows.iter_mut().find(|(_, old)| old.name.0.eq_ignore_ascii_case(name)) {
                 Some((at, old)) => {
-                    *old = changed(old, row);
+                    *old = overlay(old, row);
                     *at = place;
                 }
                 None => rows.push((place, row.clone())),
@@ -126,7 +128,7 @@ impl Compiler {
 
     fn header(&mut self, row: &HeaderRow, on: ResponseKinds, place: &Place) -> Option<Header> {
         let name = row.name.0.as_str();
-        if NOT_OURS.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
+        if SERVER_HEADERS.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
             let message =
                 format!("{name:?} belongs to the HTTP server; `content_type` of an answer names a body's type");
             self.wrong(place.at("name"), message);
@@ -135,7 +137,7 @@ impl Compiler {
             (Some(values), None, None) => self.values(values, row, place)?,
             (None, Some(text), None) => Content::Text(text.0.as_str().into()),
             (None, None, Some(refusing)) => {
-                let pair = |pair: &format::Refusing| (self.which(&pair.quota), pair.text.0.as_str().into());
+                let pair = |pair: &format::RefusalText| (self.selector(&pair.quota), pair.text.0.as_str().into());
                 Content::FirstRefusing(refusing.iter().map(pair).collect())
             }
             _ => {
@@ -163,18 +165,18 @@ impl Compiler {
             return None;
         }
         let quota = match &row.quota {
-            None | Some(format::Selector::Speaking(_)) => None,
-            Some(format::Selector::Which(which)) => Some(self.which(which)),
+            None | Some(format::Selector::Binding(_)) => None,
+            Some(format::Selector::Quota(quota)) => Some(self.selector(quota)),
         };
         Some(Content::Values { quota, words, format: row.format })
     }
 
-    /// The selector's index; each is found once an answer, for however many headers.
-    fn which(&mut self, which: &Which) -> usize {
+    /// The index of the selector. Several headers share one, so that each quota is chosen once for a response.
+    fn selector(&mut self, quota: &QuotaSelector) -> usize {
         let selector = Selector {
-            unit: which.unit.as_ref().map(|unit| UnitId::of(&unit.0)),
-            length_ms: which.per.as_ref().map(Length::ms),
-            name: which.name.as_ref().map(|name| name.0.as_str().into()),
+            unit: quota.unit.as_ref().map(|unit| UnitId::of(&unit.0)),
+            length_ms: quota.per.as_ref().map(Length::ms),
+            name: quota.name.as_ref().map(|name| name.0.as_str().into()),
         };
         let known = self.selectors.iter().position(|known| *known == selector);
         known.unwrap_or_else(|| {
@@ -195,19 +197,19 @@ impl Compiler {
         // What is inherited has been checked where it was written.
         let body_is_own = own.body.is_some();
         let selector = own.quota.or(inherited.quota);
-        let about = match &selector {
-            None | Some(format::Selector::Speaking(_)) => About::Speaking,
-            Some(format::Selector::Which(which)) => About::Selected(self.which(which)),
+        let choice = match &selector {
+            None | Some(format::Selector::Binding(_)) => QuotaChoice::Binding,
+            Some(format::Selector::Quota(quota)) => QuotaChoice::Selected(self.selector(quota)),
         };
         let body = own.body.or(inherited.body).and_then(|body| {
             if body_is_own && body.to_string().len() > MAX_BODY_BYTES {
                 self.wrong(place.at("body"), format!("is too large; a body has at most {MAX_BODY_BYTES} bytes"));
             }
-            let check = |placeholder| said_on(placeholder, reason, about);
-            match Template::parse(&body, about, &check) {
+            let check = |placeholder| check_placeholder(placeholder, reason, choice);
+            match Template::parse(&body, choice, &check) {
                 Ok(template) => Some(template),
                 Err(mistakes) => {
-                    // The three kinds of bad keys share a body; its mistakes are said once.
+                    // The three kinds of invalid keys share a body, whose mistakes are reported once.
                     for message in mistakes {
                         let mistake = (place.at("body"), message);
                         if !self.mistakes.contains(&mistake) {
@@ -227,18 +229,18 @@ impl Compiler {
     }
 }
 
-/// The row with what `by` says of it.
-fn changed(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
-    let speaks = by.value.is_some() || by.text.is_some() || by.first_refusing.is_some();
+/// The row, with every field that `by` gives replaced.
+fn overlay(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
+    let has_content = by.value.is_some() || by.text.is_some() || by.first_refusing.is_some();
     let (by, row) = (by.clone(), row.clone());
     HeaderRow {
         name: by.name,
         quota: by.quota.or(row.quota),
-        value: if speaks { by.value } else { row.value },
-        text: if speaks { by.text } else { row.text },
-        first_refusing: if speaks { by.first_refusing } else { row.first_refusing },
-        // Another value is said in a way of its own.
-        format: by.format.or(if speaks { None } else { row.format }),
+        value: if has_content { by.value } else { row.value },
+        text: if has_content { by.text } else { row.text },
+        first_refusing: if has_content { by.first_refusing } else { row.first_refusing },
+        // A new value does not take the format of the old one.
+        format: by.format.or(if has_content { None } else { row.format }),
         on: by.on.or(row.on),
         unlimited: by.unlimited.or(row.unlimited),
         missing: by.missing.or(row.missing),
@@ -278,32 +280,34 @@ fn default_status(reason: Reason) -> u16 {
     }
 }
 
-fn kinds_of(on: &On) -> ResponseKinds {
-    match on {
-        On::One(word) => kinds(*word),
-        On::Any(words) => words.iter().fold(ResponseKinds::NONE, |set, word| set.and(kinds(*word))),
+fn kinds_of(filter: &KindFilter) -> ResponseKinds {
+    match filter {
+        KindFilter::One(word) => kinds(*word),
+        KindFilter::Any(words) => words.iter().fold(ResponseKinds::NONE, |set, word| set.union(kinds(*word))),
     }
 }
 
-fn kinds(word: OnWord) -> ResponseKinds {
+fn kinds(word: KindName) -> ResponseKinds {
     let on = |reason| ResponseKinds::matching(|kind| kind == ResponseKind::Refused(reason));
     match word {
-        OnWord::Always => ResponseKinds::matching(|_| true),
-        OnWord::Never => ResponseKinds::NONE,
-        OnWord::Allowed => ResponseKinds::matching(|kind| kind == ResponseKind::Allowed),
-        OnWord::Refused => ResponseKinds::matching(|kind| kind != ResponseKind::Allowed),
-        OnWord::QuotaExceeded => on(Reason::QuotaExceeded),
-        OnWord::CostAboveLimit => on(Reason::CostAboveLimit),
-        OnWord::Blocked => on(Reason::Blocked),
-        OnWord::UploadTooLarge => on(Reason::UploadTooLarge),
-        OnWord::BadKey => ResponseKinds::matching(|kind| matches!(kind, ResponseKind::Refused(Reason::InvalidKey(_)))),
-        OnWord::UnknownKey => on(Reason::InvalidKey(InvalidKey::Unknown)),
-        OnWord::RevokedKey => on(Reason::InvalidKey(InvalidKey::Revoked)),
-        OnWord::ExpiredKey => on(Reason::InvalidKey(InvalidKey::Expired)),
+        KindName::Always => ResponseKinds::matching(|_| true),
+        KindName::Never => ResponseKinds::NONE,
+        KindName::Allowed => ResponseKinds::matching(|kind| kind == ResponseKind::Allowed),
+        KindName::Refused => ResponseKinds::matching(|kind| kind != ResponseKind::Allowed),
+        KindName::QuotaExceeded => on(Reason::QuotaExceeded),
+        KindName::CostAboveLimit => on(Reason::CostAboveLimit),
+        KindName::Blocked => on(Reason::Blocked),
+        KindName::UploadTooLarge => on(Reason::UploadTooLarge),
+        KindName::BadKey => {
+            ResponseKinds::matching(|kind| matches!(kind, ResponseKind::Refused(Reason::InvalidKey(_))))
+        }
+        KindName::UnknownKey => on(Reason::InvalidKey(InvalidKey::Unknown)),
+        KindName::RevokedKey => on(Reason::InvalidKey(InvalidKey::Revoked)),
+        KindName::ExpiredKey => on(Reason::InvalidKey(InvalidKey::Expired)),
     }
 }
 
-/// What is wrong with this way to say that value, if anything.
+/// Why this format does not fit the value, if it does not.
 fn misformatted(word: ValueWord, format: Option<Format>) -> Option<String> {
     let fits = match (kind(word), format) {
         (_, None) | (Kind::Number, Some(Format::Integer)) => true,
@@ -344,8 +348,8 @@ fn kind(word: ValueWord) -> Kind {
     }
 }
 
-/// Whether a body for this reason can have the value, so that no sentence is left with a hole.
-fn said_on(placeholder: Placeholder, reason: Reason, about: About) -> Result<(), String> {
+/// Whether a body for this reason always has the value, so that no sentence has a gap.
+fn check_placeholder(placeholder: Placeholder, reason: Reason, choice: QuotaChoice) -> Result<(), String> {
     use ValueWord as W;
     let Placeholder { word, format } = placeholder;
     if let Some(wrong) = misformatted(word, format) {
@@ -371,7 +375,8 @@ fn said_on(placeholder: Placeholder, reason: Reason, about: About) -> Result<(),
         | W::Unit
         | W::Window
         | W::Violated => (
-            matches!(reason, Reason::QuotaExceeded | Reason::CostAboveLimit) || of_call && about != About::Speaking,
+            matches!(reason, Reason::QuotaExceeded | Reason::CostAboveLimit)
+                || of_call && choice != QuotaChoice::Binding,
             "in quota_exceeded and cost_above_limit",
         ),
     };

@@ -6,7 +6,7 @@ use tollgate_core::amount::Limit;
 
 use super::{
     ResponseKind,
-    value::{About, Seen},
+    value::{QuotaChoice, RenderContext},
 };
 use crate::{
     decision::QuotaStatus,
@@ -19,29 +19,29 @@ pub(super) struct Header {
     pub(super) name: Box<str>,
     pub(super) on: ResponseKinds,
     pub(super) content: Content,
-    /// Instead of the limit, the rest and the reset of an unlimited quota.
+    /// Stands for the limit, the remaining amount and the reset of an unlimited quota.
     pub(super) unlimited: Option<Box<str>>,
-    /// Where there is nothing else to say.
+    /// Stands where there is no other value.
     pub(super) missing: Option<Box<str>>,
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug)]
 pub(super) enum Content {
     /// Always the same.
     Text(Box<str>),
     /// The text of the first of these selectors whose quota refuses.
     FirstRefusing(Vec<(usize, Box<str>)>),
-    /// The first of these values that there is.
+    /// The first of these values that exists.
     Values {
-        /// The quota spoken of; where one is named, it has to apply.
+        /// The selector of the quota; `None` is the binding quota. A selected quota has to apply to the call.
         quota: Option<usize>,
         words: Vec<ValueWord>,
         format: Option<Format>,
     },
 }
 
-/// A set of kinds.
+/// A set of kinds of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResponseKinds(u8);
 
@@ -54,7 +54,7 @@ impl ResponseKinds {
     }
 
     #[must_use]
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(super) fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -64,29 +64,30 @@ impl ResponseKinds {
 }
 
 impl Header {
-    /// Name and value, if it stands on this answer.
-    pub(super) fn render(&self, seen: &Seen<'_>) -> Option<(String, String)> {
-        if !self.on.contains(seen.facts.kind) {
+    /// Name and value, if this response has the header.
+    pub(super) fn render(&self, context: &RenderContext<'_>) -> Option<(String, String)> {
+        if !self.on.contains(context.facts.kind) {
             return None;
         }
         let fixed = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
         let value = match &self.content {
             Content::Text(text) => Some(text.to_string()),
             Content::FirstRefusing(pairs) => {
-                let refuses = |selector| seen.quota(About::Selected(selector)).is_some_and(QuotaStatus::denies);
+                let refuses =
+                    |selector| context.quota(QuotaChoice::Selected(selector)).is_some_and(QuotaStatus::denies);
                 let first = pairs.iter().find(|(selector, _)| refuses(*selector));
                 first.map(|(_, text)| text.to_string()).or_else(|| fixed(&self.missing))
             }
             Content::Values { quota, words, format } => {
-                let status = seen.quota(quota.map_or(About::Speaking, About::Selected));
+                let status = context.quota(quota.map_or(QuotaChoice::Binding, QuotaChoice::Selected));
                 let unlimited = status.is_some_and(|status| status.limit == Limit::Unlimited);
                 if quota.is_some() && status.is_none() {
                     fixed(&self.missing)
                 } else if unlimited && words.iter().any(|word| needs_limit(*word)) {
                     fixed(&self.unlimited)
                 } else {
-                    let said = words.iter().find_map(|word| Some((*word, seen.say(*word, status)?)));
-                    let text = said.map(|(word, said)| encoded(&said.text(word, *format, seen.facts.now)));
+                    let found = words.iter().find_map(|word| Some((*word, context.value(*word, status)?)));
+                    let text = found.map(|(word, value)| encoded(&value.text(word, *format, context.facts.now)));
                     text.or_else(|| fixed(&self.missing))
                 }
             }

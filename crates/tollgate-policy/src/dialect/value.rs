@@ -1,8 +1,8 @@
-//! What headers and bodies say: values, and how they are written.
+//! The values in headers and bodies, and how they are written.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use serde_json::Value;
+use serde_json::Value as Json;
 use smallvec::SmallVec;
 use tollgate_core::{amount::Limit, claim::Fit, time::Timestamp, window::Window};
 
@@ -12,86 +12,86 @@ use crate::{
     format::dialect::{Format, ValueWord},
 };
 
-/// The facts, with what the dialect has found in them.
-pub(super) struct Seen<'f> {
+/// What a dialect renders: the facts, and the quotas that its selectors choose.
+pub(super) struct RenderContext<'f> {
     pub(super) facts: &'f Facts<'f>,
-    /// For each selector of the dialect, the quota it means.
+    /// For each selector of the dialect, the index of the quota that it chooses.
     pub(super) chosen: SmallVec<[Option<usize>; 8]>,
     pub(super) retry_within_ms: Option<u64>,
 }
 
-/// Which quota is spoken of.
+/// The quota that a value is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum About {
-    /// The one that speaks for the decision.
-    Speaking,
-    /// What this selector of the dialect means.
+pub(super) enum QuotaChoice {
+    /// The binding one of the decision.
+    Binding,
+    /// The one that this selector of the dialect chooses.
     Selected(usize),
 }
 
 /// A value, before it is written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said<'f> {
+pub(super) enum Value<'f> {
     Number(u64),
-    At(Timestamp),
+    Time(Timestamp),
     Text(Cow<'f, str>),
     Names(Vec<&'f str>),
 }
 
-impl<'f> Seen<'f> {
-    pub(super) fn quota(&self, about: About) -> Option<&'f QuotaStatus<'f>> {
-        let at = match about {
-            About::Speaking => self.facts.speaker,
-            About::Selected(selector) => self.chosen.get(selector).copied().flatten(),
+impl<'f> RenderContext<'f> {
+    pub(super) fn quota(&self, choice: QuotaChoice) -> Option<&'f QuotaStatus<'f>> {
+        let at = match choice {
+            QuotaChoice::Binding => self.facts.speaker,
+            QuotaChoice::Selected(selector) => self.chosen.get(selector).copied().flatten(),
         };
         self.facts.quotas.get(at?)
     }
 
-    /// What there is to say; `quota` is the one spoken of.
-    pub(super) fn say(&self, word: ValueWord, quota: Option<&'f QuotaStatus<'f>>) -> Option<Said<'f>> {
+    /// The value of `word`, if there is one. `quota` is the one that it is about.
+    pub(super) fn value(&self, word: ValueWord, quota: Option<&'f QuotaStatus<'f>>) -> Option<Value<'f>> {
         let facts = self.facts;
-        let text = |text: &'f str| Some(Said::Text(text.into()));
+        let text = |text: &'f str| Some(Value::Text(text.into()));
         match word {
             ValueWord::Limit => match quota?.limit {
-                Limit::Finite(limit) => Some(Said::Number(limit.get())),
+                Limit::Finite(limit) => Some(Value::Number(limit.get())),
                 Limit::Unlimited => None,
             },
-            ValueWord::Remaining => quota?.remaining().map(|remaining| Said::Number(remaining.get())),
-            ValueWord::Used => Some(Said::Number(quota?.used.get())),
-            ValueWord::Cost => Some(Said::Number(facts.usage?.of(quota?.quota.unit.id).get())),
+            ValueWord::Remaining => quota?.remaining().map(|remaining| Value::Number(remaining.get())),
+            ValueWord::Used => Some(Value::Number(quota?.used.get())),
+            ValueWord::Cost => Some(Value::Number(facts.usage?.of(quota?.quota.unit.id).get())),
             ValueWord::Reset | ValueWord::ResetsAt if quota?.limit == Limit::Unlimited => None,
             ValueWord::Reset => match (quota?.fit, quota?.resets_at) {
-                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(Said::At(at)),
+                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(Value::Time(at)),
             },
-            ValueWord::ResetsAt => Some(Said::At(quota?.resets_at)),
+            ValueWord::ResetsAt => Some(Value::Time(quota?.resets_at)),
             ValueWord::Quota => text(&quota?.quota.name),
             ValueWord::Label => text(&quota?.quota.label),
             ValueWord::Unit => text(&quota?.quota.unit.name),
-            ValueWord::Window => Some(Said::Text(window(&quota?.quota.window))),
-            ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(Said::At),
-            ValueWord::ShouldRetry => self.is_pointless().then_some(Said::Text("false".into())),
+            ValueWord::Window => Some(Value::Text(window(&quota?.quota.window))),
+            ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(Value::Time),
+            ValueWord::ShouldRetry => self.retry_is_useless().then_some(Value::Text("false".into())),
             ValueWord::Reason => text(facts.kind.name()),
             ValueWord::Message => text(facts.message.as_deref()?),
-            ValueWord::Violated => Some(Said::Names(violated(facts))),
-            ValueWord::IetfPolicies => ietf::policies(facts).map(|field| Said::Text(field.into())),
-            ValueWord::IetfLimits => ietf::limits(facts).map(|field| Said::Text(field.into())),
+            ValueWord::Violated => Some(Value::Names(violated(facts))),
+            ValueWord::IetfPolicies => ietf::policies(facts).map(|field| Value::Text(field.into())),
+            ValueWord::IetfLimits => ietf::limits(facts).map(|field| Value::Text(field.into())),
             ValueWord::Resource => text(facts.resource?),
             ValueWord::Tier => text(facts.tier?),
-            ValueWord::Priority => facts.priority.map(|priority| Said::Number(priority.into())),
+            ValueWord::Priority => facts.priority.map(|priority| Value::Number(priority.into())),
             ValueWord::Account => text(facts.account?),
             ValueWord::ApiKeyId => text(facts.api_key_id?),
             ValueWord::Domain => text(facts.domain?),
         }
     }
 
-    /// Whether a client that tries again by itself only does harm: it never will be admitted as it is, or not before
-    /// the client's patience ends, which then falls back to a short one.
-    fn is_pointless(&self) -> bool {
+    /// Whether a client should not try again by itself: the call will never be admitted as it is, or only after the
+    /// longest wait that clients honour. A client that is told a longer wait uses a short one of its own.
+    fn retry_is_useless(&self) -> bool {
         let wait = self.facts.retry_at.map(|at| at.ms_since(self.facts.now));
         match (self.facts.kind, wait) {
             (ResponseKind::Allowed, _) => false,
             (ResponseKind::Refused(_), None) => true,
-            (ResponseKind::Refused(_), Some(wait)) => self.retry_within_ms.is_some_and(|patience| wait > patience),
+            (ResponseKind::Refused(_), Some(wait)) => self.retry_within_ms.is_some_and(|longest| wait > longest),
         }
     }
 }
@@ -107,27 +107,27 @@ fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
     names
 }
 
-impl Said<'_> {
-    /// In one line of text.
+impl Value<'_> {
+    /// As one line of text.
     pub(super) fn text(&self, word: ValueWord, format: Option<Format>, now: Timestamp) -> String {
         match self {
             Self::Number(number) => number.to_string(),
-            Self::At(at) => moment(*at, format.unwrap_or(default_format(word)), now),
+            Self::Time(at) => format_time(*at, format.unwrap_or(default_format(word)), now),
             Self::Text(text) => text.to_string(),
             Self::Names(names) => names.join(", "),
         }
     }
 
     /// As JSON: whole numbers are numbers.
-    pub(super) fn json(self, word: ValueWord, format: Option<Format>, now: Timestamp) -> Value {
+    pub(super) fn json(self, word: ValueWord, format: Option<Format>, now: Timestamp) -> Json {
         match self {
             Self::Number(number) => number.into(),
-            Self::At(at) => {
+            Self::Time(at) => {
                 let format = format.unwrap_or(default_format(word));
-                let text = moment(at, format, now);
+                let text = format_time(at, format, now);
                 match format {
                     Format::GoDuration | Format::Rfc3339 => text.into(),
-                    _ => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+                    _ => text.parse::<u64>().map_or_else(|_| text.into(), Json::from),
                 }
             }
             Self::Text(text) => text.into_owned().into(),
@@ -136,13 +136,13 @@ impl Said<'_> {
     }
 }
 
-/// How a moment is said if the table does not say how.
+/// The format of a time where the table gives none.
 fn default_format(word: ValueWord) -> Format {
     if word == ValueWord::RetryAfter { Format::DeltaSeconds } else { Format::EpochSeconds }
 }
 
-/// Rounded up everywhere: who comes at that time is not too early.
-fn moment(at: Timestamp, format: Format, now: Timestamp) -> String {
+/// Every format rounds up, so that a client that comes at the written time is not too early.
+fn format_time(at: Timestamp, format: Format, now: Timestamp) -> String {
     let second = at.as_ms().div_ceil(1000);
     let wait_ms = at.ms_since(now);
     match format {
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_never_early() {
+    fn written_times_are_never_early() {
         let (now, at) = (Timestamp::from_ms(1_746_575_999_500), Timestamp::from_ms(1_746_576_000_001));
-        let said = |format| moment(at, format, now);
-        assert_eq!(said(Format::EpochSeconds), "1746576001");
-        assert_eq!(said(Format::EpochMilliseconds), "1746576000001");
-        assert_eq!(said(Format::DeltaSeconds), "1");
-        assert_eq!(said(Format::DeltaMilliseconds), "501");
-        assert_eq!(said(Format::GoDuration), "501ms");
-        assert_eq!(said(Format::Rfc3339), "2025-05-07T00:00:01Z");
+        let written = |format| format_time(at, format, now);
+        assert_eq!(written(Format::EpochSeconds), "1746576001");
+        assert_eq!(written(Format::EpochMilliseconds), "1746576000001");
+        assert_eq!(written(Format::DeltaSeconds), "1");
+        assert_eq!(written(Format::DeltaMilliseconds), "501");
+        assert_eq!(written(Format::GoDuration), "501ms");
+        assert_eq!(written(Format::Rfc3339), "2025-05-07T00:00:01Z");
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::policy::{Place, Step};
 
 /// What the schema says of a file.
-pub(crate) struct Checked {
+pub(crate) struct StructureCheck {
     pub(crate) mistakes: Vec<(Place, String)>,
     /// The file without the keys that nothing knows, and without the items of lists that are wrong, so that
     /// what is left can be checked for its meaning.
@@ -23,7 +23,7 @@ pub(crate) struct Checked {
     left_out: BTreeSet<Place>,
 }
 
-impl Checked {
+impl StructureCheck {
     /// Where a place of the rest stood in the file: items behind one that was left out have moved up.
     pub(crate) fn original(&self, place: &Place) -> Place {
         place.steps().iter().fold(Place::root(), |around, step| match step {
@@ -37,14 +37,14 @@ impl Checked {
 }
 
 /// Checks the structure of a file, or of a part of one.
-pub(crate) fn check(mut value: Value, schema: &Value) -> Checked {
+pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
     let marked = &with_whole_numbers(schema);
     let options = jsonschema::options().with_keyword(WHOLE, |_, _, _| Ok(Box::new(WholeNumber)));
     let validator = match options.build(marked) {
         Ok(validator) => validator,
         Err(error) => {
             let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
-            return Checked { mistakes, rest: value, wrong: Vec::new(), left_out: BTreeSet::new() };
+            return StructureCheck { mistakes, rest: value, wrong: Vec::new(), left_out: BTreeSet::new() };
         }
     };
     let mut left_out = BTreeSet::new();
@@ -78,7 +78,7 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> Checked {
             items.remove(*index);
         }
     }
-    Checked { mistakes, rest: value, wrong, left_out }
+    StructureCheck { mistakes, rest: value, wrong, left_out }
 }
 
 /// The keyword that stands beside `"type": "integer"`, by which JSON Schema takes `1000.0`, and so `1e3`, for an integer.

@@ -44,8 +44,8 @@ pub(crate) struct Table {
     pub retry_within: Option<Length>,
     /// On which answers headers stand that do not say so themselves. `always` unless given.
     #[serde(default)]
-    #[schemars(with = "On")]
-    pub on: Option<On>,
+    #[schemars(with = "KindFilter")]
+    pub on: Option<KindFilter>,
     /// The headers, in their order.
     #[serde(default)]
     #[schemars(length(max = 64))]
@@ -80,12 +80,12 @@ pub(crate) struct HeaderRow {
     pub text: Option<HeaderText>,
     /// It says the text of the first of these quotas that refuses the call.
     #[serde(default)]
-    #[schemars(with = "Vec<Refusing>", length(min = 1, max = 16))]
-    pub first_refusing: Option<Vec<Refusing>>,
+    #[schemars(with = "Vec<RefusalText>", length(min = 1, max = 16))]
+    pub first_refusing: Option<Vec<RefusalText>>,
     /// On which answers it stands.
     #[serde(default)]
-    #[schemars(with = "On")]
-    pub on: Option<On>,
+    #[schemars(with = "KindFilter")]
+    pub on: Option<KindFilter>,
     /// What it says instead of the limit, the rest and the reset of an unlimited quota. Left out unless given.
     #[serde(default)]
     #[schemars(with = "HeaderText")]
@@ -99,9 +99,10 @@ pub(crate) struct HeaderRow {
 /// A quota, and the text for it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Refusing {
+#[schemars(rename = "Refusing")]
+pub(crate) struct RefusalText {
     /// The quota.
-    pub quota: Which,
+    pub quota: QuotaSelector,
     /// The text.
     pub text: HeaderText,
 }
@@ -111,14 +112,16 @@ pub(crate) struct Refusing {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Selector {
-    Speaking(Speaking),
-    Which(Which),
+    Binding(BindingQuota),
+    Quota(QuotaSelector),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Speaking {
-    Speaking,
+#[schemars(rename = "Speaking")]
+pub(crate) enum BindingQuota {
+    #[serde(rename = "speaking")]
+    Binding,
 }
 
 /// Which quota, by unit, window and name. Of several, the one that refuses for longest; otherwise the one with the
@@ -126,7 +129,8 @@ pub(crate) enum Speaking {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1))]
-pub(crate) struct Which {
+#[schemars(rename = "Which")]
+pub(crate) struct QuotaSelector {
     /// What it counts.
     #[serde(default)]
     #[schemars(with = "Word")]
@@ -197,14 +201,16 @@ pub(crate) enum Format {
 /// `always`, `never`, `allowed`, `refused`, `bad_key`, a reason such as `quota_exceeded`, or a list of these.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(crate) enum On {
-    One(OnWord),
-    Any(#[schemars(length(min = 1, max = 16))] Vec<OnWord>),
+#[schemars(rename = "On")]
+pub(crate) enum KindFilter {
+    One(KindName),
+    Any(#[schemars(length(min = 1, max = 16))] Vec<KindName>),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum OnWord {
+#[schemars(rename = "OnWord")]
+pub(crate) enum KindName {
     Always,
     Never,
     Allowed,

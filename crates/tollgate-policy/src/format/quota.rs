@@ -25,8 +25,8 @@ pub(crate) struct CounterLimit {
     pub unit: Word,
     /// The window; `concurrent_requests` have none.
     #[serde(default)]
-    #[schemars(with = "Per")]
-    pub per: Option<Per>,
+    #[schemars(with = "Window")]
+    pub per: Option<Window>,
     /// How much fits in a window.
     pub limit: Limit,
     /// Whose counter it is. An override with a scope replaces only the limit of the quota of this scope; one without
@@ -104,7 +104,8 @@ pub(crate) struct Share(#[schemars(range(max = 100))] pub u8);
 /// A trailing window, such as `minute`, `30s` or `12h`, or calendar periods, such as `{calendar: day, zone: UTC}`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(crate) enum Per {
+#[schemars(rename = "Per")]
+pub(crate) enum Window {
     Trailing(Length),
     Calendar(Calendar),
 }

@@ -210,7 +210,7 @@ const AUTHENTICATION_MESSAGE: &str =
     "Too many failed attempts (> {limit}) to authenticate. Please wait {block_seconds}s and try again.";
 
 /// What a rule of either kind says.
-struct Terms<'a> {
+struct RuleFields<'a> {
     /// The statuses that are failures; none stands for all from 400 on.
     statuses: SmallVec<[RangeInclusive<u16>; 2]>,
     counts_refusals: bool,
@@ -239,7 +239,7 @@ impl Builder {
             if name == AUTHENTICATION {
                 self.error(place.clone(), Problem::ReservedRule);
             }
-            let terms = Terms {
+            let fields = RuleFields {
                 statuses: rule.statuses.iter().map(format::abuse::Status::range).collect(),
                 counts_refusals: rule.count_refusals,
                 limit: rule.limit,
@@ -249,11 +249,11 @@ impl Builder {
                 message: rule.message.as_ref(),
                 default_message: MESSAGE,
             };
-            rules.extend(self.abuse_rule(name, terms, &place).map(|rule| (rule, place)));
+            rules.extend(self.abuse_rule(name, fields, &place).map(|rule| (rule, place)));
         }
         let place = place.at(AUTHENTICATION);
         let authentication = section.authentication.as_ref().and_then(|rule| {
-            let terms = Terms {
+            let fields = RuleFields {
                 statuses: SmallVec::new(),
                 counts_refusals: false,
                 limit: rule.limit,
@@ -263,32 +263,32 @@ impl Builder {
                 message: rule.message.as_ref(),
                 default_message: AUTHENTICATION_MESSAGE,
             };
-            self.abuse_rule(AUTHENTICATION, terms, &place)
+            self.abuse_rule(AUTHENTICATION, fields, &place)
         });
         self.no_clash(rules.iter().map(|(rule, place)| (rule, place)).chain(authentication.iter().zip([&place])));
         (rules.into_iter().map(|(rule, _)| rule).collect(), authentication)
     }
 
-    fn abuse_rule(&mut self, name: &str, terms: Terms<'_>, place: &Place) -> Option<AbuseRule> {
-        let scope = self.scope(terms.scope, Chain::Account, place);
-        let mut statuses = terms.statuses;
+    fn abuse_rule(&mut self, name: &str, fields: RuleFields<'_>, place: &Place) -> Option<AbuseRule> {
+        let scope = self.scope(fields.scope, Chain::Account, place);
+        let mut statuses = fields.statuses;
         for (at, range) in statuses.iter().enumerate().filter(|(_, range)| range.is_empty()) {
             self.error(place.at("statuses").at(at), Problem::EmptyRange(*range.start(), *range.end()));
         }
         if statuses.is_empty() {
             statuses.push(400..=599);
         }
-        let limit = self.checked(Amount::try_from(terms.limit.0), place.at("limit"));
-        let window = self.checked(SlidingWindow::from_ms(terms.per.ms()), place.at("per"));
-        let block = self.checked(SlidingWindow::from_ms(terms.block.ms()), place.at("block"));
-        let message = terms.message.map_or(terms.default_message, |message| &message.0);
+        let limit = self.checked(Amount::try_from(fields.limit.0), place.at("limit"));
+        let window = self.checked(SlidingWindow::from_ms(fields.per.ms()), place.at("per"));
+        let block = self.checked(SlidingWindow::from_ms(fields.block.ms()), place.at("block"));
+        let message = fields.message.map_or(fields.default_message, |message| &message.0);
         let message = self.checked(Template::parse(message), place.at("message"));
         // No unit of a policy has a dot in its name.
         let unit = |of: &str| UnitId::of(&format!("{of}.{name}"));
         Some(AbuseRule {
             name: name.into(),
             statuses: Statuses(statuses),
-            counts_refusals: terms.counts_refusals,
+            counts_refusals: fields.counts_refusals,
             limit: limit?,
             window: window?,
             block: block?,

@@ -11,7 +11,7 @@ use tollgate_core::{
 };
 
 use crate::{
-    format::{self, Per, PolicyFile, Word},
+    format::{self, PolicyFile, Word},
     policy::{
         Chain, CompileError, Place, Policy, Problem, Quota, Resource, Scope, Scopes, Unit,
         pattern::Pattern,
@@ -179,13 +179,13 @@ impl Builder {
         })
     }
 
-    fn window(&mut self, per: Option<&Per>, place: &Place) -> Option<Window> {
+    fn window(&mut self, per: Option<&format::Window>, place: &Place) -> Option<Window> {
         match per {
             None => Some(Window::Concurrent),
-            Some(Per::Trailing(length)) => {
+            Some(format::Window::Trailing(length)) => {
                 self.checked(SlidingWindow::from_ms(length.ms()), place.clone()).map(Window::Sliding)
             }
-            Some(Per::Calendar(calendar)) => {
+            Some(format::Window::Calendar(calendar)) => {
                 let unit = calendar.calendar.into();
                 let zone = calendar.zone.as_ref().map_or("UTC", |zone| &zone.0);
                 let window = self.checked(CalendarWindow::new(unit, zone), place.at("zone"))?;

@@ -8,7 +8,7 @@ use crate::{
         CompileError, Place, Policy, Resource, Tier, TierId,
         builder::Builder,
         estimate::{ClassEstimates, inputs_of},
-        ledgers::Ledgers,
+        footprint::LedgerFootprint,
         plan::Plans,
         rules::{Rules, TierRules},
     },
@@ -53,23 +53,23 @@ impl Policy {
             builder.unknown("tier", &file.default_tier.0, file.tiers.keys(), root.at("default_tier"));
         }
         let mut plans = Plans::default();
-        let mut ledgers = Ledgers::default();
+        let mut footprint = LedgerFootprint::default();
         let mut counted = HashSet::new();
         for ((name, _), tier) in file.tiers.iter().zip(&tiers) {
             for (at, resource) in resources.iter().enumerate() {
                 let rules = Rules { tier, resource, classes: &classes, provider_classes: &provider_classes };
                 let plan = plans.add(&mut builder, &rules, name);
                 if counted.insert((plan, at)) {
-                    plans.distinct[plan].quotas.iter().for_each(|quota| ledgers.add(quota, at));
+                    plans.distinct[plan].quotas.iter().for_each(|quota| footprint.add(quota, at));
                 }
             }
         }
         let (abuse, authentication) = builder.abuse(&file.abuse, &root.at("abuse"));
         for rule in abuse.iter().chain(&authentication) {
             let each = if rule.scope.names_resource() { resources.len() } else { 1 };
-            (0..each).for_each(|resource| ledgers.add_rule(rule, resource));
+            (0..each).for_each(|resource| footprint.add_rule(rule, resource));
         }
-        for (resource, problem) in ledgers.too_large() {
+        for (resource, problem) in footprint.too_large() {
             let place = resource.map_or_else(|| root.at("tiers"), |at| resources[at].place.clone());
             builder.error(place, problem);
         }
@@ -89,7 +89,7 @@ impl Policy {
             plans: plans.distinct,
             plan_of: plans.table,
             scopes,
-            ledgers,
+            footprint,
             inputs,
             abuse,
             authentication,

@@ -15,7 +15,7 @@ mod builder;
 mod compile;
 mod error;
 mod estimate;
-mod ledgers;
+mod footprint;
 mod overrides;
 mod pattern;
 mod plan;
@@ -64,7 +64,7 @@ pub struct Policy {
     /// Indexes into `plans`: a row for each tier, a column for each resource.
     plan_of: Vec<usize>,
     scopes: Scopes,
-    ledgers: ledgers::Ledgers,
+    footprint: footprint::LedgerFootprint,
     inputs: Vec<Arc<str>>,
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,

@@ -81,7 +81,7 @@ impl Policy {
         if counters.len() > MAX_COUNTERS {
             builder.error(place.clone(), Problem::TooManyOverriddenCounters(MAX_COUNTERS));
         }
-        if let Some(problem) = self.ledgers.too_large_with(&counters) {
+        if let Some(problem) = self.footprint.too_large_with(&counters) {
             builder.error(place.clone(), problem);
         }
         if !builder.errors.is_empty() {

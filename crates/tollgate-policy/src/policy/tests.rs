@@ -7,7 +7,7 @@ use tollgate_core::{
 };
 
 use super::*;
-use crate::format::{self, Length, Name, Per, PolicyFile, Quotas, Rule, Word};
+use crate::format::{self, Length, Name, PolicyFile, Quotas, Rule, Word};
 
 mod abuse;
 
@@ -26,8 +26,8 @@ fn name(name: &str) -> Name {
     Name(name.to_owned())
 }
 
-fn trailing(length: &str) -> Per {
-    Per::Trailing(Length(length.to_owned()))
+fn trailing(length: &str) -> format::Window {
+    format::Window::Trailing(Length(length.to_owned()))
 }
 
 fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<String, T> {
@@ -45,7 +45,7 @@ fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -> format::Q
     }
 }
 
-fn counter(unit: &str, per: Per, limit: u64, attributes: &[&str]) -> format::CounterLimit {
+fn counter(unit: &str, per: format::Window, limit: u64, attributes: &[&str]) -> format::CounterLimit {
     format::CounterLimit {
         unit: Word(unit.to_owned()),
         per: Some(per),
@@ -96,12 +96,12 @@ fn mistakes(file: &PolicyFile) -> Vec<String> {
     Policy::compile(file).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
-struct Who {
+struct Client {
     account: Vec<Override>,
     key: Vec<Override>,
 }
 
-impl Who {
+impl Client {
     fn plain() -> Self {
         Self { account: Vec::new(), key: Vec::new() }
     }
@@ -153,7 +153,7 @@ fn number(limit: Limit) -> String {
 
 /// What one source of rules says.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Says {
+enum RuleSource {
     Nothing,
     Unlimited,
     Account,
@@ -161,23 +161,23 @@ enum Says {
     Both,
 }
 
-fn says() -> impl Strategy<Value = Says> {
+fn says() -> impl Strategy<Value = RuleSource> {
     prop_oneof![
-        4 => Just(Says::Nothing),
-        1 => Just(Says::Unlimited),
-        1 => Just(Says::Account),
-        1 => Just(Says::Key),
-        1 => Just(Says::Both),
+        4 => Just(RuleSource::Nothing),
+        1 => Just(RuleSource::Unlimited),
+        1 => Just(RuleSource::Account),
+        1 => Just(RuleSource::Key),
+        1 => Just(RuleSource::Both),
     ]
 }
 
-fn rule(says: Says, limit: u64) -> Option<Vec<format::Quota>> {
+fn rule(says: RuleSource, limit: u64) -> Option<Vec<format::Quota>> {
     match says {
-        Says::Nothing => None,
-        Says::Unlimited => Some(Vec::new()),
-        Says::Account => Some(vec![per_minute(limit)]),
-        Says::Key => Some(vec![per_key(limit)]),
-        Says::Both => Some(vec![per_key(limit), per_minute(limit)]),
+        RuleSource::Nothing => None,
+        RuleSource::Unlimited => Some(Vec::new()),
+        RuleSource::Account => Some(vec![per_minute(limit)]),
+        RuleSource::Key => Some(vec![per_key(limit)]),
+        RuleSource::Both => Some(vec![per_key(limit), per_minute(limit)]),
     }
 }
 
@@ -211,12 +211,12 @@ proptest! {
             tiers: map([("paid", tier)]),
             ..file([("chat/a", chat())], None)
         };
-        let winner = |own: Says| {
-            let speaks = |says: &Says| [own, Says::Both, Says::Unlimited].contains(says);
+        let winner = |own: RuleSource| {
+            let speaks = |says: &RuleSource| [own, RuleSource::Both, RuleSource::Unlimited].contains(says);
             let first = sources.iter().position(speaks)?;
-            Some((sources[first] != Says::Unlimited).then_some(first + 1))
+            Some((sources[first] != RuleSource::Unlimited).then_some(first + 1))
         };
-        let (account, key) = (winner(Says::Account), winner(Says::Key));
+        let (account, key) = (winner(RuleSource::Account), winner(RuleSource::Key));
         if account.is_none() && key.is_none() {
             prop_assert!(mistakes(&file)[0].contains("no rule gives it quotas in tier \"paid\""));
             return Ok(());
@@ -224,14 +224,14 @@ proptest! {
         let of_account = account.flatten().map(|limit| format!("requests_per_minute {limit} [account, resource]"));
         let of_key = key.flatten().map(|limit| format!("requests_per_minute {limit} [api_key, resource]"));
         let expected: Vec<String> = of_account.into_iter().chain(of_key).collect();
-        prop_assert_eq!(Who::plain().sees(&compiled(&file), "chat/a"), expected);
+        prop_assert_eq!(Client::plain().sees(&compiled(&file), "chat/a"), expected);
     }
 
     /// Names and usages from outside never panic, and what is refused is not resolved.
     #[test]
     fn any_input_is_answered(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
         let policy = compiled(&file([("é*", with_rule(Some(vec![per_minute(1)])))], None));
-        let who = Who::plain();
+        let who = Client::plain();
         let resolved = policy.resolve(&who.caller(&policy), &name).is_ok();
         prop_assert_eq!(resolved, name.starts_with('é') && pattern::is_name(&name));
         let usage = policy.usage([(unit.as_str(), amount)]);
@@ -244,9 +244,11 @@ fn exact_names_go_before_the_longest_wildcard() {
     let rule = |limit| with_rule(Some(vec![per_minute(limit)]));
     let each = format::Resource { counter: Counter::Each, ..rule(4) };
     let resources = [("prompt/*", rule(1)), ("prompt/long/*", rule(2)), ("prompt/exact", rule(3)), ("own/*", each)];
-    let policy =
-        compiled(&PolicyFile { unknown_resources: format::UnknownResources::Are(rule(5)), ..file(resources, None) });
-    let who = Who::plain();
+    let policy = compiled(&PolicyFile {
+        unknown_resources: format::UnknownResources::Resource(rule(5)),
+        ..file(resources, None)
+    });
+    let who = Client::plain();
     let check = |name: &str, canonical: &str, limit: &str| {
         let caller = who.caller(&policy);
         assert_eq!(policy.resolve(&caller, name).unwrap().resource(), canonical);
@@ -270,7 +272,7 @@ fn exact_names_go_before_the_longest_wildcard() {
 #[test]
 fn unknown_and_impossible_names_are_refused() {
     let policy = compiled(&file([("chat", with_rule(Some(Vec::new())))], None));
-    let who = Who::plain();
+    let who = Client::plain();
     let refused = |name: &str| policy.resolve(&who.caller(&policy), name).unwrap_err();
     assert_eq!(refused("speech"), ResolveError::UnknownResource);
     for name in ["", "a\nb", &"a".repeat(129)] {
@@ -287,7 +289,7 @@ fn overrides_patch_and_never_cross_chains() {
     let free = with_rule(Some(Vec::new()));
     let policy = compiled(&file([("chat/a", chat.clone()), ("chat/b", chat), ("free", free)], None));
     let sees = |account: &[format::Override], key: &[format::Override], name: &str| {
-        Who::with(&policy, account, key).sees(&policy, name).join(", ")
+        Client::with(&policy, account, key).sees(&policy, name).join(", ")
     };
     let base = "requests_per_minute 10 [account, resource], requests_per_minute 1000 [resource], \
                 requests_per_minute 5 [api_key, resource]";
@@ -307,7 +309,7 @@ fn overrides_patch_and_never_cross_chains() {
     assert_eq!(sees(&nested, &[], "chat/b"), base.replace("10 ", "3 "));
     assert_eq!(sees(&nested, &[], "chat/a"), base.replace("10 ", "2 "));
     // A caller without a key has no quotas of a key, whatever the overrides say.
-    let who = Who::with(&policy, &[], &[over(None, DAY, 7, &[])]);
+    let who = Client::with(&policy, &[], &[over(None, DAY, 7, &[])]);
     let caller = Caller { key: None, account_overrides: &who.key, ..who.caller(&policy) };
     let resolved = policy.resolve(&caller, "chat/a").unwrap();
     assert_eq!(resolved.quotas().len(), 2);
@@ -326,7 +328,7 @@ fn ledgers_are_named_by_scope_alone() {
     );
     quotas.remove(3);
     let policy = compiled(&file([("chat", with_rule(Some(quotas.clone()))), ("b", with_rule(Some(quotas)))], None));
-    let who = Who::plain();
+    let who = Client::plain();
     let ledgers = who.ledgers(&policy, "chat", "192.0.2.1");
     let of_account = policy.account_partition("acme");
     let within: Vec<bool> = ledgers.iter().map(|ledger| ledger.partition == of_account).collect();
@@ -347,7 +349,7 @@ fn ledgers_are_named_by_scope_alone() {
 fn claims_cost_what_the_usage_says() {
     let quotas = vec![per_minute(10), quota("tokens", MINUTE, 100, &[]), quota("requests", DAY, 50, &[])];
     let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
-    let who = Who::plain();
+    let who = Client::plain();
     let costs = |pairs: &[(&str, u64)]| {
         let usage = policy.usage(pairs.iter().copied()).unwrap();
         let caller = who.caller(&policy);
@@ -369,17 +371,17 @@ fn claims_cost_what_the_usage_says() {
 
 #[test]
 fn quotas_get_names_and_labels() {
-    let check = |unit: &str, per: Per, name: &str, label: &str| {
+    let check = |unit: &str, per: format::Window, name: &str, label: &str| {
         let quota = format::Quota { counter: counter(unit, per, 1, &[]), ..quota(unit, MINUTE, 1, &[]) };
         let policy = compiled(&file([("chat", with_rule(Some(vec![quota])))], None));
-        let who = Who::plain();
+        let who = Client::plain();
         let caller = who.caller(&policy);
         let resolved = policy.resolve(&caller, "chat").unwrap();
         let quota = resolved.quotas()[0].quota;
         assert_eq!((&*quota.name, &*quota.label), (name, label));
     };
     let berlin = || Some(format::Zone("Europe/Berlin".to_owned()));
-    let calendar = |unit| Per::Calendar(format::quota::Calendar { calendar: unit, zone: berlin() });
+    let calendar = |unit| format::Window::Calendar(format::quota::Calendar { calendar: unit, zone: berlin() });
     check("requests", trailing(MINUTE), "requests_per_minute", "RPM");
     check("tokens", trailing(DAY), "tokens_per_day", "TPD");
     check("tokens", trailing("30s"), "tokens_per_30s", "TP30S");
@@ -400,7 +402,10 @@ fn ledgers_that_would_not_fit_are_refused() {
     );
     // Calendar windows are single numbers, and do not count.
     let day = |unit: &str| {
-        let per = Per::Calendar(format::quota::Calendar { calendar: format::quota::CalendarUnit::Day, zone: None });
+        let per = format::Window::Calendar(format::quota::Calendar {
+            calendar: format::quota::CalendarUnit::Day,
+            zone: None,
+        });
         format::Quota { counter: counter(unit, per, 1, &["account"]), ..quota(unit, MINUTE, 1, &[]) }
     };
     let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();

@@ -42,7 +42,7 @@ fn with_rules(rules: impl IntoIterator<Item = (&'static str, abuse::AbuseRule)>)
 }
 
 fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
-    let who = Who::plain();
+    let who = Client::plain();
     let caller = Caller { key: who.caller(policy).key.filter(|_| key), ..who.caller(policy) };
     let resolved = policy.resolve(&caller, "chat").unwrap();
     let attributes = |name: &str| ip.filter(|_| name == "ip");
@@ -75,7 +75,7 @@ fn a_rule_guards_the_calls_that_have_a_value_for_its_scope() {
 #[test]
 fn rules_count_apart_from_each_other_and_from_quotas() {
     let policy = compiled(&with_rules([("one", rule(&[])), ("two", rule(&[]))]));
-    let who = Who::plain();
+    let who = Client::plain();
     let caller = who.caller(&policy);
     let resolved = policy.resolve(&caller, "chat").unwrap();
     let claims: Vec<_> = resolved.watches(|_| None).flat_map(|watch| watch.failure()).collect();
@@ -94,7 +94,7 @@ fn rules_count_apart_from_each_other_and_from_quotas() {
 #[test]
 fn a_block_outlasts_the_quotas_that_deny_for_less() {
     let policy = compiled(&with_rules([("short", rule(&[])), ("long", rule(&[]))]));
-    let who = Who::plain();
+    let who = Client::plain();
     let caller = who.caller(&policy);
     let resolved = policy.resolve(&caller, "chat").unwrap();
     let decided_at = Timestamp::from_ms(1_000);

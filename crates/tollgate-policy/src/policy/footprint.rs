@@ -25,7 +25,7 @@ const AMOUNT: usize = 4;
 /// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
 /// and as some scopes are shared between accounts of several tiers.
 #[derive(Debug, Default)]
-pub(super) struct Ledgers {
+pub(super) struct LedgerFootprint {
     counted: Vec<(Arc<Scope>, ByResource)>,
 }
 
@@ -40,7 +40,7 @@ struct Counter {
     weight: usize,
 }
 
-impl Ledgers {
+impl LedgerFootprint {
     /// Counts a quota of a resource.
     pub(super) fn add(&mut self, quota: &Quota, resource: usize) {
         count(self.counters_of(&quota.scope, resource), quota);
