@@ -178,6 +178,9 @@ pub struct Claim {
     pub effect: Effect,
 }
 
+/// The claims of one request. Few calls have more than four, which need no memory of their own.
+pub type Claims = SmallVec<[Claim; 4]>;
+
 /// What a claim does to its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
