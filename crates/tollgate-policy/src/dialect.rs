@@ -2,7 +2,7 @@
 //! ones (`dialect/tables/`) and for those of a policy file. It is compiled once, with the policy; rendering parses
 //! nothing, and happens only where a call asks for it.
 //!
-//! What a table makes of names from outside cannot break an answer: header values are percent-encoded where they
+//! Names from outside cannot break a response: header values are percent-encoded where they
 //! are not printable ASCII ([`header::encoded`]), and bodies are JSON trees in which values only ever stand inside
 //! strings that are escaped on the way out.
 
@@ -114,7 +114,7 @@ impl Dialects {
         }
         match choose(&own, default.unwrap_or(DEFAULT)) {
             Ok(default) if mistakes.is_empty() => return Ok(Self { default: Arc::clone(default), own }),
-            // A dialect that is there but wrong has been said to be.
+            // The mistakes of a dialect that exists have been reported.
             Err(unknown) if !tables.contains_key(&*unknown.named) => {
                 let message = format!("there is no dialect {:?}; there is: {}", unknown.named, unknown.known);
                 mistakes.push((Place::root().at("dialect"), message));

@@ -198,7 +198,7 @@ pub struct PolicyFile {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub(crate) promotions: Vec<accounts::Promotion>,
-    /// What is borne of keys.
+    /// The limits of API keys.
     #[serde(default)]
     pub(crate) keys: accounts::Keys,
     /// The accounts and keys that the file brings along.
@@ -324,7 +324,7 @@ pub(crate) struct Tier {
     #[serde(default)]
     #[schemars(with = "Priority")]
     pub(crate) priority: Option<Priority>,
-    /// The tier's default, where no other rule speaks.
+    /// The tier's default, where no other rule applies.
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(crate) quotas: Option<Quotas>,

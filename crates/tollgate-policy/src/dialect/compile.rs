@@ -79,7 +79,7 @@ impl Compiler {
         self.mistakes.push((place, message.into()));
     }
 
-    /// A built-in table may speak of units that this policy does not count; one that is written for it may not.
+    /// A built-in table may name units that this policy does not count. A table of the policy's own may not.
     fn check_units(&mut self, table: &Table, policy: &Policy, place: &Place) {
         let of = |selector: &Option<format::Selector>| match selector {
             Some(format::Selector::Quota(quota)) => quota.unit.clone(),

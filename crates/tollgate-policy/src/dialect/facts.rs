@@ -1,10 +1,10 @@
-//! What a dialect can speak of: a decision, and the call it is about.
+//! What a dialect can render: a decision, and the call that it is about.
 
 use tollgate_core::time::Timestamp;
 
 use crate::{decision::QuotaStatus, policy::Usage, reason::Reason};
 
-/// What a call came to.
+/// The kind of response to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseKind {
     /// It may pass.
@@ -13,7 +13,7 @@ pub enum ResponseKind {
     Refused(Reason),
 }
 
-/// What a dialect can speak of.
+/// What a dialect can render.
 pub struct Facts<'a> {
     /// What is answered.
     pub kind: ResponseKind,
@@ -23,7 +23,7 @@ pub struct Facts<'a> {
     pub retry_at: Option<Timestamp>,
     /// The quotas of the call, in the order of the policy.
     pub quotas: &'a [QuotaStatus<'a>],
-    /// Which of the quotas speaks.
+    /// The index of the binding quota.
     pub speaker: Option<usize>,
     /// What the call would use.
     pub usage: Option<&'a Usage>,

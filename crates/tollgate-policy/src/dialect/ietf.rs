@@ -55,13 +55,13 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
 fn limiting<'f>(facts: &'f Facts<'f>) -> impl Iterator<Item = &'f QuotaStatus<'f>> {
     let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited && !status.quota.shadow;
     facts.quotas.iter().enumerate().filter(move |(_, status)| limited(status)).filter_map(move |(at, status)| {
-        let twins = facts.quotas.iter().enumerate().filter(|(_, twin)| twin.quota.name == status.quota.name);
-        let strictest = twins.filter(|(_, twin)| limited(twin)).min_by_key(|(_, twin)| strictness(twin));
+        let same_name = facts.quotas.iter().enumerate().filter(|(_, other)| other.quota.name == status.quota.name);
+        let strictest = same_name.filter(|(_, other)| limited(other)).min_by_key(|(_, other)| strictness(other));
         strictest.is_some_and(|(strictest, _)| strictest == at).then_some(status)
     })
 }
 
-/// Structured fields end at fifteen digits.
+/// Integers of structured fields have at most fifteen digits.
 fn number(value: u64) -> Integer {
     Integer::try_from(value).unwrap_or(integer(999_999_999_999_999))
 }

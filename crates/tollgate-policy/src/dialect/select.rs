@@ -1,4 +1,4 @@
-//! Which quota a header or a body speaks of.
+//! The quota that a header or a body is about.
 
 use std::cmp::Reverse;
 
@@ -10,7 +10,7 @@ use tollgate_core::{
 
 use crate::decision::QuotaStatus;
 
-/// Quotas by unit, window and name; what is `None` is not asked for.
+/// Chooses quotas by unit, window and name. `None` matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector {
     pub(super) unit: Option<UnitId>,
@@ -20,9 +20,8 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    /// Where the quota stands that is meant, never a shadow: of several, as the account's and the key's, the one that
-    /// refuses for longest, and otherwise the one with the least left. The first of equals, as the policy's order is
-    /// the reader's.
+    /// The index of the chosen quota, never a shadow. Of several, such as the account's and the key's, it is the one that
+    /// refuses for longest, and otherwise the one with the least left. Of equal ones it is the first of the policy.
     pub(super) fn choose(&self, quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         let matching = quotas.iter().enumerate().filter(|(_, status)| self.matches(status));
         matching.min_by_key(|(_, status)| strictness(status)).map(|(at, _)| at)

@@ -113,7 +113,7 @@ fn every_answer(dialect: &Dialect) -> String {
     let answer = |facts: Facts<'_>| shown(&dialect.render(&facts));
     let after = |ms, facts: Facts<'_>| answer(Facts { retry_at: Some(NOW.plus_ms(ms)), ..facts });
     let exceeded = refused_for(Reason::QuotaExceeded);
-    let said = "Too many failed attempts (> 20). Please wait 30s and try again.";
+    let message = "Too many failed attempts (> 20). Please wait 30s and try again.";
     let upload = "The image has 10485761 bytes; img2img takes at most 10 MB (10485760 bytes).";
     let bad_key = |why| Facts {
         speaker: None,
@@ -136,7 +136,7 @@ fn every_answer(dialect: &Dialect) -> String {
         "blocked: ".to_owned()
             + &after(
                 29_001,
-                Facts { message: Some(said.to_owned()), ..facts(refused_for(Reason::Blocked), &admitted, &usage) },
+                Facts { message: Some(message.to_owned()), ..facts(refused_for(Reason::Blocked), &admitted, &usage) },
             ),
         "upload: ".to_owned()
             + &answer(Facts {
@@ -161,7 +161,7 @@ fn built_in_tables_are_as_policy_files_have_them() {
         let indented = table.replace('\n', "\n    ");
         let policy =
             format!("units: [tokens]\n{}dialects:\n  own:\n    {indented}", POLICY.replace("units: [tokens]", ""));
-        // Anthropic's table speaks of units that few platforms count.
+        // Anthropic's table names units that few platforms count.
         let policy = policy.replace("units: [tokens]", "units: [tokens, input_tokens, output_tokens]");
         assert!(LoadedPolicy::parse("policy.yaml", &policy).map_err(|errors| panic!("{name}: {errors}")).is_ok());
     }
@@ -280,7 +280,7 @@ fn an_unknown_dialect_is_refused_by_name() {
     );
 }
 
-/// The strictest of several speaks, whichever chain it is of.
+/// Of several quotas the strictest is chosen, whichever chain it is of.
 #[test]
 fn of_several_quotas_the_strictest_is_meant() {
     let loaded = policy("");
@@ -303,7 +303,7 @@ fn of_several_quotas_the_strictest_is_meant() {
 
 /// Shadows refuse nobody, and callers do not hear of them.
 #[test]
-fn shadows_are_not_spoken_of() {
+fn shadow_quotas_are_not_rendered() {
     let loaded = policy("shadow: true\n");
     let usage = loaded.policy.usage([]).unwrap();
     let quotas = quotas(&loaded.policy);

@@ -43,15 +43,15 @@ pub struct BootstrapKey {
     pub hash: [u8; 32],
     /// What it may do.
     pub kind: KeyKind,
-    /// When it ends.
+    /// When it expires.
     pub expires_at: Option<Timestamp>,
-    /// Whether it was withdrawn.
+    /// Whether it was revoked.
     pub revoked: bool,
     /// Its own limits.
     pub overrides: Arc<[Override]>,
     /// Its own limits as they are written.
     pub written: Vec<Value>,
-    /// Whether it is only good on a node that runs the embedded default.
+    /// Whether it is only valid on a node that runs the embedded default policy.
     pub demo: bool,
 }
 
@@ -136,8 +136,7 @@ impl Checker<'_> {
         match self.policy.overrides(overrides, chain, &place.at("overrides")) {
             Ok(overrides) => Some(overrides.into()),
             Err(errors) => {
-                let said = errors.into_iter().map(|error| (error.place, error.problem.to_string()));
-                self.mistakes.extend(said);
+                self.mistakes.extend(errors.into_iter().map(|error| (error.place, error.problem.to_string())));
                 None
             }
         }
@@ -154,8 +153,8 @@ impl Checker<'_> {
     }
 }
 
-/// What is wrong with a name that stands in the paths of the admin API, if it cannot be named there. Clients take such a
-/// segment for a way to another path, however it is escaped.
+/// What is wrong with a name that cannot be a segment of a path of the admin API. Clients resolve `.` and `..` as relative
+/// paths, however they are escaped.
 pub fn not_a_segment(name: &str) -> Option<&'static str> {
     matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", which no URL can name")
 }

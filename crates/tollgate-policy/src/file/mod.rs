@@ -28,7 +28,7 @@ pub struct PolicyErrors {
     pub file: String,
     /// The mistakes; at least one.
     pub errors: Vec<PolicyError>,
-    /// Whether the file system did not answer, so that it is not known what the file says.
+    /// Whether the file system did not answer, so that the content of the file is not known.
     pub stuck: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct PolicyError {
     pub place: Place,
     /// What is wrong, and what would be right.
     pub message: String,
-    /// The place and the message without what may be a secret in the wrong place, for logs.
+    /// The place and the message for logs, without text that may be a secret.
     pub redacted: String,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn placed(place: &impl fmt::Display, message: &str) -> String {
 }
 
 impl PolicyErrors {
-    /// A line for each mistake, as its `Display` has it, without what may be a secret in the wrong place.
+    /// A line for each mistake, like its `Display`, without text that may be a secret.
     pub fn redacted(&self) -> String {
         let file = shown_path(Path::new(&self.file));
         let lines = self.errors.iter().map(|error| format!("{file}:{}: {}", error.line, error.redacted));
@@ -114,8 +114,8 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
             Segment::Map { key } if !place.is_empty() => format!("{place}.{key}"),
             segment => format!("{place}{segment}"),
         });
-        let said = error.into_inner().to_string();
-        let said = match said.rsplit_once(", expected ") {
+        let message = error.into_inner().to_string();
+        let message = match message.rsplit_once(", expected ") {
             Some((found, expected)) if found.starts_with("unknown field") => {
                 let name = found.strip_prefix("unknown field `").and_then(|name| name.strip_suffix('`'));
                 let name = redaction::shown(name.unwrap_or_default());
@@ -123,11 +123,14 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
             }
             Some((_, expected)) => format!("must be {expected}"),
             // These repeat nothing.
-            None if ["missing field ", "must be ", "invalid socket address"].iter().any(|s| said.starts_with(s)) => {
-                said
+            None if ["missing field ", "must be ", "invalid socket address"]
+                .iter()
+                .any(|start| message.starts_with(start)) =>
+            {
+                message
             }
             None => "is not right here".to_owned(),
         };
-        placed(&place, &said)
+        placed(&place, &message)
     })
 }

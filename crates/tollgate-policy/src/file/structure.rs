@@ -1,4 +1,4 @@
-//! The structure of a file against the schema: every mistake at once, said in the schema's words.
+//! The check of a file's structure against the schema: every mistake at once, in the words of the schema.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,20 +11,19 @@ use serde_json::Value;
 
 use crate::policy::{Place, Step};
 
-/// What the schema says of a file.
+/// The result of the check.
 pub(crate) struct StructureCheck {
     pub(crate) mistakes: Vec<(Place, String)>,
-    /// The file without the keys that nothing knows, and without the items of lists that are wrong, so that
-    /// what is left can be checked for its meaning.
+    /// The file without unknown keys and without wrong items of lists, so that the rest can be compiled.
     pub(crate) rest: Value,
-    /// What stood in the wrong place: values, and the names of keys that nothing knows.
+    /// Values that are wrong, and the names of unknown keys.
     pub(crate) wrong: Vec<Value>,
     /// The items that were left out.
     left_out: BTreeSet<Place>,
 }
 
 impl StructureCheck {
-    /// Where a place of the rest stood in the file: items behind one that was left out have moved up.
+    /// The place in the file of a place of the rest: items behind one that was left out have moved up.
     pub(crate) fn original(&self, place: &Place) -> Place {
         place.steps().iter().fold(Place::root(), |around, step| match step {
             Step::Key(key) => around.at(&**key),
@@ -126,7 +125,8 @@ fn find_mut<'a>(value: &'a mut Value, place: &Place) -> Option<&'a mut Value> {
     })
 }
 
-/// Of a value that is wrong in several ways says the first: what is no whole number need not be said to be too large.
+/// Describes each value that is wrong. If it is wrong in several ways, only the first is reported: a value that is no whole
+/// number is not reported as too large too.
 fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut Vec<(Place, String)>) {
     let rank = |error: &ValidationError<'_>| match error.kind() {
         ValidationErrorKind::Maximum { .. } | ValidationErrorKind::Minimum { .. } => 2,
@@ -148,12 +148,12 @@ fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut V
 fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
     let place = place_of(error);
     let found = shown(error.instance());
-    let about = expected(error, schema);
+    let expectation = expected(error, schema);
     let message = match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
             let known = known_keys(error, schema);
-            let said = |key: &String| (place.at(&**key), format!("is not known here; the keys are: {known}"));
-            mistakes.extend(unexpected.iter().map(said));
+            let mistake = |key: &String| (place.at(&**key), format!("is not known here; the keys are: {known}"));
+            mistakes.extend(unexpected.iter().map(mistake));
             return;
         }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
@@ -169,7 +169,7 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
                 describe_all(branch, schema, mistakes);
                 return;
             }
-            format!("{found} is not right here; it should be: {about}")
+            format!("{found} is not right here; it should be: {expectation}")
         }
         ValidationErrorKind::Required { property } => {
             format!("needs the key {}", property.as_str().unwrap_or_default())
@@ -185,10 +185,10 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
         ValidationErrorKind::Type { kind } => format!("{found} must be {}", type_names(kind)),
         ValidationErrorKind::Pattern { .. }
         | ValidationErrorKind::MinLength { .. }
-        | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {about}"),
+        | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {expectation}"),
         ValidationErrorKind::Maximum { limit } => format!("{found} must be at most {limit}"),
-        ValidationErrorKind::Minimum { .. } if about != error.to_string() => {
-            format!("{found} is not right here; it should be: {about}")
+        ValidationErrorKind::Minimum { .. } if expectation != error.to_string() => {
+            format!("{found} is not right here; it should be: {expectation}")
         }
         ValidationErrorKind::Minimum { limit } => format!("{found} must be at least {limit}"),
         ValidationErrorKind::MaxItems { limit } => format!("has too many items; at most {limit} fit"),

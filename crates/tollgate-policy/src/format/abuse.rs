@@ -31,7 +31,7 @@ pub(crate) struct AbuseRule {
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub statuses: Vec<Status>,
-    /// So many failures are borne; one more blocks.
+    /// The most failures that do not block; one more blocks.
     pub limit: Failures,
     /// The trailing window in which failures are counted.
     pub per: Length,
@@ -46,7 +46,7 @@ pub(crate) struct AbuseRule {
     /// is one. The node counts them by itself.
     #[serde(default = "yes")]
     pub count_refusals: bool,
-    /// What a blocked caller is told. `{limit}`, `{window_seconds}`, `{block_seconds}` and `{wait_seconds}` (how
+    /// The message to a blocked caller. `{limit}`, `{window_seconds}`, `{block_seconds}` and `{wait_seconds}` (how
     /// long the block still lasts) are replaced.
     #[serde(default)]
     #[schemars(with = "Message")]
@@ -57,13 +57,13 @@ pub(crate) struct AbuseRule {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AuthenticationRule {
-    /// So many failures are borne; one more blocks.
+    /// The most failures that do not block; one more blocks.
     pub limit: Failures,
     /// The trailing window in which failures are counted.
     pub per: Length,
     /// How long a block lasts.
     pub block: Length,
-    /// What a blocked caller is told, as in a rule.
+    /// The message to a blocked caller, as in a rule.
     #[serde(default)]
     #[schemars(with = "Message")]
     pub message: Option<Message>,

@@ -17,7 +17,7 @@ pub(crate) struct Promotion {
     pub to: Name,
 }
 
-/// What is borne of keys.
+/// The limits of API keys.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Keys {

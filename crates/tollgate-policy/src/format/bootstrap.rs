@@ -28,7 +28,7 @@ pub(crate) struct Account {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub overrides: Vec<Override>,
-    /// What it has to spend, by currency; only shown to the account, never judged by.
+    /// What it has to spend, by currency; only shown to the account, never used for decisions.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("Label"), "maxProperties" = 16))]
     pub balances: IndexMap<String, f64>,
@@ -48,18 +48,18 @@ pub(crate) struct Key {
     pub hash: Hash,
     /// What it may do: call (`inference`), or also read what concerns the whole account (`admin`).
     pub kind: Kind,
-    /// When it ends.
+    /// When it expires.
     #[serde(default)]
     #[schemars(with = "Time")]
     pub expires_at: Option<Time>,
-    /// Whether it was withdrawn.
+    /// Whether it was revoked.
     #[serde(default)]
     pub revoked: bool,
     /// Its own limits; they never touch those of its account.
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub overrides: Vec<Override>,
-    /// Only good on a node with the embedded store and the policy it came with.
+    /// Only valid on a node with the embedded store and the policy it came with.
     #[serde(default)]
     pub demo: bool,
 }

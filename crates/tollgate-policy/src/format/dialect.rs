@@ -61,7 +61,7 @@ pub(crate) struct Table {
 pub(crate) struct HeaderRow {
     /// Its name.
     pub name: HeaderName,
-    /// The quota it speaks of; without it, the one that speaks for the decision. Where no such quota applies, the
+    /// The quota that the value is of; unless given, the binding quota of the decision. Where no such quota applies, the
     /// header is left out.
     #[serde(default)]
     #[schemars(with = "Selector")]
@@ -185,7 +185,7 @@ pub(crate) enum ValueWord {
     Domain,
 }
 
-/// How a moment is said.
+/// How a time is written.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Format {
@@ -251,7 +251,7 @@ pub(crate) struct Answer {
     #[serde(default)]
     #[schemars(with = "MediaType")]
     pub content_type: Option<MediaType>,
-    /// The quota that the body speaks of; without it, the one that speaks for the decision.
+    /// The quota that the body is about; unless given, the binding quota of the decision.
     #[serde(default)]
     #[schemars(with = "Selector")]
     pub quota: Option<Selector>,

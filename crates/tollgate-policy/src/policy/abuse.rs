@@ -1,4 +1,4 @@
-//! Abuse rules: who fails too often is blocked for a while.
+//! Abuse rules: callers that fail too often are blocked for a while.
 //!
 //! A rule counts failures over a trailing window, and keeps blocks beside them: a block is one entry in a
 //! window as long as the block, so that it ends by itself, and a limit of one, so that nothing lengthens it.
@@ -34,7 +34,7 @@ pub struct AbuseRule {
     pub statuses: Statuses,
     /// Whether a call that the quotas refuse is a failure, if its status is.
     pub counts_refusals: bool,
-    /// So many failures are borne.
+    /// The most failures before a block.
     pub limit: Amount,
     /// Over which window failures are counted.
     pub window: SlidingWindow,
@@ -209,7 +209,7 @@ const MESSAGE: &str = "Too many failed attempts (> {limit}) resulting in a non-s
 const AUTHENTICATION_MESSAGE: &str =
     "Too many failed attempts (> {limit}) to authenticate. Please wait {block_seconds}s and try again.";
 
-/// What a rule of either kind says.
+/// The fields of a rule, of both kinds.
 struct RuleFields<'a> {
     /// The statuses that are failures; none stands for all from 400 on.
     statuses: SmallVec<[RangeInclusive<u16>; 2]>,

@@ -21,8 +21,8 @@ impl Policy {
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 
-    /// Every mistake of a file, and a policy of what is left without them. With a mistake it decides nothing as it was
-    /// meant, and is only good to check what refers to its names, so that mistakes there are said in the same breath.
+    /// Every mistake of a file, and a policy of the rest. If there is a mistake, the policy must not decide calls. It serves
+    /// to check the other sections, which refer to its names, so that their mistakes are reported at the same time.
     pub fn compile_in_part(file: &PolicyFile) -> (Self, Vec<CompileError>) {
         let root = Place::root();
         let mut builder = Builder::new(file);

@@ -91,7 +91,7 @@ pub enum Problem {
     /// Two quotas that are one counter.
     #[error("has the same unit, window and scope as number {0} of this list (counted from 0); keep one of the two")]
     SameCounter(usize),
-    /// No rule speaks for the resource.
+    /// No rule applies to the resource.
     #[error("no rule gives it quotas in tier {0:?}; write `quotas: []` where it is not limited")]
     NoRule(String),
     /// More quotas than a call may have.

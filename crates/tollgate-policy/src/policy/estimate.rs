@@ -38,7 +38,7 @@ impl Estimate {
 impl Resolved<'_> {
     /// The usage of a reservation: what the call says, and for units of which it says nothing the estimate of the
     /// policy from the call's `inputs`. An estimate is at most the smallest limit that it is judged by, so that no
-    /// call is refused for ever by what it never said.
+    /// call is refused for ever because of an estimate.
     #[must_use]
     pub fn estimated(&self, mut usage: Usage, inputs: impl Fn(&str) -> Option<u64>) -> Usage {
         for estimate in self.estimates() {

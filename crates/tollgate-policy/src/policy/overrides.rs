@@ -8,8 +8,8 @@ use crate::{
 /// The most overrides an account or a key may have.
 pub const MAX_OVERRIDES: usize = 256;
 
-/// The most counters that the overrides of an account, or of a key, may speak of: as many quotas may
-/// they add to a call.
+/// The most counters that the overrides of an account, or of a key, may limit. They may add as many quotas
+/// to a call.
 const MAX_COUNTERS: usize = 8;
 
 /// The limit of one counter, for one account or one key.
@@ -27,13 +27,13 @@ impl Override {
         self.quota.scope.chain()
     }
 
-    /// Whether it is about the resource of this canonical name.
+    /// Whether it applies to the resource of this canonical name.
     pub(super) fn speaks_of(&self, name: &str) -> bool {
         self.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
     }
 
-    /// Whether it replaces the limit of `quota`. Without a scope it keeps off counters that the
-    /// account shares with others: their limit is not one account's matter unless it says so.
+    /// Whether it replaces the limit of `quota`. An override without a scope does not
+    /// replace the limit of a counter that several accounts share.
     pub(super) fn patches(&self, quota: &Quota) -> bool {
         let in_scope = if self.scope_given { quota.scope == self.quota.scope } else { quota.scope.within_account() };
         in_scope && quota.same_measure(&self.quota)

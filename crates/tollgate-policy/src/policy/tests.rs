@@ -182,10 +182,10 @@ fn rule(says: RuleSource, limit: u64) -> Option<Vec<format::Quota>> {
 }
 
 proptest! {
-    /// For each chain apart, the first rule that speaks for it wins. Broken on purpose by exchanging
+    /// For each chain, the first rule that applies to it wins. Broken on purpose by exchanging
     /// two sources in `Rules::in_order`, and by letting a rule of one chain win both.
     #[test]
-    fn the_first_rule_that_speaks_wins(sources in proptest::collection::vec(says(), 9)) {
+    fn the_first_rule_that_applies_wins(sources in proptest::collection::vec(says(), 9)) {
         let at = |at: usize| rule(sources[at], 1 + at as u64);
         let chat = || format::Resource {
             class: Some(name("text")),
@@ -193,7 +193,7 @@ proptest! {
             ..with_rule(at(5))
         };
         let class = |from: usize| format::Class { quotas: at(from).map(Quotas), ..format::Class::default() };
-        // A rule of a tier always says something, so where nothing is said there is none.
+        // A rule of a tier always has quotas, so a source without quotas is no rule.
         let tier_rules = |rules: &[(&'static str, usize)]| {
             let rules = rules.iter().filter_map(|(name, from)| Some((*name, Rule { quotas: Quotas(at(*from)?) })));
             map(rules.collect::<Vec<_>>())
@@ -212,8 +212,8 @@ proptest! {
             ..file([("chat/a", chat())], None)
         };
         let winner = |own: RuleSource| {
-            let speaks = |says: &RuleSource| [own, RuleSource::Both, RuleSource::Unlimited].contains(says);
-            let first = sources.iter().position(speaks)?;
+            let applies = |says: &RuleSource| [own, RuleSource::Both, RuleSource::Unlimited].contains(says);
+            let first = sources.iter().position(applies)?;
             Some((sources[first] != RuleSource::Unlimited).then_some(first + 1))
         };
         let (account, key) = (winner(RuleSource::Account), winner(RuleSource::Key));

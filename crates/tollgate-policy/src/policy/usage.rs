@@ -70,14 +70,14 @@ impl Usage {
         self.amounts.push((unit, amount));
     }
 
-    /// How much of `unit`; zero if the call does not speak of it.
+    /// The amount of `unit`; zero if the call does not name it.
     pub fn of(&self, unit: UnitId) -> Amount {
         self.amounts.iter().find(|(have, _)| *have == unit).map_or(Amount::ZERO, |(_, amount)| *amount)
     }
 }
 
 impl Policy {
-    /// The usage of these pairs of unit and amount; a call that does not speak of `requests` is one
+    /// The usage of these pairs of unit and amount; a call that does not name `requests` is one
     /// request.
     pub fn usage<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, u64)>) -> Result<Usage, UsageError> {
         let mut amounts: SmallVec<[(UnitId, Amount); 4]> = SmallVec::new();
