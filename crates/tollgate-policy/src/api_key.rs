@@ -1,4 +1,4 @@
-//! Secrets of API keys: how they look. How they are hashed and compared is the store's matter.
+//! The form of the secrets of API keys. `tollgate-core` hashes and compares them.
 
 use rand::{Rng, distr::Alphanumeric};
 
@@ -12,8 +12,8 @@ const BASE_62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmno
 /// The longest secret a caller may present, in bytes.
 pub const MAX_SECRET_BYTES: usize = 512;
 
-/// A new secret: `tg_`, 32 random characters, and a checksum of 6, so that a mistyped or made-up key is
-/// known as such without a look-up.
+/// A new secret: `tg_`, 32 random characters, and a checksum of 6, so that a mistyped or invented key is
+/// recognised without a look-up.
 pub fn generate() -> String {
     let body: String = rand::rng().sample_iter(Alphanumeric).take(BODY).map(char::from).collect();
     let start = format!("{PREFIX}{body}");
@@ -21,7 +21,7 @@ pub fn generate() -> String {
     start + &checksum
 }
 
-/// Whether a secret could be a key at all. Keys that a platform brings along need not look like ours.
+/// Whether a secret can be a key. Keys that a platform brings along may have any form.
 pub fn is_plausible(secret: &str) -> bool {
     let Some(body) = secret.strip_prefix(PREFIX) else { return true };
     let cut = secret.len().saturating_sub(CHECKSUM);

@@ -1,8 +1,8 @@
-//! Policies: what one platform's policy file says, and what follows from it.
+//! Policies: the content of one platform's policy file, and what is computed from it.
 //!
 //! [`format`] has the types of a policy file, and [`file`] reads them. [`LoadedPolicy::parse`] checks all of a file at once.
-//! [`Policy`] is compiled from it: a lookup from a call to its claims. [`decision`] merges what a store answers into the one decision about a call, and [`dialect`] makes of that
-//! the answer that the platform's customers see.
+//! [`Policy`] is compiled from it: a lookup from a call to its claims. [`decision`] merges the answers of a store into one
+//! decision about a call, and [`dialect`] renders the decision as the response that the platform's customers see.
 //!
 //! It may know `tollgate-core`, serde, and the crates that read YAML and JSON Schema. It must not know a socket, a file
 //! system, a clock, a store, or a protocol: texts come in, values go out.

@@ -17,17 +17,17 @@ use crate::{
 /// The most bytes that a policy file may have.
 const MAX_POLICY_BYTES: usize = 1 << 20;
 
-/// A policy file that holds.
+/// A policy file without mistakes, compiled.
 #[derive(Debug)]
 pub struct LoadedPolicy {
     /// The compiled policy.
     pub policy: Arc<Policy>,
-    /// 48 bits of the SHA-256 of what the file says, whatever its comments and its layout: the same on nodes that go by
-    /// the same.
+    /// 48 bits of the SHA-256 of the file's content, without its comments and its layout. Nodes with the same policy have
+    /// the same fingerprint.
     pub fingerprint: u64,
     /// The accounts and keys that the file brings along.
     pub bootstrap: Vec<BootstrapAccount>,
-    /// What it says of accounts in the store.
+    /// The rules for accounts in the store.
     pub accounts: AccountRules,
     /// How its decisions are rendered.
     pub dialects: Dialects,
@@ -62,7 +62,7 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     errors.extend(
         secrets.into_iter().map(|place| (place, "holds a secret itself; only its hash may stand in a file".to_owned())),
     );
-    // What is left after a structural mistake may be checked further, if it can still be read.
+    // The rest of a file with structural mistakes is checked too, if it can still be read.
     match serde_json::from_value::<PolicyFile>(checked.rest.clone()) {
         Ok(file) => match compile(&file, &checked.rest) {
             Ok(loaded) if errors.is_empty() => return Ok(loaded),
@@ -89,7 +89,7 @@ fn compile(file: &PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Plac
     let dialect = file.dialect.as_ref().map(|name| &*name.0);
     let default = if dialect == Some("venice") { SelfService::Venice } else { SelfService::Plain };
     let self_service = file.self_service.unwrap_or(default);
-    // Names are checked against what the file says of them, also where some of that is wrong.
+    // Names are checked against the policy also where a part of it is wrong.
     let (policy, wrong) = Policy::compile_in_part(file);
     let wrong = wrong.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>();
     let bootstrap = bootstrap::check(&file.bootstrap, &written["bootstrap"]["accounts"], &policy);

@@ -1,8 +1,8 @@
-//! What a node repeats, in its log and to administrators, of what people wrote into files.
+//! Redaction: which text of a file a node repeats in its log and to administrators.
 //!
-//! A secret may stand where its hash, a name or a path should. So whatever may be one is replaced by its length. Names that
-//! are plainly words are shown, as mistakes are found by them; `tollgate check-policy` shows everything, to who holds the
-//! file.
+//! A secret may stand where its hash, a name or a path should. So any text that may be a secret is replaced by its length.
+//! Names that look like words are shown, because they help to find the mistake. `tollgate check-policy` shows everything to
+//! the person that has the file.
 
 use std::{borrow::Cow, collections::HashSet, path::Path};
 
@@ -14,16 +14,15 @@ use crate::{
     policy::{Place, Step},
 };
 
-/// Whatever is as long as this is not shown. Tokens and API keys are longer.
+/// Texts of this length or more are not shown. Tokens and API keys are longer.
 const TOO_LONG: usize = 20;
-/// What is as short as this gives no secret away.
+/// Texts of this length or less reveal no secret.
 const SHORT: usize = 3;
 /// How secrets, and hashes of them, begin.
 const BEGINNINGS: [&str; 9] = ["tg_", "tgt_", "sk-", "sk_", "pk-", "pk_", "rk_", "sha256:", "bearer"];
 /// Keys beside which a secret is expected: nothing that stands there is shown.
 const BESIDE_SECRETS: [&str; 6] = ["hash", "file", "secret", "token", "password", "key"];
-/// The most different texts that are looked for in messages. A file with more of them has messages without any words of
-/// it.
+/// The most different texts that are searched in messages. If a file has more, its messages repeat none of its text.
 const MAX_TEXTS: usize = 1_000;
 
 /// Whether this is certainly a secret: a token, or an API key, as Tollgate makes them.
@@ -60,7 +59,7 @@ fn find(value: &Value, place: &Place, is_secret: &impl Fn(&str) -> bool, places:
     }
 }
 
-/// Whether a text may be a secret: whatever is long, begins like one, or does not look like words.
+/// Whether a text may be a secret: it is long, begins like a secret, or does not look like words.
 fn may_be_secret(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
     text.chars().count() >= TOO_LONG
@@ -76,7 +75,7 @@ enum Kind {
     Letter,
 }
 
-/// Whether letters and digits look like a word, a number or a version, and not as if they were drawn by chance.
+/// Whether letters and digits look like a word, a number or a version, and not like random characters.
 fn is_word(text: &str) -> bool {
     let kinds: Vec<Kind> = text
         .chars()
@@ -91,7 +90,7 @@ fn is_word(text: &str) -> bool {
     changes <= 2 && (digits <= 4 || (digits == kinds.len() && digits <= 8))
 }
 
-/// The text, or in its place how long it is.
+/// The text, or its length if it may be a secret.
 pub fn shown(text: &str) -> Cow<'_, str> {
     if may_be_secret(text) { length_of(text).into() } else { text.into() }
 }
@@ -125,9 +124,9 @@ fn length_of(text: &str) -> String {
     format!("<{} characters>", text.chars().count())
 }
 
-/// What of one file is not repeated.
+/// Hides the texts of one file that may be secrets.
 pub struct Redactor {
-    /// The words of the format: they are no secrets.
+    /// The words of the format, which are no secrets.
     vocabulary: HashSet<String>,
     hidden: HashSet<String>,
 }
@@ -148,11 +147,11 @@ impl Redactor {
         redactor
     }
 
-    /// Hides these too, whatever they look like, as they stand where they should not.
+    /// Hides these values too, whatever they look like, because they stand in the wrong place.
     pub fn add(&mut self, wrong: &[Value]) {
         for value in wrong {
             match value {
-                // What is in it may be right.
+                // Its parts may be right.
                 Value::Array(_) | Value::Object(_) => {}
                 value => each_text(value, "", &mut |text, _| self.hide(text)),
             }

@@ -1,4 +1,4 @@
-//! How large uploads may be: what a call states of its upload against the policy's limits.
+//! Limits of uploads: the size and length that a call states, against the policy's limits.
 
 use std::{cmp::Reverse, fmt};
 
@@ -7,14 +7,14 @@ use crate::{
     policy::{Place, Policy},
 };
 
-/// What a call says of its upload.
+/// The upload of a call, as the call describes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Upload<'a> {
     /// `image`, `audio`, `video`, or a media type.
     pub media_type: &'a str,
     /// Its size.
     pub bytes: u64,
-    /// How long it plays; 0 where it does not.
+    /// Its playing time; 0 if it has none.
     pub duration_seconds: u64,
 }
 
@@ -30,14 +30,14 @@ struct Limit {
     length: Option<Measure>,
 }
 
-/// A number, and how the policy writes it.
+/// A number, and its text for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Measure {
     most: u64,
     text: Box<str>,
 }
 
-/// An upload that may not pass: which limit it is above.
+/// An upload that is refused, and the limit that it is above.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooLarge {
     kind: &'static str,
@@ -53,7 +53,7 @@ enum Dimension {
     Length,
 }
 
-/// The statement about an upload makes no sense.
+/// The description of an upload is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("upload.media_type: must be `image`, `audio`, `video`, or a media type such as `audio/wav`")]
 pub struct BadUpload;
@@ -120,7 +120,7 @@ struct Media<'a> {
 
 impl<'a> Media<'a> {
     fn parse(text: &'a str) -> Result<Self, BadUpload> {
-        // Parameters such as `; codecs=opus` say nothing here.
+        // Parameters such as `; codecs=opus` are ignored.
         let full = text.split(';').next().unwrap_or_default().trim();
         let (kind, subtype) = full.split_once('/').map_or((full, None), |(kind, subtype)| (kind, Some(subtype)));
         let is_token = |part: &str| {
@@ -138,7 +138,7 @@ impl<'a> Media<'a> {
         }
     }
 
-    /// Whether a limit of `media` is about this one.
+    /// Whether a limit of `media` applies to this one.
     fn is(&self, media: &str) -> bool {
         let kind = self.full.split('/').next().unwrap_or_default();
         media.eq_ignore_ascii_case(self.full) || media.eq_ignore_ascii_case(kind)
@@ -165,7 +165,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
 }
 
-/// Of a text that the schema let through; 0 for any other.
+/// The size of a text; 0 for one that the schema refuses.
 fn size_of(text: &str, kilobyte: u64) -> Measure {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(at);

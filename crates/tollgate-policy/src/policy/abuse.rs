@@ -42,7 +42,7 @@ pub struct AbuseRule {
     pub block: SlidingWindow,
     /// Whose failures are counted together, and who is blocked.
     pub scope: Arc<Scope>,
-    /// Whether it only says whom it would refuse.
+    /// Whether it is a shadow: it reports the calls that it would refuse, and refuses none.
     pub shadow: bool,
     message: Template,
     failures: UnitId,

@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The name that all unknown resources share, where the policy lets them in.
+/// The name that all unknown resources share, where the policy admits them.
 const UNKNOWN: &str = "*";
 
-/// What is known so far, and what is wrong with it.
+/// The parts compiled so far, and the mistakes found.
 #[derive(Debug)]
 pub(super) struct Builder {
     pub(super) errors: Vec<CompileError>,
@@ -37,7 +37,7 @@ pub(super) struct Builder {
     pub(super) shadow: bool,
     /// What quotas that do not say it do while the store cannot answer.
     on_failure: OnFailure,
-    /// Each once, as a calendar remembers the current period.
+    /// Each calendar window once, because it caches its current period.
     calendars: Vec<Arc<CalendarWindow>>,
 }
 
@@ -78,7 +78,7 @@ impl Builder {
         self.errors.push(CompileError { place, problem: problem.into() });
     }
 
-    /// The value, or nothing and its error noted.
+    /// The value; `None`, and the error noted, if there is none.
     pub(super) fn checked<T>(&mut self, result: Result<T, impl Into<Problem>>, place: Place) -> Option<T> {
         result.map_err(|problem| self.error(place, problem)).ok()
     }
@@ -251,7 +251,7 @@ impl Builder {
         let pattern = self.pattern(name, place.clone());
         let mut rule = quotas.as_ref().map(|quotas| self.rule(quotas, &place));
         if rule.is_none() && self.errors.len() > before {
-            // A class that does not exist is one mistake; that it gives no quotas is not another.
+            // A class that does not exist is one mistake. Its missing quotas are not reported as another.
             self.rules.push(Vec::new());
             rule = Some(self.rules.len() - 1);
         }

@@ -1,4 +1,4 @@
-//! How large the ledgers of a policy can become. One scope's value in the store must fit in 64 KiB,
+//! The largest size of the ledgers of a policy. One scope's value in the store must fit in 64 KiB,
 //! and a sliding window takes room in it for its entries, whatever its limit. (What a pool keeps for its priorities has
 //! ledgers of its own, each with one window of four units, which fits.)
 
@@ -14,11 +14,11 @@ use crate::policy::{AbuseRule, Problem, Quota, Scope, quota::REQUESTS};
 /// The most that the sliding windows of one ledger may weigh: the bytes of an entry in each. The fullest log has 2,048
 /// entries, so that 30 are 61,440 bytes; the sums of 32 blocks and the header take less than 4 KiB more.
 const MAX_WEIGHT: usize = 30;
-/// What a window weighs: the time of an entry.
+/// The weight of a window: the time of an entry.
 const WINDOW: usize = 4;
-/// What is counted one by one weighs: requests, and what an abuse rule counts.
+/// The weight of units that are counted one by one: requests, and what an abuse rule counts.
 const COUNT: usize = 2;
-/// What any other unit weighs in a window.
+/// The weight of any other unit in a window.
 const AMOUNT: usize = 4;
 
 /// What is counted in each ledger that a policy can name: for every scope, and for every resource if
@@ -32,7 +32,7 @@ pub(super) struct LedgerFootprint {
 type ByResource = HashMap<Option<usize>, Counters>;
 type Counters = Vec<Counter>;
 
-/// A counter, and what its unit weighs.
+/// A counter, and the weight of its unit.
 #[derive(Clone, Copy, Debug)]
 struct Counter {
     window: SlidingWindow,

@@ -40,15 +40,15 @@ pub struct Quota {
     pub limit: Limit,
     /// Whose counter.
     pub scope: Arc<Scope>,
-    /// Whether it only says whom it would refuse: it is charged, and never denies.
+    /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
-    /// What holds while the store cannot answer.
+    /// What it does while the store cannot answer.
     pub on_failure: OnFailure,
     /// How its callers share it, by their priorities.
     pub pool: Option<Pool>,
 }
 
-/// Who made a decision.
+/// The origin of a decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DecidedBy {
     /// The store.
@@ -83,7 +83,7 @@ impl Quota {
         self.same_measure(other) && self.scope == other.scope
     }
 
-    /// Whether both count the same, for whomever.
+    /// Whether both count the same unit over the same window, in any scope.
     pub(super) fn same_measure(&self, other: &Self) -> bool {
         self.unit.id == other.unit.id && self.window.same_as(&other.window)
     }

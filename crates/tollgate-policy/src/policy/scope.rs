@@ -1,4 +1,4 @@
-//! Scopes: whose counter a quota is.
+//! Scopes: the attributes that name the counter of a quota.
 
 use std::{fmt, sync::Arc};
 
@@ -14,7 +14,7 @@ pub struct Scope {
     attributes: SmallVec<[Attribute; 2]>,
 }
 
-/// What a call is told apart by.
+/// An attribute of a call that names counters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Attribute {
     /// The account.
@@ -58,7 +58,7 @@ impl Attribute {
 }
 
 impl Scope {
-    /// The scope of these attributes. `account` beside `api_key` says nothing more, and is dropped.
+    /// The scope of these attributes. `account` beside `api_key` adds nothing, and is dropped.
     pub(super) fn parse(names: &[Word]) -> Result<Self, Problem> {
         let mut attributes: SmallVec<[Attribute; 2]> = names.iter().map(|name| Attribute::named(&name.0)).collect();
         attributes.sort_unstable();

@@ -1,4 +1,3 @@
-use indexmap::IndexMap;
 use proptest::prelude::*;
 use tollgate_core::{
     amount::{Amount, Limit, MAX_AMOUNT, UnitId},
@@ -6,87 +5,14 @@ use tollgate_core::{
     time::Timestamp,
 };
 
+use self::written::{
+    DAY, MINUTE, counter, file, map, name, over, per_key, per_minute, quota, scope, trailing, with_rule,
+};
 use super::*;
-use crate::format::{self, Length, Name, PolicyFile, Quotas, Rule, Word};
+use crate::format::{self, Length, PolicyFile, Quotas, Rule};
 
 mod abuse;
-
-const MINUTE: &str = "minute";
-const DAY: &str = "day";
-
-fn words(words: &[&str]) -> Vec<Word> {
-    words.iter().map(|word| Word((*word).to_owned())).collect()
-}
-
-fn scope(attributes: &[&str]) -> Option<format::Scope> {
-    (!attributes.is_empty()).then(|| format::Scope(words(attributes)))
-}
-
-fn name(name: &str) -> Name {
-    Name(name.to_owned())
-}
-
-fn trailing(length: &str) -> format::Window {
-    format::Window::Trailing(Length(length.to_owned()))
-}
-
-fn map<T>(entries: impl IntoIterator<Item = (&'static str, T)>) -> IndexMap<String, T> {
-    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -> format::Quota {
-    format::Quota {
-        counter: counter(unit, trailing(length), limit, attributes),
-        name: None,
-        label: None,
-        shadow: false,
-        on_failure: None,
-        pool: None,
-    }
-}
-
-fn counter(unit: &str, per: format::Window, limit: u64, attributes: &[&str]) -> format::CounterLimit {
-    format::CounterLimit {
-        unit: Word(unit.to_owned()),
-        per: Some(per),
-        limit: format::quota::Limit::Finite(limit),
-        scope: scope(attributes),
-    }
-}
-
-fn per_minute(limit: u64) -> format::Quota {
-    quota("requests", MINUTE, limit, &[])
-}
-
-fn per_key(limit: u64) -> format::Quota {
-    quota("requests", MINUTE, limit, &["api_key", "resource"])
-}
-
-fn over(resource: Option<&str>, length: &str, limit: u64, attributes: &[&str]) -> format::Override {
-    format::Override {
-        resource: resource.map(|name| format::ResourceName(name.to_owned())),
-        counter: counter("requests", trailing(length), limit, attributes),
-    }
-}
-
-/// The file of a policy of one tier, with these resources and the tier's default.
-fn file(
-    resources: impl IntoIterator<Item = (&'static str, format::Resource)>,
-    default: Option<Vec<format::Quota>>,
-) -> PolicyFile {
-    PolicyFile {
-        domain: format::Domain("test".to_owned()),
-        units: words(&["tokens"]),
-        resources: map(resources),
-        tiers: map([("paid", format::Tier { quotas: default.map(Quotas), ..format::Tier::default() })]),
-        default_tier: name("paid"),
-        ..PolicyFile::default()
-    }
-}
-
-fn with_rule(quotas: Option<Vec<format::Quota>>) -> format::Resource {
-    format::Resource { quotas: quotas.map(Quotas), ..format::Resource::default() }
-}
+mod written;
 
 fn compiled(file: &PolicyFile) -> Policy {
     Policy::compile(file).unwrap_or_else(|errors| panic!("{errors:?}"))
