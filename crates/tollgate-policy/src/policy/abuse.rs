@@ -59,7 +59,7 @@ pub struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// What the blocked caller is told at `now`.
+    /// The message to the blocked caller at `now`.
     pub fn message(&self, now: Timestamp) -> String {
         self.rule.message(self.until.ms_since(now))
     }
@@ -79,7 +79,7 @@ pub struct Watch<'a> {
 pub struct Statuses(SmallVec<[RangeInclusive<u16>; 2]>);
 
 impl AbuseRule {
-    /// What a blocked caller is told; `wait_ms` is how long the block still lasts. Seconds are rounded up.
+    /// The message to a blocked caller; `wait_ms` is the rest of the block. Seconds are rounded up.
     pub fn message(&self, wait_ms: u64) -> String {
         let mut text = String::new();
         for piece in &self.message.0 {
@@ -98,7 +98,7 @@ impl AbuseRule {
         text
     }
 
-    /// The counters of the rule in `domain` for whoever has these values, and whose account, if the rule asks for one,
+    /// The counters of the rule in `domain` for the caller with these values, whose account, if the scope names one,
     /// lives in `account`. `None` if the scope names an attribute without a value: there is nobody to hold the failure
     /// against.
     pub fn watch<'v>(
