@@ -158,9 +158,6 @@ fn digest<const N: usize>(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> 
     cut
 }
 
-/// The claims of one call.
-pub type Claims = SmallVec<[Claim; 4]>;
-
 /// One counter, the limit it is judged by, and what the call costs there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
