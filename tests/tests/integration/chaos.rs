@@ -68,7 +68,7 @@ async fn calls_survive_a_bad_network() {
     let proxy = Proxy::start(redis.port()).await;
     let fleet = Fleet::start(&proxy.url(), "deny").await;
 
-    let case = fleet.case("traffic is swallowed").await;
+    let case = fleet.case("all traffic is dropped").await;
     proxy.swallow(true);
     tokio::time::sleep(FAULT).await;
     proxy.swallow(false);
@@ -178,7 +178,7 @@ async fn memory_and_descriptors_stay_flat_under_load() {
     let seconds = std::env::var("TOLLGATE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let redis = RedisServer::start();
     let fleet = Fleet::start(&redis.url(), "deny").await;
-    let case: Case = fleet.case(&format!("nothing, for {seconds} s")).await;
+    let case: Case = fleet.case(&format!("no failure, for {seconds} s")).await;
     fleet.stays_flat(Duration::from_secs(seconds)).await;
     let report = case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await;
     print(&report);
