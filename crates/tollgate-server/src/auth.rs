@@ -229,13 +229,13 @@ impl Doors {
             (Recalled::Bad, Standing::Blocked(refusal)) => Err(refusal),
             (Recalled::Good | Recalled::Bad, _) => Ok(()),
         };
-        permitted.map_err(|refusal| self.turned_away("key", refusal))
+        permitted.map_err(|refusal| self.turned_away("end_user", refusal))
     }
 
     /// Counts an API key that was no good. Fails if too many from this address were none.
     pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), Refusal> {
         let counted = self.throttles.keys.count_failure(from).await;
-        self.turned_away("key", counted.err().unwrap_or(Refusal::Unknown("key")));
+        self.turned_away("end_user", counted.err().unwrap_or(Refusal::Unknown("key")));
         counted
     }
 

@@ -53,11 +53,11 @@ const POLICY_FINGERPRINT: &str = "tollgate_policy_fingerprint";
 const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
 const RELOAD_STUCK: &str = "tollgate_reload_stuck";
-const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_end_timestamp_seconds";
-const TURNED_AWAY: &str = "tollgate_turned_away_total";
+const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_expiry_timestamp_seconds";
+const TURNED_AWAY: &str = "tollgate_auth_failures_total";
 const REQUESTS_REFUSED: &str = "tollgate_requests_refused_total";
 const CONNECTIONS: &str = "tollgate_connections";
-const CONNECTIONS_CUT: &str = "tollgate_connections_cut_total";
+const CONNECTIONS_CUT: &str = "tollgate_connections_closed_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
 /// What requests are refused for.
@@ -135,7 +135,7 @@ impl Metrics {
                 unreachable: error("unreachable"),
                 indeterminate: error("indeterminate"),
                 overloaded: error("overloaded"),
-                crowded: error("crowded"),
+                crowded: error("counter_cap_reached"),
                 refused: error("refused"),
             },
             store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
@@ -153,11 +153,11 @@ impl Metrics {
             recorder,
         };
         gauge(&metrics.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
-        // There from the start, as Prometheus sees no increase in a counter that begins with its first count.
+        // Present from the start: Prometheus sees no increase in a counter that appears with its first count.
         for result in ["success", "failure"] {
             counter(&metrics.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
-            for what in health::RELOADED.iter().filter(|what| **what != "policies") {
-                counter(&metrics.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(0);
+            for kind in health::RELOADED.iter().filter(|kind| **kind != "policies") {
+                counter(&metrics.recorder, CREDENTIAL_RELOADS, &[("kind", kind), ("result", result)]).increment(0);
             }
         }
         for (protocol, reason) in REFUSED_FOR {
@@ -236,9 +236,9 @@ impl Metrics {
         }
         if self.store_was_up.swap(up, Ordering::Relaxed) != up {
             if up {
-                tracing::info!("store answers again");
+                tracing::info!("the store answers again");
             } else {
-                tracing::warn!(error, "store does not answer");
+                tracing::warn!(error, "the store does not answer");
             }
         }
     }
@@ -301,13 +301,13 @@ impl Metrics {
     /// Counts a reload of tokens or certificates.
     pub fn credentials_reloaded(&self, what: &'static str, success: bool) {
         let result = if success { "success" } else { "failure" };
-        counter(&self.recorder, CREDENTIAL_RELOADS, &[("what", what), ("result", result)]).increment(1);
+        counter(&self.recorder, CREDENTIAL_RELOADS, &[("kind", what), ("result", result)]).increment(1);
         self.reload_ended(what, success);
     }
 
     /// Whether the last reload of this did not get an answer from a file system.
     pub fn reload_stuck(&self, what: &'static str, stuck: bool) {
-        gauge(&self.recorder, RELOAD_STUCK, &[("what", what)]).set(if stuck { 1.0 } else { 0.0 });
+        gauge(&self.recorder, RELOAD_STUCK, &[("kind", what)]).set(if stuck { 1.0 } else { 0.0 });
     }
 
     /// Sets when the node's certificate expires, in seconds since 1970.
@@ -316,12 +316,12 @@ impl Metrics {
         gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);
     }
 
-    /// Counts a caller that was not let in.
+    /// Counts a caller that failed to authenticate.
     pub fn turned_away(&self, door: &'static str, reason: &'static str) {
-        counter(&self.recorder, TURNED_AWAY, &[("door", door), ("reason", reason)]).increment(1);
+        counter(&self.recorder, TURNED_AWAY, &[("endpoint", door), ("reason", reason)]).increment(1);
     }
 
-    /// Counts a request that was refused for what it would take.
+    /// Counts a request that a bound of this node refused.
     pub fn request_refused(&self, protocol: &'static str, reason: &'static str) {
         counter(&self.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(1);
     }
@@ -331,7 +331,7 @@ impl Metrics {
         gauge(&self.recorder, CONNECTIONS, &[("listener", listener)])
     }
 
-    /// Counts a connection that the node ended or did not take.
+    /// Counts a connection that the node closed or did not accept.
     pub fn connection_cut(&self, listener: &'static str, reason: &'static str) {
         counter(&self.recorder, CONNECTIONS_CUT, &[("listener", listener), ("reason", reason)]).increment(1);
     }
@@ -345,55 +345,73 @@ fn describe(recorder: &PrometheusRecorder) {
     };
     counter(
         DECISIONS,
-        "Decisions by domain, tier, class of the resource, verdict, and the quota or abuse rule that denied, or `upload`, or `other` for a quota of an override alone",
+        "Decisions by domain, tier, class of the resource, verdict, and the quota or abuse rule that refused (`upload`: the upload is too large; `other`: a quota that only an override defines)",
     );
-    counter(SHADOW_REFUSALS, "Calls that a shadow quota or abuse rule would have refused, by its name, or `other`");
-    counter(RESERVATIONS, "What became of reservations, by domain: reserved, settled, cancelled, extended, unknown");
-    counter(DEBT, "What was used beyond reservations and charged at their settlement, by domain and unit");
+    counter(
+        SHADOW_REFUSALS,
+        "Calls that a shadow quota or shadow abuse rule would have refused, by its name (`other`: a quota that only an override defines)",
+    );
+    counter(
+        RESERVATIONS,
+        "Reservation calls by domain and event: reserved, settled, cancelled, extended, unknown (no such reservation)",
+    );
+    counter(DEBT, "Usage above the reserved amount, charged at settlement, by domain and unit");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");
-    seconds(STORE_SECONDS, "Time the store took to answer");
-    counter(STORE_ERRORS, "Calls the store did not decide");
-    gauge(STORE_IN_FLIGHT, "Calls to the store that are under way");
-    gauge(STORE_CONNECTIONS, "Connections to Redis that are up, which calls share");
-    gauge(health::STORE_UP, "Whether charges are possible on every server of the store, by the node's last probe");
-    gauge(health::ACCOUNT_STORE_UP, "Whether accounts can be read and changed, by the node's last probe");
-    gauge(health::EVICTING, "Whether a server gives up keys when it is full (its maxmemory-policy is not noeviction)");
-    gauge(health::CLOCK_SKEW, "How far the clock of Redis is ahead of this node's, in seconds");
-    gauge(health::RELOAD_FAILED, "Whether files do not hold, so that what was read from them before is in force");
-    counter(failure::DECISIONS, "Calls answered without the store, by failure mode and verdict");
-    gauge(failure::WAITING, "Admissions made without the store that wait to be charged to it");
-    counter(failure::REPLAYED, "Admissions made without the store that were charged to it, or dropped");
-    counter(STORE_FAULTS, "What went wrong on the way to Redis, by name");
-    gauge(STORE_SERVERS, "Redis servers that this node talks to");
-    gauge(STORE_BREAKERS_OPEN, "Redis servers that are left alone because they did not answer");
-    counter(KEY_REFUSALS, "Calls refused for their API key");
-    counter(BAD_REQUESTS, "Calls refused as wrong");
-    counter(REPORTS, "Reported outcomes by domain, and whether an abuse rule counted them as failures");
-    counter(BLOCKS, "Blocks that began, by domain and abuse rule");
+    seconds(STORE_SECONDS, "Time from a call to the store to its answer");
+    counter(STORE_ERRORS, "Calls that the store did not decide, by error");
+    gauge(STORE_IN_FLIGHT, "Calls to the store without an answer yet");
+    gauge(STORE_CONNECTIONS, "Open connections to Redis, shared by all calls");
+    gauge(health::STORE_UP, "1 if the node's last probe could charge on every server of the store, else 0");
+    gauge(health::ACCOUNT_STORE_UP, "1 if the node's last probe could read and change accounts, else 0");
+    gauge(
+        health::EVICTING,
+        "1 if a Redis server evicts keys when its memory is full (maxmemory-policy is not noeviction), else 0",
+    );
+    gauge(health::CLOCK_SKEW, "Clock of Redis minus clock of this node, in seconds");
+    gauge(health::RELOAD_FAILED, "1 if the last reload failed, so that the contents read before stay in force, else 0");
+    counter(failure::DECISIONS, "Calls answered while the store was unavailable, by failure mode and verdict");
+    gauge(failure::WAITING, "Admissions made while the store was unavailable that are not yet charged to it");
+    counter(
+        failure::REPLAYED,
+        "Admissions made while the store was unavailable that were charged to it later, or dropped",
+    );
+    counter(STORE_FAULTS, "Errors of Redis and of the connections to it, by fault");
+    gauge(STORE_SERVERS, "Redis servers that this node is connected to");
+    gauge(STORE_BREAKERS_OPEN, "Redis servers whose circuit breaker is open, because they did not answer");
+    counter(KEY_REFUSALS, "Calls refused because their API key is invalid, by reason");
+    counter(BAD_REQUESTS, "Calls refused because the request is wrong");
+    counter(REPORTS, "Reported outcomes by domain, and by whether an abuse rule counted them as failures");
+    counter(BLOCKS, "Blocks started, by domain and abuse rule");
     counter(
         REFUSALS_DROPPED,
-        "Refusals that are missing in the log: the queue was full, or the store did not take them",
+        "Refusals missing in the refusal log: the queue was full, or the store did not accept them",
     );
-    gauge(REFUSALS_WAITING, "Refusals that wait to be written to the log");
-    gauge(POLICY_GENERATION, "How often the domain's policy was loaded");
-    gauge(POLICY_FINGERPRINT, "A number that is the same on nodes whose policy of the domain says the same");
-    counter(POLICY_RELOADS, "Reloads of the policy files");
-    counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates");
-    gauge(RELOAD_STUCK, "Whether the last reload is stuck, as a file system did not answer");
-    counter(accounts::LOOKUPS, "Look-ups of accounts, keys and secrets, by whether the node remembered");
-    counter(accounts::INVALIDATIONS, "Changes of accounts that the node heard of");
-    gauge(accounts::FEED_UP, "Whether the node hears of changes of accounts; if not, every call reads them");
-    counter(accounts::STORE_ERRORS, "Look-ups that the store of accounts did not answer");
+    gauge(REFUSALS_WAITING, "Refusals waiting to be written to the refusal log");
+    gauge(POLICY_GENERATION, "Number of times that the domain's policy was loaded");
+    gauge(POLICY_FINGERPRINT, "Fingerprint of the domain's policy: equal on all nodes with the same policy");
+    counter(POLICY_RELOADS, "Reloads of the policy files, by result");
+    counter(CREDENTIAL_RELOADS, "Reloads of the files with tokens and certificates, by kind and result");
+    gauge(RELOAD_STUCK, "1 while a reload is stuck because a file system does not answer, else 0");
+    counter(
+        accounts::LOOKUPS,
+        "Lookups of accounts, keys and secrets: in the cache (hit), in the store (miss), in the store because the cache is stale (bypass)",
+    );
+    counter(accounts::INVALIDATIONS, "Account changes received from the store");
+    gauge(
+        accounts::FEED_UP,
+        "1 if the node is subscribed to account changes, else 0: then every call reads its account from the store",
+    );
+    counter(accounts::STORE_ERRORS, "Account lookups that the store did not answer");
     counter(
         accounts::OVERLOADED,
-        "Look-ups refused, as there were too many new accounts or calls to the store of accounts",
+        "Account lookups refused: too many new accounts, or too many calls to the account store",
     );
-    counter(accounts::OVERRIDES_LEFT_OUT, "Overrides that were left out as they do not fit the policy any more");
-    gauge(CERTIFICATE_ENDS, "When the node's certificate ends, in seconds since 1970");
-    counter(REQUESTS_REFUSED, "Requests refused for what they would take of the node, by protocol and reason");
-    counter(TURNED_AWAY, "Callers that were not let in, by door and reason");
-    gauge(CONNECTIONS, "Open connections");
-    counter(CONNECTIONS_CUT, "Connections that the node ended or did not take, by reason");
+    counter(accounts::OVERRIDES_LEFT_OUT, "Stored overrides ignored because they no longer fit the policy");
+    gauge(CERTIFICATE_ENDS, "Expiry of the node's certificate, in seconds since 1970");
+    counter(REQUESTS_REFUSED, "Requests refused by a resource bound of this node, by protocol and reason");
+    counter(TURNED_AWAY, "Callers that failed to authenticate, by endpoint and reason");
+    gauge(CONNECTIONS, "Open connections, by listener");
+    counter(CONNECTIONS_CUT, "Connections that the node closed or did not accept, by listener and reason");
     gauge(BUILD_INFO, "1, with the version of the build");
 }
 

@@ -94,7 +94,7 @@ async fn json_logs_have_one_object_a_line_with_a_constant_message() {
         r#"a shadow would have refused a call {"account", "domain", "quota", "unsaid"}"#,
         r#"not reloaded; what was there stays {"errors", "what"}"#,
         r#"reloaded {"what"}"#,
-        r#"store does not answer {"error"}"#,
+        r#"the store does not answer {"error"}"#,
         r#"a call was answered without the store {"error", "mode", "unsaid"}"#,
         "node stopped {}",
     ] {

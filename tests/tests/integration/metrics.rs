@@ -116,7 +116,7 @@ async fn redis_latency_and_the_policy_are_measured() {
         .await
     };
     let metrics = connected(3.0).await;
-    for kind in ["unreachable", "indeterminate", "overloaded", "crowded", "refused"] {
+    for kind in ["unreachable", "indeterminate", "overloaded", "counter_cap_reached", "refused"] {
         is(&metrics, &error(kind), 0.0);
     }
     for (series, expected) in [

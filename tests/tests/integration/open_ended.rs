@@ -74,7 +74,7 @@ async fn places_are_bounded(process: &Process) {
         let line = metrics.lines().find(|line| line.starts_with(name) && line.contains(label));
         line.and_then(|line| line.rsplit(' ').next()).map(ToOwned::to_owned)
     };
-    assert_eq!(value("tollgate_store_errors_total{", "\"crowded\"").as_deref(), Some("3"), "{metrics}");
+    assert_eq!(value("tollgate_store_errors_total{", "\"counter_cap_reached\"").as_deref(), Some("3"), "{metrics}");
     process.signal("TERM");
     let log = until("it has stopped", Duration::from_secs(10), async || {
         Some(process.stderr()).filter(|log| log.contains("node stopped"))

@@ -44,8 +44,8 @@ impl CloseReason {
         match self {
             Self::Handshake => "handshake",
             Self::Idle => "idle",
-            Self::Silent => "silent",
-            Self::Unread => "unread",
+            Self::Silent => "no_request",
+            Self::Unread => "unread_answer",
             Self::Memory => "memory",
             Self::Displaced => "displaced",
             Self::TooMany => "too_many",

@@ -382,8 +382,8 @@ async fn another_policy_compiles_anew_and_leaves_out_what_does_not_fit() {
     let before = node.accounts.by_name("acme", &node.policy, NOW).await;
     assert_eq!(before.caller().account_overrides.len(), 1);
     assert_eq!(before.account.tier, node.policy.default_tier(), "a tier that is gone");
-    node.until_metric("tollgate_overrides_left_out_total", 1).await;
+    node.until_metric("tollgate_overrides_ignored_total", 1).await;
     node.policy = policy(5);
     node.accounts.by_name("acme", &node.policy, NOW).await;
-    node.until_metric("tollgate_overrides_left_out_total", 2).await;
+    node.until_metric("tollgate_overrides_ignored_total", 2).await;
 }

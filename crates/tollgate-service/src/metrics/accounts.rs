@@ -11,8 +11,8 @@ pub(super) const LOOKUPS: &str = "tollgate_account_lookups_total";
 pub(super) const INVALIDATIONS: &str = "tollgate_account_invalidations_total";
 pub(super) const FEED_UP: &str = "tollgate_account_feed_up";
 pub(super) const STORE_ERRORS: &str = "tollgate_account_store_errors_total";
-pub(super) const OVERLOADED: &str = "tollgate_account_overloaded_total";
-pub(super) const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_left_out_total";
+pub(super) const OVERLOADED: &str = "tollgate_account_lookups_refused_total";
+pub(super) const OVERRIDES_LEFT_OUT: &str = "tollgate_overrides_ignored_total";
 
 pub(super) struct AccountMetrics {
     lookups: [Counter; 3],

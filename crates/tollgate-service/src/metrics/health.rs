@@ -1,4 +1,4 @@
-//! What the node's own looks at its stores and files found.
+//! The health of the stores, by the node's probes, and of its files.
 
 use metrics::Gauge;
 use metrics_exporter_prometheus::PrometheusRecorder;
@@ -12,7 +12,7 @@ pub(super) const EVICTING: &str = "tollgate_store_evicting";
 pub(super) const CLOCK_SKEW: &str = "tollgate_store_clock_skew_seconds";
 pub(super) const RELOAD_FAILED: &str = "tollgate_reload_failed";
 
-/// What is read from files, by the names that reloads have.
+/// The kinds of files that a node reads, as metrics name them.
 pub(super) const RELOADED: [&str; 4] = ["policies", "service_tokens", "admin_tokens", "certificates"];
 
 pub(super) struct HealthMetrics {
@@ -28,13 +28,13 @@ struct StoreGauges {
 
 impl HealthMetrics {
     pub(super) fn new(recorder: &PrometheusRecorder, store: &'static str) -> Self {
-        let of = |up, of| StoreGauges {
+        let of = |up, data| StoreGauges {
             up,
-            evicting: gauge(recorder, EVICTING, &[("of", of)]),
-            skew: gauge(recorder, CLOCK_SKEW, &[("of", of)]),
+            evicting: gauge(recorder, EVICTING, &[("data", data)]),
+            skew: gauge(recorder, CLOCK_SKEW, &[("data", data)]),
         };
-        for what in RELOADED {
-            gauge(recorder, RELOAD_FAILED, &[("what", what)]).set(0.0);
+        for kind in RELOADED {
+            gauge(recorder, RELOAD_FAILED, &[("kind", kind)]).set(0.0);
         }
         Self {
             counters: of(gauge(recorder, STORE_UP, &[("store", store)]), "counters"),
@@ -64,8 +64,8 @@ impl Metrics {
         self.health.accounts.set(health);
     }
 
-    /// Whether what stands in files is other than what is in force, as it cannot be used.
-    pub(super) fn reload_ended(&self, what: &'static str, success: bool) {
-        gauge(&self.recorder, RELOAD_FAILED, &[("what", what)]).set(if success { 0.0 } else { 1.0 });
+    /// Records whether the last reload failed, so that older contents are in force than the files hold.
+    pub(super) fn reload_ended(&self, kind: &'static str, success: bool) {
+        gauge(&self.recorder, RELOAD_FAILED, &[("kind", kind)]).set(if success { 0.0 } else { 1.0 });
     }
 }

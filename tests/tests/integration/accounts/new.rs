@@ -59,6 +59,6 @@ async fn new_accounts_are_bounded_by_domain_and_known_ones_are_not() {
         }
         assert!(accepted("other", "new").await.len() >= 5, "another domain has its own");
         let (_, metrics) = node.rest.text("/metrics").await;
-        assert!(metrics.contains("tollgate_account_overloaded_total"), "{metrics}");
+        assert!(metrics.contains("tollgate_account_lookups_refused_total"), "{metrics}");
     }
 }

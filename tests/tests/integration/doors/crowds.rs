@@ -94,7 +94,7 @@ async fn connections_with_open_calls_are_never_displaced() {
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     }
     let (_, metrics) = node.rest.text("/metrics").await;
-    assert!(metrics.contains(r#"tollgate_connections_cut_total{listener="grpc",reason="too_many"} 5"#), "{metrics}");
+    assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="grpc",reason="too_many"} 5"#), "{metrics}");
     for (watch, channel) in &mut watches {
         goes_on(watch, channel).await;
     }

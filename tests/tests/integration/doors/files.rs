@@ -201,7 +201,7 @@ async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     let builder = builder.arg("--max-login-failures=0").env("LD_PRELOAD", hanging_mount(files.folder.path()));
     let mut node = builder.env("HANGING", &policy).env("HANGING_WHILE", &mark).start();
     status_is(&node, OLD, 200).await;
-    let stuck = |what: &str, is: u8| format!("tollgate_reload_stuck{{what=\"{what}\"}} {is}");
+    let stuck = |what: &str, is: u8| format!("tollgate_reload_stuck{{kind=\"{what}\"}} {is}");
     let (_, metrics) = node.rest.text("/metrics").await;
     for what in ["policies", "service_tokens"] {
         assert!(metrics.contains(&stuck(what, 0)), "{what}: {metrics}");

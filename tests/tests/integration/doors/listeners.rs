@@ -126,8 +126,8 @@ async fn silent_and_slow_connections_are_closed() {
     goes_on(&mut watch, &node.channel).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
     let (_, metrics) = ops.text("/metrics").await;
-    for (listener, reason) in [("http", "silent"), ("grpc", "silent"), ("grpc", "idle")] {
-        let cut = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="{reason}"}}"#);
+    for (listener, reason) in [("http", "no_request"), ("grpc", "no_request"), ("grpc", "idle")] {
+        let cut = format!(r#"tollgate_connections_closed_total{{listener="{listener}",reason="{reason}"}}"#);
         assert!(metrics.contains(&cut), "{metrics}");
     }
 }

@@ -133,9 +133,9 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     }
     let (status, metrics) = node.rest.text("/metrics").await;
     assert_eq!(status, StatusCode::OK);
-    for door in ["service", "admin", "key"] {
+    for door in ["service", "admin", "end_user"] {
         for reason in ["unknown", "too_many_failures"] {
-            let counted = format!(r#"tollgate_turned_away_total{{door="{door}",reason="{reason}"}}"#);
+            let counted = format!(r#"tollgate_auth_failures_total{{endpoint="{door}",reason="{reason}"}}"#);
             assert!(metrics.contains(&counted), "{counted}: {metrics}");
         }
     }

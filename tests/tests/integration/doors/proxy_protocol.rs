@@ -76,6 +76,6 @@ async fn the_proxy_header_is_required_from_trusted_balancers_and_refused_from_ot
     // One that never comes ends the connection too.
     assert_eq!(said(BALANCER, &node.http_address, b"PROXY TCP4 ").await, "");
     let (_, metrics) = node.rest.text("/metrics").await;
-    let cut = r#"tollgate_connections_cut_total{listener="http",reason="proxy_header"} 2"#;
+    let cut = r#"tollgate_connections_closed_total{listener="http",reason="proxy_header"} 2"#;
     assert!(metrics.contains(cut), "{metrics}");
 }

@@ -48,7 +48,7 @@ async fn cut(node: &Process, listener: &str, reason: &str) -> u64 {
     let ops = node.said.split("health and metrics on http://").nth(1).unwrap();
     let ops = crate::harness::Rest::new(ops.split([',', ';']).next().unwrap().trim());
     let (_, metrics) = ops.text("/metrics").await;
-    let name = format!(r#"tollgate_connections_cut_total{{listener="{listener}",reason="{reason}"}} "#);
+    let name = format!(r#"tollgate_connections_closed_total{{listener="{listener}",reason="{reason}"}} "#);
     metrics.lines().find_map(|line| line.strip_prefix(&*name)).map_or(0, |count| count.parse().unwrap())
 }
 
@@ -118,7 +118,7 @@ async fn an_unread_answer_closes_its_connection() {
         let (path, window, closed) = ended.unwrap();
         assert!(closed, "{path} with a window of {window}");
     }
-    assert!(cut(&node, "http", "unread").await >= 8 && cut(&node, "grpc", "unread").await >= 2);
+    assert!(cut(&node, "http", "unread_answer").await >= 8 && cut(&node, "grpc", "unread_answer").await >= 2);
     // An answer that only has nothing to say yet is none that is not read.
     goes_on(&mut watch, &node.channel).await;
 }

@@ -236,8 +236,8 @@ async fn a_client_certificate_opens_the_domains_of_its_name_only() {
     // And no plain text.
     assert!(node.rest.request(reqwest::Method::GET, "/healthz").send().await.is_err());
     let (_, metrics) = ops(&node).text("/metrics").await;
-    assert!(metrics.contains(r#"tollgate_connections_cut_total{listener="http",reason="handshake"}"#), "{metrics}");
-    assert!(metrics.contains("tollgate_tls_certificate_end_timestamp_seconds "), "{metrics}");
+    assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="http",reason="handshake"}"#), "{metrics}");
+    assert!(metrics.contains("tollgate_tls_certificate_expiry_timestamp_seconds "), "{metrics}");
 }
 
 #[tokio::test]

@@ -213,7 +213,7 @@ async fn tokens_rotate_without_a_restart() {
     assert_eq!(code(new).await, None);
     let (_, metrics) = node.rest.text("/metrics").await;
     assert!(
-        metrics.contains(r#"tollgate_credential_reloads_total{what="service_tokens",result="failure"} 1"#),
+        metrics.contains(r#"tollgate_credential_reloads_total{kind="service_tokens",result="failure"} 1"#),
         "{metrics}"
     );
     assert!(node.stderr().contains("tokens[0].hash: "), "{}", node.stderr());

@@ -45,7 +45,7 @@ pub(super) struct State {
 pub(super) const TABLE: [State; 11] = [
     State {
         trouble: Trouble::Nothing,
-        name: "well",
+        name: "healthy",
         readyz: 200,
         says: None,
         serving: true,
@@ -93,7 +93,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::Hung,
-        name: "hung: takes connections in and does not answer (`SIGSTOP`)",
+        name: "hung: accepts connections and does not answer (`SIGSTOP`)",
         readyz: 503,
         says: Some(("store", false, "does not answer")),
         serving: false,
@@ -111,7 +111,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::Gone,
-        name: "gone: nobody listens",
+        name: "down: nothing listens",
         readyz: 503,
         says: Some(("store", false, "cannot be reached")),
         serving: false,
@@ -129,7 +129,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::Evicting,
-        name: "evicting (another `maxmemory-policy` than `noeviction`)",
+        name: "evicting (`maxmemory-policy` is not `noeviction`)",
         readyz: 200,
         says: Some(("store", true, "evicting")),
         serving: true,
@@ -141,7 +141,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::Skewed,
-        name: "skewed: its clock is off by more than a second",
+        name: "skewed: its clock differs from the node's by more than a second",
         readyz: 200,
         says: Some(("store", true, "skewed")),
         serving: true,
@@ -153,7 +153,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::OneOfThreeFull,
-        name: "one of three masters of a cluster is full, or the like",
+        name: "a cluster with one of three masters full (or failed)",
         readyz: 200,
         says: Some(("store", false, "1 of 3 servers: full")),
         serving: true,
@@ -165,7 +165,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::AccountsGone,
-        name: "well, without the Redis of accounts (`--accounts-redis`)",
+        name: "healthy; the Redis of accounts (`--accounts-redis`) is down",
         readyz: 200,
         says: Some(("accounts", false, "cannot be reached")),
         serving: true,
@@ -182,7 +182,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::AccountsReplica,
-        name: "well, the Redis of accounts read-only",
+        name: "healthy; the Redis of accounts is read-only",
         readyz: 200,
         says: Some(("accounts", false, "read-only")),
         serving: true,
@@ -199,7 +199,7 @@ pub(super) const TABLE: [State; 11] = [
     },
     State {
         trouble: Trouble::AccountsFull,
-        name: "well, the Redis of accounts full",
+        name: "healthy; the Redis of accounts is full",
         readyz: 200,
         says: Some(("accounts", false, "full")),
         serving: true,
@@ -220,9 +220,9 @@ impl State {
         let health = if self.serving { "SERVING" } else { "NOT_SERVING" };
         let decided = match self.decided {
             Decided::All => "all",
-            Decided::OfThePolicy => "of accounts in policies",
+            Decided::OfThePolicy => "calls of accounts in policies",
             Decided::None => "none",
-            Decided::Some => "of the other masters",
+            Decided::Some => "calls on the other masters",
         };
         let alerts: Vec<String> = self.alerts.iter().map(|alert| format!("`{alert}`")).collect();
         let alerts = if alerts.is_empty() { "–".to_owned() } else { alerts.join(", ") };

@@ -123,7 +123,7 @@ impl Fault {
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
             Self::Unreadable => "unreadable",
-            Self::Crowded => "crowded",
+            Self::Crowded => "counter_cap_reached",
             Self::Unreplicated => "unreplicated",
             Self::Refused => "refused",
         }
