@@ -24,7 +24,7 @@ const DEMO_KEY: &str = "tg_demoVeniceKeyForLoopbackUseOnly04QjPeg";
 
 /// Tollgate: a rate-limit service for API platforms.
 ///
-/// Without a command it runs a node: with no further settings the embedded store and the Venice policy,
+/// Without a command it runs a node. Without settings the node uses the embedded store and the Venice policy,
 /// on loopback.
 #[derive(Parser)]
 #[command(name = "tollgate", version, max_term_width = 110)]
@@ -32,7 +32,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Configuration file: YAML, with the names of the flags as keys. Flags and variables win over it
+    /// Configuration file: YAML, with the names of the flags as keys. Flags and variables have precedence over it
     #[arg(long, env = "TOLLGATE_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 
@@ -42,28 +42,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check policy files, or folders of them, and say everything that is wrong with them
+    /// Check policy files, or folders of them, and print every mistake
     CheckPolicy {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
-    /// Examine the Redis of the settings: say what is wrong with it and what to do, and fail if a node cannot rely on it
+    /// Check the Redis of the settings: print what is wrong and what to do, and fail if a node cannot rely on it
     Doctor(Box<Options>),
     /// Print the JSON Schema of policy files
     PolicySchema,
-    /// Print the description of the REST API (`OpenAPI`)
+    /// Print the `OpenAPI` description of the REST API
     Openapi,
-    /// Make a new API key: print its secret, and the hash for a policy file
+    /// Generate an API key: print its secret, and the hash for a policy file
     GenerateKey,
-    /// Make a new token of a service or an administrator: print it, and the hash for a file of tokens
+    /// Generate a token for a service or an administrator: print it, and the hash for a token file
     GenerateToken,
-    /// Read a secret from standard input and print its hash, for a policy file or a file of tokens
+    /// Read a secret from standard input and print its hash, for a policy file or a token file
     HashKey,
-    /// Administer the accounts of a running node
+    /// Manage accounts through a running node
     Account(Box<admin::Admin<admin::AccountVerb>>),
-    /// Administer the API keys of a running node
+    /// Manage API keys through a running node
     Key(Box<admin::Admin<admin::KeyVerb>>),
-    /// Read the tiers of a running node
+    /// List tiers through a running node
     Tier(Box<admin::Admin<admin::TierVerb>>),
 }
 
@@ -114,7 +114,7 @@ pub fn main() -> ExitCode {
 
 fn examine(configs: &[RedisConfig]) -> Result<(), String> {
     if configs.is_empty() {
-        return Err("redis: is not set, and memory needs no doctor".to_owned());
+        return Err("redis: is not set; the memory store needs no check".to_owned());
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let (text, well) = runtime.block_on(crate::doctor::run(configs));
@@ -146,7 +146,7 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     let greeting = greeting(&settings, &listeners);
     let greet = move || {
         if let Err(error) = print(&greeting) {
-            tracing::debug!(error, "nobody reads standard output");
+            tracing::debug!(error, "standard output is closed");
         }
     };
     run(settings, backend, listeners, greet, async move {

@@ -26,7 +26,7 @@ pub(super) struct Admin<V: Subcommand> {
     #[command(subcommand)]
     verb: V,
 
-    /// Print the node's answer, and errors, as JSON
+    /// Print the node's answer and errors as JSON
     #[arg(long, global = true)]
     json: bool,
 
@@ -41,7 +41,7 @@ pub(super) trait Verb: Subcommand {
 
 #[derive(Subcommand)]
 pub(super) enum TierVerb {
-    /// List the tiers that the policy of a domain offers
+    /// List the tiers of a domain
     List,
 }
 
@@ -74,11 +74,11 @@ impl<V: Verb> Admin<V> {
 /// Which part of a list.
 #[derive(Args)]
 pub(super) struct Page {
-    /// How many at most, 1 to 100 [default: 50]
+    /// Maximum number of entries, 1 to 100 [default: 50]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Where the page before ended, as it says
+    /// Cursor printed with the previous page
     #[arg(long, value_name = "TEXT")]
     cursor: Option<String>,
 }
@@ -86,7 +86,7 @@ pub(super) struct Page {
 /// Upon which version.
 #[derive(Args)]
 pub(super) struct Upon {
-    /// Only if this still is the account's version
+    /// Change only if the account still has this version
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
 }
@@ -102,19 +102,19 @@ pub(super) struct OverrideArgs {
     #[arg(long, value_name = "WINDOW", value_parser = written)]
     per: Option<Value>,
 
-    /// How much fits in a window: a number, or `unlimited`
+    /// The limit in a window: a number, or `unlimited`
     #[arg(long, value_name = "AMOUNT", value_parser = written)]
     limit: Value,
 
-    /// Only for this resource, or for those that match a wildcard
+    /// Only for this resource, or for the resources that match this wildcard
     #[arg(long, value_name = "NAME")]
     resource: Option<String>,
 
-    /// Only the quota of this scope, such as `account,resource`
+    /// Only for the quota with this scope, such as `account,resource`
     #[arg(long, value_name = "ATTRIBUTES", value_delimiter = ',')]
     scope: Option<Vec<String>>,
 
-    /// When it stops to apply, such as 2027-01-31T00:00:00Z [default: never]
+    /// When it expires, such as 2027-01-31T00:00:00Z [default: never]
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
 }

@@ -20,12 +20,12 @@ pub(crate) const TOKEN_VARIABLE: &str = "TOLLGATE_ADMIN_TOKEN";
 /// The longest file of a token, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// What may be set, as flags and variables have it. In the configuration file it stands under `client`.
+/// The settings, as flags and variables. In the configuration file they are under `client`.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
 #[command(next_help_heading = "The node")]
 pub struct ClientOptions {
-    /// Where the node's REST API is [default: `http://127.0.0.1:8080`]
+    /// URL of the node's REST API [default: `http://127.0.0.1:8080`]
     #[arg(long, env = "TOLLGATE_URL", value_name = "URL", global = true)]
     pub url: Option<String>,
 
@@ -33,19 +33,19 @@ pub struct ClientOptions {
     #[arg(long, env = "TOLLGATE_ADMIN_TOKEN_FILE", value_name = "FILE", global = true)]
     pub admin_token_file: Option<PathBuf>,
 
-    /// Certificates of the authorities that vouch for the node, PEM [default: the system's]
+    /// Certificate authorities to trust for the node, PEM [default: the system's]
     #[arg(long, env = "TOLLGATE_CA", value_name = "FILE", global = true)]
     pub ca: Option<PathBuf>,
 
-    /// Domain to act in [default: the only one that the token reaches]
+    /// Domain [default: the token's only domain]
     #[arg(long, env = "TOLLGATE_DOMAIN", value_name = "NAME", global = true)]
     pub domain: Option<String>,
 
-    /// How long the node may take to answer, in milliseconds [default: 10000]
+    /// Maximum time for the node to answer, in milliseconds [default: 10000]
     #[arg(long, env = "TOLLGATE_TIMEOUT_MS", value_name = "MS", global = true)]
     pub timeout_ms: Option<u64>,
 
-    /// Send the token beyond loopback without TLS, as something else encrypts, such as a mesh
+    /// Send the token beyond loopback without TLS, because something else encrypts, such as a service mesh
     // Under an id of its own: clap hands what is global down by id, and a node's setting has the id of this field's name.
     #[arg(
         id = "client_plaintext_beyond_loopback",
@@ -68,7 +68,7 @@ pub(crate) struct ClientSettings {
     pub(crate) token_from: String,
     /// Whom to trust; `None` for whom the system trusts.
     pub(crate) ca: Option<Vec<Certificate>>,
-    /// Empty for the only one within reach.
+    /// Empty for the token's only domain.
     pub(crate) domain: String,
     pub(crate) timeout: Duration,
 }
@@ -119,7 +119,7 @@ fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
     let loopback = ip.map_or(host == "localhost", |ip| ip.is_loopback());
     if url.scheme() == "http" && !loopback && !plaintext {
         return Err(format!(
-            "url: {host} is not a loopback address, so that the token would be sent in the clear: use https, or set \
+            "url: {host} is not a loopback address, so the token would be sent in plain text: use https, or set \
              plaintext-beyond-loopback if something else encrypts"
         ));
     }

@@ -1,4 +1,4 @@
-//! What may be set of a node, as it is written.
+//! The settings of a node, as they are written.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -8,110 +8,109 @@ use serde::Deserialize;
 use super::ClientOptions;
 use crate::{auth::ForwardedHeader, logs::LogFormat};
 
-/// What may be set, as flags and variables have it. The configuration file is YAML with the names of the
+/// The settings, as flags and variables. The configuration file is YAML with the names of the
 /// flags.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
 pub struct Options {
-    /// Policy file, or folder of policy files; several may be given [default: the embedded Venice policy]
+    /// Policy file, or folder of policy files; may be repeated [default: the embedded Venice policy]
     #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
     #[serde(default)]
     pub policy: Vec<PathBuf>,
 
-    /// Redis that keeps the counters, shared by all nodes, as in `redis://user:password@host:port/db`; the schemes are
-    /// `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: this process's memory]
+    /// URL of the Redis that stores the counters, shared by all nodes: `redis://user:password@host:port/db`; the schemes are
+    /// `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: memory of this process]
     #[arg(long, env = "TOLLGATE_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
 
-    /// User at Redis, if the URL does not name it
+    /// Redis user, if it is not in the URL
     #[arg(long, env = "TOLLGATE_REDIS_USER", value_name = "NAME")]
     pub redis_user: Option<String>,
 
-    /// File with the password at Redis, if the URL does not hold it
+    /// File with the Redis password, if it is not in the URL
     #[arg(long, env = "TOLLGATE_REDIS_PASSWORD_FILE", value_name = "FILE")]
     pub redis_password_file: Option<PathBuf>,
 
-    /// User at the sentinels, whose users are their own
+    /// User for the sentinels
     #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_USER", value_name = "NAME")]
     pub redis_sentinel_user: Option<String>,
 
-    /// File with the password at the sentinels
+    /// File with the password for the sentinels
     #[arg(long, env = "TOLLGATE_REDIS_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
     pub redis_sentinel_password_file: Option<PathBuf>,
 
-    /// Certificates of the authorities that vouch for Redis, PEM [default: the system's]
+    /// Certificate authorities to trust for Redis, PEM [default: the system's]
     #[arg(long, env = "TOLLGATE_REDIS_TLS_CA", value_name = "FILE")]
     pub redis_tls_ca: Option<PathBuf>,
 
-    /// This node's certificate for Redis, PEM
+    /// Client certificate of this node for Redis, PEM
     #[arg(long, env = "TOLLGATE_REDIS_TLS_CERT", value_name = "FILE")]
     pub redis_tls_cert: Option<PathBuf>,
 
-    /// The private key of that certificate, PEM
+    /// Private key of that certificate, PEM
     #[arg(long, env = "TOLLGATE_REDIS_TLS_KEY", value_name = "FILE")]
     pub redis_tls_key: Option<PathBuf>,
 
-    /// Name that the certificates of Redis carry, where it is not that of the URL; not with sentinels [default: the host of
+    /// Name in the certificates of Redis, if it differs from the URL; not with sentinels [default: the host of
     /// the URL]
     #[arg(long, env = "TOLLGATE_REDIS_TLS_SERVER_NAME", value_name = "NAME")]
     pub redis_tls_server_name: Option<String>,
 
-    /// What every key in Redis begins with [default: tg]
+    /// Prefix of all keys in Redis [default: tg]
     #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
     pub redis_key_prefix: Option<String>,
 
-    /// Connections to each Redis server that all calls share [default: as many as threads]
+    /// Connections to each Redis server, shared by all calls [default: the value of --threads]
     #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
     pub redis_connections: Option<usize>,
 
-    /// Replicas that must have a charge before the call is answered (`WAIT`) [default: 0]
+    /// Number of replicas that must have a charge before the call is answered (`WAIT`) [default: 0]
     #[arg(long, env = "TOLLGATE_REDIS_WAIT_REPLICAS", value_name = "N")]
     pub redis_wait_replicas: Option<usize>,
 
-    /// How long a call waits for them, in milliseconds; less than --store-deadline-ms [default: 100]
+    /// Maximum time that a call waits for these replicas, in milliseconds; less than --store-deadline-ms [default: 100]
     #[arg(long, env = "TOLLGATE_REDIS_WAIT_MS", value_name = "MS")]
     pub redis_wait_ms: Option<u64>,
 
-    /// How long a call may wait for the store, in milliseconds [default: 250]
+    /// Maximum time that a call waits for the store, in milliseconds [default: 250]
     #[arg(long, env = "TOLLGATE_STORE_DEADLINE_MS", value_name = "MS")]
     pub store_deadline_ms: Option<u64>,
 
-    /// Calls to the store under way at once; more are refused [default: 8192]
+    /// Maximum number of concurrent calls to the store; more are refused [default: 8192]
     #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
     pub store_max_in_flight: Option<usize>,
 
-    /// Counters of one account at once whose names callers choose, by free attributes or by the matches of a wildcard; a
-    /// call that needs one more is refused [default: 10000]
+    /// Maximum number of counters of one account whose names callers choose (free attributes, or matches of a wildcard);
+    /// a call that needs one more is refused [default: 10000]
     #[arg(long, env = "TOLLGATE_MAX_COUNTERS_PER_ACCOUNT", value_name = "N")]
     pub max_counters_per_account: Option<u32>,
 
-    /// Nodes that share the limits, for quotas with `on_failure: local` [default: 1]
+    /// Number of nodes that share the limits, for quotas with `on_failure: local` [default: 1]
     #[arg(long, env = "TOLLGATE_NODE_COUNT", value_name = "N")]
     pub node_count: Option<usize>,
 
-    /// Scopes that memory keeps counters for at once, without Redis and while it is away [default: 1000000]
+    /// Maximum number of scopes with counters in memory, without Redis or while it is unavailable [default: 1000000]
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
     pub memory_max_scopes: Option<usize>,
 
-    /// Redis that keeps accounts and keys [default: the one that keeps the counters, or this process's memory]
+    /// URL of the Redis that stores accounts and API keys [default: that of the counters, or memory of this process]
     #[arg(long, env = "TOLLGATE_ACCOUNTS_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub accounts_redis: Option<String>,
 
-    /// Accounts that memory keeps at once, without Redis [default: 100000]
+    /// Maximum number of accounts in memory, without Redis [default: 100000]
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_ACCOUNTS", value_name = "N")]
     pub memory_max_accounts: Option<usize>,
 
-    /// Accounts, keys and secrets, each, that a node remembers [default: 100000]
+    /// Maximum number of cached accounts, of cached keys and of cached secrets [default: 100000]
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_ENTRIES", value_name = "N")]
     pub account_cache_entries: Option<usize>,
 
-    /// How long a node believes what it remembers of an account while it hears of no change, in milliseconds
-    /// [default: 60000]
+    /// Maximum age of a cached account, in milliseconds; changes of accounts take effect at once [default: 60000]
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
     pub account_cache_ttl_ms: Option<u64>,
 
-    /// New accounts a minute (names without a record that the node does not remember), for each domain and reach of
-    /// service tokens; 0 for no bound [default: 60000]
+    /// Maximum number of new accounts per minute (names without a record that are not cached), for each domain and each
+    /// set of token domains; 0 for no bound [default: 60000]
     #[arg(long, env = "TOLLGATE_MAX_NEW_ACCOUNTS", value_name = "N")]
     pub max_new_accounts: Option<u32>,
 
@@ -124,13 +123,13 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
 
-    /// File of the tokens that let services in, over gRPC and on /v1 [default: none; with the embedded policy loopback
+    /// File with the tokens of services, for gRPC and /v1 [default: none; with the embedded policy, loopback
     /// is open to services]
     #[arg(long, env = "TOLLGATE_SERVICE_TOKENS", value_name = "FILE")]
     pub service_tokens: Option<PathBuf>,
 
-    /// Whether, without --service-tokens, whoever reaches the loopback address may act as any service [default: with
-    /// the embedded policy alone]
+    /// Without --service-tokens: everyone who can reach the loopback address may act as any service [default: true only
+    /// with the embedded policy]
     #[arg(
         long,
         env = "TOLLGATE_OPEN_LOOPBACK",
@@ -141,23 +140,23 @@ pub struct Options {
     )]
     pub open_loopback: Option<bool>,
 
-    /// File of the tokens that let administrators in, on /admin/v1 [default: none; nobody gets in]
+    /// File with the tokens of administrators, for /admin/v1 [default: none; /admin/v1 accepts nobody]
     #[arg(long, env = "TOLLGATE_ADMIN_TOKENS", value_name = "FILE")]
     pub admin_tokens: Option<PathBuf>,
 
-    /// Certificate of the node, PEM; with --tls-key REST and gRPC are served by TLS alone
+    /// Certificate of the node, PEM; with it and --tls-key, REST and gRPC use only TLS
     #[arg(long, env = "TOLLGATE_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
-    /// Key of the node's certificate, PEM
+    /// Private key of the node's certificate, PEM
     #[arg(long, env = "TOLLGATE_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Authorities of client certificates, PEM; --service-tokens says whose certificate acts where
+    /// Certificate authorities of client certificates, PEM; --service-tokens maps these certificates to services
     #[arg(long, env = "TOLLGATE_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Listen beyond loopback without TLS, as something else encrypts, such as a mesh
+    /// Listen beyond loopback without TLS, because something else encrypts, such as a service mesh
     #[arg(
         long,
         env = "TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK",
@@ -168,31 +167,30 @@ pub struct Options {
     )]
     pub plaintext_beyond_loopback: Option<bool>,
 
-    /// Address for metrics and health alone, in plain text and open to all [default: beside REST]
+    /// Separate address for metrics and health, in plain text and open to everybody [default: the address of REST]
     #[arg(long, env = "TOLLGATE_OPS_LISTEN", value_name = "ADDR")]
     pub ops_listen: Option<SocketAddr>,
 
-    /// Names, without ports, by which REST is called [default: those of loopback on loopback, else any]
+    /// Accepted host names of REST, without ports [default: on loopback the loopback names, else any]
     #[arg(long, env = "TOLLGATE_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
     #[serde(default)]
     pub allowed_hosts: Vec<String>,
 
-    /// Networks of proxies that are trusted to name the caller [default: none]
+    /// Networks of proxies whose statement of the caller's address is trusted [default: none]
     #[arg(long, env = "TOLLGATE_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
 
-    /// Header in which they name it [default: x-forwarded-for]
+    /// Header in which these proxies state the address [default: x-forwarded-for]
     #[arg(long, env = "TOLLGATE_FORWARDED_HEADER", value_name = "NAME")]
     pub forwarded_header: Option<ForwardedHeader>,
 
-    /// Attempts to log in that may fail in 30 s from one address, before others that fail are refused for 30 s; services,
-    /// administrators and end users apart; 0 for any number [default: 20]
+    /// Failed logins in 30 s from one address, above which further failed logins are blocked for 30 s; services,
+    /// administrators and end users are counted separately; 0 for no bound [default: 20]
     #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
     pub max_login_failures: Option<u32>,
 
-    /// Whether connections of trusted proxies begin with a header of the PROXY protocol (version 1 or 2) that names the
-    /// client
+    /// Connections of trusted proxies start with a PROXY protocol header (version 1 or 2) with the client's address
     #[arg(
         long,
         env = "TOLLGATE_PROXY_PROTOCOL",
@@ -203,40 +201,38 @@ pub struct Options {
     )]
     pub proxy_protocol: Option<bool>,
 
-    /// Connections on each listener at once; for more, those end that have no call in work [default: 4096]
+    /// Maximum number of connections on each listener; for more, connections without an open call are closed [default: 4096]
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
-    /// Connections of one address on each listener at once; trusted proxies may have any number [default: a quarter of
-    /// --max-connections]
+    /// Maximum number of connections of one address on each listener; trusted proxies have no bound [default: a quarter
+    /// of --max-connections]
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
     pub max_connections_per_address: Option<usize>,
 
-    /// TLS handshakes that begin in a second on each listener, a quarter of them from one address; more wait
-    /// [default: 200]
+    /// Maximum number of TLS handshakes started per second on each listener, a quarter of them from one address; more
+    /// wait [default: 200]
     #[arg(long, env = "TOLLGATE_MAX_HANDSHAKES_PER_SECOND", value_name = "N")]
     pub max_handshakes_per_second: Option<u32>,
 
-    /// How long an HTTP/1 client may take until its next request's headers are there, in milliseconds
-    /// [default: 30000]
+    /// Maximum time until the headers of an HTTP/1 client's next request have arrived, in milliseconds [default: 30000]
     #[arg(long, env = "TOLLGATE_HEADER_TIMEOUT_MS", value_name = "MS")]
     pub header_timeout_ms: Option<u64>,
 
-    /// How long a connection may be without a call, in milliseconds [default: 300000]
+    /// Maximum time of a connection without an open call, in milliseconds [default: 300000]
     #[arg(long, env = "TOLLGATE_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub idle_timeout_ms: Option<u64>,
 
-    /// How long an answer may take to be written before its connection is closed, in milliseconds [default: 20000]
+    /// Time for a client to read an answer before its connection is closed, in milliseconds [default: 20000]
     #[arg(long, env = "TOLLGATE_ANSWER_TIMEOUT_MS", value_name = "MS")]
     pub answer_timeout_ms: Option<u64>,
 
-    /// What the connections of each thread may hold for calls in work and answers not yet written, in bytes, at least
-    /// 1048576; beyond it the connection that holds the most is closed, and one alone may hold a quarter
-    /// [default: 134217728]
+    /// Maximum memory of each thread's connections for open calls and unread answers, in bytes, at least 1048576; above
+    /// it the connection with the most memory is closed; one connection may use a quarter [default: 134217728]
     #[arg(long, env = "TOLLGATE_MAX_PENDING_BYTES", value_name = "N")]
     pub max_pending_bytes: Option<usize>,
 
-    /// Whether gRPC reflection is open to everybody, and not only to services
+    /// Open gRPC reflection to everybody, not only to services
     #[arg(
         long,
         env = "TOLLGATE_OPEN_REFLECTION",
@@ -251,81 +247,81 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
     pub max_request_bytes: Option<usize>,
 
-    /// How long a request body may take to arrive, in milliseconds; a `ConsumeStream` is bounded by its idle time
+    /// Maximum time for a request body to arrive, in milliseconds; not for `ConsumeStream`, which has an idle timeout
     /// [default: 3000]
     #[arg(long, env = "TOLLGATE_BODY_TIMEOUT_MS", value_name = "MS")]
     pub body_timeout_ms: Option<u64>,
 
-    /// Memory of request bodies that have not arrived yet, over REST and over gRPC each, in bytes; half of it for one
-    /// caller [default: 67108864]
+    /// Maximum memory of incomplete request bodies, for REST and for gRPC separately, in bytes; half of it for one caller
+    /// [default: 67108864]
     #[arg(long, env = "TOLLGATE_MAX_UNREAD_BYTES", value_name = "N")]
     pub max_unread_bytes: Option<usize>,
 
-    /// Calls in work at once on each gRPC connection, and over REST in all [default: 1024]
+    /// Maximum number of concurrent calls on each gRPC connection, and over REST in total [default: 1024]
     #[arg(long, env = "TOLLGATE_MAX_CONCURRENT_CALLS", value_name = "N")]
     pub max_concurrent_calls: Option<usize>,
 
-    /// Of the calls in work over REST, those of one token, or of one address on the end users' routes
+    /// Maximum number of concurrent REST calls of one token, or of one address on the end users' routes
     /// [default: half of --max-concurrent-calls]
     #[arg(long, env = "TOLLGATE_MAX_CALLS_PER_CALLER", value_name = "N")]
     pub max_calls_per_caller: Option<usize>,
 
-    /// How long a call may take in all, in milliseconds [default: 5000]
+    /// Maximum time of a call, in milliseconds [default: 5000]
     #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
     pub call_timeout_ms: Option<u64>,
 
-    /// Open `ConsumeStream`s; more are refused [default: 256]
+    /// Maximum number of open `ConsumeStream`s; more are refused [default: 256]
     #[arg(long, env = "TOLLGATE_MAX_STREAMS", value_name = "N")]
     pub max_streams: Option<usize>,
 
-    /// Of the open `ConsumeStream`s, those of one token [default: half of --max-streams]
+    /// Maximum number of open `ConsumeStream`s of one token [default: half of --max-streams]
     #[arg(long, env = "TOLLGATE_MAX_STREAMS_PER_CALLER", value_name = "N")]
     pub max_streams_per_caller: Option<usize>,
 
-    /// Calls of one `ConsumeStream` without an answer that the client took; no more are read [default: 128]
+    /// Maximum number of calls of one `ConsumeStream` whose answers the client has not read; no more are read [default: 128]
     #[arg(long, env = "TOLLGATE_STREAM_CALLS", value_name = "N")]
     pub stream_calls: Option<usize>,
 
-    /// How long a `ConsumeStream` may be idle, in milliseconds [default: 300000]
+    /// Maximum idle time of a `ConsumeStream`, in milliseconds [default: 300000]
     #[arg(long, env = "TOLLGATE_STREAM_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub stream_idle_timeout_ms: Option<u64>,
 
-    /// How long a reservation lives that does not say it, in milliseconds, from 1000 to 3600000 [default: 600000]
+    /// Lifetime of a reservation without `ttl_ms`, in milliseconds, from 1000 to 3600000 [default: 600000]
     #[arg(long, env = "TOLLGATE_RESERVATION_TTL_MS", value_name = "MS")]
     pub reservation_ttl_ms: Option<u32>,
 
-    /// How long an admission is remembered by its request id, in milliseconds, from 1000 to 86400000 [default: 600000]
+    /// Time for which an admission is remembered by its request id, in milliseconds, from 1000 to 86400000 [default: 600000]
     #[arg(long, env = "TOLLGATE_REQUEST_ID_TTL_MS", value_name = "MS")]
     pub request_id_ttl_ms: Option<u32>,
 
-    /// How long a node goes on taking calls in after SIGTERM while `/readyz` says that it will not, in milliseconds
+    /// Time for which a node still accepts calls after SIGTERM, while `/readyz` already answers 503, in milliseconds
     /// [default: 1000]
     #[arg(long, env = "TOLLGATE_DRAIN_DELAY_MS", value_name = "MS")]
     pub drain_delay_ms: Option<u64>,
 
-    /// How long calls in work may take to end after that, in milliseconds [default: 10000]
+    /// Maximum time for accepted calls to finish after that, in milliseconds [default: 10000]
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
 
-    /// Threads that connections, and the calls on them, are spread over [default: as many as processors]
+    /// Number of threads for connections and their calls [default: the number of processors]
     #[arg(long, env = "TOLLGATE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
 
-    /// How logs are written to standard error [default: pretty]
+    /// Format of the log on standard error [default: pretty]
     #[arg(long, env = "TOLLGATE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// What is logged, as in `info,tollgate_server=debug` [default: info]
+    /// Filter of the log, such as `info,tollgate_server=debug` [default: info]
     #[arg(long, env = "TOLLGATE_LOG_FILTER", value_name = "FILTER")]
     pub log_filter: Option<String>,
 
-    /// What the commands that administer a node are set to. They have flags of their own.
+    /// The settings of `tollgate account`, `key` and `tier`. These commands have their own flags.
     #[arg(skip)]
     #[serde(default)]
     pub client: ClientOptions,
 }
 
-/// The names of all options, as files have them.
+/// The names of all options in configuration files.
 pub(super) fn names() -> Vec<String> {
     let node = Options::augment_args(clap::Command::new("node"));
     let client = ClientOptions::augment_args(clap::Command::new("client"));
@@ -336,7 +332,7 @@ pub(super) fn names() -> Vec<String> {
 }
 
 impl Options {
-    /// These options, and where they say nothing the others.
+    /// These options, completed by the others.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             policy: if self.policy.is_empty() { other.policy } else { self.policy },

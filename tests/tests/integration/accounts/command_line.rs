@@ -84,12 +84,12 @@ async fn overrides_and_payments_on_the_command_line() {
     let told = good(&node, &[&payment[..], &["pi_1"]].concat());
     assert!(told.starts_with("The account moved from basic to premium.\naccount           acme\n"), "{told}");
     let again = good(&node, &[&payment[..], &["pi_1"]].concat());
-    assert!(again.starts_with("The event was told before, and does nothing now.\n"), "{again}");
+    assert!(again.starts_with("The event was recorded before. Nothing changed.\n"), "{again}");
     let told = good_json(&node, &[&payment[..], &["pi_2"]].concat());
     assert_eq!((&told["repeated"], told.get("promoted")), (&json!(false), None));
     let tiers = good(&node, &["tier", "list"]);
     let expected = [
-        vec!["TIER", "DEFAULT", "CHARGED", "PRIORITY", "MOVES", "ON"],
+        vec!["TIER", "DEFAULT", "CHARGED", "PRIORITY", "PROMOTIONS"],
         vec!["basic", "yes", "no", "-", "payment", "to", "premium"],
         vec!["premium", "no", "yes", "-", "-"],
     ];
@@ -115,12 +115,12 @@ async fn a_key_s_life_on_the_command_line() {
     assert_eq!((of(&made, "kind"), of(&made, "description")), ("admin".to_owned(), "for the build".to_owned()));
     assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], key);
     let shown = good(&node, &["key", "show", &key]);
-    assert!(!shown.contains(&secret[9..]) && of(&shown, "begins with") == secret[..8], "{shown}");
+    assert!(!shown.contains(&secret[9..]) && of(&shown, "prefix") == secret[..8], "{shown}");
 
     assert_eq!(of(&good(&node, &["key", "describe", &key, "for the tests"]), "description"), "for the tests");
     let ends = good(&node, &["key", "expire", &key, "--at=2099-01-01T00:00:00Z"]);
     assert_eq!(
-        (of(&ends, "ends"), of(&ends, "description")),
+        (of(&ends, "expires"), of(&ends, "description")),
         ("2099-01-01T00:00:00.000Z".into(), "for the tests".into())
     );
     assert_eq!(good_json(&node, &["key", "expire", &key, "--at=never"]).get("expires_at"), None);
@@ -201,9 +201,7 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
     }
     // What a change is refused of can be shown.
     let shown = good(&node, &["account", "show", "fixed"]);
-    for line in
-        ["override          1: 77 requests per hour of model", "read only         as the policy file defines it"]
-    {
+    for line in ["override          1: 77 requests per hour of model", "read only         defined in the policy file"] {
         assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
     }
     assert!(good(&node, &["key", "list", "fixed"]).contains("fixed-2"));
@@ -211,7 +209,7 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
     let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
     assert!(said.ends_with("(403 permission_denied)"), "{said}");
     let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
-    assert!(said.ends_with("(401 unauthenticated); the token is that of TOLLGATE_ADMIN_TOKEN"), "{said}");
+    assert!(said.ends_with("(401 unauthenticated); the token is from TOLLGATE_ADMIN_TOKEN"), "{said}");
     // The same for scripts.
     let said = bad(tollgate(&node), &["account", "show", "none", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
@@ -244,7 +242,7 @@ async fn what_is_no_node_is_said_on_the_command_line() {
     // Who takes the question and says nothing: what was to be read can be read again, what was to be changed may be.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("--url=http://{}", silent.local_addr().unwrap());
-    let doubt = "; the change may have been made: look before you repeat it";
+    let doubt = "; the change may have been made: read before you repeat it";
     let said = bad(bare(), &["account", "list", &url, "--timeout-ms=200"]);
     assert!(said.ends_with("did not answer within 200 ms (timeout-ms)"), "{said}");
     let said = bad(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);

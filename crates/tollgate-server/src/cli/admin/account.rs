@@ -12,7 +12,7 @@ use crate::rest::admin::shapes::{
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum AccountVerb {
-    /// Make an account
+    /// Create an account
     Create {
         /// The account's id
         account: String,
@@ -21,11 +21,11 @@ pub(in crate::cli) enum AccountVerb {
         #[arg(long)]
         tier: Option<String>,
 
-        /// What it has to spend, such as `USD=12.5`; shown, never judged by
+        /// Its balance, such as `USD=12.5`; only shown, never used for decisions
         #[arg(long = "balance", value_name = "CURRENCY=SUM", value_parser = balance)]
         balances: Vec<(String, f64)>,
     },
-    /// List accounts by the order of their ids, a page at a time
+    /// List accounts in the order of their ids, one page at a time
     List(#[command(flatten)] Page),
     /// Show an account
     Show {
@@ -41,7 +41,7 @@ pub(in crate::cli) enum AccountVerb {
         #[arg(long, required_unless_present = "balances")]
         tier: Option<String>,
 
-        /// What it has to spend, such as `USD=12.5`; those that are not given are gone
+        /// Its balance, such as `USD=12.5`; balances that are not given are removed
         #[arg(long = "balance", value_name = "CURRENCY=SUM", value_parser = balance)]
         balances: Vec<(String, f64)>,
 
@@ -56,7 +56,7 @@ pub(in crate::cli) enum AccountVerb {
         #[command(flatten)]
         upon: Upon,
     },
-    /// Set a limit of the account's own, under a name
+    /// Set an override: a limit for this account alone
     SetOverride {
         /// The account's id
         account: String,
@@ -70,7 +70,7 @@ pub(in crate::cli) enum AccountVerb {
         #[command(flatten)]
         upon: Upon,
     },
-    /// Clear a limit of the account's own
+    /// Clear an override of the account
     ClearOverride {
         /// The account's id
         account: String,
@@ -81,25 +81,25 @@ pub(in crate::cli) enum AccountVerb {
         #[command(flatten)]
         upon: Upon,
     },
-    /// Let an account's counters begin anew, whatever they hold: quotas, slots, blocks, and those of its keys
+    /// Remove the counters of an account, whatever they contain: of its quotas, slots and blocks, and of its keys
     ResetUsage {
         /// The account's id
         account: String,
 
-        /// Only those of the scopes of this quota or abuse rule, which other quotas may share
+        /// Only counters in the scope of this quota or abuse rule (other quotas may share them)
         #[arg(long, value_name = "NAME")]
         quota: Option<String>,
     },
-    /// Tell of something that happened to an account, such as a payment, which may move it to another tier
+    /// Report an event of an account, such as a payment, which may move it to another tier
     Event {
         /// The account's id
         account: String,
 
-        /// The event's id, such as that of the payment; told again, it does nothing
+        /// The event's id, such as that of the payment; a repeated event changes nothing
         #[arg(long)]
         id: String,
 
-        /// The event's type, as `promotions` of the policy name it
+        /// The event's type, as in `promotions` of the policy
         #[arg(long = "type", value_name = "TYPE")]
         kind: String,
     },

@@ -41,7 +41,7 @@ pub(super) enum Failure {
         token_from: Option<String>,
     },
     /// Something else answered.
-    #[error("url: {url} answered {status} with something that is not of the admin API of a node{}", doubt(*.maybe_made))]
+    #[error("url: {url} answered {status}, but not with an answer of a node's admin API{}", doubt(*.maybe_made))]
     Foreign { url: String, status: StatusCode, maybe_made: bool },
     /// There was no answer.
     #[error("url: {url} {cause}{}", doubt(*.maybe_made))]
@@ -71,11 +71,11 @@ fn after(seconds: Option<u64>) -> String {
 }
 
 fn said_of(token_from: Option<&str>) -> String {
-    token_from.map(|from| format!("; the token is that of {from}")).unwrap_or_default()
+    token_from.map(|from| format!("; the token is from {from}")).unwrap_or_default()
 }
 
 const fn doubt(maybe_made: bool) -> &'static str {
-    if maybe_made { "; the change may have been made: look before you repeat it" } else { "" }
+    if maybe_made { "; the change may have been made: read before you repeat it" } else { "" }
 }
 
 /// A client of one node.
@@ -170,10 +170,10 @@ impl Client {
                 format!("did not answer within {} ms (timeout-ms)", self.settings.timeout.as_millis())
             }
             cause if cause.starts_with("invalid peer certificate") => {
-                format!("is not trusted: {cause}; ca names the authorities to trust")
+                format!("is not trusted: {cause}; set ca to the certificate authorities to trust")
             }
             cause if error.is_connect() => format!("cannot be reached: {cause}"),
-            cause => format!("broke the connection off: {cause}"),
+            cause => format!("closed the connection: {cause}"),
         };
         // Where there was no connection, nothing was sent.
         let maybe_made = changes && !error.is_connect();
@@ -185,7 +185,7 @@ impl Client {
 fn put_path(url: &mut Url, segments: &[String]) -> Result<(), Failure> {
     // Those are not names in a URL, however they are escaped.
     if let Some(none) = segments.iter().find(|segment| matches!(segment.as_str(), "" | "." | "..")) {
-        return Err(Failure::Wrong(format!("{none:?} cannot be named in a URL")));
+        return Err(Failure::Wrong(format!("{none:?} cannot be part of a URL")));
     }
     let wrong = || Failure::Wrong("url: must be one of http or https".to_owned());
     let mut path = url.path_segments_mut().map_err(|()| wrong())?;

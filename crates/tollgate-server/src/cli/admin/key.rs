@@ -8,27 +8,27 @@ use crate::rest::admin::shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, Kin
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum KeyVerb {
-    /// Make a key, and print its secret, which is never shown again
+    /// Create a key and print its secret, which is never shown again
     Create {
         /// The account's id
         account: String,
 
-        /// Whether it may call, or also read what concerns the whole account
+        /// `inference`: it can call; `admin`: it can also read what concerns the whole account
         #[arg(long, value_enum, default_value_t = Kind::Inference)]
         kind: Kind,
 
-        /// What it is for
+        /// Its description
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         description: String,
 
-        /// When it ends, such as 2027-01-31T00:00:00Z [default: never]
+        /// When it expires, such as 2027-01-31T00:00:00Z [default: never]
         #[arg(long, value_name = "TIME")]
         expires_at: Option<String>,
 
         #[command(flatten)]
         upon: Upon,
     },
-    /// List an account's keys, oldest first, a page at a time
+    /// List an account's keys, oldest first, one page at a time
     List {
         /// The account's id
         account: String,
@@ -41,42 +41,42 @@ pub(in crate::cli) enum KeyVerb {
         /// The key's id
         key: String,
     },
-    /// Change what a key is said to be for
+    /// Change the description of a key
     Describe {
         /// The key's id
         key: String,
 
-        /// What it is for
+        /// Its description
         text: String,
 
         #[command(flatten)]
         upon: Upon,
     },
-    /// Let a key end at a time, or never
+    /// Change when a key expires
     Expire {
         /// The key's id
         key: String,
 
-        /// When it ends, such as 2027-01-31T00:00:00Z, or `never`; `revoke` ends it now
+        /// When it expires, such as 2027-01-31T00:00:00Z, or `never`; to end it now, use `revoke`
         #[arg(long, value_name = "TIME")]
         at: String,
 
         #[command(flatten)]
         upon: Upon,
     },
-    /// Give a key another secret, and print it; the key keeps its id and its counters
+    /// Give a key a new secret, and print it; the key keeps its id and its counters
     Rotate {
         /// The key's id
         key: String,
 
-        /// For how many seconds the secret before stays good, at most 2592000
+        /// For how many seconds the previous secret stays valid, at most 2592000
         #[arg(long, value_name = "SECONDS", default_value_t = 0)]
         overlap_s: u64,
 
         #[command(flatten)]
         upon: Upon,
     },
-    /// Withdraw a key, at once and for good
+    /// Revoke a key, at once and permanently
     Revoke {
         /// The key's id
         key: String,
@@ -84,7 +84,7 @@ pub(in crate::cli) enum KeyVerb {
         #[command(flatten)]
         upon: Upon,
     },
-    /// Set a limit of the key's own, under a name
+    /// Set an override: a limit for this key alone
     SetOverride {
         /// The key's id
         key: String,
@@ -98,7 +98,7 @@ pub(in crate::cli) enum KeyVerb {
         #[command(flatten)]
         upon: Upon,
     },
-    /// Clear a limit of the key's own
+    /// Clear an override of the key
     ClearOverride {
         /// The key's id
         key: String,

@@ -39,7 +39,7 @@ impl Show for AccountBody {
             ("balances", balances.collect::<Vec<_>>().join(", ")),
         ];
         let rest = [
-            ("good keys", self.active_keys.to_string()),
+            ("valid keys", self.active_keys.to_string()),
             ("version", self.version.to_string()),
             ("created", some(self.created_at.as_deref())),
             ("changed", some(self.changed_at.as_deref())),
@@ -55,7 +55,7 @@ impl Show for AccountPage {
             let (keys, overrides) = (account.active_keys.to_string(), account.overrides.len().to_string());
             vec![account.id.clone(), account.tier.clone(), keys, overrides, some(account.changed_at.as_deref())]
         };
-        let heads = ["ACCOUNT", "TIER", "GOOD KEYS", "OVERRIDES", "CHANGED"];
+        let heads = ["ACCOUNT", "TIER", "VALID KEYS", "OVERRIDES", "CHANGED"];
         let unreadable = self.unreadable.iter().map(|id| vec![id.clone(), "(its record cannot be read)".to_owned()]);
         table(&heads, self.accounts.iter().map(row).chain(unreadable), self.next_cursor.as_deref())
     }
@@ -75,12 +75,12 @@ impl Show for KeyBody {
             ("domain", self.domain.clone()),
             ("kind", kind(self.kind).to_owned()),
             ("state", state(self.state).to_owned()),
-            ("begins with", self.prefix.clone()),
+            ("prefix", self.prefix.clone()),
             ("description", self.description.clone()),
         ];
         let rest = [
             ("created", some(self.created_at.as_deref())),
-            ("ends", some(self.expires_at.as_deref())),
+            ("expires", some(self.expires_at.as_deref())),
             ("revoked", some(self.revoked_at.as_deref())),
             ("rotated", some(self.rotated_at.as_deref())),
             ("old secret until", some(self.previous_good_until.as_deref())),
@@ -103,7 +103,7 @@ impl Show for KeyPage {
                 key.description.clone(),
             ]
         };
-        let heads = ["KEY", "KIND", "STATE", "BEGINS WITH", "ENDS", "DESCRIPTION"];
+        let heads = ["KEY", "KIND", "STATE", "PREFIX", "EXPIRES", "DESCRIPTION"];
         table(&heads, self.keys.iter().map(row), self.next_cursor.as_deref())
     }
 }
@@ -118,9 +118,9 @@ impl Show for IssuedBody {
 impl Show for EventAnswer {
     fn show(&self) -> String {
         let said = match (&self.promoted, self.repeated) {
-            (_, true) => "The event was told before, and does nothing now.".to_owned(),
+            (_, true) => "The event was recorded before. Nothing changed.".to_owned(),
             (Some(moved), false) => plain(&format!("The account moved from {} to {}.", moved.from, moved.to)),
-            (None, false) => "The event is noted, and moves the account nowhere.".to_owned(),
+            (None, false) => "The event was recorded. The account stays on its tier.".to_owned(),
         };
         self.account.as_ref().map_or(said.clone(), |account| format!("{said}\n{}", account.show()))
     }
@@ -135,7 +135,7 @@ impl Show for TierList {
             let promotions = promotions.collect::<Vec<_>>().join(", ");
             vec![tier.name.clone(), yes(tier.default), yes(tier.is_charged), priority, promotions]
         };
-        table(&["TIER", "DEFAULT", "CHARGED", "PRIORITY", "MOVES ON"], self.tiers.iter().map(row), None)
+        table(&["TIER", "DEFAULT", "CHARGED", "PRIORITY", "PROMOTIONS"], self.tiers.iter().map(row), None)
     }
 }
 
@@ -144,7 +144,7 @@ fn some(text: Option<&str>) -> String {
 }
 
 fn read_only(is: bool) -> String {
-    if is { "as the policy file defines it".to_owned() } else { String::new() }
+    if is { "defined in the policy file".to_owned() } else { String::new() }
 }
 
 const fn kind(kind: Kind) -> &'static str {
@@ -179,13 +179,13 @@ fn overrides(overrides: &IndexMap<String, OverrideBody>) -> impl Iterator<Item =
     })
 }
 
-/// Names and values, those that have one, under each other.
+/// One line for each name that has a value.
 fn pairs(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
     rows.map(|(name, value)| format!("{name:16}  {}", plain(&value))).collect::<Vec<_>>().join("\n")
 }
 
-/// Columns with their heads, and how to go on if there is more.
+/// A table with column heads, and the argument for the next page, if there is one.
 fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> String {
     let heads = heads.iter().map(|head| (*head).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(heads)
