@@ -34,7 +34,7 @@ pub const MAX_OPEN_ENDED: u32 = 10_000;
 
 /// A call would make an open-ended ledger in a partition that has as many as it may. Nothing was charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the account has as many counters as it may have of names that callers choose")]
+#[error("the account has its maximum number of counters with names that callers choose")]
 pub struct Crowded;
 
 impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {

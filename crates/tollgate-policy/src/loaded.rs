@@ -60,7 +60,9 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     redactor.add(&checked.wrong);
     let mut errors = checked.mistakes.clone();
     errors.extend(
-        secrets.into_iter().map(|place| (place, "holds a secret itself; only its hash may stand in a file".to_owned())),
+        secrets
+            .into_iter()
+            .map(|place| (place, "contains the secret itself; a file may contain only its hash".to_owned())),
     );
     // The rest of a file with structural mistakes is checked too, if it can still be read.
     match serde_json::from_value::<PolicyFile>(checked.rest.clone()) {

@@ -87,7 +87,7 @@ pub(crate) enum Refusal {
     #[error("authorization: is not a {0} token that this node knows")]
     Unknown(&'static str),
     /// It shows a certificate that is nobody's.
-    #[error("the client certificate is good, and is not that of a service that this node knows")]
+    #[error("the client certificate is valid, but belongs to no service that this node knows")]
     UnknownCertificate,
     /// Nobody could get in.
     #[error("authorization: this node has no admin tokens; start it with --admin-tokens")]

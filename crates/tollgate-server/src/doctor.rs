@@ -11,9 +11,9 @@ pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
     let (doubtful, bad) = (of(Verdict::Doubtful), of(Verdict::Bad));
     let lines: Vec<String> = findings.iter().map(line).collect();
     let summary = match (bad, doubtful) {
-        (0, 0) => "All is well.".to_owned(),
-        (0, doubtful) => format!("It works; {doubtful} to look at."),
-        (bad, _) => format!("{bad} to mend before a node can rely on it."),
+        (0, 0) => "No problems found.".to_owned(),
+        (0, doubtful) => format!("A node can use it. Warnings: {doubtful}."),
+        (bad, _) => format!("A node cannot rely on it. Problems to fix: {bad}."),
     };
     (format!("{}\n{summary}", lines.join("\n")), bad == 0)
 }

@@ -72,9 +72,9 @@ impl Probed {
 
     const fn consequence(&self) -> &'static str {
         match self {
-            Self::Counters { .. } => "no charge is possible there",
+            Self::Counters { .. } => "no charge is possible",
             Self::Accounts(_) => {
-                "no account can be changed, and calls of accounts that no policy has may be unavailable"
+                "no account can be changed, and calls of accounts that are in no policy file may be unavailable"
             }
         }
     }
@@ -115,9 +115,9 @@ impl Probe {
                 detail: self.describe(last),
             },
             Some(_) => {
-                StoreState { detail: Some("has not been looked at for some time".to_owned()), ..Default::default() }
+                StoreState { detail: Some("has not been checked for some time".to_owned()), ..Default::default() }
             }
-            None => StoreState { detail: Some("has not been looked at yet".to_owned()), ..Default::default() },
+            None => StoreState { detail: Some("has not been checked yet".to_owned()), ..Default::default() },
         }
     }
 
@@ -129,9 +129,7 @@ impl Probe {
             said.push(format!("{where_at}{reason}: {}", self.probed.consequence()));
         }
         if let Some(policy) = &health.eviction {
-            said.push(format!(
-                "evicting: maxmemory-policy is {policy}, so that a full Redis lifts limits and loses accounts"
-            ));
+            said.push(format!("evicting: maxmemory-policy is {policy}, so a full Redis loses counters and accounts"));
         }
         if let Some(skew_ms) = health.clock_skew_ms.filter(|_| *skewed) {
             let direction = if skew_ms > 0 { "ahead of" } else { "behind" };
@@ -160,7 +158,7 @@ impl Probe {
                 tracing::warn!(
                     store,
                     maxmemory_policy = policy,
-                    "the store is evicting keys when it is full; set noeviction"
+                    "the store evicts keys when it is full; set maxmemory-policy noeviction"
                 );
             }
             _ => {}
@@ -169,7 +167,7 @@ impl Probe {
             tracing::warn!(
                 store,
                 skew_ms = health.clock_skew_ms,
-                "the clock of the store is skewed; run NTP there and here"
+                "the clock of the store is skewed; run NTP on both machines"
             );
         }
     }
@@ -228,11 +226,11 @@ mod tests {
         let probe = probe();
         for (health, usable, said) in [
             (StoreHealth::good(), true, None),
-            (StoreHealth::bad(obstacle("full")), false, Some("full: no charge is possible there")),
+            (StoreHealth::bad(obstacle("full")), false, Some("full: no charge is possible")),
             (
                 StoreHealth { servers: 3, obstacles: vec![obstacle("full")], ..StoreHealth::default() },
                 true,
-                Some("1 of 3 servers: full: no charge is possible there"),
+                Some("1 of 3 servers: full: no charge is possible"),
             ),
             (
                 StoreHealth {
@@ -241,7 +239,7 @@ mod tests {
                     ..StoreHealth::default()
                 },
                 false,
-                Some("2 of 2 servers: full: no charge is possible there"),
+                Some("2 of 2 servers: full: no charge is possible"),
             ),
             (StoreHealth { clock_skew_ms: Some(1_000), ..StoreHealth::good() }, true, None),
             (

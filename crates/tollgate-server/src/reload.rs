@@ -143,10 +143,10 @@ impl Watched {
                 // Said once, not each time it is tried again.
                 Ok(Some(Err(failure))) if cause == Cause::Retry && last.as_ref() == Some(&failure) => {}
                 Ok(Some(Err(failure))) => {
-                    tracing::error!(what, errors = failure.text, "not reloaded; what was there stays");
+                    tracing::error!(what, errors = failure.text, "not reloaded; the old contents stay in force");
                     last = Some(failure);
                 }
-                Err(error) => tracing::error!(what, error, "not reloaded; what was there stays"),
+                Err(error) => tracing::error!(what, error, "not reloaded; the old contents stay in force"),
             }
         }
     }

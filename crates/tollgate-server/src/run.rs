@@ -309,7 +309,7 @@ pub async fn run(
         result
     });
     let result = drained.await.unwrap_or_else(|_| {
-        tracing::warn!(timeout = ?drain_timeout, "calls still in work are dropped");
+        tracing::warn!(timeout = ?drain_timeout, "calls that have not finished are dropped");
         Ok(())
     });
     // Whatever became of the calls: what is still to be written is not theirs to lose.
@@ -320,7 +320,7 @@ pub async fn run(
         }
     };
     if tokio::time::timeout(LAST_WRITES, written).await.is_err() {
-        tracing::warn!(timeout = ?LAST_WRITES, "refusals or charges that waited are lost");
+        tracing::warn!(timeout = ?LAST_WRITES, "queued refusals or charges are lost");
     }
     tracing::info!("node stopped");
     result

@@ -127,7 +127,7 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
         .first()
         .and_then(|first| x509_parser::parse_x509_certificate(first).ok())
         .map(|(_, first)| first.validity().not_after.timestamp())
-        .ok_or_else(|| unusable(&"holds something that is no certificate"))?;
+        .ok_or_else(|| unusable(&"contains something that is not a certificate"))?;
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -145,7 +145,7 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     };
     let config = builder
         .with_single_cert(certificates, key)
-        .map_err(|error| unusable(&format_args!("does not go with the key of tls-key: {error}")))?;
+        .map_err(|error| unusable(&format_args!("does not match the key of tls-key: {error}")))?;
     let speaking = |protocols: &[&[u8]]| {
         let mut config = config.clone();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -179,7 +179,7 @@ fn pem(setting: &str, path: &Path) -> Result<String, Failure> {
         tracing::warn!(
             what = WHAT,
             file,
-            "every user of this machine may read the key of the certificate; take that right away"
+            "every user of this machine can read the key of the certificate; restrict its permissions"
         );
     }
     contents.text().map_err(named)

@@ -69,7 +69,7 @@ pub enum AdminError {
     #[error("if-match: the account has changed; its version is {0} now")]
     Changed(u64),
     /// Others change it all the time.
-    #[error("account: others change it at the same time; try again")]
+    #[error("account: concurrent changes; try again")]
     Contended,
 }
 

@@ -45,8 +45,8 @@ pub const fn reason(error: &StoreError) -> &'static str {
         StoreError::Unreachable(_) => "the store cannot be reached; nothing was charged or changed",
         StoreError::Indeterminate(_) => "the store did not answer; whether it charged or changed anything is not known",
         StoreError::Overloaded(_) => "the store is full; nothing was charged or changed",
-        StoreError::Crowded(_) => "the account has as many counters as it may have of names that callers choose",
-        StoreError::Refused(_) => "the store refused; nothing was charged or changed",
+        StoreError::Crowded(_) => "the account has its maximum number of counters with names that callers choose",
+        StoreError::Refused(_) => "the store refused the call; nothing was charged or changed",
     }
 }
 

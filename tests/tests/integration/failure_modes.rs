@@ -175,7 +175,7 @@ async fn a_charge_that_no_replica_confirms_is_not_decided() {
     assert_eq!(quota(&now, "requests_per_hour").used, 1, "it was made");
     // The node's own charges are not confirmed either; it is ready, as it has quotas that need no store.
     let (status, ready) = node.rest.json("/readyz").await;
-    let detail = "replicas do not confirm in time: no charge is possible there";
+    let detail = "replicas do not confirm in time: no charge is possible";
     assert_eq!((status.as_u16(), &ready["store"]["detail"]), (200, &detail.into()), "{ready}");
     let (_, metrics) = node.rest.text("/metrics").await;
     let faults =

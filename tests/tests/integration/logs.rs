@@ -91,11 +91,11 @@ async fn json_logs_have_one_object_a_line_with_a_constant_message() {
     }
     for expected in [
         r#"node starts {"domains", "store"}"#,
-        r#"a shadow would have refused a call {"account", "domain", "quota", "unsaid"}"#,
-        r#"not reloaded; what was there stays {"errors", "what"}"#,
+        r#"a shadow would have refused a call {"account", "domain", "quota", "suppressed"}"#,
+        r#"not reloaded; the old contents stay in force {"errors", "what"}"#,
         r#"reloaded {"what"}"#,
         r#"the store does not answer {"error"}"#,
-        r#"a call was answered without the store {"error", "mode", "unsaid"}"#,
+        r#"a call was answered without the store {"error", "mode", "suppressed"}"#,
         "node stopped {}",
     ] {
         assert!(said.contains(expected), "{expected} is not among {said:#?}");

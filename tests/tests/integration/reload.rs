@@ -223,7 +223,8 @@ async fn sighup_reloads_a_file_that_is_not_watched() {
     let place = format!("{}:2: version: ", link.display());
     let said = async || {
         let stderr = node.stderr();
-        let mut lines = stderr.lines().skip_while(|line| !line.contains("not reloaded; what was there stays"));
+        let mut lines =
+            stderr.lines().skip_while(|line| !line.contains("not reloaded; the old contents stay in force"));
         lines.any(|line| line.contains(&place)).then_some(())
     };
     until(&format!("it says so, with {place}"), BOUND, said).await;

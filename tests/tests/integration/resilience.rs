@@ -62,7 +62,7 @@ async fn a_node_without_redis_is_not_ready_and_recovers() {
     let (status, body) = node.rest.json("/readyz").await;
     assert_eq!((status.as_u16(), &body["ready"]), (503, &serde_json::json!(false)), "{body}");
     assert_eq!(body["store"]["ok"], false, "{body}");
-    assert_eq!(body["store"]["detail"], "cannot be reached: no charge is possible there", "{body}");
+    assert_eq!(body["store"]["detail"], "cannot be reached: no charge is possible", "{body}");
     assert_eq!(body["policies"]["ok"], true, "{body}");
     assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200, "the process lives");
     until_health(&node, SERVICE, ServingStatus::NotServing).await;

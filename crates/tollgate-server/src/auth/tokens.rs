@@ -173,7 +173,7 @@ impl Tokens {
         let mut open = if open_to_all { vec![file.clone()] } else { Vec::new() };
         let mut tokens = Self::default();
         if written.tokens.len() > MAX_TOKENS {
-            wrong.push(format!("tokens: are more than {MAX_TOKENS}"));
+            wrong.push(format!("tokens: must be at most {MAX_TOKENS}"));
         }
         let (mut names, mut hashes) = (HashSet::new(), HashSet::new());
         let mut plain_texts = Vec::new();
@@ -209,7 +209,7 @@ impl Tokens {
                     ("file", hash.map_err(|failure| failure.text))
                 }
                 (None, None, Some(_)) if what == ADMINS => {
-                    mistake("certificate", "lets services in; an administrator needs a token");
+                    mistake("certificate", "is for services only; an administrator needs a token");
                     continue;
                 }
                 (None, None, Some(name)) => {
@@ -228,7 +228,7 @@ impl Tokens {
             match hash {
                 Err(error) => mistake(field, &error),
                 Ok(hash) if !hashes.insert(hash.bytes()) => {
-                    mistake(field, "is the token of another entry; each needs its own");
+                    mistake(field, "is also the token of another entry; each entry needs its own");
                 }
                 Ok(hash) => tokens.entries.entry(hash.bucket()).or_default().push((hash, grant)),
             }
@@ -236,7 +236,9 @@ impl Tokens {
         // They are written into logs.
         for (at, field, text) in plain_texts {
             if looks_issued(&text) || hashes.contains(&KeyHash::of(&text).bytes()) {
-                wrong.push(format!("tokens[{at}].{field}: holds a secret itself; only its hash may stand in a file"));
+                wrong.push(format!(
+                    "tokens[{at}].{field}: contains the secret itself; a file may contain only its hash"
+                ));
             }
         }
         if wrong.is_empty() {
@@ -244,7 +246,7 @@ impl Tokens {
                 tracing::warn!(
                     what,
                     file,
-                    "every user of this machine may read a file of tokens; take that right away"
+                    "every user of this machine can read this token file; restrict its permissions"
                 );
             }
             return Ok(tokens);
@@ -255,7 +257,7 @@ impl Tokens {
 }
 
 fn parse(text: &str) -> Result<Written, String> {
-    file::read_map(text, "a file of tokens is a map with the key `tokens`", |key| KEYS.contains(&key))
+    file::read_map(text, "a token file is a map with the key `tokens`", |key| KEYS.contains(&key))
 }
 
 /// A secret is named as seen from the file that names it.
@@ -279,8 +281,7 @@ fn plain(path: &Path) -> Result<(KeyHash, bool), Failure> {
         )));
     }
     if token.bytes().collect::<HashSet<_>>().len() < MIN_DIFFERENT {
-        let said =
-            "the file that it names holds a token that is easy to guess; `tollgate generate-token` makes a good one";
+        let said = "the file that it names contains a token that is easy to guess; use `tollgate generate-token`";
         return Err(Failure::from(said.to_owned()));
     }
     Ok((KeyHash::of(token), open_to_all))
@@ -329,8 +330,8 @@ mod tests {
             ("tokens: [{ name: a, secret: b }]", "tokens[0]: unknown field `secret`, expected one of `name`"),
             ("tokens: plain", "tokens: must be a sequence"),
             ("tokens: [plain]", "tokens[0]: must be a map with the keys `name`, `domains`, and one of `hash`"),
-            ("- plain", "tokens.yaml: line 1: is no map; a file of tokens is a map with the key `tokens`"),
-            ("", "tokens.yaml: line 1: is empty; a file of tokens is a map with the key `tokens`"),
+            ("- plain", "tokens.yaml: line 1: is no map; a token file is a map with the key `tokens`"),
+            ("", "tokens.yaml: line 1: is empty; a token file is a map with the key `tokens`"),
             ("a: 1\n---\nb: 1", "line 3: holds several documents (`---`); it must hold one"),
             ("token: []", "unknown field `token`, expected `tokens`"),
             ("tgt_token: []", "unknown field `<9 characters>`, expected `tokens`"),

@@ -88,7 +88,9 @@ impl CallBody {
         };
         if held.is_err() {
             bounds.metrics.request_refused("grpc", "unread_bodies");
-            return Poll::Ready(super::overloaded("the node waits for as many messages as it bears".to_owned()));
+            return Poll::Ready(super::overloaded(
+                "the node is already receiving as many messages as it allows".to_owned(),
+            ));
         }
         let Some(waiting) = &mut self.waiting else { return Poll::Pending };
         ready!(waiting.timeout.as_mut().poll(context));

@@ -143,7 +143,7 @@ pub(super) fn arrived(extensions: &Extensions) -> Result<Instant, Status> {
 }
 
 fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
-    extensions.get().ok_or_else(|| Status::internal("the service is not behind its door"))
+    extensions.get().ok_or_else(|| Status::internal("the request was not authenticated"))
 }
 
 impl From<Refusal> for Status {

@@ -81,7 +81,7 @@ impl<S> Open<S> {
 
     fn open(&self, request: &http::Request<Body>) -> Result<(Permit, Option<Lifetime>), Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
-        let peer = peer.ok_or_else(|| Status::internal("the service is not behind its listener"))?;
+        let peer = peer.ok_or_else(|| Status::internal("the request has no connection information"))?;
         let (path, lifetime) = self.stream;
         if request.uri().path() != path {
             return Ok((permit(&self.calls.calls, peer.source)?, None));
@@ -177,7 +177,7 @@ impl<T: Unpin> HttpBody for Bounded<T> {
         if this.end.as_mut().poll(context).is_ready() {
             this.has_ended = true;
             // Of an answer these are the trailers; where requests are read they end them as well.
-            let status = Status::unavailable("the stream has lasted as long as one may; open it anew");
+            let status = Status::unavailable("the stream has reached its maximum duration; open a new one");
             let mut trailers = http::HeaderMap::new();
             return Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))));
         }

@@ -59,8 +59,8 @@ impl Bounds {
         let place = self.places.acquire(holder, 1).map_err(|exhausted| {
             self.metrics.request_refused("grpc", "streams");
             Status::resource_exhausted(match exhausted {
-                Exhausted::All => "the node has as many streams open as it bears",
-                Exhausted::Share => "the caller has as many streams open as one may",
+                Exhausted::All => "the node has its maximum number of open streams",
+                Exhausted::Share => "the caller has its maximum number of open streams",
             })
         })?;
         // One more, for the error that ends a stream.
@@ -99,7 +99,7 @@ pub(super) async fn serve(
             },
             () = &mut gone => return,
             () = &mut stopped => {
-                break Err(Status::unavailable("the node stops; what has no answer was not charged"));
+                break Err(Status::unavailable("the node stops; calls without an answer were not charged"));
             }
             () = &mut idle_check => {
                 if active.elapsed() >= idle {

@@ -117,8 +117,8 @@ pub(super) struct Unfit {
 impl Unfit {
     fn of(exhausted: Exhausted) -> Self {
         let said = match exhausted {
-            Exhausted::All => "the node has more to do than it takes in",
-            Exhausted::Share => "the caller has as much in work as one may",
+            Exhausted::All => "the node is overloaded",
+            Exhausted::Share => "the caller has reached its share of this node's capacity",
         };
         Self { code: FailureCode::OVERLOADED, said: said.to_owned() }
     }

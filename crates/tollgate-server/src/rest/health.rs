@@ -104,7 +104,7 @@ impl Health {
             // They are where the counters are, of which `store` tells.
             None => StoreState { whole: true, ..StoreState::default() },
         };
-        let unheard = "changes of accounts are not heard: each account is read anew, or its calls are unavailable";
+        let unheard = "not subscribed to account changes: every call reads its account from the store";
         let said: Vec<String> = detail.into_iter().chain((!heard).then(|| unheard.to_owned())).collect();
         Part { ok: whole && heard, detail: (!said.is_empty()).then(|| said.join("\n")) }
     }

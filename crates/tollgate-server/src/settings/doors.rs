@@ -38,13 +38,13 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
         }
         if options.service_tokens.is_none() {
             wrong.push(format!(
-                "{name}: {address} is not a loopback address, so that services must be authenticated: \
+                "{name}: {address} is not a loopback address, so services must be authenticated: \
                  set service-tokens, or listen on 127.0.0.1 or [::1]"
             ));
         }
         if tls.is_none() && options.plaintext_beyond_loopback != Some(true) {
             wrong.push(format!(
-                "{name}: {address} is not a loopback address, so that tokens would be sent in the clear: \
+                "{name}: {address} is not a loopback address, so tokens would be sent in plain text: \
                  set tls-cert and tls-key, or plaintext-beyond-loopback if something else encrypts"
             ));
         }
@@ -102,18 +102,21 @@ fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut V
     match (options.open_loopback, beyond) {
         (Some(true), _) if options.service_tokens.is_some() => {
             wrong.push(
-                "open-loopback: does not go with service-tokens, which let in only those that they name".to_owned(),
+                "open-loopback: cannot be combined with service-tokens, which accept only the callers in that file"
+                    .to_owned(),
             );
         }
         (Some(true), Some((name, address))) => {
-            wrong.push(format!("open-loopback: does not go with {name}, as {address} is not a loopback address"));
+            wrong.push(format!(
+                "open-loopback: cannot be combined with {name}, because {address} is not a loopback address"
+            ));
         }
         // Loopback is closed: what is missing is said once, where there is no address that needs it anyway.
         (said, None) if options.service_tokens.is_none() && !said.unwrap_or(options.policy.is_empty()) => {
             wrong.push(
-                "service-tokens: is missing; only a node with the embedded policy is open to services by itself: \
+                "service-tokens: is missing; only a node with the embedded policy is open to services by default: \
                  set service-tokens (with tls-client-ca it may name client certificates), or open-loopback if \
-                 whoever reaches the loopback address may act as any service"
+                 everyone who can reach the loopback address may act as any service"
                     .to_owned(),
             );
         }
@@ -127,7 +130,7 @@ fn tls(options: &Options, wrong: &mut Vec<String>) -> Option<TlsSettings> {
             wrong.push("tls-client-ca: needs tls-cert and tls-key".to_owned());
         }
         if options.service_tokens.is_none() {
-            wrong.push("tls-client-ca: needs service-tokens, which say whose certificate acts where".to_owned());
+            wrong.push("tls-client-ca: needs service-tokens, which map client certificates to services".to_owned());
         }
     }
     match (&options.tls_cert, &options.tls_key) {
@@ -186,7 +189,10 @@ mod tests {
         let clear = wrong("{ http-listen: '0.0.0.0:80', grpc-listen: '[::]:81', service-tokens: t }");
         assert_eq!(clear.len(), 2, "{clear:?}");
         let open = wrong("{ open-loopback: true, grpc-listen: '[::]:81', plaintext-beyond-loopback: true }");
-        assert!(open.len() == 2 && open[0].starts_with("open-loopback: does not go with grpc-listen"), "{open:?}");
+        assert!(
+            open.len() == 2 && open[0].starts_with("open-loopback: cannot be combined with grpc-listen"),
+            "{open:?}"
+        );
         assert!(clear[1].starts_with("grpc-listen: [::]:81 ") && clear[1].contains("plaintext-beyond-loopback"));
         for good in [
             "{}",
@@ -227,10 +233,10 @@ mod tests {
             ("tls-key: k", "tls-cert: is missing"),
             ("{ tls-client-ca: c, service-tokens: t }", "tls-client-ca: needs tls-cert"),
             ("{ tls-client-ca: c, tls-cert: c, tls-key: k }", "tls-client-ca: needs service-tokens"),
-            ("{ open-loopback: true, service-tokens: t }", "open-loopback: does not go with service-tokens"),
+            ("{ open-loopback: true, service-tokens: t }", "open-loopback: cannot be combined with service-tokens"),
             (
                 "{ open-loopback: true, service-tokens: t, grpc-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }",
-                "open-loopback: does not go with service-tokens",
+                "open-loopback: cannot be combined with service-tokens",
             ),
             ("allowed-hosts: ['a.example:80']", "allowed-hosts: \"a.example:80\""),
             ("allowed-hosts: ['https://a.example']", "allowed-hosts: "),

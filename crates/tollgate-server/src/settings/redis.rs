@@ -62,7 +62,7 @@ fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>)
     let certificate = read("redis-tls-cert", options.redis_tls_cert.as_deref());
     let key = read("redis-tls-key", options.redis_tls_key.as_deref());
     if options.redis_tls_cert.is_some() != options.redis_tls_key.is_some() {
-        wrong.push("redis-tls-cert: needs redis-tls-key beside it, and the other way round".to_owned());
+        wrong.push("redis-tls-cert: set redis-tls-cert and redis-tls-key, or neither of them".to_owned());
     }
     let identity = certificate.zip(key);
     let server_name = options.redis_tls_server_name.clone();

@@ -75,7 +75,7 @@ pub(super) fn add_key(
 }
 
 pub(super) fn too_many(most: usize) -> AdminError {
-    AdminError::Refused(format!("keys: an account may have {most} that are good at once; revoke one first"))
+    AdminError::Refused(format!("keys: an account can have at most {most} valid keys; revoke one first"))
 }
 
 pub(super) fn key_of<'a>(account: &'a mut AccountRecord, id: &str) -> Result<&'a mut KeyRecord, AdminError> {
@@ -96,7 +96,7 @@ pub(super) fn rotate(
     }
     let key = key_of(account, id)?;
     if !key.is_active(now) {
-        return Err(AdminError::Refused(format!("key: {id:?} is no good any more; make a new one")));
+        return Err(AdminError::Refused(format!("key: {id:?} is no longer valid; create a new one")));
     }
     let good_until = now.plus_ms(u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
     key.previous = Some(PreviousSecret { hash: key.hash, good_until });
@@ -153,7 +153,7 @@ pub(super) fn check_override(
     Err(match error.problem {
         Problem::SameCounter(_) => said(
             &Place::root(),
-            "another override has the same resource, unit, window and scope; put that one instead".to_owned(),
+            "another override has the same resource, unit, window and scope; change that one instead".to_owned(),
         ),
         problem => said(&place, problem.to_string()),
     })

@@ -37,7 +37,9 @@ impl Desk<'_> {
             .change(&account, if_match, |account| {
                 let overrides = overrides_of(account, whose)?;
                 if overrides.len() >= MAX_OVERRIDES && !overrides.contains_key(name) {
-                    return Err(AdminError::Refused(format!("override: at most {MAX_OVERRIDES} fit; clear one first")));
+                    return Err(AdminError::Refused(format!(
+                        "override: at most {MAX_OVERRIDES} are possible; clear one first"
+                    )));
                 }
                 change::check_override(&policy, chain, overrides, name, &record.written, now)?;
                 overrides.insert(name.to_owned(), record.clone());

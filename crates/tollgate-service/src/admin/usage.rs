@@ -38,7 +38,7 @@ impl Desk<'_> {
             }
         }
         if let (Some(quota), true) = (quota, names.is_empty()) {
-            let wrong = format!("quota: the account has no counter of its own of a quota or rule {quota:?}");
+            let wrong = format!("quota: the account has no own counter for a quota or rule {quota:?}");
             return Err(AdminError::NotFound(wrong));
         }
         let ledgers: Vec<LedgerKey> = ledgers.into_iter().collect();

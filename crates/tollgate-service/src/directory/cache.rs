@@ -299,7 +299,7 @@ impl Accounts {
         if feed.is_ok() {
             self.trust();
         }
-        feed.inspect_err(|error| tracing::debug!(%error, "changes of accounts cannot be heard yet")).ok()
+        feed.inspect_err(|error| tracing::debug!(%error, "cannot subscribe to account changes yet")).ok()
     }
 
     /// Listens for as long as the node lives, to `feed` first.
@@ -313,7 +313,7 @@ impl Accounts {
                 }
                 self.distrust();
                 pause = RETRY_FIRST;
-                tracing::warn!("changes of accounts are not heard; every call reads them");
+                tracing::warn!("not subscribed to account changes; every call reads its account");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LAST);
@@ -328,7 +328,7 @@ impl Accounts {
         self.keys.clear();
         self.known.clear();
         self.metrics.account_feed(true);
-        tracing::info!("changes of accounts are heard");
+        tracing::info!("subscribed to account changes");
     }
 
     fn distrust(&self) {

@@ -55,7 +55,7 @@ impl FailureMetrics {
         }
         let unsaid = std::mem::take(&mut log.unsaid);
         log.last = Some(Instant::now());
-        tracing::warn!(mode, %error, unsaid, "a call was answered without the store");
+        tracing::warn!(mode, %error, suppressed = unsaid, "a call was answered without the store");
     }
 }
 

@@ -52,7 +52,13 @@ impl ShadowLog {
             return;
         }
         let unsaid = self.unsaid.swap(0, Ordering::Relaxed);
-        tracing::info!(domain = &*self.domain, account, quota, unsaid, "a shadow would have refused a call");
+        tracing::info!(
+            domain = &*self.domain,
+            account,
+            quota,
+            suppressed = unsaid,
+            "a shadow would have refused a call"
+        );
     }
 
     fn is_due(&self) -> bool {

@@ -88,10 +88,10 @@ pub enum CallError {
         named: String,
     },
     /// There is no such reservation, or it has ended.
-    #[error("reservation_id: there is no such reservation, or it has run out; what it charged stays")]
+    #[error("reservation_id: there is no such reservation, or it has expired; what it charged stays charged")]
     NoReservation,
     /// The reservation was ended otherwise.
-    #[error("reservation_id: the reservation was {how} at {at}, and stays so")]
+    #[error("reservation_id: the reservation was already {how} at {at}")]
     Ended {
         /// `settled` or `cancelled`.
         how: &'static str,
@@ -102,7 +102,7 @@ pub enum CallError {
     #[error("the call took too long; whether it was charged is not known")]
     Late,
     /// Its deadline was over before the work on it began.
-    #[error("the deadline is over; nothing was charged")]
+    #[error("the deadline has passed; nothing was charged")]
     Expired,
     /// The store did not decide. What it said is for the log alone; [`CallError::message`] says where it stands there.
     #[error("{}", incidents::reason(.0))]

@@ -141,7 +141,7 @@ impl Operation<'_> {
         match (self, concurrent) {
             (Self::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
                 let name = &active.quota.name;
-                let wrong = format_args!("has the quota {name} of concurrent requests, which only Reserve can hold");
+                let wrong = format_args!("has the quota {name} of concurrent requests; use Reserve");
                 Err(CallError::field("resource", wrong))
             }
             (Self::Decide(Mode::Peek), Some(_)) => Ok(usage.with_slot()),
@@ -166,7 +166,7 @@ impl Reserve<'_> {
             check_name("inputs", name)?;
             if domain.policy.inputs().binary_search_by(|known| (**known).cmp(name)).is_err() {
                 let known = domain.policy.inputs().join(", ");
-                let wrong = format_args!("no estimate is made from it; the inputs are: {known}");
+                let wrong = format_args!("no estimate uses it; the inputs are: {known}");
                 return Err(CallError::field(format_args!("inputs.{name}"), wrong));
             }
             if inputs.insert(name, *amount).is_some() {

@@ -43,7 +43,7 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
         Err(_) => {
-            let text = format!("connection: who serves was not to be found out within {IN_ALL:?}");
+            let text = format!("connection: the masters could not be found within {IN_ALL:?}");
             return vec![Finding::new("redis", Verdict::Bad, text)];
         }
     };
@@ -55,7 +55,7 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let in_time = timeout_at(until, join_all(looks)).await.is_ok();
     for mut server in servers {
         if !in_time && !server.done {
-            server.say(Verdict::Bad, format!("latency: too slow to be looked at to the end within {IN_ALL:?}"));
+            server.say(Verdict::Bad, format!("latency: too slow to finish all checks within {IN_ALL:?}"));
         }
         findings.append(&mut server.findings);
     }
@@ -107,16 +107,16 @@ impl<'a> Server<'a> {
                 if said.get("redis_mode") == Some("sentinel") {
                     self.say(
                         Verdict::Bad,
-                        "topology: this is a sentinel, which keeps no counters; use redis+sentinel://",
+                        "topology: this is a sentinel, which stores no counters; use redis+sentinel://",
                     );
                     return Ok(());
                 }
                 self.read_info(&said);
             }
-            Ok(_) => self.say(Verdict::Doubtful, "INFO: an answer that cannot be read"),
+            Ok(_) => self.say(Verdict::Doubtful, "INFO: the answer cannot be read"),
             Err(failure) => self.say(
                 Verdict::Doubtful,
-                format!("INFO: {}; version, memory and persistence were not looked at", failure.text()),
+                format!("INFO: {}; version, memory and persistence were not checked", failure.text()),
             ),
         }
         self.check_rights(info, &mut connection).await?;
@@ -130,7 +130,7 @@ impl<'a> Server<'a> {
     fn read_info(&mut self, info: &Info) {
         let (kind, version) = match info.get("valkey_version") {
             Some(version) => ("Valkey", version),
-            None => ("Redis", info.get("redis_version").unwrap_or("of no version")),
+            None => ("Redis", info.get("redis_version").unwrap_or("without a version")),
         };
         let mut numbers = version.split('.').filter_map(|part| part.parse::<u32>().ok());
         let old = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 2);
@@ -148,19 +148,19 @@ impl<'a> Server<'a> {
         }
         match (info.get("role"), info.number("connected_slaves")) {
             (Some("master"), 0) if clustered || self.config.url.contains("+sentinel://") => {
-                self.say(Verdict::Doubtful, "replicas: none, so that nobody can take over");
+                self.say(Verdict::Doubtful, "replicas: none, so no failover is possible");
             }
             (Some("master"), replicas) => self.say(Verdict::Good, format!("replicas: {replicas}")),
             (role, _) => self.say(
                 Verdict::Bad,
-                format!("role: {}; counters can be written at a master only", role.unwrap_or("unknown")),
+                format!("role: {}; counters can be written only on a master", role.unwrap_or("unknown")),
             ),
         }
         for (name, what) in
             [("rdb_last_bgsave_status", "the last snapshot"), ("aof_last_write_status", "the last AOF write")]
         {
             if info.get(name).is_some_and(|status| status != "ok") {
-                self.say(Verdict::Bad, format!("persistence: {what} failed; Redis may stop to take writes (MISCONF)"));
+                self.say(Verdict::Bad, format!("persistence: {what} failed; Redis may refuse writes (MISCONF)"));
             }
         }
         if info.number("loading") == 1 {
@@ -175,22 +175,19 @@ impl<'a> Server<'a> {
             self.say(
                 Verdict::Bad,
                 format!(
-                    "eviction: maxmemory-policy is {policy}, and an evicted counter is a lifted limit; set noeviction"
+                    "eviction: maxmemory-policy is {policy}, and an evicted counter starts again at 0; set noeviction"
                 ),
             );
         } else if most == 0 {
-            self.say(Verdict::Doubtful, "memory: no maxmemory, so that the machine's own may run out; set it");
+            self.say(Verdict::Doubtful, "memory: no maxmemory, so the machine may run out of memory; set it");
         } else if used > most / 10 * 8 {
             let part = used * 100 / most;
-            self.say(
-                Verdict::Doubtful,
-                format!("memory: {part} % of maxmemory are used; at all of it calls fail (OOM)"),
-            );
+            self.say(Verdict::Doubtful, format!("memory: {part} % of maxmemory is used; at 100 % calls fail (OOM)"));
         } else {
             self.say(Verdict::Good, "memory: maxmemory is set, noeviction");
         }
         if info.number("evicted_keys") > 0 {
-            self.say(Verdict::Bad, "eviction: keys were evicted since the start; limits were lifted");
+            self.say(Verdict::Bad, "eviction: keys were evicted since the start, so counters or accounts were lost");
         }
     }
 
@@ -204,7 +201,7 @@ impl<'a> Server<'a> {
         wait.arg(replicas).arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
         match ask(connection, &wait).await {
             Ok(Value::Int(have)) if usize::try_from(have).is_ok_and(|have| have >= replicas) => {
-                self.say(Verdict::Good, format!("replicas: {have} confirm, {replicas} are waited for"));
+                self.say(Verdict::Good, format!("replicas: {have} confirm, {replicas} are required"));
             }
             Ok(answer) => {
                 let have = if let Value::Int(have) = answer { have } else { 0 };
@@ -232,7 +229,7 @@ impl<'a> Server<'a> {
             self.say(
                 Verdict::Doubtful,
                 format!(
-                    "clock: {skew} ms from this machine's; counters go by Redis's, keys end by this one's: run NTP"
+                    "clock: {skew} ms from this machine's; counters use the clock of Redis, the expiry of API keys that of the node: run NTP"
                 ),
             );
         } else {
@@ -256,12 +253,12 @@ impl<'a> Server<'a> {
         let (Some(median), Some(longest)) = (took.get(took.len() / 2), took.last()) else {
             return self.say(Verdict::Bad, "latency: PING is not answered; the user needs +ping");
         };
-        let text = format!("latency: {median:.1?} as a rule, {longest:.1?} at most, of {} round trips", took.len());
+        let text = format!("latency: median {median:.1?}, maximum {longest:.1?}, of {} round trips", took.len());
         let deadline = self.config.deadline;
         if *median > deadline / 2 {
             self.say(
                 Verdict::Bad,
-                format!("{text}; the deadline is {deadline:?}: bring it nearer, or raise the deadline"),
+                format!("{text}; the deadline is {deadline:?}: move Redis closer, or raise the deadline"),
             );
         } else if *longest > deadline / 2 {
             self.say(
@@ -285,7 +282,7 @@ impl<'a> Server<'a> {
         let (Some(append), Some(save)) = (get("appendonly").await, get("save").await) else {
             return self.say(
                 Verdict::Good,
-                "persistence: this user may not read it (CONFIG GET), which is right for a node; ask as an administrator",
+                "persistence: this user may not read it (CONFIG GET), which is right for a node; check it as an administrator",
             );
         };
         let fsync = get("appendfsync").await.unwrap_or_default();
@@ -293,11 +290,11 @@ impl<'a> Server<'a> {
             ("yes", fsync, _) => self.say(Verdict::Good, format!("persistence: AOF, appendfsync {fsync}")),
             (_, _, false) => self.say(
                 Verdict::Doubtful,
-                "persistence: snapshots only; a crash forgets what came after the last one (AOF everysec: a second)",
+                "persistence: snapshots only; a crash loses everything since the last one (AOF everysec: one second)",
             ),
             _ => self.say(
                 Verdict::Doubtful,
-                "persistence: none; a restart forgets all counters, and accounts if they are kept here",
+                "persistence: none; a restart loses all counters, and the accounts if they are stored here",
             ),
         }
     }

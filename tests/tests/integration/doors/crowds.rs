@@ -144,5 +144,5 @@ async fn silent_connections_do_not_delay_shutdown() {
     .await;
     node.signal("TERM");
     assert!(node.ended(Duration::from_secs(30)).await.success());
-    assert!(!node.stderr().contains("calls still in work are dropped"), "{}", node.stderr());
+    assert!(!node.stderr().contains("calls that have not finished are dropped"), "{}", node.stderr());
 }

@@ -51,7 +51,7 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     let closed = || own().arg("--service-tokens").arg(&tokens);
     assert_eq!(turns_away(&closed().start()).await, Some((Code::Unauthenticated, 401)));
     let said = refused(closed().arg("--open-loopback"));
-    assert!(said.starts_with("open-loopback: does not go with service-tokens"), "{said}");
+    assert!(said.starts_with("open-loopback: cannot be combined with service-tokens"), "{said}");
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ fn only_loopback_can_be_open_without_tokens() {
     for setting in ["http-listen", "grpc-listen"] {
         for node in [ProcessBuilder::bare(), ProcessBuilder::bare().arg("--policy").arg(&policy)] {
             let said = refused(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
-            assert!(said.contains(&format!("open-loopback: does not go with {setting}")), "{said}");
+            assert!(said.contains(&format!("open-loopback: cannot be combined with {setting}")), "{said}");
             assert!(said.contains(&format!("\n{setting}: ")) && said.contains("set service-tokens"), "{said}");
         }
     }

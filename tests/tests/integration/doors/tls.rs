@@ -298,7 +298,7 @@ fn a_node_with_wrong_certificates_does_not_start() {
         stderr
     };
     let (pem, key) = (files.path("node.pem"), files.path("node.key"));
-    assert!(said(&files.path("ca.pem"), &key).contains("does not go with the key of tls-key"));
+    assert!(said(&files.path("ca.pem"), &key).contains("does not match the key of tls-key"));
     let both = said(&key, &pem);
     assert!(both.contains("tls-cert: ") && both.contains("tls-key: "), "{both}");
     assert!(said(&files.path("nothing"), &key).contains("nothing: cannot be read"));

@@ -49,7 +49,7 @@ fn the_doctor_names_every_missing_right() {
     assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{said}");
     let _: () = server.run("ACL SETUSER tollgate -info");
     let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("version, memory and persistence were not looked at")), (0, true), "{said}");
+    assert_eq!((code, said.contains("version, memory and persistence were not checked")), (0, true), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn the_doctor_warns_of_a_redis_too_slow_for_the_deadline() {
     let of = |deadline_ms: u64| [format!("--redis={}", proxy.url()), format!("--store-deadline-ms={deadline_ms}")];
     let (code, said) = doctor(&of(40));
     assert_eq!(
-        (code, said.contains("the deadline is 40ms: bring it nearer, or raise the deadline")),
+        (code, said.contains("the deadline is 40ms: move Redis closer, or raise the deadline")),
         (1, true),
         "{said}"
     );
@@ -142,12 +142,12 @@ fn a_server_that_is_no_redis_is_not_reported_as_missing_rights() {
     hung.pause();
     let user = mute.replace("redis://", "redis://:password@");
     for (url, complaint) in [
-        (mute, "takes connections in and does not answer"),
-        (user, "takes connections in and does not answer"),
-        (hung.url(), "takes connections in and does not answer"),
+        (mute, "accepts connections and does not answer"),
+        (user, "accepts connections and does not answer"),
+        (hung.url(), "accepts connections and does not answer"),
         (web, "another program listens there"),
         (odd, "another program listens there"),
-        (closing, "takes connections in and closes them"),
+        (closing, "accepts connections and closes them"),
         (format!("redis://127.0.0.1:{}", RedisServer::free_port()), "cannot be reached"),
         ("redis://no-such-host.invalid".to_owned(), "cannot be reached"),
     ] {
@@ -175,7 +175,7 @@ async fn the_doctor_is_quick_with_a_slow_redis() {
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(900));
     let said = in_time(&[format!("--redis={}", proxy.url())]);
-    assert!(said.contains("too slow to be looked at to the end"), "{said}");
+    assert!(said.contains("too slow to finish all checks"), "{said}");
 }
 
 /// It looks at Redis alone, with the settings of a node however they are given.

@@ -34,8 +34,8 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
     }
     let silent = || {
         format!(
-            "takes connections in and does not answer within {PATIENCE:?}: it hangs (stopped, swapped out, in a long \
-             command or script), or it is no Redis"
+            "accepts connections and does not answer within {PATIENCE:?}: it hangs (stopped, swapped out, in a long \
+             command or script), or it is not a Redis"
         )
     };
     // The bounds are our own.
@@ -52,7 +52,7 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
     };
     match answer {
         Ok(Value::SimpleString(text)) if text == "PONG" => Ok(connection),
-        Ok(_) => Err("answers a PING as no Redis does: another program listens there".to_owned()),
+        Ok(_) => Err("does not answer PING as a Redis: another program listens there".to_owned()),
         // Rights are looked at one by one.
         Err(error) if Failure::of(&error).fault() == Fault::NoPermission => Ok(connection),
         Err(error) => Err(refusal(info, &error)),
@@ -63,17 +63,19 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
 fn refusal(info: &ConnectionInfo, error: &RedisError) -> String {
     let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
     let what = match Failure::of(error).fault() {
-        Fault::Unauthenticated if error.code() == Some("NOAUTH") => "wants a user and a password",
+        Fault::Unauthenticated if error.code() == Some("NOAUTH") => "requires a user and a password",
         Fault::Unauthenticated => "user or password is wrong",
         Fault::NoPermission => "the user may not connect",
         Fault::Loading => "loads its data; wait for it",
         Fault::Busy => "is busy with a script that does not end; see SCRIPT KILL",
         Fault::MasterDown => "is a replica that has lost its master",
-        _ if error.kind() == ErrorKind::Parse => "answers what no Redis does: another program listens there",
+        _ if error.kind() == ErrorKind::Parse => "does not answer as a Redis: another program listens there",
         Fault::Broken if tls => {
-            "takes connections in, and TLS fails: is it a port for TLS, and are the certificates good?"
+            "accepts connections, but TLS fails: check that the port uses TLS, and the certificates"
         }
-        Fault::Broken => "takes connections in and closes them: it is no Redis, wants TLS (rediss://), or has no room",
+        Fault::Broken => {
+            "accepts connections and closes them: it is not a Redis, requires TLS (rediss://), or has too many clients"
+        }
         _ => "refuses",
     };
     format!("{what}: {error}")

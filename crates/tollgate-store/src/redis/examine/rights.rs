@@ -95,7 +95,7 @@ impl Server<'_> {
             }
         }
         for (_, what) in &failed {
-            self.say(Verdict::Bad, format!("commands: allowed, and refused all the same: {what}"));
+            self.say(Verdict::Bad, format!("commands: allowed, but refused: {what}"));
         }
         wrong.extend(not_heard(info, &self.dialer, &channel).await);
         if wrong.is_empty() {
@@ -105,7 +105,7 @@ impl Server<'_> {
             self.say(
                 Verdict::Bad,
                 format!(
-                    "rights: not allowed or not possible: {wrong}. The ACL line of docs/operations.md has all of them"
+                    "rights: not allowed or not possible: {wrong}. The ACL line in docs/operations.md has all rights"
                 ),
             );
         }

@@ -30,7 +30,7 @@ fn a_version_is_new_enough_or_not() {
     for (info, text) in [
         ("redis_version:6.0.16\r\n", "version: Redis 6.0.16; 6.2 or later is needed"),
         ("redis_version:5.9.9\r\n", "version: Redis 5.9.9; 6.2 or later is needed"),
-        ("# Server\r\n", "version: Redis of no version; 6.2 or later is needed"),
+        ("# Server\r\n", "version: Redis without a version; 6.2 or later is needed"),
     ] {
         assert_eq!(verdict_on(info), (Verdict::Bad, text.to_owned()));
     }
