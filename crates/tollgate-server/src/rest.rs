@@ -66,7 +66,7 @@ pub(crate) enum Offer {
 #[openapi(
     info(
         title = "Tollgate",
-        description = "Rate limits of an API platform: decide a call, and read where a caller stands.",
+        description = "Rate limits for an API platform: decide calls, and read the limits of callers.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     // Failures that routes share name these, and bring no description of them along.
@@ -172,7 +172,7 @@ impl DescriptionPage {
     }
 }
 
-/// What may go wrong on any route of `/v1`, besides what its door says.
+/// The errors of every route of `/v1`, except those of authentication.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "for the description of the API")]
 enum Failures {
@@ -182,9 +182,9 @@ enum Failures {
     SlowBody(ErrorBody),
     #[response(status = 413, description = "The body is too large")]
     TooLarge(ErrorBody),
-    #[response(status = 415, description = "The body is packed, or not JSON by its content type")]
+    #[response(status = 415, description = "The body is compressed, or its content type is not JSON")]
     NotJson(ErrorBody),
-    #[response(status = 429, description = "The node has more to do than it takes in")]
+    #[response(status = 429, description = "The node is overloaded")]
     Full(ErrorBody),
     #[response(status = 503, description = "The counters cannot be reached within the deadline")]
     Unavailable(ErrorBody),
@@ -198,12 +198,12 @@ pub(crate) struct ErrorBody {
     pub(crate) error: ErrorDetail,
 }
 
-/// What went wrong.
+/// An error.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ErrorDetail {
-    /// A word for programs: `invalid_argument`, `not_found`, `unavailable`, `resource_exhausted` …
+    /// A code for programs: `invalid_argument`, `not_found`, `unavailable`, `resource_exhausted` …
     pub(crate) code: Cow<'static, str>,
-    /// A sentence for people; of a wrong request it begins with the name of the field.
+    /// A sentence for people; if the request is wrong, it starts with the name of the field.
     pub(crate) message: String,
 }
 

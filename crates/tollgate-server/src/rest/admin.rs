@@ -39,25 +39,25 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(status::status))
 }
 
-/// In which domain.
+/// The domain of a request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct InDomain {
-    /// The domain; the only one that the token reaches if absent.
+    /// The domain; the token's only domain if absent.
     #[serde(default)]
     domain: String,
 }
 
-/// In which domain, and which part of a list.
+/// The domain of a request, and the page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Part {
-    /// The domain; the only one that the token reaches if absent.
+    /// The domain; the token's only domain if absent.
     #[serde(default)]
     domain: String,
-    /// How many at most, 1 to 100; 50 if absent.
+    /// Maximum number of entries, 1 to 100; 50 if absent.
     limit: Option<usize>,
     /// `next_cursor` of the previous answer.
     #[serde(default)]
@@ -135,7 +135,7 @@ fn versioned(status: StatusCode, version: u64, body: impl Serialize) -> Response
     response
 }
 
-/// What may go wrong on any admin route, besides what its door says.
+/// The errors of every admin route, except those of authentication.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "for the description of the API")]
 enum Failures {
@@ -145,15 +145,18 @@ enum Failures {
     NotFound(ErrorBody),
     #[response(status = 408, description = "The body did not arrive in time")]
     SlowBody(ErrorBody),
-    #[response(status = 409, description = "It exists already, is defined in the policy file, or as many as fit exist")]
+    #[response(
+        status = 409,
+        description = "It exists already, is defined in the policy file, or the maximum number exists"
+    )]
     Conflict(ErrorBody),
-    #[response(status = 412, description = "The account is not of the version in If-Match")]
+    #[response(status = 412, description = "The account does not have the version in If-Match")]
     Changed(ErrorBody),
     #[response(status = 413, description = "The body is too large")]
     TooLarge(ErrorBody),
-    #[response(status = 415, description = "The body is packed, or not JSON by its content type")]
+    #[response(status = 415, description = "The body is compressed, or its content type is not JSON")]
     NotJson(ErrorBody),
-    #[response(status = 429, description = "The node, or the store, has more to do than it takes in")]
+    #[response(status = 429, description = "The node or the store is overloaded or full")]
     Full(ErrorBody),
     #[response(
         status = 503,

@@ -34,10 +34,10 @@ pub(super) struct BatchBody {
     calls: Vec<Box<RawValue>>,
 }
 
-/// What became of them.
+/// The results of the calls.
 #[derive(Debug, Serialize, ToSchema)]
 struct BatchResultBody {
-    /// One for each call, in the calls' order.
+    /// One for each call, in the order of the calls.
     results: Vec<CallResultBody>,
 }
 
@@ -45,21 +45,21 @@ struct BatchResultBody {
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "nearly every result is the large one")]
 enum CallResultBody {
-    /// It was decided; a denial is a decision too.
+    /// A decision; a refusal is a decision too.
     Decision(DecisionBody),
-    /// It was not: what `/v1/consume` would have said.
+    /// The error that `/v1/consume` would have returned.
     Error(ErrorDetail),
 }
 
-/// Consumes for 1 to 256 calls, of any callers. Each is decided for itself, all or nothing on its own quotas, and
-/// one that is wrong has an error of its own. They are decided side by side, in no order.
+/// Consumes for 1 to 256 calls, of any callers. Each call is decided on its own, all or nothing on its own quotas. A
+/// wrong call gets its own error. The calls are decided concurrently, in no particular order.
 #[utoipa::path(post, path = "/v1/consume_batch", request_body = BatchBody, responses(
     (status = 200, description = "A result for each call", body = BatchResultBody),
     (status = 400, description = "The request as a whole is wrong; the message names the field", body = ErrorBody),
     (status = 408, description = "The body did not arrive in time", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 415, description = "The body is packed, or not JSON by its content type", body = ErrorBody),
-    (status = 429, description = "The node has more to do than it takes in", body = ErrorBody),
+    (status = 415, description = "The body is compressed, or its content type is not JSON", body = ErrorBody),
+    (status = 429, description = "The node is overloaded", body = ErrorBody),
     (status = 504, description = "The call took too long", body = ErrorBody),
 ))]
 pub(super) async fn consume_batch(

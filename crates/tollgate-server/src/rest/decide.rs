@@ -27,39 +27,40 @@ use super::{
 };
 use crate::auth::ServiceGrant;
 
-/// A call that wants to pass.
+/// A call to be decided.
 // It may bring a secret, and so cannot be printed.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CallBody {
-    /// The policy's domain. May be left out where the deployment serves only one.
+    /// The policy's domain. May be left out if the token has only one domain.
     #[serde(default)]
     domain: String,
     caller: CallerBody,
-    /// What is called: a model or an endpoint.
+    /// The resource that is called: a model or an endpoint.
     #[schema(min_length = 1, max_length = 128)]
     resource: String,
-    /// How much it uses, by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
+    /// The usage by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     usage: Entries<Whole>,
-    /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
+    /// Values of the attributes in the policy's scopes other than account, `api_key` and resource, such as `ip`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
-    /// Names the call: the same id within its lifetime (10 minutes by default) has the answer of the first admission
-    /// and is charged once, on any node. With another call it is wrong. For `consume` and `reserve`.
+    /// An idempotency key. All calls with the same id within its lifetime (10 minutes by default) are charged once, on
+    /// any node, and get the answer of the first admission. The same id with a different call is an error. For
+    /// `consume` and `reserve`.
     #[serde(default)]
     #[schema(max_length = 128)]
     request_id: String,
-    /// The dialect of `rendered`; the domain's if absent.
+    /// The dialect of `rendered`; that of the domain if absent.
     #[serde(default)]
     #[schema(max_length = 128)]
     dialect: String,
-    /// Whether the answer comes with `rendered`.
+    /// Whether the answer has `rendered`.
     #[serde(default)]
     pub(super) render: bool,
-    /// What the call uploads, to be checked against the policy's limits.
+    /// The upload of the call, checked against the policy's upload limits.
     #[serde(default)]
     #[schema(value_type = UploadBody)]
     upload: Option<UploadBody>,
@@ -72,15 +73,15 @@ struct UploadBody {
     /// `image`, `audio`, `video`, or a media type such as `audio/wav`.
     #[schema(min_length = 1, max_length = 128)]
     media_type: String,
-    /// Its size.
+    /// Its size in bytes.
     #[serde(default, deserialize_with = "whole")]
     bytes: u64,
-    /// How long it plays, rounded up.
+    /// Playing time in seconds, rounded up.
     #[serde(default, deserialize_with = "whole")]
     duration_seconds: u64,
 }
 
-/// Who calls: one of the three.
+/// The caller: one of the three.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum CallerBody {
@@ -106,21 +107,21 @@ impl CallerBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DecisionBody {
     verdict: VerdictBody,
-    /// Why the call is denied.
+    /// Why the call is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<ReasonBody>,
-    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
+    /// The time by the clock of the counters' store, or of the node if no counter was read, RFC 3339.
     decided_at: String,
-    /// The name of the quota that speaks for the decision.
+    /// The name of the binding quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     quota: Option<String>,
-    /// After so many milliseconds the same call is admitted, if nobody else calls.
+    /// The number of milliseconds after which the same call is admitted if nobody else calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
-    /// Until when an abuse rule blocks the caller, RFC 3339.
+    /// When the caller's block by an abuse rule ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
-    /// What a blocked caller is told, in the words of the policy.
+    /// The policy's message for a blocked caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     block_message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,29 +135,29 @@ pub(super) struct DecisionBody {
     /// The tier's priority, from 1 (low) to 4 (critical).
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
-    /// Who decided while the store did not answer: `allow` (nobody) or `local` (this node alone). Absent if the store did.
+    /// How the decision was made if the store did not answer: `allow` (allowed without counting) or `local` (by this node alone). Absent if the store decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_by: Option<&'static str>,
     /// The shadow quotas and abuse rules that would have refused the call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shadow_refusals: Vec<String>,
-    /// What `reserve` made, if the call may pass.
+    /// The reservation that `reserve` created, if the call is allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reservation: Option<ReservationBody>,
-    /// Whether a call with this `request_id` was admitted before, and this is the answer of then.
+    /// Whether a call with this `request_id` was admitted before, so that the first answer is repeated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replayed: bool,
     /// Every quota that applies to the call.
     quotas: Vec<QuotaBody>,
-    /// What the platform's own caller is to get, if the call asked for it.
+    /// The answer for the platform's own caller, if the call requested it.
     #[serde(skip_serializing_if = "Option::is_none")]
     rendered: Option<RenderedBody>,
 }
 
-/// An answer in a platform's dialect, to be copied as it is.
+/// An answer in a platform's dialect, to be copied unchanged.
 #[derive(Debug, Serialize, ToSchema)]
 struct RenderedBody {
-    /// The HTTP status; 200 for a call that may pass.
+    /// The HTTP status; 200 for an allowed call.
     status: u16,
     headers: Vec<HeaderBody>,
     /// JSON; absent if there is no body.
@@ -186,17 +187,17 @@ pub(super) enum ReasonBody {
     CostAboveLimit,
     /// No such API key.
     UnknownKey,
-    /// The API key was withdrawn.
+    /// The API key is revoked.
     RevokedKey,
-    /// The API key has ended.
+    /// The API key has expired.
     ExpiredKey,
     /// Too many failures: an abuse rule blocks the caller for a while.
     Blocked,
-    /// The upload is larger than the resource takes.
+    /// The upload is larger than the resource accepts.
     UploadTooLarge,
 }
 
-/// One quota: what it allows, and where it stands after the decision.
+/// A quota: its definition, and its state after the decision.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct QuotaBody {
     name: String,
@@ -207,18 +208,18 @@ pub(super) struct QuotaBody {
     scope: Vec<String>,
     /// `null` if unlimited.
     limit: Option<u64>,
-    /// What is in the window now, this call included if it was charged.
+    /// The usage in the window now, including this call if it was charged.
     used: u64,
-    /// What could be admitted now; `null` if unlimited.
+    /// The amount that could be admitted now; `null` if unlimited.
     remaining: Option<u64>,
-    /// When nothing of now will count any more, RFC 3339.
+    /// When the current usage no longer counts, RFC 3339.
     resets_at: String,
-    /// Whether this quota denies the call.
+    /// Whether this quota refuses the call.
     denies: bool,
     /// When this quota would admit the call, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<String>,
-    /// Whether it only says whom it would refuse, and never denies.
+    /// Whether the quota is a shadow: it counts and reports, but never refuses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     shadow: bool,
 }
@@ -226,7 +227,7 @@ pub(super) struct QuotaBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum WindowBody {
-    /// No window: what is held at this moment.
+    /// No window: the number of slots in use now.
     Concurrent,
     SlidingMs(u64),
     Calendar(CalendarBody),
@@ -241,9 +242,9 @@ struct CalendarBody {
     zone: String,
 }
 
-/// Says what `consume` would, and charges nothing.
+/// Returns the decision that `consume` would make, and charges nothing.
 #[utoipa::path(post, path = "/v1/check", request_body = CallBody, responses(
-    (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
+    (status = 200, description = "A decision; a refusal is a decision too", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]
@@ -251,9 +252,9 @@ pub(super) async fn check(State(shared): State<Shared>, grant: ServiceGrant, Bod
     decide(&shared, &grant, &call, Mode::Peek).await
 }
 
-/// Charges every quota of the call if all of them have room, and none otherwise.
+/// Charges every quota of the call if all of them have room; otherwise charges none.
 #[utoipa::path(post, path = "/v1/consume", request_body = CallBody, responses(
-    (status = 200, description = "A decision; a denial is one too", body = DecisionBody),
+    (status = 200, description = "A decision; a refusal is a decision too", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]

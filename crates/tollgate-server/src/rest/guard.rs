@@ -273,7 +273,7 @@ pub(super) fn describe(description: &mut OpenApi) {
         (Door::Key, "The API key of an end user"),
         (
             Door::Service,
-            "A token of a service (`--service-tokens`). A node with the embedded policy, or with `--open-loopback`, is open without any on loopback",
+            "A token of a service (`--service-tokens`). A node on loopback with the embedded policy, or with `--open-loopback`, needs no token",
         ),
         (Door::Admin, "A token of an administrator (`--admin-tokens`)"),
     ] {
@@ -297,15 +297,12 @@ fn describe_door(operation: &mut Operation, door: Door) {
     let of_tokens: &[(&str, &str)] = match door {
         Door::Open | Door::Key => &[],
         Door::Service | Door::Admin => {
-            &[("401", "The token is missing or unknown"), ("403", "The token may not act in this domain")]
+            &[("401", "The token is missing or unknown"), ("403", "The token is not valid in this domain")]
         }
     };
     let of_all = [
-        ("421", "The host is not a name of this node"),
-        (
-            "429",
-            "Too many attempts to log in failed from this address, this one too, or the node has more to do than it takes in",
-        ),
+        ("421", "The host name is not accepted by this node"),
+        ("429", "This login failed after too many failed logins from this address, or the node is overloaded"),
     ];
     for (status, said) in of_tokens.iter().chain(&of_all) {
         let shape = if door == Door::Key { "PlainError" } else { "ErrorBody" };

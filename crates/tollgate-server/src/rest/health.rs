@@ -23,7 +23,7 @@ use crate::{
     reload::Reload,
 };
 
-/// What the node knows of itself.
+/// The health of a node.
 pub(crate) struct Health {
     pub(crate) counters: Probe,
     /// Where accounts have a store of their own.
@@ -36,32 +36,32 @@ pub(crate) struct Health {
     pub(crate) stage: watch::Receiver<Stage>,
 }
 
-/// Whether the node may be sent calls, and what is in the way.
+/// Whether the node is ready for calls, and what is wrong.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
     /// `running` or `draining`.
     lifecycle: &'static str,
-    /// The counters: not well while a charge is not possible on every server. What the node found when it last looked,
-    /// which it does every second.
+    /// The store of the counters: not ok if a charge is impossible on some server, by the last probe. The node probes
+    /// every second.
     store: Part,
-    /// Of accounts that policies do not have: not well while they cannot be read and changed, or their changes are not
-    /// heard. That alone makes no node unready: accounts of policies are decided.
+    /// The store of accounts that are in no policy file: not ok while they cannot be read and changed, or while the node
+    /// is not subscribed to their changes. The node stays ready nevertheless: calls of accounts in policies are decided.
     accounts: Part,
-    /// Whether the policies in force are those of the files; else `not reloaded` or `stuck`. Administrators read at
-    /// `/admin/v1/status` what is wrong.
+    /// Whether the policies in force are those of the files; otherwise `not reloaded` or `stuck`. Administrators can read
+    /// at `/admin/v1/status` what is wrong.
     policies: Part,
-    /// The same of tokens and certificates.
+    /// The same for tokens and certificates.
     credentials: Part,
-    /// The domains this node serves.
+    /// The domains that this node serves.
     domains: Vec<String>,
 }
 
-/// One thing that has to work.
+/// A part of the node.
 #[derive(Debug, Serialize, ToSchema)]
 struct Part {
     ok: bool,
-    /// What is wrong and what that means, a line each; of something that works, what may hurt.
+    /// What is wrong and its consequences, one per line; if the part works, the risks.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -124,16 +124,16 @@ impl Health {
     }
 }
 
-/// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It does", body = String)))]
+/// Whether the process is alive.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It is alive", body = String)))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether the node may be sent calls.
+/// Whether the node is ready for calls.
 #[utoipa::path(get, path = "/readyz", responses(
-    (status = 200, description = "It may", body = Readiness),
-    (status = 503, description = "It may not; the parts say why", body = Readiness),
+    (status = 200, description = "It is ready", body = Readiness),
+    (status = 503, description = "It is not ready; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
     let readiness = shared.health.readiness();
@@ -144,7 +144,7 @@ pub(super) async fn readyz(State(shared): State<Shared>) -> Response {
 /// The node's metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "Metrics in the Prometheus text format", body = String, content_type = "text/plain"),
-    (status = 429, description = "As many of these pages as the node bears are on their way", body = super::ErrorBody),
+    (status = 429, description = "Too many of these pages are being sent", body = super::ErrorBody),
 ))]
 pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
     let text = shared.health.metrics.page().await;

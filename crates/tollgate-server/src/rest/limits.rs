@@ -41,14 +41,14 @@ const LARGEST_PAGE: usize = 500;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
-    /// How many resources at most, 1 to 500; 200 if absent.
+    /// Maximum number of resources, 1 to 500; 200 if absent.
     limit: Option<usize>,
     /// `nextCursor`, or `next_cursor`, of the previous answer.
     #[serde(default)]
     cursor: String,
 }
 
-/// A caller's limits, in the shape that the domain chose.
+/// A caller's limits, in the format that the policy chooses.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum LimitsBody {
@@ -58,26 +58,23 @@ enum LimitsBody {
     Plain(PlainLimits),
 }
 
-/// What may go wrong when a caller asks for its limits, or for the log.
+/// The errors of the end users' routes.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "for the description of the API")]
 enum Failures {
     #[response(status = 400, description = "The query is wrong")]
     Invalid(PlainError),
-    #[response(status = 401, description = "There is no API key in the Authorization header that may read this")]
+    #[response(status = 401, description = "The Authorization header has no API key that may read this")]
     BadKey(PlainError),
-    #[response(
-        status = 429,
-        description = "The client address is blocked, or the node has more to do than it takes in"
-    )]
+    #[response(status = 429, description = "The client address is blocked, or the node is overloaded")]
     Barred(PlainError),
-    #[response(status = 503, description = "What is to be read cannot be reached within the deadline")]
+    #[response(status = 503, description = "The store cannot be reached within the deadline")]
     Unavailable(PlainError),
     #[response(status = 504, description = "The call took too long")]
     Late(PlainError),
 }
 
-/// The caller's limits, and where it stands.
+/// The caller's limits and their current usage.
 #[utoipa::path(get, path = "/api_keys/rate_limits", params(Page), responses(
     (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
 pub(super) async fn get_rate_limits(
@@ -112,7 +109,7 @@ pub(super) async fn get_rate_limits(
     })
 }
 
-/// The same, where clients of the Venice API expect it.
+/// The same, at the path that clients of the Venice API use.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits", params(Page), responses(
     (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
 pub(super) async fn get_rate_limits_v1(

@@ -13,19 +13,19 @@ use super::{
 };
 use crate::auth::ServiceGrant;
 
-/// Whose limits, and which page of them.
+/// The caller whose limits are listed, and the page.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListBody {
-    /// The policy's domain. May be left out where the deployment serves only one.
+    /// The policy's domain. May be left out if the token has only one domain.
     #[serde(default)]
     domain: String,
     caller: CallerBody,
-    /// What the policy's scopes name besides account, `api_key` and resource, such as `ip`.
+    /// Values of the attributes in the policy's scopes other than account, `api_key` and resource, such as `ip`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     attributes: Entries<String>,
-    /// How many resources at most, 1 to 100; 50 if absent.
+    /// Maximum number of resources, 1 to 100; 50 if absent.
     #[serde(default, deserialize_with = "whole")]
     #[schema(maximum = 100)]
     page_size: u32,
@@ -34,17 +34,17 @@ pub(super) struct ListBody {
     page_token: String,
 }
 
-/// A page of a caller's limits, and where it stands.
+/// A page of a caller's limits and their current usage.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ListedBody {
-    /// Why nothing is listed; absent if the caller may call.
+    /// Why the list is empty: the key is invalid, or the client address is blocked. Absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<ReasonBody>,
     resources: Vec<ResourceLimitsBody>,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_page_token: Option<String>,
-    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
+    /// The time by the clock of the counters' store, or of the node if no counter was read, RFC 3339.
     decided_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<String>,
@@ -52,7 +52,7 @@ pub(super) struct ListedBody {
     api_key_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tier: Option<String>,
-    /// Until when the client address is blocked, where that is the reason, RFC 3339.
+    /// When the block of the client address ends, if that is the reason, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
 }
@@ -64,14 +64,14 @@ struct ResourceLimitsBody {
     resource: String,
     /// Empty if the resource is not limited.
     quotas: Vec<QuotaBody>,
-    /// Until when an abuse rule blocks the caller from it, RFC 3339.
+    /// When the caller's block from this resource ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
 }
 
-/// Lists a caller's limits and where it stands, a page of resources at a time.
+/// Lists a caller's limits and their current usage, one page of resources at a time.
 #[utoipa::path(post, operation_id = "list_rate_limits", path = "/v1/get_rate_limits", request_body = ListBody, responses(
-    (status = 200, description = "A page; none of a caller whose key is no good", body = ListedBody),
+    (status = 200, description = "A page; it is empty if the caller's key is invalid", body = ListedBody),
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]

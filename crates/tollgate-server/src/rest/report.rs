@@ -17,11 +17,11 @@ use crate::auth::ServiceGrant;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReportBody {
-    /// The policy's domain. May be left out where the deployment serves only one.
+    /// The policy's domain. May be left out if the token has only one domain.
     #[serde(default)]
     domain: String,
     caller: CallerBody,
-    /// What was called: a model or an endpoint.
+    /// The resource that was called: a model or an endpoint.
     #[schema(min_length = 1, max_length = 128)]
     resource: String,
     /// The attributes of the call, such as `ip`.
@@ -34,28 +34,28 @@ pub(super) struct ReportBody {
     status: u32,
 }
 
-/// What became of a report.
+/// The result of a report.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ReportedBody {
-    /// Why the report was not taken.
+    /// Why the report was not accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<ReasonBody>,
-    /// How many abuse rules counted it as a failure. None does while it blocks.
+    /// How many abuse rules counted it as a failure. A rule does not count while it blocks.
     counted: usize,
-    /// Until when the caller is blocked now, RFC 3339.
+    /// When the caller's block ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
-    /// What a blocked caller is told, in the words of the policy.
+    /// The policy's message for a blocked caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     block_message: Option<String>,
     /// The time by the clock of the counters' store, RFC 3339.
     decided_at: String,
 }
 
-/// Says how a call that was admitted was answered, for the abuse rules of the policy. What Tollgate itself refused
-/// is counted already.
+/// Reports how an admitted call was answered, for the abuse rules of the policy. Refusals by Tollgate itself are
+/// counted automatically.
 #[utoipa::path(post, path = "/v1/report_outcome", request_body = ReportBody, responses(
-    (status = 200, description = "What became of the report", body = ReportedBody),
+    (status = 200, description = "The result of the report", body = ReportedBody),
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]

@@ -4,12 +4,12 @@ use serde::Serialize;
 use tollgate_core::time::Timestamp;
 use utoipa::ToSchema;
 
-/// What was admitted and awaits its settlement.
+/// An admitted call that waits for its settlement.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ReservationBody {
-    /// To be kept secret like a key: whoever knows it may settle it.
+    /// Keep it secret like a key: anyone who knows it can settle the reservation.
     id: String,
-    /// When it ends by itself, RFC 3339: its slots return, and what it charged stays.
+    /// When it expires, RFC 3339: its slots are freed, and what it charged stays charged.
     expires_at: String,
 }
 

@@ -18,24 +18,24 @@ use crate::auth::ServiceGrant;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReserveBody {
-    /// Of units that its `usage` does not name, the policy's estimate is reserved.
+    /// For units that its `usage` does not name, the policy's estimate is reserved.
     call: CallBody,
-    /// What estimates are made from, such as the length of the prompt and `max_tokens`; at most 16.
+    /// Inputs of the estimates, such as the length of the prompt and `max_tokens`; at most 16.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     inputs: Entries<Whole>,
-    /// How long the reservation lives unless it is extended; the node's default if absent (10 minutes).
+    /// Lifetime of the reservation unless it is extended; the node's default if absent (10 minutes).
     #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     ttl_ms: u32,
 }
 
-/// The end of a reservation by its actual usage.
+/// The settlement of a reservation with the actual usage.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SettleBody {
     reservation_id: String,
-    /// What was used, by unit; 0 is legal. Units that are not named stay as reserved, and so do `requests`.
+    /// The actual usage by unit; 0 is allowed. Units that are not named keep the reserved amount, and so do `requests`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     usage: Entries<Whole>,
@@ -45,36 +45,36 @@ pub(super) struct SettleBody {
     status: Option<u32>,
 }
 
-/// The end of a reservation that is given back as a whole.
+/// The cancellation of a reservation, which gives everything back.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CancelBody {
     reservation_id: String,
-    /// As of a settlement.
+    /// As for a settlement.
     #[serde(default, deserialize_with = "whole_or_null")]
     #[schema(minimum = 100, maximum = 599)]
     status: Option<u32>,
 }
 
-/// More time for a reservation.
+/// The extension of a reservation.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExtendBody {
     reservation_id: String,
-    /// How long it lives from now on; as long as at first if absent.
+    /// Its lifetime from now on; the original lifetime if absent.
     #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     ttl_ms: u32,
 }
 
-/// How a reservation ended.
+/// The end of a reservation.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SettlementBody {
     /// The time by the clock of the counters' store, RFC 3339.
     settled_at: String,
-    /// Every unit that was reserved or used.
+    /// All units that were reserved or used.
     units: Vec<SettledUnitBody>,
-    /// Whether this was done before, and this is the answer of then.
+    /// Whether the reservation had already ended like this, so that the first answer is repeated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replayed: bool,
 }
@@ -83,18 +83,18 @@ pub(super) struct SettlementBody {
 struct SettledUnitBody {
     unit: String,
     reserved: u64,
-    /// What counts now.
+    /// The amount that is charged now.
     actual: u64,
-    /// What was given back, in the window where that was most.
+    /// The largest amount given back in one of the windows.
     returned: u64,
-    /// What was used beyond the reservation and charged at the settlement.
+    /// The usage above the reservation, charged at the settlement.
     debt: u64,
 }
 
-/// As `consume`, for a call whose usage is known only afterwards: charges an estimate, takes a slot of every
-/// concurrency quota, and returns a reservation.
+/// Like `consume`, for a call whose usage is known only afterwards: charges an estimate, takes a slot of every quota of
+/// concurrent requests, and returns a reservation.
 #[utoipa::path(post, path = "/v1/reserve", request_body = ReserveBody, responses(
-    (status = 200, description = "A decision, with the reservation if the call may pass", body = DecisionBody),
+    (status = 200, description = "A decision, with the reservation if the call is allowed", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
     Failures,
 ))]
@@ -109,12 +109,12 @@ pub(super) async fn reserve(
     answer(reserved.await)
 }
 
-/// Corrects a reservation by the actual usage: what was not used is given back in the windows where it still counts,
-/// what was used besides is charged now. The same settlement may be sent again, to any node.
+/// Corrects the charge of a reservation to the actual usage: what was not used is given back in the windows where it
+/// still counts; what was used in excess is charged now. The same settlement may be sent again, to any node.
 #[utoipa::path(post, path = "/v1/settle", request_body = SettleBody, responses(
-    (status = 200, description = "How it ended", body = SettlementBody),
-    (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
-    (status = 409, description = "It was settled otherwise, or cancelled", body = ErrorBody),
+    (status = 200, description = "The end of the reservation", body = SettlementBody),
+    (status = 404, description = "No such reservation, or it has expired; what it charged stays charged", body = ErrorBody),
+    (status = 409, description = "It was cancelled, or settled with another usage", body = ErrorBody),
     Failures,
 ))]
 pub(super) async fn settle(
@@ -127,10 +127,10 @@ pub(super) async fn settle(
     answer(shared.service.settle(settle).await.map(settlement))
 }
 
-/// Gives everything back, the request included.
+/// Gives everything back, including the request.
 #[utoipa::path(post, path = "/v1/cancel", request_body = CancelBody, responses(
-    (status = 200, description = "How it ended", body = SettlementBody),
-    (status = 404, description = "No such reservation, or it has run out: what it charged stays", body = ErrorBody),
+    (status = 200, description = "The end of the reservation", body = SettlementBody),
+    (status = 404, description = "No such reservation, or it has expired; what it charged stays charged", body = ErrorBody),
     (status = 409, description = "It was settled", body = ErrorBody),
     Failures,
 ))]
@@ -144,10 +144,10 @@ pub(super) async fn cancel(
     answer(shared.service.settle(cancel).await.map(settlement))
 }
 
-/// Keeps a reservation, and its slots, alive for a while from now.
+/// Starts the lifetime of a reservation, and of its slots, again from now.
 #[utoipa::path(post, path = "/v1/extend", request_body = ExtendBody, responses(
-    (status = 200, description = "When it ends now", body = ReservationBody),
-    (status = 404, description = "No such reservation, or it has run out", body = ErrorBody),
+    (status = 200, description = "The reservation with its new end", body = ReservationBody),
+    (status = 404, description = "No such reservation, or it has expired", body = ErrorBody),
     (status = 409, description = "It was settled or cancelled", body = ErrorBody),
     Failures,
 ))]

@@ -24,9 +24,9 @@ use crate::{
     rest::{Body, Shared},
 };
 
-/// Make an account.
+/// Create an account.
 #[utoipa::path(post, operation_id = "create_account", path = "/admin/v1/accounts", params(InDomain), request_body = NewAccountBody, responses(
-    (status = 201, description = "It is made", body = AccountBody), Failures))]
+    (status = 201, description = "The account is created", body = AccountBody), Failures))]
 pub(super) async fn create(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -76,7 +76,7 @@ pub(super) async fn get(
 /// Change an account's tier or balances.
 #[utoipa::path(patch, operation_id = "update_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain),
     request_body = AccountPatchBody, responses(
-    (status = 200, description = "It is changed", body = AccountBody), Failures))]
+    (status = 200, description = "The account is changed", body = AccountBody), Failures))]
 pub(super) async fn patch(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -93,7 +93,7 @@ pub(super) async fn patch(
 
 /// Delete an account and its keys. What it used stays counted until its windows end.
 #[utoipa::path(delete, operation_id = "delete_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), InDomain), responses(
-    (status = 204, description = "It is deleted"), Failures))]
+    (status = 204, description = "The account is deleted"), Failures))]
 pub(super) async fn delete(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -106,10 +106,10 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Set a limit of the account's own, under a name.
+/// Set an override: a limit for this account alone.
 #[utoipa::path(put, operation_id = "set_account_override", path = "/admin/v1/accounts/{account}/overrides/{name}",
     params(("account" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
-    (status = 200, description = "It is set", body = AccountBody), Failures))]
+    (status = 200, description = "The override is set", body = AccountBody), Failures))]
 pub(super) async fn put_override(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -123,10 +123,10 @@ pub(super) async fn put_override(
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
 }
 
-/// Clear a limit of the account's own.
+/// Clear an override of the account.
 #[utoipa::path(delete, operation_id = "clear_account_override", path = "/admin/v1/accounts/{account}/overrides/{name}",
     params(("account" = String, Path), ("name" = String, Path), InDomain), responses(
-    (status = 200, description = "It is cleared", body = AccountBody), Failures))]
+    (status = 200, description = "The override is cleared", body = AccountBody), Failures))]
 pub(super) async fn clear_override(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -139,10 +139,10 @@ pub(super) async fn clear_override(
     Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, desk.now())))
 }
 
-/// Tell of something that happened to an account, such as a payment, which may move it to another tier.
+/// Report an event of an account, such as a payment, which may move it to another tier.
 #[utoipa::path(post, operation_id = "record_account_event", path = "/admin/v1/accounts/{account}/events", params(("account" = String, Path), InDomain),
     request_body = EventBody, responses(
-    (status = 200, description = "It is noted, now or before", body = EventAnswer), Failures))]
+    (status = 200, description = "The event is recorded, now or before", body = EventAnswer), Failures))]
 pub(super) async fn tell(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -160,11 +160,11 @@ pub(super) async fn tell(
     Ok(Json(answer).into_response())
 }
 
-/// Let an account's counters begin anew, whatever they hold: those of its quotas and abuse rules, its slots, and those of
+/// Remove the counters of an account, whatever they contain: those of its quotas and abuse rules, its slots, and those of
 /// its keys. Counters that accounts share, and reservations, stay.
 #[utoipa::path(post, path = "/admin/v1/accounts/{account}/reset_usage", params(("account" = String, Path), InDomain),
     request_body = UsageResetBody, responses(
-    (status = 200, description = "They begin anew", body = UsageResetAnswer), Failures))]
+    (status = 200, description = "The counters are removed", body = UsageResetAnswer), Failures))]
 pub(super) async fn reset_usage(
     State(shared): State<Shared>,
     grant: AdminGrant,

@@ -23,10 +23,10 @@ use crate::{
     rest::{Body, Shared},
 };
 
-/// Make a key. Its secret is in the answer, and never shown again.
+/// Create a key. Its secret is in the answer, and never shown again.
 #[utoipa::path(post, operation_id = "create_key", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), InDomain),
     request_body = NewKeyBody, responses(
-    (status = 201, description = "It is made", body = IssuedBody), Failures))]
+    (status = 201, description = "The key is created", body = IssuedBody), Failures))]
 pub(super) async fn create(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -77,10 +77,10 @@ pub(super) async fn get(
     answer(&desk.key(&key).await?, desk.now())
 }
 
-/// Change a key's description, or when it ends.
+/// Change a key's description or expiry.
 #[utoipa::path(patch, operation_id = "update_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain),
     request_body = KeyPatchBody, responses(
-    (status = 200, description = "It is changed", body = KeyBody), Failures))]
+    (status = 200, description = "The key is changed", body = KeyBody), Failures))]
 pub(super) async fn patch(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -95,10 +95,10 @@ pub(super) async fn patch(
     answer(&desk.patch_key(&key, patch, if_match(&headers)?).await?, desk.now())
 }
 
-/// Give a key another secret. It keeps its id, and so its counters; the answer has the secret.
+/// Give a key a new secret. The key keeps its id, and so its counters. The answer has the secret.
 #[utoipa::path(post, operation_id = "rotate_key", path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), InDomain),
     request_body = RotationBody, responses(
-    (status = 200, description = "It has another secret", body = IssuedBody), Failures))]
+    (status = 200, description = "The key has a new secret", body = IssuedBody), Failures))]
 pub(super) async fn rotate(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -113,9 +113,9 @@ pub(super) async fn rotate(
     issued_answer(StatusCode::OK, issued, desk.now())
 }
 
-/// Withdraw a key, for good. One that is withdrawn already stays so.
+/// Revoke a key permanently. A key that is already revoked stays revoked.
 #[utoipa::path(post, operation_id = "revoke_key", path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), InDomain), responses(
-    (status = 200, description = "It is withdrawn", body = KeyBody), Failures))]
+    (status = 200, description = "The key is revoked", body = KeyBody), Failures))]
 pub(super) async fn revoke(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -127,10 +127,10 @@ pub(super) async fn revoke(
     answer(&desk.revoke_key(&key, if_match(&headers)?).await?, desk.now())
 }
 
-/// Set a limit of the key's own, under a name.
+/// Set an override: a limit for this key alone.
 #[utoipa::path(put, operation_id = "set_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
     params(("key" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
-    (status = 200, description = "It is set", body = KeyBody), Failures))]
+    (status = 200, description = "The override is set", body = KeyBody), Failures))]
 pub(super) async fn put_override(
     State(shared): State<Shared>,
     grant: AdminGrant,
@@ -144,10 +144,10 @@ pub(super) async fn put_override(
     answer(&KeyOf { account, id: key }, desk.now())
 }
 
-/// Clear a limit of the key's own.
+/// Clear an override of the key.
 #[utoipa::path(delete, operation_id = "clear_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
     params(("key" = String, Path), ("name" = String, Path), InDomain), responses(
-    (status = 200, description = "It is cleared", body = KeyBody), Failures))]
+    (status = 200, description = "The override is cleared", body = KeyBody), Failures))]
 pub(super) async fn clear_override(
     State(shared): State<Shared>,
     grant: AdminGrant,

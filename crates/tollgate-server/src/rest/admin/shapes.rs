@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use crate::rest::number::{numbers, numbers_or_null, whole};
 
-/// An account to be made.
+/// A new account.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewAccountBody {
@@ -24,13 +24,13 @@ pub(crate) struct NewAccountBody {
     pub(crate) id: String,
     /// Its tier; the policy's default tier if absent.
     pub(crate) tier: Option<String>,
-    /// What it has to spend, by currency; shown, never judged by.
+    /// Its balances by currency; only shown, never used for decisions.
     #[serde(default, deserialize_with = "numbers")]
     #[schema(value_type = std::collections::HashMap<String, f64>)]
     pub(crate) balances: IndexMap<String, f64>,
 }
 
-/// What is to be different of an account; what is absent stays.
+/// Changes of an account; absent fields stay unchanged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AccountPatchBody {
@@ -40,26 +40,26 @@ pub(crate) struct AccountPatchBody {
     pub(crate) balances: Option<IndexMap<String, f64>>,
 }
 
-/// A limit of one account or key, as policy files write it, and when it ends.
+/// A limit of one account or key, written as in policy files, with an optional expiry.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OverrideBody {
-    /// Only for this resource, or for those that match a wildcard.
+    /// Only for this resource, or for the resources that match this wildcard.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) resource: Option<Value>,
-    /// What is counted.
+    /// The unit that is counted.
     #[schema(value_type = String)]
     pub(crate) unit: Value,
     /// The window: `minute`, `30s` …, or `{"calendar": "day", "zone": "UTC"}`; `concurrent_requests` have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) per: Option<Value>,
-    /// How much fits in a window, or `unlimited`.
+    /// The limit in a window, or `unlimited`.
     pub(crate) limit: Value,
-    /// Only the quota of this scope.
+    /// Only for the quota with this scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
     pub(crate) scope: Option<Value>,
-    /// When it stops to apply, RFC 3339; never if absent.
+    /// When it expires, RFC 3339; never if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expires_at: Option<String>,
 }
@@ -92,21 +92,22 @@ impl OverrideBody {
 pub(crate) struct AccountBody {
     pub(crate) id: String,
     pub(crate) domain: String,
-    /// Whether the policy file defines it: it is changed there, and not here.
+    /// Whether the policy file defines it. Then it can be changed only there.
     pub(crate) read_only: bool,
-    /// Grows with every change; also the `ETag`.
+    /// Its version, which grows with every change; also the `ETag`.
     pub(crate) version: u64,
     pub(crate) tier: String,
     #[schema(value_type = std::collections::HashMap<String, f64>)]
     pub(crate) balances: IndexMap<String, f64>,
-    /// Its own limits, by name.
+    /// Its overrides, by name.
     #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
     pub(crate) overrides: IndexMap<String, OverrideBody>,
-    /// How many of its keys are good.
+    /// The number of its valid keys.
     pub(crate) active_keys: usize,
-    /// Absent if the policy file defines it, as what follows.
+    /// When it was created; absent if the policy file defines it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) created_at: Option<String>,
+    /// When it last changed; absent if the policy file defines it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) changed_at: Option<String>,
 }
@@ -134,11 +135,11 @@ fn overrides(records: &IndexMap<String, OverrideRecord>) -> IndexMap<String, Ove
     records.iter().map(|(name, record)| (name.clone(), OverrideBody::of(record))).collect()
 }
 
-/// A page of accounts, by the order of their ids. Those of the policy file are not among them.
+/// A page of accounts, in the order of their ids. Accounts in the policy file are not included.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct AccountPage {
     pub(crate) accounts: Vec<AccountBody>,
-    /// The ids of accounts of this page whose records cannot be read; absent if there are none.
+    /// The ids of accounts on this page whose records cannot be read; absent if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) unreadable: Vec<String>,
     /// Absent on the last page.
@@ -150,9 +151,9 @@ pub(crate) struct AccountPage {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
-    /// Call, and read what concerns itself.
+    /// It can call, and read its own limits.
     Inference,
-    /// Also read what concerns the whole account.
+    /// It can also read what concerns the whole account.
     Admin,
 }
 
@@ -165,24 +166,24 @@ impl From<Kind> for KeyKind {
     }
 }
 
-/// A key to be made.
+/// A new key.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewKeyBody {
     pub(crate) kind: Kind,
-    /// What it is for: up to 64 characters.
+    /// Its description, up to 64 characters.
     #[serde(default)]
     pub(crate) description: String,
-    /// When it ends, RFC 3339; never if absent.
+    /// When it expires, RFC 3339; never if absent.
     pub(crate) expires_at: Option<String>,
 }
 
-/// What is to be different of a key; what is absent stays.
+/// Changes of a key; absent fields stay unchanged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeyPatchBody {
     pub(crate) description: Option<String>,
-    /// When it ends, RFC 3339; `null`: never.
+    /// When it expires, RFC 3339; `null` for never.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     #[expect(clippy::option_option, reason = "absent, null and a time are three things")]
@@ -195,12 +196,12 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D
     Option::deserialize(from).map(Some)
 }
 
-/// How a key gets another secret.
+/// The rotation of a key.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RotationBody {
-    /// For how many seconds the secret before stays good, at most 2592000; 0 if absent. The one before that is no
-    /// good from now on.
+    /// For how many seconds the previous secret stays valid, at most 2592000; 0 if absent. The secret before that one
+    /// becomes invalid now.
     #[serde(default, deserialize_with = "whole")]
     pub(crate) overlap_s: u64,
 }
@@ -211,34 +212,34 @@ pub(crate) struct KeyBody {
     pub(crate) id: String,
     pub(crate) account: String,
     pub(crate) domain: String,
-    /// Whether the policy file defines it: it is changed there, and not here.
+    /// Whether the policy file defines it. Then it can be changed only there.
     pub(crate) read_only: bool,
     pub(crate) kind: Kind,
-    /// How its secret begins; empty if the policy file defines it, which has the hash alone.
+    /// The prefix of its secret; empty if the policy file defines the key, because the file has only the hash.
     pub(crate) prefix: String,
     pub(crate) description: String,
     pub(crate) state: State,
-    /// Absent if the policy file defines it.
+    /// When it was created; absent if the policy file defines it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) created_at: Option<String>,
-    /// When it ends; absent if never.
+    /// When it expires; absent if never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expires_at: Option<String>,
-    /// When it was withdrawn; absent if the policy file says that it was.
+    /// When it was revoked; absent if the policy file defines it as revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) revoked_at: Option<String>,
-    /// When it got its present secret, if that is not its first.
+    /// When it got its current secret, if that is not its first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rotated_at: Option<String>,
-    /// Until when the secret before is good.
+    /// Until when the previous secret is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) previous_good_until: Option<String>,
-    /// Its own limits, by name.
+    /// Its overrides, by name.
     #[schema(value_type = std::collections::HashMap<String, OverrideBody>)]
     pub(crate) overrides: IndexMap<String, OverrideBody>,
 }
 
-/// Whether a key is good.
+/// The state of a key.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
@@ -295,55 +296,55 @@ pub(crate) struct IssuedBody {
     pub(crate) secret: String,
 }
 
-/// Something that happened to an account, such as a payment.
+/// An event of an account, such as a payment.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EventBody {
-    /// Its id, such as that of the payment: told again within 30 days, it does nothing.
+    /// Its id, such as that of the payment. A repeated event changes nothing for 30 days.
     pub(crate) id: String,
-    /// Its type, as `promotions` of the policy name it, such as `payment`.
+    /// Its type, as in `promotions` of the policy, such as `payment`.
     pub(crate) r#type: String,
 }
 
-/// What an event did.
+/// The result of an event.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct EventAnswer {
     /// The account now; absent if it is not in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) account: Option<AccountBody>,
-    /// The tiers that it moved from and to; absent if it did not move.
+    /// The tiers from which and to which it moved; absent if it did not move.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) promoted: Option<Promoted>,
-    /// Whether the event was told before, and so did nothing now.
+    /// Whether the event was recorded before, so that it changed nothing now.
     pub(crate) repeated: bool,
 }
 
-/// A move from tier to tier.
+/// A move from one tier to another.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Promoted {
     pub(crate) from: String,
     pub(crate) to: String,
 }
 
-/// Which counters begin anew.
+/// Which counters are removed.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UsageResetBody {
-    /// Only those of the scopes of this quota or abuse rule, which other quotas may share; all of the account's if absent.
+    /// Only counters in the scopes of this quota or abuse rule (other quotas may share them); all of the account's if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) quota: Option<String>,
 }
 
-/// What began anew.
+/// The counters that were removed.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct UsageResetAnswer {
-    /// How many keys of the store were removed. The counters of a scope are one, and its slots another.
+    /// The number of removed keys in the store. All counters of a scope are one key, and its slots are another.
     pub(crate) counters: usize,
-    /// The quotas and abuse rules whose counters began anew.
+    /// The quotas and abuse rules whose counters were removed.
     pub(crate) quotas: Vec<String>,
 }
 
-/// The tiers of a domain, in the order of its policy.
+/// The tiers of a domain, in the order of the policy.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct TierList {
     pub(crate) domain: String,
@@ -354,23 +355,23 @@ pub(crate) struct TierList {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct TierBody {
     pub(crate) name: String,
-    /// Whether it is that of an account that says none.
+    /// Whether it is the tier of accounts without a tier of their own.
     pub(crate) default: bool,
-    /// Whether its calls are paid for.
+    /// Whether its calls are charged for.
     pub(crate) is_charged: bool,
     /// From 1 (low) to 4 (critical).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u8>,
-    /// Where events move an account of this tier.
+    /// The tiers to which events move an account of this tier.
     pub(crate) promotions: Vec<PromotionBody>,
 }
 
-/// A move that an event brings about.
+/// A move caused by an event.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct PromotionBody {
     /// The type of the event.
     pub(crate) on: String,
-    /// The tier that it moves to.
+    /// The tier to which the account moves.
     pub(crate) to: String,
 }
 

@@ -12,34 +12,34 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Asked, Failed, Failures};
 use crate::{auth::AdminGrant, files::Failure, reload::Reload, rest::Shared};
 
-/// What is asked about.
+/// The domain of a status request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Asking {
-    /// A domain; all that the token reaches if absent.
+    /// A domain; all domains of the token if absent.
     #[serde(default)]
     domain: String,
 }
 
-/// What a node goes by.
+/// The state of a node's files.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct StatusBody {
-    /// The domains that the node serves and the token reaches.
+    /// The domains of the token that the node serves.
     domains: Vec<String>,
-    /// What was read from files: policies, tokens, certificates.
+    /// The files of each kind: policies, tokens, certificates.
     files: Vec<FilesBody>,
 }
 
-/// What was read from files of one kind.
+/// The files of one kind.
 #[derive(Debug, Serialize, ToSchema)]
 struct FilesBody {
     /// `policies`, `service_tokens`, `admin_tokens` or `certificates`.
     what: &'static str,
-    /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then what was read before is in force.
+    /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then the contents read before are in force.
     state: &'static str,
-    /// What is wrong, a line each, without what may be a secret in the wrong place. Only for a token of all domains, as
-    /// files concern all of them.
+    /// What is wrong, one per line, without values that may be a secret in the wrong place. Only for a token of all
+    /// domains, because files concern all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -52,9 +52,9 @@ impl FilesBody {
     }
 }
 
-/// Read whether the node goes by what its files say now.
+/// Read whether the current contents of the node's files are in force.
 #[utoipa::path(get, path = "/admin/v1/status", params(Asking), responses(
-    (status = 200, description = "What the node goes by", body = StatusBody), Failures))]
+    (status = 200, description = "The state of the node's files", body = StatusBody), Failures))]
 pub(super) async fn status(
     State(shared): State<Shared>,
     grant: AdminGrant,

@@ -21,12 +21,12 @@ use crate::{
     },
 };
 
-/// Whose refusals.
+/// The caller whose refusals are listed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub(in crate::rest) struct Whose {
-    /// Only those of this key. An INFERENCE key sees its own anyway, and may ask for no other.
+    /// Only those of this key. An INFERENCE key always sees only its own, and may not ask for another key.
     #[param(max_length = 128)]
     api_key_id: Option<String>,
 }
@@ -35,7 +35,7 @@ pub(in crate::rest) struct Whose {
 pub(in crate::rest) struct LogBody {
     /// `list`.
     object: &'static str,
-    /// The last 50 of the account at most, newest first.
+    /// At most the last 50 of the account, newest first.
     data: Vec<LogEntry>,
 }
 
@@ -43,9 +43,9 @@ pub(in crate::rest) struct LogBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct LogEntry {
-    /// `null` if the call came by no key.
+    /// `null` if the call had no key.
     api_key_id: Option<String>,
-    /// What was called.
+    /// The resource that was called.
     model_id: String,
     rate_limit_tier: String,
     /// The label of the quota that refused, such as `RPM`, or `FAILED_REQUESTS` for a block.
@@ -54,9 +54,9 @@ struct LogEntry {
     timestamp: String,
 }
 
-/// The calls that were refused last.
+/// The last refused calls.
 #[utoipa::path(get, path = "/api_keys/rate_limits/log", params(Whose), responses(
-    (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
+    (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
     Failures))]
 pub(in crate::rest) async fn get_log(
     State(shared): State<Shared>,
@@ -82,9 +82,9 @@ pub(in crate::rest) async fn get_log(
     answer.await.unwrap_or_else(failed)
 }
 
-/// The same, where clients of the Venice API expect it.
+/// The same, at the path that clients of the Venice API use.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(Whose), responses(
-    (status = 200, description = "The last refusals, of the account for an ADMIN key, its own for an INFERENCE key", body = LogBody),
+    (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
     Failures))]
 pub(in crate::rest) async fn get_log_v1(
     state: State<Shared>,

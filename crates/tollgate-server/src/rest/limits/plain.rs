@@ -8,13 +8,13 @@ use utoipa::ToSchema;
 
 use super::super::decide::{QuotaBody, quota};
 
-/// A caller's limits, and where it stands.
+/// A caller's limits and their current usage.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PlainLimits {
     account: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key_id: Option<String>,
-    /// When the key ends, RFC 3339.
+    /// When the key expires, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key_expires_at: Option<String>,
     tier: String,
@@ -22,9 +22,9 @@ pub(super) struct PlainLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
     resources: Vec<PlainResource>,
-    /// The blocks that are on.
+    /// The active blocks.
     blocks: Vec<PlainBlock>,
-    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
+    /// The time by the clock of the counters' store, or of the node if no counter was read, RFC 3339.
     decided_at: String,
     /// Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,20 +22,20 @@ pub(super) struct VeniceLimits {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Limits {
-    /// Whether the key may call at all: not while an abuse rule blocks it from every resource.
+    /// False while an abuse rule blocks the key from every resource.
     access_permitted: bool,
     api_tier: ApiTier,
-    /// What the account has to spend, by currency.
+    /// The account's balances by currency.
     #[schema(value_type = std::collections::HashMap<String, f64>)]
     balances: IndexMap<String, f64>,
-    /// When the key ends, RFC 3339; `null` if it does not.
+    /// When the key expires, RFC 3339; `null` if never.
     key_expiration: Option<String>,
     /// The next midnight, UTC.
     next_epoch_begins: String,
     rate_limits: Vec<ResourceBody>,
-    /// The time by the clock of the counters' store, or the node's where no counter was asked, RFC 3339.
+    /// The time by the clock of the counters' store, or of the node if no counter was read, RFC 3339.
     decided_at: String,
-    /// Until when an abuse rule blocks the caller from any of these resources, RFC 3339.
+    /// When the last of the caller's blocks from these resources ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
     /// Absent on the last page.
@@ -56,7 +56,7 @@ struct ResourceBody {
     api_model_id: String,
     /// Empty if the resource is not limited.
     rate_limits: Vec<LimitBody>,
-    /// Until when an abuse rule blocks the caller from it, RFC 3339.
+    /// When the caller's block from this resource ends, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_until: Option<String>,
 }
@@ -68,11 +68,11 @@ struct LimitBody {
     /// `RPM`, `TPM`, `RPD` …
     r#type: String,
     used: u64,
-    /// What could be admitted now.
+    /// The amount that could be admitted now.
     remaining: u64,
-    /// When nothing of now will count any more, RFC 3339.
+    /// When the current usage no longer counts, RFC 3339.
     resets_at: String,
-    /// Whether nothing is refused by it yet.
+    /// Whether the quota is a shadow: it refuses nothing yet.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     shadow: bool,
 }
