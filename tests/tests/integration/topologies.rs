@@ -160,7 +160,7 @@ fn the_doctor_names_what_is_wrong() {
     assert_eq!((code, said.contains("No problems found.")), (0, true), "{said}");
     for (command, back, complaint) in [
         ("CONFIG SET maxmemory-policy allkeys-lru", "CONFIG SET maxmemory-policy noeviction", "set noeviction"),
-        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "counters can be written at a master only"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "counters can be written only on a master"),
         ("ACL SETUSER default -zadd", "ACL SETUSER default +zadd", "ZADD"),
     ] {
         let _: () = server.run(command);
@@ -170,7 +170,7 @@ fn the_doctor_names_what_is_wrong() {
     }
     let _: () = server.run("CONFIG SET appendonly no");
     let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("a restart forgets all counters")), (0, true), "{said}");
+    assert_eq!((code, said.contains("a restart loses all counters")), (0, true), "{said}");
     let (code, said) = doctor(&[format!("--redis=redis://127.0.0.1:{}", RedisServer::free_port())]);
     assert_eq!((code, said.contains("cannot be reached")), (1, true), "{said}");
 }

@@ -54,7 +54,7 @@ impl Desk<'_> {
         match self.save(&new.id, None, Some(&record), None).await? {
             Saved::Done => self.log("account created", &new.id),
             Saved::Conflict | Saved::Repeated => {
-                return Err(AdminError::Exists(format!("id: there is an account {:?} already", new.id)));
+                return Err(AdminError::Exists(format!("id: the account {:?} already exists", new.id)));
             }
         }
         Ok(record)
@@ -149,7 +149,7 @@ impl Desk<'_> {
             let event = Event { id: event, remember: REMEMBER_EVENT };
             match self.save(id, before.as_ref(), after.as_ref(), Some(event)).await? {
                 Saved::Done => {
-                    self.log("event told", id);
+                    self.log("event recorded", id);
                     return Ok(Told { account: after, promoted: to.map(|to| (tier, to)), repeated: false });
                 }
                 Saved::Repeated => return Ok(Told { account: before, promoted: None, repeated: true }),

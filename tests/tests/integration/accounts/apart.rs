@@ -181,7 +181,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     }
     let (status, ready) = node.rest.json("/readyz").await;
     assert_eq!((status.as_u16(), &ready["store"]["ok"]), (200, &json!(true)), "{ready}");
-    assert!(ready["accounts"]["detail"].as_str().unwrap().contains("not heard"), "{ready}");
+    assert!(ready["accounts"]["detail"].as_str().unwrap().contains("not subscribed"), "{ready}");
 
     apart.accounts.restart();
     until_accounts(&node, true).await;

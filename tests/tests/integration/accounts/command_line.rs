@@ -160,7 +160,7 @@ async fn lists_are_read_page_by_page_on_the_command_line() {
     let page = good(&node, &["account", "list", "--limit=2"]);
     let (first, more) = page.trim_end().rsplit_once('\n').unwrap();
     assert_eq!(words(first).iter().map(|row| row[0]).collect::<Vec<_>>(), ["ACCOUNT", "a", "c"]);
-    let cursor = more.strip_prefix("There is more: ").unwrap();
+    let cursor = more.strip_prefix("Next page: ").unwrap();
     let page = good_json(&node, &["account", "list", "--limit=2", cursor]);
     assert_eq!((&page["accounts"][0]["id"], page.get("next_cursor")), (&json!("it's b"), None));
     good(&node, &["account", "create", "z"]);
@@ -168,7 +168,7 @@ async fn lists_are_read_page_by_page_on_the_command_line() {
         (0..3).map(|_| good_json(&node, &["key", "create", "z"])["key"]["id"].as_str().unwrap().to_owned()).collect();
     let page = good(&node, &["key", "list", "z", "--limit=2"]);
     assert_eq!(words(&page)[1][..3], [&*keys[0], "inference", "active"], "{page}");
-    let cursor = page.trim_end().rsplit_once("There is more: ").unwrap().1;
+    let cursor = page.trim_end().rsplit_once("Next page: ").unwrap().1;
     let page = good(&node, &["key", "list", "z", cursor]);
     assert_eq!((words(&page).len(), words(&page)[1][0]), (2, &*keys[2]), "{page}");
 }
@@ -181,7 +181,7 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
     good(&node, &["account", "create", "acme"]);
     let limit = ["account", "set-override", "acme", "x", "--unit=bananas", "--per=hour", "--limit=1"];
     for (args, starts, ends) in [
-        (&["account", "create", "acme"][..], "id: there is an account", "(409 already_exists)"),
+        (&["account", "create", "acme"][..], "id: the account \"acme\" already exists", "(409 already_exists)"),
         (
             &["account", "delete", "fixed"],
             "account: \"fixed\" is defined in the policy file",
@@ -193,7 +193,7 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
         (&["key", "create", "acme", "--expires-at=soon"], "expires_at: is not a time", "(400 invalid_argument)"),
         (&["key", "show", "none"], "key: there is no key \"none\"", "(404 not_found)"),
         (&["tier", "list", "--domain=none"], "domain: ", "(404 not_found)"),
-        (&["account", "show", ".."], "\"..\" cannot be named in a URL", ""),
+        (&["account", "show", ".."], "\"..\" cannot be part of a URL", ""),
         (&["account", "delete", ""], "\"\" cannot be named in a URL", ""),
     ] {
         let said = bad(tollgate(&node), args);
@@ -265,7 +265,10 @@ async fn what_is_no_node_is_said_on_the_command_line() {
             String::from_utf8_lossy(&asked[..read]).into_owned()
         });
         let said = bad(bare(), &["tier", "list", &url]);
-        assert!(said.contains(&format!("answered {status}")) && said.contains("not of the admin API"), "{said}");
+        assert!(
+            said.contains(&format!("answered {status}")) && said.contains("not with an answer of a node's admin API"),
+            "{said}"
+        );
         let asked = answers.join().unwrap();
         assert!(asked.starts_with("GET /admin/v1/tiers HTTP/1.1\r\n"), "{asked}");
     }

@@ -251,7 +251,7 @@ async fn certificates_change_under_open_connections() {
     let ca = authority.pem();
     assert_eq!(shown(&node, &ca).await, Some(der(&old)));
     // (Seen to fail without the warning.)
-    assert!(node.stderr().contains("every user of this machine may read the key"), "{}", node.stderr());
+    assert!(node.stderr().contains("every user of this machine can read the key"), "{}", node.stderr());
     let mut open = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
     assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "));
     let over_grpc = grpc(&node, &ca, Some(&authority.issue("shop-batch", &[])));
@@ -332,7 +332,10 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
     for (system, flag) in [("ca.pem", Some("stranger.pem")), ("stranger.pem", None)] {
         let (good, stdout, stderr) = list(&url, system, flag);
         assert!(!good && stdout.is_empty(), "{stdout}");
-        assert!(stderr.contains("is not trusted: ") && stderr.contains("ca names the authorities"), "{stderr}");
+        assert!(
+            stderr.contains("is not trusted: ") && stderr.contains("set ca to the certificate authorities"),
+            "{stderr}"
+        );
     }
     let (good, _, stderr) = list(&format!("http://localhost:{port}"), "ca.pem", None);
     assert!(!good && stderr.contains("closed the connection"), "{stderr}");

@@ -187,7 +187,7 @@ async fn one_token_holds_its_share_of_open_requests_and_no_more() {
     let held = [open(OTHER).await.unwrap(), open(OTHER).await.unwrap()];
     let error = open(OTHER).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
-    assert!(error.message().contains("the caller has as many streams"), "{error:?}");
+    assert!(error.message().contains("the caller has its maximum number of open streams"), "{error:?}");
     let honest = [open(HONEST).await.unwrap(), open(HONEST).await.unwrap()];
     assert_eq!(refused(&node, "grpc", "streams").await, 1);
     drop((held, honest));

@@ -315,7 +315,7 @@ impl Caller {
                     }
                     Ok(None) => break,
                     Err(status) => {
-                        assert!(status.message().contains("was not charged"), "{status:?}");
+                        assert!(status.message().contains("were not charged"), "{status:?}");
                         break;
                     }
                 }

@@ -200,7 +200,7 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let mut lines: Vec<String> = rows.iter().map(line).collect();
-    lines.extend(next.map(|next| format!("There is more: --cursor={}", quoted(next))));
+    lines.extend(next.map(|next| format!("Next page: --cursor={}", quoted(next))));
     lines.join("\n")
 }
 
