@@ -158,7 +158,7 @@ impl Probe {
                 tracing::warn!(
                     store,
                     maxmemory_policy = policy,
-                    "the store evicts keys when it is full; set maxmemory-policy noeviction"
+                    "the store is evicting keys when it is full; set maxmemory-policy noeviction"
                 );
             }
             _ => {}

@@ -194,7 +194,7 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
         (&["key", "show", "none"], "key: there is no key \"none\"", "(404 not_found)"),
         (&["tier", "list", "--domain=none"], "domain: ", "(404 not_found)"),
         (&["account", "show", ".."], "\"..\" cannot be part of a URL", ""),
-        (&["account", "delete", ""], "\"\" cannot be named in a URL", ""),
+        (&["account", "delete", ""], "\"\" cannot be part of a URL", ""),
     ] {
         let said = bad(tollgate(&node), args);
         assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
