@@ -6,7 +6,7 @@ use redis::{Connection, cmd};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Claim, Effect, LedgerKey, Partition},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 
 /// How long `EVALSHA` took Redis on average since its statistics were reset, in microseconds.
@@ -29,7 +29,7 @@ pub fn claims(account: u64) -> [Claim; 3] {
     let partition = Partition::of(["bench", "account", &account.to_string()]);
     let claim = |ms, unit, cost: u32| Claim {
         ledger: LedgerKey::of(partition, ["llama-3.3-70b"]),
-        span: Span::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(ms).expect("a window")),
         unit: UnitId::of(unit),
         cost: Amount::from(cost),
         limit: Limit::Finite(Amount::from(1 << 31)),

@@ -3,17 +3,18 @@
 use crate::{
     amount::Amount,
     claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    ledger::{Crowded, Holder, Ledgers, decide, decide_for, outside_period},
-    records::{Admitted, Life, Records, State},
+    ledger::{CounterCapReached, LedgerMap, ReservationCapture, decide, decide_for, outside_period},
+    records::{AdmittedRequest, Life, Records, State},
     reservation::{
-        Admission, Closed, Closing, Closure, Extension, Hold, Looked, Replay, RequestMark, Reservation, Terms,
+        Admission, AdmitOptions, CloseRequest, CloseResult, ClosedReservation, Extension, IdempotencyKey,
+        NewReservation, Replay, Reservation, ReservationState,
     },
     time::Timestamp,
-    window::{Span, WindowId},
+    window::{WindowId, WindowInstance},
 };
 
 /// Where the records of a store are found, beside its ledgers.
-pub trait Books: Ledgers {
+pub trait ReservationRecords: LedgerMap {
     /// The records of a partition.
     fn records(&mut self, home: Partition) -> &mut Records;
 }
@@ -21,73 +22,78 @@ pub trait Books: Ledgers {
 /// Admits `claims` if every one fits, as [`decide`] in [`Mode::Try`], and makes the records of `terms` in the
 /// same step. A request that was admitted before is answered from its record.
 ///
-/// Claims in [`Span::Slots`] are held by the reservation; without one they are only judged.
+/// Claims in [`WindowInstance::Slots`] are held by the reservation; without one they are only judged.
 pub fn admit(
-    books: &mut impl Books,
+    books: &mut impl ReservationRecords,
     claims: &[Claim],
-    terms: &Terms<'_>,
+    terms: &AdmitOptions<'_>,
     now: Timestamp,
-) -> Result<Admission, Crowded> {
+) -> Result<Admission, CounterCapReached> {
     if let Some(mark) = &terms.request
         && let Some(known) = books.records(terms.home).requests.get_mut(&(terms.home, mark.id))
         && known.life.lasts(now)
     {
         let same = known.digest == mark.digest;
-        return Ok(if same { Admission::Replayed(known.replay.clone()) } else { Admission::OtherCall });
+        return Ok(if same { Admission::Replayed(known.replay.clone()) } else { Admission::IdempotencyConflict });
     }
     if outside_period(claims, now) {
         return Ok(Admission::OutsidePeriod(now));
     }
     let mut charges = Vec::new();
-    let holder = terms.hold.map(|Hold { id, ttl_ms, .. }| {
+    let holder = terms.hold.map(|NewReservation { id, ttl_ms, .. }| {
         charges = counters_of(claims);
-        Holder { id, ttl_ms, charges: &mut charges }
+        ReservationCapture { id, ttl_ms, charges: &mut charges }
     });
     let applied = decide_for(books, claims, Mode::Try, now, holder)?;
     if !applied.allowed {
         return Ok(Admission::Decided(applied));
     }
     let records = books.records(terms.home);
-    if let Some(Hold { id, ttl_ms, note }) = terms.hold {
+    if let Some(NewReservation { id, ttl_ms, note }) = terms.hold {
         let reservation = Reservation { charges, slots: slots_of(claims), note: note.into() };
         let life = Life { from: now, ttl_ms };
         records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
     }
-    if let Some(RequestMark { id, digest, ttl_ms }) = terms.request {
+    if let Some(IdempotencyKey { id, digest, ttl_ms }) = terms.request {
         let held = terms.hold.map(|hold| (hold.id, now.plus_ms(u64::from(hold.ttl_ms))));
-        let replay = Replay { applied: applied.clone(), shape: shape_of(claims), held };
-        let admitted = Admitted { life: Life { from: now, ttl_ms }, digest, replay };
+        let replay = Replay { applied: applied.clone(), shape: claims_fingerprint(claims), held };
+        let admitted = AdmittedRequest { life: Life { from: now, ttl_ms }, digest, replay };
         records.insert_request(terms.home, id, admitted);
     }
     Ok(Admission::Decided(applied))
 }
 
 /// What became of a reservation.
-pub fn look(books: &mut impl Books, home: Partition, id: ReservationId, now: Timestamp) -> Looked {
+pub fn look(
+    books: &mut impl ReservationRecords,
+    home: Partition,
+    id: ReservationId,
+    now: Timestamp,
+) -> ReservationState {
     match books.records(home).reservation(home, id, now) {
-        None => Looked::Unknown,
+        None => ReservationState::Unknown,
         Some((life, State::Open(reservation))) => {
-            Looked::Open { now, expires_at: life.ends_at(), reservation: reservation.clone() }
+            ReservationState::Open { now, expires_at: life.ends_at(), reservation: reservation.clone() }
         }
-        Some((_, State::Closed(closed))) => Looked::Closed(closed.clone()),
+        Some((_, State::Closed(closed))) => ReservationState::Closed(closed.clone()),
     }
 }
 
 /// Ends a reservation: gives back, charges, and releases its slots.
 pub fn close(
-    books: &mut impl Books,
+    books: &mut impl ReservationRecords,
     home: Partition,
     id: ReservationId,
-    closing: &Closing<'_>,
+    closing: &CloseRequest<'_>,
     now: Timestamp,
-) -> Closure {
+) -> CloseResult {
     match books.records(home).reservation(home, id, now) {
-        None => return Closure::Unknown,
-        Some((_, State::Closed(closed))) => return Closure::Before(closed.clone()),
+        None => return CloseResult::Unknown,
+        Some((_, State::Closed(closed))) => return CloseResult::Before(closed.clone()),
         Some((_, State::Open(_))) => {}
     }
     if outside_period(closing.debts, now) {
-        return Closure::OutsidePeriod(now);
+        return CloseResult::OutsidePeriod(now);
     }
     let refund = |charge: &Charge| books.get(&charge.ledger).map_or(Amount::ZERO, |ledger| ledger.refund(charge, now));
     let refunded = closing.refunds.iter().map(refund).collect();
@@ -98,16 +104,16 @@ pub fn close(
             ledger.slots().release(id);
         }
     }
-    let closed = Closed { at: now, digest: closing.digest, refunded, note: closing.note.into() };
+    let closed = ClosedReservation { at: now, digest: closing.digest, refunded, note: closing.note.into() };
     if let Some((_, state)) = books.records(home).reservation(home, id, now) {
         *state = State::Closed(closed.clone());
     }
-    Closure::Done(closed)
+    CloseResult::Done(closed)
 }
 
 /// Lets a reservation, and its slots, live for `ttl_ms` from now.
 pub fn extend(
-    books: &mut impl Books,
+    books: &mut impl ReservationRecords,
     home: Partition,
     id: ReservationId,
     ttl_ms: u32,
@@ -143,7 +149,7 @@ pub fn counters_of(claims: &[Claim]) -> Vec<Charge> {
 /// The scopes in which `claims` take a slot, each once.
 pub fn slots_of(claims: &[Claim]) -> Vec<LedgerKey> {
     let mut slots = Vec::new();
-    for claim in claims.iter().filter(|claim| claim.span == Span::Slots && claim.cost > Amount::ZERO) {
+    for claim in claims.iter().filter(|claim| claim.span == WindowInstance::Slots && claim.cost > Amount::ZERO) {
         if !slots.contains(&claim.ledger) {
             slots.push(claim.ledger);
         }
@@ -153,7 +159,7 @@ pub fn slots_of(claims: &[Claim]) -> Vec<LedgerKey> {
 
 /// Tells lists of counters apart: FNV-1a, 64 bits, over scopes, windows and units in their order. When a policy
 /// changed between two calls of one request id, the statuses of the first are not those of the second.
-pub fn shape_of(claims: &[Claim]) -> u64 {
+pub fn claims_fingerprint(claims: &[Claim]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -164,9 +170,9 @@ pub fn shape_of(claims: &[Claim]) -> u64 {
         add(&claim.ledger.partition.bytes());
         add(&claim.ledger.scope_bytes());
         let (kind, id) = match claim.span {
-            Span::Sliding(window) => (1, window.ms()),
-            Span::Calendar { id, .. } => (2, id),
-            Span::Slots => (3, 0),
+            WindowInstance::Sliding(window) => (1, window.ms()),
+            WindowInstance::Calendar { id, .. } => (2, id),
+            WindowInstance::Slots => (3, 0),
         };
         add(&[kind]);
         add(&id.to_le_bytes());

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, Limit, UnitId},
     time::Timestamp,
-    window::{Span, WindowId},
+    window::{WindowId, WindowInstance},
 };
 
 /// The most claims one request to a store may carry.
@@ -164,7 +164,7 @@ pub struct Claim {
     /// Whose counters.
     pub ledger: LedgerKey,
     /// Over which window.
-    pub span: Span,
+    pub span: WindowInstance,
     /// Of which unit.
     pub unit: UnitId,
     /// What the call adds. Zero adds nothing and is never refused.
@@ -204,7 +204,7 @@ impl Claim {
     /// What this claim adds to its counter when the claims are charged. Slots are held, not charged.
     pub const fn charge(&self) -> Amount {
         match (self.effect, self.span) {
-            (Effect::Judge, _) | (_, Span::Slots) => Amount::ZERO,
+            (Effect::Judge, _) | (_, WindowInstance::Slots) => Amount::ZERO,
             (Effect::Charge, _) => self.cost,
         }
     }
@@ -246,7 +246,7 @@ pub struct ClaimStatus {
 
 /// What a store decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
+pub struct ClaimsDecision {
     /// The store's own time, by which it decided.
     pub decided_at: Timestamp,
     /// Whether every claim fitted.
@@ -257,9 +257,9 @@ pub struct Applied {
 
 /// A store's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ApplyResult {
     /// It decided.
-    Applied(Applied),
+    Applied(ClaimsDecision),
     /// By the store's time a calendar period of the claims is not the current one. Nothing was
     /// charged; ask again with the periods of this time.
     OutsidePeriod(Timestamp),

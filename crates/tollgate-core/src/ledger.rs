@@ -6,15 +6,15 @@ use smallvec::SmallVec;
 
 use crate::{
     amount::{Amount, UnitId},
-    claim::{Applied, Charge, Claim, ClaimStatus, Fit, LedgerKey, Mode, ReservationId},
+    claim::{Charge, Claim, ClaimStatus, ClaimsDecision, Fit, LedgerKey, Mode, ReservationId},
     log::{Costs, Log, Reading},
     slots::Slots,
     time::Timestamp,
-    window::{Span, WindowId},
+    window::{WindowId, WindowInstance},
 };
 
 /// Where [`decide`] finds the ledgers of its claims.
-pub trait Ledgers {
+pub trait LedgerMap {
     /// The ledger of `key`, if anything was ever charged there.
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger>;
 
@@ -23,7 +23,7 @@ pub trait Ledgers {
 
     /// Takes a place for each of these open-ended ledgers, which are new; false, and none is taken, if their partition
     /// has not so many left. Where nothing is bounded there is always one.
-    fn seat(&mut self, _keys: &[LedgerKey]) -> bool {
+    fn admit_new_keys(&mut self, _keys: &[LedgerKey]) -> bool {
         true
     }
 }
@@ -35,9 +35,9 @@ pub const MAX_OPEN_ENDED: u32 = 10_000;
 /// A call would make an open-ended ledger in a partition that has as many as it may. Nothing was charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the account has its maximum number of counters with names that callers choose")]
-pub struct Crowded;
+pub struct CounterCapReached;
 
-impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {
+impl<S: BuildHasher> LedgerMap for HashMap<LedgerKey, Ledger, S> {
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger> {
         self.get_mut(key)
     }
@@ -52,12 +52,17 @@ impl<S: BuildHasher> Ledgers for HashMap<LedgerKey, Ledger, S> {
 /// The caller has made sure that `now` lies in every calendar period of the claims. Counters named
 /// by several claims are charged once, and judged by every limit. In [`Mode::Try`] an admission is an error if it
 /// would need an open-ended ledger for which there is no place.
-pub fn decide(ledgers: &mut impl Ledgers, claims: &[Claim], mode: Mode, now: Timestamp) -> Result<Applied, Crowded> {
+pub fn decide(
+    ledgers: &mut impl LedgerMap,
+    claims: &[Claim],
+    mode: Mode,
+    now: Timestamp,
+) -> Result<ClaimsDecision, CounterCapReached> {
     decide_for(ledgers, claims, mode, now, None)
 }
 
 /// Who takes slots and wants to know where it was charged.
-pub(crate) struct Holder<'a> {
+pub(crate) struct ReservationCapture<'a> {
     pub(crate) id: ReservationId,
     pub(crate) ttl_ms: u32,
     pub(crate) charges: &'a mut Vec<Charge>,
@@ -65,12 +70,12 @@ pub(crate) struct Holder<'a> {
 
 /// As [`decide`]; if the claims are charged, `holder` takes the slots too.
 pub(crate) fn decide_for(
-    ledgers: &mut impl Ledgers,
+    ledgers: &mut impl LedgerMap,
     claims: &[Claim],
     mode: Mode,
     now: Timestamp,
-    mut holder: Option<Holder<'_>>,
-) -> Result<Applied, Crowded> {
+    mut holder: Option<ReservationCapture<'_>>,
+) -> Result<ClaimsDecision, CounterCapReached> {
     let readings = read(ledgers, claims, now);
     let allowed = readings.iter().all(|reading| reading.fit == Fit::Now);
     let charged = match mode {
@@ -80,8 +85,8 @@ pub(crate) fn decide_for(
     };
     if charged && mode == Mode::Try {
         let new = new_open_ended(ledgers, claims, &readings);
-        if !new.is_empty() && !ledgers.seat(&new) {
-            return Err(Crowded);
+        if !new.is_empty() && !ledgers.admit_new_keys(&new) {
+            return Err(CounterCapReached);
         }
     }
     for (at, claim) in claims.iter().enumerate() {
@@ -94,16 +99,16 @@ pub(crate) fn decide_for(
         let adds = |(other, reading): (&Claim, &Reading)| other.ledger == claim.ledger && adds(other, reading);
         if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
-                if let (Some(Holder { charges, .. }), Some(window)) = (&mut holder, WindowId::of(span)) {
+                if let (Some(ReservationCapture { charges, .. }), Some(window)) = (&mut holder, WindowId::of(span)) {
                     note(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
                 }
             });
         } else if let Some(ledger) = ledgers.get(&claim.ledger) {
-            ledger.follow_calendar_back(now, mine);
+            ledger.rewind_calendar(now, mine);
         }
     }
     if let (true, Some(holder)) = (charged, holder) {
-        for claim in claims.iter().filter(|claim| claim.span == Span::Slots && claim.cost > Amount::ZERO) {
+        for claim in claims.iter().filter(|claim| claim.span == WindowInstance::Slots && claim.cost > Amount::ZERO) {
             ledgers.get_or_new(&claim.ledger).slots.take(holder.id, holder.ttl_ms, now);
         }
     }
@@ -114,7 +119,7 @@ pub(crate) fn decide_for(
         resets_at: after.resets_at,
         fit: before.fit,
     });
-    Ok(Applied { decided_at: now, allowed, statuses: statuses.collect() })
+    Ok(ClaimsDecision { decided_at: now, allowed, statuses: statuses.collect() })
 }
 
 /// Whether a charge changes its counter.
@@ -123,7 +128,7 @@ fn adds(claim: &Claim, reading: &Reading) -> bool {
 }
 
 /// The open-ended ledgers that claims are about to be charged to and that were never charged before, each once.
-fn new_open_ended(ledgers: &mut impl Ledgers, claims: &[Claim], readings: &[Reading]) -> SmallVec<[LedgerKey; 2]> {
+fn new_open_ended(ledgers: &mut impl LedgerMap, claims: &[Claim], readings: &[Reading]) -> SmallVec<[LedgerKey; 2]> {
     let mut new: SmallVec<[LedgerKey; 2]> = SmallVec::new();
     for (claim, reading) in claims.iter().zip(readings).filter(|(claim, _)| claim.ledger.is_open_ended()) {
         let is_known = |ledger: &mut Ledger| ledger.was_charged;
@@ -136,7 +141,7 @@ fn new_open_ended(ledgers: &mut impl Ledgers, claims: &[Claim], readings: &[Read
 
 /// Whether a calendar period of the claims is not the one of `now`.
 pub fn outside_period(claims: &[Claim], now: Timestamp) -> bool {
-    claims.iter().any(|claim| matches!(claim.span, Span::Calendar { period, .. } if !period.contains(now)))
+    claims.iter().any(|claim| matches!(claim.span, WindowInstance::Calendar { period, .. } if !period.contains(now)))
 }
 
 /// Puts a charge beside the counter that it was made on.
@@ -148,13 +153,13 @@ fn note(charges: &mut [Charge], made: Charge) {
     }
 }
 
-fn read(ledgers: &mut impl Ledgers, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 4]> {
+fn read(ledgers: &mut impl LedgerMap, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 4]> {
     let nothing = Ledger::default();
     let readings = claims.iter().map(|claim| match ledgers.get(&claim.ledger) {
         Some(ledger) => {
             match claim.span {
-                Span::Slots => ledger.slots.redate(now),
-                Span::Sliding(_) | Span::Calendar { .. } => ledger.redate(now),
+                WindowInstance::Slots => ledger.slots.clamp_future_entries(now),
+                WindowInstance::Sliding(_) | WindowInstance::Calendar { .. } => ledger.clamp_future_entries(now),
             }
             ledger.read(claim, now)
         }
@@ -186,7 +191,7 @@ impl Ledger {
     /// Takes up to the amount of a charge out of where it was made, as far as that still counts. Returns how
     /// much was taken.
     pub(crate) fn refund(&mut self, charge: &Charge, now: Timestamp) -> Amount {
-        self.redate(now);
+        self.clamp_future_entries(now);
         let window = self.windows.iter_mut().find(|window| window.log.is_window(charge.window));
         let taken = window.and_then(|window| {
             let column = window.column(charge.unit)?;
@@ -213,15 +218,15 @@ impl Ledger {
 
     /// When the clock went back, for good: an entry that kept its later date would count for longer
     /// than a window.
-    fn redate(&mut self, now: Timestamp) {
+    fn clamp_future_entries(&mut self, now: Timestamp) {
         if self.windows.iter().any(|window| window.log.is_ahead_of(now)) {
-            self.windows.iter_mut().for_each(|window| window.log.redate(now));
+            self.windows.iter_mut().for_each(|window| window.log.clamp_future_entries(now));
             self.windows.retain(|window| !window.is_over(now));
         }
     }
 
     /// The same for calendar periods.
-    fn follow_calendar_back<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
+    fn rewind_calendar<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
         let ahead = |window: &WindowLog| {
             claims().any(|claim| window.log.is_of(claim.span) && window.log.is_ahead_of_period(claim.span))
         };
@@ -235,7 +240,7 @@ impl Ledger {
     fn settle<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
         for window in &mut self.windows {
             if let Some(claim) = claims().find(|claim| window.log.is_of(claim.span)) {
-                window.log.settle(claim.span, now);
+                window.log.roll_window(claim.span, now);
             }
         }
     }
@@ -246,7 +251,7 @@ impl Ledger {
         &mut self,
         now: Timestamp,
         claims: impl Fn() -> I,
-        mut noted: impl FnMut(Span, UnitId, u64, Amount),
+        mut noted: impl FnMut(WindowInstance, UnitId, u64, Amount),
     ) {
         self.was_charged = true;
         self.settle(now, &claims);
@@ -276,7 +281,7 @@ impl Ledger {
         self.windows.retain(|window| !window.is_over(now));
     }
 
-    fn find_or_new(&mut self, span: Span, now: Timestamp) -> Option<&mut WindowLog> {
+    fn find_or_new(&mut self, span: WindowInstance, now: Timestamp) -> Option<&mut WindowLog> {
         let known = self.windows.iter().position(|window| window.log.is_of(span));
         let at = if let Some(at) = known {
             at
@@ -290,7 +295,7 @@ impl Ledger {
 
 impl WindowLog {
     fn is_over(&self, now: Timestamp) -> bool {
-        self.log.empty_from().is_none_or(|empty_from| empty_from <= now)
+        self.log.expires_at().is_none_or(|expires_at| expires_at <= now)
     }
 
     fn column(&self, unit: UnitId) -> Option<usize> {

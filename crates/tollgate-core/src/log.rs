@@ -9,7 +9,7 @@ use crate::{
     amount::{Amount, Limit},
     claim::Fit,
     time::Timestamp,
-    window::{Period, SlidingWindow, Span, WindowId},
+    window::{Period, SlidingWindow, WindowId, WindowInstance},
 };
 
 /// A trailing window holds this many entries exactly; beyond, events of one cell
@@ -42,23 +42,23 @@ pub(crate) struct Reading {
 impl Log {
     /// An empty log; `None` for what has no window. Its numbers begin with the time, so that they are not
     /// those of a log that was here before and is over: no log takes more than one number a millisecond.
-    pub(crate) fn new(span: Span, now: Timestamp) -> Option<Self> {
+    pub(crate) fn new(span: WindowInstance, now: Timestamp) -> Option<Self> {
         let number = now.as_ms();
         match span {
-            Span::Sliding(window) => {
+            WindowInstance::Sliding(window) => {
                 Some(Self::Sliding(SlidingLog { window, number, entries: VecDeque::new(), totals: Costs::new() }))
             }
-            Span::Calendar { id, period } => {
+            WindowInstance::Calendar { id, period } => {
                 Some(Self::Calendar(CalendarCount { id, number, period, totals: Costs::new() }))
             }
-            Span::Slots => None,
+            WindowInstance::Slots => None,
         }
     }
 
-    pub(crate) fn is_of(&self, span: Span) -> bool {
+    pub(crate) fn is_of(&self, span: WindowInstance) -> bool {
         match (self, span) {
-            (Self::Sliding(log), Span::Sliding(window)) => log.window == window,
-            (Self::Calendar(count), Span::Calendar { id, .. }) => count.id == id,
+            (Self::Sliding(log), WindowInstance::Sliding(window)) => log.window == window,
+            (Self::Calendar(count), WindowInstance::Calendar { id, .. }) => count.id == id,
             _ => false,
         }
     }
@@ -76,20 +76,20 @@ impl Log {
     pub(crate) fn read(
         &self,
         column: Option<usize>,
-        span: Span,
+        span: WindowInstance,
         now: Timestamp,
         cost: Amount,
         limit: Limit,
     ) -> Reading {
         let live = match (self, span) {
             (Self::Sliding(log), _) => log.totals_at(now),
-            (Self::Calendar(count), Span::Calendar { period, .. }) => count.totals_in(period),
-            (Self::Calendar(_), Span::Sliding(_) | Span::Slots) => Costs::new(),
+            (Self::Calendar(count), WindowInstance::Calendar { period, .. }) => count.totals_in(period),
+            (Self::Calendar(_), WindowInstance::Sliding(_) | WindowInstance::Slots) => Costs::new(),
         };
         let used = column.and_then(|column| live.get(column)).copied().unwrap_or(0);
         let resets_at = match (self, span) {
-            (_, Span::Calendar { period, .. }) => period.end,
-            (Self::Sliding(log), _) if used > 0 => log.empty_from().unwrap_or(now),
+            (_, WindowInstance::Calendar { period, .. }) => period.end,
+            (Self::Sliding(log), _) if used > 0 => log.expires_at().unwrap_or(now),
             _ => now,
         };
         let (cost, ceiling) = (cost.get(), limit.ceiling().get());
@@ -114,16 +114,16 @@ impl Log {
     }
 
     /// Makes later-dated entries count as of now.
-    pub(crate) fn redate(&mut self, now: Timestamp) {
+    pub(crate) fn clamp_future_entries(&mut self, now: Timestamp) {
         if let Self::Sliding(log) = self {
             log.entries.iter_mut().rev().take_while(|entry| entry.at > now).for_each(|entry| entry.at = now);
         }
     }
 
     /// Whether the calendar went back behind the period of the log, and something counts there.
-    pub(crate) fn is_ahead_of_period(&self, span: Span) -> bool {
+    pub(crate) fn is_ahead_of_period(&self, span: WindowInstance) -> bool {
         match (self, span) {
-            (Self::Calendar(count), Span::Calendar { period, .. }) => {
+            (Self::Calendar(count), WindowInstance::Calendar { period, .. }) => {
                 count.period.start > period.start && count.totals.iter().any(|total| *total > 0)
             }
             _ => false,
@@ -131,17 +131,17 @@ impl Log {
     }
 
     /// Takes out what is no longer in the window.
-    pub(crate) fn settle(&mut self, span: Span, now: Timestamp) {
+    pub(crate) fn roll_window(&mut self, span: WindowInstance, now: Timestamp) {
         match (self, span) {
             (Self::Sliding(log), _) => log.expire(now),
-            (Self::Calendar(count), Span::Calendar { period, .. }) => {
+            (Self::Calendar(count), WindowInstance::Calendar { period, .. }) => {
                 if count.period.start < period.start {
                     count.number += 1;
                 }
                 count.totals = count.totals_in(period);
                 count.period = period;
             }
-            (Self::Calendar(_), Span::Sliding(_) | Span::Slots) => {}
+            (Self::Calendar(_), WindowInstance::Sliding(_) | WindowInstance::Slots) => {}
         }
     }
 
@@ -181,9 +181,9 @@ impl Log {
     }
 
     /// From when on the log holds nothing, if nothing is charged; `None` if it holds nothing now.
-    pub(crate) fn empty_from(&self) -> Option<Timestamp> {
+    pub(crate) fn expires_at(&self) -> Option<Timestamp> {
         match self {
-            Self::Sliding(log) => log.empty_from(),
+            Self::Sliding(log) => log.expires_at(),
             Self::Calendar(count) => Some(count.period.end),
         }
     }
@@ -262,7 +262,7 @@ impl SlidingLog {
         last_needed.map(|entry| self.leaves_at(entry))
     }
 
-    fn empty_from(&self) -> Option<Timestamp> {
+    fn expires_at(&self) -> Option<Timestamp> {
         self.entries.back().map(|latest| self.leaves_at(latest))
     }
 

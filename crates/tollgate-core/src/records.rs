@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 
 use crate::{
     claim::{Owner, Partition, ReservationId},
-    reservation::{Closed, Replay, Reservation},
+    reservation::{ClosedReservation, Replay, Reservation},
     time::Timestamp,
 };
 
@@ -14,14 +14,14 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     pub(crate) reservations: IndexMap<(Partition, ReservationId), (Life, State)>,
-    pub(crate) requests: IndexMap<(Partition, [u8; 16]), Admitted>,
+    pub(crate) requests: IndexMap<(Partition, [u8; 16]), AdmittedRequest>,
     /// How many each owner has.
     owned: HashMap<Owner, usize>,
     sweep_at: usize,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Admitted {
+pub(crate) struct AdmittedRequest {
     pub(crate) life: Life,
     pub(crate) digest: [u8; 16],
     pub(crate) replay: Replay,
@@ -30,7 +30,7 @@ pub(crate) struct Admitted {
 #[derive(Clone, Debug)]
 pub(crate) enum State {
     Open(Reservation),
-    Closed(Closed),
+    Closed(ClosedReservation),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ impl Records {
         }
     }
 
-    pub(crate) fn insert_request(&mut self, home: Partition, id: [u8; 16], admitted: Admitted) {
+    pub(crate) fn insert_request(&mut self, home: Partition, id: [u8; 16], admitted: AdmittedRequest) {
         if self.requests.insert((home, id), admitted).is_none() {
             *self.owned.entry(home.owner()).or_default() += 1;
         }

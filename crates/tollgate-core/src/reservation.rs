@@ -3,7 +3,7 @@
 
 use crate::{
     amount::Amount,
-    claim::{Answer, Applied, Charge, Claim, LedgerKey, Partition, ReservationId},
+    claim::{ApplyResult, Charge, Claim, ClaimsDecision, LedgerKey, Partition, ReservationId},
     time::Timestamp,
 };
 
@@ -18,18 +18,18 @@ pub const MAX_NOTE_BYTES: usize = 16_384;
 
 /// What an admission leaves behind, besides its charges.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct AdmitOptions<'a> {
     /// Where it is remembered: the caller's partition.
     pub home: Partition,
     /// The reservation, if it is one.
-    pub hold: Option<Hold<'a>>,
+    pub hold: Option<NewReservation<'a>>,
     /// The request id, if the call has one.
-    pub request: Option<RequestMark>,
+    pub request: Option<IdempotencyKey>,
 }
 
 /// A reservation that is to be made.
 #[derive(Clone, Copy, Debug)]
-pub struct Hold<'a> {
+pub struct NewReservation<'a> {
     /// Its id, drawn by the caller.
     pub id: ReservationId,
     /// How long it lives unless it is extended, from 1 to [`MAX_RESERVATION_TTL_MS`].
@@ -40,7 +40,7 @@ pub struct Hold<'a> {
 
 /// A call that has an id of its own, so that it is charged once however often it comes.
 #[derive(Clone, Copy, Debug)]
-pub struct RequestMark {
+pub struct IdempotencyKey {
     /// A hash of the id.
     pub id: [u8; 16],
     /// A hash of the whole call: the same id with another call is a mistake.
@@ -53,20 +53,20 @@ pub struct RequestMark {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It decided. If every claim fitted, the charges, slots and records of the terms are made.
-    Decided(Applied),
-    /// As [`crate::claim::Answer::OutsidePeriod`].
+    Decided(ClaimsDecision),
+    /// As [`crate::claim::ApplyResult::OutsidePeriod`].
     OutsidePeriod(Timestamp),
     /// This request was admitted before; nothing was charged now.
     Replayed(Replay),
     /// The request id belongs to another call; nothing was charged.
-    OtherCall,
+    IdempotencyConflict,
 }
 
-impl From<Answer> for Admission {
-    fn from(answer: Answer) -> Self {
+impl From<ApplyResult> for Admission {
+    fn from(answer: ApplyResult) -> Self {
         match answer {
-            Answer::Applied(applied) => Self::Decided(applied),
-            Answer::OutsidePeriod(at) => Self::OutsidePeriod(at),
+            ApplyResult::Applied(applied) => Self::Decided(applied),
+            ApplyResult::OutsidePeriod(at) => Self::OutsidePeriod(at),
         }
     }
 }
@@ -75,8 +75,8 @@ impl From<Answer> for Admission {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// What was answered.
-    pub applied: Applied,
-    /// The [`crate::admission::shape_of`] its claims.
+    pub applied: ClaimsDecision,
+    /// The [`crate::admission::claims_fingerprint`] its claims.
     pub shape: u64,
     /// The reservation that was made, and when it was to end.
     pub held: Option<(ReservationId, Timestamp)>,
@@ -89,13 +89,13 @@ pub struct Reservation {
     pub charges: Vec<Charge>,
     /// The scopes in which it holds a slot.
     pub slots: Vec<LedgerKey>,
-    /// What stood in [`Hold::note`].
+    /// What stood in [`NewReservation::note`].
     pub note: Box<[u8]>,
 }
 
 /// What became of a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Looked {
+pub enum ReservationState {
     /// There is none of this id, or it has ended.
     Unknown,
     /// It holds.
@@ -108,12 +108,12 @@ pub enum Looked {
         reservation: Reservation,
     },
     /// It was settled or cancelled.
-    Closed(Closed),
+    Closed(ClosedReservation),
 }
 
 /// The end of a reservation.
 #[derive(Clone, Copy, Debug)]
-pub struct Closing<'a> {
+pub struct CloseRequest<'a> {
     /// Tells this end from others; the same end may be asked for again.
     pub digest: [u8; 16],
     /// What is to be given back: charges of the reservation, with the amounts to take out.
@@ -128,27 +128,27 @@ pub struct Closing<'a> {
 
 /// A reservation that was settled or cancelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Closed {
+pub struct ClosedReservation {
     /// When.
     pub at: Timestamp,
-    /// What stood in [`Closing::digest`].
+    /// What stood in [`CloseRequest::digest`].
     pub digest: [u8; 16],
-    /// What was given back for each of [`Closing::refunds`].
+    /// What was given back for each of [`CloseRequest::refunds`].
     pub refunded: Vec<Amount>,
-    /// What stood in [`Closing::note`].
+    /// What stood in [`CloseRequest::note`].
     pub note: Box<[u8]>,
 }
 
 /// A store's answer to [`crate::admission::close`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Closure {
+pub enum CloseResult {
     /// It is closed by this call.
-    Done(Closed),
+    Done(ClosedReservation),
     /// It was closed before; nothing changed now.
-    Before(Closed),
+    Before(ClosedReservation),
     /// There is none of this id, or it has ended. What it charged stays.
     Unknown,
-    /// As [`crate::claim::Answer::OutsidePeriod`].
+    /// As [`crate::claim::ApplyResult::OutsidePeriod`].
     OutsidePeriod(Timestamp),
 }
 
@@ -158,7 +158,7 @@ pub enum Extension {
     /// It ends then.
     Until(Timestamp),
     /// It was settled or cancelled before.
-    Closed(Closed),
+    Closed(ClosedReservation),
     /// There is none of this id, or it has ended.
     Unknown,
 }

@@ -33,7 +33,7 @@ impl Slots {
 
     /// When the clock went back: what was taken later counts as taken now, so that nothing is held for longer
     /// than its time to live.
-    pub(crate) fn redate(&mut self, now: Timestamp) {
+    pub(crate) fn clamp_future_entries(&mut self, now: Timestamp) {
         self.0.iter_mut().for_each(|held| held.taken_at = held.taken_at.min(now));
     }
 
@@ -64,7 +64,7 @@ impl Slots {
     /// Holds on to a slot for `ttl_ms` more, unless it has ended already. Then it stays lost, as others may have
     /// taken its place.
     pub(crate) fn extend(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
-        self.redate(now);
+        self.clamp_future_entries(now);
         if self.0.iter().any(|held| held.by == by && held.ends_at() > now) {
             self.take(by, ttl_ms, now);
         } else {

@@ -3,9 +3,9 @@
 use std::{future::Future, pin::Pin};
 
 use crate::{
-    claim::{Answer, Claim, LedgerKey, Mode, Partition, ReservationId},
-    ledger::Crowded,
-    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
+    claim::{ApplyResult, Claim, LedgerKey, Mode, Partition, ReservationId},
+    ledger::CounterCapReached,
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, Reservation, ReservationState},
 };
 
 /// Why a store did not decide.
@@ -22,9 +22,9 @@ pub enum StoreError {
     /// nothing was charged.
     #[error("the store is full: {0}")]
     Overloaded(String),
-    /// [`Crowded`]: nothing was charged. Calls that need no new counter are decided as ever.
+    /// [`CounterCapReached`]: nothing was charged. Calls that need no new counter are decided as ever.
     #[error(transparent)]
-    Crowded(#[from] Crowded),
+    CounterCapReached(#[from] CounterCapReached),
     /// The store answered that it will not, or something that cannot be read: nothing was charged.
     #[error("the store refused: {0}")]
     Refused(String),
@@ -82,7 +82,7 @@ pub type HealthFuture<'a> = Pin<Box<dyn Future<Output = StoreHealth> + Send + 'a
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// The future of one answer to [`Store::apply`].
-pub type AnswerFuture<'a> = StoreFuture<'a, Answer>;
+pub type AnswerFuture<'a> = StoreFuture<'a, ApplyResult>;
 
 /// Keeps the counters, and decides claims against them.
 ///
@@ -99,7 +99,7 @@ pub type AnswerFuture<'a> = StoreFuture<'a, Answer>;
 /// given back, except by a node that dies or loses its way in between: that stays for its window.
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`crate::claim::MAX_CLAIMS`] claims: [`crate::ledger::decide`]. Those in
-    /// [`crate::window::Span::Slots`] are judged, and nothing is held. `home` is the caller's
+    /// [`crate::window::WindowInstance::Slots`] are judged, and nothing is held. `home` is the caller's
     /// partition.
     fn apply_at<'a>(&'a self, home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a>;
 
@@ -110,14 +110,19 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::admission::admit`].
-    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission>;
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a AdmitOptions<'a>) -> StoreFuture<'a, Admission>;
 
     /// What became of a reservation: [`crate::admission::look`].
-    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked>;
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState>;
 
     /// Ends a reservation: [`crate::admission::close`]. Refunds and debts together are at most
     /// [`crate::claim::MAX_CLAIMS`] each.
-    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure>;
+    fn close<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        closing: &'a CloseRequest<'a>,
+    ) -> StoreFuture<'a, CloseResult>;
 
     /// Lets a reservation, which [`Store::look`] told, live on: [`crate::admission::extend`].
     fn extend<'a>(

@@ -205,7 +205,7 @@ pub enum Window {
 
 /// What a store needs to know of a window to count in it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
+pub enum WindowInstance {
     /// A trailing window.
     Sliding(SlidingWindow),
     /// A calendar window, by its stable id, and the period the node believes in.
@@ -221,11 +221,11 @@ pub enum Span {
 
 impl Window {
     /// The span at `now`.
-    pub fn span_at(&self, now: Timestamp) -> Span {
+    pub fn span_at(&self, now: Timestamp) -> WindowInstance {
         match self {
-            Self::Sliding(window) => Span::Sliding(*window),
-            Self::Calendar(window) => Span::Calendar { id: window.id, period: window.period_at(now) },
-            Self::Concurrent => Span::Slots,
+            Self::Sliding(window) => WindowInstance::Sliding(*window),
+            Self::Calendar(window) => WindowInstance::Calendar { id: window.id, period: window.period_at(now) },
+            Self::Concurrent => WindowInstance::Slots,
         }
     }
 
@@ -252,11 +252,11 @@ pub enum WindowId {
 
 impl WindowId {
     /// The window of a span; `None` for slots.
-    pub const fn of(span: Span) -> Option<Self> {
+    pub const fn of(span: WindowInstance) -> Option<Self> {
         match span {
-            Span::Sliding(window) => Some(Self::Sliding(window)),
-            Span::Calendar { id, .. } => Some(Self::Calendar(id)),
-            Span::Slots => None,
+            WindowInstance::Sliding(window) => Some(Self::Sliding(window)),
+            WindowInstance::Calendar { id, .. } => Some(Self::Calendar(id)),
+            WindowInstance::Slots => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Map, json};
 use tollgate_core::time::Timestamp;
 use tollgate_policy::{
-    Caller, CallerKey, Chain, Place, Policy,
+    Caller, CallerKey, Place, Policy, QuotaLevel,
     format::{Override, PolicyFile},
 };
 
@@ -42,7 +42,7 @@ fn resolve(criterion: &mut Criterion) {
     let Ok(policy) = Policy::compile(&file) else { return };
     let over = json!({ "resource": "model-*", "unit": "tokens", "per": "minute", "limit": 5 });
     let Ok(over) = serde_json::from_value::<Override>(over) else { return };
-    let Ok(overrides) = policy.overrides(&[over], Chain::Account, &Place::root()) else { return };
+    let Ok(overrides) = policy.overrides(&[over], QuotaLevel::Account, &Place::root()) else { return };
     let plain = Caller {
         partition: policy.account_partition("acme"),
         tier: policy.default_tier(),

@@ -3,15 +3,15 @@
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Limit,
-    claim::{Applied, Claim, Claims, Effect, LedgerKey, Mode, OnFailure, Partition},
+    claim::{Claim, Claims, ClaimsDecision, Effect, LedgerKey, Mode, OnFailure, Partition},
     time::Timestamp,
 };
 
 use crate::{
     decision::Decision,
     policy::{
-        AbuseRule, ActiveQuota, DecidedBy, MissingAttribute, Resolved, Usage, Watch,
-        pool::{Draw, Drawn, PoolUse, settle},
+        AbuseCounter, AbuseRule, ActiveQuota, DecidedBy, MissingAttribute, Resolved, Usage,
+        pool::{PoolClaim, PoolOutcome, PoolUse, settle},
     },
 };
 
@@ -25,24 +25,24 @@ pub struct ClaimSet<'r, 'a> {
     usage: &'r Usage,
     /// The counters of the quotas, in their order.
     ledgers: SmallVec<[LedgerKey; 4]>,
-    guards: SmallVec<[Watch<'a>; 2]>,
-    draws: SmallVec<[Draw<'a>; 1]>,
+    guards: SmallVec<[AbuseCounter<'a>; 2]>,
+    draws: SmallVec<[PoolClaim<'a>; 1]>,
 }
 
 impl<'a> Resolved<'a> {
     /// The claims of a call with this usage. `attributes` is asked for what scopes name besides account, key and resource;
-    /// `address_guard` guards the call by its client address, where a rule asks for that.
+    /// `address_check` guards the call by its client address, where a rule asks for that.
     pub fn claim_set<'r, 'v>(
         &'r self,
         usage: &'r Usage,
         attributes: impl Fn(&str) -> Option<&'v str>,
-        address_guard: Option<Watch<'a>>,
+        address_check: Option<AbuseCounter<'a>>,
     ) -> Result<ClaimSet<'r, 'a>, MissingAttribute>
     where
         'a: 'v,
     {
         let ledgers = self.quota_ledgers(&attributes)?;
-        let guards = self.guards(&ledgers, &attributes).chain(address_guard).collect();
+        let guards = self.guards(&ledgers, &attributes).chain(address_check).collect();
         let draws = self.draws(usage, &ledgers);
         Ok(ClaimSet { resolved: self, usage, ledgers, guards, draws })
     }
@@ -56,7 +56,7 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// How many claims there are.
     pub fn len(&self) -> usize {
-        self.ledgers.len() + self.guards.len() + self.draws.iter().map(Draw::rows).sum::<usize>()
+        self.ledgers.len() + self.guards.len() + self.draws.iter().map(PoolClaim::rows).sum::<usize>()
     }
 
     /// Whether there is nothing to ask.
@@ -75,12 +75,12 @@ impl<'a> ClaimSet<'_, 'a> {
     }
 
     /// The abuse rules that guard the call.
-    pub fn guards(&self) -> &[Watch<'a>] {
+    pub fn guards(&self) -> &[AbuseCounter<'a>] {
         &self.guards
     }
 
     /// The draws from pools.
-    pub fn draws(&self) -> &[Draw<'a>] {
+    pub fn draws(&self) -> &[PoolClaim<'a>] {
         &self.draws
     }
 
@@ -88,7 +88,7 @@ impl<'a> ClaimSet<'_, 'a> {
     pub fn claims(&self, now: Timestamp, pools: &[Option<PoolUse>]) -> Claims {
         let mut claims = Claims::with_capacity(self.len());
         claims.extend(self.quota_claims(now));
-        claims.extend(self.guards.iter().map(Watch::guard));
+        claims.extend(self.guards.iter().map(AbuseCounter::block_check));
         for (at, draw) in self.draws.iter().enumerate() {
             claims.extend(draw.claims(pools.get(at).and_then(Option::as_ref), now));
         }
@@ -97,7 +97,7 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and what it says about the pools. `can_ask_again` says
     /// whether the store can be asked once more; if not, the numbers it decided by have to do.
-    pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: Applied) -> (Decision<'a>, Drawn) {
+    pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
         let (drawn, rooms) = settle(&self.draws, mode, can_ask_again, &mut applied);
         self.resolved.judge_shadow(self.usage, self.rules(), mode, &mut applied);
         let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_rooms(&rooms);
@@ -126,7 +126,12 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// Reads the answer of this node alone to [`ClaimSet::quota_claims`]. `share` is this node's part of a limit, which is in
     /// force for quotas that nodes enforce alone.
-    pub fn decide_locally(&self, mode: Mode, share: impl Fn(Limit) -> Limit, mut applied: Applied) -> Decision<'a> {
+    pub fn decide_locally(
+        &self,
+        mode: Mode,
+        share: impl Fn(Limit) -> Limit,
+        mut applied: ClaimsDecision,
+    ) -> Decision<'a> {
         let nobody = std::iter::empty::<&AbuseRule>;
         self.resolved.judge_shadow(self.usage, nobody(), mode, &mut applied);
         let in_force = |active: &ActiveQuota<'a>| match active.quota.on_failure {

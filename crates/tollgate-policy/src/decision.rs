@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, Limit},
-    claim::{Applied, ClaimStatus, Fit},
+    claim::{ClaimStatus, ClaimsDecision, Fit},
     time::Timestamp,
 };
 
@@ -17,7 +17,7 @@ pub enum Verdict {
     /// It may.
     Allowed,
     /// Not now, but from this moment on if nobody else calls.
-    Wait(Timestamp),
+    RetryAt(Timestamp),
     /// Not ever: its cost is above a limit itself.
     Never,
 }
@@ -50,7 +50,7 @@ pub struct Decision<'a> {
     pub quotas: SmallVec<[QuotaStatus<'a>; 4]>,
     /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
     /// the one with the smallest part of its limit left. `None` if no quota applies.
-    pub speaker: Option<usize>,
+    pub binding: Option<usize>,
     /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
     /// whatever the quotas say; the verdict's wait includes it.
     pub block: Option<Block<'a>>,
@@ -89,7 +89,7 @@ impl<'a> Decision<'a> {
     pub fn merge(
         quotas: &[ActiveQuota<'a>],
         guards: impl IntoIterator<Item = &'a AbuseRule>,
-        applied: &Applied,
+        applied: &ClaimsDecision,
     ) -> Self {
         let of_guards = applied.statuses.iter().skip(quotas.len());
         let blocks = guards.into_iter().zip(of_guards).filter_map(|(rule, guard)| block_of(rule, guard));
@@ -112,17 +112,17 @@ impl<'a> Decision<'a> {
             Verdict::Allowed,
             |verdict, fit| match (verdict, fit) {
                 (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
-                (Verdict::Wait(a), Fit::At(b)) => Verdict::Wait(a.max(b)),
-                (Verdict::Allowed, Fit::At(at)) => Verdict::Wait(at),
+                (Verdict::RetryAt(a), Fit::At(b)) => Verdict::RetryAt(a.max(b)),
+                (Verdict::Allowed, Fit::At(at)) => Verdict::RetryAt(at),
                 (verdict, Fit::Now) => verdict,
             },
         );
-        let speaker = speaker(&quotas);
+        let binding = binding(&quotas);
         Self {
             verdict,
             decided_at: applied.decided_at,
             quotas,
-            speaker,
+            binding,
             block,
             shadow_block,
             decided_by: DecidedBy::Store,
@@ -138,7 +138,7 @@ impl<'a> Decision<'a> {
             }
         }
         if !rooms.is_empty() {
-            self.speaker = speaker(&self.quotas);
+            self.binding = binding(&self.quotas);
         }
         self
     }
@@ -149,7 +149,7 @@ impl<'a> Decision<'a> {
             verdict: Verdict::Allowed,
             decided_at: now,
             quotas: SmallVec::new(),
-            speaker: None,
+            binding: None,
             block: None,
             shadow_block: None,
             decided_by: DecidedBy::Store,
@@ -168,21 +168,21 @@ impl<'a> Decision<'a> {
     }
 
     /// The quota that speaks.
-    pub fn speaking(&self) -> Option<&QuotaStatus<'a>> {
-        self.speaker.and_then(|at| self.quotas.get(at))
+    pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
+        self.binding.and_then(|at| self.quotas.get(at))
     }
 
     /// How long to wait before the same call is admitted, if nobody else calls. `None` if it was
     /// allowed, and if it never will be.
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self.verdict {
-            Verdict::Wait(at) => Some(at.ms_since(self.decided_at)),
+            Verdict::RetryAt(at) => Some(at.ms_since(self.decided_at)),
             Verdict::Allowed | Verdict::Never => None,
         }
     }
 }
 
-fn speaker(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
+fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
     let denied_until = |quota: &QuotaStatus<'_>| match quota.fit {
         Fit::Now => None,
         Fit::At(at) => Some(at.as_ms()),

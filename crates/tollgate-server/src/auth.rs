@@ -9,7 +9,7 @@ mod tokens;
 use std::{path::PathBuf, sync::Arc};
 
 use axum::http::{HeaderMap, header};
-use tollgate_service::{directory::Recalled, metrics::Metrics, scope::DomainScope};
+use tollgate_service::{directory::CachedKey, metrics::Metrics, scope::DomainScope};
 use tollgate_store::clock::Clock;
 
 pub(crate) use self::{address::ClientAddr, tokens::generate};
@@ -79,7 +79,7 @@ impl AdminGrant {
 
 /// Why a caller does not get in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum AuthError {
     /// It shows nothing.
     #[error("authorization: is missing; it must be `Bearer` and a {0} token")]
     Missing(&'static str),
@@ -100,9 +100,9 @@ pub(crate) enum Refusal {
     WrongHost,
 }
 
-/// What the doors of a node are like.
+/// How callers authenticate themselves.
 #[derive(Clone, Debug)]
-pub struct DoorSettings {
+pub struct AuthSettings {
     /// The tokens of services; none for a node on loopback that is open to them.
     pub service_tokens: Option<PathBuf>,
     /// The tokens of administrators; none for a node without admin routes.
@@ -125,8 +125,8 @@ struct Throttles {
     keys: Throttle,
 }
 
-/// The doors of a node, and who has a key.
-pub(crate) struct Doors {
+/// Knows the services and administrators that may call.
+pub(crate) struct Authenticator {
     services: Option<Arc<TokenFile>>,
     admins: Option<Arc<TokenFile>>,
     pub(crate) tls: Option<Arc<Tls>>,
@@ -136,10 +136,10 @@ pub(crate) struct Doors {
     metrics: Arc<Metrics>,
 }
 
-impl Doors {
+impl Authenticator {
     /// # Errors
     /// Everything that is wrong with the files, a line each.
-    pub(crate) fn new(settings: DoorSettings, clock: Arc<dyn Clock>, metrics: &Arc<Metrics>) -> Result<Self, String> {
+    pub(crate) fn new(settings: AuthSettings, clock: Arc<dyn Clock>, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let load = |what, path: Option<PathBuf>| {
             path.map(|path| TokenFile::load(what, &path, Arc::clone(metrics)).map(Arc::new)).transpose()
         };
@@ -179,8 +179,8 @@ impl Doors {
     }
 
     /// Whether the request means this node: a page of another name, opened in a browser beside the node, does not.
-    pub(crate) fn host(&self, host: Option<&str>) -> Result<(), Refusal> {
-        if self.hosts.permit(host) { Ok(()) } else { Err(self.turned_away("any", Refusal::WrongHost)) }
+    pub(crate) fn host(&self, host: Option<&str>) -> Result<(), AuthError> {
+        if self.hosts.permit(host) { Ok(()) } else { Err(self.turned_away("any", AuthError::WrongHost)) }
     }
 
     /// The grant of a service. Without service tokens every caller has one for everything; the settings see
@@ -190,7 +190,7 @@ impl Doors {
         headers: &HeaderMap,
         peer: &Peer,
         from: ClientAddr,
-    ) -> Result<ServiceGrant, Refusal> {
+    ) -> Result<ServiceGrant, AuthError> {
         let Some(services) = &self.services else {
             peer.connection.mark_known();
             return Ok(ServiceGrant(Grant { name: "loopback".into(), scope: DomainScope::All }, Holder::Anyone));
@@ -198,8 +198,8 @@ impl Doors {
         let found = match token(headers) {
             // Whoever shows a token is judged by it, whatever else it shows.
             Some(token) => login(services, token, "service", &self.throttles.services, from).await,
-            None if peer.certificate.is_empty() => Err(Refusal::Missing("service")),
-            None => services.find_certificate(&peer.certificate).ok_or(Refusal::UnknownCertificate),
+            None if peer.certificate.is_empty() => Err(AuthError::Missing("service")),
+            None => services.find_certificate(&peer.certificate).ok_or(AuthError::UnknownCertificate),
         };
         let grant = found.map(ServiceGrant::named).map_err(|refusal| self.turned_away("service", refusal))?;
         peer.connection.mark_known();
@@ -207,10 +207,10 @@ impl Doors {
     }
 
     /// The grant of an administrator.
-    pub(crate) async fn admin(&self, headers: &HeaderMap, from: ClientAddr) -> Result<AdminGrant, Refusal> {
+    pub(crate) async fn admin(&self, headers: &HeaderMap, from: ClientAddr) -> Result<AdminGrant, AuthError> {
         let found = match (&self.admins, token(headers)) {
-            (None, _) => Err(Refusal::NoAdmins),
-            (Some(_), None) => Err(Refusal::Missing("admin")),
+            (None, _) => Err(AuthError::NoAdmins),
+            (Some(_), None) => Err(AuthError::Missing("admin")),
             (Some(admins), Some(token)) => login(admins, token, "admin", &self.throttles.admins, from).await,
         };
         found.map(AdminGrant).map_err(|refusal| self.turned_away("admin", refusal))
@@ -219,23 +219,23 @@ impl Doors {
     /// Whether the API key that an end user shows may be looked for. `recall` says what the node knows of it without
     /// asking anybody, and is asked only where too many keys from this address were no good: one that is known to be
     /// good passes, one that is known to be none does not, and of the others some are looked up.
-    pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> Recalled) -> Result<(), Refusal> {
+    pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> CachedKey) -> Result<(), AuthError> {
         let standing = self.throttles.keys.standing(from).await;
         if standing == Standing::Free {
             return Ok(());
         }
         let permitted = match (recall(), standing) {
-            (Recalled::Unknown, _) => self.throttles.keys.permit_look_up(from).await,
-            (Recalled::Bad, Standing::Blocked(refusal)) => Err(refusal),
-            (Recalled::Good | Recalled::Bad, _) => Ok(()),
+            (CachedKey::Unknown, _) => self.throttles.keys.permit_look_up(from).await,
+            (CachedKey::Invalid, Standing::Blocked(refusal)) => Err(refusal),
+            (CachedKey::Valid | CachedKey::Invalid, _) => Ok(()),
         };
         permitted.map_err(|refusal| self.turned_away("end_user", refusal))
     }
 
     /// Counts an API key that was no good. Fails if too many from this address were none.
-    pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), Refusal> {
+    pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), AuthError> {
         let counted = self.throttles.keys.count_failure(from).await;
-        self.turned_away("end_user", counted.err().unwrap_or(Refusal::Unknown("key")));
+        self.turned_away("end_user", counted.err().unwrap_or(AuthError::Unknown("key")));
         counted
     }
 
@@ -250,12 +250,12 @@ impl Doors {
         [services, admins, keys].into_iter().for_each(Throttle::sweep);
     }
 
-    fn turned_away(&self, door: &'static str, refusal: Refusal) -> Refusal {
+    fn turned_away(&self, door: &'static str, refusal: AuthError) -> AuthError {
         let reason = match refusal {
-            Refusal::Missing(_) | Refusal::NoAdmins => "missing",
-            Refusal::Unknown(_) | Refusal::UnknownCertificate => "unknown",
-            Refusal::TooManyFailures { .. } => "too_many_failures",
-            Refusal::WrongHost => "wrong_host",
+            AuthError::Missing(_) | AuthError::NoAdmins => "missing",
+            AuthError::Unknown(_) | AuthError::UnknownCertificate => "unknown",
+            AuthError::TooManyFailures { .. } => "too_many_failures",
+            AuthError::WrongHost => "wrong_host",
         };
         self.metrics.turned_away(door, reason);
         refusal
@@ -270,12 +270,12 @@ async fn login(
     kind: &'static str,
     throttle: &Throttle,
     from: ClientAddr,
-) -> Result<Grant, Refusal> {
+) -> Result<Grant, AuthError> {
     if let Some(grant) = tokens.find(token) {
         return Ok(grant);
     }
     throttle.count_failure(from).await?;
-    Err(Refusal::Unknown(kind))
+    Err(AuthError::Unknown(kind))
 }
 
 /// What stands in the one `Authorization` header: the token of `Bearer …` (RFC 6750); empty, and so good for

@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
         None => cli.options.settle(cli.config.as_deref()).and_then(serve),
         Some(Command::CheckPolicy { paths }) => match policies::check(&paths) {
             Ok(summaries) => print(&summaries.join("\n")),
-            Err(errors) => Err(policies::one_text(&errors)),
+            Err(errors) => Err(policies::join_errors(&errors)),
         },
         Some(Command::Doctor(options)) => {
             options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
@@ -165,14 +165,14 @@ fn greeting(settings: &Settings, listeners: &Listeners) -> String {
     let (http, grpc) = (address(&listeners.http), address(&listeners.grpc));
     let memory = matches!(settings.store, StoreSettings::Memory { .. });
     let counters = if memory { "in this process's memory" } else { "in Redis" };
-    let scheme = if settings.doors.tls.is_some() { "https" } else { "http" };
+    let scheme = if settings.auth.tls.is_some() { "https" } else { "http" };
     let ops = listeners.ops.as_ref().map(|ops| format!(", health and metrics on http://{}", address(ops)));
     let listening = format!(
         "tollgate {} listens: REST on {scheme}://{http}, gRPC on {grpc}{}; counters {counters}",
         env!("CARGO_PKG_VERSION"),
         ops.unwrap_or_default()
     );
-    if !memory || !settings.policy.is_empty() || settings.doors.service_tokens.is_some() || scheme == "https" {
+    if !memory || !settings.policy.is_empty() || settings.auth.service_tokens.is_some() || scheme == "https" {
         return listening;
     }
     let call =

@@ -1,14 +1,14 @@
 //! `tollgate doctor`: says what is wrong with a Redis, and what to do.
 
 use futures_util::future::join_all;
-use tollgate_store::redis::{Finding, RedisConfig, Verdict, examine};
+use tollgate_store::redis::{Finding, RedisConfig, Severity, examine};
 
 /// Examines every Redis of a node and prints what was found, a line each, the worst last. Returns whether a node can work with it.
 pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
     let mut findings: Vec<Finding> = join_all(configs.iter().map(examine)).await.into_iter().flatten().collect();
     findings.sort_by_key(|finding| finding.verdict);
     let of = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
-    let (doubtful, bad) = (of(Verdict::Doubtful), of(Verdict::Bad));
+    let (doubtful, bad) = (of(Severity::Warning), of(Severity::Error));
     let lines: Vec<String> = findings.iter().map(line).collect();
     let summary = match (bad, doubtful) {
         (0, 0) => "No problems found.".to_owned(),
@@ -20,9 +20,9 @@ pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
 
 fn line(finding: &Finding) -> String {
     let word = match finding.verdict {
-        Verdict::Good => "ok  ",
-        Verdict::Doubtful => "warn",
-        Verdict::Bad => "BAD ",
+        Severity::Ok => "ok  ",
+        Severity::Warning => "warn",
+        Severity::Error => "BAD ",
     };
     format!("{word} {} {}", finding.server, finding.text)
 }

@@ -48,7 +48,7 @@ impl FailureCode {
             CallError::Ended { .. } => Self::ENDED,
             CallError::Late | CallError::Expired => Self::LATE,
             CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
-            CallError::Store(StoreError::Crowded(_)) => Self::COUNTER_CAP,
+            CallError::Store(StoreError::CounterCapReached(_)) => Self::COUNTER_CAP,
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::UNAVAILABLE
             }

@@ -210,10 +210,10 @@ impl Drop for Request {
 #[derive(Default)]
 struct Requests {
     last: u64,
-    under_way: HashMap<u64, UnderWay>,
+    under_way: HashMap<u64, PendingRequest>,
 }
 
-struct UnderWay {
+struct PendingRequest {
     path: PathBuf,
     stalled: bool,
 }
@@ -228,7 +228,7 @@ impl Requests {
             return None;
         }
         self.last += 1;
-        self.under_way.insert(self.last, UnderWay { path: path.to_owned(), stalled: false });
+        self.under_way.insert(self.last, PendingRequest { path: path.to_owned(), stalled: false });
         Some((self.last, if beside { LITTLE_PATIENCE } else { PATIENCE }))
     }
 

@@ -67,7 +67,7 @@ impl Api {
             return Err(failed(CallError::Expired));
         }
         let work = traced(text(metadata, "traceparent"), work);
-        Ok(tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(failed)?)
+        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(failed)
     }
 
     /// The caller's deadline, from when its call came, or the node's own, from now.
@@ -244,6 +244,7 @@ fn overloaded(text: String) -> Status {
 }
 
 /// The status that a failed call is answered with.
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn failed(error: CallError) -> Status {
     let code = FailureCode::of(&error);
     let text = error.message();

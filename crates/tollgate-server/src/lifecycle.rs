@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 /// A stage of a node's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
+pub(crate) enum Lifecycle {
     /// It takes calls in.
     Running,
     /// It takes calls in, and says that nobody should send it more.
@@ -13,7 +13,7 @@ pub(crate) enum Stage {
     Stopping,
 }
 
-impl Stage {
+impl Lifecycle {
     /// Waits until a node is so far.
     pub(crate) async fn reached(self, mut stage: watch::Receiver<Self>) {
         let _ = stage.wait_for(|now| *now >= self).await;

@@ -35,7 +35,7 @@ pub enum LogFormat {
 }
 
 /// Starts logging to standard error, once for the process.
-pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
+pub(crate) fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     use tracing_subscriber::{EnvFilter, fmt};
     // Warnings of the HTTP/2 library are about what clients do, and so theirs to write; a filter may ask for them.
     let filter = EnvFilter::try_new(format!("h2=error,{filter}")).map_err(|error| format!("log-filter: {error}"))?;

@@ -94,7 +94,7 @@ pub(crate) fn failure(errors: &[PolicyErrors]) -> Failure {
 }
 
 /// Everything that is wrong, a line each, with all that stands in the files: for who holds them.
-pub fn one_text(errors: &[PolicyErrors]) -> String {
+pub fn join_errors(errors: &[PolicyErrors]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

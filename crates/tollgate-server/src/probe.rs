@@ -18,7 +18,7 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 const MAX_SKEW_MS: u64 = 1_000;
 
 /// What is asked.
-pub(crate) enum Probed {
+pub(crate) enum ProbeTarget {
     /// The store of the counters.
     Counters {
         /// The store.
@@ -32,7 +32,7 @@ pub(crate) enum Probed {
 
 /// Asks one store, and keeps its answer.
 pub(crate) struct Probe {
-    probed: Probed,
+    probed: ProbeTarget,
     metrics: Arc<Metrics>,
     last: Mutex<Option<LastAnswer>>,
 }
@@ -54,7 +54,7 @@ pub(crate) struct StoreState {
     pub(crate) detail: Option<String>,
 }
 
-impl Probed {
+impl ProbeTarget {
     async fn health(&self) -> StoreHealth {
         match self {
             Self::Counters { store, .. } => store.health().await,
@@ -81,7 +81,7 @@ impl Probed {
 }
 
 impl Probe {
-    pub(crate) fn new(probed: Probed, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(probed: ProbeTarget, metrics: Arc<Metrics>) -> Self {
         Self { probed, metrics, last: Mutex::new(None) }
     }
 
@@ -92,13 +92,13 @@ impl Probe {
             StoreHealth::bad(Obstacle { error: format!("no answer within {WITHIN:?}"), reason })
         });
         match &self.probed {
-            Probed::Counters { with_accounts, .. } => {
+            ProbeTarget::Counters { with_accounts, .. } => {
                 self.metrics.set_counter_store_health(&health);
                 if *with_accounts {
                     self.metrics.set_account_store_health(&health);
                 }
             }
-            Probed::Accounts(_) => self.metrics.set_account_store_health(&health),
+            ProbeTarget::Accounts(_) => self.metrics.set_account_store_health(&health),
         }
         let mut last = self.last.lock();
         let skewed = is_skewed(&health, last.as_ref().is_some_and(|last| last.skewed));
@@ -199,7 +199,7 @@ mod tests {
 
     fn probe() -> Probe {
         let store = Arc::new(MemoryStore::new(SystemClock, 10));
-        Probe::new(Probed::Counters { store, with_accounts: true }, Arc::new(Metrics::new("memory").unwrap()))
+        Probe::new(ProbeTarget::Counters { store, with_accounts: true }, Arc::new(Metrics::new("memory").unwrap()))
     }
 
     fn seen(health: StoreHealth) -> LastAnswer {

@@ -36,12 +36,12 @@ pub(crate) trait Reload: Send + Sync + 'static {
 }
 
 /// What was read from files when they last held.
-pub(crate) struct Kept<T> {
+pub(crate) struct ReloadCell<T> {
     current: ArcSwap<T>,
     last_failure: Mutex<Option<Failure>>,
 }
 
-impl<T> Kept<T> {
+impl<T> ReloadCell<T> {
     pub(crate) fn new(read: T) -> Self {
         Self { current: ArcSwap::from_pointee(read), last_failure: Mutex::new(None) }
     }
@@ -80,7 +80,7 @@ impl Fingerprints {
 /// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
 /// link in its folder. What else is written there is none of its business: were it read anew for that, a log in the same
 /// folder, which gets a line for each reload, would never let it rest.
-pub(crate) struct Watched {
+pub(crate) struct FileWatcher {
     what: &'static str,
     changes: mpsc::Receiver<()>,
     reader: Arc<Mutex<Reader>>,
@@ -96,8 +96,8 @@ struct Reader {
     read: Fingerprints,
 }
 
-impl Watched {
-    /// Changes from now on are seen, whenever [`Watched::keep_fresh`] gets to them. `after` is called after each reload
+impl FileWatcher {
+    /// Changes from now on are seen, whenever [`FileWatcher::run`] gets to them. `after` is called after each reload
     /// that succeeded.
     pub(crate) fn new(part: Arc<dyn Reload>, after: Arc<dyn Fn() + Send + Sync>) -> Self {
         // One waiting notice is enough: it says that something changed, not what.
@@ -119,7 +119,7 @@ impl Watched {
     }
 
     /// Reloads it for as long as the node lives, on changes and on each of `hangups`.
-    pub(crate) async fn keep_fresh(self, mut hangups: watch::Receiver<()>) {
+    pub(crate) async fn run(self, mut hangups: watch::Receiver<()>) {
         let Self { what, mut changes, reader, after } = self;
         let mut last: Option<Failure> = None;
         loop {

@@ -38,14 +38,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use health::Health;
 
 pub(crate) use self::bounds::RequestBounds;
-use crate::{auth::Doors, failure_code::FailureCode};
+use crate::{auth::Authenticator, failure_code::FailureCode};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) service: Arc<DecisionService>,
     pub(crate) admin: Arc<Admin>,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) auth: Arc<Authenticator>,
     pub(crate) health: Arc<Health>,
     /// How long a call may take in all.
     pub(crate) timeout: Duration,
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
 
 /// What a listener offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Offer {
+pub(crate) enum RouteSet {
     /// The API alone.
     Api,
     /// What operators read: health and metrics.
@@ -74,7 +74,7 @@ pub(crate) enum Offer {
 )]
 struct Description;
 
-fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
+fn described(offer: RouteSet) -> (Router<Shared>, utoipa::openapi::OpenApi) {
     let api = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
@@ -95,9 +95,9 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics));
     let (routes, mut description) = match offer {
-        Offer::Api => api,
-        Offer::Operations => operations,
-        Offer::Everything => api.merge(operations),
+        RouteSet::Api => api,
+        RouteSet::Operations => operations,
+        RouteSet::Everything => api.merge(operations),
     }
     .split_for_parts();
     guard::describe(&mut description);
@@ -109,16 +109,16 @@ fn described(offer: Offer) -> (Router<Shared>, utoipa::openapi::OpenApi) {
 /// # Errors
 /// None in practice; that of the JSON writer.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
-    described(Offer::Everything).1.to_pretty_json()
+    described(RouteSet::Everything).1.to_pretty_json()
 }
 
 /// The routes of a listener, within these bounds.
 ///
 /// # Errors
 /// None in practice; that of the JSON writer.
-pub(crate) fn router(shared: Shared, bounds: Arc<RequestBounds>, offer: Offer) -> Result<Router, serde_json::Error> {
+pub(crate) fn router(shared: Shared, bounds: Arc<RequestBounds>, offer: RouteSet) -> Result<Router, serde_json::Error> {
     let (routes, _) = described(offer);
-    let page = DescriptionPage::new(&described(Offer::Everything).1)?;
+    let page = DescriptionPage::new(&described(RouteSet::Everything).1)?;
     let openapi = get(move |headers: HeaderMap| async move { page.answer(&headers) });
     let bounds_layer = ServiceBuilder::new()
         .layer(axum::error_handling::HandleErrorLayer::new(
@@ -127,8 +127,8 @@ pub(crate) fn router(shared: Shared, bounds: Arc<RequestBounds>, offer: Offer) -
             },
         ))
         .layer(TimeoutLayer::new(shared.timeout));
-    let gate = guard::Gate { doors: Arc::clone(&shared.doors), bounds };
-    let routes = if offer == Offer::Operations { routes } else { routes.route("/openapi.json", openapi) };
+    let gate = guard::Gate { auth: Arc::clone(&shared.auth), bounds };
+    let routes = if offer == RouteSet::Operations { routes } else { routes.route("/openapi.json", openapi) };
     let routes = routes
         .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
         .method_not_allowed_fallback(|| async {

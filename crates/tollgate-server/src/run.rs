@@ -22,7 +22,7 @@ use tollgate_store::{
     clock::{Clock, SystemClock},
     failure::Fallback,
     memory::MemoryStore,
-    redis::{Link, LinkStatus, RedisConfig, RedisStore},
+    redis::{RedisClient, RedisClientStatus, RedisConfig, RedisStore},
     refusals::{RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
 };
 use tonic::server::NamedService;
@@ -30,12 +30,12 @@ use tonic_health::ServingStatus;
 
 pub use crate::error::RunError;
 use crate::{
-    auth::Doors,
+    auth::Authenticator,
     grpc,
-    lifecycle::Stage,
+    lifecycle::Lifecycle,
     policies::{PolicyFiles, Source},
-    probe::{Probe, Probed},
-    reload::{Reload, Watched},
+    probe::{Probe, ProbeTarget},
+    reload::{FileWatcher, Reload},
     rest,
     serve::Servers,
     settings::{Settings, StoreSettings},
@@ -108,7 +108,7 @@ pub struct Backend {
     pub clock: Arc<dyn Clock>,
     /// For the metrics: `memory` or `redis`.
     pub kind: &'static str,
-    link: Option<Link>,
+    link: Option<RedisClient>,
     fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
     workers: Workers,
@@ -121,10 +121,11 @@ impl Backend {
     pub fn of(settings: &Settings) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let workers = Workers::start(settings.threads).map_err(RunError::Threads)?;
-        let open = |config: &RedisConfig| Link::open(RedisConfig { runtimes: workers.handles(), ..config.clone() });
+        let open =
+            |config: &RedisConfig| RedisClient::open(RedisConfig { runtimes: workers.handles(), ..config.clone() });
         let elsewhere = settings.accounts.redis.as_deref().map(open).transpose()?;
         let accounts_apart = elsewhere.is_some();
-        let accounts = |link: Option<Link>| -> Arc<dyn AccountStore> {
+        let accounts = |link: Option<RedisClient>| -> Arc<dyn AccountStore> {
             match elsewhere.or(link) {
                 Some(link) => Arc::new(RedisAccounts::on(link)),
                 None => Arc::new(MemoryAccounts::new(settings.accounts.max_in_memory)),
@@ -195,14 +196,14 @@ impl Backend {
     fn probes(&self, metrics: &Arc<Metrics>) -> (Probe, Option<Probe>) {
         let probe = |probed| Probe::new(probed, Arc::clone(metrics));
         let (store, apart) = (Arc::clone(&self.store), self.accounts_apart);
-        let accounts = apart.then(|| probe(Probed::Accounts(Arc::clone(&self.accounts))));
-        (probe(Probed::Counters { store, with_accounts: !apart }), accounts)
+        let accounts = apart.then(|| probe(ProbeTarget::Accounts(Arc::clone(&self.accounts))));
+        (probe(ProbeTarget::Counters { store, with_accounts: !apart }), accounts)
     }
 }
 
 /// The state of the connections to Redis.
-fn connections_of(link: &Link) -> StoreConnections {
-    let LinkStatus { servers, resting, connections, faults } = link.status();
+fn connections_of(link: &RedisClient) -> StoreConnections {
+    let RedisClientStatus { servers, resting, connections, faults } = link.status();
     let faults = faults.into_iter().map(|(fault, met)| (fault.name(), met)).collect();
     StoreConnections { servers, breakers_open: resting, connections, in_flight: link.in_flight(), faults }
 }
@@ -228,8 +229,8 @@ pub async fn run(
     let mut background = JoinSet::new();
     // Before the files are read, so that no hangup between the two is missed.
     let hung_up = hangups(&mut background)?;
-    let doors = Doors::new(settings.doors.clone(), Arc::clone(&backend.clock), &metrics);
-    let doors = Arc::new(doors.map_err(RunError::Credentials)?);
+    let auth = Authenticator::new(settings.auth.clone(), Arc::clone(&backend.clock), &metrics);
+    let auth = Arc::new(auth.map_err(RunError::Credentials)?);
     let policies = PolicyFiles::load(source, embedded, Arc::clone(&metrics))
         .map_err(|errors| RunError::Policies(crate::policies::failure(&errors).text))?;
     let policies = Arc::new(policies);
@@ -250,13 +251,13 @@ pub async fn run(
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
     let admin =
         Arc::new(Admin::new(Arc::clone(policies.domains()), backend.accounts, Arc::clone(&store), known, clock));
-    let (to, stage) = watch::channel(Stage::Running);
+    let (to, stage) = watch::channel(Lifecycle::Running);
     let health = Arc::new(rest::Health {
         counters,
         accounts: apart,
         policies: Arc::clone(&policies),
         decides_alone: fallback.is_some(),
-        doors: Arc::clone(&doors),
+        auth: Arc::clone(&auth),
         metrics: Arc::clone(&metrics),
         stage: stage.clone(),
     });
@@ -264,27 +265,26 @@ pub async fn run(
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     // Before calls come, so that whoever sees the node answer may count on a change being seen.
-    watch_files(&mut background, &policies, &doors, &hung_up);
+    watch_files(&mut background, &policies, &auth, &hung_up);
     // Before calls come, so that what they read of accounts is remembered.
-    let (changes, ()) = tokio::join!(accounts.hear(), health.probe());
-    background.spawn(accounts.listen(changes));
+    let (changes, ()) = tokio::join!(accounts.subscribe(), health.probe());
+    background.spawn(accounts.run_invalidation(changes));
     background.spawn(Arc::clone(&refusals).keep_writing());
     if let Some(fallback) = fallback.clone() {
         background.spawn(replay(fallback, Arc::clone(&store)));
     }
     background.spawn(report_health(Arc::clone(&health), reporter));
-    background.spawn(tidy(Arc::clone(&metrics), Arc::clone(&doors), backend.sweep));
+    background.spawn(tidy(Arc::clone(&metrics), Arc::clone(&auth), backend.sweep));
 
     let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
     let workers = backend.workers;
     let (connections, stage_of) = (Arc::default(), stage.clone());
-    let servers_of =
-        Servers { settings, service, admin, doors, health, metrics, stage: stage_of, workers, connections };
+    let servers_of = Servers { settings, service, admin, auth, health, metrics, stage: stage_of, workers, connections };
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
     servers.spawn(servers_of.rest(listeners.http)?.serve(stage));
     // Operators see how the node drains: what they read ends with it.
-    let (_running, never) = watch::channel(Stage::Running);
+    let (_running, never) = watch::channel(Lifecycle::Running);
     if let Some(ops) = listeners.ops {
         background.spawn(servers_of.ops(ops)?.serve(never));
     }
@@ -296,11 +296,11 @@ pub async fn run(
     };
     if early.is_none() {
         tracing::info!(delay = ?drain_delay, "node drains");
-        let _ = to.send(Stage::Draining);
+        let _ = to.send(Lifecycle::Draining);
         // Those who look at its health send calls elsewhere by then.
         tokio::time::sleep(drain_delay).await;
     }
-    let _ = to.send(Stage::Stopping);
+    let _ = to.send(Lifecycle::Stopping);
     let drained = tokio::time::timeout(drain_timeout, async {
         let mut result = early.flatten().map_or(Ok(()), flatten);
         while let Some(ended) = servers.join_next().await {
@@ -342,17 +342,17 @@ fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError
 fn watch_files(
     background: &mut JoinSet<()>,
     policies: &Arc<PolicyFiles>,
-    doors: &Arc<Doors>,
+    auth: &Arc<Authenticator>,
     hangups: &watch::Receiver<()>,
 ) {
     let after: Arc<dyn Fn() + Send + Sync> = Arc::new({
-        let (doors, policies) = (Arc::clone(doors), Arc::clone(policies));
-        move || doors.warn_of_unknown_domains(&policies.domains().load().names())
+        let (auth, policies) = (Arc::clone(auth), Arc::clone(policies));
+        move || auth.warn_of_unknown_domains(&policies.domains().load().names())
     });
     after();
     let policies = Arc::clone(policies) as Arc<dyn Reload>;
-    for part in std::iter::once(policies).chain(doors.parts()) {
-        background.spawn(Watched::new(part, Arc::clone(&after)).keep_fresh(hangups.clone()));
+    for part in std::iter::once(policies).chain(auth.parts()) {
+        background.spawn(FileWatcher::new(part, Arc::clone(&after)).run(hangups.clone()));
     }
 }
 
@@ -389,7 +389,7 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
         tokio::select! {
             () = probe => {}
             // That the node drains is said at once.
-            () = Stage::Draining.reached(health.stage.clone()), if !drains => drains = true,
+            () = Lifecycle::Draining.reached(health.stage.clone()), if !drains => drains = true,
         }
         let ready = !drains && health.may_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
@@ -404,12 +404,12 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
     }
 }
 
-async fn tidy(metrics: Arc<Metrics>, doors: Arc<Doors>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
+async fn tidy(metrics: Arc<Metrics>, auth: Arc<Authenticator>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
     let mut ticks = tokio::time::interval(TIDY_EVERY);
     loop {
         ticks.tick().await;
         metrics.upkeep();
-        doors.sweep();
+        auth.sweep();
         if let Some(sweep) = &sweep {
             sweep();
         }

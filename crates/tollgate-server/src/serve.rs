@@ -10,15 +10,15 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::{
-    auth::Doors,
+    auth::Authenticator,
     error::RunError,
     grpc,
-    lifecycle::Stage,
+    lifecycle::Lifecycle,
     listener::{ConnectionTable, Server},
-    rest::{self, Offer},
+    rest::{self, RouteSet},
     settings::Settings,
     shares::Shares,
-    tls::Speaks,
+    tls::Protocols,
     workers::Workers,
 };
 
@@ -27,10 +27,10 @@ pub(crate) struct Servers {
     pub(crate) settings: Settings,
     pub(crate) service: Arc<DecisionService>,
     pub(crate) admin: Arc<Admin>,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) auth: Arc<Authenticator>,
     pub(crate) health: Arc<rest::Health>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) stage: watch::Receiver<Lifecycle>,
     pub(crate) workers: Workers,
     pub(crate) connections: Arc<ConnectionTable>,
 }
@@ -62,36 +62,36 @@ impl Servers {
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.requests.max_bytes);
-        let api = grpc::Guarded::new(api, Arc::clone(&self.doors), settings.call_timeout, bodies.clone());
+        let api = grpc::Guarded::new(api, Arc::clone(&self.auth), settings.call_timeout, bodies.clone());
         let routes = Routes::new(health).add_service(api);
         let conversation = ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", grpc::REFLECTION);
         let routes = if settings.open_reflection {
             routes.add_service(grpc::Open::new(reflection, open, conversation))
         } else {
-            let reflection = grpc::Guarded::new(reflection, Arc::clone(&self.doors), settings.call_timeout, bodies);
+            let reflection = grpc::Guarded::new(reflection, Arc::clone(&self.auth), settings.call_timeout, bodies);
             routes.add_service(grpc::Open::new(reflection, open, conversation))
         };
         let routes = routes.prepare();
-        Ok(self.server("grpc", listener, Speaks::Http2, routes.into_axum_router()))
+        Ok(self.server("grpc", listener, Protocols::Http2, routes.into_axum_router()))
     }
 
     /// REST; with what operators read, unless that has a listener of its own.
     pub(crate) fn rest(&self, listener: TcpListener) -> Result<Server, RunError> {
-        let offer = if self.settings.ops_listen.is_some() { Offer::Api } else { Offer::Everything };
-        Ok(self.server("http", listener, Speaks::Http, self.router(offer)?))
+        let offer = if self.settings.ops_listen.is_some() { RouteSet::Api } else { RouteSet::Everything };
+        Ok(self.server("http", listener, Protocols::Http, self.router(offer)?))
     }
 
     /// What operators read: in plain text and open to whoever reaches it, as scrapers and probes are.
     pub(crate) fn ops(&self, listener: TcpListener) -> Result<Server, RunError> {
-        let router = self.router(Offer::Operations)?;
-        Ok(Server { tls: None, ..self.server("ops", listener, Speaks::Http, router) })
+        let router = self.router(RouteSet::Operations)?;
+        Ok(Server { tls: None, ..self.server("ops", listener, Protocols::Http, router) })
     }
 
-    fn router(&self, offer: Offer) -> Result<Router, RunError> {
+    fn router(&self, offer: RouteSet) -> Result<Router, RunError> {
         let shared = rest::Shared {
             service: Arc::clone(&self.service),
             admin: Arc::clone(&self.admin),
-            doors: Arc::clone(&self.doors),
+            auth: Arc::clone(&self.auth),
             health: Arc::clone(&self.health),
             timeout: self.settings.call_timeout,
         };
@@ -109,18 +109,18 @@ impl Servers {
         Ok(rest::router(shared, Arc::new(bounds), offer)?)
     }
 
-    fn server(&self, name: &'static str, listener: TcpListener, speaks: Speaks, router: Router) -> Server {
+    fn server(&self, name: &'static str, listener: TcpListener, protocols: Protocols, router: Router) -> Server {
         Server {
             name,
             listener,
             router,
-            speaks,
-            tls: self.doors.tls.clone(),
+            protocols,
+            tls: self.auth.tls.clone(),
             bounds: self.settings.connections.clone(),
             calls: self.settings.requests.max_concurrent_calls,
             metrics: Arc::clone(&self.metrics),
             workers: self.workers.clone(),
-            proxies: self.settings.doors.proxies.clone(),
+            proxies: self.settings.auth.proxies.clone(),
             connections: Arc::clone(&self.connections),
         }
     }

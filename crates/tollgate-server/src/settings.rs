@@ -1,7 +1,7 @@
 //! Settings: by flag, else by environment variable, else by configuration file, else by default.
 
+mod auth;
 mod client;
-mod doors;
 mod numbers;
 mod options;
 mod redis;
@@ -23,7 +23,7 @@ pub(crate) use self::client::{ClientSettings, TOKEN_VARIABLE};
 use self::numbers::{MAX_THREADS, Numbers};
 pub use self::{client::ClientOptions, options::Options, requests::RequestSettings};
 use crate::{
-    auth::DoorSettings,
+    auth::AuthSettings,
     files::{self, MAX_FILE_BYTES},
     listener::ConnectionBounds,
     logs::LogFormat,
@@ -49,7 +49,7 @@ pub struct Settings {
     /// Where health and metrics listen, if not beside REST.
     pub ops_listen: Option<SocketAddr>,
     /// Who gets in.
-    pub doors: DoorSettings,
+    pub auth: AuthSettings,
     /// What connections may cost.
     pub connections: ConnectionBounds,
     /// Whether gRPC reflection is open to everybody.
@@ -132,7 +132,7 @@ impl Options {
             options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS));
         let (redis, accounts_redis) = redis::both(&options, threads, &mut wrong);
         let accounts_redis = accounts_redis.map(Box::new);
-        let settled = doors::settle(&options, &mut wrong);
+        let settled = auth::settle(&options, &mut wrong);
         let mut numbers = Numbers(&mut wrong);
         let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
         let max_scopes = numbers.count("memory-max-scopes", options.memory_max_scopes, 1_000_000);
@@ -177,7 +177,7 @@ impl Options {
             http_listen: settled.http_listen,
             grpc_listen: settled.grpc_listen,
             ops_listen: settled.ops_listen,
-            doors: settled.doors,
+            auth: settled.auth,
             connections: settled.connections,
             open_reflection: options.open_reflection.unwrap_or(false),
             threads,

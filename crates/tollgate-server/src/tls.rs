@@ -17,7 +17,7 @@ use tollgate_service::metrics::Metrics;
 
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
-    reload::{Kept, Reload},
+    reload::{Reload, ReloadCell},
 };
 
 /// The setting that names the file of the key.
@@ -36,9 +36,9 @@ pub struct TlsSettings {
     pub client_ca: Option<PathBuf>,
 }
 
-/// Which protocols a listener speaks.
+/// Which protocols a listener protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Speaks {
+pub(crate) enum Protocols {
     /// HTTP/1.1 and HTTP/2.
     Http,
     /// HTTP/2 alone, as gRPC does.
@@ -49,7 +49,7 @@ pub(crate) enum Speaks {
 pub(crate) struct Tls {
     settings: TlsSettings,
     metrics: Arc<Metrics>,
-    configs: Kept<Configs>,
+    configs: ReloadCell<Configs>,
 }
 
 struct Configs {
@@ -66,15 +66,15 @@ impl Tls {
         let configs = read(&settings)?;
         metrics.reload_stuck(WHAT, false);
         metrics.certificate_ends(configs.ends_at);
-        Ok(Self { settings, metrics, configs: Kept::new(configs) })
+        Ok(Self { settings, metrics, configs: ReloadCell::new(configs) })
     }
 
     /// What takes in the next connection.
-    pub(crate) fn acceptor(&self, speaks: Speaks) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self, protocols: Protocols) -> TlsAcceptor {
         let configs = self.configs.current();
-        TlsAcceptor::from(Arc::clone(match speaks {
-            Speaks::Http => &configs.http,
-            Speaks::Http2 => &configs.http2,
+        TlsAcceptor::from(Arc::clone(match protocols {
+            Protocols::Http => &configs.http,
+            Protocols::Http2 => &configs.http2,
         }))
     }
 }

@@ -14,14 +14,14 @@ use tollgate_core::{
     time::Timestamp,
 };
 use tollgate_store::{
-    accounts::{AccountRecord, AccountStore, Change, Event, Saved},
+    accounts::{AccountRecord, AccountStore, Change, Event, SaveResult},
     clock::Clock,
 };
 
 pub use self::{
     accounts::{AccountPatch, NewAccount},
-    keys::{Issued, KeyOf, KeyPatch, NewKey},
-    overrides::Whose,
+    keys::{AccountKey, IssuedKey, KeyPatch, NewKey},
+    overrides::OverrideTarget,
     policy_file::is_in_policy_file,
 };
 use crate::{
@@ -44,7 +44,7 @@ pub struct Admin {
 }
 
 /// Who administers, and where.
-pub struct Desk<'a> {
+pub struct AdminSession<'a> {
     admin: &'a Admin,
     by: &'a str,
     domain: Arc<Domain>,
@@ -92,13 +92,18 @@ impl Admin {
     }
 
     /// The desk of an administrator in a domain; no name stands for the only one within reach.
-    pub fn desk<'a>(&'a self, by: &'a str, scope: &DomainScope, domain: &str) -> Result<Desk<'a>, AdminError> {
+    pub fn session<'a>(
+        &'a self,
+        by: &'a str,
+        scope: &DomainScope,
+        domain: &str,
+    ) -> Result<AdminSession<'a>, AdminError> {
         let domain = Arc::clone(find_domain(&self.domains.load(), scope, domain)?);
-        Ok(Desk { admin: self, by, domain })
+        Ok(AdminSession { admin: self, by, domain })
     }
 }
 
-impl Desk<'_> {
+impl AdminSession<'_> {
     /// The time by which keys are good or not.
     pub fn now(&self) -> Timestamp {
         self.admin.clock.now()
@@ -125,7 +130,7 @@ impl Desk<'_> {
                 return Ok((after, made));
             }
             change::touch(&mut after, self.now());
-            if self.save(id, Some(&before), Some(&after), None).await? == Saved::Done {
+            if self.save(id, Some(&before), Some(&after), None).await? == SaveResult::Done {
                 return Ok((after, made));
             }
         }
@@ -138,7 +143,7 @@ impl Desk<'_> {
         before: Option<&AccountRecord>,
         after: Option<&AccountRecord>,
         event: Option<Event<'_>>,
-    ) -> Result<Saved, StoreError> {
+    ) -> Result<SaveResult, StoreError> {
         let change = Change { domain: self.name(), id, before, after, event };
         let saved = self.admin.store.save(change).await;
         // This node need not wait to hear of it, so that whoever made it sees it here at once; it may have been made

@@ -20,7 +20,7 @@ use tollgate_policy::{Caller, CallerKey, Override, TierId, file::BootstrapAccoun
 
 pub use self::{
     cache::{Accounts, CacheBounds},
-    compile::fitting,
+    compile::valid_overrides,
 };
 
 /// An account of a domain.
@@ -52,11 +52,11 @@ pub struct Key {
 
 /// What a node knows of a secret without asking the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recalled {
+pub enum CachedKey {
     /// It is that of a good key, as far as the node last heard.
-    Good,
+    Valid,
     /// It is no good.
-    Bad,
+    Invalid,
     /// Only the store can tell.
     Unknown,
 }
@@ -70,7 +70,7 @@ pub struct Identity {
     pub key: Option<Arc<Key>>,
     /// Why the store of accounts could not be asked. The identity is what was last known then, and good for saying
     /// what is wrong with a call, not for deciding it.
-    doubt: Option<StoreError>,
+    stale: Option<StoreError>,
 }
 
 /// The accounts and keys that the policy file of one domain brings along.
@@ -154,13 +154,13 @@ impl Key {
 impl Identity {
     /// A caller that was found where nothing is stale.
     pub fn certain(account: Arc<Account>, key: Option<Arc<Key>>) -> Self {
-        Self { account, key, doubt: None }
+        Self { account, key, stale: None }
     }
 
     /// Fails if the store of accounts could not be asked. Whatever decides, or shows what concerns the caller, asks
     /// this first.
     pub fn check(&self) -> Result<(), StoreError> {
-        self.doubt.clone().map_or(Ok(()), Err)
+        self.stale.clone().map_or(Ok(()), Err)
     }
 
     /// As policies see a caller.

@@ -99,8 +99,8 @@ impl Domains {
     }
 
     /// Whether some call may be decided while the store cannot answer.
-    pub fn bear_failure(&self) -> bool {
-        self.0.values().any(|domain| domain.policy.bears_failure())
+    pub fn tolerate_outage(&self) -> bool {
+        self.0.values().any(|domain| domain.policy.tolerates_outage())
     }
 
     /// The key of a policy file with this secret, in whatever domain within reach.

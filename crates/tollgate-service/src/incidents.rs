@@ -29,7 +29,7 @@ pub fn describe(error: &StoreError) -> String {
     let reason = reason(error);
     match error {
         // The account's own doing, and said in full.
-        StoreError::Crowded(_) => reason.to_owned(),
+        StoreError::CounterCapReached(_) => reason.to_owned(),
         _ => format!("{reason} ({})", incident(error)),
     }
 }
@@ -45,7 +45,9 @@ pub const fn reason(error: &StoreError) -> &'static str {
         StoreError::Unreachable(_) => "the store cannot be reached; nothing was charged or changed",
         StoreError::Indeterminate(_) => "the store did not answer; whether it charged or changed anything is not known",
         StoreError::Overloaded(_) => "the store is full; nothing was charged or changed",
-        StoreError::Crowded(_) => "the account has its maximum number of counters with names that callers choose",
+        StoreError::CounterCapReached(_) => {
+            "the account has its maximum number of counters with names that callers choose"
+        }
         StoreError::Refused(_) => "the store refused the call; nothing was charged or changed",
     }
 }

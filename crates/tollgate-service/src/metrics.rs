@@ -21,7 +21,7 @@ use bytes::Bytes;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tollgate_policy::AUTHENTICATION;
-use tollgate_store::failure::Replayed;
+use tollgate_store::failure::ReplayStatus;
 
 use self::{accounts::AccountMetrics, failure::FailureMetrics, health::HealthMetrics, page::Page};
 pub use self::{accounts::CacheResult, domain::DomainMetrics, reservations::ReservationMetrics};
@@ -84,7 +84,7 @@ pub struct Metrics {
     health: HealthMetrics,
     store_was_up: AtomicBool,
     store_connections: OnceLock<Source<StoreConnections>>,
-    replayed: OnceLock<Source<Replayed>>,
+    replayed: OnceLock<Source<ReplayStatus>>,
     failures: FailureMetrics,
     key_refusals: [Counter; 3],
     bad_requests: Counter,
@@ -221,11 +221,11 @@ impl Metrics {
             StoreError::Unreachable(_) => &self.store_errors.unreachable,
             StoreError::Indeterminate(_) => &self.store_errors.indeterminate,
             StoreError::Overloaded(_) => &self.store_errors.overloaded,
-            StoreError::Crowded(_) => &self.store_errors.crowded,
+            StoreError::CounterCapReached(_) => &self.store_errors.crowded,
             StoreError::Refused(_) => &self.store_errors.refused,
         }
         .increment(1);
-        if !matches!(error, StoreError::Overloaded(_) | StoreError::Crowded(_)) {
+        if !matches!(error, StoreError::Overloaded(_) | StoreError::CounterCapReached(_)) {
             self.store_is(false, &error.to_string());
         }
     }
@@ -249,7 +249,7 @@ impl Metrics {
     }
 
     /// Reads what became of the admissions without the store with `read` whenever the metrics are rendered.
-    pub fn observe_replayed(&self, read: impl Fn() -> Replayed + Send + Sync + 'static) {
+    pub fn observe_replayed(&self, read: impl Fn() -> ReplayStatus + Send + Sync + 'static) {
         let _ = self.replayed.set(Box::new(read));
     }
 

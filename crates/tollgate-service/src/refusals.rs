@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tollgate_core::{claim::Partition, store::StoreError};
-use tollgate_store::refusals::{KEPT, Refusal, RefusalLog};
+use tollgate_store::refusals::{MAX_REFUSALS, Refusal, RefusalLog};
 
 use crate::metrics::Metrics;
 
@@ -23,7 +23,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// queue is full, what comes is dropped and counted.
 pub struct Refusals {
     log: Arc<dyn RefusalLog>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingRefusals>,
     wake: Notify,
     /// Held by who writes, so that the last to do so ends after all others.
     writing: tokio::sync::Mutex<()>,
@@ -32,7 +32,7 @@ pub struct Refusals {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct WaitingRefusals {
     /// Oldest first; the account that waits longest comes first.
     accounts: IndexMap<Partition, VecDeque<Refusal>>,
     refusals: usize,
@@ -55,7 +55,7 @@ impl Refusals {
         let of_account = waiting.accounts.get_mut(&account);
         match of_account {
             // The log would forget the oldest at once.
-            Some(of_account) if of_account.len() >= KEPT => {
+            Some(of_account) if of_account.len() >= MAX_REFUSALS => {
                 of_account.pop_front();
                 of_account.push_back(refusal);
             }
@@ -117,8 +117,8 @@ impl Refusals {
         let newer = waiting.accounts.shift_remove(&account).unwrap_or_default();
         waiting.refusals -= newer.len();
         refusals.extend(newer);
-        let room = KEPT.min(self.most.saturating_sub(waiting.refusals));
-        let beyond = refusals.len().saturating_sub(KEPT);
+        let room = MAX_REFUSALS.min(self.most.saturating_sub(waiting.refusals));
+        let beyond = refusals.len().saturating_sub(MAX_REFUSALS);
         let dropped = refusals.len().saturating_sub(room);
         refusals.drain(..dropped);
         // What the log would forget at once is no loss.
@@ -131,7 +131,7 @@ impl Refusals {
     }
 }
 
-impl Waiting {
+impl WaitingRefusals {
     fn take(&mut self) -> Option<(Partition, VecDeque<Refusal>)> {
         let (account, refusals) = self.accounts.shift_remove_index(0)?;
         self.refusals -= refusals.len();
@@ -160,7 +160,7 @@ mod tests {
             if self.broken.load(Ordering::SeqCst) {
                 return Box::pin(std::future::ready(Err(StoreError::Unreachable("told to fail".into()))));
             }
-            assert!(refusals.len() <= KEPT, "no batch is larger than what is kept");
+            assert!(refusals.len() <= MAX_REFUSALS, "no batch is larger than what is kept");
             Box::pin(async move {
                 drop(self.gate.acquire().await);
                 self.inner.append(account, refusals).await

@@ -163,11 +163,11 @@ impl DecisionService {
         let dialect = &**domain.dialects.choose(call.dialect)?;
 
         let (resolved, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
-        let address_guard = Self::address_guard(domain, call.caller, &attributes);
+        let address_check = Self::address_check(domain, call.caller, &attributes);
         // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
         let nothing = Usage::none();
         let (asked, mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, operation.mode()) };
-        let claims = resolved.claim_set(asked, |name| attributes.get(name), address_guard)?;
+        let claims = resolved.claim_set(asked, |name| attributes.get(name), address_check)?;
         let plan = self.admission_plan(operation, call, (domain, &identity), &claims)?;
         let reserves = plan.as_ref().is_some_and(AdmissionPlan::reserves);
         let plan = plan.filter(|_| too_large.is_none());
@@ -182,7 +182,7 @@ impl DecisionService {
             Err(CallError::Store(error)) if !reserves => self.decide_locally(&claims, mode, now, error)?,
             decided => decided?,
         };
-        if let Some(guard) = &address_guard {
+        if let Some(guard) = &address_check {
             self.remember_block(guard, &decision, now);
         }
 
@@ -269,7 +269,7 @@ impl DecisionService {
             (Some(block), _) => Some(&*block.rule.name),
             _ if too_large.is_some() => Some("upload"),
             (None, Verdict::Allowed) => None,
-            (None, Verdict::Wait(_) | Verdict::Never) => decision.speaking().map(|status| &*status.quota.name),
+            (None, Verdict::RetryAt(_) | Verdict::Never) => decision.binding_quota().map(|status| &*status.quota.name),
         };
         let account = &identity.account;
         domain.metrics.count(account.tier, resolved.class(), denied_by);
@@ -280,5 +280,5 @@ impl DecisionService {
 
 /// Whether a node may decide without the store that answered so.
 fn is_outage(error: &StoreError) -> bool {
-    !matches!(error, StoreError::Overloaded(_) | StoreError::Crowded(_))
+    !matches!(error, StoreError::Overloaded(_) | StoreError::CounterCapReached(_))
 }

@@ -10,7 +10,7 @@ use tollgate_core::{
     claim::{Claim, Effect, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{clock::ManualClock, memory::MemoryStore};
 
@@ -18,7 +18,7 @@ fn claims(account: &str, limit: u32) -> [Claim; 3] {
     let ledger = LedgerKey::of(Partition::of([account]), ["resource"]);
     [(60_000, "requests", 1), (60_000, "tokens", 1_500), (86_400_000, "requests", 1)].map(|(ms, unit, cost)| Claim {
         ledger,
-        span: Span::Sliding(SlidingWindow::from_ms(ms).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(ms).unwrap()),
         unit: UnitId::of(unit),
         cost: Amount::from(cost),
         limit: Limit::Finite(Amount::from(limit)),

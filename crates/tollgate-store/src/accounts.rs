@@ -35,13 +35,13 @@ pub trait AccountStore: Send + Sync + 'static {
     fn load<'a>(&'a self, domain: &'a str, id: &'a str) -> AccountFuture<'a, Option<AccountRecord>>;
 
     /// Where a key with this secret might be.
-    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyPlace>>;
+    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyLocation>>;
 
     /// The id of the account that might have this key.
     fn find_key<'a>(&'a self, domain: &'a str, key: &'a str) -> AccountFuture<'a, Option<String>>;
 
     /// Makes a change.
-    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, Saved>;
+    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, SaveResult>;
 
     /// Up to `take` accounts of a domain whose ids come behind `after`, by the order of their bytes.
     fn list<'a>(&'a self, domain: &'a str, after: &'a str, take: usize) -> AccountFuture<'a, Page>;
@@ -55,7 +55,7 @@ pub trait AccountStore: Send + Sync + 'static {
 
 /// Where a key is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyPlace {
+pub struct KeyLocation {
     /// The domain.
     pub domain: String,
     /// The account's id.
@@ -90,7 +90,7 @@ pub struct Event<'a> {
 
 /// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saved {
+pub enum SaveResult {
     /// It was made.
     Done,
     /// The record is not the one that was read; nothing was done.
@@ -112,7 +112,7 @@ pub struct Page {
 
 /// An account that changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
+pub struct AccountChange {
     /// The domain.
     pub domain: String,
     /// The account's id.
@@ -126,21 +126,21 @@ pub struct Changed {
 
 /// A feed of changes.
 #[derive(Debug)]
-pub struct Changes(mpsc::Receiver<Changed>);
+pub struct Changes(mpsc::Receiver<AccountChange>);
 
 impl Changes {
     /// The next change. `None` once one may have been missed; the feed has ended then.
-    pub async fn next(&mut self) -> Option<Changed> {
+    pub async fn next(&mut self) -> Option<AccountChange> {
         self.0.recv().await
     }
 }
 
 impl Change<'_> {
     /// What listeners are told.
-    pub fn told(&self) -> Changed {
+    pub fn told(&self) -> AccountChange {
         let new = self.after.into_iter().flat_map(|after| &after.keys);
         let known = |id: &str| self.before.is_some_and(|before| before.keys.contains_key(id));
-        Changed {
+        AccountChange {
             domain: self.domain.to_owned(),
             account: self.id.to_owned(),
             secrets: self.added().map(|(hash, _)| hash).collect(),

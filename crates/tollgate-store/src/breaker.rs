@@ -38,16 +38,16 @@ impl Default for Breaker {
 
 impl Breaker {
     /// Lets a call through, or says after how long it is worth coming back.
-    pub fn enter(&self, now: Instant) -> Result<Pass<'_>, Duration> {
+    pub fn enter(&self, now: Instant) -> Result<Permit<'_>, Duration> {
         if !self.is_open() {
-            return Ok(Pass { breaker: self, probe: false });
+            return Ok(Permit { breaker: self, probe: false });
         }
         let mut rest = self.rest.lock();
         if rest.probing || now < rest.until {
             return Err(rest.until.saturating_duration_since(now));
         }
         rest.probing = true;
-        Ok(Pass { breaker: self, probe: true })
+        Ok(Permit { breaker: self, probe: true })
     }
 
     /// Whether calls are refused.
@@ -85,12 +85,12 @@ impl Breaker {
 /// One call that was let through. Dropped without a word, as when its caller went away, it counts as neither
 /// success nor failure.
 #[derive(Debug)]
-pub struct Pass<'a> {
+pub struct Permit<'a> {
     breaker: &'a Breaker,
     probe: bool,
 }
 
-impl Pass<'_> {
+impl Permit<'_> {
     /// The server answered, whatever it said.
     pub fn succeeded(self) {
         self.breaker.close();
@@ -102,7 +102,7 @@ impl Pass<'_> {
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.probe {
             self.breaker.rest.lock().probing = false;
@@ -196,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn late_failures_do_not_lengthen_the_rest() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        let late: Vec<Pass<'_>> = (0..100).map(|_| breaker.enter(now).unwrap()).collect();
+        let late: Vec<Permit<'_>> = (0..100).map(|_| breaker.enter(now).unwrap()).collect();
         open(&breaker, now);
         for pass in late {
             assert!(!pass.failed(now + REST.1));

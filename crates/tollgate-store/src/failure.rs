@@ -20,10 +20,10 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, Limit},
-    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, Mode, OnFailure},
+    claim::{ApplyResult, Claim, ClaimStatus, ClaimsDecision, Effect, Fit, Mode, OnFailure},
     store::{Store, StoreError},
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 
 use crate::{clock::Clock, memory::MemoryStore};
@@ -38,7 +38,7 @@ pub struct Fallback {
     local: MemoryStore<Arc<dyn Clock>>,
     clock: Arc<dyn Clock>,
     nodes: u64,
-    waiting: Mutex<VecDeque<Admitted>>,
+    waiting: Mutex<VecDeque<PendingCharge>>,
     /// How many more are being charged. Written with `waiting` locked, so that none is missing from both.
     at_hand: AtomicUsize,
     /// Held by who charges the store, so that the last to do so ends after all others.
@@ -48,14 +48,14 @@ pub struct Fallback {
 }
 
 /// An admission that the store does not know of.
-struct Admitted {
+struct PendingCharge {
     at: Timestamp,
     claims: Box<[Claim]>,
 }
 
 /// What became of the admissions made without the store, since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Replayed {
+pub struct ReplayStatus {
     /// How many wait to be charged to the store.
     pub waiting: usize,
     /// How many were.
@@ -96,7 +96,7 @@ impl Fallback {
 
     /// Decides `claims`, of which each does what stands beside it in `modes`; claims behind the last mode are
     /// guards, which nothing is known of. `None` if one of them must not be decided without the store.
-    pub fn decide(&self, claims: &[Claim], modes: &[OnFailure], mode: Mode) -> Option<Result<Answer, StoreError>> {
+    pub fn decide(&self, claims: &[Claim], modes: &[OnFailure], mode: Mode) -> Option<Result<ApplyResult, StoreError>> {
         if modes.contains(&OnFailure::Deny) {
             return None;
         }
@@ -111,11 +111,11 @@ impl Fallback {
         let shares: SmallVec<[Claim; 4]> =
             places.iter().map(|at| Claim { limit: self.share(claims[*at].limit), ..claims[*at] }).collect();
         let may_pass = (0..claims.len()).all(|at| is_local(at) || statuses[at].fit == Fit::Now);
-        let mut applied = Applied { decided_at: self.clock.now(), allowed: may_pass, statuses: SmallVec::new() };
+        let mut applied = ClaimsDecision { decided_at: self.clock.now(), allowed: may_pass, statuses: SmallVec::new() };
         if !shares.is_empty() {
             let local_mode = if may_pass { mode } else { Mode::Peek };
             match self.local.apply_now(&shares, local_mode) {
-                Ok(Answer::Applied(local)) => {
+                Ok(ApplyResult::Applied(local)) => {
                     for (at, status) in places.iter().zip(local.statuses) {
                         statuses[*at] = status;
                     }
@@ -129,7 +129,7 @@ impl Fallback {
             }
         }
         applied.statuses = statuses;
-        Some(Ok(Answer::Applied(applied)))
+        Some(Ok(ApplyResult::Applied(applied)))
     }
 
     /// Charges `store` with what was admitted without it, for as long as it answers.
@@ -137,7 +137,7 @@ impl Fallback {
         let _replaying = self.replaying.lock().await;
         loop {
             let now = self.clock.now();
-            let batch: Vec<Admitted> = {
+            let batch: Vec<PendingCharge> = {
                 let mut waiting = self.waiting.lock();
                 let count = waiting.len().min(AT_ONCE);
                 self.at_hand.store(count, Ordering::Relaxed);
@@ -169,9 +169,9 @@ impl Fallback {
     }
 
     /// What became of the admissions made without the store.
-    pub fn replayed(&self) -> Replayed {
+    pub fn replayed(&self) -> ReplayStatus {
         let waiting = self.waiting.lock();
-        Replayed {
+        ReplayStatus {
             waiting: waiting.len() + self.at_hand.load(Ordering::Relaxed),
             charged: self.charged.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
@@ -190,16 +190,16 @@ impl Fallback {
             waiting.pop_front();
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        waiting.push_back(Admitted { at, claims });
+        waiting.push_back(PendingCharge { at, claims });
     }
 }
 
-fn still_counting(admitted: &Admitted, now: Timestamp) -> SmallVec<[Claim; 4]> {
+fn still_counting(admitted: &PendingCharge, now: Timestamp) -> SmallVec<[Claim; 4]> {
     let counts = |claim: &&Claim| match claim.span {
-        Span::Sliding(window) => now.ms_since(admitted.at) < u64::from(window.ms()),
-        Span::Calendar { period, .. } => period.contains(now),
+        WindowInstance::Sliding(window) => now.ms_since(admitted.at) < u64::from(window.ms()),
+        WindowInstance::Calendar { period, .. } => period.contains(now),
         // Slots are held by reservations, which need the store.
-        Span::Slots => false,
+        WindowInstance::Slots => false,
     };
     admitted.claims.iter().filter(counts).copied().collect()
 }
@@ -207,20 +207,20 @@ fn still_counting(admitted: &Admitted, now: Timestamp) -> SmallVec<[Claim; 4]> {
 /// `None` if nothing was charged and it is worth trying again.
 async fn charge(store: &dyn Store, claims: &[Claim]) -> Option<Result<(), ()>> {
     match store.apply(claims, Mode::Force).await {
-        Ok(Answer::Applied(_)) => Some(Ok(())),
+        Ok(ApplyResult::Applied(_)) => Some(Ok(())),
         // A period ended just now, by the store's clock. The rest counts on.
-        Ok(Answer::OutsidePeriod(at)) => {
+        Ok(ApplyResult::OutsidePeriod(at)) => {
             let rest: SmallVec<[Claim; 4]> = claims
                 .iter()
-                .filter(|claim| !matches!(claim.span, Span::Calendar { period, .. } if !period.contains(at)))
+                .filter(|claim| !matches!(claim.span, WindowInstance::Calendar { period, .. } if !period.contains(at)))
                 .copied()
                 .collect();
             if rest.is_empty() {
                 return Some(Err(()));
             }
             match store.apply(&rest, Mode::Force).await {
-                Ok(Answer::Applied(_)) => Some(Ok(())),
-                Ok(Answer::OutsidePeriod(_)) | Err(StoreError::Indeterminate(_)) => Some(Err(())),
+                Ok(ApplyResult::Applied(_)) => Some(Ok(())),
+                Ok(ApplyResult::OutsidePeriod(_)) | Err(StoreError::Indeterminate(_)) => Some(Err(())),
                 Err(_) => None,
             }
         }
@@ -239,7 +239,7 @@ mod tests {
     use tollgate_core::{
         amount::UnitId,
         claim::{LedgerKey, Partition, ReservationId},
-        reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
+        reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, Reservation, ReservationState},
         store::{AnswerFuture, HealthFuture, StoreFuture},
         window::SlidingWindow,
     };
@@ -252,7 +252,7 @@ mod tests {
     fn claim(cost: u64, limit: u64) -> Claim {
         Claim {
             ledger: LedgerKey::of(Partition::of(["a"]), ["r"]),
-            span: Span::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap()),
+            span: WindowInstance::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap()),
             unit: UnitId::of("requests"),
             cost: Amount::try_from(cost).unwrap(),
             limit: Limit::Finite(Amount::try_from(limit).unwrap()),
@@ -265,9 +265,9 @@ mod tests {
         (Fallback::new(Arc::clone(&clock) as Arc<dyn Clock>, nodes, 1_000), clock)
     }
 
-    fn allowed(decided: Option<Result<Answer, StoreError>>) -> bool {
+    fn allowed(decided: Option<Result<ApplyResult, StoreError>>) -> bool {
         match decided {
-            Some(Ok(Answer::Applied(applied))) => applied.allowed,
+            Some(Ok(ApplyResult::Applied(applied))) => applied.allowed,
             other => panic!("{other:?}"),
         }
     }
@@ -312,7 +312,7 @@ mod tests {
                 }
                 let claims = [claim(cost, limit)];
                 let passes = if up {
-                    matches!(store.apply_now(&claims, Mode::Try), Ok(Answer::Applied(applied)) if applied.allowed)
+                    matches!(store.apply_now(&claims, Mode::Try), Ok(ApplyResult::Applied(applied)) if applied.allowed)
                 } else {
                     allowed(alone[node % nodes].decide(&claims, &[OnFailure::Local], Mode::Try))
                 };
@@ -336,14 +336,14 @@ mod tests {
         }
         assert!(!allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Peek)));
         fallback.replay(&store).await;
-        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 5, dropped: 0 });
-        let Ok(Answer::Applied(peeked)) = store.apply_now(&[claim(1, 10)], Mode::Peek) else { panic!() };
+        assert_eq!(fallback.replayed(), ReplayStatus { waiting: 0, charged: 5, dropped: 0 });
+        let Ok(ApplyResult::Applied(peeked)) = store.apply_now(&[claim(1, 10)], Mode::Peek) else { panic!() };
         assert_eq!(peeked.statuses[0].used.get(), 5);
         clock.advance_ms(WINDOW_MS);
         assert!(allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Try)));
         clock.advance_ms(WINDOW_MS);
         fallback.replay(&store).await;
-        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 5, dropped: 1 });
+        assert_eq!(fallback.replayed(), ReplayStatus { waiting: 0, charged: 5, dropped: 1 });
     }
 
     /// A store that answers when it is let.
@@ -357,15 +357,20 @@ mod tests {
             })
         }
 
-        fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+        fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a AdmitOptions<'a>) -> StoreFuture<'a, Admission> {
             self.0.admit(claims, terms)
         }
 
-        fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+        fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState> {
             self.0.look(home, id)
         }
 
-        fn close<'a>(&'a self, home: Partition, id: ReservationId, how: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+        fn close<'a>(
+            &'a self,
+            home: Partition,
+            id: ReservationId,
+            how: &'a CloseRequest<'a>,
+        ) -> StoreFuture<'a, CloseResult> {
             self.0.close(home, id, how)
         }
 
@@ -399,7 +404,7 @@ mod tests {
         assert!(last.as_mut().now_or_never().is_none(), "it left the other's charge behind");
         slow.1.add_permits(1);
         tokio::join!(first, last);
-        assert_eq!(fallback.replayed(), Replayed { waiting: 0, charged: 1, dropped: 0 });
+        assert_eq!(fallback.replayed(), ReplayStatus { waiting: 0, charged: 1, dropped: 0 });
     }
 
     #[test]
@@ -408,6 +413,6 @@ mod tests {
         for _ in 0..MAX_WAITING + 10 {
             assert!(allowed(fallback.decide(&[claim(1, 1 << 50)], &[OnFailure::Local], Mode::Try)));
         }
-        assert_eq!(fallback.replayed(), Replayed { waiting: MAX_WAITING, charged: 0, dropped: 10 });
+        assert_eq!(fallback.replayed(), ReplayStatus { waiting: MAX_WAITING, charged: 0, dropped: 10 });
     }
 }

@@ -12,16 +12,15 @@ use indexmap::{IndexMap, IndexSet};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tollgate_core::{
-    admission,
-    admission::Books,
+    admission::{self, ReservationRecords},
     amount::Amount,
-    claim::{Answer, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition, ReservationId},
-    ledger::{Ledger, Ledgers, MAX_OPEN_ENDED, decide, outside_period},
+    claim::{ApplyResult, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition, ReservationId},
+    ledger::{Ledger, LedgerMap, MAX_OPEN_ENDED, decide, outside_period},
     records::Records,
-    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, Reservation, ReservationState},
     store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture, StoreHealth},
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 
 use crate::clock::Clock;
@@ -48,20 +47,20 @@ struct Shard {
     ledgers: IndexMap<LedgerKey, Ledger>,
     /// How many ledgers each owner has.
     owned: HashMap<Owner, usize>,
-    seats: Seats,
+    seats: KeyCap,
     records: Records,
     sweep_at: usize,
     full_until: Timestamp,
 }
 
 /// Who has a place among the open-ended ledgers of its partition.
-struct Seats {
+struct KeyCap {
     taken: IndexSet<LedgerKey>,
     by_partition: HashMap<Partition, usize>,
     most: u32,
 }
 
-impl Seats {
+impl KeyCap {
     fn take(&mut self, partition: Partition, new: &[LedgerKey]) -> bool {
         let taken = self.by_partition.get(&partition).copied().unwrap_or(0) + new.len();
         if taken > self.most as usize {
@@ -111,7 +110,7 @@ impl<C: Clock> MemoryStore<C> {
             forgets,
             ledgers: IndexMap::new(),
             owned: HashMap::new(),
-            seats: Seats { taken: IndexSet::new(), by_partition: HashMap::new(), most },
+            seats: KeyCap { taken: IndexSet::new(), by_partition: HashMap::new(), most },
             records: Records::default(),
             sweep_at: 0,
             full_until: Timestamp::default(),
@@ -138,25 +137,30 @@ impl<C: Clock> MemoryStore<C> {
         self.shards.iter().map(|shard| shard.lock().records.len()).sum()
     }
 
-    pub(crate) fn apply_now(&self, claims: &[Claim], mode: Mode) -> Result<Answer, StoreError> {
+    pub(crate) fn apply_now(&self, claims: &[Claim], mode: Mode) -> Result<ApplyResult, StoreError> {
         let (mut locked, now) = self.lock(claims.iter().map(|claim| claim.ledger.partition));
         if outside_period(claims, now) {
-            return Ok(Answer::OutsidePeriod(now));
+            return Ok(ApplyResult::OutsidePeriod(now));
         }
         if mode != Mode::Peek {
             locked.make_room(claims, 0, now, self.shard_capacity)?;
         }
-        Ok(Answer::Applied(decide(&mut locked, claims, mode, now)?))
+        Ok(ApplyResult::Applied(decide(&mut locked, claims, mode, now)?))
     }
 
-    fn admit_now(&self, claims: &[Claim], terms: &Terms<'_>) -> Result<Admission, StoreError> {
+    fn admit_now(&self, claims: &[Claim], terms: &AdmitOptions<'_>) -> Result<Admission, StoreError> {
         let partitions = claims.iter().map(|claim| claim.ledger.partition);
         let (mut locked, now) = self.lock(partitions.chain([terms.home]));
         locked.make_room(claims, 2, now, self.shard_capacity)?;
         Ok(admission::admit(&mut locked, claims, terms, now)?)
     }
 
-    fn close_now(&self, home: Partition, id: ReservationId, closing: &Closing<'_>) -> Result<Closure, StoreError> {
+    fn close_now(
+        &self,
+        home: Partition,
+        id: ReservationId,
+        closing: &CloseRequest<'_>,
+    ) -> Result<CloseResult, StoreError> {
         let refunds = closing.refunds.iter().map(|charge| charge.ledger);
         let debts = closing.debts.iter().map(|claim| claim.ledger);
         let touched =
@@ -185,16 +189,21 @@ impl<C: Clock> Store for MemoryStore<C> {
         Box::pin(std::future::ready(self.apply_now(claims, mode)))
     }
 
-    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a AdmitOptions<'a>) -> StoreFuture<'a, Admission> {
         Box::pin(std::future::ready(self.admit_now(claims, terms)))
     }
 
-    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState> {
         let (mut locked, now) = self.lock([home].into_iter());
         Box::pin(std::future::ready(Ok(admission::look(&mut locked, home, id, now))))
     }
 
-    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+    fn close<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        closing: &'a CloseRequest<'a>,
+    ) -> StoreFuture<'a, CloseResult> {
         Box::pin(std::future::ready(self.close_now(home, id, closing)))
     }
 
@@ -315,7 +324,8 @@ struct Locked<'a> {
 impl Locked<'_> {
     /// Makes room in every shard for what `claims` charge or hold, and for so many records.
     fn make_room(&mut self, claims: &[Claim], records: usize, now: Timestamp, most: usize) -> Result<(), StoreError> {
-        let charging = || claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == Span::Slots);
+        let charging =
+            || claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == WindowInstance::Slots);
         let owner = claims.first().map_or_else(Owner::default, |claim| claim.ledger.partition.owner());
         let wanted = Wanted { owner, ledgers: charging().count(), records };
         let hasher = self.hasher;
@@ -339,7 +349,7 @@ impl Locked<'_> {
     }
 }
 
-impl Ledgers for Locked<'_> {
+impl LedgerMap for Locked<'_> {
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger> {
         self.shard(key.partition).ledgers.get_mut(key)
     }
@@ -352,13 +362,13 @@ impl Ledgers for Locked<'_> {
         })
     }
 
-    fn seat(&mut self, new: &[LedgerKey]) -> bool {
+    fn admit_new_keys(&mut self, new: &[LedgerKey]) -> bool {
         // All open-ended ledgers of a call are its account's.
         new.first().is_none_or(|key| self.shard(key.partition).seats.take(key.partition, new))
     }
 }
 
-impl Books for Locked<'_> {
+impl ReservationRecords for Locked<'_> {
     fn records(&mut self, home: Partition) -> &mut Records {
         &mut self.shard(home).records
     }

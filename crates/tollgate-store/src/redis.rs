@@ -2,10 +2,10 @@
 
 mod admit;
 mod batch;
-mod examine;
+mod client;
+mod doctor;
 mod fast_path;
 pub(crate) mod layout;
-mod link;
 mod records;
 pub(crate) mod scripts;
 mod split;
@@ -18,35 +18,35 @@ use std::sync::Arc;
 use redis::Value;
 use tokio::time::Instant;
 use tollgate_core::{
-    admission::shape_of,
-    claim::{Answer, Charge, Claim, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Closure, Extension, Looked, Reservation, Terms},
+    admission::claims_fingerprint,
+    claim::{ApplyResult, Charge, Claim, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, Reservation, ReservationState},
     store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture},
-    window::Span,
+    window::WindowInstance,
 };
 
-pub(crate) use self::link::{Script, Writes};
+pub(crate) use self::client::{Script, Writes};
 use self::{
-    admit::{Admit, Ask, Said},
+    admit::{Admit, AdmitReply, AdmitRequest},
     batch::{BatchedCall, Batches},
     fast_path::FastPathRequest,
-    records::{Close, Elsewhere, Returned},
+    records::{Close, OtherPartitions, Returned},
     scripts::Scripts,
     wire::{Request, Validity},
 };
 pub use self::{
-    examine::{Finding, Verdict, examine},
-    link::{Fault, Link, LinkStatus, RedisConfig, RedisTls, prefer_connection},
+    client::{Fault, RedisClient, RedisClientStatus, RedisConfig, RedisTls, prefer_connection},
+    doctor::{Finding, Severity, examine},
 };
 
 /// The most ledgers that one run of a script removes.
 const MAX_RESET: usize = 250;
 
-/// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`Link`], and so is every other
+/// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`RedisClient`], and so is every other
 /// operation; what is in several slots of a Redis Cluster takes one for each of them. Clones share everything.
 #[derive(Clone)]
 pub struct RedisStore {
-    link: Link,
+    link: RedisClient,
     scripts: Arc<Scripts>,
     batches: Arc<Batches>,
     clock: Option<InjectedClock>,
@@ -61,18 +61,18 @@ impl RedisStore {
     ///
     /// Must be called within a Tokio runtime.
     pub fn connect(config: RedisConfig) -> Result<Self, StoreError> {
-        Ok(Self::on(Link::open(config)?))
+        Ok(Self::on(RedisClient::open(config)?))
     }
 
     /// A store at the other end of `link`, which others may use too.
     ///
     /// Must be called within a Tokio runtime that goes on: calls from threads without a runtime of the link's are sent by
     /// a task on this one.
-    pub fn on(link: Link) -> Self {
+    pub fn on(link: RedisClient) -> Self {
         Self::behind(templates::part("clock.lua"), link, None)
     }
 
-    fn behind(clock: &str, link: Link, injected: Option<InjectedClock>) -> Self {
+    fn behind(clock: &str, link: RedisClient, injected: Option<InjectedClock>) -> Self {
         let batches = Arc::new(Batches::new(&link));
         Self { link, scripts: Arc::new(Scripts::behind(clock)), batches, clock: injected, fast_path: true }
     }
@@ -82,7 +82,7 @@ impl RedisStore {
     pub fn with_injected_clock(config: RedisConfig, clock: impl crate::clock::Clock) -> Result<Self, StoreError> {
         Ok(Self::behind(
             templates::part("clock_injected.lua"),
-            Link::open(config)?,
+            RedisClient::open(config)?,
             Some(Arc::new(move || clock.now())),
         ))
     }
@@ -90,7 +90,11 @@ impl RedisStore {
     /// A store whose scripts have another text, and so another SHA, as those of another version have; for tests.
     #[cfg(feature = "testing")]
     pub fn with_other_text(config: RedisConfig) -> Result<Self, StoreError> {
-        Ok(Self::behind(&["-- Another version.\n", templates::part("clock.lua")].concat(), Link::open(config)?, None))
+        Ok(Self::behind(
+            &["-- Another version.\n", templates::part("clock.lua")].concat(),
+            RedisClient::open(config)?,
+            None,
+        ))
     }
 
     /// The same store, which decides every call by the general script, for tests.
@@ -102,16 +106,16 @@ impl RedisStore {
     }
 
     /// The way to Redis.
-    pub fn link(&self) -> &Link {
+    pub fn link(&self) -> &RedisClient {
         &self.link
     }
 
     /// Applies claims that one script reaches.
-    async fn apply_at_once(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<Answer, StoreError> {
-        if claims.iter().any(|claim| claim.span == Span::Slots) {
-            let elsewhere = &Elsewhere::default();
+    async fn apply_at_once(&self, claims: &[Claim], mode: Mode, bounds: Bounds) -> Result<ApplyResult, StoreError> {
+        if claims.iter().any(|claim| claim.span == WindowInstance::Slots) {
+            let elsewhere = &OtherPartitions::default();
             let validity = bounds.validity;
-            let ask = Ask { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
+            let ask = AdmitRequest { claims, mode, validity, terms: None, shape: 0, tells: false, elsewhere };
             return Box::pin(self.ask(ask, bounds.deadline)).await?.into_answer().ok_or_else(wire::unreadable);
         }
         let mut request = self.request(claims, mode, bounds.validity);
@@ -142,7 +146,7 @@ impl RedisStore {
     }
 
     /// Runs the admission script.
-    async fn ask(&self, ask: Ask<'_>, deadline: Instant) -> Result<Said, StoreError> {
+    async fn ask(&self, ask: AdmitRequest<'_>, deadline: Instant) -> Result<AdmitReply, StoreError> {
         let writes = writes_by(ask.mode);
         let request = self.request(ask.claims, ask.mode, ask.validity);
         let admit = Admit::new(self.link.key_prefix(), ask, request);
@@ -155,10 +159,10 @@ impl RedisStore {
         &self,
         home: Partition,
         id: ReservationId,
-        closing: &Closing<'_>,
+        closing: &CloseRequest<'_>,
         elsewhere: &Returned,
         deadline: Instant,
-    ) -> Result<Closure, StoreError> {
+    ) -> Result<CloseResult, StoreError> {
         let close = Close::new(self.link.key_prefix(), home, id, closing, elsewhere);
         let reply = self.script(&self.scripts.close, Writes::Charge, &close.keys(), &close.args(), deadline).await?;
         self.read(&close.keys(), wire::bytes_of(&reply).and_then(records::read_closure))
@@ -238,21 +242,22 @@ impl Store for RedisStore {
         })
     }
 
-    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a Terms<'a>) -> StoreFuture<'a, Admission> {
+    fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a AdmitOptions<'a>) -> StoreFuture<'a, Admission> {
         Box::pin(async {
             let bounds = Bounds { validity: Validity::of(claims), deadline: self.link.deadline() };
             if self.link.is_cluster() && claims.iter().any(|claim| claim.ledger.partition != terms.home) {
                 return Box::pin(split::admit(self, claims, terms, bounds)).await;
             }
-            let elsewhere = &Elsewhere::default();
-            let shape = if terms.request.is_some() { shape_of(claims) } else { 0 };
+            let elsewhere = &OtherPartitions::default();
+            let shape = if terms.request.is_some() { claims_fingerprint(claims) } else { 0 };
             let validity = bounds.validity;
-            let ask = Ask { claims, mode: Mode::Try, validity, terms: Some(terms), shape, tells: false, elsewhere };
+            let ask =
+                AdmitRequest { claims, mode: Mode::Try, validity, terms: Some(terms), shape, tells: false, elsewhere };
             Ok(self.ask(ask, bounds.deadline).await?.admission)
         })
     }
 
-    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, Looked> {
+    fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState> {
         Box::pin(async move {
             let keys = [records::reservation_key(self.link.key_prefix(), home, id)];
             let reply = self.script(&self.scripts.look, Writes::Nothing, &[&keys], &[], self.link.deadline()).await?;
@@ -260,7 +265,12 @@ impl Store for RedisStore {
         })
     }
 
-    fn close<'a>(&'a self, home: Partition, id: ReservationId, closing: &'a Closing<'a>) -> StoreFuture<'a, Closure> {
+    fn close<'a>(
+        &'a self,
+        home: Partition,
+        id: ReservationId,
+        closing: &'a CloseRequest<'a>,
+    ) -> StoreFuture<'a, CloseResult> {
         Box::pin(async move {
             let deadline = self.link.deadline();
             if self.link.is_cluster() {

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tollgate_core::{claim::Partition, store::StoreError};
 
 /// So many refusals of an account are kept.
-pub const KEPT: usize = 50;
+pub const MAX_REFUSALS: usize = 50;
 /// How long they are kept after the last one.
-pub const KEPT_FOR: Duration = Duration::from_hours(30 * 24);
+pub const RETENTION: Duration = Duration::from_hours(30 * 24);
 
 /// A call that was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Refusal {
 /// The future of one answer.
 pub type RefusalFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Keeps the last [`KEPT`] refusals of each account, for [`KEPT_FOR`].
+/// Keeps the last [`MAX_REFUSALS`] refusals of each account, for [`RETENTION`].
 ///
 /// An answer, or an error, comes within a bound that the store states. After an error it is not known whether
 /// refusals were added.

@@ -14,7 +14,7 @@ use redis::{Connection, Script, Value, cmd};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Claim, Effect, LedgerKey, Mode, Partition},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{redis::raw, testing::RedisServer};
 use tollgate_tests::microseconds_a_call;
@@ -450,7 +450,7 @@ fn claim(quota: &Quota, key: u64, limit: u64) -> Claim {
     let partition = Partition::of([key.to_string().as_str()]);
     Claim {
         ledger: LedgerKey::of(partition, [if quota.2 { "key" } else { "account" }]),
-        span: Span::Sliding(SlidingWindow::from_ms(quota.0).expect("a window")),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(quota.0).expect("a window")),
         unit: UnitId::of(quota.1),
         cost: Amount::try_from(cost(quota)).expect("a cost"),
         limit: Limit::Finite(Amount::try_from(limit).expect("a limit")),

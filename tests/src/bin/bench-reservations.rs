@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Closing, Hold, Looked, RequestMark, Reservation, Terms},
+    reservation::{AdmitOptions, CloseRequest, IdempotencyKey, NewReservation, Reservation, ReservationState},
     store::Store,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     redis::{RedisConfig, RedisStore},
@@ -63,7 +63,7 @@ const WAYS: [(Way, &str); 9] = [
 fn claims(account: u64, slot: bool) -> Vec<Claim> {
     let partition = Partition::of(["bench", &account.to_string()]);
     let ledger = LedgerKey::of(partition, ["resource"]);
-    let window = |ms| Span::Sliding(SlidingWindow::from_ms(ms).expect("a window"));
+    let window = |ms| WindowInstance::Sliding(SlidingWindow::from_ms(ms).expect("a window"));
     let claim = |span, unit, cost: u32| Claim {
         ledger,
         span,
@@ -77,7 +77,7 @@ fn claims(account: u64, slot: bool) -> Vec<Claim> {
         claim(window(60_000), "tokens", 1_500),
         claim(window(300_000), "requests", 1),
     ];
-    claims.extend(slot.then(|| claim(Span::Slots, "concurrent_requests", 1)));
+    claims.extend(slot.then(|| claim(WindowInstance::Slots, "concurrent_requests", 1)));
     claims
 }
 
@@ -90,8 +90,8 @@ fn id_of(number: u64) -> ReservationId {
 
 async fn reserve(store: &RedisStore, number: u64, slot: bool) {
     let claims = claims(number % ACCOUNTS, slot);
-    let hold = Hold { id: id_of(number), ttl_ms: TTL_MS, note: NOTE };
-    let terms = Terms { home: claims[0].ledger.partition, hold: Some(hold), request: None };
+    let hold = NewReservation { id: id_of(number), ttl_ms: TTL_MS, note: NOTE };
+    let terms = AdmitOptions { home: claims[0].ledger.partition, hold: Some(hold), request: None };
     store.admit(&claims, &terms).await.expect("an admission");
 }
 
@@ -108,7 +108,7 @@ async fn close(store: &RedisStore, number: u64, way: Way, known: &Reservation) {
         .collect();
     let debts: Vec<Claim> =
         claims.iter().filter(|claim| way == Way::SettleMore && claim.unit == tokens).copied().collect();
-    let closing = Closing { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, note: NOTE };
+    let closing = CloseRequest { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, note: NOTE };
     store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
 }
 
@@ -119,8 +119,8 @@ async fn one(store: Arc<RedisStore>, way: Way, number: u64, known: Option<Reserv
     match way {
         Way::Consume => drop(store.apply(&account, Mode::Try).await.expect("an answer")),
         Way::ConsumeById => {
-            let mark = RequestMark { id: id_of(number).0, digest: [5; 16], ttl_ms: TTL_MS };
-            let terms = Terms { home, hold: None, request: Some(mark) };
+            let mark = IdempotencyKey { id: id_of(number).0, digest: [5; 16], ttl_ms: TTL_MS };
+            let terms = AdmitOptions { home, hold: None, request: Some(mark) };
             store.admit(&account, &terms).await.expect("an admission");
         }
         Way::Reserve => reserve(&store, number, false).await,
@@ -165,7 +165,8 @@ async fn main() {
                     .await;
                 for number in numbers.clone() {
                     let home = claims(number % ACCOUNTS, false)[0].ledger.partition;
-                    let Looked::Open { reservation, .. } = store.look(home, id_of(number)).await.expect("a look")
+                    let ReservationState::Open { reservation, .. } =
+                        store.look(home, id_of(number)).await.expect("a look")
                     else {
                         continue;
                     };

@@ -102,13 +102,12 @@ impl Paths<'_> {
             }
             _ => None,
         };
-        match relative {
-            Some(path) => self.found.push([&["crate".to_owned()], &path[..]].concat()),
-            None => {
-                self.found.push(path.to_vec());
-                // A child module may be named without `self`.
-                self.found.push([&["crate".to_owned()], self.module, path].concat());
-            }
+        if let Some(path) = relative {
+            self.found.push([&["crate".to_owned()], &path[..]].concat());
+        } else {
+            self.found.push(path.to_vec());
+            // A child module may be named without `self`.
+            self.found.push([&["crate".to_owned()], self.module, path].concat());
         }
     }
 

@@ -223,7 +223,7 @@ async fn restart_under_load() -> Vec<Answer> {
     })
     .await;
     // On a busy machine the callers may not have had a turn since then.
-    until("a call of the load meets the outage", Duration::from_secs(60), async || {
+    until("a call of the load meets the outage", Duration::from_mins(1), async || {
         (load.failed() > failed_before).then_some(())
     })
     .await;

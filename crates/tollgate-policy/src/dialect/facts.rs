@@ -24,7 +24,7 @@ pub struct Facts<'a> {
     /// The quotas of the call, in the order of the policy.
     pub quotas: &'a [QuotaStatus<'a>],
     /// The index of the binding quota.
-    pub speaker: Option<usize>,
+    pub binding: Option<usize>,
     /// What the call would use.
     pub usage: Option<&'a Usage>,
     /// What there is to say about a block, or about an upload that is too large.

@@ -59,7 +59,7 @@ fn facts<'a>(kind: ResponseKind, quotas: &'a [QuotaStatus<'a>], usage: &'a Usage
         now: NOW,
         retry_at: None,
         quotas,
-        speaker: Some(0),
+        binding: Some(0),
         usage: Some(usage),
         message: None,
         domain: Some("shop"),
@@ -116,7 +116,7 @@ fn every_answer(dialect: &Dialect) -> String {
     let message = "Too many failed attempts (> 20). Please wait 30s and try again.";
     let upload = "The image has 10485761 bytes; img2img takes at most 10 MB (10485760 bytes).";
     let bad_key = |why| Facts {
-        speaker: None,
+        binding: None,
         usage: None,
         resource: None,
         tier: None,
@@ -130,9 +130,9 @@ fn every_answer(dialect: &Dialect) -> String {
         "unlimited: ".to_owned() + &answer(facts(ResponseKind::Allowed, &unlimited, &usage)),
         "for seconds: ".to_owned() + &after(11_050, facts(exceeded, &refused, &usage)),
         "for today: ".to_owned()
-            + &after(3_600_000, Facts { speaker: Some(2), ..facts(exceeded, &out_for_today, &usage) }),
+            + &after(3_600_000, Facts { binding: Some(2), ..facts(exceeded, &out_for_today, &usage) }),
         "for ever: ".to_owned()
-            + &answer(Facts { speaker: Some(1), ..facts(refused_for(Reason::CostAboveLimit), &never, &usage) }),
+            + &answer(Facts { binding: Some(1), ..facts(refused_for(Reason::CostAboveLimit), &never, &usage) }),
         "blocked: ".to_owned()
             + &after(
                 29_001,
@@ -308,7 +308,7 @@ fn shadow_quotas_are_not_rendered() {
     let usage = loaded.policy.usage([]).unwrap();
     let quotas = quotas(&loaded.policy);
     let statuses: Vec<_> = quotas.iter().map(|quota| status(quota, Some(1), 2, 9, Fit::At(NOW.plus_ms(9)))).collect();
-    let facts = Facts { speaker: None, ..facts(ResponseKind::Allowed, &statuses, &usage) };
+    let facts = Facts { binding: None, ..facts(ResponseKind::Allowed, &statuses, &usage) };
     for name in ["venice", "openai", "deapi", "ietf"] {
         let rendered = built_in::named(name).unwrap().render(&facts);
         assert_eq!(rendered, Rendered { status: 200, headers: Vec::new(), body: None }, "{name}");

@@ -41,7 +41,7 @@ pub(super) enum Value<'f> {
 impl<'f> RenderContext<'f> {
     pub(super) fn quota(&self, choice: QuotaChoice) -> Option<&'f QuotaStatus<'f>> {
         let at = match choice {
-            QuotaChoice::Binding => self.facts.speaker,
+            QuotaChoice::Binding => self.facts.binding,
             QuotaChoice::Selected(selector) => self.chosen.get(selector).copied().flatten(),
         };
         self.facts.quotas.get(at?)

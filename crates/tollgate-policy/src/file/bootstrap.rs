@@ -12,7 +12,7 @@ use tollgate_core::{
 
 use crate::{
     format,
-    policy::{Chain, Override, Place, Policy, TierId},
+    policy::{Override, Place, Policy, QuotaLevel, TierId},
 };
 
 /// An account of the bootstrap section.
@@ -84,7 +84,7 @@ impl Checker<'_> {
         let keys = account.keys.iter().enumerate();
         let keys: Vec<Option<BootstrapKey>> =
             keys.map(|(at, key)| self.key(key, &written["keys"][at], &place.at("keys").at(at))).collect();
-        let overrides = self.overrides(&account.overrides, Chain::Account, place);
+        let overrides = self.overrides(&account.overrides, QuotaLevel::Account, place);
         let policy = self.policy;
         let tier = policy.tier_named(&account.tier.0);
         if tier.is_none() {
@@ -116,7 +116,7 @@ impl Checker<'_> {
             let message = "is not a time; write it like 2027-01-31T00:00:00Z".to_owned();
             self.mistakes.push((place.at("expires_at"), message));
         }
-        let overrides = self.overrides(&key.overrides, Chain::Key, place);
+        let overrides = self.overrides(&key.overrides, QuotaLevel::Key, place);
         Some(BootstrapKey {
             id: key.id.0.as_str().into(),
             hash: hash?,
@@ -132,7 +132,12 @@ impl Checker<'_> {
         })
     }
 
-    fn overrides(&mut self, overrides: &[format::Override], chain: Chain, place: &Place) -> Option<Arc<[Override]>> {
+    fn overrides(
+        &mut self,
+        overrides: &[format::Override],
+        chain: QuotaLevel,
+        place: &Place,
+    ) -> Option<Arc<[Override]>> {
         match self.policy.overrides(overrides, chain, &place.at("overrides")) {
             Ok(overrides) => Some(overrides.into()),
             Err(errors) => {

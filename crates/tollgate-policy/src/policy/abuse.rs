@@ -2,7 +2,7 @@
 //!
 //! A rule counts failures over a trailing window, and keeps blocks beside them: a block is one entry in a
 //! window as long as the block, so that it ends by itself, and a limit of one, so that nothing lengthens it.
-//! Every call carries a [guard](Watch::guard), judged in the same step as its quotas.
+//! Every call carries a [guard](AbuseCounter::block_check), judged in the same step as its quotas.
 
 use std::{fmt::Write, ops::RangeInclusive, sync::Arc};
 
@@ -11,12 +11,12 @@ use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{Claim, ClaimStatus, Effect, Fit, LedgerKey, Partition},
     time::Timestamp,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 
 use crate::{
     format::{self, Length, Message, Word, abuse::Failures},
-    policy::{Attribute, Chain, Place, Problem, Scope, builder::Builder},
+    policy::{Attribute, Place, Problem, QuotaLevel, Scope, builder::Builder},
 };
 
 /// The most rules a policy may have.
@@ -67,7 +67,7 @@ impl Block<'_> {
 
 /// A rule, and the ledger where it counts one caller's failures.
 #[derive(Clone, Copy, Debug)]
-pub struct Watch<'a> {
+pub struct AbuseCounter<'a> {
     /// The rule.
     pub rule: &'a AbuseRule,
     /// Where it counts.
@@ -106,9 +106,9 @@ impl AbuseRule {
         domain: &str,
         account: Partition,
         value: impl Fn(&Attribute) -> Option<&'v str>,
-    ) -> Option<Watch<'_>> {
+    ) -> Option<AbuseCounter<'_>> {
         let ledger = self.scope.ledger(domain, account, false, |attribute| value(attribute).ok_or(())).ok()?;
-        Some(Watch { rule: self, ledger })
+        Some(AbuseCounter { rule: self, ledger })
     }
 
     /// What the rule counts, for the weight of ledgers.
@@ -117,9 +117,9 @@ impl AbuseRule {
     }
 }
 
-impl<'a> Watch<'a> {
+impl<'a> AbuseCounter<'a> {
     /// Refuses while a block is on; never charged.
-    pub fn guard(&self) -> Claim {
+    pub fn block_check(&self) -> Claim {
         let block = self.block();
         let limit = if self.rule.shadow { Limit::Unlimited } else { block.limit };
         Claim { effect: Effect::Judge, limit, ..block }
@@ -129,7 +129,7 @@ impl<'a> Watch<'a> {
     pub fn failure(&self) -> [Claim; 2] {
         let failure = Claim {
             ledger: self.ledger,
-            span: Span::Sliding(self.rule.window),
+            span: WindowInstance::Sliding(self.rule.window),
             unit: self.rule.failures,
             cost: Amount::from(1),
             limit: Limit::Unlimited,
@@ -142,7 +142,7 @@ impl<'a> Watch<'a> {
     pub fn block(&self) -> Claim {
         Claim {
             ledger: self.ledger,
-            span: Span::Sliding(self.rule.block),
+            span: WindowInstance::Sliding(self.rule.block),
             unit: self.rule.blocks,
             cost: Amount::from(1),
             limit: Limit::Finite(Amount::from(1)),
@@ -270,7 +270,7 @@ impl Builder {
     }
 
     fn abuse_rule(&mut self, name: &str, fields: RuleFields<'_>, place: &Place) -> Option<AbuseRule> {
-        let scope = self.scope(fields.scope, Chain::Account, place);
+        let scope = self.scope(fields.scope, QuotaLevel::Account, place);
         let mut statuses = fields.statuses;
         for (at, range) in statuses.iter().enumerate().filter(|(_, range)| range.is_empty()) {
             self.error(place.at("statuses").at(at), Problem::EmptyRange(*range.start(), *range.end()));

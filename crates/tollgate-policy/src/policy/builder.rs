@@ -13,7 +13,7 @@ use tollgate_core::{
 use crate::{
     format::{self, PolicyFile, Word},
     policy::{
-        Chain, CompileError, Place, Policy, Problem, Quota, Resource, Scope, Scopes, Unit,
+        CompileError, Place, Policy, Problem, Quota, QuotaLevel, Resource, Scope, Scopes, Unit,
         pattern::Pattern,
         pool::Pool,
         quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
@@ -117,7 +117,7 @@ impl Builder {
 
     /// A quota of a rule, with this scope or the default one.
     fn quota(&mut self, written: &format::Quota, scope: Option<&format::Scope>, place: &Place) -> Option<Quota> {
-        let quota = self.counter(&written.counter, scope, Chain::Account, place)?;
+        let quota = self.counter(&written.counter, scope, QuotaLevel::Account, place)?;
         let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
         if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
             self.error(place.at("pool"), problem);
@@ -138,7 +138,7 @@ impl Builder {
         &mut self,
         written: &format::CounterLimit,
         scope: Option<&format::Scope>,
-        chain: Chain,
+        chain: QuotaLevel,
         place: &Place,
     ) -> Option<Quota> {
         let concurrent = written.unit.0 == CONCURRENT_REQUESTS;
@@ -200,11 +200,11 @@ impl Builder {
         }
     }
 
-    pub(super) fn scope(&mut self, names: Option<&[Word]>, chain: Chain, place: &Place) -> Option<Arc<Scope>> {
+    pub(super) fn scope(&mut self, names: Option<&[Word]>, chain: QuotaLevel, place: &Place) -> Option<Arc<Scope>> {
         let Some(names) = names else {
             return Some(match chain {
-                Chain::Account => self.scopes.account.clone(),
-                Chain::Key => self.scopes.key.clone(),
+                QuotaLevel::Account => self.scopes.account.clone(),
+                QuotaLevel::Key => self.scopes.key.clone(),
             });
         };
         let scope = self.checked(Scope::parse(names), place.at("scope"))?;
@@ -343,18 +343,18 @@ fn units(names: &[Word], errors: &mut Vec<CompileError>) -> Vec<Unit> {
 
 fn default_scopes(written: &format::DefaultScopes, errors: &mut Vec<CompileError>) -> Scopes {
     let place = Place::root().at("scopes");
-    let mut scope = |written: Option<&format::Scope>, chain: Chain, name: &str| {
+    let mut scope = |written: Option<&format::Scope>, chain: QuotaLevel, name: &str| {
         let Some(names) = written else { return Arc::new(Scope::default_of(chain)) };
         let scope = Scope::parse(&names.0).and_then(|scope| {
             let fits = scope.chain() == chain;
-            if fits { Ok(scope) } else { Err(Problem::OtherChain { key: chain == Chain::Key }) }
+            if fits { Ok(scope) } else { Err(Problem::OtherChain { key: chain == QuotaLevel::Key }) }
         });
         Arc::new(scope.unwrap_or_else(|problem| {
             errors.push(CompileError { place: place.at(name), problem });
             Scope::of_chain(chain)
         }))
     };
-    let account = scope(written.account.as_ref(), Chain::Account, "account");
-    let key = scope(written.key.as_ref(), Chain::Key, "key");
+    let account = scope(written.account.as_ref(), QuotaLevel::Account, "account");
+    let key = scope(written.key.as_ref(), QuotaLevel::Key, "key");
     Scopes { known: vec![account.clone(), key.clone()], account, key }
 }

@@ -30,14 +30,14 @@ mod tests;
 mod usage;
 
 pub(crate) use abuse::block_of;
-pub use abuse::{AUTHENTICATION, AbuseRule, Block, MAX_ABUSE_RULES, Statuses, Watch};
+pub use abuse::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, MAX_ABUSE_RULES, Statuses};
 pub use error::{CompileError, Place, Problem, Step};
 pub use estimate::Estimate;
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{BadPattern, MAX_NAME_BYTES};
 pub use quota::{CONCURRENT_REQUESTS, DecidedBy, Quota, Unit};
 pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, Resolved};
-pub use scope::{Attribute, Chain, Scope};
+pub use scope::{Attribute, QuotaLevel, Scope};
 pub use usage::{Usage, UsageError};
 
 /// The most quotas a resolved call may have, overrides included.
@@ -172,7 +172,7 @@ impl Policy {
     }
 
     /// Whether some call may be decided while the store cannot answer.
-    pub fn bears_failure(&self) -> bool {
+    pub fn tolerates_outage(&self) -> bool {
         self.on_failure != OnFailure::Deny
             || self.plans.iter().flat_map(|plan| &plan.quotas).any(|quota| quota.on_failure != OnFailure::Deny)
     }

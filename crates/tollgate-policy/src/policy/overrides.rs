@@ -2,7 +2,7 @@
 
 use crate::{
     format,
-    policy::{Chain, CompileError, Place, Policy, Problem, Quota, builder::Builder, pattern::Pattern},
+    policy::{CompileError, Place, Policy, Problem, Quota, QuotaLevel, builder::Builder, pattern::Pattern},
 };
 
 /// The most overrides an account or a key may have.
@@ -23,7 +23,7 @@ pub struct Override {
 
 impl Override {
     /// The chain whose quotas it patches; it never touches the other.
-    pub fn chain(&self) -> Chain {
+    pub fn chain(&self) -> QuotaLevel {
         self.quota.scope.chain()
     }
 
@@ -46,11 +46,11 @@ impl Override {
 
 impl Policy {
     /// Checks the overrides of one account or key, found at `place`, and orders them for
-    /// [`Policy::resolve`]. The overrides of an account are of [`Chain::Account`].
+    /// [`Policy::resolve`]. The overrides of an account are of [`QuotaLevel::Account`].
     pub fn overrides(
         &self,
         written: &[format::Override],
-        chain: Chain,
+        chain: QuotaLevel,
         place: &Place,
     ) -> Result<Vec<Override>, Vec<CompileError>> {
         let mut builder = Builder::of(self);
@@ -95,7 +95,7 @@ impl Policy {
         &self,
         builder: &mut Builder,
         over: &format::Override,
-        chain: Chain,
+        chain: QuotaLevel,
         place: &Place,
     ) -> Option<Override> {
         let scope = over.counter.scope.as_ref();
@@ -104,7 +104,7 @@ impl Policy {
         if let Some(quota) = &quota
             && quota.scope.chain() != chain
         {
-            builder.error(place.at("scope"), Problem::OtherChain { key: chain == Chain::Key });
+            builder.error(place.at("scope"), Problem::OtherChain { key: chain == QuotaLevel::Key });
             return None;
         }
         let pattern = match pattern {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::policy::{
-    Chain, MAX_RULE_QUOTAS, Place, Plan, Problem, Quota,
+    MAX_RULE_QUOTAS, Place, Plan, Problem, Quota, QuotaLevel,
     builder::Builder,
     pool::MAX_POOLS,
     rules::{RuleId, Rules, applies_to},
@@ -26,7 +26,7 @@ impl Plans {
     /// theirs with the others of their class.
     pub(super) fn add(&mut self, builder: &mut Builder, rules: &Rules<'_>, tier: &str) -> usize {
         let winner = |chain| rules.in_order().find(|rule| applies_to(&builder.rules[*rule], chain));
-        let (of_account, of_key) = (winner(Chain::Account), winner(Chain::Key));
+        let (of_account, of_key) = (winner(QuotaLevel::Account), winner(QuotaLevel::Key));
         let place = || rules.resource.place.clone();
         // Once for each resource: what is missing in one tier is mostly missing in all.
         if of_account.is_none() && of_key.is_none() && self.without_rule.insert(place()) {
@@ -38,9 +38,9 @@ impl Plans {
                 let quotas = rule.into_iter().flat_map(|rule| &builder.rules[rule]);
                 quotas.filter(move |quota| quota.scope.chain() == chain).cloned()
             };
-            let mut quotas: Vec<Quota> = quotas_of(of_account, Chain::Account).collect();
+            let mut quotas: Vec<Quota> = quotas_of(of_account, QuotaLevel::Account).collect();
             let key_from = quotas.len();
-            quotas.extend(quotas_of(of_key, Chain::Key));
+            quotas.extend(quotas_of(of_key, QuotaLevel::Key));
             if quotas.len() > MAX_RULE_QUOTAS {
                 builder.error(place(), Problem::TooManyQuotas(quotas.len(), tier.to_owned()));
             }

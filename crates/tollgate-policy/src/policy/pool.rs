@@ -9,9 +9,9 @@ use std::array;
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Applied, Claim, ClaimStatus, Effect, Fit, LedgerKey, Mode},
+    claim::{Claim, ClaimStatus, ClaimsDecision, Effect, Fit, LedgerKey, Mode},
     time::Timestamp,
-    window::{SlidingWindow, Span, Window},
+    window::{SlidingWindow, Window, WindowInstance},
 };
 
 use crate::policy::{ActiveQuota, Problem, Resolved, Scope, Usage};
@@ -93,7 +93,7 @@ impl Pool {
 
 /// A call's draw from one pool: the counters beside that of the quota.
 #[derive(Clone, Debug)]
-pub struct Draw<'a> {
+pub struct PoolClaim<'a> {
     /// Where the quota stands among those of the call.
     pub quota: usize,
     pool: Pool,
@@ -105,7 +105,7 @@ pub struct Draw<'a> {
 
 /// What an answer says about a call's draws.
 #[derive(Debug, Default)]
-pub struct Drawn {
+pub struct PoolOutcome {
     /// What the pools look like now, in the order of the draws.
     pub pools: SmallVec<[PoolUse; 1]>,
     /// The call was refused only by numbers that are no longer true: ask again with these.
@@ -116,7 +116,7 @@ pub struct Drawn {
 
 impl<'a> Resolved<'a> {
     /// The pools that a call with this usage draws from. `ledgers` are the counters of its quotas.
-    pub(crate) fn draws(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[Draw<'a>; 1]> {
+    pub(crate) fn draws(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[PoolClaim<'a>; 1]> {
         let pooled = self.quotas().iter().enumerate().zip(ledgers);
         let draws = pooled.filter_map(|((quota, active), ledger)| {
             let pool = active.quota.pool?;
@@ -125,7 +125,7 @@ impl<'a> Resolved<'a> {
                 Window::Calendar(calendar) => format!("calendar {} {}", calendar.unit().name(), calendar.zone()),
                 Window::Concurrent => "concurrent".to_owned(),
             };
-            Some(Draw {
+            Some(PoolClaim {
                 quota,
                 pool,
                 active: *active,
@@ -151,7 +151,7 @@ fn want_window(window: &Window) -> Option<SlidingWindow> {
     }
 }
 
-impl Draw<'_> {
+impl PoolClaim<'_> {
     /// What names the pool in a memory of pools.
     pub fn key(&self) -> LedgerKey {
         self.uses
@@ -199,7 +199,7 @@ impl Draw<'_> {
     }
 
     fn wanted(&self, priority: usize, cost: Amount) -> Option<Claim> {
-        let span = Span::Sliding(self.want_window()?);
+        let span = WindowInstance::Sliding(self.want_window()?);
         let (ledger, unit) = (self.uses.beside(["wanted"]), WANTED[priority]);
         Some(Claim { ledger, span, unit, cost, limit: Limit::Unlimited, effect: Effect::Charge })
     }
@@ -244,9 +244,14 @@ pub(crate) type Rooms = SmallVec<[(usize, Amount); 1]>;
 /// statuses of the quotas where a part had no room, and into the rooms what is left of each part.
 ///
 /// `again` says whether the store can be asked once more. If it cannot, the numbers it decided by have to do.
-pub(crate) fn settle(draws: &[Draw<'_>], mode: Mode, again: bool, applied: &mut Applied) -> (Drawn, Rooms) {
-    let (mut found, mut rooms) = (Drawn::default(), Rooms::new());
-    let behind: usize = draws.iter().map(Draw::rows).sum();
+pub(crate) fn settle(
+    draws: &[PoolClaim<'_>],
+    mode: Mode,
+    again: bool,
+    applied: &mut ClaimsDecision,
+) -> (PoolOutcome, Rooms) {
+    let (mut found, mut rooms) = (PoolOutcome::default(), Rooms::new());
+    let behind: usize = draws.iter().map(PoolClaim::rows).sum();
     let rows: SmallVec<[ClaimStatus; 4]> =
         applied.statuses.drain(applied.statuses.len().saturating_sub(behind)..).collect();
     let mut rest = &rows[..];

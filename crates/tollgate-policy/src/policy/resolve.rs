@@ -9,7 +9,7 @@ use tollgate_core::{
 use crate::{
     format::Counter,
     policy::{
-        Attribute, Chain, Estimate, Override, Policy, Quota, Resource, Scope, Tier, TierId, Watch,
+        AbuseCounter, Attribute, Estimate, Override, Policy, Quota, QuotaLevel, Resource, Scope, Tier, TierId,
         pattern::{MAX_NAME_BYTES, is_name},
     },
 };
@@ -111,9 +111,9 @@ impl Policy {
         let plan = self.plan(caller.tier, at).ok_or(ResolveError::UnknownTier)?;
         let (of_account, of_key) = plan.quotas.split_at(plan.key_from);
         let mut quotas = SmallVec::new();
-        add_chain(&mut quotas, of_account, Chain::Account, caller.account_overrides, name);
+        add_chain(&mut quotas, of_account, QuotaLevel::Account, caller.account_overrides, name);
         if let Some(key) = caller.key {
-            add_chain(&mut quotas, of_key, Chain::Key, key.overrides, name);
+            add_chain(&mut quotas, of_key, QuotaLevel::Key, key.overrides, name);
         }
         let key_id = caller.key.map(|key| key.id);
         let resource = &self.resources[at];
@@ -126,7 +126,7 @@ impl Policy {
 fn add_chain<'a>(
     quotas: &mut SmallVec<[ActiveQuota<'a>; 4]>,
     of_chain: &'a [Quota],
-    chain: Chain,
+    chain: QuotaLevel,
     overrides: &'a [Override],
     name: &str,
 ) {
@@ -156,7 +156,10 @@ impl<'a> Resolved<'a> {
     }
 
     /// The abuse rules that guard the call, with the counters of their failures and blocks.
-    pub fn watches<'v>(&self, attributes: impl Fn(&str) -> Option<&'v str>) -> impl Iterator<Item = Watch<'a>>
+    pub fn abuse_counters<'v>(
+        &self,
+        attributes: impl Fn(&str) -> Option<&'v str>,
+    ) -> impl Iterator<Item = AbuseCounter<'a>>
     where
         'a: 'v,
     {
@@ -228,14 +231,14 @@ impl<'a> Resolved<'a> {
         &self,
         ledgers: &[LedgerKey],
         attributes: impl Fn(&str) -> Option<&'v str>,
-    ) -> impl Iterator<Item = Watch<'a>>
+    ) -> impl Iterator<Item = AbuseCounter<'a>>
     where
         'a: 'v,
     {
         self.policy.abuse_rules().iter().filter_map(move |rule| {
             let named = || self.ledger(&rule.scope, |attribute| self.value(attribute, &attributes).ok_or(())).ok();
             let ledger = self.known_ledger(&rule.scope, ledgers).or_else(named)?;
-            Some(Watch { rule, ledger })
+            Some(AbuseCounter { rule, ledger })
         })
     }
 

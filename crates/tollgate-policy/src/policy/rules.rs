@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::policy::{Chain, Place, Quota, Resource, pattern::Pattern};
+use crate::policy::{Place, Quota, QuotaLevel, Resource, pattern::Pattern};
 
 /// The index of a rule in the builder's list of rules.
 pub(super) type RuleId = usize;
@@ -56,6 +56,6 @@ impl Rules<'_> {
 }
 
 /// Whether a rule decides the quotas of a chain. An empty rule decides both chains: neither is limited.
-pub(super) fn applies_to(rule: &[Quota], chain: Chain) -> bool {
+pub(super) fn applies_to(rule: &[Quota], chain: QuotaLevel) -> bool {
     rule.is_empty() || rule.iter().any(|quota| quota.scope.chain() == chain)
 }

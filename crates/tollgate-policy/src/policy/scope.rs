@@ -29,7 +29,7 @@ pub enum Attribute {
 
 /// Which chain of rules a quota belongs to. Both chains apply, so that neither loosens the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chain {
+pub enum QuotaLevel {
     /// Quotas whose scope does not contain the API key.
     Account,
     /// Quotas whose scope contains the API key.
@@ -75,16 +75,16 @@ impl Scope {
     }
 
     /// The smallest scope of a chain: `[account]` or `[api_key]`.
-    pub(super) fn of_chain(chain: Chain) -> Self {
+    pub(super) fn of_chain(chain: QuotaLevel) -> Self {
         let attribute = match chain {
-            Chain::Account => Attribute::Account,
-            Chain::Key => Attribute::ApiKey,
+            QuotaLevel::Account => Attribute::Account,
+            QuotaLevel::Key => Attribute::ApiKey,
         };
         Self { attributes: SmallVec::from_iter([attribute]) }
     }
 
     /// The scope of quotas and overrides where the file gives none: `[account, resource]` or `[api_key, resource]`.
-    pub(super) fn default_of(chain: Chain) -> Self {
+    pub(super) fn default_of(chain: QuotaLevel) -> Self {
         let mut scope = Self::of_chain(chain);
         scope.attributes.push(Attribute::Resource);
         scope
@@ -96,8 +96,8 @@ impl Scope {
     }
 
     /// The chain of the quotas with this scope.
-    pub fn chain(&self) -> Chain {
-        if self.attributes.contains(&Attribute::ApiKey) { Chain::Key } else { Chain::Account }
+    pub fn chain(&self) -> QuotaLevel {
+        if self.attributes.contains(&Attribute::ApiKey) { QuotaLevel::Key } else { QuotaLevel::Account }
     }
 
     /// Whether the counters belong to one account, and live in its partition.

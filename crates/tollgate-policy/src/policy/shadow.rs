@@ -5,7 +5,7 @@
 
 use tollgate_core::{
     amount::{Amount, Limit},
-    claim::{Applied, ClaimStatus, Fit, Mode},
+    claim::{ClaimStatus, ClaimsDecision, Fit, Mode},
     reservation::MAX_SLOTS,
     window::Window,
 };
@@ -32,7 +32,7 @@ impl Resolved<'_> {
         usage: &Usage,
         guards: impl IntoIterator<Item = &'r AbuseRule>,
         mode: Mode,
-        applied: &mut Applied,
+        applied: &mut ClaimsDecision,
     ) {
         let charged = match mode {
             Mode::Try => applied.allowed,

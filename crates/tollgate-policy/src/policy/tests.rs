@@ -35,8 +35,8 @@ impl Client {
     fn with(policy: &Policy, account: &[format::Override], key: &[format::Override]) -> Self {
         let root = Place::root();
         Self {
-            account: policy.overrides(account, Chain::Account, &root).unwrap(),
-            key: policy.overrides(key, Chain::Key, &root).unwrap(),
+            account: policy.overrides(account, QuotaLevel::Account, &root).unwrap(),
+            key: policy.overrides(key, QuotaLevel::Key, &root).unwrap(),
         }
     }
 
@@ -342,7 +342,7 @@ fn ledgers_that_would_not_fit_are_refused() {
     assert_eq!(mistakes(&spread).len(), 1);
     // An override must fit beside what the rules count.
     let one_more = [over(None, DAY, 1, &["account"])];
-    let refused = policy.overrides(&one_more, Chain::Account, &Place::root()).unwrap_err();
+    let refused = policy.overrides(&one_more, QuotaLevel::Account, &Place::root()).unwrap_err();
     assert!(matches!(refused[0].problem, Problem::LedgerTooLarge { weight: 36, .. }));
 }
 
@@ -353,6 +353,6 @@ fn calls_have_a_bounded_number_of_quotas() {
     let policy = compiled(&of(16));
     assert_eq!(mistakes(&of(17)), ["resources.chat: has 17 quotas in tier \"paid\"; at most 16 can apply to one call"]);
     let overrides = |count| (1..=count).map(|ms| over(None, &format!("{ms}ms"), 1, &[])).collect::<Vec<_>>();
-    let refused = policy.overrides(&overrides(9), Chain::Account, &Place::root()).unwrap_err();
+    let refused = policy.overrides(&overrides(9), QuotaLevel::Account, &Place::root()).unwrap_err();
     assert_eq!(refused[0].problem, Problem::TooManyOverriddenCounters(8));
 }

@@ -7,13 +7,13 @@ use std::sync::{
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, Fit, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, ClaimsDecision, Effect, Fit, LedgerKey, Mode, Partition},
     store::Store,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{clock::Clock, memory::MemoryStore};
 
-use super::{ClientAddr, Refusal};
+use super::{AuthError, ClientAddr};
 
 /// Failures are counted over so long, and an address with too many is blocked for so long.
 const WINDOW_MS: u64 = 30_000;
@@ -49,16 +49,16 @@ pub(crate) enum Standing {
     /// Its failures are within the bound.
     Free,
     /// Too many of its attempts failed; so a wrong secret is answered.
-    Blocked(Refusal),
+    Blocked(AuthError),
     /// It may be that its failures are not counted: so many other addresses fail.
     Uncounted,
 }
 
 #[derive(Clone, Copy)]
 struct Bounds {
-    window: Span,
+    window: WindowInstance,
     failures: Amount,
-    look_up_window: Span,
+    look_up_window: WindowInstance,
 }
 
 impl Throttle {
@@ -68,7 +68,7 @@ impl Throttle {
     }
 
     fn for_addresses(clock: Arc<dyn Clock>, most: u32, addresses: usize) -> Self {
-        let window = |ms| SlidingWindow::from_ms(ms).ok().map(Span::Sliding);
+        let window = |ms| SlidingWindow::from_ms(ms).ok().map(WindowInstance::Sliding);
         let windows = window(WINDOW_MS).zip(window(LOOK_UP_WINDOW_MS)).filter(|_| most > 0);
         Self {
             store: MemoryStore::new(Arc::clone(&clock), COUNTERS_PER_ADDRESS * addresses),
@@ -94,7 +94,7 @@ impl Throttle {
             let fit = applied.as_ref().and_then(|applied| Some((applied.statuses.first()?.fit, applied.decided_at)));
             if let Some((Fit::At(until), now)) = fit {
                 let wait_ms = until.as_ms().saturating_sub(now.as_ms());
-                return Standing::Blocked(Refusal::TooManyFailures { retry_after_s: wait_ms.div_ceil(1000).max(1) });
+                return Standing::Blocked(AuthError::TooManyFailures { retry_after_s: wait_ms.div_ceil(1000).max(1) });
             }
         }
         if self.full_until_ms.load(Ordering::Relaxed) > now_ms { Standing::Uncounted } else { Standing::Free }
@@ -102,7 +102,7 @@ impl Throttle {
 
     /// Counts a failure, unless the address is blocked: then it says so. Where so many addresses fail that another one
     /// finds no room, it is not counted; those that are counted stay so.
-    pub(crate) async fn count_failure(&self, from: ClientAddr) -> Result<(), Refusal> {
+    pub(crate) async fn count_failure(&self, from: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
         if let Standing::Blocked(refusal) = self.standing(from).await {
             return Err(refusal);
@@ -123,7 +123,7 @@ impl Throttle {
     }
 
     /// Whether a secret that is shown from a blocked or uncounted address may be looked up in the store of accounts.
-    pub(crate) async fn permit_look_up(&self, from: ClientAddr) -> Result<(), Refusal> {
+    pub(crate) async fn permit_look_up(&self, from: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
         let own = claim(from, "look-ups", bounds.look_up_window, Amount::from(LOOK_UPS_PER_ADDRESS));
         // Where the address finds no room, the bound on all of them is there.
@@ -132,7 +132,7 @@ impl Throttle {
             let all = Claim { ledger, limit: Limit::Finite(Amount::from(LOOK_UPS)), ..own };
             apply(&self.look_ups, &[all], Mode::Try).await.is_some_and(|applied| applied.allowed)
         };
-        let refusal = Refusal::TooManyFailures { retry_after_s: LOOK_UP_WINDOW_MS.div_ceil(1000) };
+        let refusal = AuthError::TooManyFailures { retry_after_s: LOOK_UP_WINDOW_MS.div_ceil(1000) };
         if permitted { Ok(()) } else { Err(refusal) }
     }
 
@@ -143,9 +143,9 @@ impl Throttle {
 }
 
 /// What the store decides; nothing if it has no room.
-async fn apply(store: &MemoryStore<Arc<dyn Clock>>, claims: &[Claim], mode: Mode) -> Option<Applied> {
+async fn apply(store: &MemoryStore<Arc<dyn Clock>>, claims: &[Claim], mode: Mode) -> Option<ClaimsDecision> {
     match store.apply(claims, mode).await {
-        Ok(Answer::Applied(applied)) => Some(applied),
+        Ok(ApplyResult::Applied(applied)) => Some(applied),
         _ => None,
     }
 }
@@ -154,7 +154,7 @@ fn one() -> Amount {
     Amount::from(1)
 }
 
-fn claim(from: ClientAddr, what: &str, window: Span, limit: Amount) -> Claim {
+fn claim(from: ClientAddr, what: &str, window: WindowInstance, limit: Amount) -> Claim {
     let address = from.to_string();
     Claim {
         ledger: LedgerKey::of(Partition::of([&*address]), [what]),

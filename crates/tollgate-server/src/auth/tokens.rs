@@ -20,7 +20,7 @@ use super::Grant;
 use crate::{
     files::{self, Failure, MAX_FILE_BYTES, folder_of},
     listener::CertificateName,
-    reload::{Kept, Reload},
+    reload::{Reload, ReloadCell},
 };
 
 /// What the file of the administrators is called.
@@ -47,7 +47,7 @@ pub(crate) struct TokenFile {
     what: &'static str,
     path: PathBuf,
     metrics: Arc<Metrics>,
-    tokens: Kept<Tokens>,
+    tokens: ReloadCell<Tokens>,
 }
 
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl TokenFile {
     /// Reads the file at `path`. `what` names it for metrics and logs.
     pub(crate) fn load(what: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         metrics.reload_stuck(what, false);
-        let tokens = Kept::new(Tokens::read(what, path)?);
+        let tokens = ReloadCell::new(Tokens::read(what, path)?);
         Ok(Self { what, path: path.to_owned(), metrics, tokens })
     }
 

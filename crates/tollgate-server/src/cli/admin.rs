@@ -12,7 +12,7 @@ use tollgate_policy::file;
 
 pub(super) use self::{account::AccountVerb, key::KeyVerb};
 use self::{
-    client::{Ask, Client, Failure},
+    client::{ApiRequest, Client, Failure},
     people::{Show, shown},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Admin<V: Subcommand> {
 
 /// Something that a node can be asked for.
 pub(super) trait Verb: Subcommand {
-    fn ask(self) -> Ask;
+    fn ask(self) -> ApiRequest;
 }
 
 #[derive(Subcommand)]
@@ -46,9 +46,9 @@ pub(super) enum TierVerb {
 }
 
 impl Verb for TierVerb {
-    fn ask(self) -> Ask {
+    fn ask(self) -> ApiRequest {
         match self {
-            Self::List => Ask::get::<TierList>(["tiers"]),
+            Self::List => ApiRequest::get::<TierList>(["tiers"]),
         }
     }
 }
@@ -83,9 +83,9 @@ pub(super) struct Page {
     cursor: Option<String>,
 }
 
-/// Upon which version.
+/// On which version of the account.
 #[derive(Args)]
-pub(super) struct Upon {
+pub(super) struct VersionArgs {
     /// Change only if the account still has this version
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
@@ -137,7 +137,7 @@ impl OverrideArgs {
     }
 }
 
-impl Ask {
+impl ApiRequest {
     fn new<T: Show>(method: reqwest::Method, path: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let path = path.into_iter().map(Into::into).collect();
         Self { method, path, query: Vec::new(), body: None, if_version: None, show: shown::<T> }
@@ -158,7 +158,7 @@ impl Ask {
         Self { body: serde_json::to_value(body).ok(), ..self }
     }
 
-    fn upon(self, upon: &Upon) -> Self {
+    fn upon(self, upon: &VersionArgs) -> Self {
         Self { if_version: upon.if_version, ..self }
     }
 }

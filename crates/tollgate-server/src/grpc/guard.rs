@@ -19,7 +19,7 @@ use tonic::{
 
 use super::body::{BodyBounds, CallBody};
 use crate::{
-    auth::{Doors, Refusal, ServiceGrant},
+    auth::{AuthError, Authenticator, ServiceGrant},
     listener::Peer,
     request_body::is_plain,
     shares::Holder,
@@ -36,16 +36,16 @@ const STREAMS: [&str; 2] = ["ConsumeStream", "ServerReflectionInfo"];
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     inner: S,
-    doors: Arc<Doors>,
+    auth: Arc<Authenticator>,
     timeout: Duration,
     bodies: Arc<BodyBounds>,
 }
 
 impl<S> Guarded<S> {
     /// `timeout` is how long a call may take once it was read.
-    pub(crate) fn new(inner: S, doors: Arc<Doors>, timeout: Duration, bodies: BodyBounds) -> Self {
+    pub(crate) fn new(inner: S, auth: Arc<Authenticator>, timeout: Duration, bodies: BodyBounds) -> Self {
         let timeout = timeout.saturating_add(bodies.timeout).saturating_add(LONGER);
-        Self { inner, doors, timeout, bodies: Arc::new(bodies) }
+        Self { inner, auth, timeout, bodies: Arc::new(bodies) }
     }
 }
 
@@ -67,7 +67,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let doors = Arc::clone(&self.doors);
+        let auth = Arc::clone(&self.auth);
         let (timeout, bodies) = (self.timeout, Arc::clone(&self.bodies));
         let arrived = Instant::now();
         // The one that was polled is the one to call.
@@ -80,7 +80,7 @@ where
             if !is_plain(request.headers()) {
                 return Ok(unsupported_media_type("content-encoding: must be identity, or absent"));
             }
-            let grant = match enter(&doors, request.headers(), request.extensions()).await {
+            let grant = match enter(&auth, request.headers(), request.extensions()).await {
                 Ok(grant) => grant,
                 Err(refusal) => return Ok(Status::from(refusal).into_http()),
             };
@@ -115,13 +115,13 @@ fn unsupported_media_type(said: &str) -> http::Response<Body> {
 }
 
 async fn enter(
-    doors: &Doors,
+    auth: &Authenticator,
     headers: &http::HeaderMap,
     extensions: &http::Extensions,
-) -> Result<ServiceGrant, Refusal> {
-    let peer = extensions.get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?;
-    let from = doors.client(peer, headers);
-    doors.service(headers, peer, from).await
+) -> Result<ServiceGrant, AuthError> {
+    let peer = extensions.get::<Arc<Peer>>().ok_or(AuthError::Missing("service"))?;
+    let from = auth.client(peer, headers);
+    auth.service(headers, peer, from).await
 }
 
 /// Who calls, and since when.
@@ -146,20 +146,20 @@ fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
     extensions.get().ok_or_else(|| Status::internal("the request was not authenticated"))
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthError> for Status {
+    fn from(refusal: AuthError) -> Self {
         let text = refusal.to_string();
         // The HTTP statuses stand in rest/guard.rs, in the same order.
         match refusal {
-            Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::UnknownCertificate | Refusal::NoAdmins => {
+            AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
                 Self::unauthenticated(text)
             }
-            Refusal::TooManyFailures { retry_after_s } => {
+            AuthError::TooManyFailures { retry_after_s } => {
                 let mut status = Self::resource_exhausted(text);
                 status.metadata_mut().insert("retry-after", MetadataValue::from(retry_after_s));
                 status
             }
-            Refusal::WrongHost => Self::invalid_argument(text),
+            AuthError::WrongHost => Self::invalid_argument(text),
         }
     }
 }

@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::{Api, result};
 use crate::{
-    lifecycle::Stage,
+    lifecycle::Lifecycle,
     shares::{Exhausted, Holder, Permit, Shares},
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct Bounds {
     /// A stream on which nothing happens for so long is ended.
     pub(crate) idle: Duration,
     /// Streams end when the node stops.
-    pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) stage: watch::Receiver<Lifecycle>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -82,7 +82,8 @@ pub(super) async fn serve(
 ) {
     let Ok(last_word) = answers.clone().reserve_owned().await else { return };
     let (mut place, mut work) = (None, FuturesUnordered::new());
-    let (mut stopped, mut gone) = (pin!(Stage::Stopping.reached(api.streams.stage.clone())), pin!(answers.closed()));
+    let (mut stopped, mut gone) =
+        (pin!(Lifecycle::Stopping.reached(api.streams.stage.clone())), pin!(answers.closed()));
     let (idle, mut active) = (api.streams.idle, Instant::now());
     let mut idle_check = pin!(tokio::time::sleep_until(active + idle));
     let ended = loop {

@@ -32,12 +32,12 @@ use super::{
     certificate::{CertificateName, names_of},
     close_reason::CloseReason,
     connections::{ConnectionBounds, ConnectionSlot},
-    gather::Gather,
+    gather::CoalescedWrites,
     handshakes::HandshakeTurns,
     peer::Peer,
     proxy,
 };
-use crate::lifecycle::Stage;
+use crate::lifecycle::Lifecycle;
 
 /// How long a client may take for the TLS handshake, once it has its turn.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ pub(super) struct Listening {
     pub(super) router: Router,
     pub(super) handshakes: HandshakeTurns,
     pub(super) bounds: ConnectionBounds,
-    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) stage: watch::Receiver<Lifecycle>,
     /// Whether connections end with their calls in work.
     pub(super) ending: watch::Receiver<bool>,
 }
@@ -159,13 +159,13 @@ impl Connection {
                 };
                 let Ok(mut answer) = answer.await;
                 // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
-                if one_at_a_time && *stage.borrow() > Stage::Running {
+                if one_at_a_time && *stage.borrow() > Lifecycle::Running {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok(call.until_the_end_of(answer))
             }
         });
-        let (io, preface) = Gather::new(io, activity.clone());
+        let (io, preface) = CoalescedWrites::new(io, activity.clone());
         let mut connection = pin!(shared.builder.serve_connection(TokioIo::new(io), service));
         let mut ending = pin!(ended(shared.ending.clone()));
         let silent = async {

@@ -17,7 +17,7 @@ use super::activity::Activity;
 /// A transport that puts off each write by one turn of the scheduler. When a pipeline of the store is answered, many
 /// calls of one connection go on; without this, the first of them to write wakes the connection, which then runs
 /// before the others and writes once for each (1.2 system calls a call were counted under load, 0.2 with it).
-pub(super) struct Gather<I> {
+pub(super) struct CoalescedWrites<I> {
     io: I,
     /// Whether the turn was given away since the last write.
     waited: bool,
@@ -53,7 +53,7 @@ impl Preface {
     }
 }
 
-impl<I> Gather<I> {
+impl<I> CoalescedWrites<I> {
     /// This transport, and what is seen of the preface on it.
     pub(super) fn new(io: I, connection: Activity) -> (Self, Preface) {
         let preface = Preface::default();
@@ -77,7 +77,7 @@ impl<I> Gather<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Gather<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CoalescedWrites<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = to.filled().len();
@@ -89,7 +89,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gather<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Gather<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CoalescedWrites<I> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.wait(context));

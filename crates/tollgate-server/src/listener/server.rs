@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     auth::TrustedProxies,
-    lifecycle::Stage,
-    tls::{Speaks, Tls},
+    lifecycle::Lifecycle,
+    tls::{Protocols, Tls},
     workers::Workers,
 };
 
@@ -52,7 +52,7 @@ pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) listener: TcpListener,
     pub(crate) router: Router,
-    pub(crate) speaks: Speaks,
+    pub(crate) protocols: Protocols,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) bounds: ConnectionBounds,
     /// How many calls may be in work on one connection.
@@ -66,12 +66,12 @@ pub(crate) struct Server {
 
 impl Server {
     /// Serves until the node stops, then finishes what is in work.
-    pub(crate) async fn serve(self, stage: watch::Receiver<Stage>) {
+    pub(crate) async fn serve(self, stage: watch::Receiver<Lifecycle>) {
         // Connections are told to end when nobody can connect any more: whoever does so because of it is refused.
         let (end, ending) = watch::channel(false);
         let open = self.metrics.connections(self.name);
         let builder = self.builder();
-        let Self { name, listener, router, speaks, tls, bounds, metrics, workers, proxies, connections, .. } = self;
+        let Self { name, listener, router, protocols, tls, bounds, metrics, workers, proxies, connections, .. } = self;
         let shared = Arc::new(Listening {
             name,
             builder,
@@ -85,7 +85,7 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = Stage::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
+                () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
                     // Whoever came before is served.
                     Some(accepted) => accepted,
                     None => break,
@@ -114,7 +114,7 @@ impl Server {
             };
             let proxied = trusted && shared.bounds.proxy_protocol;
             let connection = Connection { shared: Arc::clone(&shared), place, address, source, proxied };
-            let acceptor = tls.as_ref().map(|tls| tls.acceptor(speaks));
+            let acceptor = tls.as_ref().map(|tls| tls.acceptor(protocols));
             let (metrics, counted) = (Arc::clone(&metrics), Counted::new(open.clone()));
             let Ok(stream) = stream.into_std() else { continue };
             let thread = worker.handle().clone();
@@ -150,9 +150,9 @@ impl Server {
             .max_header_list_size(u32::from(MAX_HEADER_BYTES))
             .keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);
-        match self.speaks {
-            Speaks::Http => builder,
-            Speaks::Http2 => builder.http2_only(),
+        match self.protocols {
+            Protocols::Http => builder,
+            Protocols::Http2 => builder.http2_only(),
         }
     }
 }

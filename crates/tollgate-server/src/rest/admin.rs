@@ -43,7 +43,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct InDomain {
+struct DomainQuery {
     /// The domain; the token's only domain if absent.
     #[serde(default)]
     domain: String,
@@ -53,7 +53,7 @@ struct InDomain {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Part {
+struct PageQuery {
     /// The domain; the token's only domain if absent.
     #[serde(default)]
     domain: String,
@@ -64,7 +64,7 @@ struct Part {
     cursor: String,
 }
 
-impl Part {
+impl PageQuery {
     /// What the page comes behind; empty for the first page.
     fn position(&self, list: List<'_>) -> Result<String, AdminError> {
         if self.cursor.is_empty() {
@@ -83,12 +83,12 @@ impl Part {
 }
 
 /// The values in a path.
-struct At<T>(T);
+struct AccountPath<T>(T);
 
 /// The query.
-struct Asked<T>(T);
+struct Checked<T>(T);
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for AccountPath<T> {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
@@ -97,7 +97,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Asked<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Checked<T> {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {

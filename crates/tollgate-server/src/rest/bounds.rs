@@ -50,15 +50,20 @@ impl RequestBounds {
     }
 
     /// A place for a call, or a page, of `holder`.
-    pub(super) fn place(&self, of: &Arc<Shares>, holder: Holder, reason: &'static str) -> Result<Permit, Unfit> {
+    pub(super) fn place(
+        &self,
+        of: &Arc<Shares>,
+        holder: Holder,
+        reason: &'static str,
+    ) -> Result<Permit, RejectedRequest> {
         of.acquire(holder, 1).map_err(|exhausted| {
             self.metrics.request_refused("http", reason);
-            Unfit::of(exhausted)
+            RejectedRequest::of(exhausted)
         })
     }
 
     /// The whole body of a request, which `holder` sends.
-    pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, Unfit> {
+    pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, RejectedRequest> {
         let read = Reading { body, bytes: Vec::new(), first: Bytes::new(), permit: None }.read(self, holder);
         let refused = match tokio::time::timeout(self.body_timeout, read).await {
             Ok(Ok(bytes)) => return Ok(bytes),
@@ -66,21 +71,21 @@ impl RequestBounds {
             Err(_) => {
                 self.metrics.request_refused("http", "slow_body");
                 let said = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
-                Unfit { code: FailureCode::SLOW_BODY, said }
+                RejectedRequest { code: FailureCode::SLOW_BODY, said }
             }
         };
         Err(refused)
     }
 
-    fn too_large(&self) -> Unfit {
-        Unfit { code: FailureCode::TOO_LARGE, said: format!("body: has more than {} bytes", self.body_bytes) }
+    fn too_large(&self) -> RejectedRequest {
+        RejectedRequest { code: FailureCode::TOO_LARGE, said: format!("body: has more than {} bytes", self.body_bytes) }
     }
 
     /// Whether the body, by what is said of it, can be one that is read.
-    pub(super) fn check_body(&self, request: &Request) -> Result<(), Unfit> {
+    pub(super) fn check_body(&self, request: &Request) -> Result<(), RejectedRequest> {
         if !is_plain(request.headers()) {
             let said = "content-encoding: must be identity, or absent".to_owned();
-            return Err(Unfit { code: FailureCode::UNSUPPORTED, said });
+            return Err(RejectedRequest { code: FailureCode::UNSUPPORTED, said });
         }
         // The length that the headers give, before a byte of it is asked for.
         if request.body().size_hint().lower() > self.body_bytes as u64 {
@@ -91,7 +96,7 @@ impl RequestBounds {
 }
 
 /// Whether the request names one host: proxies and nodes may each believe another one of several.
-pub(super) fn check_host(request: &Request) -> Result<(), Unfit> {
+pub(super) fn check_host(request: &Request) -> Result<(), RejectedRequest> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (first, more) = (hosts.next(), hosts.next());
     let unlike = match (request.uri().authority().map(Authority::as_str), first) {
@@ -103,18 +108,18 @@ pub(super) fn check_host(request: &Request) -> Result<(), Unfit> {
     };
     if more.is_some() || unlike {
         let said = "host: must be given once".to_owned();
-        return Err(Unfit { code: FailureCode::INVALID, said });
+        return Err(RejectedRequest { code: FailureCode::INVALID, said });
     }
     Ok(())
 }
 
 /// A request that is refused for what it is or takes.
-pub(super) struct Unfit {
+pub(super) struct RejectedRequest {
     pub(super) code: FailureCode,
     pub(super) said: String,
 }
 
-impl Unfit {
+impl RejectedRequest {
     fn of(exhausted: Exhausted) -> Self {
         let said = match exhausted {
             Exhausted::All => "the node is overloaded",
@@ -135,7 +140,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, Unfit> {
+    async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, RejectedRequest> {
         while let Some(frame) = poll_fn(|context| self.poll_frame(context, bounds, &holder)).await {
             // Trailers say nothing here.
             let Ok(data) = frame?.into_data() else { continue };
@@ -164,9 +169,10 @@ impl Reading {
         context: &mut Context<'_>,
         bounds: &RequestBounds,
         holder: &Holder,
-    ) -> Poll<Option<Result<Frame<Bytes>, Unfit>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RejectedRequest>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            let broken = |error| Unfit { code: FailureCode::INVALID, said: format!("body: cannot be read: {error}") };
+            let broken =
+                |error| RejectedRequest { code: FailureCode::INVALID, said: format!("body: cannot be read: {error}") };
             return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
         }
         let cost = UNREAD_BASE_BYTES + self.first.len() + self.bytes.capacity();
@@ -178,7 +184,7 @@ impl Reading {
             Ok(()) => Poll::Pending,
             Err(exhausted) => {
                 bounds.metrics.request_refused("http", "unread_bodies");
-                Poll::Ready(Some(Err(Unfit::of(exhausted))))
+                Poll::Ready(Some(Err(RejectedRequest::of(exhausted))))
             }
         }
     }

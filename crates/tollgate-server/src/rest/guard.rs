@@ -1,4 +1,4 @@
-//! The doors of REST: which route is behind which, and what whoever may not enter is told.
+//! The auth of REST: which route is behind which, and what whoever may not enter is told.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use utoipa::openapi::{
 
 use super::{
     ErrorBody,
-    bounds::{CountedBody, RequestBounds, Unfit, check_host},
+    bounds::{CountedBody, RejectedRequest, RequestBounds, check_host},
     plain_error::PlainError,
     retry_soon,
 };
 use crate::{
-    auth::{AdminGrant, ClientAddr, Doors, Refusal, ServiceGrant, token},
+    auth::{AdminGrant, AuthError, Authenticator, ClientAddr, ServiceGrant, token},
     failure_code::FailureCode,
     listener::Peer,
     logs::traced,
@@ -31,7 +31,7 @@ use crate::{
 
 /// What a route asks of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Door {
+pub(super) enum RouteAccess {
     /// Nothing: health, metrics, and the description of the API.
     Open,
     /// An end user's API key, which the route itself looks up.
@@ -42,7 +42,7 @@ pub(super) enum Door {
     Admin,
 }
 
-impl Door {
+impl RouteAccess {
     /// The door of the route with this pattern. What is not named here is for administrators, so that no route
     /// is open by accident.
     fn of(route: &str) -> Self {
@@ -63,7 +63,7 @@ pub(super) struct BadKey;
 /// Who gets in, and what a request may cost.
 #[derive(Clone)]
 pub(super) struct Gate {
-    pub(super) doors: Arc<Doors>,
+    pub(super) auth: Arc<Authenticator>,
     pub(super) bounds: Arc<RequestBounds>,
 }
 
@@ -76,26 +76,27 @@ pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next
 async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
     // is nothing to enter.
-    let door = request.extensions().get::<MatchedPath>().map_or(Door::Open, |route| Door::of(route.as_str()));
+    let door =
+        request.extensions().get::<MatchedPath>().map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str()));
     let ends_with_its_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let (mut answer, was_read) = match admit(gate, door, request).await {
         Ok(Admitted { request, was_read, from, place }) => {
-            let shown = door == Door::Key && token(request.headers()).is_some();
+            let shown = door == RouteAccess::Key && token(request.headers()).is_some();
             let mut answer = next.run(request).await;
             if let (true, Some(from), Some(BadKey)) = (shown, from, answer.extensions().get::<BadKey>())
-                && let Err(refusal) = gate.doors.bad_key(from).await
+                && let Err(refusal) = gate.auth.bad_key(from).await
             {
                 answer = turned_away(door, refusal);
             }
             // A page of strangers counts until it was sent, and a call until it was decided.
             let answer = match place {
-                Some(place) if door == Door::Open => CountedBody::until_sent(answer, place),
+                Some(place) if door == RouteAccess::Open => CountedBody::until_sent(answer, place),
                 _ => answer,
             };
             (answer, was_read)
         }
         Err(NotAdmitted::Refused(refusal)) => (turned_away(door, refusal), false),
-        Err(NotAdmitted::Unfit(Unfit { code, said })) => (error(door, code, &said), false),
+        Err(NotAdmitted::RejectedRequest(RejectedRequest { code, said })) => (error(door, code, &said), false),
     };
     // What follows on the connection would be the rest of the body; so it ends here, and the caller is told.
     if ends_with_its_body && !was_read {
@@ -114,38 +115,38 @@ struct Admitted {
 }
 
 enum NotAdmitted {
-    Refused(Refusal),
-    Unfit(Unfit),
+    Refused(AuthError),
+    RejectedRequest(RejectedRequest),
 }
 
-impl From<Refusal> for NotAdmitted {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthError> for NotAdmitted {
+    fn from(refusal: AuthError) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl From<Unfit> for NotAdmitted {
-    fn from(unfit: Unfit) -> Self {
-        Self::Unfit(unfit)
+impl From<RejectedRequest> for NotAdmitted {
+    fn from(unfit: RejectedRequest) -> Self {
+        Self::RejectedRequest(unfit)
     }
 }
 
-async fn admit(gate: &Gate, door: Door, mut request: Request) -> Result<Admitted, NotAdmitted> {
-    let Gate { doors, bounds } = gate;
+async fn admit(gate: &Gate, door: RouteAccess, mut request: Request) -> Result<Admitted, NotAdmitted> {
+    let Gate { auth, bounds } = gate;
     check_host(&request)?;
-    if door == Door::Open {
+    if door == RouteAccess::Open {
         let place = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
             // Probes are never refused: whoever could have them refused could have the node taken out of service.
             Some("/metrics" | "/openapi.json") => {
-                let address = client(doors, &request)?.ip();
+                let address = client(auth, &request)?.ip();
                 Some(bounds.place(&bounds.pages, Holder::address(address), "open_pages")?)
             }
             _ => None,
         };
         return Ok(Admitted { request, was_read: false, from: None, place });
     }
-    let (from, holder) = enter(doors, door, &mut request).await?;
-    if door == Door::Key {
+    let (from, holder) = enter(auth, door, &mut request).await?;
+    if door == RouteAccess::Key {
         // Nothing in the body of a `GET` means anything and is read, and who calls is not known yet.
         let place = bounds.place(&bounds.end_user_calls, holder, "end_user_calls")?;
         return Ok(Admitted { request, was_read: false, from: Some(from), place: Some(place) });
@@ -159,29 +160,33 @@ async fn admit(gate: &Gate, door: Door, mut request: Request) -> Result<Admitted
     Ok(Admitted { request, was_read: true, from: Some(from), place: Some(place) })
 }
 
-fn client(doors: &Doors, request: &Request) -> Result<ClientAddr, Refusal> {
-    let peer = request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?;
-    Ok(doors.client(peer, request.headers()))
+fn client(auth: &Authenticator, request: &Request) -> Result<ClientAddr, AuthError> {
+    let peer = request.extensions().get::<Arc<Peer>>().ok_or(AuthError::Missing("service"))?;
+    Ok(auth.client(peer, request.headers()))
 }
 
 /// From where the caller calls, and as who it counts.
-async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<(ClientAddr, Holder), Refusal> {
+async fn enter(
+    auth: &Authenticator,
+    door: RouteAccess,
+    request: &mut Request,
+) -> Result<(ClientAddr, Holder), AuthError> {
     // HTTP/2 has the host in the target.
     let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
-    doors.host(request.uri().authority().map(Authority::as_str).or(named))?;
-    let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(Refusal::Missing("service"))?);
-    let from = doors.client(&peer, request.headers());
+    auth.host(request.uri().authority().map(Authority::as_str).or(named))?;
+    let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(AuthError::Missing("service"))?);
+    let from = auth.client(&peer, request.headers());
     let holder = match door {
         // The route itself looks for the key, as whether it is good matters more than where it comes from.
-        Door::Open | Door::Key => Holder::address(from.ip()),
-        Door::Service => {
-            let grant = doors.service(request.headers(), &peer, from).await?;
+        RouteAccess::Open | RouteAccess::Key => Holder::address(from.ip()),
+        RouteAccess::Service => {
+            let grant = auth.service(request.headers(), &peer, from).await?;
             let holder = grant.holder();
             request.extensions_mut().insert(grant);
             holder
         }
-        Door::Admin => {
-            let grant = doors.admin(request.headers(), from).await?;
+        RouteAccess::Admin => {
+            let grant = auth.admin(request.headers(), from).await?;
             peer.connection.mark_known();
             let holder = grant.holder();
             request.extensions_mut().insert(grant);
@@ -194,10 +199,10 @@ async fn enter(doors: &Doors, door: Door, request: &mut Request) -> Result<(Clie
 
 /// An error that is not of the route's own making, in the shape that the errors of the route have.
 pub(super) fn route_error(route: Option<&MatchedPath>, code: FailureCode, message: &str) -> Response {
-    error(route.map_or(Door::Open, |route| Door::of(route.as_str())), code, message)
+    error(route.map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str())), code, message)
 }
 
-fn error(door: Door, code: FailureCode, message: &str) -> Response {
+fn error(door: RouteAccess, code: FailureCode, message: &str) -> Response {
     let mut answer = shaped(door, code.http, code.word, message);
     if code.retry_soon {
         retry_soon(&mut answer);
@@ -208,61 +213,61 @@ fn error(door: Door, code: FailureCode, message: &str) -> Response {
     answer
 }
 
-fn shaped(door: Door, status: StatusCode, code: &'static str, message: &str) -> Response {
+fn shaped(door: RouteAccess, status: StatusCode, code: &'static str, message: &str) -> Response {
     match door {
-        Door::Key => PlainError::new(message).with(status),
-        Door::Open | Door::Service | Door::Admin => ErrorBody::new(code, message).with(status),
+        RouteAccess::Key => PlainError::new(message).with(status),
+        RouteAccess::Open | RouteAccess::Service | RouteAccess::Admin => ErrorBody::new(code, message).with(status),
     }
 }
 
-pub(super) fn turned_away(door: Door, refusal: Refusal) -> Response {
+pub(super) fn turned_away(door: RouteAccess, refusal: AuthError) -> Response {
     // The gRPC statuses stand in grpc/guard.rs, in the same order.
     let (status, code) = match refusal {
-        Refusal::Missing(_) | Refusal::Unknown(_) | Refusal::UnknownCertificate | Refusal::NoAdmins => {
+        AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
             (StatusCode::UNAUTHORIZED, "unauthenticated")
         }
-        Refusal::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
-        Refusal::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
+        AuthError::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
+        AuthError::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
     };
     let mut response = shaped(door, status, code, &refusal.to_string());
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if let Refusal::TooManyFailures { retry_after_s } = refusal {
+    if let AuthError::TooManyFailures { retry_after_s } = refusal {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
     }
     response
 }
 
 /// Where the door of a route does not fit what its handler asks for.
-impl IntoResponse for Refusal {
+impl IntoResponse for AuthError {
     fn into_response(self) -> Response {
-        turned_away(Door::Admin, self)
+        turned_away(RouteAccess::Admin, self)
     }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for ServiceGrant {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        parts.extensions.get().cloned().ok_or(Refusal::Missing("service"))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
+        parts.extensions.get().cloned().ok_or(AuthError::Missing("service"))
     }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for AdminGrant {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        parts.extensions.get().cloned().ok_or(Refusal::Missing("admin"))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
+        parts.extensions.get().cloned().ok_or(AuthError::Missing("admin"))
     }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for ClientAddr {
-    type Rejection = Refusal;
+    type Rejection = AuthError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        parts.extensions.get().copied().ok_or(Refusal::Missing("service"))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, AuthError> {
+        parts.extensions.get().copied().ok_or(AuthError::Missing("service"))
     }
 }
 
@@ -270,18 +275,18 @@ impl<S: Send + Sync> FromRequestParts<S> for ClientAddr {
 pub(super) fn describe(description: &mut OpenApi) {
     let components = description.components.get_or_insert_default();
     for (door, said) in [
-        (Door::Key, "The API key of an end user"),
+        (RouteAccess::Key, "The API key of an end user"),
         (
-            Door::Service,
+            RouteAccess::Service,
             "A token of a service (`--service-tokens`). A node on loopback with the embedded policy, or with `--open-loopback`, needs no token",
         ),
-        (Door::Admin, "A token of an administrator (`--admin-tokens`)"),
+        (RouteAccess::Admin, "A token of an administrator (`--admin-tokens`)"),
     ] {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(said)).build();
         components.add_security_scheme(scheme_of(door), SecurityScheme::Http(scheme));
     }
     for (route, item) in &mut description.paths.paths {
-        let door = Door::of(route);
+        let door = RouteAccess::of(route);
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
             describe_door(operation, door);
@@ -289,14 +294,14 @@ pub(super) fn describe(description: &mut OpenApi) {
     }
 }
 
-fn describe_door(operation: &mut Operation, door: Door) {
-    if door == Door::Open {
+fn describe_door(operation: &mut Operation, door: RouteAccess) {
+    if door == RouteAccess::Open {
         return;
     }
     operation.security = Some(vec![SecurityRequirement::new(scheme_of(door), Vec::<String>::new())]);
     let of_tokens: &[(&str, &str)] = match door {
-        Door::Open | Door::Key => &[],
-        Door::Service | Door::Admin => {
+        RouteAccess::Open | RouteAccess::Key => &[],
+        RouteAccess::Service | RouteAccess::Admin => {
             &[("401", "The token is missing or unknown"), ("403", "The token is not valid in this domain")]
         }
     };
@@ -305,18 +310,18 @@ fn describe_door(operation: &mut Operation, door: Door) {
         ("429", "This login failed after too many failed logins from this address, or the node is overloaded"),
     ];
     for (status, said) in of_tokens.iter().chain(&of_all) {
-        let shape = if door == Door::Key { "PlainError" } else { "ErrorBody" };
+        let shape = if door == RouteAccess::Key { "PlainError" } else { "ErrorBody" };
         let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name(shape))));
         let response = ResponseBuilder::new().description(*said).content("application/json", body).build();
         operation.responses.responses.entry((*status).to_owned()).or_insert(RefOr::T(response));
     }
 }
 
-const fn scheme_of(door: Door) -> &'static str {
+const fn scheme_of(door: RouteAccess) -> &'static str {
     match door {
-        Door::Open => "none",
-        Door::Key => "api_key",
-        Door::Service => "service_token",
-        Door::Admin => "admin_token",
+        RouteAccess::Open => "none",
+        RouteAccess::Key => "api_key",
+        RouteAccess::Service => "service_token",
+        RouteAccess::Admin => "admin_token",
     }
 }

@@ -15,9 +15,9 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use crate::{
-    auth::Doors,
+    auth::Authenticator,
     files::Failure,
-    lifecycle::Stage,
+    lifecycle::Lifecycle,
     policies::PolicyFiles,
     probe::{Probe, StoreState},
     reload::Reload,
@@ -31,9 +31,9 @@ pub(crate) struct Health {
     pub(crate) policies: Arc<PolicyFiles>,
     /// Whether quotas may be decided without the store.
     pub(crate) decides_alone: bool,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) auth: Arc<Authenticator>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) stage: watch::Receiver<Stage>,
+    pub(crate) stage: watch::Receiver<Lifecycle>,
 }
 
 /// Whether the node is ready for calls, and what is wrong.
@@ -88,13 +88,13 @@ impl Health {
 
     /// Whether the node is on its way to its end.
     pub(crate) fn drains(&self) -> bool {
-        *self.stage.borrow() > Stage::Running
+        *self.stage.borrow() > Lifecycle::Running
     }
 
     /// Whether some call can be decided: some charge is possible, or a policy bears that none is. To take all nodes out
     /// of service would undo what their policies ask for.
     pub(crate) fn may_decide(&self) -> bool {
-        self.counters.state().usable || (self.decides_alone && self.policies.domains().load().bear_failure())
+        self.counters.state().usable || (self.decides_alone && self.policies.domains().load().tolerate_outage())
     }
 
     fn accounts(&self) -> Part {
@@ -118,7 +118,7 @@ impl Health {
             store: Part { ok: whole, detail },
             accounts: self.accounts(),
             policies: Part::reloaded([self.policies.last_failure()]),
-            credentials: Part::reloaded(self.doors.parts().iter().map(|part| part.last_failure())),
+            credentials: Part::reloaded(self.auth.parts().iter().map(|part| part.last_failure())),
             domains: self.policies.domains().load().names().into_iter().map(str::to_owned).collect(),
         }
     }

@@ -24,7 +24,7 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{
     Shared,
-    guard::{self, BadKey, Door},
+    guard::{self, BadKey, RouteAccess},
     plain_error::PlainError,
     retry_soon,
 };
@@ -91,8 +91,8 @@ pub(super) async fn get_rate_limits(
         return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(refusal) = shared.doors.key(from, || shared.service.recall(secret)).await {
-        return guard::turned_away(Door::Key, refusal);
+    if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
+        return guard::turned_away(RouteAccess::Key, refusal);
     }
     let from = from.ip().to_string();
     let listing = Listing {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use tollgate_store::accounts::{AccountRecord, Event, Page, Saved};
+use tollgate_store::accounts::{AccountRecord, Event, Page, SaveResult};
 
-use super::{ATTEMPTS, AdminError, Desk, change, check_segment, check_version, policy_file};
+use super::{ATTEMPTS, AdminError, AdminSession, change, check_segment, check_version, policy_file};
 use crate::service::{CallError, check_name};
 
 /// How long an event is remembered.
@@ -33,7 +33,7 @@ pub struct AccountPatch {
 }
 
 /// What an event did.
-pub struct Told {
+pub struct EventOutcome {
     /// The account; `None` if it is not in the store.
     pub account: Option<AccountRecord>,
     /// The tiers that it moved from and to.
@@ -42,7 +42,7 @@ pub struct Told {
     pub repeated: bool,
 }
 
-impl Desk<'_> {
+impl AdminSession<'_> {
     /// Creates an account.
     pub async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
         check_segment("id", &new.id)?;
@@ -52,8 +52,8 @@ impl Desk<'_> {
         check_balances(&new.balances)?;
         let record = self.new_record(&new.id, tier, new.balances);
         match self.save(&new.id, None, Some(&record), None).await? {
-            Saved::Done => self.log("account created", &new.id),
-            Saved::Conflict | Saved::Repeated => {
+            SaveResult::Done => self.log("account created", &new.id),
+            SaveResult::Conflict | SaveResult::Repeated => {
                 return Err(AdminError::Exists(format!("id: the account {:?} already exists", new.id)));
             }
         }
@@ -113,7 +113,7 @@ impl Desk<'_> {
         for _ in 0..ATTEMPTS {
             let before = self.stored(id).await?;
             check_version(&before, if_match)?;
-            if self.save(id, Some(&before), None, None).await? == Saved::Done {
+            if self.save(id, Some(&before), None, None).await? == SaveResult::Done {
                 self.log("account deleted", id);
                 return Ok(());
             }
@@ -123,7 +123,7 @@ impl Desk<'_> {
 
     /// Takes note of something that happened to an account, once. An account that the store does not know is on the
     /// default tier, and comes into being if it moves to another.
-    pub async fn tell(&self, id: &str, event: &str, kind: &str) -> Result<Told, AdminError> {
+    pub async fn record_event(&self, id: &str, event: &str, kind: &str) -> Result<EventOutcome, AdminError> {
         check_segment("account", id)?;
         check_name("id", event)?;
         self.not_in_policy_file(id)?;
@@ -148,12 +148,12 @@ impl Desk<'_> {
             };
             let event = Event { id: event, remember: REMEMBER_EVENT };
             match self.save(id, before.as_ref(), after.as_ref(), Some(event)).await? {
-                Saved::Done => {
+                SaveResult::Done => {
                     self.log("event recorded", id);
-                    return Ok(Told { account: after, promoted: to.map(|to| (tier, to)), repeated: false });
+                    return Ok(EventOutcome { account: after, promoted: to.map(|to| (tier, to)), repeated: false });
                 }
-                Saved::Repeated => return Ok(Told { account: before, promoted: None, repeated: true }),
-                Saved::Conflict => {}
+                SaveResult::Repeated => return Ok(EventOutcome { account: before, promoted: None, repeated: true }),
+                SaveResult::Conflict => {}
             }
         }
         Err(AdminError::Contended)

@@ -6,11 +6,11 @@ use indexmap::IndexMap;
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::Value;
 use tollgate_core::{api_key::KeyHash, text::has_hidden, time::Timestamp};
-use tollgate_policy::{Chain, Place, Policy, Problem, api_key, file};
+use tollgate_policy::{Place, Policy, Problem, QuotaLevel, api_key, file};
 use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
 use super::{AdminError, NewKey};
-use crate::{directory::fitting, service::CallError};
+use crate::{directory::valid_overrides, service::CallError};
 
 /// How much of a secret is shown afterwards.
 const SHOWN: usize = 8;
@@ -122,7 +122,7 @@ pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: T
 /// Checks that an override can be read, fits the policy, and fits beside the others.
 pub(super) fn check_override(
     policy: &Policy,
-    chain: Chain,
+    chain: QuotaLevel,
     others: &IndexMap<String, OverrideRecord>,
     name: &str,
     written: &Value,
@@ -145,7 +145,7 @@ pub(super) fn check_override(
         .filter_map(|(name, over)| Some((name, file::read_override(&over.written)?)))
         .collect();
     // Others that do not fit any more are not this one's fault.
-    let mut drafts = fitting(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), chain);
+    let mut drafts = valid_overrides(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), chain);
     drafts.push(draft);
     let Err(errors) = policy.overrides(&drafts, chain, &Place::root()) else { return Ok(()) };
     let Some(error) = errors.into_iter().next() else { return Ok(()) };

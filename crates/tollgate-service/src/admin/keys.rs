@@ -5,7 +5,7 @@ use std::time::Duration;
 use tollgate_core::{api_key::KeyKind, time::Timestamp};
 use tollgate_store::accounts::{AccountRecord, KeyRecord};
 
-use super::{AdminError, Desk, change, policy_file};
+use super::{AdminError, AdminSession, change, policy_file};
 
 /// A key to be made.
 #[derive(Clone)]
@@ -24,12 +24,11 @@ pub struct KeyPatch {
     /// What it is for, in words.
     pub description: Option<String>,
     /// `Some(None)`: it does not end.
-    #[expect(clippy::option_option, reason = "to stay, to end never, and to end at a time are three things")]
     pub expires_at: Option<Option<Timestamp>>,
 }
 
 /// A key and its account.
-pub struct KeyOf {
+pub struct AccountKey {
     /// The account of the key.
     pub account: AccountRecord,
     /// The key's id.
@@ -37,23 +36,23 @@ pub struct KeyOf {
 }
 
 /// A key whose secret is shown once.
-pub struct Issued {
+pub struct IssuedKey {
     /// The key.
-    pub key: KeyOf,
+    pub key: AccountKey,
     /// Its secret, which is shown this once.
     pub secret: String,
 }
 
-impl KeyOf {
+impl AccountKey {
     /// Its record; `None` if the account has no such key.
     pub fn record(&self) -> Option<&KeyRecord> {
         self.account.keys.get(&self.id)
     }
 }
 
-impl Desk<'_> {
+impl AdminSession<'_> {
     /// Creates a key.
-    pub async fn create_key(&self, account: &str, new: NewKey, if_match: Option<u64>) -> Result<Issued, AdminError> {
+    pub async fn create_key(&self, account: &str, new: NewKey, if_match: Option<u64>) -> Result<IssuedKey, AdminError> {
         let now = self.now();
         change::check_key(&new.description, new.expires_at, now)?;
         let (id, secret, key) = change::new_key(new, now);
@@ -61,32 +60,32 @@ impl Desk<'_> {
         let (account, ()) =
             self.change(account, if_match, |account| change::add_key(account, &id, key.clone(), most, now)).await?;
         self.log_key("key created", &id);
-        Ok(Issued { key: KeyOf { account, id }, secret })
+        Ok(IssuedKey { key: AccountKey { account, id }, secret })
     }
 
     /// The key of this id.
-    pub async fn key(&self, id: &str) -> Result<KeyOf, AdminError> {
+    pub async fn key(&self, id: &str) -> Result<AccountKey, AdminError> {
         let account = self.domain.directory.by_id(id).map(|identity| &identity.account.id);
         match account.and_then(|account| policy_file::record(&self.domain, account)) {
-            Some(account) => Ok(KeyOf { account, id: id.to_owned() }),
+            Some(account) => Ok(AccountKey { account, id: id.to_owned() }),
             None => self.stored_key(id).await,
         }
     }
 
     /// A key that may be changed.
-    pub(super) async fn stored_key(&self, id: &str) -> Result<KeyOf, AdminError> {
+    pub(super) async fn stored_key(&self, id: &str) -> Result<AccountKey, AdminError> {
         let missing = || AdminError::NotFound(format!("key: there is no key {id:?}"));
         if self.domain.directory.by_id(id).is_some() {
             return Err(AdminError::Refused(format!("key: {id:?} is defined in the policy file; change it there")));
         }
         let account = self.admin.store.find_key(self.name(), id).await?.ok_or_else(missing)?;
         let account = self.admin.store.load(self.name(), &account).await?.ok_or_else(missing)?;
-        let found = KeyOf { account, id: id.to_owned() };
+        let found = AccountKey { account, id: id.to_owned() };
         if found.record().is_some() { Ok(found) } else { Err(missing()) }
     }
 
     /// Changes a key.
-    pub async fn patch_key(&self, id: &str, patch: KeyPatch, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
+    pub async fn patch_key(&self, id: &str, patch: KeyPatch, if_match: Option<u64>) -> Result<AccountKey, AdminError> {
         let (now, most) = (self.now(), self.domain.accounts.max_active_keys);
         change::check_key(patch.description.as_deref().unwrap_or(""), patch.expires_at.flatten(), now)?;
         let (key, ()) = self
@@ -111,17 +110,22 @@ impl Desk<'_> {
     }
 
     /// Gives the key another secret. The one before is good for `overlap` longer.
-    pub async fn rotate_key(&self, id: &str, overlap: Duration, if_match: Option<u64>) -> Result<Issued, AdminError> {
+    pub async fn rotate_key(
+        &self,
+        id: &str,
+        overlap: Duration,
+        if_match: Option<u64>,
+    ) -> Result<IssuedKey, AdminError> {
         let now = self.now();
         let secret = tollgate_policy::api_key::generate();
         let (key, ()) =
             self.change_key(id, if_match, |account| change::rotate(account, id, &secret, overlap, now)).await?;
         self.log_key("key rotated", id);
-        Ok(Issued { key, secret })
+        Ok(IssuedKey { key, secret })
     }
 
     /// Revokes a key.
-    pub async fn revoke_key(&self, id: &str, if_match: Option<u64>) -> Result<KeyOf, AdminError> {
+    pub async fn revoke_key(&self, id: &str, if_match: Option<u64>) -> Result<AccountKey, AdminError> {
         let now = self.now();
         let (key, ()) = self
             .change_key(id, if_match, |account| {
@@ -138,9 +142,9 @@ impl Desk<'_> {
         id: &str,
         if_match: Option<u64>,
         change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
-    ) -> Result<(KeyOf, T), AdminError> {
+    ) -> Result<(AccountKey, T), AdminError> {
         let account = self.stored_key(id).await?.account.id;
         let (account, made) = self.change(&account, if_match, change).await?;
-        Ok((KeyOf { account, id: id.to_owned() }, made))
+        Ok((AccountKey { account, id: id.to_owned() }, made))
     }
 }

@@ -3,26 +3,26 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use tollgate_policy::{Chain, MAX_OVERRIDES};
+use tollgate_policy::{MAX_OVERRIDES, QuotaLevel};
 use tollgate_store::accounts::{AccountRecord, OverrideRecord};
 
-use super::{AdminError, Desk, change, check_segment};
+use super::{AdminError, AdminSession, change, check_segment};
 use crate::service::CallError;
 
-/// Whose override.
+/// The account or key of an override.
 #[derive(Clone, Copy)]
-pub enum Whose<'a> {
+pub enum OverrideTarget<'a> {
     /// An account, by its id.
     Account(&'a str),
     /// A key, by its id.
     Key(&'a str),
 }
 
-impl Desk<'_> {
+impl AdminSession<'_> {
     /// Sets an override.
     pub async fn put_override(
         &self,
-        whose: Whose<'_>,
+        whose: OverrideTarget<'_>,
         name: &str,
         record: OverrideRecord,
         if_match: Option<u64>,
@@ -53,7 +53,7 @@ impl Desk<'_> {
     /// Removes an override.
     pub async fn clear_override(
         &self,
-        whose: Whose<'_>,
+        whose: OverrideTarget<'_>,
         name: &str,
         if_match: Option<u64>,
     ) -> Result<AccountRecord, AdminError> {
@@ -68,21 +68,21 @@ impl Desk<'_> {
         Ok(changed)
     }
 
-    async fn whose(&self, whose: Whose<'_>) -> Result<(Chain, String), AdminError> {
+    async fn whose(&self, whose: OverrideTarget<'_>) -> Result<(QuotaLevel, String), AdminError> {
         match whose {
-            Whose::Account(id) => Ok((Chain::Account, id.to_owned())),
-            Whose::Key(id) => Ok((Chain::Key, self.stored_key(id).await?.account.id)),
+            OverrideTarget::Account(id) => Ok((QuotaLevel::Account, id.to_owned())),
+            OverrideTarget::Key(id) => Ok((QuotaLevel::Key, self.stored_key(id).await?.account.id)),
         }
     }
 }
 
 fn overrides_of<'a>(
     account: &'a mut AccountRecord,
-    whose: Whose<'_>,
+    whose: OverrideTarget<'_>,
 ) -> Result<&'a mut IndexMap<String, OverrideRecord>, AdminError> {
     match whose {
-        Whose::Account(_) => Ok(&mut account.overrides),
-        Whose::Key(id) => Ok(&mut change::key_of(account, id)?.overrides),
+        OverrideTarget::Account(_) => Ok(&mut account.overrides),
+        OverrideTarget::Key(id) => Ok(&mut change::key_of(account, id)?.overrides),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use tollgate_core::claim::LedgerKey;
 use tollgate_policy::Caller;
 
-use super::{AdminError, Desk};
+use super::{AdminError, AdminSession};
 use crate::{directory::Identity, service::check_name};
 
 /// What began anew.
@@ -17,7 +17,7 @@ pub struct UsageReset {
     pub quotas: Vec<String>,
 }
 
-impl Desk<'_> {
+impl AdminSession<'_> {
     /// Removes the counters of an account, whatever they hold: those of its quotas and abuse rules in every tier, its
     /// slots, those of its keys, and those whose names callers choose. With `quota`, only those of the scopes that a quota
     /// or rule of this name has, which others may share. Counters that accounts share stay.

@@ -19,9 +19,9 @@ use std::{
 use quick_cache::{Equivalent, Weighter, sync::Cache};
 use tollgate_core::{api_key::KeyHash, store::StoreError, time::Timestamp};
 use tollgate_policy::{Policy, reason::InvalidKey};
-use tollgate_store::accounts::{AccountStore, Changed, Changes, KeyPlace};
+use tollgate_store::accounts::{AccountChange, AccountStore, Changes, KeyLocation};
 
-use super::{Identity, Recalled, compile::Known, new_accounts::NewAccounts};
+use super::{CachedKey, Identity, compile::CompiledAccount, new_accounts::NewAccounts};
 use crate::{
     metrics::{CacheResult, Metrics},
     scope::DomainScope,
@@ -50,9 +50,9 @@ pub struct Accounts {
     bounds: CacheBounds,
     /// Even while the node hears of changes. Each change of that begins a new one.
     generation: AtomicU64,
-    places: Cache<KeyHash, Entry<Option<Arc<KeyPlace>>>>,
+    places: Cache<KeyHash, Entry<Option<Arc<KeyLocation>>>>,
     keys: Cache<Name, Entry<Option<Arc<str>>>>,
-    known: Cache<Name, Entry<Arc<Known>>, ByWeight>,
+    known: Cache<Name, Entry<Arc<CompiledAccount>>, ByWeight>,
     newcomers: NewAccounts,
     metrics: Arc<Metrics>,
 }
@@ -94,8 +94,8 @@ struct Entry<T> {
 #[derive(Clone)]
 struct ByWeight;
 
-impl Weighter<Name, Entry<Arc<Known>>> for ByWeight {
-    fn weight(&self, _: &Name, entry: &Entry<Arc<Known>>) -> u64 {
+impl Weighter<Name, Entry<Arc<CompiledAccount>>> for ByWeight {
+    fn weight(&self, _: &Name, entry: &Entry<Arc<CompiledAccount>>) -> u64 {
         entry.value.weight()
     }
 }
@@ -117,7 +117,7 @@ impl Accounts {
     }
 
     /// Where the key with this secret might be.
-    pub async fn place_of(&self, hash: &KeyHash) -> Result<Option<Arc<KeyPlace>>, StoreError> {
+    pub async fn place_of(&self, hash: &KeyHash) -> Result<Option<Arc<KeyLocation>>, StoreError> {
         let read = async { Ok(self.store.find_secret(hash).await?.map(Arc::new)) };
         let found = self.through(&self.places, hash, || *hash, |_| true, read).await;
         found.map_err(|(error, _)| error)
@@ -125,37 +125,37 @@ impl Accounts {
 
     /// What is known of this secret without asking the store. That a key is good is also taken from what is not
     /// believed any more: it says only that a look-up is worth its cost.
-    pub fn recall(&self, hash: &KeyHash, now: Timestamp) -> Recalled {
-        let Some(place) = self.places.peek(hash) else { return Recalled::Unknown };
+    pub fn cached_key(&self, hash: &KeyHash, now: Timestamp) -> CachedKey {
+        let Some(place) = self.places.peek(hash) else { return CachedKey::Unknown };
         let generation = self.generation.load(Ordering::Acquire);
         let Some(to) = &place.value else {
-            return if self.believes(&place, generation) { Recalled::Bad } else { Recalled::Unknown };
+            return if self.believes(&place, generation) { CachedKey::Invalid } else { CachedKey::Unknown };
         };
         let Some(known) = self.known.peek(&NameRef { domain: &to.domain, name: &to.account }) else {
-            return Recalled::Unknown;
+            return CachedKey::Unknown;
         };
         let key = known.value.keys.get(&*to.key);
         match key.is_some_and(|key| key.check_secret(hash, now).and_then(|()| key.key.check(now)).is_ok()) {
-            true => Recalled::Good,
-            false if self.believes(&known, generation) => Recalled::Bad,
-            false => Recalled::Unknown,
+            true => CachedKey::Valid,
+            false if self.believes(&known, generation) => CachedKey::Invalid,
+            false => CachedKey::Unknown,
         }
     }
 
     /// The caller with the key `place` leads to, presented by its secret.
     pub async fn by_secret(
         &self,
-        place: &KeyPlace,
+        place: &KeyLocation,
         hash: &KeyHash,
         policy: &Arc<Policy>,
         now: Timestamp,
     ) -> Result<Result<Identity, InvalidKey>, StoreError> {
-        let (known, doubt) = self.known(&place.account, policy, now, None).await?;
+        let (known, stale) = self.known(&place.account, policy, now, None).await?;
         let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(InvalidKey::Unknown)) };
         Ok(key.check_secret(hash, now).map(|()| Identity {
             account: Arc::clone(&known.account),
             key: Some(Arc::clone(&key.key)),
-            doubt,
+            stale,
         }))
     }
 
@@ -170,14 +170,14 @@ impl Accounts {
         let read = async { Ok(self.store.find_key(policy.domain(), id).await?.map(Arc::from)) };
         let found = self.through(&self.keys, &name, || name.to_owned(), |_| true, read).await;
         let Some(account) = found.map_err(|(error, _)| error)? else { return Ok(None) };
-        let (known, doubt) = self.known(&account, policy, now, None).await?;
+        let (known, stale) = self.known(&account, policy, now, None).await?;
         let found = known.keys.get(id);
-        Ok(found.map(|key| Identity { account: Arc::clone(&known.account), key: Some(Arc::clone(&key.key)), doubt }))
+        Ok(found.map(|key| Identity { account: Arc::clone(&known.account), key: Some(Arc::clone(&key.key)), stale }))
     }
 
     /// The account called `id`, for whose name a calling service vouches that may act `within`. One more new account than
-    /// are accepted is in doubt, with [`StoreError::Overloaded`]. While the store cannot answer and nothing
-    /// is known, it is taken for one of the default tier, in doubt.
+    /// are accepted is in stale, with [`StoreError::Overloaded`]. While the store cannot answer and nothing
+    /// is known, it is taken for one of the default tier, in stale.
     pub async fn by_vouched_name(
         &self,
         id: &str,
@@ -186,8 +186,10 @@ impl Accounts {
         within: Option<&DomainScope>,
     ) -> Identity {
         match self.known(id, policy, now, within).await {
-            Ok((known, doubt)) => Identity { account: Arc::clone(&known.account), key: None, doubt },
-            Err(error) => Identity { account: Known::unknown(id, policy).account, key: None, doubt: Some(error) },
+            Ok((known, stale)) => Identity { account: Arc::clone(&known.account), key: None, stale },
+            Err(error) => {
+                Identity { account: CompiledAccount::unknown(id, policy).account, key: None, stale: Some(error) }
+            }
         }
     }
 
@@ -204,10 +206,11 @@ impl Accounts {
         policy: &Arc<Policy>,
         now: Timestamp,
         vouched_within: Option<&DomainScope>,
-    ) -> Result<(Arc<Known>, Option<StoreError>), StoreError> {
+    ) -> Result<(Arc<CompiledAccount>, Option<StoreError>), StoreError> {
         let name = NameRef { domain: policy.domain(), name: id };
-        let good =
-            |known: &Arc<Known>| Arc::ptr_eq(&known.policy, policy) && known.good_until.is_none_or(|end| end > now);
+        let good = |known: &Arc<CompiledAccount>| {
+            Arc::ptr_eq(&known.policy, policy) && known.good_until.is_none_or(|end| end > now)
+        };
         let is_one_too_many = AtomicBool::new(false);
         let read = async {
             let record = self.store.load(policy.domain(), id).await?;
@@ -218,7 +221,10 @@ impl Accounts {
                 is_one_too_many.store(true, Ordering::Relaxed);
                 return Err(StoreError::Overloaded("too many new accounts a minute in this domain".into()));
             }
-            let known = record.map_or_else(|| Known::unknown(id, policy), |record| Known::of(&record, policy, now));
+            let known = record.map_or_else(
+                || CompiledAccount::unknown(id, policy),
+                |record| CompiledAccount::of(&record, policy, now),
+            );
             self.metrics.overrides_left_out(known.left_out);
             Ok(Arc::new(known))
         };
@@ -226,7 +232,7 @@ impl Accounts {
             Ok(known) => Ok((known, None)),
             // The node remembers it, so it is not new.
             Err((_, Some(_))) if is_one_too_many.load(Ordering::Relaxed) => {
-                Ok((Arc::new(Known::unknown(id, policy)), None))
+                Ok((Arc::new(CompiledAccount::unknown(id, policy)), None))
             }
             // Handles of tiers belong to their policy.
             Err((error, Some(last))) if Arc::ptr_eq(&last.policy, policy) => Ok((last, Some(error))),
@@ -294,16 +300,16 @@ impl Accounts {
     }
 
     /// Begins to hear of changes, if the store lets it at once.
-    pub async fn hear(&self) -> Option<Changes> {
+    pub async fn subscribe(&self) -> Option<Changes> {
         let feed = self.store.changes().await;
         if feed.is_ok() {
-            self.trust();
+            self.mark_consistent();
         }
         feed.inspect_err(|error| tracing::debug!(%error, "cannot subscribe to account changes yet")).ok()
     }
 
     /// Listens for as long as the node lives, to `feed` first.
-    pub async fn listen(self: Arc<Self>, mut feed: Option<Changes>) {
+    pub async fn run_invalidation(self: Arc<Self>, mut feed: Option<Changes>) {
         let mut pause = RETRY_FIRST;
         loop {
             if let Some(mut feed) = feed.take() {
@@ -311,18 +317,18 @@ impl Accounts {
                     self.forget(&change);
                     self.metrics.account_invalidated();
                 }
-                self.distrust();
+                self.mark_stale();
                 pause = RETRY_FIRST;
                 tracing::warn!("not subscribed to account changes; every call reads its account");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LAST);
-            feed = self.hear().await;
+            feed = self.subscribe().await;
         }
     }
 
     /// From now on every change is heard; what was read before does not count.
-    fn trust(&self) {
+    fn mark_consistent(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.places.clear();
         self.keys.clear();
@@ -331,13 +337,13 @@ impl Accounts {
         tracing::info!("subscribed to account changes");
     }
 
-    fn distrust(&self) {
+    fn mark_stale(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.metrics.account_feed(false);
     }
 
     /// Forgets what a change touches.
-    pub fn forget(&self, change: &Changed) {
+    pub fn forget(&self, change: &AccountChange) {
         self.known.remove(&NameRef { domain: &change.domain, name: &change.account });
         for hash in &change.secrets {
             self.places.remove(hash);

@@ -4,14 +4,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
 use tollgate_core::{api_key::KeyHash, time::Timestamp};
-use tollgate_policy::{Chain, Override, Place, Policy, file, format, reason::InvalidKey};
+use tollgate_policy::{Override, Place, Policy, QuotaLevel, file, format, reason::InvalidKey};
 use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 
 use super::{Account, Key};
 
 /// An account of the store, or one that it does not know.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct CompiledAccount {
     pub(super) account: Arc<Account>,
     pub(super) keys: HashMap<Box<str>, KnownKey>,
     /// What it was compiled under.
@@ -43,7 +43,7 @@ impl KnownKey {
     }
 }
 
-impl Known {
+impl CompiledAccount {
     /// An account that the store does not know is on the default tier, so that a platform may start with no
     /// accounts at all; the calling service vouches for the name.
     pub(super) fn unknown(id: &str, policy: &Arc<Policy>) -> Self {
@@ -80,7 +80,7 @@ impl Known {
             id: record.id.as_str().into(),
             partition: policy.account_partition(&record.id),
             tier,
-            overrides: compiler.overrides(&record.overrides, Chain::Account),
+            overrides: compiler.overrides(&record.overrides, QuotaLevel::Account),
             balances: record.balances.clone(),
         };
         let keys = record.keys.iter().map(|(id, key)| (id.as_str().into(), compiler.key(id, key))).collect();
@@ -111,12 +111,12 @@ impl Compiler<'_> {
             kind: record.kind,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            overrides: self.overrides(&record.overrides, Chain::Key),
+            overrides: self.overrides(&record.overrides, QuotaLevel::Key),
         };
         KnownKey { key: Arc::new(key), hash: record.hash, previous: record.previous.clone() }
     }
 
-    fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, chain: Chain) -> Arc<[Override]> {
+    fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, chain: QuotaLevel) -> Arc<[Override]> {
         let mut written = Vec::with_capacity(records.len());
         for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
             self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
@@ -129,23 +129,23 @@ impl Compiler<'_> {
             return Arc::default();
         }
         let count = written.len();
-        let written = fitting(self.policy, written, chain);
+        let written = valid_overrides(self.policy, written, chain);
         self.left_out += count - written.len();
         self.policy.overrides(&written, chain, &Place::root()).unwrap_or_default().into()
     }
 }
 
 /// The overrides that fit the policy, each tried in its turn beside those before it where not all do.
-pub fn fitting(policy: &Policy, written: Vec<format::Override>, chain: Chain) -> Vec<format::Override> {
+pub fn valid_overrides(policy: &Policy, written: Vec<format::Override>, chain: QuotaLevel) -> Vec<format::Override> {
     let fits = |written: &[format::Override]| policy.overrides(written, chain, &Place::root()).is_ok();
     if fits(&written) {
         return written;
     }
-    written.into_iter().fold(Vec::new(), |mut fitting, over| {
-        fitting.push(over);
-        if !fits(&fitting) {
-            fitting.pop();
+    written.into_iter().fold(Vec::new(), |mut valid_overrides, over| {
+        valid_overrides.push(over);
+        if !fits(&valid_overrides) {
+            valid_overrides.pop();
         }
-        fitting
+        valid_overrides
     })
 }

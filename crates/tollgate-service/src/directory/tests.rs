@@ -22,8 +22,8 @@ use tollgate_core::{
 };
 use tollgate_policy::{LoadedPolicy, Policy, reason::InvalidKey};
 use tollgate_store::accounts::{
-    AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyPlace, KeyRecord, OverrideRecord, Page,
-    PreviousSecret, Saved, memory::MemoryAccounts,
+    AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyLocation, KeyRecord, OverrideRecord, Page,
+    PreviousSecret, SaveResult, memory::MemoryAccounts,
 };
 
 use super::{Accounts, Identity};
@@ -65,7 +65,7 @@ impl Watched {
 
     async fn save(&self, before: Option<&AccountRecord>, after: &AccountRecord) {
         let change = Change { domain: &after.domain, id: &after.id, before, after: Some(after), event: None };
-        assert_eq!(self.memory().save(change).await.unwrap(), Saved::Done);
+        assert_eq!(self.memory().save(change).await.unwrap(), SaveResult::Done);
     }
 }
 
@@ -74,7 +74,7 @@ impl AccountStore for Watched {
         Box::pin(async move { self.read(self.memory().load(domain, id).await?).await })
     }
 
-    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyPlace>> {
+    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyLocation>> {
         Box::pin(async move { self.read(self.memory().find_secret(hash).await?).await })
     }
 
@@ -82,7 +82,7 @@ impl AccountStore for Watched {
         Box::pin(async move { self.read(self.memory().find_key(domain, key).await?).await })
     }
 
-    fn save<'a>(&'a self, _: Change<'a>) -> AccountFuture<'a, Saved> {
+    fn save<'a>(&'a self, _: Change<'a>) -> AccountFuture<'a, SaveResult> {
         panic!("nodes only read here")
     }
 
@@ -128,7 +128,7 @@ impl Node {
         let metrics = Arc::new(Metrics::new("memory").unwrap());
         let bounds = CacheBounds { entries: 1000, lifetime, deadline: Duration::from_secs(20), max_new_accounts: 0 };
         let accounts = Arc::new(Accounts::new(Arc::clone(&store) as _, bounds, Arc::clone(&metrics)));
-        tokio::spawn(Arc::clone(&accounts).listen(None));
+        tokio::spawn(Arc::clone(&accounts).run_invalidation(None));
         let node = Self { store, accounts, policy: policy(100), metrics };
         node.until_metric("tollgate_account_feed_up", 1).await;
         node
@@ -298,9 +298,9 @@ async fn while_no_change_is_heard_nothing_is_believed() {
     other.save(Change { domain: "shop", id: "acme", before: None, after: Some(&moved), event: None }).await.unwrap();
     drop(std::mem::replace(&mut *node.store.memory.lock().unwrap(), other));
     node.until_metric("tollgate_account_feed_up", 0).await;
-    let in_doubt = node.accounts.by_name("acme", &node.policy, NOW).await;
-    assert!(in_doubt.check().is_err(), "the store cannot be asked");
-    assert_eq!(in_doubt.account.tier, node.policy.tier_named("paid").unwrap(), "what was last known");
+    let stale = node.accounts.by_name("acme", &node.policy, NOW).await;
+    assert!(stale.check().is_err(), "the store cannot be asked");
+    assert_eq!(stale.account.tier, node.policy.tier_named("paid").unwrap(), "what was last known");
     assert!(node.secret("good").await.is_err(), "a secret that cannot be looked up is not unknown");
 
     node.store.down.store(false, Ordering::SeqCst);

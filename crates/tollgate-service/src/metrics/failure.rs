@@ -9,7 +9,7 @@ use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusRecorder;
 use tollgate_core::store::StoreError;
 use tollgate_policy::DecidedBy;
-use tollgate_store::failure::Replayed;
+use tollgate_store::failure::ReplayStatus;
 
 use super::{Metrics, counter, gauge};
 
@@ -71,7 +71,7 @@ impl Metrics {
         self.failures.met(4, "deny", error);
     }
 
-    pub(super) fn set_replayed(&self, replayed: Replayed) {
+    pub(super) fn set_replayed(&self, replayed: ReplayStatus) {
         #[expect(clippy::cast_precision_loss, reason = "a bounded queue")]
         gauge(&self.recorder, WAITING, &[]).set(replayed.waiting as f64);
         counter(&self.recorder, REPLAYED, &[("result", "charged")]).absolute(replayed.charged);

@@ -4,12 +4,12 @@
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tollgate_core::{
-    claim::{Applied, Claims, Mode, Partition},
+    claim::{Claims, ClaimsDecision, Mode, Partition},
     store::StoreError,
     time::Timestamp,
 };
 use tollgate_policy::{
-    AUTHENTICATION, AbuseRule, Block, Watch, decision::Decision, dialect::ResponseKind, reason::Reason,
+    AUTHENTICATION, AbuseCounter, AbuseRule, Block, decision::Decision, dialect::ResponseKind, reason::Reason,
 };
 
 use crate::{
@@ -77,22 +77,22 @@ impl DecisionService {
         identity.check()?;
         let caller = identity.caller();
         let resolved = domain.policy.resolve(&caller, report.resource)?;
-        let watches = resolved.watches(|name| attributes.get(name));
-        let (counting, others): (Watches<'_>, Watches<'_>) =
+        let watches = resolved.abuse_counters(|name| attributes.get(name));
+        let (counting, others): (AbuseCounters<'_>, AbuseCounters<'_>) =
             watches.partition(|watch| watch.rule.statuses.contains(status));
         let (mut counted, mut at) = (0, now);
         let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
         for watch in counting {
             let failed = match self.count_failure(domain, watch, now).await {
                 // Whoever takes all places of an account is not spared by its other rules.
-                Err(CallError::Store(StoreError::Crowded(_))) => continue,
+                Err(CallError::Store(StoreError::CounterCapReached(_))) => continue,
                 failed => failed?,
             };
             counted += usize::from(failed.counted);
             blocks.extend(failed.block.filter(|block| !block.rule.shadow));
             at = failed.at;
         }
-        let guards = |_| others.iter().map(Watch::guard).collect();
+        let guards = |_| others.iter().map(AbuseCounter::block_check).collect();
         if let Some(seen) = self.counters.apply(caller.partition, guards, Mode::Peek, now).await? {
             blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
             at = seen.decided_at;
@@ -116,7 +116,7 @@ impl DecisionService {
             Some(reason) => answer.dialect.status(ResponseKind::Refused(reason)),
         };
         Some(Box::pin(async move {
-            for watch in resolved.watches(|name| attributes.get(name)) {
+            for watch in resolved.abuse_counters(|name| attributes.get(name)) {
                 if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
                     // Where one rule cannot count, the others do.
                     let _ = self.count_failure(domain, watch, decision.decided_at).await;
@@ -127,11 +127,11 @@ impl DecisionService {
     }
 
     /// Guards a call against its address, if it came by a secret.
-    pub(super) fn address_guard<'d>(
+    pub(super) fn address_check<'d>(
         domain: &'d Domain,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
-    ) -> Option<Watch<'d>> {
+    ) -> Option<AbuseCounter<'d>> {
         let ip = attributes.ip().filter(|_| matches!(caller, CallerRef::Secret(_)))?;
         watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
     }
@@ -144,14 +144,14 @@ impl DecisionService {
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<Option<Block<'d>>, CallError> {
-        let Some(guard) = Self::address_guard(domain, caller, attributes) else { return Ok(None) };
-        let claims = |_| Claims::from_iter([guard.guard()]);
+        let Some(guard) = Self::address_check(domain, caller, attributes) else { return Ok(None) };
+        let claims = |_| Claims::from_iter([guard.block_check()]);
         let found = self.counters.apply(guard.ledger.partition, claims, Mode::Peek, now).await?;
         Ok(found.and_then(|found| guard.block_of(found.statuses.first()?)))
     }
 
     /// Remembers the block of an address that a call ran into.
-    pub(super) fn remember_block(&self, guard: &Watch<'_>, decision: &Decision<'_>, now: Timestamp) {
+    pub(super) fn remember_block(&self, guard: &AbuseCounter<'_>, decision: &Decision<'_>, now: Timestamp) {
         if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, guard.rule)) {
             self.blocks.remember(guard.ledger, now, block.until.ms_since(decision.decided_at));
         }
@@ -210,9 +210,9 @@ impl DecisionService {
     async fn count_failure<'a>(
         &self,
         domain: &Domain,
-        watch: Watch<'a>,
+        watch: AbuseCounter<'a>,
         now: Timestamp,
-    ) -> Result<Failed<'a>, CallError> {
+    ) -> Result<FailureCount<'a>, CallError> {
         let failed = self.count_in_store(watch, now).await?;
         if failed.is_new && !watch.rule.shadow {
             domain.metrics.blocked(&watch.rule.name);
@@ -222,33 +222,35 @@ impl DecisionService {
 
     /// Counts one failure, unless a block is on: what was under way when it began must neither lengthen it nor
     /// bring the next. One failure too many sets the block, as nobody else can while it is on.
-    async fn count_in_store<'a>(&self, watch: Watch<'a>, now: Timestamp) -> Result<Failed<'a>, CallError> {
+    async fn count_in_store<'a>(&self, watch: AbuseCounter<'a>, now: Timestamp) -> Result<FailureCount<'a>, CallError> {
         let home = watch.ledger.partition;
         let applied = self.counters.apply(home, |_| Claims::from_iter(watch.failure()), Mode::Try, now).await?;
-        let Some(Applied { decided_at: at, statuses, .. }) = applied else { return Ok(Failed::not_counted(now)) };
-        let [failures, guard] = &statuses[..] else { return Ok(Failed::not_counted(at)) };
+        let Some(ClaimsDecision { decided_at: at, statuses, .. }) = applied else {
+            return Ok(FailureCount::not_counted(now));
+        };
+        let [failures, guard] = &statuses[..] else { return Ok(FailureCount::not_counted(at)) };
         if let Some(block) = watch.block_of(guard) {
-            return Ok(Failed { block: Some(block), ..Failed::not_counted(at) });
+            return Ok(FailureCount { block: Some(block), ..FailureCount::not_counted(at) });
         }
         if failures.used <= watch.rule.limit {
-            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(at) });
         }
         let applied = self.counters.apply(home, |_| Claims::from_iter([watch.block()]), Mode::Try, at).await?;
-        let Some(Applied { decided_at: at, allowed: is_new, statuses }) = applied else {
-            return Ok(Failed { counted: true, ..Failed::not_counted(at) });
+        let Some(ClaimsDecision { decided_at: at, allowed: is_new, statuses }) = applied else {
+            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(at) });
         };
         let block = statuses.first().and_then(|status| match watch.block_of(status) {
             None => Some(Block { rule: watch.rule, until: status.resets_at }),
             on => on,
         });
-        Ok(Failed { counted: true, is_new, block, at })
+        Ok(FailureCount { counted: true, is_new, block, at })
     }
 }
 
-type Watches<'a> = SmallVec<[Watch<'a>; 2]>;
+type AbuseCounters<'a> = SmallVec<[AbuseCounter<'a>; 2]>;
 
 /// What became of a failure.
-struct Failed<'a> {
+struct FailureCount<'a> {
     /// Whether it was counted.
     counted: bool,
     /// The block that is on now.
@@ -258,14 +260,14 @@ struct Failed<'a> {
     at: Timestamp,
 }
 
-impl Failed<'_> {
+impl FailureCount<'_> {
     fn not_counted(at: Timestamp) -> Self {
         Self { counted: false, block: None, is_new: false, at }
     }
 }
 
 /// The failures of an address, as [`counted_address`](crate::blocks::counted_address) names it.
-fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<Watch<'a>> {
+fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<AbuseCounter<'a>> {
     // No account has a part in it.
     let nobody = Partition::of([domain, AUTHENTICATION]);
     rule.watch(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))

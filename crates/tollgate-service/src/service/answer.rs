@@ -86,7 +86,7 @@ impl<'a> Answer<'a> {
 
     /// The quota that decides; `None` where no quota was asked, or something else decides.
     pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
-        self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.speaking()
+        self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.binding_quota()
     }
 
     /// The answer that the platform's customers see.
@@ -106,7 +106,7 @@ impl<'a> Answer<'a> {
                     now,
                     retry_at: block.map(|block| block.until),
                     quotas: &[],
-                    speaker: None,
+                    binding: None,
                     usage: None,
                     message: block.map(|block| block.message(now)),
                     domain: rejection.domain.map(|domain| &**domain.policy.domain()),
@@ -125,11 +125,11 @@ impl<'a> Answer<'a> {
             // A block ends also for a call that a quota then refuses for ever.
             retry_at: match decision.verdict {
                 Verdict::Allowed => None,
-                Verdict::Wait(at) => Some(at),
+                Verdict::RetryAt(at) => Some(at),
                 Verdict::Never => decision.block.map(|block| block.until),
             },
             quotas: &decision.quotas,
-            speaker: decision.speaker,
+            binding: decision.binding,
             usage: Some(usage),
             message: match (&decision.block, too_large) {
                 (Some(block), _) => Some(block.message(decision.decided_at)),
@@ -156,7 +156,7 @@ impl Outcome<'_> {
         }
         match self.decision.verdict {
             Verdict::Allowed => None,
-            Verdict::Wait(_) => Some(Reason::QuotaExceeded),
+            Verdict::RetryAt(_) => Some(Reason::QuotaExceeded),
             Verdict::Never => Some(Reason::CostAboveLimit),
         }
     }

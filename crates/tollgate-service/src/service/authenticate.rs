@@ -9,7 +9,7 @@ use tollgate_policy::{
 };
 
 use crate::{
-    directory::{Identity, Recalled},
+    directory::{CachedKey, Identity},
     domains::{Domain, Domains},
     scope::DomainScope,
     service::{
@@ -101,13 +101,13 @@ impl DecisionService {
     }
 
     /// What the node knows of the API key with this secret, in whatever domain, without asking the store of accounts.
-    pub fn recall(&self, secret: &str) -> Recalled {
-        let Ok(Some(hash)) = check_secret(secret) else { return Recalled::Bad };
+    pub fn cached_key(&self, secret: &str) -> CachedKey {
+        let Ok(Some(hash)) = check_secret(secret) else { return CachedKey::Invalid };
         let now = self.clock.now();
         match self.domains.load().by_secret(&hash, &DomainScope::SelfService) {
-            Some((_, identity)) if identity.key.as_ref().is_some_and(|key| key.check(now).is_ok()) => Recalled::Good,
-            Some(_) => Recalled::Bad,
-            None => self.accounts.recall(&hash, now),
+            Some((_, identity)) if identity.key.as_ref().is_some_and(|key| key.check(now).is_ok()) => CachedKey::Valid,
+            Some(_) => CachedKey::Invalid,
+            None => self.accounts.cached_key(&hash, now),
         }
     }
 

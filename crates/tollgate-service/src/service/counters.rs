@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use tollgate_core::{
-    claim::{Answer, Applied, Claim, Claims, Mode, Partition},
+    claim::{ApplyResult, Claim, Claims, ClaimsDecision, Mode, Partition},
     store::{Store, StoreError},
     time::Timestamp,
 };
@@ -53,7 +53,7 @@ impl Counters {
         claims_at: impl Fn(Timestamp) -> Claims,
         mode: Mode,
         now: Timestamp,
-    ) -> Result<Option<Applied>, CallError> {
+    ) -> Result<Option<ClaimsDecision>, CallError> {
         in_period(now, |now| {
             let claims = claims_at(now);
             async move {
@@ -61,8 +61,8 @@ impl Counters {
                     return Ok(Period::Inside(None));
                 }
                 match self.measure(self.store.apply_at(home, &claims, mode)).await? {
-                    Answer::Applied(applied) => Ok(Period::Inside(Some(applied))),
-                    Answer::OutsidePeriod(at) => Ok(Period::Outside(at)),
+                    ApplyResult::Applied(applied) => Ok(Period::Inside(Some(applied))),
+                    ApplyResult::OutsidePeriod(at) => Ok(Period::Outside(at)),
                 }
             }
         })
@@ -70,7 +70,7 @@ impl Counters {
     }
 
     /// Charges claims whatever their limits.
-    pub(super) async fn force(&self, claims: &[Claim]) -> Result<Answer, StoreError> {
+    pub(super) async fn force(&self, claims: &[Claim]) -> Result<ApplyResult, StoreError> {
         self.store.apply(claims, Mode::Force).await
     }
 }

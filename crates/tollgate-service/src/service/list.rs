@@ -1,7 +1,7 @@
 //! Listings: a caller's limits, and where it stands.
 
 use tollgate_core::{
-    claim::{Applied, Mode},
+    claim::{ClaimsDecision, Mode},
     time::Timestamp,
 };
 use tollgate_policy::{ClaimSet, MissingAttribute, ResolveError, Resolved, Usage, decision::Decision};
@@ -136,7 +136,7 @@ impl DecisionService {
             let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
             for claims in together {
                 let statuses = statuses.by_ref().take(claims.len()).collect();
-                let applied = Applied { decided_at, allowed: true, statuses };
+                let applied = ClaimsDecision { decided_at, allowed: true, statuses };
                 decisions.push(claims.decide(Mode::Peek, false, applied).0);
             }
             rest = later;

@@ -65,7 +65,7 @@ impl DecisionService {
         let Ok(Outcome { identity, resolved, decision, .. }) = &answer.outcome else { return };
         let label = match answer.reason() {
             Some(Reason::Blocked) => FAILED_REQUESTS,
-            Some(Reason::QuotaExceeded | Reason::CostAboveLimit) => match decision.speaking() {
+            Some(Reason::QuotaExceeded | Reason::CostAboveLimit) => match decision.binding_quota() {
                 Some(speaking) => &*speaking.quota.label,
                 None => return,
             },

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tollgate_core::{
-    claim::{Answer, Claims, Mode},
+    claim::{ApplyResult, Claims, Mode},
     store::StoreError,
     time::Timestamp,
 };
@@ -36,12 +36,12 @@ impl DecisionService {
         for _ in 0..PERIOD_ATTEMPTS {
             let quotas: Claims = claims.quota_claims(now).collect();
             match fallback.decide(&quotas, &on_failure, mode) {
-                Some(Ok(Answer::Applied(applied))) => {
+                Some(Ok(ApplyResult::Applied(applied))) => {
                     let decision = claims.decide_locally(mode, |limit| fallback.share(limit), applied);
                     self.metrics.decided_without_store(decision.decided_by, decision.is_allowed(), &error);
                     return Ok(decision);
                 }
-                Some(Ok(Answer::OutsidePeriod(at))) => now = at,
+                Some(Ok(ApplyResult::OutsidePeriod(at))) => now = at,
                 Some(Err(full)) => return Err(full.into()),
                 None => break,
             }

@@ -7,7 +7,7 @@ use tollgate_core::{
     claim::{Claim, LedgerKey},
     time::Timestamp,
 };
-use tollgate_policy::pool::{Draw, Drawn, PRIORITIES, PoolUse};
+use tollgate_policy::pool::{PRIORITIES, PoolClaim, PoolOutcome, PoolUse};
 
 /// So many pools are known at once. One that is forgotten is known again with its next answer.
 const MOST_KNOWN: usize = 4_096;
@@ -28,7 +28,7 @@ struct Seen {
 }
 
 impl Pools {
-    pub(super) fn known(&self, draws: &[Draw<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
+    pub(super) fn known(&self, draws: &[PoolClaim<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
         if draws.is_empty() {
             return SmallVec::new();
         }
@@ -37,7 +37,7 @@ impl Pools {
     }
 
     /// Keeps what an answer said, and returns what has to be made known.
-    pub(super) fn learn(&self, draws: &[Draw<'_>], found: &Drawn, at: Timestamp) -> SmallVec<[Claim; 1]> {
+    pub(super) fn learn(&self, draws: &[PoolClaim<'_>], found: &PoolOutcome, at: Timestamp) -> SmallVec<[Claim; 1]> {
         let mut wants = SmallVec::new();
         if draws.is_empty() {
             return wants;

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use tollgate_core::{
-    admission::shape_of,
+    admission::claims_fingerprint,
     amount::UnitId,
-    claim::{Answer, Applied, Charge, Claim, Claims, Fit, Mode, Partition, ReservationId},
-    reservation::{Admission, Hold, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, RequestMark, Terms},
+    claim::{ApplyResult, Charge, Claim, Claims, ClaimsDecision, Fit, Mode, Partition, ReservationId},
+    reservation::{Admission, AdmitOptions, IdempotencyKey, MAX_NOTE_BYTES, MAX_RESERVATION_TTL_MS, NewReservation},
     store::StoreError,
     time::Timestamp,
     window::Window,
@@ -74,7 +74,7 @@ pub(super) struct AdmissionPlan {
     home: Partition,
     /// What a reservation holds; without it only the request id is remembered.
     hold: Option<(ReservationId, u32, Vec<u8>)>,
-    request: Option<RequestMark>,
+    request: Option<IdempotencyKey>,
 }
 
 impl AdmissionPlan {
@@ -83,9 +83,9 @@ impl AdmissionPlan {
         self.hold.is_some()
     }
 
-    fn terms(&self) -> Terms<'_> {
-        let hold = self.hold.as_ref().map(|(id, ttl_ms, note)| Hold { id: *id, ttl_ms: *ttl_ms, note });
-        Terms { home: self.home, hold, request: self.request }
+    fn terms(&self) -> AdmitOptions<'_> {
+        let hold = self.hold.as_ref().map(|(id, ttl_ms, note)| NewReservation { id: *id, ttl_ms: *ttl_ms, note });
+        AdmitOptions { home: self.home, hold, request: self.request }
     }
 }
 
@@ -190,7 +190,7 @@ impl DecisionService {
             None
         } else {
             check_name("request_id", call.request_id)?;
-            Some(RequestMark {
+            Some(IdempotencyKey {
                 id: cut(Sha256::digest(call.request_id)),
                 digest: digest_of(operation, call, domain, identity),
                 ttl_ms: self.lifetimes.request_id_ms,
@@ -215,7 +215,7 @@ impl DecisionService {
         claims_at: impl Fn(Timestamp) -> Claims,
         record: &mut AdmissionRecord,
         now: Timestamp,
-    ) -> Result<Applied, CallError> {
+    ) -> Result<ClaimsDecision, CallError> {
         let terms = &plan.terms();
         let token = |id| Token::new(domain.policy.domain(), plan.home, id).to_text();
         let (claims, admission) = in_period(now, |now| {
@@ -239,25 +239,25 @@ impl DecisionService {
             Admission::Replayed(replay) => {
                 record.replayed = true;
                 record.reservation = replay.held.map(|(id, ends_at)| (token(id), ends_at));
-                if replay.shape == shape_of(&claims) {
+                if replay.shape == claims_fingerprint(&claims) {
                     return Ok(replay.applied);
                 }
                 // The policy gives other quotas now. The call was admitted; the numbers are those of today.
                 self.as_admitted(&claims, replay.applied).await
             }
-            Admission::OtherCall | Admission::OutsidePeriod(_) => {
+            Admission::IdempotencyConflict | Admission::OutsidePeriod(_) => {
                 Err(CallError::field("request_id", "belongs to another call; choose a new one"))
             }
         }
     }
 
-    async fn as_admitted(&self, claims: &[Claim], then: Applied) -> Result<Applied, CallError> {
-        let Answer::Applied(mut applied) = self.counters.store().apply(claims, Mode::Peek).await? else {
-            return Ok(Applied { statuses: SmallVec::new(), ..then });
+    async fn as_admitted(&self, claims: &[Claim], then: ClaimsDecision) -> Result<ClaimsDecision, CallError> {
+        let ApplyResult::Applied(mut applied) = self.counters.store().apply(claims, Mode::Peek).await? else {
+            return Ok(ClaimsDecision { statuses: SmallVec::new(), ..then });
         };
         applied.allowed = true;
         applied.statuses.iter_mut().for_each(|status| status.fit = Fit::Now);
-        Ok(Applied { decided_at: then.decided_at, ..applied })
+        Ok(ClaimsDecision { decided_at: then.decided_at, ..applied })
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tollgate_core::store::{HealthFuture, StoreError, StoreHealth};
 
 use super::{
-    AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
-    Saved,
+    AccountChange, AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyHash, KeyLocation,
+    MAX_WAITING_CHANGES, Page, SaveResult,
 };
 
 /// The most events that are remembered; the oldest are forgotten for newer ones.
@@ -27,11 +27,11 @@ pub struct MemoryAccounts {
 #[derive(Default)]
 struct State {
     accounts: BTreeMap<(String, String), AccountRecord>,
-    secrets: HashMap<KeyHash, KeyPlace>,
+    secrets: HashMap<KeyHash, KeyLocation>,
     keys: HashMap<(String, String), String>,
     events: HashMap<EventName, Instant>,
     events_by_age: VecDeque<EventName>,
-    listeners: Vec<mpsc::Sender<Changed>>,
+    listeners: Vec<mpsc::Sender<AccountChange>>,
 }
 
 /// Domain, account, event.
@@ -43,15 +43,15 @@ impl MemoryAccounts {
         Self { max_accounts, state: Mutex::default() }
     }
 
-    fn change(&self, change: &Change<'_>) -> Result<Saved, StoreError> {
+    fn change(&self, change: &Change<'_>) -> Result<SaveResult, StoreError> {
         let mut state = self.state.lock();
         let name = (change.domain.to_owned(), change.id.to_owned());
         let event = change.event.map(|event| (name.0.clone(), name.1.clone(), event.id.to_owned()));
         if event.as_ref().is_some_and(|event| state.events.get(event).is_some_and(|until| *until > Instant::now())) {
-            return Ok(Saved::Repeated);
+            return Ok(SaveResult::Repeated);
         }
         if state.accounts.get(&name).map(|record| record.version) != change.before.map(|record| record.version) {
-            return Ok(Saved::Conflict);
+            return Ok(SaveResult::Conflict);
         }
         if change.before.is_none() && change.after.is_some() && state.accounts.len() >= self.max_accounts {
             return Err(StoreError::Overloaded(format!("memory keeps at most {} accounts", self.max_accounts)));
@@ -67,7 +67,7 @@ impl MemoryAccounts {
         if change.before.is_some() || change.after.is_some() {
             state.tell(&change.told());
         }
-        Ok(Saved::Done)
+        Ok(SaveResult::Done)
     }
 
     fn page(&self, domain: &str, after: &str, take: usize) -> Page {
@@ -93,7 +93,7 @@ impl State {
         for (hash, key) in change.added() {
             let (domain, account) = (change.domain.to_owned(), change.id.to_owned());
             self.keys.insert((domain.clone(), key.to_owned()), account.clone());
-            self.secrets.insert(hash, KeyPlace { domain, account, key: key.to_owned() });
+            self.secrets.insert(hash, KeyLocation { domain, account, key: key.to_owned() });
         }
     }
 
@@ -109,7 +109,7 @@ impl State {
     }
 
     /// A listener that has fallen behind loses its feed, and so learns that it missed something.
-    fn tell(&mut self, change: &Changed) {
+    fn tell(&mut self, change: &AccountChange) {
         self.listeners.retain(|listener| listener.try_send(change.clone()).is_ok());
     }
 }
@@ -120,7 +120,7 @@ impl AccountStore for MemoryAccounts {
         Box::pin(async { Ok(found) })
     }
 
-    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyPlace>> {
+    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyLocation>> {
         let found = self.state.lock().secrets.get(hash).cloned();
         Box::pin(async { Ok(found) })
     }
@@ -130,7 +130,7 @@ impl AccountStore for MemoryAccounts {
         Box::pin(async { Ok(found) })
     }
 
-    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, Saved> {
+    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, SaveResult> {
         Box::pin(async move { self.change(&change) })
     }
 

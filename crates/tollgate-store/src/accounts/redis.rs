@@ -17,10 +17,10 @@ use tollgate_core::{
 };
 
 use super::{
-    AccountFuture, AccountRecord, AccountStore, Change, Changed, Changes, KeyHash, KeyPlace, MAX_WAITING_CHANGES, Page,
-    Saved, record,
+    AccountChange, AccountFuture, AccountRecord, AccountStore, Change, Changes, KeyHash, KeyLocation,
+    MAX_WAITING_CHANGES, Page, SaveResult, record,
 };
-use crate::redis::{Link, Script, layout::ACCOUNT_VERSION_DIGITS, scripts};
+use crate::redis::{RedisClient, Script, layout::ACCOUNT_VERSION_DIGITS, scripts};
 
 /// How often a subscription is tried, and how long it may take to answer. A connection that broke without a
 /// word is found out within two of these.
@@ -32,14 +32,14 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// A store in Redis.
 pub struct RedisAccounts {
-    link: Link,
+    link: RedisClient,
     script: Script,
     list: Script,
 }
 
 impl RedisAccounts {
     /// A store at the other end of `link`, which others may use too.
-    pub fn on(link: Link) -> Self {
+    pub fn on(link: RedisClient) -> Self {
         let script = scripts::script("account.lua");
         let list = scripts::script("accounts.lua");
         Self { link, script, list }
@@ -88,28 +88,28 @@ impl RedisAccounts {
             .map_err(|error| StoreError::Refused(format!("what it keeps at {key} cannot be read: {error}")))
     }
 
-    async fn change(&self, change: &Change<'_>) -> Result<Saved, StoreError> {
+    async fn change(&self, change: &Change<'_>) -> Result<SaveResult, StoreError> {
         let creates = change.before.is_none() && change.after.is_some();
         if creates {
             self.enlist(change).await?;
         }
         for (hash, key) in change.added() {
             let (domain, account) = (change.domain.to_owned(), change.id.to_owned());
-            let place = json(&KeyPlace { domain, account, key: key.to_owned() })?;
+            let place = json(&KeyLocation { domain, account, key: key.to_owned() })?;
             self.ask::<()>(Cmd::new().arg("SET").arg(self.id_key(change.domain, key)).arg(json(&change.id)?)).await?;
             self.ask::<()>(Cmd::new().arg("SET").arg(self.secret_key(&hash)).arg(place)).await?;
         }
         let saved = self.replace(change).await?;
         // What is left to do is to tidy up; the change is made or not whatever becomes of it.
         let _ = match saved {
-            Saved::Done if creates => self.enlist(change).await,
-            Saved::Done => self.tidy(change).await,
-            Saved::Conflict | Saved::Repeated => self.take_back(change).await,
+            SaveResult::Done if creates => self.enlist(change).await,
+            SaveResult::Done => self.tidy(change).await,
+            SaveResult::Conflict | SaveResult::Repeated => self.take_back(change).await,
         };
         Ok(saved)
     }
 
-    async fn replace(&self, change: &Change<'_>) -> Result<Saved, StoreError> {
+    async fn replace(&self, change: &Change<'_>) -> Result<SaveResult, StoreError> {
         let before = change.before.map(|record| digits(record.version)).unwrap_or_default();
         let after = match change.after {
             Some(record) => digits(record.version) + &json(record)?,
@@ -135,9 +135,9 @@ impl RedisAccounts {
             command
         });
         match reply.await? {
-            Value::Int(0) => Ok(Saved::Conflict),
-            Value::Int(1) => Ok(Saved::Done),
-            Value::Int(2) => Ok(Saved::Repeated),
+            Value::Int(0) => Ok(SaveResult::Conflict),
+            Value::Int(1) => Ok(SaveResult::Done),
+            Value::Int(2) => Ok(SaveResult::Repeated),
             other => Err(StoreError::Refused(format!("the script replied {other:?}"))),
         }
     }
@@ -230,7 +230,7 @@ impl RedisAccounts {
 
 /// Passes on what is heard until the connection breaks, something is not understood, or nobody listens any more; or until
 /// the server has become a replica, which need not hear of what changes elsewhere.
-async fn pass_on(link: Link, heard: PubSub, tell: mpsc::Sender<Changed>) {
+async fn pass_on(link: RedisClient, heard: PubSub, tell: mpsc::Sender<AccountChange>) {
     let (mut ping, mut messages) = heard.split();
     let heartbeat = async {
         loop {
@@ -276,7 +276,7 @@ impl AccountStore for RedisAccounts {
         Box::pin(self.load_record(domain, id))
     }
 
-    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyPlace>> {
+    fn find_secret<'a>(&'a self, hash: &'a KeyHash) -> AccountFuture<'a, Option<KeyLocation>> {
         Box::pin(async { self.read(&self.secret_key(hash), 0).await })
     }
 
@@ -284,7 +284,7 @@ impl AccountStore for RedisAccounts {
         Box::pin(async move { self.read(&self.id_key(domain, key), 0).await })
     }
 
-    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, Saved> {
+    fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, SaveResult> {
         Box::pin(async move { self.change(&change).await })
     }
 

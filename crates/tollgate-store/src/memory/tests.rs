@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tollgate_core::{
     amount::{Limit, UnitId},
     claim::{Effect, Partition},
-    reservation::RequestMark,
+    reservation::IdempotencyKey,
     window::SlidingWindow,
 };
 
@@ -13,7 +13,7 @@ use crate::clock::ManualClock;
 fn claim(account: &str) -> Claim {
     Claim {
         ledger: LedgerKey::of(Partition::of([account]), ["r"]),
-        span: Span::Sliding(SlidingWindow::from_ms(1000).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(1000).unwrap()),
         unit: UnitId::of("requests"),
         cost: Amount::from(1),
         limit: Limit::Finite(Amount::from(1)),
@@ -66,9 +66,9 @@ fn one_owner_leaves_room_for_the_others() {
         let home = Partition::of([domain, "account", "one of a few"]);
         let mut id = [0; 16];
         id.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);
-        let request = Some(RequestMark { id, digest: [0; 16], ttl_ms: 60_000 });
+        let request = Some(IdempotencyKey { id, digest: [0; 16], ttl_ms: 60_000 });
         let free = Claim { ledger: LedgerKey::of(home, ["r"]), limit: Limit::Unlimited, ..claim("") };
-        store.admit_now(&[free], &Terms { home, hold: None, request }).is_ok()
+        store.admit_now(&[free], &AdmitOptions { home, hold: None, request }).is_ok()
     };
     let remembered = (0..1_000).filter(|number| admit("third", *number)).count();
     assert!((100..=193).contains(&remembered), "{remembered} of 256 records of one shard");

@@ -3,65 +3,65 @@
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Applied, Charge, Claim, LedgerKey, Mode, ReservationId},
-    reservation::{Admission, Replay, Terms},
+    claim::{ApplyResult, Charge, Claim, ClaimsDecision, LedgerKey, Mode, ReservationId},
+    reservation::{Admission, AdmitOptions, Replay},
     store::StoreError,
     time::Timestamp,
     window::WindowId,
 };
 
 use super::{
-    records::{Elsewhere, is_counter, request_key, reservation_key, slots_key, take_array, write_body},
+    records::{OtherPartitions, is_counter, request_key, reservation_key, slots_key, take_array, write_body},
     wire::{Request, Validity, put, take, unreadable},
 };
 
 /// What the admission script is asked: a decision with claims on slots, or one that leaves something behind.
-pub(super) struct Ask<'a> {
+pub(super) struct AdmitRequest<'a> {
     pub(super) claims: &'a [Claim],
     pub(super) mode: Mode,
     pub(super) validity: Validity,
-    pub(super) terms: Option<&'a Terms<'a>>,
+    pub(super) terms: Option<&'a AdmitOptions<'a>>,
     /// The shape of the whole call, for a request's record.
     pub(super) shape: u64,
     /// Whether to say where it was charged; with [`Mode::Try`].
     pub(super) tells: bool,
     /// What was admitted in other slots before, for the records.
-    pub(super) elsewhere: &'a Elsewhere,
+    pub(super) elsewhere: &'a OtherPartitions,
 }
 
 /// What the admission script said.
 #[derive(Clone)]
-pub(super) struct Said {
+pub(super) struct AdmitReply {
     /// Of these claims only.
     pub(super) admission: Admission,
     /// Every counter of theirs that a reservation is judged by, and where it was charged, if that was asked.
     pub(super) charges: Vec<Charge>,
-    /// [`Elsewhere::statuses`] of then, if the request was admitted before.
+    /// [`OtherPartitions::statuses`] of then, if the request was admitted before.
     pub(super) statuses: Vec<u8>,
 }
 
-impl Said {
+impl AdmitReply {
     pub(super) fn of(admission: impl Into<Admission>) -> Self {
         Self { admission: admission.into(), charges: Vec::new(), statuses: Vec::new() }
     }
 
     pub(super) fn is_admitted(&self) -> bool {
-        matches!(self.admission, Admission::Decided(Applied { allowed: true, .. }))
+        matches!(self.admission, Admission::Decided(ClaimsDecision { allowed: true, .. }))
     }
 
     /// What was decided, where no request was admitted before.
-    pub(super) fn into_answer(self) -> Option<Answer> {
+    pub(super) fn into_answer(self) -> Option<ApplyResult> {
         match self.admission {
-            Admission::Decided(applied) => Some(Answer::Applied(applied)),
-            Admission::OutsidePeriod(at) => Some(Answer::OutsidePeriod(at)),
-            Admission::Replayed(_) | Admission::OtherCall => None,
+            Admission::Decided(applied) => Some(ApplyResult::Applied(applied)),
+            Admission::OutsidePeriod(at) => Some(ApplyResult::OutsidePeriod(at)),
+            Admission::Replayed(_) | Admission::IdempotencyConflict => None,
         }
     }
 }
 
 /// One call of the admission script.
 pub(super) struct Admit<'a> {
-    ask: Ask<'a>,
+    ask: AdmitRequest<'a>,
     request: Request,
     /// The scopes of slots, the reservation's record, the request's record.
     records: Vec<String>,
@@ -71,8 +71,8 @@ pub(super) struct Admit<'a> {
 
 impl<'a> Admit<'a> {
     /// `request` is that of the claims.
-    pub(super) fn new(prefix: &str, ask: Ask<'a>, request: Request) -> Self {
-        let Ask { claims, terms, .. } = ask;
+    pub(super) fn new(prefix: &str, ask: AdmitRequest<'a>, request: Request) -> Self {
+        let AdmitRequest { claims, terms, .. } = ask;
         let mut scopes: SmallVec<[LedgerKey; 2]> = SmallVec::new();
         let (hold, mark) = (terms.and_then(|terms| terms.hold), terms.and_then(|terms| terms.request));
         let mut packed = vec![u8::from(hold.is_some())];
@@ -116,22 +116,23 @@ impl<'a> Admit<'a> {
     }
 
     /// Reads the script's reply.
-    pub(super) fn read_reply(&self, bytes: &[u8]) -> Result<Said, StoreError> {
+    pub(super) fn read_reply(&self, bytes: &[u8]) -> Result<AdmitReply, StoreError> {
         let mut rest = bytes;
         let (admission, charges, statuses) = match bytes {
             [3, replay @ ..] => {
                 let (replay, statuses) = self.read_replay(replay)?;
                 (Admission::Replayed(replay), Vec::new(), statuses)
             }
-            [4, ..] => (Admission::OtherCall, Vec::new(), Vec::new()),
+            [4, ..] => (Admission::IdempotencyConflict, Vec::new(), Vec::new()),
             _ => {
                 let admission = self.request.read_reply(&mut rest)?.into();
-                let is_told = self.ask.tells && matches!(admission, Admission::Decided(Applied { allowed: true, .. }));
+                let is_told =
+                    self.ask.tells && matches!(admission, Admission::Decided(ClaimsDecision { allowed: true, .. }));
                 let charges = if is_told { self.read_charges(rest).ok_or_else(unreadable)? } else { Vec::new() };
                 (admission, charges, Vec::new())
             }
         };
-        Ok(Said { admission, charges, statuses })
+        Ok(AdmitReply { admission, charges, statuses })
     }
 
     fn read_charges(&self, mut rest: &[u8]) -> Option<Vec<Charge>> {
@@ -155,7 +156,7 @@ impl<'a> Admit<'a> {
         let (shape, held) = front().ok_or_else(unreadable)?;
         let mut behind = rest;
         let applied = match self.request.read_reply(&mut behind) {
-            Ok(Answer::Applied(applied)) if shape == self.ask.shape => applied,
+            Ok(ApplyResult::Applied(applied)) if shape == self.ask.shape => applied,
             // Another policy gave other claims then; their statuses are of no use now.
             _ => read_bare(rest).ok_or_else(unreadable)?,
         };
@@ -164,8 +165,8 @@ impl<'a> Admit<'a> {
 }
 
 /// An admission without its statuses.
-fn read_bare(mut rest: &[u8]) -> Option<Applied> {
+fn read_bare(mut rest: &[u8]) -> Option<ClaimsDecision> {
     let (status, at) = (take(&mut rest, 1)?, take(&mut rest, 6)?);
     let decided_at = Timestamp::from_ms(at);
-    Some(Applied { decided_at, allowed: status == 1, statuses: SmallVec::new() })
+    Some(ClaimsDecision { decided_at, allowed: status == 1, statuses: SmallVec::new() })
 }

@@ -16,8 +16,8 @@ use tollgate_core::{claim::Partition, store::StoreError};
 
 use super::{
     Script,
+    client::{Failure, Fault, RedisClient, Writes, preferred_runtime},
     layout::ERROR,
-    link::{Failure, Fault, Link, Writes, preferred_runtime},
     wire,
 };
 
@@ -55,7 +55,7 @@ pub(super) struct BatchedCall {
 
 impl Batches {
     /// Must be called within a Tokio runtime.
-    pub(super) fn new(link: &Link) -> Self {
+    pub(super) fn new(link: &RedisClient) -> Self {
         let start = |home: Option<&tokio::runtime::Handle>| {
             // Calls that have a place on the link wait here, so there is room for all of them.
             let (to, calls) = mpsc::channel(link.max_in_flight());
@@ -70,7 +70,7 @@ impl Batches {
     }
 
     /// Decides one call, and returns the script's reply.
-    pub(super) async fn decide(&self, link: &Link, call: BatchedCall) -> Result<Vec<u8>, StoreError> {
+    pub(super) async fn decide(&self, link: &RedisClient, call: BatchedCall) -> Result<Vec<u8>, StoreError> {
         let _place = link.enter()?;
         let (caller, answer) = oneshot::channel();
         let elsewhere = self.0.len() - 1;
@@ -87,7 +87,7 @@ impl Batches {
 /// What the task that sends batches needs.
 #[derive(Clone)]
 struct Sending {
-    link: Link,
+    link: RedisClient,
 }
 
 impl Sending {
@@ -233,7 +233,7 @@ mod tests {
         let batch = Batch::begin(call(250), oneshot::channel().0);
         assert!(batch.accepts(&call(251)) && batch.accepts(&call(240)));
         assert!(!batch.accepts(&call(2)) && !batch.accepts(&call(500)));
-        let link = Link::open(RedisConfig::new("redis://127.0.0.1:1")).unwrap();
+        let link = RedisClient::open(RedisConfig::new("redis://127.0.0.1:1")).unwrap();
         let late = Batches::new(&link).decide(&link, call(0)).await;
         assert_eq!(late, Err(StoreError::Unreachable("no time is left to ask".into())));
     }

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
     claim::{Claim, Effect, Mode},
-    window::Span,
+    window::WindowInstance,
 };
 
 use super::{
@@ -59,7 +59,7 @@ impl FastPathRequest {
         let (charged, guards) = request.rows.split_at(first_guard.unwrap_or(request.rows.len()));
         let may_pass = |row: &Row| {
             let Claim { effect, span, cost, limit, .. } = claim(row);
-            *effect == Effect::Judge && matches!(span, Span::Sliding(_)) && *cost <= limit.ceiling()
+            *effect == Effect::Judge && matches!(span, WindowInstance::Sliding(_)) && *cost <= limit.ceiling()
         };
         if mode != Mode::Try
             || !request.on_slots.is_empty()
@@ -97,12 +97,12 @@ impl FastPathRequest {
         }
         for rows in windows() {
             match claim(&rows[0]).span {
-                Span::Sliding(window) => payload.extend(window.ms().to_le_bytes()),
-                Span::Calendar { period, .. } => {
+                WindowInstance::Sliding(window) => payload.extend(window.ms().to_le_bytes()),
+                WindowInstance::Calendar { period, .. } => {
                     put::<6>(&mut payload, period.start.as_ms());
                     put::<6>(&mut payload, period.end.as_ms());
                 }
-                Span::Slots => return None,
+                WindowInstance::Slots => return None,
             }
         }
         for claim in charged.iter().map(claim) {

@@ -6,7 +6,7 @@ use tollgate_core::{
     admission::slots_of,
     amount::{Amount, UnitId},
     claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Closed, Closing, Closure, Extension, Looked, Reservation},
+    reservation::{CloseRequest, CloseResult, ClosedReservation, Extension, Reservation, ReservationState},
     store::StoreError,
     time::Timestamp,
     window::{SlidingWindow, WindowId},
@@ -23,7 +23,7 @@ const REQUEST_KEY: &str = "q";
 
 /// What the other parts of a call did, each in a slot of its own.
 #[derive(Default)]
-pub(super) struct Elsewhere {
+pub(super) struct OtherPartitions {
     /// Where they were charged.
     pub(super) charges: Vec<Charge>,
     /// Where they hold a slot.
@@ -56,7 +56,7 @@ pub(super) fn write_body(
     home: Partition,
     claims: &[Claim],
     request: &Request,
-    elsewhere: &Elsewhere,
+    elsewhere: &OtherPartitions,
     note: &[u8],
 ) -> Vec<u8> {
     let mut body =
@@ -180,18 +180,18 @@ fn read_ledgers(home: Partition, rest: &mut &[u8]) -> Option<Vec<LedgerKey>> {
 }
 
 /// Reads the reply to a look.
-pub(super) fn read_looked(home: Partition, mut bytes: &[u8]) -> Result<Looked, StoreError> {
+pub(super) fn read_looked(home: Partition, mut bytes: &[u8]) -> Result<ReservationState, StoreError> {
     if bytes.is_empty() {
-        return Ok(Looked::Unknown);
+        return Ok(ReservationState::Unknown);
     }
     let rest = &mut bytes;
     let head = |rest: &mut &[u8]| Some((take(rest, 1)?, take(rest, 6)?, take(rest, 6)?));
     let (state, now, expires_at) = head(rest).ok_or_else(unreadable)?;
     if state != 0 {
-        return read_closed(rest).map(Looked::Closed).ok_or_else(unreadable);
+        return read_closed(rest).map(ReservationState::Closed).ok_or_else(unreadable);
     }
     let reservation = read_reservation(home, rest).ok_or_else(unreadable)?;
-    Ok(Looked::Open { now: Timestamp::from_ms(now), expires_at: Timestamp::from_ms(expires_at), reservation })
+    Ok(ReservationState::Open { now: Timestamp::from_ms(now), expires_at: Timestamp::from_ms(expires_at), reservation })
 }
 
 /// Reads the reply to an extension.
@@ -207,19 +207,19 @@ pub(super) fn read_extension(bytes: &[u8]) -> Result<Extension, StoreError> {
 }
 
 /// Reads the reply to a close.
-pub(super) fn read_closure(bytes: &[u8]) -> Result<Closure, StoreError> {
+pub(super) fn read_closure(bytes: &[u8]) -> Result<CloseResult, StoreError> {
     match bytes {
-        [0] => Some(Closure::Unknown),
-        [1, rest @ ..] => read_closed(rest).map(Closure::Done),
-        [2, rest @ ..] => take(&mut { rest }, 6).map(|now| Closure::OutsidePeriod(Timestamp::from_ms(now))),
-        [3, rest @ ..] => read_closed(rest).map(Closure::Before),
+        [0] => Some(CloseResult::Unknown),
+        [1, rest @ ..] => read_closed(rest).map(CloseResult::Done),
+        [2, rest @ ..] => take(&mut { rest }, 6).map(|now| CloseResult::OutsidePeriod(Timestamp::from_ms(now))),
+        [3, rest @ ..] => read_closed(rest).map(CloseResult::Before),
         _ => None,
     }
     .ok_or_else(unreadable)
 }
 
 /// Reads how a reservation was closed: what closed.lua wrote, and behind it what [`Close`] gave it.
-fn read_closed(mut rest: &[u8]) -> Option<Closed> {
+fn read_closed(mut rest: &[u8]) -> Option<ClosedReservation> {
     let rest = &mut rest;
     let (at, refunds) = (take(rest, 6)?, take(rest, 1)?);
     let mut refunded = (0..refunds).map(|_| Amount::try_from(take(rest, 7)?).ok()).collect::<Option<Vec<_>>>()?;
@@ -231,7 +231,7 @@ fn read_closed(mut rest: &[u8]) -> Option<Closed> {
         }
         refunded.insert(place, amount);
     }
-    Some(Closed { at: Timestamp::from_ms(at), digest, refunded, note: (*rest).into() })
+    Some(ClosedReservation { at: Timestamp::from_ms(at), digest, refunded, note: (*rest).into() })
 }
 
 /// What was given back in other slots: for each refund there its place among all of them, and how much.
@@ -253,7 +253,7 @@ impl Close {
         prefix: &str,
         home: Partition,
         id: ReservationId,
-        closing: &Closing<'_>,
+        closing: &CloseRequest<'_>,
         elsewhere: &Returned,
     ) -> Self {
         let debts = Request::within(prefix, closing.debts, Mode::Force, Validity::of(closing.debts));

@@ -17,20 +17,20 @@ use futures_util::future::{join_all, try_join, try_join_all};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout_at};
 use tollgate_core::{
-    admission::{shape_of, slots_of},
+    admission::{claims_fingerprint, slots_of},
     amount::Amount,
-    claim::{Answer, Applied, Charge, Claim, ClaimStatus, Effect, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Hold, Replay, RequestMark, Reservation, Terms},
+    claim::{ApplyResult, Charge, Claim, ClaimStatus, ClaimsDecision, Effect, Mode, Partition, ReservationId},
+    reservation::{Admission, AdmitOptions, CloseRequest, IdempotencyKey, NewReservation, Replay, Reservation},
     store::StoreError,
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 
 pub(super) use self::end::{close, extend};
 use super::{
     Bounds, RedisStore,
-    admit::{Ask, Said},
-    records::{Elsewhere, Returned},
+    admit::{AdmitReply, AdmitRequest},
+    records::{OtherPartitions, Returned},
     wire::{put_status, read_status, unreadable},
 };
 
@@ -57,7 +57,7 @@ impl Part {
     /// Whether an admission leaves something there. A reservation remembers every counter that it may be settled on.
     fn is_charged(&self, is_held: bool) -> bool {
         let is_charged = |claim: &Claim| match (is_held, claim.span) {
-            (true, Span::Slots) => claim.cost > Amount::ZERO,
+            (true, WindowInstance::Slots) => claim.cost > Amount::ZERO,
             (true, _) => claim.effect == Effect::Charge,
             (false, _) => claim.charge() > Amount::ZERO,
         };
@@ -77,20 +77,20 @@ pub(super) async fn apply(
     claims: &[Claim],
     mode: Mode,
     bounds: Bounds,
-) -> Result<Answer, StoreError> {
-    let call = Call::new(store, claims, &Terms { home, hold: None, request: None }, bounds);
+) -> Result<ApplyResult, StoreError> {
+    let call = Call::new(store, claims, &AdmitOptions { home, hold: None, request: None }, bounds);
     if mode == Mode::Try {
-        return Said::of(call.decide().await?).into_answer().ok_or_else(unreadable);
+        return AdmitReply::of(call.decide().await?).into_answer().ok_or_else(unreadable);
     }
     let answers = join_all(call.parts().map(|part| store.apply_at_once(&part.claims, mode, bounds))).await;
     let is_charged =
-        |answer: &Result<Answer, StoreError>| mode == Mode::Force && matches!(answer, Ok(Answer::Applied(_)));
+        |answer: &Result<ApplyResult, StoreError>| mode == Mode::Force && matches!(answer, Ok(ApplyResult::Applied(_)));
     let in_part = answers.iter().any(is_charged);
-    let answers = answers.into_iter().collect::<Result<Vec<Answer>, StoreError>>();
+    let answers = answers.into_iter().collect::<Result<Vec<ApplyResult>, StoreError>>();
     match answers.map(|answers| call.merged(answers)) {
         Err(error) if in_part => Err(half_done(error)),
         // To ask again would charge the other parts twice.
-        Ok(Answer::OutsidePeriod(_)) if in_part => Err(late()),
+        Ok(ApplyResult::OutsidePeriod(_)) if in_part => Err(late()),
         result => result,
     }
 }
@@ -99,7 +99,7 @@ pub(super) async fn apply(
 pub(super) async fn admit(
     store: &RedisStore,
     claims: &[Claim],
-    terms: &Terms<'_>,
+    terms: &AdmitOptions<'_>,
     bounds: Bounds,
 ) -> Result<Admission, StoreError> {
     Call::new(store, claims, terms, bounds).decide().await
@@ -113,14 +113,14 @@ struct Call {
     last: Part,
     home: Partition,
     hold: Option<(ReservationId, u32, Vec<u8>)>,
-    request: Option<RequestMark>,
+    request: Option<IdempotencyKey>,
     shape: u64,
     bounds: Bounds,
 }
 
 impl Call {
-    fn new(store: &RedisStore, claims: &[Claim], terms: &Terms<'_>, bounds: Bounds) -> Self {
-        let Terms { home, hold, request } = *terms;
+    fn new(store: &RedisStore, claims: &[Claim], terms: &AdmitOptions<'_>, bounds: Bounds) -> Self {
+        let AdmitOptions { home, hold, request } = *terms;
         let (mut others, mut last): (Vec<Part>, _) = (Vec::new(), Part::of(home));
         for (place, claim) in claims.iter().enumerate() {
             let partition = claim.ledger.partition;
@@ -137,8 +137,8 @@ impl Call {
         if last.claims.is_empty() && hold.is_none() && request.is_none() {
             last = others.pop().unwrap_or(last);
         }
-        let hold = hold.map(|Hold { id, ttl_ms, note }| (id, ttl_ms, note.to_vec()));
-        let shape = if request.is_some() { shape_of(claims) } else { 0 };
+        let hold = hold.map(|NewReservation { id, ttl_ms, note }| (id, ttl_ms, note.to_vec()));
+        let shape = if request.is_some() { claims_fingerprint(claims) } else { 0 };
         Self { store: store.clone(), others, last, home, hold, request, shape, bounds }
     }
 
@@ -152,15 +152,15 @@ impl Call {
             // Nothing has to be taken back, so the last part need not be looked at before.
             let looked = looks.await?;
             let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Peek };
-            let said: Vec<Said> = looked.iter().cloned().map(Said::of).collect();
-            let last = self.ask_last(mode, &self.elsewhere(&said)).await?;
+            let said: Vec<AdmitReply> = looked.iter().cloned().map(AdmitReply::of).collect();
+            let last = self.admit_home(mode, &self.elsewhere(&said)).await?;
             return self.whole(looked, last);
         }
-        let nothing = Elsewhere::default();
-        let (looked, last) = try_join(looks, self.ask_last(Mode::Peek, &nothing)).await?;
+        let nothing = OtherPartitions::default();
+        let (looked, last) = try_join(looks, self.admit_home(Mode::Peek, &nothing)).await?;
         match self.whole(looked.clone(), last.clone())? {
-            Admission::Decided(Applied { allowed: true, .. }) => {}
-            refused => return self.unless_known(refused).await,
+            Admission::Decided(ClaimsDecision { allowed: true, .. }) => {}
+            refused => return self.or_replay(refused).await,
         }
         // A caller that loses patience must not leave the call half done, so it goes on without it.
         let deadline = self.bounds.deadline;
@@ -171,17 +171,17 @@ impl Call {
     }
 
     /// Charges the other parts, then the last; or none of them.
-    async fn charge(self, looked: Vec<Answer>, looked_last: Said) -> Result<Admission, StoreError> {
+    async fn charge(self, looked: Vec<ApplyResult>, looked_last: AdmitReply) -> Result<Admission, StoreError> {
         let made = join_all(self.others.iter().zip(&looked).map(async |(part, looked)| {
-            if self.charges(part) { self.ask(part).await } else { Ok(Said::of(looked.clone())) }
+            if self.charges(part) { self.ask(part).await } else { Ok(AdmitReply::of(looked.clone())) }
         }))
         .await;
         let mut last = None;
-        if made.iter().all(|said| said.as_ref().is_ok_and(Said::is_admitted)) {
-            let made: Vec<Said> = made.iter().flatten().cloned().collect();
-            match self.ask_last(Mode::Try, &self.elsewhere(&made)).await {
+        if made.iter().all(|said| said.as_ref().is_ok_and(AdmitReply::is_admitted)) {
+            let made: Vec<AdmitReply> = made.iter().flatten().cloned().collect();
+            match self.admit_home(Mode::Try, &self.elsewhere(&made)).await {
                 Ok(said) if said.is_admitted() => {
-                    return self.whole(made.into_iter().filter_map(Said::into_answer).collect(), said);
+                    return self.whole(made.into_iter().filter_map(AdmitReply::into_answer).collect(), said);
                 }
                 // It may be admitted, and then needs all its parts.
                 Err(error @ StoreError::Indeterminate(_)) => return Err(error),
@@ -193,10 +193,10 @@ impl Call {
     }
 
     /// A refusal, unless the request was admitted in the meantime: then its answer stands.
-    async fn unless_known(&self, refused: Admission) -> Result<Admission, StoreError> {
+    async fn or_replay(&self, refused: Admission) -> Result<Admission, StoreError> {
         if self.request.is_some() && matches!(refused, Admission::Decided(_)) {
-            let said = self.ask_last(Mode::Peek, &Elsewhere::default()).await?;
-            if matches!(said.admission, Admission::Replayed(_) | Admission::OtherCall) {
+            let said = self.admit_home(Mode::Peek, &OtherPartitions::default()).await?;
+            if matches!(said.admission, Admission::Replayed(_) | Admission::IdempotencyConflict) {
                 return self.whole(Vec::new(), said);
             }
         }
@@ -206,9 +206,9 @@ impl Call {
     /// What is answered instead of an admission; `is_back` is whether nothing is charged any more.
     async fn refusal(
         &self,
-        made: Vec<Result<Said, StoreError>>,
-        last: Option<Result<Said, StoreError>>,
-        (looked, looked_last): (Vec<Answer>, Said),
+        made: Vec<Result<AdmitReply, StoreError>>,
+        last: Option<Result<AdmitReply, StoreError>>,
+        (looked, looked_last): (Vec<ApplyResult>, AdmitReply),
         is_back: bool,
     ) -> Result<Admission, StoreError> {
         let said = || made.iter().chain(&last);
@@ -217,11 +217,11 @@ impl Call {
             return Err(if is_back { error.clone() } else { half_done(error.clone()) });
         }
         let outside = said().flatten().find(|said| matches!(said.admission, Admission::OutsidePeriod(_)));
-        if let Some(Said { admission, .. }) = outside {
+        if let Some(AdmitReply { admission, .. }) = outside {
             return if is_back { Ok(admission.clone()) } else { Err(late()) };
         }
         if let Some(Ok(said)) = &last
-            && matches!(said.admission, Admission::Replayed(_) | Admission::OtherCall)
+            && matches!(said.admission, Admission::Replayed(_) | Admission::IdempotencyConflict)
         {
             return self.whole(Vec::new(), said.clone());
         }
@@ -232,17 +232,17 @@ impl Call {
         join_all(now.map(async |((part, answer), said)| match said {
             Some(Ok(said)) if !said.is_admitted() => *answer = said.clone().into_answer().unwrap_or(answer.clone()),
             _ => {
-                if let Ok(now @ Answer::Applied(_)) = self.peek(part).await {
+                if let Ok(now @ ApplyResult::Applied(_)) = self.peek(part).await {
                     *answer = now;
                 }
             }
         }))
         .await;
-        self.unless_known(self.merged(answers).into()).await
+        self.or_replay(self.merged(answers).into()).await
     }
 
     /// Whether everything is given back that was charged.
-    async fn give_back(&self, made: &[Result<Said, StoreError>]) -> bool {
+    async fn give_back(&self, made: &[Result<AdmitReply, StoreError>]) -> bool {
         // However little time the call has left.
         let deadline = self.store.link.deadline();
         let charged = self.others.iter().zip(made).filter(|(part, _)| self.charges(part));
@@ -255,7 +255,8 @@ impl Call {
     async fn give_part_back(&self, part: &Part, charges: &[Charge], deadline: Instant) -> bool {
         let refunds: Vec<Charge> = charges.iter().filter(|charge| charge.amount > Amount::ZERO).copied().collect();
         let reservation = Reservation { slots: slots_of(&part.claims), ..Reservation::default() };
-        let closing = Closing { digest: [0; 16], refunds: &refunds, debts: &[], reservation: &reservation, note: b"" };
+        let closing =
+            CloseRequest { digest: [0; 16], refunds: &refunds, debts: &[], reservation: &reservation, note: b"" };
         loop {
             let done = match self.hold {
                 Some((id, ..)) => {
@@ -279,38 +280,39 @@ impl Call {
         part.is_charged(self.hold.is_some())
     }
 
-    async fn peek(&self, part: &Part) -> Result<Answer, StoreError> {
+    async fn peek(&self, part: &Part) -> Result<ApplyResult, StoreError> {
         self.store.apply_at_once(&part.claims, Mode::Peek, self.bounds).await
     }
 
     /// Admits another part than the last, as a reservation of its own if it is to be one.
-    async fn ask(&self, part: &Part) -> Result<Said, StoreError> {
-        let hold = self.hold.as_ref().map(|(id, ttl_ms, _)| Hold { id: *id, ttl_ms: *ttl_ms, note: b"" });
-        let terms = Terms { home: part.partition, hold, request: None };
-        let ask = Ask {
+    async fn ask(&self, part: &Part) -> Result<AdmitReply, StoreError> {
+        let hold = self.hold.as_ref().map(|(id, ttl_ms, _)| NewReservation { id: *id, ttl_ms: *ttl_ms, note: b"" });
+        let terms = AdmitOptions { home: part.partition, hold, request: None };
+        let ask = AdmitRequest {
             claims: &part.claims,
             mode: Mode::Try,
             validity: self.bounds.validity,
             terms: Some(&terms),
             shape: 0,
             tells: true,
-            elsewhere: &Elsewhere::default(),
+            elsewhere: &OtherPartitions::default(),
         };
         self.store.ask(ask, self.bounds.deadline).await
     }
 
-    async fn ask_last(&self, mode: Mode, elsewhere: &Elsewhere) -> Result<Said, StoreError> {
+    async fn admit_home(&self, mode: Mode, elsewhere: &OtherPartitions) -> Result<AdmitReply, StoreError> {
         let hold = self.hold.as_ref().filter(|_| mode == Mode::Try);
-        let hold = hold.map(|(id, ttl_ms, note)| Hold { id: *id, ttl_ms: *ttl_ms, note });
+        let hold = hold.map(|(id, ttl_ms, note)| NewReservation { id: *id, ttl_ms: *ttl_ms, note });
         if hold.is_none() && self.request.is_none() {
             if self.last.claims.is_empty() {
-                let applied = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
-                return Ok(Said::of(Answer::Applied(applied)));
+                let applied =
+                    ClaimsDecision { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
+                return Ok(AdmitReply::of(ApplyResult::Applied(applied)));
             }
-            return self.store.apply_at_once(&self.last.claims, mode, self.bounds).await.map(Said::of);
+            return self.store.apply_at_once(&self.last.claims, mode, self.bounds).await.map(AdmitReply::of);
         }
-        let terms = Terms { home: self.home, hold, request: self.request };
-        let ask = Ask {
+        let terms = AdmitOptions { home: self.home, hold, request: self.request };
+        let ask = AdmitRequest {
             claims: &self.last.claims,
             mode,
             validity: self.bounds.validity,
@@ -323,8 +325,8 @@ impl Call {
     }
 
     /// What the records of the home say of the other parts.
-    fn elsewhere(&self, made: &[Said]) -> Elsewhere {
-        let mut elsewhere = Elsewhere::default();
+    fn elsewhere(&self, made: &[AdmitReply]) -> OtherPartitions {
+        let mut elsewhere = OtherPartitions::default();
         for (part, said) in self.others.iter().zip(made) {
             elsewhere.charges.extend(&said.charges);
             elsewhere.slots.extend(slots_of(&part.claims));
@@ -336,14 +338,16 @@ impl Call {
     }
 
     /// The whole answer, with those of the other parts; a replay brings them along.
-    fn whole(&self, mut others: Vec<Answer>, last: Said) -> Result<Admission, StoreError> {
+    fn whole(&self, mut others: Vec<ApplyResult>, last: AdmitReply) -> Result<Admission, StoreError> {
         match last.admission {
             Admission::Decided(applied) => {
                 let by = applied.decided_at;
-                others.push(Answer::Applied(applied));
+                others.push(ApplyResult::Applied(applied));
                 Ok(match self.merged(others) {
                     // The home has decided, by its clock.
-                    Answer::Applied(whole) if whole.allowed => Admission::Decided(Applied { decided_at: by, ..whole }),
+                    ApplyResult::Applied(whole) if whole.allowed => {
+                        Admission::Decided(ClaimsDecision { decided_at: by, ..whole })
+                    }
                     answer => answer.into(),
                 })
             }
@@ -353,12 +357,12 @@ impl Call {
                 for part in &self.others {
                     let statuses = part.claims.iter().map(|_| read_status(&mut rest)).collect::<Option<_>>();
                     let statuses = statuses.ok_or_else(unreadable)?;
-                    answers.push(Answer::Applied(Applied { statuses, ..replay.applied }));
+                    answers.push(ApplyResult::Applied(ClaimsDecision { statuses, ..replay.applied }));
                 }
-                answers.push(Answer::Applied(replay.applied));
+                answers.push(ApplyResult::Applied(replay.applied));
                 match self.merged(answers) {
-                    Answer::Applied(applied) => Ok(Admission::Replayed(Replay { applied, ..replay })),
-                    Answer::OutsidePeriod(_) => Err(unreadable()),
+                    ApplyResult::Applied(applied) => Ok(Admission::Replayed(Replay { applied, ..replay })),
+                    ApplyResult::OutsidePeriod(_) => Err(unreadable()),
                 }
             }
             known => Ok(known),
@@ -366,14 +370,14 @@ impl Call {
     }
 
     /// Puts the answers of all parts together.
-    fn merged(&self, answers: Vec<Answer>) -> Answer {
+    fn merged(&self, answers: Vec<ApplyResult>) -> ApplyResult {
         let claims = self.parts().map(|part| part.claims.len()).sum();
-        let mut whole = Applied { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
+        let mut whole = ClaimsDecision { decided_at: Timestamp::default(), allowed: true, statuses: SmallVec::new() };
         let mut statuses: SmallVec<[Option<ClaimStatus>; 4]> = SmallVec::from_elem(None, claims);
         for (part, answer) in self.parts().zip(answers) {
             match answer {
-                Answer::OutsidePeriod(at) => return Answer::OutsidePeriod(at),
-                Answer::Applied(applied) => {
+                ApplyResult::OutsidePeriod(at) => return ApplyResult::OutsidePeriod(at),
+                ApplyResult::Applied(applied) => {
                     // Each server has its own clock; the latest is the time by which all was decided.
                     whole.decided_at = whole.decided_at.max(applied.decided_at);
                     whole.allowed &= applied.allowed;
@@ -384,12 +388,12 @@ impl Call {
             }
         }
         whole.statuses = statuses.into_iter().flatten().collect();
-        Answer::Applied(whole)
+        ApplyResult::Applied(whole)
     }
 }
 
-fn fits(answer: &Answer) -> bool {
-    matches!(answer, Answer::Applied(Applied { allowed: true, .. }))
+fn fits(answer: &ApplyResult) -> bool {
+    matches!(answer, ApplyResult::Applied(ClaimsDecision { allowed: true, .. }))
 }
 
 /// Some part may have been charged, whatever happened to this one.

@@ -2,11 +2,11 @@
 
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub enum Severity {
     /// As it should be.
-    Good,
+    Ok,
     /// It works, and may hurt later.
-    Doubtful,
+    Warning,
     /// A node cannot work with it, or limits will not hold.
-    Bad,
+    Error,
 }

@@ -5,10 +5,10 @@ use redis::{Cmd, Value};
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Applied, Claim, ClaimStatus, Fit, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, ClaimStatus, ClaimsDecision, Fit, LedgerKey, Mode, Partition},
     store::StoreError,
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 
 use super::layout::{CALENDAR, NEVER, REQUEST, ROW, SLIDING, size_of};
@@ -44,7 +44,7 @@ impl Request {
         let mut rows: SmallVec<[Row; 4]> = SmallVec::with_capacity(claims.len());
         let mut on_slots = SmallVec::new();
         for (at, claim) in claims.iter().enumerate() {
-            if claim.span == Span::Slots {
+            if claim.span == WindowInstance::Slots {
                 on_slots.push(at);
                 continue;
             }
@@ -95,11 +95,11 @@ impl Request {
     }
 
     /// Reads the script's reply off the front.
-    pub(super) fn read_reply(&self, rest: &mut &[u8]) -> Result<Answer, StoreError> {
+    pub(super) fn read_reply(&self, rest: &mut &[u8]) -> Result<ApplyResult, StoreError> {
         let status = take(rest, 1).ok_or_else(unreadable)?;
         let decided_at = Timestamp::from_ms(take(rest, 6).ok_or_else(unreadable)?);
         if status == 2 {
-            return Ok(Answer::OutsidePeriod(decided_at));
+            return Ok(ApplyResult::OutsidePeriod(decided_at));
         }
         let blank = ClaimStatus { used: Amount::ZERO, resets_at: decided_at, fit: Fit::Now };
         let claims = self.rows.len() + self.on_slots.len();
@@ -116,7 +116,7 @@ impl Request {
         for claim in &self.on_slots {
             statuses[*claim] = read_status(rest).ok_or_else(unreadable)?;
         }
-        Ok(Answer::Applied(Applied { decided_at, allowed: status == 1, statuses }))
+        Ok(ApplyResult::Applied(ClaimsDecision { decided_at, allowed: status == 1, statuses }))
     }
 }
 
@@ -144,11 +144,11 @@ pub(super) fn bytes_of(reply: &Value) -> Result<&[u8], StoreError> {
 }
 
 /// Orders windows: kind, then id.
-pub(super) fn window_of(span: Span) -> (u8, u32) {
+pub(super) fn window_of(span: WindowInstance) -> (u8, u32) {
     match span {
-        Span::Sliding(window) => (SLIDING, window.ms()),
-        Span::Calendar { id, .. } => (CALENDAR, id),
-        Span::Slots => (3, 0),
+        WindowInstance::Sliding(window) => (SLIDING, window.ms()),
+        WindowInstance::Calendar { id, .. } => (CALENDAR, id),
+        WindowInstance::Slots => (3, 0),
     }
 }
 
@@ -163,7 +163,7 @@ impl Validity {
     pub(super) fn of(claims: &[Claim]) -> Self {
         let mut validity = Self { from: 0, till: NEVER };
         for claim in claims {
-            if let Span::Calendar { period, .. } = claim.span {
+            if let WindowInstance::Calendar { period, .. } = claim.span {
                 validity.from = period.start.as_ms().max(validity.from);
                 validity.till = period.end.as_ms().min(validity.till);
             }
@@ -195,8 +195,8 @@ fn pack(claims: &[Claim], rows: &[Row], mode: Mode, validity: Validity) -> Vec<u
         let claim = &claims[row.claim];
         let (kind, id) = window_of(claim.span);
         let (start, end) = match claim.span {
-            Span::Sliding(_) | Span::Slots => (0, 0),
-            Span::Calendar { period, .. } => (period.start.as_ms(), period.end.as_ms()),
+            WindowInstance::Sliding(_) | WindowInstance::Slots => (0, 0),
+            WindowInstance::Calendar { period, .. } => (period.start.as_ms(), period.end.as_ms()),
         };
         packed.extend([row.ledger, kind]);
         packed.extend(id.to_le_bytes());

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tollgate_core::claim::Partition;
 
-use super::{KEPT, Refusal, RefusalFuture, RefusalLog};
+use super::{MAX_REFUSALS, Refusal, RefusalFuture, RefusalLog};
 
 /// A log in memory, gone with the process. When it has as many accounts as it takes, the one that was refused
 /// longest ago is forgotten.
@@ -30,7 +30,7 @@ impl RefusalLog for MemoryRefusals {
         for refusal in refusals {
             kept.push_front(refusal.clone());
         }
-        kept.truncate(KEPT);
+        kept.truncate(MAX_REFUSALS);
         if accounts.len() >= self.max_accounts {
             accounts.shift_remove_index(0);
         }

@@ -4,12 +4,12 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use redis::Cmd;
 use tollgate_core::{claim::Partition, store::StoreError};
 
-use super::{KEPT, KEPT_FOR, Refusal, RefusalFuture, RefusalLog};
-use crate::redis::{Link, Script, scripts};
+use super::{MAX_REFUSALS, RETENTION, Refusal, RefusalFuture, RefusalLog};
+use crate::redis::{RedisClient, Script, scripts};
 
 /// A log in Redis.
 pub struct RedisRefusals {
-    link: Link,
+    link: RedisClient,
     script: Script,
     latest: Script,
 }
@@ -19,7 +19,7 @@ const MAX_REFUSAL_BYTES: usize = 8_192;
 
 impl RedisRefusals {
     /// A log at the other end of `link`, which others may use too.
-    pub fn on(link: Link) -> Self {
+    pub fn on(link: RedisClient) -> Self {
         let script = scripts::script("refusals.lua");
         let latest = scripts::script("refused.lua");
         Self { link, script, latest }
@@ -38,10 +38,10 @@ impl RedisRefusals {
         let written: Vec<String> =
             refusals.iter().map(serde_json::to_string).collect::<Result<_, _>>().map_err(unreadable)?;
         let key = self.key(account);
-        let kept_ms = u64::try_from(KEPT_FOR.as_millis()).unwrap_or(u64::MAX);
+        let kept_ms = u64::try_from(RETENTION.as_millis()).unwrap_or(u64::MAX);
         let command = |verb: &str, script: &str| {
             let mut command = Cmd::new();
-            command.arg(verb).arg(script).arg(1).arg(&key).arg(KEPT).arg(kept_ms).arg(&written);
+            command.arg(verb).arg(script).arg(1).arg(&key).arg(MAX_REFUSALS).arg(kept_ms).arg(&written);
             command
         };
         self.link.script(&self.script, command).await.map(drop)
@@ -51,7 +51,7 @@ impl RedisRefusals {
         let key = self.key(account);
         let read = self.link.script(&self.latest, |verb, script| {
             let mut command = Cmd::new();
-            command.arg(verb).arg(script).arg(1).arg(&key).arg(KEPT).arg(MAX_REFUSAL_BYTES);
+            command.arg(verb).arg(script).arg(1).arg(&key).arg(MAX_REFUSALS).arg(MAX_REFUSAL_BYTES);
             command
         });
         let written: Vec<Vec<u8>> = redis::from_redis_value(read.await?)

@@ -15,7 +15,9 @@ use tollgate_core::{
 };
 
 use super::PATIENCE;
-use crate::accounts::{AccountRecord, AccountStore, Change, Changed, Event, KeyRecord, PreviousSecret, Saved};
+use crate::accounts::{
+    AccountChange, AccountRecord, AccountStore, Change, Event, KeyRecord, PreviousSecret, SaveResult,
+};
 
 const DOMAINS: [&str; 2] = ["shop", "other"];
 /// The second has what must not be taken for a part of a key's name.
@@ -146,19 +148,19 @@ pub async fn play(stores: &[&dyn AccountStore], steps: &[Step]) {
         let repeated = step.event.is_some_and(|event| events.contains(&(step.domain, step.account, event)));
         let same = before.as_ref().map(|record| record.version) == current.as_ref().map(|record| record.version);
         let expected = match (repeated, same) {
-            (true, _) => Saved::Repeated,
-            (false, true) => Saved::Done,
-            (false, false) => Saved::Conflict,
+            (true, _) => SaveResult::Repeated,
+            (false, true) => SaveResult::Done,
+            (false, false) => SaveResult::Conflict,
         };
         for (store, feed) in stores.iter().zip(&mut feeds) {
             assert_eq!(store.save(change).await.expect("saved"), expected, "step {number}: {step:?}");
-            if expected == Saved::Done && (before.is_some() || after.is_some()) {
+            if expected == SaveResult::Done && (before.is_some() || after.is_some()) {
                 let heard = tokio::time::timeout(Duration::from_secs(10), feed.next()).await;
                 let heard = heard.expect("heard in time").expect("the feed goes on");
                 assert_eq!(heard, told(domain, id, before.as_ref(), after.as_ref()), "step {number}");
             }
         }
-        if expected == Saved::Done {
+        if expected == SaveResult::Done {
             *earlier = std::mem::replace(current, after);
             events.extend(step.event.map(|event| (step.domain, step.account, event)));
         }
@@ -172,7 +174,7 @@ pub async fn play(stores: &[&dyn AccountStore], steps: &[Step]) {
     }
 }
 
-fn told(domain: &str, id: &str, before: Option<&AccountRecord>, after: Option<&AccountRecord>) -> Changed {
+fn told(domain: &str, id: &str, before: Option<&AccountRecord>, after: Option<&AccountRecord>) -> AccountChange {
     let secrets = |record: Option<&AccountRecord>| -> Vec<KeyHash> {
         record.iter().flat_map(|record| record.keys.values()).flat_map(KeyRecord::secrets).copied().collect()
     };
@@ -180,7 +182,7 @@ fn told(domain: &str, id: &str, before: Option<&AccountRecord>, after: Option<&A
         record.iter().flat_map(|record| record.keys.keys()).cloned().collect()
     };
     let (old_secrets, old_keys) = (secrets(before), keys(before));
-    Changed {
+    AccountChange {
         domain: domain.to_owned(),
         account: id.to_owned(),
         secrets: secrets(after).into_iter().filter(|hash| !old_secrets.contains(hash)).collect(),
@@ -236,7 +238,7 @@ pub async fn nothing_is_lost(stores: &[Arc<dyn AccountStore>]) {
     let (domain, id) = (DOMAINS[0], ACCOUNTS[0]);
     let start = next(None, domain, id, What::Put, 0);
     let made = Change { domain, id, before: None, after: start.as_ref(), event: None };
-    assert_eq!(stores[0].save(made).await.expect("saved"), Saved::Done);
+    assert_eq!(stores[0].save(made).await.expect("saved"), SaveResult::Done);
     let adding = |writers: std::ops::Range<u64>, event: Option<&'static str>| {
         let mut adding = tokio::task::JoinSet::new();
         for (writer, store) in writers.zip(stores.iter().cycle()) {
@@ -263,9 +265,9 @@ async fn add_key(store: Arc<dyn AccountStore>, domain: &str, id: &str, writer: u
         let event = event.map(|id| Event { id, remember: REMEMBER });
         let change = Change { domain, id, before: Some(&before), after: Some(&after), event };
         match store.save(change).await.expect("saved") {
-            Saved::Done => return true,
-            Saved::Repeated => return false,
-            Saved::Conflict => tokio::task::yield_now().await,
+            SaveResult::Done => return true,
+            SaveResult::Repeated => return false,
+            SaveResult::Conflict => tokio::task::yield_now().await,
         }
     }
 }
@@ -277,10 +279,10 @@ async fn add_key(store: Arc<dyn AccountStore>, domain: &str, id: &str, writer: u
 pub async fn events_need_no_account(store: &dyn AccountStore) {
     let event = Some(Event { id: "payment-1", remember: REMEMBER });
     let change = Change { domain: DOMAINS[0], id: "nobody", before: None, after: None, event };
-    assert_eq!(store.save(change).await.expect("saved"), Saved::Done);
-    assert_eq!(store.save(change).await.expect("saved"), Saved::Repeated);
+    assert_eq!(store.save(change).await.expect("saved"), SaveResult::Done);
+    assert_eq!(store.save(change).await.expect("saved"), SaveResult::Repeated);
     let other = Change { domain: DOMAINS[1], ..change };
-    assert_eq!(store.save(other).await.expect("saved"), Saved::Done, "another account's event of the same id");
+    assert_eq!(store.save(other).await.expect("saved"), SaveResult::Done, "another account's event of the same id");
     assert_eq!(store.load(DOMAINS[0], "nobody").await.expect("read"), None);
 }
 
@@ -296,13 +298,13 @@ pub async fn events_are_forgotten(store: &dyn AccountStore) {
     let (short, long) = (event("payment-1", Duration::from_secs(1)), event("payment-2", REMEMBER));
     let started = std::time::Instant::now();
     for event in [short, long] {
-        assert_eq!(store.save(event).await.expect("saved"), Saved::Done);
+        assert_eq!(store.save(event).await.expect("saved"), SaveResult::Done);
     }
-    assert_eq!(store.save(long).await.expect("saved"), Saved::Repeated);
-    while store.save(short).await.expect("saved") == Saved::Repeated {
+    assert_eq!(store.save(long).await.expect("saved"), SaveResult::Repeated);
+    while store.save(short).await.expect("saved") == SaveResult::Repeated {
         assert!(started.elapsed() < PATIENCE, "it is never forgotten");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(started.elapsed() > Duration::from_millis(900), "it is forgotten at once");
-    assert_eq!(store.save(long).await.expect("saved"), Saved::Repeated);
+    assert_eq!(store.save(long).await.expect("saved"), SaveResult::Repeated);
 }

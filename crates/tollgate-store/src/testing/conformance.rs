@@ -6,14 +6,16 @@ use std::{pin::Pin, sync::Arc};
 use futures_util::{FutureExt, future::maybe_done};
 use proptest::prelude::*;
 use tollgate_core::{
-    admission::shape_of,
+    admission::claims_fingerprint,
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    claim::{ApplyResult, Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
     ledger::outside_period,
-    reservation::{Admission, Closing, Hold, Looked, RequestMark, Reservation, Terms},
+    reservation::{
+        Admission, AdmitOptions, CloseRequest, IdempotencyKey, NewReservation, Reservation, ReservationState,
+    },
     store::Store,
     time::Timestamp,
-    window::{Period, SlidingWindow, Span},
+    window::{Period, SlidingWindow, WindowInstance},
 };
 
 use crate::clock::{Clock, ManualClock};
@@ -73,16 +75,16 @@ impl ClaimSpec {
         let account = if self.scope < CLOSED_SCOPES { self.account } else { 0 };
         let partition = Partition::of(["conformance", &account.to_string()]);
         let span = match self.window {
-            WindowSpec::Sliding(ms) => Span::Sliding(SlidingWindow::from_ms(ms).expect("a window length")),
+            WindowSpec::Sliding(ms) => WindowInstance::Sliding(SlidingWindow::from_ms(ms).expect("a window length")),
             WindowSpec::Calendar { ms, late } => {
                 let number = now.as_ms() / ms - u64::from(late);
                 let start = Timestamp::from_ms(number * ms);
-                Span::Calendar {
+                WindowInstance::Calendar {
                     id: u32::try_from(ms).expect("short"),
                     period: Period { start, end: start.plus_ms(ms) },
                 }
             }
-            WindowSpec::Slots => Span::Slots,
+            WindowSpec::Slots => WindowInstance::Slots,
         };
         let scope = self.scope.to_string();
         let ledger = if self.scope < CLOSED_SCOPES { LedgerKey::of } else { LedgerKey::open_ended };
@@ -153,7 +155,7 @@ pub async fn play(
                 for reference in references {
                     assert_eq!(answer, reference.apply(&claims, *mode).await, "{}", place());
                 }
-                if let Ok(Answer::Applied(applied)) = &answer {
+                if let Ok(ApplyResult::Applied(applied)) = &answer {
                     most_used = applied.statuses.first().map_or(0, |status| status.used.get()).max(most_used);
                 }
             }
@@ -178,14 +180,14 @@ pub async fn play(
                 let home = claims.first().map_or(Partition::of(["nobody"]), |claim| claim.ledger.partition);
                 let id = ReservationId(made_id(at));
                 let note = at.to_le_bytes();
-                let hold = hold_ms.map(|ttl_ms| Hold { id, ttl_ms, note: &note });
-                let digest = |number: u8| [shape_of(&claims).to_le_bytes(), [number; 8]].concat();
-                let request = request.map(|(number, ttl_ms)| RequestMark {
+                let hold = hold_ms.map(|ttl_ms| NewReservation { id, ttl_ms, note: &note });
+                let digest = |number: u8| [claims_fingerprint(&claims).to_le_bytes(), [number; 8]].concat();
+                let request = request.map(|(number, ttl_ms)| IdempotencyKey {
                     id: [number; 16],
                     digest: digest(number).try_into().expect("16 bytes"),
                     ttl_ms,
                 });
-                let terms = Terms { home, hold, request };
+                let terms = AdmitOptions { home, hold, request };
                 let answer = other.admit(&claims, &terms).await;
                 for reference in references {
                     assert_eq!(answer, reference.admit(&claims, &terms).await, "{}", place());
@@ -193,7 +195,8 @@ pub async fn play(
                 if matches!((&answer, hold), (Ok(Admission::Decided(applied)), Some(_)) if applied.allowed) {
                     reservations.push((home, id));
                 }
-                if placement == Placement::Slots && matches!(answer, Ok(Admission::Replayed(_) | Admission::OtherCall))
+                if placement == Placement::Slots
+                    && matches!(answer, Ok(Admission::Replayed(_) | Admission::IdempotencyConflict))
                 {
                     for reference in references {
                         look_besides(*reference, home, &claims, clock.now()).await;
@@ -204,7 +207,7 @@ pub async fn play(
                 let (home, id) = pick(&reservations, *which);
                 let mine = other.look(home, id).await;
                 let mut debts = claims(debts);
-                debts.retain(|claim| claim.span != Span::Slots && is_part(mine.as_ref().ok(), home, claim));
+                debts.retain(|claim| claim.span != WindowInstance::Slots && is_part(mine.as_ref().ok(), home, claim));
                 let note = [*which; 3];
                 let answer = end(other, (home, id), mine.clone().ok(), shares, &debts, &note).await;
                 for reference in references {
@@ -217,7 +220,7 @@ pub async fn play(
             Step::Extend(which, ttl_ms) => {
                 let (home, id) = pick(&reservations, *which);
                 let held = match references[0].look(home, id).await {
-                    Ok(Looked::Open { reservation, .. }) => reservation,
+                    Ok(ReservationState::Open { reservation, .. }) => reservation,
                     _ => Reservation::default(),
                 };
                 let answer = other.extend(home, id, *ttl_ms, &held).await;
@@ -246,13 +249,13 @@ async fn look_besides(specification: &dyn Store, home: Partition, claims: &[Clai
 async fn end(
     store: &dyn Store,
     (home, id): (Partition, ReservationId),
-    looked: Option<Looked>,
+    looked: Option<ReservationState>,
     shares: &[u8],
     debts: &[Claim],
     note: &[u8],
-) -> Result<tollgate_core::reservation::Closure, tollgate_core::store::StoreError> {
-    let Some(Looked::Open { reservation, .. }) = looked else {
-        let closing = Closing { digest: [0; 16], refunds: &[], debts, reservation: &Reservation::default(), note };
+) -> Result<tollgate_core::reservation::CloseResult, tollgate_core::store::StoreError> {
+    let Some(ReservationState::Open { reservation, .. }) = looked else {
+        let closing = CloseRequest { digest: [0; 16], refunds: &[], debts, reservation: &Reservation::default(), note };
         return store.close(home, id, &closing).await;
     };
     let mut refunds = reservation.charges.clone();
@@ -261,13 +264,13 @@ async fn end(
         let share = u128::from(charge.amount.get()) * u128::from(*quarters) / 4;
         charge.amount = Amount::try_from(u64::try_from(share).expect("a share")).expect("a share");
     }
-    let closing = Closing { digest: [7; 16], refunds: &refunds, debts, reservation: &reservation, note };
+    let closing = CloseRequest { digest: [7; 16], refunds: &refunds, debts, reservation: &reservation, note };
     store.close(home, id, &closing).await
 }
 
 /// Whether a debt is in a partition of its reservation.
-fn is_part(looked: Option<&Looked>, home: Partition, debt: &Claim) -> bool {
-    let Some(Looked::Open { reservation, .. }) = looked else { return true };
+fn is_part(looked: Option<&ReservationState>, home: Partition, debt: &Claim) -> bool {
+    let Some(ReservationState::Open { reservation, .. }) = looked else { return true };
     let charged = reservation.charges.iter().map(|charge| charge.ledger);
     let all = charged.chain(reservation.slots.iter().copied()).map(|ledger| ledger.partition);
     all.chain([home]).any(|partition| partition == debt.ledger.partition)
@@ -286,10 +289,10 @@ fn made_id(at: usize) -> [u8; 16] {
 
 /// Stores number their entries as they like, and have them in their own order.
 fn numberless(
-    looked: Result<Looked, tollgate_core::store::StoreError>,
-) -> Result<Looked, tollgate_core::store::StoreError> {
+    looked: Result<ReservationState, tollgate_core::store::StoreError>,
+) -> Result<ReservationState, tollgate_core::store::StoreError> {
     looked.map(|mut looked| {
-        if let Looked::Open { reservation, .. } = &mut looked {
+        if let ReservationState::Open { reservation, .. } = &mut looked {
             reservation.charges.iter_mut().for_each(|charge| charge.number = 0);
             reservation.charges.sort_by_key(place_of);
             reservation.slots.sort_by_key(|scope| (scope.partition, scope.scope_bytes()));

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use tollgate_core::store::StoreError;
 use tollgate_store::{
-    accounts::{AccountStore, Change, Saved, memory::MemoryAccounts, redis::RedisAccounts},
-    redis::{Link, RedisConfig},
+    accounts::{AccountStore, Change, SaveResult, memory::MemoryAccounts, redis::RedisAccounts},
+    redis::{RedisClient, RedisConfig},
     testing::{
         RedisServer,
         accounts::{events_are_forgotten, events_need_no_account, nothing_is_lost, play, sample, steps},
@@ -17,7 +17,7 @@ use tollgate_store::{
 };
 
 fn on(url: String, prefix: &str) -> RedisAccounts {
-    RedisAccounts::on(Link::open(RedisConfig { key_prefix: prefix.into(), ..patient(url) }).unwrap())
+    RedisAccounts::on(RedisClient::open(RedisConfig { key_prefix: prefix.into(), ..patient(url) }).unwrap())
 }
 
 #[test]
@@ -71,7 +71,7 @@ async fn the_memory_store_of_accounts_is_bounded() {
     let store = MemoryAccounts::new(1);
     let [one, two] = ["one", "two"].map(|id| sample("shop", id));
     let make = |record| Change { domain: "shop", id: "", before: None, after: Some(record), event: None };
-    assert_eq!(store.save(Change { id: "one", ..make(&one) }).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(Change { id: "one", ..make(&one) }).await.unwrap(), SaveResult::Done);
     let full = store.save(Change { id: "two", ..make(&two) }).await.unwrap_err();
     assert!(matches!(full, StoreError::Overloaded(_)), "{full}");
 }
@@ -96,7 +96,7 @@ async fn a_half_written_account_cannot_be_used() {
     assert_eq!(whole.load(&hint.domain, &hint.account).await.unwrap(), None);
     assert!(whole.list("shop", "", 10).await.unwrap().accounts.is_empty());
     // The same change can be made after all.
-    assert_eq!(whole.save(change).await.unwrap(), Saved::Done);
+    assert_eq!(whole.save(change).await.unwrap(), SaveResult::Done);
     assert_eq!(whole.list("shop", "", 10).await.unwrap().accounts, [record]);
 }
 
@@ -108,7 +108,7 @@ async fn a_feed_ends_with_its_connection() {
     let mut feed = store.changes().await.unwrap();
     let record = sample("shop", "acme");
     let change = Change { domain: "shop", id: "acme", before: None, after: Some(&record), event: None };
-    assert_eq!(store.save(change).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(change).await.unwrap(), SaveResult::Done);
     assert_eq!(feed.next().await.unwrap().account, "acme");
     server.kill();
     let ended = tokio::time::timeout(Duration::from_secs(5), feed.next()).await;

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{FutureExt, future::join_all};
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition},
     store::{Store, StoreError},
     time::Timestamp,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -21,7 +21,7 @@ const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 fn call(account: &str, limit: u64) -> [Claim; 1] {
     [Claim {
         ledger: LedgerKey::of(Partition::of([account]), ["requests"]),
-        span: Span::Sliding(SlidingWindow::from_ms(60_000).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(60_000).unwrap()),
         unit: UnitId::of("requests"),
         cost: Amount::from(1),
         limit: Limit::Finite(Amount::try_from(limit).unwrap()),
@@ -34,10 +34,10 @@ fn store(server: &RedisServer) -> RedisStore {
 }
 
 /// What a call had used, and whether it was admitted.
-fn said(answer: Result<Answer, StoreError>) -> Result<(u64, bool), StoreError> {
+fn said(answer: Result<ApplyResult, StoreError>) -> Result<(u64, bool), StoreError> {
     match answer? {
-        Answer::Applied(applied) => Ok((applied.statuses[0].used.get(), applied.allowed)),
-        Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        ApplyResult::Applied(applied) => Ok((applied.statuses[0].used.get(), applied.allowed)),
+        ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
     }
 }
 

@@ -7,11 +7,11 @@ mod world;
 use std::sync::{Arc, atomic::Ordering};
 
 use tollgate_core::{
-    claim::{Applied, Claim, Effect, Mode, ReservationId},
-    reservation::{Admission, Closing, Closure, Extension, Looked, RequestMark, Terms},
+    claim::{Claim, ClaimsDecision, Effect, Mode, ReservationId},
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, IdempotencyKey, ReservationState},
     store::{Store, StoreError},
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 use tollgate_store::clock::Clock;
 
@@ -46,7 +46,7 @@ fn a_call_that_loses_a_race_is_charged_in_no_slot() {
                     decided(answer.unwrap())
                 }));
             }
-            let answers: Vec<Applied> = calls.into_iter().map(|call| nodes[0].run(call).unwrap()).collect();
+            let answers: Vec<ClaimsDecision> = calls.into_iter().map(|call| nodes[0].run(call).unwrap()).collect();
             let admitted = answers.iter().filter(|answer| answer.allowed).count() as u64;
             for answer in answers.iter().filter(|answer| answer.allowed) {
                 let [tokens, share, _, account, _, address] = used(answer)[..] else { panic!("{answer:?}") };
@@ -77,7 +77,7 @@ fn a_refusal_after_a_partial_charge_refunds_it_and_reports_the_true_use() {
                 let fill = std::thread::spawn(move || {
                     let home = world.homes[full];
                     let mut claims = world.claims(1_000);
-                    claims.retain(|claim| claim.ledger.partition == home && claim.span != Span::Slots);
+                    claims.retain(|claim| claim.ledger.partition == home && claim.span != WindowInstance::Slots);
                     for claim in &mut claims {
                         claim.cost = claim.limit.ceiling();
                     }
@@ -123,12 +123,13 @@ fn a_reservation_over_several_slots_is_closed_in_all_of_them() {
     for (id, reserved, actual) in [(1, 100, 40), (2, 100, 100), (3, 100, 170)] {
         assert!(decided(world.reserve(&one, id, reserved).unwrap()).allowed);
         let before = world.used(&other);
-        let Closure::Done(closed) = world.settle(&other, id, (reserved, actual)).unwrap() else { panic!() };
+        let CloseResult::Done(closed) = world.settle(&other, id, (reserved, actual)).unwrap() else { panic!() };
         let less = reserved.saturating_sub(actual);
         assert!(closed.refunded.iter().all(|refunded| refunded.get() == less), "{closed:?}");
         let tokens = before[0] + actual - reserved;
         assert_eq!(world.used(&one), [tokens, tokens, 0, before[3], 0, before[5]], "from {reserved} to {actual}");
-        let Looked::Closed(known) = one.run(one.store.look(world.homes[0], ReservationId([id; 16]))).unwrap() else {
+        let ReservationState::Closed(known) = one.run(one.store.look(world.homes[0], ReservationId([id; 16]))).unwrap()
+        else {
             panic!()
         };
         assert_eq!(known, closed);
@@ -136,10 +137,10 @@ fn a_reservation_over_several_slots_is_closed_in_all_of_them() {
     let before = world.used(&one);
     decided(world.reserve(&one, 4, 100).unwrap());
     let held = world.look(&other, 4);
-    let closing = Closing { digest: [9; 16], refunds: &held.charges, debts: &[], reservation: &held, note: b"" };
+    let closing = CloseRequest { digest: [9; 16], refunds: &held.charges, debts: &[], reservation: &held, note: b"" };
     let id = ReservationId([4; 16]);
     let closed = other.run(other.store.close(world.homes[0], id, &closing)).unwrap();
-    let Closure::Done(closed) = closed else { panic!("{closed:?}") };
+    let CloseResult::Done(closed) = closed else { panic!("{closed:?}") };
     assert_eq!(closed.refunded, held.charges.iter().map(|charge| charge.amount).collect::<Vec<_>>());
     assert_eq!(world.used(&one), before, "a cancellation gives all back, in the order it was asked");
 
@@ -150,7 +151,7 @@ fn a_reservation_over_several_slots_is_closed_in_all_of_them() {
     assert_eq!(extended, Extension::Until(world.clock.now().plus_ms(u64::from(TTL_MS))));
     world.clock.advance_ms(u64::from(TTL_MS) - 1);
     assert_eq!((world.used(&one)[2], world.used(&one)[4]), (1, 1), "its slots live on in each part");
-    assert!(matches!(world.settle(&one, 5, (100, 0)).unwrap(), Closure::Done(_)), "and so do its records");
+    assert!(matches!(world.settle(&one, 5, (100, 0)).unwrap(), CloseResult::Done(_)), "and so do its records");
     assert_eq!(world.used(&one), [before[0], before[1], 0, before[3] + 1, 0, before[5] + 1]);
 }
 
@@ -171,10 +172,10 @@ fn an_interrupted_settlement_is_completed_by_its_repetition() {
         assert!(died.is_err());
         drop(node);
         if closed_parts > 0 {
-            let Closure::Before(instead) = world.settle(&other, id, (100, 77)).unwrap() else { panic!() };
+            let CloseResult::Before(instead) = world.settle(&other, id, (100, 77)).unwrap() else { panic!() };
             assert_eq!(instead.digest, [u8::try_from(actual).unwrap(); 16], "another end is under way");
         }
-        let Closure::Done(closed) = world.settle(&other, id, (100, actual)).unwrap() else { panic!() };
+        let CloseResult::Done(closed) = world.settle(&other, id, (100, actual)).unwrap() else { panic!() };
         assert!(closed.refunded.iter().all(|refunded| refunded.get() == 100_u64.saturating_sub(actual)), "{closed:?}");
         let tokens = before[0] + actual - 100;
         assert_eq!(world.used(&other), [tokens, tokens, 0, before[3], 0, before[5]], "{step}, {actual}");
@@ -194,7 +195,7 @@ fn a_settlement_that_one_slot_refused_can_be_repeated() {
         let error = world.settle(&node, id, (100, 30)).unwrap_err();
         world.fill(full, false);
         uncertain += usize::from(matches!(error, StoreError::Indeterminate(_)));
-        assert!(matches!(world.settle(&node, id, (100, 30)).unwrap(), Closure::Done(_)));
+        assert!(matches!(world.settle(&node, id, (100, 30)).unwrap(), CloseResult::Done(_)));
         assert_eq!(world.used(&node), [before[0] - 70, before[1] - 70, 0, before[3], 0, before[5]]);
     }
     assert_eq!(uncertain, 1, "where the first part was closed before the second refused");
@@ -205,11 +206,12 @@ fn a_settlement_that_one_slot_refused_can_be_repeated() {
 fn a_repeated_request_id_gets_the_whole_first_answer() {
     let world = World::start();
     let (one, other) = (world.node(), world.node());
-    let mark = |id, digest| Some(RequestMark { id: [id; 16], digest: [digest; 16], ttl_ms: 60_000 });
+    let mark = |id, digest| Some(IdempotencyKey { id: [id; 16], digest: [digest; 16], ttl_ms: 60_000 });
     let all_charged = world.claims(10);
     // As a guard against an address, which is only looked at.
-    let judged =
-        all_charged.iter().filter(|claim| claim.ledger.partition == world.homes[0] || claim.span != Span::Slots);
+    let judged = all_charged
+        .iter()
+        .filter(|claim| claim.ledger.partition == world.homes[0] || claim.span != WindowInstance::Slots);
     let judged: Vec<Claim> = judged
         .map(|claim| {
             let effect = if claim.ledger.partition == world.homes[0] { Effect::Charge } else { Effect::Judge };
@@ -219,16 +221,16 @@ fn a_repeated_request_id_gets_the_whole_first_answer() {
     for (id, hold, claims) in
         [(1, false, &all_charged), (2, true, &all_charged), (3, false, &judged), (4, true, &judged)]
     {
-        let terms = Terms { request: mark(id, 1), ..world.terms(id) };
-        let terms = Terms { hold: terms.hold.filter(|_| hold), ..terms };
+        let terms = AdmitOptions { request: mark(id, 1), ..world.terms(id) };
+        let terms = AdmitOptions { hold: terms.hold.filter(|_| hold), ..terms };
         let first = decided(one.run(one.store.admit(claims, &terms)).unwrap());
         let stands = world.used(&one);
         // A hold drawn anew, as whoever repeats a call does.
-        let again = Terms { hold: world.terms(id + 100).hold.filter(|_| hold), ..terms };
+        let again = AdmitOptions { hold: world.terms(id + 100).hold.filter(|_| hold), ..terms };
         let Admission::Replayed(replay) = other.run(other.store.admit(claims, &again)).unwrap() else { panic!() };
         assert_eq!((&replay.applied, replay.held.map(|held| held.0)), (&first, terms.hold.map(|hold| hold.id)));
-        let other_call = Terms { request: mark(id, 2), ..again };
-        assert_eq!(other.run(other.store.admit(claims, &other_call)).unwrap(), Admission::OtherCall);
+        let other_call = AdmitOptions { request: mark(id, 2), ..again };
+        assert_eq!(other.run(other.store.admit(claims, &other_call)).unwrap(), Admission::IdempotencyConflict);
         assert_eq!(world.used(&one), stands);
     }
 }
@@ -240,8 +242,8 @@ fn a_repeated_request_id_gets_the_whole_first_answer() {
 fn a_repeated_call_redates_later_entries_in_other_slots() {
     let world = World::start();
     let node = world.node();
-    let request = Some(RequestMark { id: [1; 16], digest: [1; 16], ttl_ms: 60_000 });
-    let terms = Terms { hold: None, request, ..world.terms(1) };
+    let request = Some(IdempotencyKey { id: [1; 16], digest: [1; 16], ttl_ms: 60_000 });
+    let terms = AdmitOptions { hold: None, request, ..world.terms(1) };
     let call = || node.run(node.store.admit(&world.claims(10), &terms)).unwrap();
     let start = world.clock.now();
     assert!(decided(call()).allowed);
@@ -261,12 +263,12 @@ fn a_repeated_call_redates_later_entries_in_other_slots() {
 fn two_simultaneous_calls_with_one_request_id_are_charged_once() {
     let world = Arc::new(World::start());
     let (node, other) = (world.node(), Arc::new(world.node()));
-    let mark = |digest| Some(RequestMark { id: [1; 16], digest: [digest; 16], ttl_ms: 60_000 });
+    let mark = |digest| Some(IdempotencyKey { id: [1; 16], digest: [digest; 16], ttl_ms: 60_000 });
     let cases =
         [1_000, 10].into_iter().flat_map(|pool| [(1, false, pool), (2, false, pool), (1, true, pool), (2, true, pool)]);
     for (digest, hold, pool) in cases {
         world.clock.advance_ms(2 * WINDOW_MS);
-        let terms = move |world: &World, id, digest| Terms {
+        let terms = move |world: &World, id, digest| AdmitOptions {
             hold: world.terms(id).hold.filter(|_| hold),
             request: mark(digest),
             ..world.terms(id)
@@ -288,7 +290,7 @@ fn two_simultaneous_calls_with_one_request_id_are_charged_once() {
                 assert_eq!(digest, 1);
                 assert_eq!(used(&replay.applied)[..2], [10, 10], "the first answer, whole");
             }
-            second => assert_eq!((second, digest), (Admission::OtherCall, 2)),
+            second => assert_eq!((second, digest), (Admission::IdempotencyConflict, 2)),
         }
         let slots = u64::from(hold);
         assert_eq!(world.used(&node), [10, 10, slots, 1, slots, 1]);
@@ -343,5 +345,5 @@ fn a_call_is_completed_when_its_caller_leaves() {
     assert!(!answered, "it left before the account was charged");
     let stands = until("the call is made", || Some(world.used(&other)).filter(|used| used[3] == 1));
     assert_eq!(stands, [10, 10, 1, 1, 1, 1]);
-    assert!(matches!(world.settle(&other, 1, (10, 0)).unwrap(), Closure::Done(_)));
+    assert!(matches!(world.settle(&other, 1, (10, 0)).unwrap(), CloseResult::Done(_)));
 }

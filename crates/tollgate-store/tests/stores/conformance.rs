@@ -15,10 +15,10 @@ use std::sync::Arc;
 use proptest::strategy::Strategy;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition},
     ledger::MAX_OPEN_ENDED,
     store::Store,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -151,7 +151,7 @@ fn a_charge_cut_to_zero_removes_no_entry() {
     let home = Partition::of(["full"]);
     let claim = |window_ms, cost| Claim {
         ledger: LedgerKey::of(home, ["resource"]),
-        span: Span::Sliding(SlidingWindow::from_ms(window_ms).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(window_ms).unwrap()),
         unit: UnitId::of("tokens"),
         cost,
         limit: Limit::Unlimited,
@@ -160,8 +160,8 @@ fn a_charge_cut_to_zero_removes_no_entry() {
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
         let apply = |claim, mode| match runtime.block_on(store.apply(&[claim], mode)).unwrap() {
-            Answer::Applied(applied) => applied.statuses[0].used,
-            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+            ApplyResult::Applied(applied) => applied.statuses[0].used,
+            ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
         };
         apply(claim(1_000, Amount::from(7)), Mode::Force);
         apply(claim(60_000, Amount::MAX), Mode::Force);

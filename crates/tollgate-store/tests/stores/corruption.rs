@@ -11,10 +11,12 @@ use futures_util::future::join;
 use redis::Connection;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Hold, Looked, RequestMark, Reservation, Terms},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{
+        Admission, AdmitOptions, CloseRequest, IdempotencyKey, NewReservation, Reservation, ReservationState,
+    },
     store::{Store, StoreError},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     redis::{Fault, RedisStore},
@@ -37,7 +39,7 @@ fn store(server: &RedisServer) -> RedisStore {
 fn claims(account: &str) -> Vec<Claim> {
     let claim = |ms: u32, unit| Claim {
         ledger: LedgerKey::of(Partition::of([account]), ["model"]),
-        span: Span::Sliding(SlidingWindow::from_ms(ms.into()).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(ms.into()).unwrap()),
         unit: UnitId::of(unit),
         cost: Amount::from(1),
         limit: Limit::Unlimited,
@@ -48,7 +50,7 @@ fn claims(account: &str) -> Vec<Claim> {
 
 fn with_slot(account: &str) -> Vec<Claim> {
     let mut claims = claims(account);
-    let slot = Claim { span: Span::Slots, limit: Limit::Finite(Amount::from(100)), ..claims[0] };
+    let slot = Claim { span: WindowInstance::Slots, limit: Limit::Finite(Amount::from(100)), ..claims[0] };
     claims.push(slot);
     claims
 }
@@ -66,7 +68,7 @@ impl Bystander<'_> {
         let (done, answer) = join(work, self.store.apply(&claims, Mode::Try)).await;
         self.used += 1;
         match answer {
-            Ok(Answer::Applied(applied)) => {
+            Ok(ApplyResult::Applied(applied)) => {
                 assert_eq!((applied.allowed, applied.statuses[0].used.get()), (true, self.used), "{what}");
             }
             other => panic!("{what}: the bystander got {other:?}"),
@@ -84,7 +86,7 @@ fn concerns_itself<T>(what: &str, answer: Result<T, StoreError>) -> Option<T> {
             assert!(plain, "{what}: {text:?}");
             None
         }
-        Err(StoreError::Crowded(_)) => None,
+        Err(StoreError::CounterCapReached(_)) => None,
         Err(other) => panic!("{what}: {other:?}"),
     }
 }
@@ -165,11 +167,11 @@ async fn corrupt_records_and_slots_fail_their_own_callers_only() {
     let (store, mut redis) = (store(&server), server.connection());
     let mut bystander = Bystander { store: &store, used: 0 };
     let (home, claims) = (Partition::of(["victim"]), with_slot("victim"));
-    let hold = Hold { id: ID, ttl_ms: HOUR, note: b"note" };
-    let request = RequestMark { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
-    let terms = Terms { home, hold: Some(hold), request: Some(request) };
+    let hold = NewReservation { id: ID, ttl_ms: HOUR, note: b"note" };
+    let request = IdempotencyKey { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
+    let terms = AdmitOptions { home, hold: Some(hold), request: Some(request) };
     let Admission::Decided(_) = store.admit(&claims, &terms).await.unwrap() else { panic!("not decided") };
-    let Looked::Open { reservation, .. } = store.look(home, ID).await.unwrap() else { panic!("not open") };
+    let ReservationState::Open { reservation, .. } = store.look(home, ID).await.unwrap() else { panic!("not open") };
     let good: Vec<(String, Vec<u8>)> = keys(&mut redis)
         .into_iter()
         .map(|key| (key.clone(), redis::cmd("DUMP").arg(&key).query(&mut redis).unwrap()))
@@ -195,7 +197,7 @@ async fn corrupt_records_and_slots_fail_their_own_callers_only() {
                     }
                     _ => {
                         let (refunds, reservation) = closing(&reservation);
-                        let closing = Closing {
+                        let closing = CloseRequest {
                             digest: [1; 16],
                             refunds: &refunds,
                             debts: &[],
@@ -245,9 +247,9 @@ async fn no_corrupt_value_makes_a_large_reply() {
     let server = RedisServer::start();
     let (store, mut redis) = (store(&server), server.connection());
     let (home, claims) = (Partition::of(["victim"]), with_slot("victim"));
-    let hold = Hold { id: ID, ttl_ms: HOUR, note: b"note" };
-    let request = RequestMark { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
-    let terms = Terms { home, hold: Some(hold), request: Some(request) };
+    let hold = NewReservation { id: ID, ttl_ms: HOUR, note: b"note" };
+    let request = IdempotencyKey { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
+    let terms = AdmitOptions { home, hold: Some(hold), request: Some(request) };
     store.admit(&claims, &terms).await.unwrap();
     for key in keys(&mut redis) {
         if redis::cmd("TYPE").arg(&key).query::<String>(&mut redis).unwrap() == "string" {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    ledger::Crowded,
-    reservation::{Admission, Hold, Looked, Terms},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
+    ledger::CounterCapReached,
+    reservation::{Admission, AdmitOptions, NewReservation, ReservationState},
     store::{Store, StoreError},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -26,7 +26,7 @@ fn home() -> Partition {
 fn claim(ledger: LedgerKey) -> Claim {
     Claim {
         ledger,
-        span: Span::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap()),
         unit: UnitId::of("requests"),
         cost: Amount::from(1),
         limit: Limit::Finite(Amount::from(100)),
@@ -41,8 +41,8 @@ fn of_session(name: &str) -> [Claim; 2] {
 
 async fn used(store: &dyn Store, claims: &[Claim]) -> Vec<u64> {
     match store.apply(claims, Mode::Peek).await.unwrap() {
-        Answer::Applied(applied) => applied.statuses.iter().map(|status| status.used.get()).collect(),
-        Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        ApplyResult::Applied(applied) => applied.statuses.iter().map(|status| status.used.get()).collect(),
+        ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
     }
 }
 
@@ -52,11 +52,11 @@ async fn fill(store: &dyn Store) {
         store.apply(&of_session(name), Mode::Try).await.unwrap();
     }
     let refused = store.apply(&of_session("d"), Mode::Try).await;
-    assert_eq!(refused, Err(StoreError::Crowded(Crowded)));
-    let hold = Hold { id: ReservationId([7; 16]), ttl_ms: 60_000, note: b"" };
-    let terms = Terms { home: home(), hold: Some(hold), request: None };
-    assert_eq!(store.admit(&of_session("d"), &terms).await, Err(StoreError::Crowded(Crowded)));
-    assert_eq!(store.look(home(), hold.id).await, Ok(Looked::Unknown));
+    assert_eq!(refused, Err(StoreError::CounterCapReached(CounterCapReached)));
+    let hold = NewReservation { id: ReservationId([7; 16]), ttl_ms: 60_000, note: b"" };
+    let terms = AdmitOptions { home: home(), hold: Some(hold), request: None };
+    assert_eq!(store.admit(&of_session("d"), &terms).await, Err(StoreError::CounterCapReached(CounterCapReached)));
+    assert_eq!(store.look(home(), hold.id).await, Ok(ReservationState::Unknown));
     assert_eq!(used(store, &of_session("d")).await, [4, 0], "a refusal charges nothing");
     // Those that are there go on, and whatever names no session does.
     store.apply(&of_session("c"), Mode::Try).await.unwrap();
@@ -75,8 +75,8 @@ async fn in_redis_an_expired_counter_frees_its_place() {
     let config = RedisConfig { max_open_ended: 3, ..RedisConfig::new(server.url()) };
     let store = RedisStore::connect(config).unwrap();
     fill(&store).await;
-    let crowded = store.link().status().faults.into_iter().find(|(fault, _)| *fault == Fault::Crowded);
-    assert_eq!(crowded, Some((Fault::Crowded, 2)));
+    let crowded = store.link().status().faults.into_iter().find(|(fault, _)| *fault == Fault::CounterCapReached);
+    assert_eq!(crowded, Some((Fault::CounterCapReached, 2)));
 
     let mut connection = server.connection();
     let places: Vec<String> = redis::cmd("KEYS").arg("*}o").query(&mut connection).unwrap();
@@ -90,7 +90,10 @@ async fn in_redis_an_expired_counter_frees_its_place() {
     let mut known = known;
     for (when, session) in [(1, "d"), (i64::MAX >> 12, "e")] {
         let () = redis::cmd("DEL").arg(&known[1]).query(&mut connection).unwrap();
-        assert_eq!(store.apply(&of_session(session), Mode::Try).await, Err(StoreError::Crowded(Crowded)));
+        assert_eq!(
+            store.apply(&of_session(session), Mode::Try).await,
+            Err(StoreError::CounterCapReached(CounterCapReached))
+        );
         for name in &known {
             let () = redis::cmd("ZADD").arg(&places[0]).arg(when).arg(name).query(&mut connection).unwrap();
         }
@@ -98,7 +101,10 @@ async fn in_redis_an_expired_counter_frees_its_place() {
         let now = names(&mut connection);
         assert_eq!(now.len(), 3);
         assert!(now.contains(&known[0]) && now.contains(&known[2]) && !now.contains(&known[1]), "{known:?} {now:?}");
-        assert_eq!(store.apply(&of_session("f"), Mode::Try).await, Err(StoreError::Crowded(Crowded)));
+        assert_eq!(
+            store.apply(&of_session("f"), Mode::Try).await,
+            Err(StoreError::CounterCapReached(CounterCapReached))
+        );
         known = now;
     }
 }
@@ -114,7 +120,7 @@ async fn in_memory_an_expired_counter_frees_its_place() {
     for name in ["d", "e", "f"] {
         store.apply(&of_session(name), Mode::Try).await.unwrap();
     }
-    assert_eq!(store.apply(&of_session("g"), Mode::Try).await, Err(StoreError::Crowded(Crowded)));
+    assert_eq!(store.apply(&of_session("g"), Mode::Try).await, Err(StoreError::CounterCapReached(CounterCapReached)));
     // Another account has places of its own.
     let other = [claim(LedgerKey::open_ended(Partition::of(["other"]), ["session", "a"]))];
     store.apply(&other, Mode::Try).await.unwrap();

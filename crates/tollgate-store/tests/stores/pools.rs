@@ -7,15 +7,11 @@ use proptest::prelude::*;
 use serde_json::{Map, json};
 use tollgate_core::{
     amount::Amount,
-    claim::{Answer, Claim, LedgerKey, Mode},
+    claim::{ApplyResult, Claim, LedgerKey, Mode},
     store::Store,
     time::Timestamp,
 };
-use tollgate_policy::{
-    Caller, Policy,
-    decision::Verdict,
-    pool::PoolUse,
-};
+use tollgate_policy::{Caller, Policy, decision::Verdict, pool::PoolUse};
 use tollgate_store::{
     clock::{Clock, ManualClock},
     memory::MemoryStore,
@@ -64,10 +60,10 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn apply(&self, claims: &[Claim], mode: Mode) -> tollgate_core::claim::Applied {
+    fn apply(&self, claims: &[Claim], mode: Mode) -> tollgate_core::claim::ClaimsDecision {
         match self.runtime.block_on(self.store.apply(claims, mode)).unwrap() {
-            Answer::Applied(applied) => applied,
-            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+            ApplyResult::Applied(applied) => applied,
+            ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
         }
     }
 
@@ -160,7 +156,7 @@ fn both(
 ) {
     let clock = Arc::new(ManualClock::at(START));
     let memory = MemoryStore::new(Arc::clone(&clock), 10_000);
-    let redis = store_with_clock(RedisConfig { key_prefix: prefix.to_owned(), ..server.config() }, &clock, &runtime);
+    let redis = store_with_clock(RedisConfig { key_prefix: prefix.to_owned(), ..server.config() }, &clock, runtime);
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
         property(Bench {
@@ -197,7 +193,7 @@ fn a_pool_is_never_exceeded_and_retry_after_is_true() {
             let Some((node, priority, tokens)) = last else { return };
             // The first refusal may still be by the numbers of the answer before.
             bench.decide(node, priority, tokens, Mode::Peek);
-            if let (Verdict::Wait(at), _) = bench.decide(node, priority, tokens, Mode::Peek) {
+            if let (Verdict::RetryAt(at), _) = bench.decide(node, priority, tokens, Mode::Peek) {
                 bench.clock.set(at);
                 assert_eq!(bench.decide(node, priority, tokens, Mode::Try).0, Verdict::Allowed, "when it was promised");
             }

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use tollgate_core::{
     EXACT_ENTRIES,
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, ClaimStatus, Effect, Fit, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, ClaimStatus, ClaimsDecision, Effect, Fit, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
-    window::{CalendarUnit, CalendarWindow, SlidingWindow, Span},
+    window::{CalendarUnit, CalendarWindow, SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},
@@ -34,10 +34,10 @@ const WINDOWS: [u32; 2] = [1_000, 60_000];
 
 /// Requests and tokens in a short window, requests in a long one.
 fn claims(limits: [u64; 3], tokens: u64) -> Vec<Claim> {
-    claims_in(WINDOWS.map(|ms| Span::Sliding(SlidingWindow::from_ms(u64::from(ms)).unwrap())), limits, tokens)
+    claims_in(WINDOWS.map(|ms| WindowInstance::Sliding(SlidingWindow::from_ms(u64::from(ms)).unwrap())), limits, tokens)
 }
 
-fn claims_in([short, long]: [Span; 2], limits: [u64; 3], tokens: u64) -> Vec<Claim> {
+fn claims_in([short, long]: [WindowInstance; 2], limits: [u64; 3], tokens: u64) -> Vec<Claim> {
     let ledger = LedgerKey::of(Partition::of(["promises"]), ["resource"]);
     let rows =
         [(short, "requests", 1, limits[0]), (short, "tokens", tokens, limits[1]), (long, "requests", 1, limits[2])];
@@ -53,19 +53,19 @@ fn claims_in([short, long]: [Span; 2], limits: [u64; 3], tokens: u64) -> Vec<Cla
 }
 
 impl Bench<'_> {
-    fn ask(&self, claims: &[Claim], mode: Mode) -> Answer {
+    fn ask(&self, claims: &[Claim], mode: Mode) -> ApplyResult {
         self.runtime.block_on(self.store.apply(claims, mode)).unwrap()
     }
 
-    fn apply(&self, claims: &[Claim], mode: Mode) -> Applied {
+    fn apply(&self, claims: &[Claim], mode: Mode) -> ClaimsDecision {
         match self.ask(claims, mode) {
-            Answer::Applied(applied) => applied,
-            Answer::OutsidePeriod(at) => panic!("the periods are those of {at}"),
+            ApplyResult::Applied(applied) => applied,
+            ApplyResult::OutsidePeriod(at) => panic!("the periods are those of {at}"),
         }
     }
 
     /// Consumes, and keeps the exact log.
-    fn consume(&mut self, limits: [u64; 3], tokens: u64) -> Applied {
+    fn consume(&mut self, limits: [u64; 3], tokens: u64) -> ClaimsDecision {
         self.claims = claims(limits, tokens);
         let applied = self.apply(&self.claims, Mode::Try);
         if applied.allowed {
@@ -171,8 +171,8 @@ fn calendar_periods_keep_the_promises_with_any_node_clock() {
             bench.clock.set(edge.unwrap_or(bench.clock.now().plus_ms(*pause)));
             let now = bench.clock.now();
             let consume = |by: Timestamp| {
-                let spans =
-                    [0, 1].map(|index| Span::Calendar { id: windows[two[index]].id(), period: periods(by)[index] });
+                let spans = [0, 1]
+                    .map(|index| WindowInstance::Calendar { id: windows[two[index]].id(), period: periods(by)[index] });
                 let mut claims = claims_in(spans, *limits, *tokens);
                 claims.iter_mut().filter(|_| *unlimited).for_each(|claim| claim.limit = Limit::Unlimited);
                 bench.ask(&claims, Mode::Try)
@@ -180,7 +180,7 @@ fn calendar_periods_keep_the_promises_with_any_node_clock() {
             let by = Timestamp::from_ms(now.as_ms().saturating_add_signed(*skew));
             let mut answer = consume(by);
             if periods(by) != periods(now) {
-                assert_eq!(answer, Answer::OutsidePeriod(now), "dated {by}");
+                assert_eq!(answer, ApplyResult::OutsidePeriod(now), "dated {by}");
                 answer = consume(now);
             }
             let [short, long] = periods(now);
@@ -199,7 +199,10 @@ fn calendar_periods_keep_the_promises_with_any_node_clock() {
                 resets_at: *end,
                 fit,
             });
-            assert_eq!(answer, Answer::Applied(Applied { decided_at: now, allowed, statuses: statuses.collect() }));
+            assert_eq!(
+                answer,
+                ApplyResult::Applied(ClaimsDecision { decided_at: now, allowed, statuses: statuses.collect() })
+            );
             bench.log.extend(allowed.then_some((now, 1, *tokens)));
         }
     });
@@ -388,7 +391,7 @@ fn a_counter_never_outgrows_64_kib() {
         let mut claims: Vec<Claim> = (0..windows * units)
             .map(|at| Claim {
                 ledger: LedgerKey::of(Partition::of(["bound"]), ["account"]),
-                span: Span::Sliding(SlidingWindow::from_ms(60_000 + at / units * 100).unwrap()),
+                span: WindowInstance::Sliding(SlidingWindow::from_ms(60_000 + at / units * 100).unwrap()),
                 // The first stands for requests.
                 unit: UnitId::of(&format!("unit {}", at % units)),
                 cost: Amount::try_from(if is_wide { 1_u64 << 49 } else { narrow(at % units) }).unwrap(),

@@ -2,8 +2,8 @@
 
 use tollgate_core::claim::Partition;
 use tollgate_store::{
-    redis::Link,
-    refusals::{KEPT, Refusal, RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
+    redis::RedisClient,
+    refusals::{MAX_REFUSALS, Refusal, RefusalLog, memory::MemoryRefusals, redis::RedisRefusals},
     testing::RedisServer,
 };
 
@@ -17,7 +17,7 @@ async fn the_last_fifty_of_each_account_newest_first() {
     let server = RedisServer::start();
     let config = server.config();
     let logs: [Box<dyn RefusalLog>; 2] =
-        [Box::new(MemoryRefusals::new(100)), Box::new(RedisRefusals::on(Link::open(config).unwrap()))];
+        [Box::new(MemoryRefusals::new(100)), Box::new(RedisRefusals::on(RedisClient::open(config).unwrap()))];
     let [one, two] = ["one", "two"].map(|name| Partition::of(["account", name]));
     for log in logs {
         assert_eq!(log.latest(one).await.unwrap(), []);
@@ -27,12 +27,12 @@ async fn the_last_fifty_of_each_account_newest_first() {
             let refusals: Vec<Refusal> = (from..from + batch).map(refusal).collect();
             log.append(one, &refusals).await.unwrap();
             expected.extend(refusals);
-            let newest_first: Vec<Refusal> = expected.iter().rev().take(KEPT).cloned().collect();
+            let newest_first: Vec<Refusal> = expected.iter().rev().take(MAX_REFUSALS).cloned().collect();
             assert_eq!(log.latest(one).await.unwrap(), newest_first);
         }
         log.append(two, &[refusal(1)]).await.unwrap();
         assert_eq!(log.latest(two).await.unwrap(), [refusal(1)]);
-        assert_eq!(log.latest(one).await.unwrap().len(), KEPT);
+        assert_eq!(log.latest(one).await.unwrap().len(), MAX_REFUSALS);
     }
 }
 

@@ -10,13 +10,13 @@ use std::{
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Closure, Hold, Looked, Terms},
+    claim::{ApplyResult, Claim, ClaimsDecision, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, NewReservation, ReservationState},
     store::{Store, StoreError},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
-    redis::{Link, RedisConfig, RedisStore},
+    redis::{RedisClient, RedisConfig, RedisStore},
     refusals::{Refusal, RefusalLog, redis::RedisRefusals},
     testing::RedisServer,
 };
@@ -34,7 +34,7 @@ fn home() -> Partition {
 fn claims() -> [Claim; 1] {
     [Claim {
         ledger: LedgerKey::of(home(), ["resource"]),
-        span: Span::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()),
         unit: UnitId::of("requests"),
         cost: Amount::from(1),
         limit: Limit::Finite(Amount::from(1_000)),
@@ -50,16 +50,16 @@ fn store(server: &RedisServer, wait_replicas: usize) -> RedisStore {
     RedisStore::connect(config(server.url(), wait_replicas)).unwrap()
 }
 
-async fn apply(store: &RedisStore, mode: Mode) -> Result<Applied, StoreError> {
+async fn apply(store: &RedisStore, mode: Mode) -> Result<ClaimsDecision, StoreError> {
     match store.apply(&claims(), mode).await? {
-        Answer::Applied(applied) => Ok(applied),
-        Answer::OutsidePeriod(_) => panic!("there are no periods"),
+        ApplyResult::Applied(applied) => Ok(applied),
+        ApplyResult::OutsidePeriod(_) => panic!("there are no periods"),
     }
 }
 
 async fn reserve(store: &RedisStore) -> Result<Admission, StoreError> {
-    let hold = Hold { id: ID, ttl_ms: 600_000, note: b"" };
-    store.admit(&claims(), &Terms { home: home(), hold: Some(hold), request: None }).await
+    let hold = NewReservation { id: ID, ttl_ms: 600_000, note: b"" };
+    store.admit(&claims(), &AdmitOptions { home: home(), hold: Some(hold), request: None }).await
 }
 
 async fn replicated() -> [RedisServer; 2] {
@@ -137,11 +137,18 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
     // What does not charge goes on, and says that the charges were made.
     let looked = apply(&store, Mode::Peek).await.unwrap();
     assert_eq!(looked.statuses[0].used.get(), 8);
-    let Looked::Open { reservation, .. } = store.look(home(), ID).await.unwrap() else { panic!("no reservation") };
-    let closing =
-        Closing { digest: [1; 16], refunds: &reservation.charges, debts: &[], reservation: &reservation, note: b"" };
+    let ReservationState::Open { reservation, .. } = store.look(home(), ID).await.unwrap() else {
+        panic!("no reservation")
+    };
+    let closing = CloseRequest {
+        digest: [1; 16],
+        refunds: &reservation.charges,
+        debts: &[],
+        reservation: &reservation,
+        note: b"",
+    };
     is_by_name(store.close(home(), ID, &closing).await, "0 of 1 replicas");
-    let log = RedisRefusals::on(Link::open(config(master.url(), 1)).unwrap());
+    let log = RedisRefusals::on(RedisClient::open(config(master.url(), 1)).unwrap());
     let refusal = Refusal { key: None, resource: "m".into(), tier: "t".into(), label: "RPM".into(), at_ms: 1 };
     log.append(home(), &[refusal]).await.unwrap();
 
@@ -155,7 +162,7 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
     }
     assert!(passed, "the replica is back");
     // The end was made, and whoever repeats it is told so.
-    assert!(matches!(store.close(home(), ID, &closing).await.unwrap(), Closure::Before(_)));
+    assert!(matches!(store.close(home(), ID, &closing).await.unwrap(), CloseResult::Before(_)));
 }
 
 #[tokio::test]

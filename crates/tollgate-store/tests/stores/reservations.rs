@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tollgate_core::{
-    claim::{Answer, Claim, Mode, ReservationId},
-    reservation::{Admission, Hold, Terms},
+    claim::{ApplyResult, Claim, Mode, ReservationId},
+    reservation::{Admission, AdmitOptions, NewReservation},
     store::Store,
     time::Timestamp,
-    window::Span,
+    window::WindowInstance,
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -68,7 +68,7 @@ fn the_promises_hold_for_reservations() {
         let clock = Arc::new(ManualClock::at(START));
         world(&Place::memory(&clock), 1, &clock, &runtime).play(&events);
         let clock = Arc::new(ManualClock::at(START));
-        let place = Place::redis(&server, format!("case{}", case), &clock, &runtime);
+        let place = Place::redis(&server, format!("case{case}"), &clock, &runtime);
         let mut world = world(&place, 2, &clock, &runtime);
         world.play(&events);
         let ([lost, done], [more_lost, more_done]) = (under_way.get(), world.under_way);
@@ -98,7 +98,7 @@ fn a_refund_when_its_charge_leaves_the_window_refunds_nothing() {
 }
 
 fn slots_alone() -> Vec<Claim> {
-    claims(1, TOKENS, START).into_iter().filter(|claim| claim.span == Span::Slots).collect()
+    claims(1, TOKENS, START).into_iter().filter(|claim| claim.span == WindowInstance::Slots).collect()
 }
 
 /// Promise 6 for slots: nothing is held for longer than its time to live after a clock that went back was noticed.
@@ -112,13 +112,13 @@ fn a_clock_set_back_holds_no_slot_longer() {
     let redis = store_with_clock(server.config(), &clock, &runtime);
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
-        let hold = Hold { id: ReservationId([3; 16]), ttl_ms: 10_000, note: b"" };
-        let terms = Terms { home: home(), hold: Some(hold), request: None };
+        let hold = NewReservation { id: ReservationId([3; 16]), ttl_ms: 10_000, note: b"" };
+        let terms = AdmitOptions { home: home(), hold: Some(hold), request: None };
         let admitted = runtime.block_on(store.admit(&claims(1, TOKENS, START), &terms)).unwrap();
         assert!(matches!(admitted, Admission::Decided(applied) if applied.allowed));
         let in_use = || match runtime.block_on(store.apply(&slots_alone(), Mode::Peek)).unwrap() {
-            Answer::Applied(applied) => applied.statuses[0].used.get(),
-            Answer::OutsidePeriod(_) => panic!("no calendar here"),
+            ApplyResult::Applied(applied) => applied.statuses[0].used.get(),
+            ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
         };
         clock.set(Timestamp::from_ms(START.as_ms() - 3_000_000));
         assert_eq!(in_use(), 1, "nothing is freed early");

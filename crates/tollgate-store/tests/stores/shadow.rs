@@ -9,13 +9,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::json;
 use tollgate_core::{
-    claim::{Answer, Fit, Mode},
+    claim::{ApplyResult, Fit, Mode},
     store::Store,
 };
-use tollgate_policy::{
-    Caller, Policy,
-    decision::Verdict,
-};
+use tollgate_policy::{Caller, Policy, decision::Verdict};
 use tollgate_store::{
     clock::{Clock, ManualClock},
     memory::MemoryStore,
@@ -65,11 +62,11 @@ fn decide(
     if claims.is_empty() {
         return (Verdict::Allowed, Vec::new());
     }
-    let Answer::Applied(applied) = runtime.block_on(store.apply(&claims, mode)).unwrap() else {
+    let ApplyResult::Applied(applied) = runtime.block_on(store.apply(&claims, mode)).unwrap() else {
         panic!("no calendar here")
     };
     let (decision, _) = claim_set.decide(mode, false, applied);
-    assert!(decision.speaking().is_none_or(|status| !status.quota.shadow), "a shadow says nothing aloud");
+    assert!(decision.binding_quota().is_none_or(|status| !status.quota.shadow), "a shadow says nothing aloud");
     for status in decision.quotas.iter().filter(|status| status.fit != Fit::Now) {
         assert!(status.denies() != status.would_deny());
     }

@@ -6,9 +6,9 @@ use proptest::strategy::Strategy;
 use tokio::runtime::Runtime;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition},
     store::{Store, StoreError},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -26,11 +26,11 @@ use crate::harness::{faults, store_with_clock};
 
 /// Plays generated sequences of each kind as `conformance.rs` does, on whatever `config` leads to: `cases` of everything
 /// mixed, and fewer of the others.
-fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(String) -> String) {
-    conforms_on(config, cases, |case| prefix(format!("mixed{case}")), &mixed());
-    conforms_on(config, cases / 3, |case| prefix(format!("reserved{case}")), &reserved());
-    conforms_on(config, cases / 10, |case| prefix(format!("paced{case}")), &paced());
-    conforms_on(config, 1, |case| prefix(format!("crowded{case}")), &crowded(60_000, 36, 3_000));
+fn conforms(config: &RedisConfig, cases: u32, prefix: impl Fn(&str) -> String) {
+    conforms_on(config, cases, |case| prefix(&format!("mixed{case}")), &mixed());
+    conforms_on(config, cases / 3, |case| prefix(&format!("reserved{case}")), &reserved());
+    conforms_on(config, cases / 10, |case| prefix(&format!("paced{case}")), &paced());
+    conforms_on(config, 1, |case| prefix(&format!("crowded{case}")), &crowded(60_000, 36, 3_000));
 }
 
 fn conforms_on(
@@ -53,12 +53,12 @@ fn conforms_on(
 }
 
 /// Where any key may be used.
-fn any_key(case: String) -> String {
-    case
+fn any_key(case: &str) -> String {
+    case.to_owned()
 }
 
 /// Within the keys that the ACL allows.
-fn allowed_key(case: String) -> String {
+fn allowed_key(case: &str) -> String {
     format!("tg{{{case}}}")
 }
 
@@ -140,7 +140,7 @@ async fn connecting_may_take_as_long_as_calls_wait() {
 fn claim(account: &str, limit: u32) -> Claim {
     Claim {
         ledger: LedgerKey::of(Partition::of([account]), ["r"]),
-        span: Span::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()),
+        span: WindowInstance::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()),
         unit: UnitId::of("requests"),
         cost: Amount::from(1),
         limit: Limit::Finite(Amount::from(limit)),
@@ -148,10 +148,10 @@ fn claim(account: &str, limit: u32) -> Claim {
     }
 }
 
-fn used(answer: &Answer) -> u64 {
+fn used(answer: &ApplyResult) -> u64 {
     match answer {
-        Answer::Applied(applied) => applied.statuses[0].used.get(),
-        Answer::OutsidePeriod(at) => panic!("outside a period at {at}"),
+        ApplyResult::Applied(applied) => applied.statuses[0].used.get(),
+        ApplyResult::OutsidePeriod(at) => panic!("outside a period at {at}"),
     }
 }
 
@@ -252,7 +252,7 @@ async fn a_refusal_by_one_slot_charges_no_other() {
     let store = RedisStore::connect(patient(cluster.url_of_user())).unwrap();
     let claims = [claim("account", 1_000), claim("pool", 3), claim("address", 1_000)];
     for number in 1..=10 {
-        let Answer::Applied(applied) = store.apply(&claims, Mode::Try).await.unwrap() else { panic!() };
+        let ApplyResult::Applied(applied) = store.apply(&claims, Mode::Try).await.unwrap() else { panic!() };
         assert_eq!(applied.allowed, number <= 3);
         assert!(applied.statuses.iter().all(|status| status.used.get() == number.min(3)), "{applied:?}");
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Claim, Effect, LedgerKey, Mode, Partition},
+    claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition},
     store::Store,
     time::Timestamp,
-    window::{CalendarUnit, CalendarWindow, SlidingWindow, Span, Window},
+    window::{CalendarUnit, CalendarWindow, SlidingWindow, Window, WindowInstance},
 };
 use tollgate_store::{
     clock::ManualClock,
@@ -18,7 +18,7 @@ use tollgate_store::{
 const START: Timestamp = Timestamp::from_ms(1_800_000_000_000);
 const CALLS: usize = 64;
 
-fn claim(ledger: &str, unit: &str, span: Span, effect: Effect) -> Claim {
+fn claim(ledger: &str, unit: &str, span: WindowInstance, effect: Effect) -> Claim {
     Claim {
         ledger: LedgerKey::of(Partition::of(["account"]), [ledger]),
         span,
@@ -29,8 +29,8 @@ fn claim(ledger: &str, unit: &str, span: Span, effect: Effect) -> Claim {
     }
 }
 
-fn sliding(ms: u64) -> Span {
-    Span::Sliding(SlidingWindow::from_ms(ms).unwrap())
+fn sliding(ms: u64) -> WindowInstance {
+    WindowInstance::Sliding(SlidingWindow::from_ms(ms).unwrap())
 }
 
 /// How often Redis ran `command`.
@@ -48,7 +48,7 @@ fn store() -> (RedisServer, Arc<ManualClock>, RedisStore) {
 }
 
 async fn admit(store: &RedisStore, claims: &[Claim]) {
-    let Answer::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
+    let ApplyResult::Applied(applied) = store.apply(claims, Mode::Try).await.unwrap() else { panic!() };
     assert!(applied.allowed);
 }
 

@@ -8,14 +8,17 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, Terms},
+    claim::{ApplyResult, Claim, ClaimsDecision, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{
+        Admission, AdmitOptions, CloseRequest, CloseResult, Extension, IdempotencyKey, NewReservation, Reservation,
+        ReservationState,
+    },
     store::{Store, StoreError},
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
-    accounts::{AccountStore, Change, Saved, redis::RedisAccounts},
-    redis::{Link, RedisStore},
+    accounts::{AccountStore, Change, SaveResult, redis::RedisAccounts},
+    redis::{RedisClient, RedisStore},
     refusals::{Refusal, RefusalLog, redis::RedisRefusals},
     testing::{RedisServer, accounts::sample},
 };
@@ -33,7 +36,7 @@ fn home() -> Partition {
     Partition::of(["versions"])
 }
 
-fn claim(span: Span, unit: &str, cost: u32, limit: u32) -> Claim {
+fn claim(span: WindowInstance, unit: &str, cost: u32, limit: u32) -> Claim {
     Claim {
         ledger: LedgerKey::of(home(), ["resource"]),
         span,
@@ -45,17 +48,17 @@ fn claim(span: Span, unit: &str, cost: u32, limit: u32) -> Claim {
 }
 
 fn requests(limit: u32) -> Vec<Claim> {
-    vec![claim(Span::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()), "requests", 1, limit)]
+    vec![claim(WindowInstance::Sliding(SlidingWindow::from_ms(3_600_000).unwrap()), "requests", 1, limit)]
 }
 
 fn with_slot(slots: u32) -> Vec<Claim> {
-    [requests(100), vec![claim(Span::Slots, "concurrent_requests", 1, slots)]].concat()
+    [requests(100), vec![claim(WindowInstance::Slots, "concurrent_requests", 1, slots)]].concat()
 }
 
-async fn consume(store: &RedisStore, claims: &[Claim]) -> Applied {
+async fn consume(store: &RedisStore, claims: &[Claim]) -> ClaimsDecision {
     match store.apply(claims, Mode::Try).await.unwrap() {
-        Answer::Applied(applied) => applied,
-        Answer::OutsidePeriod(_) => panic!("there are no periods"),
+        ApplyResult::Applied(applied) => applied,
+        ApplyResult::OutsidePeriod(_) => panic!("there are no periods"),
     }
 }
 
@@ -66,24 +69,25 @@ async fn reserve(
     id: ReservationId,
     request: Option<u8>,
 ) -> Result<Admission, StoreError> {
-    let hold = Hold { id, ttl_ms: TTL_MS, note: b"note" };
-    let request = request.map(|id| RequestMark { id: [id; 16], digest: [9; 16], ttl_ms: TTL_MS });
-    store.admit(claims, &Terms { home: home(), hold: Some(hold), request }).await
+    let hold = NewReservation { id, ttl_ms: TTL_MS, note: b"note" };
+    let request = request.map(|id| IdempotencyKey { id: [id; 16], digest: [9; 16], ttl_ms: TTL_MS });
+    store.admit(claims, &AdmitOptions { home: home(), hold: Some(hold), request }).await
 }
 
 async fn look(store: &RedisStore, id: ReservationId) -> Reservation {
     match store.look(home(), id).await.unwrap() {
-        Looked::Open { reservation, .. } => reservation,
+        ReservationState::Open { reservation, .. } => reservation,
         other => panic!("{other:?}"),
     }
 }
 
-async fn cancel(store: &RedisStore, id: ReservationId, known: &Reservation) -> Result<Closure, StoreError> {
-    let closing = Closing { digest: [1; 16], refunds: &known.charges, debts: &[], reservation: known, note: b"end" };
+async fn cancel(store: &RedisStore, id: ReservationId, known: &Reservation) -> Result<CloseResult, StoreError> {
+    let closing =
+        CloseRequest { digest: [1; 16], refunds: &known.charges, debts: &[], reservation: known, note: b"end" };
     store.close(home(), id, &closing).await
 }
 
-fn used(applied: &Applied) -> u64 {
+fn used(applied: &ClaimsDecision) -> u64 {
     applied.statuses[0].used.get()
 }
 
@@ -128,9 +132,9 @@ async fn one_version_settles_what_the_other_reserved() {
         let known = look(other, id).await;
         assert_eq!(known, look(one, id).await);
         assert!(matches!(other.extend(home(), id, TTL_MS, &known).await.unwrap(), Extension::Until(_)));
-        let Closure::Done(done) = cancel(other, id, &known).await.unwrap() else { panic!() };
-        assert_eq!(cancel(one, id, &known).await.unwrap(), Closure::Before(done.clone()));
-        assert_eq!(one.look(home(), id).await.unwrap(), Looked::Closed(done));
+        let CloseResult::Done(done) = cancel(other, id, &known).await.unwrap() else { panic!() };
+        assert_eq!(cancel(one, id, &known).await.unwrap(), CloseResult::Before(done.clone()));
+        assert_eq!(one.look(home(), id).await.unwrap(), ReservationState::Closed(done));
     }
 }
 
@@ -229,10 +233,10 @@ fn with_more(written: &[u8], skip: usize, more: impl FnOnce(&mut Value)) -> Vec<
 async fn an_account_keeps_fields_of_a_later_version() {
     let server = RedisServer::start();
     let mut redis = server.connection();
-    let store = RedisAccounts::on(Link::open(server.config()).unwrap());
+    let store = RedisAccounts::on(RedisClient::open(server.config()).unwrap());
     let record = sample("shop", "acme");
     let change = Change { domain: "shop", id: "acme", before: None, after: Some(&record), event: None };
-    assert_eq!(store.save(change).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(change).await.unwrap(), SaveResult::Done);
     let keys: Vec<String> = cmd("KEYS").arg("*}account").query(&mut redis).unwrap();
     let (key, id) = (&keys[0], record.keys.first().unwrap().0);
     let written: Vec<u8> = cmd("GET").arg(key).query(&mut redis).unwrap();
@@ -248,7 +252,7 @@ async fn an_account_keeps_fields_of_a_later_version() {
     changed.version += 1;
     changed.tier = "paid".into();
     let change = Change { before: Some(&read), after: Some(&changed), ..change };
-    assert_eq!(store.save(change).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(change).await.unwrap(), SaveResult::Done);
     let written: Vec<u8> = cmd("GET").arg(key).query(&mut redis).unwrap();
     let written: Value = serde_json::from_slice(&written[16..]).unwrap();
     assert_eq!(written["tier"], "paid");
@@ -258,7 +262,7 @@ async fn an_account_keeps_fields_of_a_later_version() {
 #[tokio::test]
 async fn a_refusal_with_more_or_fewer_fields_is_read() {
     let server = RedisServer::start();
-    let log = RedisRefusals::on(Link::open(server.config()).unwrap());
+    let log = RedisRefusals::on(RedisClient::open(server.config()).unwrap());
     let refusal = Refusal { key: None, resource: "model".into(), tier: "paid".into(), label: "RPM".into(), at_ms: 7 };
     log.append(home(), &[Refusal { key: Some("key".into()), ..refusal.clone() }]).await.unwrap();
     let mut redis = server.connection();

@@ -8,8 +8,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_core::text::is_hidden;
 use tollgate_store::{
-    accounts::{AccountStore, Change, Saved, redis::RedisAccounts},
-    redis::{Link, RedisConfig},
+    accounts::{AccountStore, Change, SaveResult, redis::RedisAccounts},
+    redis::{RedisClient, RedisConfig},
     testing::RedisServer,
 };
 
@@ -77,15 +77,15 @@ async fn older_record(server: &RedisServer, node: &Process) -> String {
     let admin = Client::new(node);
     admin.create("plain", "basic").await;
     let (key, _) = admin.key("plain").await;
-    let store = RedisAccounts::on(Link::open(RedisConfig::new(server.url())).unwrap());
+    let store = RedisAccounts::on(RedisClient::open(RedisConfig::new(server.url())).unwrap());
     let plain = store.load("shop", "plain").await.unwrap().unwrap();
     let gone = Change { domain: "shop", id: "plain", before: Some(&plain), after: None, event: None };
-    assert_eq!(store.save(gone).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(gone).await.unwrap(), SaveResult::Done);
     let mut older = plain.clone();
     ID.clone_into(&mut older.id);
     DESCRIPTION.clone_into(&mut older.keys[0].description);
     let made = Change { domain: "shop", id: ID, before: None, after: Some(&older), event: None };
-    assert_eq!(store.save(made).await.unwrap(), Saved::Done);
+    assert_eq!(store.save(made).await.unwrap(), SaveResult::Done);
     key
 }
 

@@ -2,7 +2,7 @@
 
 use tollgate_core::{
     amount::Limit,
-    claim::{Applied, ClaimStatus, Effect, Fit, Mode},
+    claim::{ClaimStatus, ClaimsDecision, Effect, Fit, Mode},
 };
 
 use super::*;
@@ -50,11 +50,11 @@ fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
     let claim_set = resolved.claim_set(&usage, attributes, None).unwrap();
     let claims = claim_set.claims(Timestamp::from_ms(0), &[]);
     let guards: Vec<&AbuseRule> = claim_set.guards().iter().map(|guard| guard.rule).collect();
-    let watches: Vec<_> = resolved.watches(attributes).collect();
+    let watches: Vec<_> = resolved.abuse_counters(attributes).collect();
     assert_eq!(claims.len(), resolved.quotas().len() + guards.len(), "a claim for each");
     for (at, (guard, watch)) in guards.iter().zip(&watches).enumerate() {
         let claim = claims[resolved.quotas().len() + at];
-        assert_eq!(claim, watch.guard(), "the guard looks where failures are counted");
+        assert_eq!(claim, watch.block_check(), "the guard looks where failures are counted");
         assert_eq!(claim.effect, Effect::Judge);
         assert_eq!(guard.name, watch.rule.name);
     }
@@ -78,7 +78,7 @@ fn rules_count_apart_from_each_other_and_from_quotas() {
     let who = Client::plain();
     let caller = who.caller(&policy);
     let resolved = policy.resolve(&caller, "chat").unwrap();
-    let claims: Vec<_> = resolved.watches(|_| None).flat_map(|watch| watch.failure()).collect();
+    let claims: Vec<_> = resolved.abuse_counters(|_| None).flat_map(|watch| watch.failure()).collect();
     let mut units: Vec<_> = claims.iter().map(|claim| claim.unit).collect();
     units.push(UnitId::of("requests"));
     let counted = units.len();
@@ -101,14 +101,14 @@ fn a_block_outlasts_the_quotas_that_deny_for_less() {
     let status = |fit| ClaimStatus { used: Amount::from(1), resets_at: decided_at, fit };
     let decision = |fits: [Fit; 3]| {
         let statuses = fits.into_iter().map(status).collect();
-        let applied = Applied { decided_at, allowed: false, statuses };
+        let applied = ClaimsDecision { decided_at, allowed: false, statuses };
         let usage = policy.usage([]).unwrap();
         resolved.claim_set(&usage, |_| None, None).unwrap().decide(Mode::Try, false, applied).0
     };
     let at = |ms| Fit::At(Timestamp::from_ms(ms));
     let of = |decision: &Decision<'_>| decision.block.map(|block| (block.rule.name.to_string(), block.until.as_ms()));
     let blocked = decision([at(3_000), at(4_000), at(9_000)]);
-    assert_eq!(blocked.verdict, Verdict::Wait(Timestamp::from_ms(9_000)));
+    assert_eq!(blocked.verdict, Verdict::RetryAt(Timestamp::from_ms(9_000)));
     assert_eq!(of(&blocked), Some(("long".to_owned(), 9_000)));
     assert_eq!(blocked.quotas.len(), 1, "a guard is no quota");
     let longer_quota = decision([at(20_000), at(4_000), Fit::Now]);

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use indexmap::IndexMap;
 use reqwest::Method;
 
-use super::{Ask, OverrideArgs, Page, Upon, Verb, people};
+use super::{ApiRequest, OverrideArgs, Page, Verb, VersionArgs, people};
 use crate::rest::admin::shapes::{
     AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, UsageResetAnswer,
     UsageResetBody,
@@ -46,7 +46,7 @@ pub(in crate::cli) enum AccountVerb {
         balances: Vec<(String, f64)>,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Delete an account and its keys
     Delete {
@@ -54,7 +54,7 @@ pub(in crate::cli) enum AccountVerb {
         account: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Set an override: a limit for this account alone
     SetOverride {
@@ -68,7 +68,7 @@ pub(in crate::cli) enum AccountVerb {
         limit: Box<OverrideArgs>,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Clear an override of the account
     ClearOverride {
@@ -79,7 +79,7 @@ pub(in crate::cli) enum AccountVerb {
         name: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Remove the counters of an account, whatever they contain: of its quotas, slots and blocks, and of its keys
     ResetUsage {
@@ -111,38 +111,38 @@ fn balance(text: &str) -> Result<(String, f64), String> {
 }
 
 impl Verb for AccountVerb {
-    fn ask(self) -> Ask {
+    fn ask(self) -> ApiRequest {
         let of = |account: String| ["accounts".to_owned(), account];
         let over = |account: String, name: String| ["accounts".to_owned(), account, "overrides".to_owned(), name];
         match self {
             Self::Create { account, tier, balances } => {
                 let new = NewAccountBody { id: account, tier, balances: balances.into_iter().collect() };
-                Ask::new::<AccountBody>(Method::POST, ["accounts"]).body(&new)
+                ApiRequest::new::<AccountBody>(Method::POST, ["accounts"]).body(&new)
             }
-            Self::List(page) => Ask::get::<AccountPage>(["accounts"]).page(page),
-            Self::Show { account } => Ask::get::<AccountBody>(of(account)),
+            Self::List(page) => ApiRequest::get::<AccountPage>(["accounts"]).page(page),
+            Self::Show { account } => ApiRequest::get::<AccountBody>(of(account)),
             Self::Set { account, tier, balances, upon } => {
                 let balances = (!balances.is_empty()).then(|| balances.into_iter().collect::<IndexMap<_, _>>());
                 let patch = AccountPatchBody { tier, balances };
-                Ask::new::<AccountBody>(Method::PATCH, of(account)).body(&patch).upon(&upon)
+                ApiRequest::new::<AccountBody>(Method::PATCH, of(account)).body(&patch).upon(&upon)
             }
             Self::Delete { account, upon } => {
-                let ask = Ask::new::<AccountBody>(Method::DELETE, of(account)).upon(&upon);
-                Ask { show: people::deleted, ..ask }
+                let ask = ApiRequest::new::<AccountBody>(Method::DELETE, of(account)).upon(&upon);
+                ApiRequest { show: people::deleted, ..ask }
             }
             Self::SetOverride { account, name, limit, upon } => {
-                Ask::new::<AccountBody>(Method::PUT, over(account, name)).body(&limit.body()).upon(&upon)
+                ApiRequest::new::<AccountBody>(Method::PUT, over(account, name)).body(&limit.body()).upon(&upon)
             }
             Self::ClearOverride { account, name, upon } => {
-                Ask::new::<AccountBody>(Method::DELETE, over(account, name)).upon(&upon)
+                ApiRequest::new::<AccountBody>(Method::DELETE, over(account, name)).upon(&upon)
             }
             Self::ResetUsage { account, quota } => {
                 let path = ["accounts".to_owned(), account, "reset_usage".to_owned()];
-                Ask::new::<UsageResetAnswer>(Method::POST, path).body(&UsageResetBody { quota })
+                ApiRequest::new::<UsageResetAnswer>(Method::POST, path).body(&UsageResetBody { quota })
             }
             Self::Event { account, id, kind } => {
                 let path = ["accounts".to_owned(), account, "events".to_owned()];
-                Ask::new::<EventAnswer>(Method::POST, path).body(&EventBody { id, r#type: kind })
+                ApiRequest::new::<EventAnswer>(Method::POST, path).body(&EventBody { id, r#type: kind })
             }
         }
     }

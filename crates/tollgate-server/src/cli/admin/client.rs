@@ -12,7 +12,7 @@ use crate::{rest::ErrorBody, settings::ClientSettings};
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// What is asked of a node.
-pub(in crate::cli) struct Ask {
+pub(in crate::cli) struct ApiRequest {
     pub(super) method: Method,
     /// Below `/admin/v1`, a segment each.
     pub(super) path: Vec<String>,
@@ -107,7 +107,7 @@ impl Client {
     }
 
     /// The text of a good answer.
-    pub(super) async fn ask(&self, ask: &Ask) -> Result<String, Failure> {
+    pub(super) async fn ask(&self, ask: &ApiRequest) -> Result<String, Failure> {
         let changes = ask.method != Method::GET;
         let response = self.request(ask)?.send().await.map_err(|error| self.unanswered(&error, changes))?;
         let status = response.status();
@@ -133,7 +133,7 @@ impl Client {
         }
     }
 
-    fn request(&self, ask: &Ask) -> Result<RequestBuilder, Failure> {
+    fn request(&self, ask: &ApiRequest) -> Result<RequestBuilder, Failure> {
         let mut url = self.settings.url.clone();
         put_path(&mut url, &ask.path)?;
         if !self.settings.domain.is_empty() || !ask.query.is_empty() {

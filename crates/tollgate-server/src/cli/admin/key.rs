@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use reqwest::Method;
 
-use super::{Ask, OverrideArgs, Page, Upon, Verb};
+use super::{ApiRequest, OverrideArgs, Page, Verb, VersionArgs};
 use crate::rest::admin::shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, Kind, NewKeyBody, RotationBody};
 
 #[derive(Subcommand)]
@@ -26,7 +26,7 @@ pub(in crate::cli) enum KeyVerb {
         expires_at: Option<String>,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// List an account's keys, oldest first, one page at a time
     List {
@@ -50,7 +50,7 @@ pub(in crate::cli) enum KeyVerb {
         text: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Change when a key expires
     Expire {
@@ -62,7 +62,7 @@ pub(in crate::cli) enum KeyVerb {
         at: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Give a key a new secret, and print it; the key keeps its id and its counters
     Rotate {
@@ -74,7 +74,7 @@ pub(in crate::cli) enum KeyVerb {
         overlap_s: u64,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Revoke a key, at once and permanently
     Revoke {
@@ -82,7 +82,7 @@ pub(in crate::cli) enum KeyVerb {
         key: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Set an override: a limit for this key alone
     SetOverride {
@@ -96,7 +96,7 @@ pub(in crate::cli) enum KeyVerb {
         limit: Box<OverrideArgs>,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
     /// Clear an override of the key
     ClearOverride {
@@ -107,12 +107,12 @@ pub(in crate::cli) enum KeyVerb {
         name: String,
 
         #[command(flatten)]
-        upon: Upon,
+        upon: VersionArgs,
     },
 }
 
 impl Verb for KeyVerb {
-    fn ask(self) -> Ask {
+    fn ask(self) -> ApiRequest {
         let of = |key: String| ["keys".to_owned(), key];
         let to = |key: String, verb: &str| ["keys".to_owned(), key, verb.to_owned()];
         let over = |key: String, name: String| ["keys".to_owned(), key, "overrides".to_owned(), name];
@@ -120,26 +120,28 @@ impl Verb for KeyVerb {
         match self {
             Self::Create { account, kind, description, expires_at, upon } => {
                 let new = NewKeyBody { kind, description, expires_at };
-                Ask::new::<IssuedBody>(Method::POST, keys(account)).body(&new).upon(&upon)
+                ApiRequest::new::<IssuedBody>(Method::POST, keys(account)).body(&new).upon(&upon)
             }
-            Self::List { account, page } => Ask::get::<KeyPage>(keys(account)).page(page),
-            Self::Show { key } => Ask::get::<KeyBody>(of(key)),
+            Self::List { account, page } => ApiRequest::get::<KeyPage>(keys(account)).page(page),
+            Self::Show { key } => ApiRequest::get::<KeyBody>(of(key)),
             Self::Describe { key, text, upon } => {
                 let patch = KeyPatchBody { description: Some(text), expires_at: None };
-                Ask::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+                ApiRequest::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
             }
             Self::Expire { key, at, upon } => {
                 let patch = KeyPatchBody { description: None, expires_at: Some(Some(at).filter(|at| at != "never")) };
-                Ask::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+                ApiRequest::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
             }
-            Self::Rotate { key, overlap_s, upon } => {
-                Ask::new::<IssuedBody>(Method::POST, to(key, "rotate")).body(&RotationBody { overlap_s }).upon(&upon)
-            }
-            Self::Revoke { key, upon } => Ask::new::<KeyBody>(Method::POST, to(key, "revoke")).upon(&upon),
+            Self::Rotate { key, overlap_s, upon } => ApiRequest::new::<IssuedBody>(Method::POST, to(key, "rotate"))
+                .body(&RotationBody { overlap_s })
+                .upon(&upon),
+            Self::Revoke { key, upon } => ApiRequest::new::<KeyBody>(Method::POST, to(key, "revoke")).upon(&upon),
             Self::SetOverride { key, name, limit, upon } => {
-                Ask::new::<KeyBody>(Method::PUT, over(key, name)).body(&limit.body()).upon(&upon)
+                ApiRequest::new::<KeyBody>(Method::PUT, over(key, name)).body(&limit.body()).upon(&upon)
             }
-            Self::ClearOverride { key, name, upon } => Ask::new::<KeyBody>(Method::DELETE, over(key, name)).upon(&upon),
+            Self::ClearOverride { key, name, upon } => {
+                ApiRequest::new::<KeyBody>(Method::DELETE, over(key, name)).upon(&upon)
+            }
         }
     }
 }

@@ -9,12 +9,12 @@ use axum::{
 };
 use tollgate_core::time::Timestamp;
 use tollgate_service::{
-    admin::{AdminError, Issued, KeyOf, KeyPatch, NewKey, Whose},
+    admin::{AccountKey, AdminError, IssuedKey, KeyPatch, NewKey, OverrideTarget},
     page_token::List,
 };
 
 use super::{
-    Asked, At, Failed, Failures, InDomain, Part, if_match,
+    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery, if_match,
     shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody, time},
     versioned,
 };
@@ -24,36 +24,36 @@ use crate::{
 };
 
 /// Create a key. Its secret is in the answer, and never shown again.
-#[utoipa::path(post, operation_id = "create_key", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), InDomain),
+#[utoipa::path(post, operation_id = "create_key", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), DomainQuery),
     request_body = NewKeyBody, responses(
     (status = 201, description = "The key is created", body = IssuedBody), Failures))]
 pub(super) async fn create(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(account): At<String>,
-    Asked(at): Asked<InDomain>,
+    AccountPath(account): AccountPath<String>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(new): Body<NewKeyBody>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
     let new = NewKey { kind: new.kind.into(), description: new.description, expires_at };
-    let issued = desk.create_key(&account, new, if_match(&headers)?).await?;
-    issued_answer(StatusCode::CREATED, issued, desk.now())
+    let issued = session.create_key(&account, new, if_match(&headers)?).await?;
+    issued_answer(StatusCode::CREATED, issued, session.now())
 }
 
 /// List an account's keys.
-#[utoipa::path(get, operation_id = "list_keys", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), Part), responses(
+#[utoipa::path(get, operation_id = "list_keys", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), PageQuery), responses(
     (status = 200, description = "A page", body = KeyPage), Failures))]
 pub(super) async fn list(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(account): At<String>,
-    Asked(part): Asked<Part>,
+    AccountPath(account): AccountPath<String>,
+    Checked(part): Checked<PageQuery>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &part.domain)?;
-    let (take, now) = (part.take()?, desk.now());
-    let record = desk.account(&account).await?;
+    let session = shared.admin.session(grant.name(), grant.scope(), &part.domain)?;
+    let (take, now) = (part.take()?, session.now());
+    let record = session.account(&account).await?;
     // The key of the cursor may be gone by now; then the list begins anew.
     let list = List::Keys { domain: &record.domain, account: &record.id };
     let skip = record.keys.get_index_of(&part.position(list)?).map_or(0, |at| at + 1);
@@ -65,111 +65,111 @@ pub(super) async fn list(
 }
 
 /// Read a key.
-#[utoipa::path(get, operation_id = "get_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain), responses(
+#[utoipa::path(get, operation_id = "get_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), DomainQuery), responses(
     (status = 200, description = "The key", body = KeyBody), Failures))]
 pub(super) async fn get(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(key): At<String>,
-    Asked(at): Asked<InDomain>,
+    AccountPath(key): AccountPath<String>,
+    Checked(at): Checked<DomainQuery>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
-    answer(&desk.key(&key).await?, desk.now())
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    answer(&session.key(&key).await?, session.now())
 }
 
 /// Change a key's description or expiry.
-#[utoipa::path(patch, operation_id = "update_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), InDomain),
+#[utoipa::path(patch, operation_id = "update_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), DomainQuery),
     request_body = KeyPatchBody, responses(
     (status = 200, description = "The key is changed", body = KeyBody), Failures))]
 pub(super) async fn patch(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(key): At<String>,
-    Asked(at): Asked<InDomain>,
+    AccountPath(key): AccountPath<String>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(patch): Body<KeyPatchBody>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let end = |text: Option<String>| text.as_deref().map(|text| time("expires_at", text)).transpose();
     let patch = KeyPatch { description: patch.description, expires_at: patch.expires_at.map(end).transpose()? };
-    answer(&desk.patch_key(&key, patch, if_match(&headers)?).await?, desk.now())
+    answer(&session.patch_key(&key, patch, if_match(&headers)?).await?, session.now())
 }
 
 /// Give a key a new secret. The key keeps its id, and so its counters. The answer has the secret.
-#[utoipa::path(post, operation_id = "rotate_key", path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), InDomain),
+#[utoipa::path(post, operation_id = "rotate_key", path = "/admin/v1/keys/{key}/rotate", params(("key" = String, Path), DomainQuery),
     request_body = RotationBody, responses(
     (status = 200, description = "The key has a new secret", body = IssuedBody), Failures))]
 pub(super) async fn rotate(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(key): At<String>,
-    Asked(at): Asked<InDomain>,
+    AccountPath(key): AccountPath<String>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(rotation): Body<RotationBody>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let overlap = Duration::from_secs(rotation.overlap_s);
-    let issued = desk.rotate_key(&key, overlap, if_match(&headers)?).await?;
-    issued_answer(StatusCode::OK, issued, desk.now())
+    let issued = session.rotate_key(&key, overlap, if_match(&headers)?).await?;
+    issued_answer(StatusCode::OK, issued, session.now())
 }
 
 /// Revoke a key permanently. A key that is already revoked stays revoked.
-#[utoipa::path(post, operation_id = "revoke_key", path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), InDomain), responses(
+#[utoipa::path(post, operation_id = "revoke_key", path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), DomainQuery), responses(
     (status = 200, description = "The key is revoked", body = KeyBody), Failures))]
 pub(super) async fn revoke(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At(key): At<String>,
-    Asked(at): Asked<InDomain>,
+    AccountPath(key): AccountPath<String>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
-    answer(&desk.revoke_key(&key, if_match(&headers)?).await?, desk.now())
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    answer(&session.revoke_key(&key, if_match(&headers)?).await?, session.now())
 }
 
 /// Set an override: a limit for this key alone.
 #[utoipa::path(put, operation_id = "set_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
-    params(("key" = String, Path), ("name" = String, Path), InDomain), request_body = OverrideBody, responses(
+    params(("key" = String, Path), ("name" = String, Path), DomainQuery), request_body = OverrideBody, responses(
     (status = 200, description = "The override is set", body = KeyBody), Failures))]
 pub(super) async fn put_override(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At((key, name)): At<(String, String)>,
-    Asked(at): Asked<InDomain>,
+    AccountPath((key, name)): AccountPath<(String, String)>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(over): Body<OverrideBody>,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
-    let account = desk.put_override(Whose::Key(&key), &name, over.record()?, if_match(&headers)?).await?;
-    answer(&KeyOf { account, id: key }, desk.now())
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    let account = session.put_override(OverrideTarget::Key(&key), &name, over.record()?, if_match(&headers)?).await?;
+    answer(&AccountKey { account, id: key }, session.now())
 }
 
 /// Clear an override of the key.
 #[utoipa::path(delete, operation_id = "clear_key_override", path = "/admin/v1/keys/{key}/overrides/{name}",
-    params(("key" = String, Path), ("name" = String, Path), InDomain), responses(
+    params(("key" = String, Path), ("name" = String, Path), DomainQuery), responses(
     (status = 200, description = "The override is cleared", body = KeyBody), Failures))]
 pub(super) async fn clear_override(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    At((key, name)): At<(String, String)>,
-    Asked(at): Asked<InDomain>,
+    AccountPath((key, name)): AccountPath<(String, String)>,
+    Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Failed> {
-    let desk = shared.admin.desk(grant.name(), grant.scope(), &at.domain)?;
-    let account = desk.clear_override(Whose::Key(&key), &name, if_match(&headers)?).await?;
-    answer(&KeyOf { account, id: key }, desk.now())
+    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    let account = session.clear_override(OverrideTarget::Key(&key), &name, if_match(&headers)?).await?;
+    answer(&AccountKey { account, id: key }, session.now())
 }
 
-fn body(key: &KeyOf, now: Timestamp) -> Result<KeyBody, AdminError> {
+fn body(key: &AccountKey, now: Timestamp) -> Result<KeyBody, AdminError> {
     let gone = || AdminError::NotFound(format!("key: there is no key {:?}", key.id));
     Ok(KeyBody::of(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
 }
 
-fn answer(key: &KeyOf, now: Timestamp) -> Result<Response, Failed> {
+fn answer(key: &AccountKey, now: Timestamp) -> Result<Response, Failed> {
     Ok(versioned(StatusCode::OK, key.account.version, body(key, now)?))
 }
 
-fn issued_answer(status: StatusCode, issued: Issued, now: Timestamp) -> Result<Response, Failed> {
-    let Issued { key, secret } = issued;
+fn issued_answer(status: StatusCode, issued: IssuedKey, now: Timestamp) -> Result<Response, Failed> {
+    let IssuedKey { key, secret } = issued;
     Ok(versioned(status, key.account.version, IssuedBody { key: body(&key, now)?, secret }))
 }

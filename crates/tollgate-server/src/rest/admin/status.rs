@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use tollgate_service::scope::DomainScope;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Asked, Failed, Failures};
+use super::{Checked, Failed, Failures};
 use crate::{auth::AdminGrant, files::Failure, reload::Reload, rest::Shared};
 
 /// The domain of a status request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Asking {
+pub(super) struct StatusQuery {
     /// A domain; all domains of the token if absent.
     #[serde(default)]
     domain: String,
@@ -53,22 +53,22 @@ impl FilesBody {
 }
 
 /// Read whether the current contents of the node's files are in force.
-#[utoipa::path(get, path = "/admin/v1/status", params(Asking), responses(
+#[utoipa::path(get, path = "/admin/v1/status", params(StatusQuery), responses(
     (status = 200, description = "The state of the node's files", body = StatusBody), Failures))]
 pub(super) async fn status(
     State(shared): State<Shared>,
     grant: AdminGrant,
-    Asked(Asking { domain }): Asked<Asking>,
+    Checked(StatusQuery { domain }): Checked<StatusQuery>,
 ) -> Result<Response, Failed> {
     let policies = &shared.health.policies;
     let domains = if domain.is_empty() {
         let current = policies.domains().load();
         current.names().into_iter().filter(|name| grant.scope().permits(name)).map(str::to_owned).collect()
     } else {
-        shared.admin.desk(grant.name(), grant.scope(), &domain)?;
+        shared.admin.session(grant.name(), grant.scope(), &domain)?;
         vec![domain]
     };
-    let parts = shared.doors.parts();
+    let parts = shared.auth.parts();
     let parts = parts.iter().map(|part| FilesBody::of(part.what(), part.last_failure(), &grant));
     let files = std::iter::once(FilesBody::of(policies.what(), policies.last_failure(), &grant)).chain(parts).collect();
     Ok(Json(StatusBody { domains, files }).into_response())

@@ -17,7 +17,7 @@ use crate::{
     auth::{ClientAddr, token},
     rest::{
         Shared,
-        guard::{self, Door},
+        guard::{self, RouteAccess},
     },
 };
 
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
-pub(in crate::rest) struct Whose {
+pub(in crate::rest) struct LogQuery {
     /// Only those of this key. An INFERENCE key always sees only its own, and may not ask for another key.
     #[param(max_length = 128)]
     api_key_id: Option<String>,
@@ -55,22 +55,22 @@ struct LogEntry {
 }
 
 /// The last refused calls.
-#[utoipa::path(get, path = "/api_keys/rate_limits/log", params(Whose), responses(
+#[utoipa::path(get, path = "/api_keys/rate_limits/log", params(LogQuery), responses(
     (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
     Failures))]
 pub(in crate::rest) async fn get_log(
     State(shared): State<Shared>,
     from: ClientAddr,
     headers: HeaderMap,
-    whose: Result<Query<Whose>, QueryRejection>,
+    whose: Result<Query<LogQuery>, QueryRejection>,
 ) -> Response {
     let whose = match whose {
         Ok(Query(whose)) => whose,
         Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(refusal) = shared.doors.key(from, || shared.service.recall(secret)).await {
-        return guard::turned_away(Door::Key, refusal);
+    if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
+        return guard::turned_away(RouteAccess::Key, refusal);
     }
     let from = from.ip().to_string();
     let attributes = [("ip", &*from)];
@@ -83,14 +83,14 @@ pub(in crate::rest) async fn get_log(
 }
 
 /// The same, at the path that clients of the Venice API use.
-#[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(Whose), responses(
+#[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(LogQuery), responses(
     (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
     Failures))]
 pub(in crate::rest) async fn get_log_v1(
     state: State<Shared>,
     from: ClientAddr,
     headers: HeaderMap,
-    whose: Result<Query<Whose>, QueryRejection>,
+    whose: Result<Query<LogQuery>, QueryRejection>,
 ) -> Response {
     get_log(state, from, headers, whose).await
 }

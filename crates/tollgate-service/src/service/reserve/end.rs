@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, AmountTooLarge, Limit},
     claim::{Charge, Claim, Effect},
-    reservation::{Closed, Closing, Closure, Extension, Looked, Reservation},
+    reservation::{CloseRequest, CloseResult, ClosedReservation, Extension, Reservation, ReservationState},
     store::StoreError,
     text::is_hidden,
     time::Timestamp,
-    window::{CalendarUnit, CalendarWindow, Span, WindowId},
+    window::{CalendarUnit, CalendarWindow, WindowId, WindowInstance},
 };
 use tollgate_policy::CONCURRENT_REQUESTS;
 
@@ -100,9 +100,9 @@ impl DecisionService {
         }
         let digest = digest_of(settle.usage.as_deref());
         let (now, reservation) = match self.counters.store().look(token.home, token.id).await? {
-            Looked::Unknown => return Err(unknown(domain)),
-            Looked::Closed(closed) => return before(token, domain, &closed, digest),
-            Looked::Open { now, reservation, .. } => (now, reservation),
+            ReservationState::Unknown => return Err(unknown(domain)),
+            ReservationState::Closed(closed) => return before(token, domain, &closed, digest),
+            ReservationState::Open { now, reservation, .. } => (now, reservation),
         };
         let note = note_of(token, domain, &reservation)?;
         let units = units_of(domain, &note, settle.usage.as_deref())?;
@@ -120,16 +120,16 @@ impl DecisionService {
             let debts = debts_of(reservation, &note, &end.units, now);
             async move {
                 let debts = debts?;
-                let closing = Closing { digest, refunds, debts: &debts, reservation, note: note_of_end };
+                let closing = CloseRequest { digest, refunds, debts: &debts, reservation, note: note_of_end };
                 match self.counters.measure(self.counters.store().close(token.home, token.id, &closing)).await? {
-                    Closure::OutsidePeriod(at) => Ok(Period::Outside(at)),
+                    CloseResult::OutsidePeriod(at) => Ok(Period::Outside(at)),
                     closure => Ok(Period::Inside(closure)),
                 }
             }
         })
         .await?;
         match closure {
-            Closure::Done(closed) => {
+            CloseResult::Done(closed) => {
                 let debts = end.units.iter().map(|unit| (unit.unit.as_str(), unit.debt));
                 domain.metrics.reservations.ended(end.cancelled, debts);
                 if let Some(status) = settle.status {
@@ -137,8 +137,8 @@ impl DecisionService {
                 }
                 Ok(settlement_of(end, &closed, false))
             }
-            Closure::Before(closed) => before(token, domain, &closed, digest),
-            Closure::Unknown | Closure::OutsidePeriod(_) => Err(unknown(domain)),
+            CloseResult::Before(closed) => before(token, domain, &closed, digest),
+            CloseResult::Unknown | CloseResult::OutsidePeriod(_) => Err(unknown(domain)),
         }
     }
 
@@ -167,9 +167,9 @@ impl DecisionService {
         let domains = self.domains.load().clone();
         let (token, domain) = find(&domains, within, reservation_id)?;
         let reservation = match self.counters.store().look(token.home, token.id).await? {
-            Looked::Unknown => return Err(unknown(domain)),
-            Looked::Closed(closed) => return Err(ended(token, domain, &closed)),
-            Looked::Open { reservation, .. } => reservation,
+            ReservationState::Unknown => return Err(unknown(domain)),
+            ReservationState::Closed(closed) => return Err(ended(token, domain, &closed)),
+            ReservationState::Open { reservation, .. } => reservation,
         };
         let ttl_ms = checked_ttl(ttl_ms, note_of(token, domain, &reservation)?.ttl_ms)?;
         match self.counters.store().extend(token.home, token.id, ttl_ms, &reservation).await? {
@@ -209,12 +209,12 @@ fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<N
 }
 
 /// What is remembered of an end, if the token names that reservation in this domain.
-fn end_note_of(token: Token, domain: &Domain, closed: &Closed) -> Result<EndNote, CallError> {
+fn end_note_of(token: Token, domain: &Domain, closed: &ClosedReservation) -> Result<EndNote, CallError> {
     let note: EndNote = read_note(&closed.note)?;
     if token.is_bound_to(&domain.policy, &note.account) { Ok(note) } else { Err(unknown(domain)) }
 }
 
-fn ended(token: Token, domain: &Domain, closed: &Closed) -> CallError {
+fn ended(token: Token, domain: &Domain, closed: &ClosedReservation) -> CallError {
     match end_note_of(token, domain, closed) {
         Ok(EndNote { cancelled, .. }) => {
             CallError::Ended { how: if cancelled { "cancelled" } else { "settled" }, at: closed.at }
@@ -224,7 +224,12 @@ fn ended(token: Token, domain: &Domain, closed: &Closed) -> CallError {
 }
 
 /// The answer to an end that came before: the same if it is the same end.
-fn before(token: Token, domain: &Domain, closed: &Closed, digest: [u8; 16]) -> Result<Settlement, CallError> {
+fn before(
+    token: Token,
+    domain: &Domain,
+    closed: &ClosedReservation,
+    digest: [u8; 16],
+) -> Result<Settlement, CallError> {
     if closed.digest != digest {
         return Err(ended(token, domain, closed));
     }
@@ -232,7 +237,7 @@ fn before(token: Token, domain: &Domain, closed: &Closed, digest: [u8; 16]) -> R
     Ok(settlement_of(note, closed, true))
 }
 
-fn settlement_of(note: EndNote, closed: &Closed, replayed: bool) -> Settlement {
+fn settlement_of(note: EndNote, closed: &ClosedReservation, replayed: bool) -> Settlement {
     let EndNote { mut units, refunds, .. } = note;
     for (at, amount) in refunds.iter().zip(&closed.refunded) {
         if let Some(unit) = units.get_mut(*at) {
@@ -319,7 +324,7 @@ fn debts_of(
         let cost = Amount::try_from(unit.debt).unwrap_or(Amount::MAX);
         for charge in reservation.charges.iter().filter(|charge| note.is_of(charge, &unit.unit)) {
             let span = match charge.window {
-                WindowId::Sliding(window) => Span::Sliding(window),
+                WindowId::Sliding(window) => WindowInstance::Sliding(window),
                 WindowId::Calendar(id) => span_of(note, id, now)?,
             };
             let (limit, effect) = (Limit::Unlimited, Effect::Charge);
@@ -329,11 +334,11 @@ fn debts_of(
     Ok(debts)
 }
 
-fn span_of(note: &Note, id: u32, now: Timestamp) -> Result<Span, CallError> {
+fn span_of(note: &Note, id: u32, now: Timestamp) -> Result<WindowInstance, CallError> {
     let calendar = note.calendars.iter().find(|(known, ..)| *known == id);
     let window = calendar.and_then(|(_, unit, zone)| CalendarWindow::new(CalendarUnit::named(unit)?, zone).ok());
     let window = window.ok_or_else(|| StoreError::Refused("a reservation in an unknown calendar".into()))?;
-    Ok(Span::Calendar { id, period: window.period_at(now) })
+    Ok(WindowInstance::Calendar { id, period: window.period_at(now) })
 }
 
 /// What tells one end from another.

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use tollgate_core::{
     amount::Amount,
     claim::{Charge, Claim, Partition, ReservationId},
-    reservation::{Closing, Closure, Extension, Reservation},
+    reservation::{CloseRequest, CloseResult, Extension, Reservation},
     store::StoreError,
 };
 
@@ -18,9 +18,9 @@ pub(in crate::redis) async fn close(
     store: &RedisStore,
     home: Partition,
     id: ReservationId,
-    closing: &Closing<'_>,
+    closing: &CloseRequest<'_>,
     deadline: Instant,
-) -> Result<Closure, StoreError> {
+) -> Result<CloseResult, StoreError> {
     let mut returned = Returned::new();
     let others = others(closing.reservation, home);
     let (first, rest) = others.split_at(others.len().min(1));
@@ -32,8 +32,10 @@ pub(in crate::redis) async fn close(
         });
         for (places, closure) in join_all(ends).await {
             let of_part = match closure.map_err(|error| if turn == 0 { error } else { half_done(error) })? {
-                Closure::Done(closed) | Closure::Before(closed) if closed.digest == closing.digest => closed.refunded,
-                Closure::Unknown => vec![Amount::ZERO; places.len()],
+                CloseResult::Done(closed) | CloseResult::Before(closed) if closed.digest == closing.digest => {
+                    closed.refunded
+                }
+                CloseResult::Unknown => vec![Amount::ZERO; places.len()],
                 instead => return Ok(instead),
             };
             returned.extend(places.into_iter().zip(of_part));
@@ -82,15 +84,15 @@ struct Part {
 }
 
 impl Part {
-    fn of(partition: Partition, whole: &Closing<'_>) -> Self {
+    fn of(partition: Partition, whole: &CloseRequest<'_>) -> Self {
         let refunds = whole.refunds.iter().enumerate().filter(|(_, charge)| charge.ledger.partition == partition);
         let (places, refunds) = refunds.map(|(place, charge)| (place, *charge)).unzip();
         let debts = whole.debts.iter().filter(|claim| claim.ledger.partition == partition).copied().collect();
         Self { places, refunds, debts, reservation: slots_in(partition, whole.reservation) }
     }
 
-    fn closing<'a>(&'a self, whole: &Closing<'a>) -> Closing<'a> {
-        Closing { refunds: &self.refunds, debts: &self.debts, reservation: &self.reservation, ..*whole }
+    fn closing<'a>(&'a self, whole: &CloseRequest<'a>) -> CloseRequest<'a> {
+        CloseRequest { refunds: &self.refunds, debts: &self.debts, reservation: &self.reservation, ..*whole }
     }
 }
 

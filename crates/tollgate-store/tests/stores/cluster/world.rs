@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Closure, Hold, Looked, Reservation, Terms},
+    claim::{ApplyResult, Charge, Claim, ClaimsDecision, Effect, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, NewReservation, Reservation, ReservationState},
     store::{Store, StoreError},
     time::Timestamp,
-    window::{SlidingWindow, Span},
+    window::{SlidingWindow, WindowInstance},
 };
 use tollgate_store::{
     clock::{Clock, ManualClock},
@@ -117,7 +117,7 @@ impl World {
     }
 
     pub(crate) fn limited(&self, tokens: u64, [account, pool, address]: [u64; 3]) -> Vec<Claim> {
-        let window = Span::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap());
+        let window = WindowInstance::Sliding(SlidingWindow::from_ms(WINDOW_MS).unwrap());
         let claim = |home: usize, span, unit, cost, limit| Claim {
             ledger: LedgerKey::of(self.homes[home], ["scope"]),
             span,
@@ -130,9 +130,9 @@ impl World {
         vec![
             claim(1, window, "tokens", tokens, pool),
             claim(1, window, "share", tokens, pool),
-            claim(1, Span::Slots, "slots", 1, 1_000),
+            claim(1, WindowInstance::Slots, "slots", 1, 1_000),
             claim(0, window, "requests", 1, account),
-            claim(0, Span::Slots, "slots", 1, 1_000),
+            claim(0, WindowInstance::Slots, "slots", 1, 1_000),
             claim(2, window, "requests", 1, address),
         ]
     }
@@ -142,9 +142,9 @@ impl World {
         used(&applied(node.run(node.store.apply_at(self.homes[0], &self.claims(0), Mode::Peek)).unwrap()))
     }
 
-    pub(crate) fn terms(&self, id: u8) -> Terms<'static> {
-        let hold = Hold { id: ReservationId([id; 16]), ttl_ms: TTL_MS, note: b"note" };
-        Terms { home: self.homes[0], hold: Some(hold), request: None }
+    pub(crate) fn terms(&self, id: u8) -> AdmitOptions<'static> {
+        let hold = NewReservation { id: ReservationId([id; 16]), ttl_ms: TTL_MS, note: b"note" };
+        AdmitOptions { home: self.homes[0], hold: Some(hold), request: None }
     }
 
     pub(crate) fn reserve(&self, node: &Node, id: u8, tokens: u64) -> Result<Admission, StoreError> {
@@ -153,13 +153,18 @@ impl World {
 
     pub(crate) fn look(&self, node: &Node, id: u8) -> Reservation {
         match node.run(node.store.look(self.homes[0], ReservationId([id; 16]))).unwrap() {
-            Looked::Open { reservation, .. } => reservation,
+            ReservationState::Open { reservation, .. } => reservation,
             other => panic!("{other:?}"),
         }
     }
 
     /// Settles the pool's tokens from `reserved` to `actual`.
-    pub(crate) fn settle(&self, node: &Node, id: u8, (reserved, actual): (u64, u64)) -> Result<Closure, StoreError> {
+    pub(crate) fn settle(
+        &self,
+        node: &Node,
+        id: u8,
+        (reserved, actual): (u64, u64),
+    ) -> Result<CloseResult, StoreError> {
         let reservation = self.look(node, id);
         let is_tokens = |unit: UnitId| [UnitId::of("tokens"), UnitId::of("share")].contains(&unit);
         let less = Amount::try_from(reserved.saturating_sub(actual)).unwrap();
@@ -169,7 +174,8 @@ impl World {
         let more = more.filter(|claim| is_tokens(claim.unit) && claim.cost > Amount::ZERO);
         let debts: Vec<Claim> = more.map(|claim| Claim { limit: Limit::Unlimited, ..claim }).collect();
         let digest = [u8::try_from(actual % 251).unwrap(); 16];
-        let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"settled" };
+        let closing =
+            CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"settled" };
         node.run(node.store.close(self.homes[0], ReservationId([id; 16]), &closing))
     }
 
@@ -185,21 +191,21 @@ fn master_of(cluster: &RedisCluster, partition: Partition) -> usize {
     (0..3).find(|master| slot < (master + 1) * 16_384 / 3).unwrap()
 }
 
-pub(crate) fn applied(answer: Answer) -> Applied {
+pub(crate) fn applied(answer: ApplyResult) -> ClaimsDecision {
     match answer {
-        Answer::Applied(applied) => applied,
-        Answer::OutsidePeriod(_) => panic!("no calendar here"),
+        ApplyResult::Applied(applied) => applied,
+        ApplyResult::OutsidePeriod(_) => panic!("no calendar here"),
     }
 }
 
-pub(crate) fn decided(admission: Admission) -> Applied {
+pub(crate) fn decided(admission: Admission) -> ClaimsDecision {
     match admission {
         Admission::Decided(applied) => applied,
         other => panic!("{other:?}"),
     }
 }
 
-pub(crate) fn used(applied: &Applied) -> Vec<u64> {
+pub(crate) fn used(applied: &ClaimsDecision) -> Vec<u64> {
     applied.statuses.iter().map(|status| status.used.get()).collect()
 }
 

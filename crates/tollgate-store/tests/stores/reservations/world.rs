@@ -2,11 +2,14 @@
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
-    claim::{Answer, Applied, Charge, Claim, Effect, Fit, LedgerKey, Mode, Partition, ReservationId},
-    reservation::{Admission, Closing, Closure, Extension, Hold, Looked, RequestMark, Reservation, Terms},
+    claim::{ApplyResult, Charge, Claim, ClaimsDecision, Effect, Fit, LedgerKey, Mode, Partition, ReservationId},
+    reservation::{
+        Admission, AdmitOptions, CloseRequest, CloseResult, Extension, IdempotencyKey, NewReservation, Reservation,
+        ReservationState,
+    },
     store::Store,
     time::Timestamp,
-    window::{Period, SlidingWindow, Span, WindowId},
+    window::{Period, SlidingWindow, WindowId, WindowInstance},
 };
 use tollgate_store::clock::{Clock, ManualClock};
 
@@ -103,7 +106,7 @@ pub(crate) fn home() -> Partition {
 /// tokens in the short window.
 pub(crate) fn claims(tokens: u64, limit: u64, now: Timestamp) -> Vec<Claim> {
     let ledger = LedgerKey::of(home(), ["resource"]);
-    let [short, long] = WINDOWS.map(|ms| Span::Sliding(SlidingWindow::from_ms(ms).unwrap()));
+    let [short, long] = WINDOWS.map(|ms| WindowInstance::Sliding(SlidingWindow::from_ms(ms).unwrap()));
     let claim = |span, unit, cost, limit| Claim {
         ledger,
         span,
@@ -116,8 +119,8 @@ pub(crate) fn claims(tokens: u64, limit: u64, now: Timestamp) -> Vec<Claim> {
         claim(short, "requests", 1, REQUESTS),
         claim(short, "tokens", tokens, limit),
         claim(long, "tokens", tokens, LONG),
-        claim(Span::Calendar { id: 1, period: period_of(now) }, "tokens", tokens, PERIOD),
-        claim(Span::Slots, "concurrent_requests", 1, SLOTS),
+        claim(WindowInstance::Calendar { id: 1, period: period_of(now) }, "tokens", tokens, PERIOD),
+        claim(WindowInstance::Slots, "concurrent_requests", 1, SLOTS),
     ]
 }
 
@@ -146,7 +149,7 @@ impl World<'_> {
     }
 
     /// What a node says of a reservation.
-    fn look(&mut self, id: ReservationId) -> Looked {
+    fn look(&mut self, id: ReservationId) -> ReservationState {
         let runtime = self.runtime;
         runtime.block_on(self.node().look(home(), id)).unwrap()
     }
@@ -240,12 +243,12 @@ impl World<'_> {
         for tokens in [1, TOKENS, TOKENS + 1] {
             let claims = claims(tokens, TOKENS, self.now());
             let answer = self.runtime.block_on(self.nodes[0].store.apply(&claims, Mode::Peek)).unwrap();
-            let Answer::Applied(applied) = answer else { panic!("the period is that of the clock") };
+            let ApplyResult::Applied(applied) = answer else { panic!("the period is that of the clock") };
             self.agrees(&applied, self.expected(), self.fits(tokens, TOKENS));
         }
     }
 
-    fn agrees(&self, applied: &Applied, used: [u64; 5], fits: [Fit; 5]) {
+    fn agrees(&self, applied: &ClaimsDecision, used: [u64; 5], fits: [Fit; 5]) {
         let said: Vec<u64> = applied.statuses.iter().map(|status| status.used.get()).collect();
         assert_eq!(said, used, "at {}", self.now());
         let said: Vec<Fit> = applied.statuses.iter().map(|status| status.fit).collect();
@@ -253,15 +256,16 @@ impl World<'_> {
     }
 
     fn reserve(&mut self, (tokens, limit): (u64, u64), ttl_ms: u32, request: Option<u8>, lost: bool) {
-        let hold = Hold { id: self.next_id(), ttl_ms, note: b"n" };
-        let terms = Terms { home: home(), hold: Some(hold), request: request.map(|number| mark(number, tokens)) };
+        let hold = NewReservation { id: self.next_id(), ttl_ms, note: b"n" };
+        let terms =
+            AdmitOptions { home: home(), hold: Some(hold), request: request.map(|number| mark(number, tokens)) };
         let (before, now) = (self.expected(), self.now());
         let claims = claims(tokens, limit, now);
         let runtime = self.runtime;
         let mut answer = runtime.block_on(self.node().admit(&claims, &terms)).unwrap();
         if lost && request.is_some() {
             // Nobody saw the first answer: the call comes again, with another id drawn for the reservation.
-            let terms = Terms { hold: Some(Hold { id: ReservationId([9; 16]), ..hold }), ..terms };
+            let terms = AdmitOptions { hold: Some(NewReservation { id: ReservationId([9; 16]), ..hold }), ..terms };
             let again = runtime.block_on(self.node().admit(&claims, &terms)).unwrap();
             if let (Admission::Decided(first), Admission::Replayed(replay)) = (&answer, &again) {
                 assert_eq!((&replay.applied, replay.held.map(|held| held.0)), (first, Some(hold.id)));
@@ -284,7 +288,7 @@ impl World<'_> {
                 assert_eq!(replay.held.unwrap().0, self.known[known].id);
                 assert_eq!(self.expected(), before);
             }
-            (Admission::OtherCall, Some((.., first))) => assert_ne!(first % 251, tokens % 251),
+            (Admission::IdempotencyConflict, Some((.., first))) => assert_ne!(first % 251, tokens % 251),
             (Admission::Decided(applied), None) => {
                 let fits = self.fits(tokens, limit);
                 let has_room = self.has_room(tokens, limit);
@@ -308,19 +312,20 @@ impl World<'_> {
         let (known, now) = (self.known[at].clone(), self.now());
         let runtime = self.runtime;
         let looked = self.look(known.id);
-        let (Looked::Open { reservation, .. }, None, true) = (&looked, known.closed, known.ends_at > now) else {
-            assert_eq!(matches!(looked, Looked::Unknown), known.ends_at <= now, "{looked:?}");
+        let (ReservationState::Open { reservation, .. }, None, true) = (&looked, known.closed, known.ends_at > now)
+        else {
+            assert_eq!(matches!(looked, ReservationState::Unknown), known.ends_at <= now, "{looked:?}");
             let reservation = &Reservation::default();
-            let closing = Closing { digest: digest_of(actual), refunds: &[], debts: &[], reservation, note: b"" };
+            let closing = CloseRequest { digest: digest_of(actual), refunds: &[], debts: &[], reservation, note: b"" };
             let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
-            assert!(matches!(closure, Closure::Unknown | Closure::Before(_)), "{closure:?}");
+            assert!(matches!(closure, CloseResult::Unknown | CloseResult::Before(_)), "{closure:?}");
             return;
         };
         let (refunds, debts) = corrections(reservation, known.tokens, actual, now);
         let closing =
-            Closing { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, note: b"end" };
+            CloseRequest { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, note: b"end" };
         let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
-        let Closure::Done(closed) = closure else { panic!("{closure:?}") };
+        let CloseResult::Done(closed) = closure else { panic!("{closure:?}") };
         let charged_at = self.log[known.entry].0;
         for (charge, refunded) in refunds.iter().zip(&closed.refunded) {
             let live = match charge.window {
@@ -332,7 +337,7 @@ impl World<'_> {
         self.closed(at, actual);
         // A second time, on the other node, it is done already.
         let again = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
-        assert_eq!(again, Closure::Before(closed));
+        assert_eq!(again, CloseResult::Before(closed));
     }
 
     fn extend(&mut self, which: usize, ttl_ms: u32) {
@@ -355,20 +360,21 @@ impl World<'_> {
     fn crash_closing(&mut self, after: Option<usize>, which: usize, actual: Option<u64>) {
         let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
         let Known { id, tokens, .. } = self.known[at];
-        let Looked::Open { reservation, .. } = self.look(id) else { return };
+        let ReservationState::Open { reservation, .. } = self.look(id) else { return };
         let (refunds, debts) = corrections(&reservation, tokens, actual, self.now());
         let digest = digest_of(actual);
         self.crash(after, async |node| {
-            let closing = Closing { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"end" };
+            let closing =
+                CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"end" };
             let _ = node.close(home(), id, &closing).await;
         });
         match self.look(id) {
-            Looked::Closed(_) => {
+            ReservationState::Closed(_) => {
                 self.closed(at, actual);
                 self.under_way[1] += 1;
             }
-            Looked::Open { .. } => self.under_way[0] += 1,
-            Looked::Unknown => panic!("a reservation is gone"),
+            ReservationState::Open { .. } => self.under_way[0] += 1,
+            ReservationState::Unknown => panic!("a reservation is gone"),
         }
     }
 
@@ -378,18 +384,19 @@ impl World<'_> {
         match *under {
             Under::Reserve { tokens, ttl_ms } => {
                 let id = self.next_id();
-                let terms = Terms { home: home(), hold: Some(Hold { id, ttl_ms, note: b"n" }), request: None };
+                let terms =
+                    AdmitOptions { home: home(), hold: Some(NewReservation { id, ttl_ms, note: b"n" }), request: None };
                 let claims = claims(tokens, TOKENS, self.now());
                 self.crash(after, async |node| drop(node.admit(&claims, &terms).await));
                 let had_room = self.has_room(tokens, TOKENS);
                 match self.look(id) {
-                    Looked::Open { .. } => {
+                    ReservationState::Open { .. } => {
                         assert!(had_room, "admitted without room");
                         self.admitted(id, tokens, ttl_ms);
                         self.under_way[1] += 1;
                     }
-                    Looked::Unknown => self.under_way[0] += u32::from(had_room),
-                    Looked::Closed(_) => panic!("nobody closed it"),
+                    ReservationState::Unknown => self.under_way[0] += u32::from(had_room),
+                    ReservationState::Closed(_) => panic!("nobody closed it"),
                 }
             }
             Under::Settle { which, tokens } => self.crash_closing(after, which, Some(tokens)),
@@ -400,7 +407,7 @@ impl World<'_> {
                 let slots = vec![LedgerKey::of(home(), ["resource"])];
                 let reservation = Reservation { slots, ..Reservation::default() };
                 self.crash(after, async |node| drop(node.extend(home(), id, ttl_ms, &reservation).await));
-                if let Looked::Open { expires_at, .. } = self.look(id) {
+                if let ReservationState::Open { expires_at, .. } = self.look(id) {
                     let extended = self.now().plus_ms(u64::from(ttl_ms));
                     assert!(expires_at == ends_at || closed.is_none() && expires_at == extended, "{expires_at}");
                     if expires_at != ends_at {
@@ -437,8 +444,8 @@ impl World<'_> {
             let (number, from, _, tokens) = self.requests[at];
             if from > to {
                 self.requests[at].1 = to;
-                let hold = Hold { id: ReservationId([9; 16]), ttl_ms: 1, note: b"" };
-                let terms = Terms { home: home(), hold: Some(hold), request: Some(mark(number, tokens)) };
+                let hold = NewReservation { id: ReservationId([9; 16]), ttl_ms: 1, note: b"" };
+                let terms = AdmitOptions { home: home(), hold: Some(hold), request: Some(mark(number, tokens)) };
                 let runtime = self.runtime;
                 let again = runtime.block_on(self.node().admit(&claims(tokens, TOKENS, to), &terms)).unwrap();
                 assert!(matches!(again, Admission::Replayed(_)), "{again:?}");
@@ -475,9 +482,9 @@ impl World<'_> {
 }
 
 /// A request, told apart by what it asks for.
-pub(crate) fn mark(number: u8, tokens: u64) -> RequestMark {
+pub(crate) fn mark(number: u8, tokens: u64) -> IdempotencyKey {
     let digest = [u8::try_from(tokens % 251).unwrap(); 16];
-    RequestMark { id: [number; 16], digest, ttl_ms: u32::try_from(REMEMBERED_MS).unwrap() }
+    IdempotencyKey { id: [number; 16], digest, ttl_ms: u32::try_from(REMEMBERED_MS).unwrap() }
 }
 
 pub(crate) fn digest_of(actual: Option<u64>) -> [u8; 16] {

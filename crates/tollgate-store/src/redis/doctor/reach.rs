@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    super::link::{Dialer, Failure, Fault},
+    super::client::{Dialer, Failure, Fault},
     PATIENCE,
 };
 

@@ -8,7 +8,7 @@ use tollgate_policy::redaction::shown;
 
 use super::{Options, numbers::Numbers};
 use crate::{
-    auth::{DoorSettings, Hosts, TrustedProxies},
+    auth::{AuthSettings, Hosts, TrustedProxies},
     listener::ConnectionBounds,
     tls::TlsSettings,
 };
@@ -17,16 +17,16 @@ use crate::{
 const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// These settings, settled.
-pub(super) struct Settled {
+pub(super) struct CheckedSettings {
     pub(super) http_listen: SocketAddr,
     pub(super) grpc_listen: SocketAddr,
     pub(super) ops_listen: Option<SocketAddr>,
-    pub(super) doors: DoorSettings,
+    pub(super) auth: AuthSettings,
     pub(super) connections: ConnectionBounds,
 }
 
 /// Settles them; adds what is wrong to `wrong`, a line each.
-pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
+pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSettings {
     let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
     let tls = tls(options, wrong);
@@ -55,11 +55,11 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> Settled {
     if connections.proxy_protocol && options.trusted_proxies.is_empty() {
         wrong.push("proxy-protocol: needs trusted-proxies, whose connections begin with its header".to_owned());
     }
-    Settled {
+    CheckedSettings {
         http_listen,
         grpc_listen,
         ops_listen: options.ops_listen,
-        doors: DoorSettings {
+        auth: AuthSettings {
             service_tokens: options.service_tokens.clone(),
             admin_tokens: options.admin_tokens.clone(),
             tls,

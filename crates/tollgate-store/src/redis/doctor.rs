@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use redis::{Cmd, ConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::link::{Dialer, Failure, Fault, RedisConfig, masters};
-pub use super::verdict::Verdict;
+use super::client::{Dialer, Failure, Fault, RedisConfig, masters};
+pub use super::verdict::Severity;
 use crate::clock::{Clock, SystemClock};
 
 /// How long any one answer may take.
@@ -27,7 +27,7 @@ pub struct Finding {
     /// The server, or the URL as a whole where there is none.
     pub server: String,
     /// How good it is.
-    pub verdict: Verdict,
+    pub verdict: Severity,
     /// What was found, and, if it is not good, what to do.
     pub text: String,
 }
@@ -37,14 +37,14 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let until = Instant::now() + IN_ALL;
     let dialer = match Dialer::of(config) {
         Ok(dialer) => dialer,
-        Err(error) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+        Err(error) => return vec![Finding::new("redis", Severity::Error, error.to_string())],
     };
     let (found, masters) = match timeout_at(until, masters(config)).await {
         Ok(Ok(found)) => found,
-        Ok(Err(error)) => return vec![Finding::new("redis", Verdict::Bad, error.to_string())],
+        Ok(Err(error)) => return vec![Finding::new("redis", Severity::Error, error.to_string())],
         Err(_) => {
             let text = format!("connection: the masters could not be found within {IN_ALL:?}");
-            return vec![Finding::new("redis", Verdict::Bad, text)];
+            return vec![Finding::new("redis", Severity::Error, text)];
         }
     };
     let mut findings: Vec<Finding> =
@@ -55,7 +55,7 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let in_time = timeout_at(until, join_all(looks)).await.is_ok();
     for mut server in servers {
         if !in_time && !server.done {
-            server.say(Verdict::Bad, format!("latency: too slow to finish all checks within {IN_ALL:?}"));
+            server.say(Severity::Error, format!("latency: too slow to finish all checks within {IN_ALL:?}"));
         }
         findings.append(&mut server.findings);
     }
@@ -63,7 +63,7 @@ pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
 }
 
 impl Finding {
-    fn new(server: &str, verdict: Verdict, text: impl Into<String>) -> Self {
+    fn new(server: &str, verdict: Severity, text: impl Into<String>) -> Self {
         Self { server: server.to_owned(), verdict, text: text.into() }
     }
 }
@@ -81,7 +81,7 @@ impl<'a> Server<'a> {
         Self { name, config, dialer, findings: Vec::new(), done: false }
     }
 
-    fn say(&mut self, verdict: Verdict, text: impl Into<String>) {
+    fn say(&mut self, verdict: Severity, text: impl Into<String>) {
         self.findings.push(Finding::new(&self.name, verdict, text));
     }
 
@@ -89,12 +89,12 @@ impl<'a> Server<'a> {
         // Nothing else is asked of what cannot be reached, is no Redis, or does not answer.
         match reach::reach(info, &self.dialer).await {
             Ok(connection) => {
-                self.say(Verdict::Good, "connection: answers");
+                self.say(Severity::Ok, "connection: answers");
                 if let Err(failure) = self.look(info, connection).await {
-                    self.say(Verdict::Bad, format!("connection: does not answer any more: {}", failure.text()));
+                    self.say(Severity::Error, format!("connection: does not answer any more: {}", failure.text()));
                 }
             }
-            Err(what) => self.say(Verdict::Bad, format!("connection: {what}")),
+            Err(what) => self.say(Severity::Error, format!("connection: {what}")),
         }
         self.done = true;
     }
@@ -106,16 +106,16 @@ impl<'a> Server<'a> {
                 let said = Info(String::from_utf8_lossy(&text).into_owned());
                 if said.get("redis_mode") == Some("sentinel") {
                     self.say(
-                        Verdict::Bad,
+                        Severity::Error,
                         "topology: this is a sentinel, which stores no counters; use redis+sentinel://",
                     );
                     return Ok(());
                 }
                 self.read_info(&said);
             }
-            Ok(_) => self.say(Verdict::Doubtful, "INFO: the answer cannot be read"),
+            Ok(_) => self.say(Severity::Warning, "INFO: the answer cannot be read"),
             Err(failure) => self.say(
-                Verdict::Doubtful,
+                Severity::Warning,
                 format!("INFO: {}; version, memory and persistence were not checked", failure.text()),
             ),
         }
@@ -135,24 +135,24 @@ impl<'a> Server<'a> {
         let mut numbers = version.split('.').filter_map(|part| part.parse::<u32>().ok());
         let old = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 2);
         if old {
-            self.say(Verdict::Bad, format!("version: {kind} {version}; 6.2 or later is needed"));
+            self.say(Severity::Error, format!("version: {kind} {version}; 6.2 or later is needed"));
         } else {
-            self.say(Verdict::Good, format!("version: {kind} {version}"));
+            self.say(Severity::Ok, format!("version: {kind} {version}"));
         }
         self.read_memory(info);
         let clustered = info.number("cluster_enabled") == 1;
         if clustered != self.config.url.contains("+cluster://") {
             let should =
                 if clustered { "a node of a cluster; use redis+cluster://" } else { "no cluster; use redis://" };
-            self.say(Verdict::Bad, format!("topology: this server is {should}"));
+            self.say(Severity::Error, format!("topology: this server is {should}"));
         }
         match (info.get("role"), info.number("connected_slaves")) {
             (Some("master"), 0) if clustered || self.config.url.contains("+sentinel://") => {
-                self.say(Verdict::Doubtful, "replicas: none, so no failover is possible");
+                self.say(Severity::Warning, "replicas: none, so no failover is possible");
             }
-            (Some("master"), replicas) => self.say(Verdict::Good, format!("replicas: {replicas}")),
+            (Some("master"), replicas) => self.say(Severity::Ok, format!("replicas: {replicas}")),
             (role, _) => self.say(
-                Verdict::Bad,
+                Severity::Error,
                 format!("role: {}; counters can be written only on a master", role.unwrap_or("unknown")),
             ),
         }
@@ -160,11 +160,11 @@ impl<'a> Server<'a> {
             [("rdb_last_bgsave_status", "the last snapshot"), ("aof_last_write_status", "the last AOF write")]
         {
             if info.get(name).is_some_and(|status| status != "ok") {
-                self.say(Verdict::Bad, format!("persistence: {what} failed; Redis may refuse writes (MISCONF)"));
+                self.say(Severity::Error, format!("persistence: {what} failed; Redis may refuse writes (MISCONF)"));
             }
         }
         if info.number("loading") == 1 {
-            self.say(Verdict::Bad, "persistence: the data set is being loaded; wait for it");
+            self.say(Severity::Error, "persistence: the data set is being loaded; wait for it");
         }
     }
 
@@ -173,21 +173,21 @@ impl<'a> Server<'a> {
         let policy = info.get("maxmemory_policy").unwrap_or("unknown");
         if policy != "noeviction" {
             self.say(
-                Verdict::Bad,
+                Severity::Error,
                 format!(
                     "eviction: maxmemory-policy is {policy}, and an evicted counter starts again at 0; set noeviction"
                 ),
             );
         } else if most == 0 {
-            self.say(Verdict::Doubtful, "memory: no maxmemory, so the machine may run out of memory; set it");
+            self.say(Severity::Warning, "memory: no maxmemory, so the machine may run out of memory; set it");
         } else if used > most / 10 * 8 {
             let part = used * 100 / most;
-            self.say(Verdict::Doubtful, format!("memory: {part} % of maxmemory is used; at 100 % calls fail (OOM)"));
+            self.say(Severity::Warning, format!("memory: {part} % of maxmemory is used; at 100 % calls fail (OOM)"));
         } else {
-            self.say(Verdict::Good, "memory: maxmemory is set, noeviction");
+            self.say(Severity::Ok, "memory: maxmemory is set, noeviction");
         }
         if info.number("evicted_keys") > 0 {
-            self.say(Verdict::Bad, "eviction: keys were evicted since the start, so counters or accounts were lost");
+            self.say(Severity::Error, "eviction: keys were evicted since the start, so counters or accounts were lost");
         }
     }
 
@@ -201,22 +201,22 @@ impl<'a> Server<'a> {
         wait.arg(replicas).arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
         match ask(connection, &wait).await {
             Ok(Value::Int(have)) if usize::try_from(have).is_ok_and(|have| have >= replicas) => {
-                self.say(Verdict::Good, format!("replicas: {have} confirm, {replicas} are required"));
+                self.say(Severity::Ok, format!("replicas: {have} confirm, {replicas} are required"));
             }
             Ok(answer) => {
                 let have = if let Value::Int(have) = answer { have } else { 0 };
                 let text =
                     format!("replicas: {have} of {replicas} confirm within {within:?}; calls fail (unreplicated)");
-                self.say(Verdict::Bad, text);
+                self.say(Severity::Error, text);
             }
-            Err(failure) => self.say(Verdict::Bad, format!("replicas: WAIT ({})", failure.text())),
+            Err(failure) => self.say(Severity::Error, format!("replicas: WAIT ({})", failure.text())),
         }
     }
 
     async fn check_clock(&mut self, connection: &mut MultiplexedConnection) {
         let before = SystemClock.now().as_ms();
         let Ok(Value::Array(time)) = ask(connection, &redis::cmd("TIME")).await else {
-            return self.say(Verdict::Bad, "clock: TIME is not answered; the user needs +time");
+            return self.say(Severity::Error, "clock: TIME is not answered; the user needs +time");
         };
         let after = SystemClock.now().as_ms();
         let part = |at: usize| match time.get(at) {
@@ -227,13 +227,13 @@ impl<'a> Server<'a> {
         let skew = before.saturating_sub(theirs).max(theirs.saturating_sub(after));
         if skew > 1_000 {
             self.say(
-                Verdict::Doubtful,
+                Severity::Warning,
                 format!(
                     "clock: {skew} ms from this machine's; counters use the clock of Redis, the expiry of API keys that of the node: run NTP"
                 ),
             );
         } else {
-            self.say(Verdict::Good, format!("clock: within {skew} ms of this machine's"));
+            self.say(Severity::Ok, format!("clock: within {skew} ms of this machine's"));
         }
     }
 
@@ -251,22 +251,22 @@ impl<'a> Server<'a> {
         }
         took.sort_unstable();
         let (Some(median), Some(longest)) = (took.get(took.len() / 2), took.last()) else {
-            return self.say(Verdict::Bad, "latency: PING is not answered; the user needs +ping");
+            return self.say(Severity::Error, "latency: PING is not answered; the user needs +ping");
         };
         let text = format!("latency: median {median:.1?}, maximum {longest:.1?}, of {} round trips", took.len());
         let deadline = self.config.deadline;
         if *median > deadline / 2 {
             self.say(
-                Verdict::Bad,
+                Severity::Error,
                 format!("{text}; the deadline is {deadline:?}: move Redis closer, or raise the deadline"),
             );
         } else if *longest > deadline / 2 {
             self.say(
-                Verdict::Doubtful,
+                Severity::Warning,
                 format!("{text}; the deadline is {deadline:?}: look for slow commands and forks"),
             );
         } else {
-            self.say(Verdict::Good, text);
+            self.say(Severity::Ok, text);
         }
     }
 
@@ -281,19 +281,19 @@ impl<'a> Server<'a> {
         };
         let (Some(append), Some(save)) = (get("appendonly").await, get("save").await) else {
             return self.say(
-                Verdict::Good,
+                Severity::Ok,
                 "persistence: this user may not read it (CONFIG GET), which is right for a node; check it as an administrator",
             );
         };
         let fsync = get("appendfsync").await.unwrap_or_default();
         match (append.as_str(), fsync.as_str(), save.is_empty()) {
-            ("yes", fsync, _) => self.say(Verdict::Good, format!("persistence: AOF, appendfsync {fsync}")),
+            ("yes", fsync, _) => self.say(Severity::Ok, format!("persistence: AOF, appendfsync {fsync}")),
             (_, _, false) => self.say(
-                Verdict::Doubtful,
+                Severity::Warning,
                 "persistence: snapshots only; a crash loses everything since the last one (AOF everysec: one second)",
             ),
             _ => self.say(
-                Verdict::Doubtful,
+                Severity::Warning,
                 "persistence: none; a restart loses all counters, and the accounts if they are stored here",
             ),
         }

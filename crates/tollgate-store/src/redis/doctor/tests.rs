@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Dialer, Info, RedisConfig, Server, Verdict,
+    Dialer, Info, RedisConfig, Server, Severity,
     rights::{NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, name_of},
 };
 
@@ -32,13 +32,13 @@ fn a_version_is_new_enough_or_not() {
         ("redis_version:5.9.9\r\n", "version: Redis 5.9.9; 6.2 or later is needed"),
         ("# Server\r\n", "version: Redis without a version; 6.2 or later is needed"),
     ] {
-        assert_eq!(verdict_on(info), (Verdict::Bad, text.to_owned()));
+        assert_eq!(verdict_on(info), (Severity::Error, text.to_owned()));
     }
     for (info, text) in [
         ("redis_version:6.2.0\r\n", "version: Redis 6.2.0"),
         ("redis_version:10.0.1\r\n", "version: Redis 10.0.1"),
         ("redis_version:7.2.4\r\nvalkey_version:9.1.2\r\n", "version: Valkey 9.1.2"),
     ] {
-        assert_eq!(verdict_on(info), (Verdict::Good, text.to_owned()));
+        assert_eq!(verdict_on(info), (Severity::Ok, text.to_owned()));
     }
 }

@@ -2,7 +2,7 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tollgate_core::{
-    ledger::Crowded,
+    ledger::CounterCapReached,
     store::{Obstacle, StoreError},
 };
 
@@ -52,7 +52,7 @@ pub enum Fault {
     /// A counter or a record cannot be read, as it was changed by hand. That of others is not concerned.
     Unreadable,
     /// A partition has no place for one more open-ended ledger. Nothing was written.
-    Crowded,
+    CounterCapReached,
     /// Fewer replicas than are waited for had the charge in time. It was made.
     Unreplicated,
     /// Anything else that the server said no to.
@@ -94,7 +94,7 @@ impl Fault {
         Self::CrossSlot,
         Self::OtherVersion,
         Self::Unreadable,
-        Self::Crowded,
+        Self::CounterCapReached,
         Self::Unreplicated,
         Self::Refused,
     ];
@@ -123,7 +123,7 @@ impl Fault {
             Self::CrossSlot => "crossslot",
             Self::OtherVersion => "version",
             Self::Unreadable => "unreadable",
-            Self::Crowded => "counter_cap_reached",
+            Self::CounterCapReached => "counter_cap_reached",
             Self::Unreplicated => "unreplicated",
             Self::Refused => "refused",
         }
@@ -148,7 +148,7 @@ impl Fault {
             Self::OtherVersion => "of another version",
             Self::Unreadable => "cannot be read",
             Self::Unreplicated => "replicas do not confirm in time",
-            Self::NoScript | Self::CrossSlot | Self::Crowded | Self::Refused => "refuses",
+            Self::NoScript | Self::CrossSlot | Self::CounterCapReached | Self::Refused => "refuses",
         }
     }
 
@@ -188,7 +188,7 @@ impl Fault {
             | Self::CrossSlot
             | Self::OtherVersion
             | Self::Unreadable
-            | Self::Crowded
+            | Self::CounterCapReached
             | Self::Unreplicated
             | Self::Refused => Remedy::None,
         }
@@ -242,7 +242,7 @@ impl Fault {
             "CLUSTERDOWN" => Self::ClusterDown,
             "TGVERSION" => Self::OtherVersion,
             "TGUNREADABLE" | "WRONGTYPE" => Self::Unreadable,
-            "TGCROWDED" => Self::Crowded,
+            "TGCROWDED" => Self::CounterCapReached,
             _ => Self::Refused,
         }
     }
@@ -311,7 +311,7 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         let Failure { fault, text, .. } = failure;
         match fault {
-            Fault::Crowded => Crowded.into(),
+            Fault::CounterCapReached => CounterCapReached.into(),
             Fault::NoAnswer | Fault::Broken | Fault::Unreplicated => Self::Indeterminate(text),
             Fault::Unconnected
             | Fault::Resting

@@ -4,8 +4,8 @@ use redis::{Cmd, ConnectionInfo, aio::MultiplexedConnection};
 use tokio::time::timeout;
 
 use super::{
-    super::link::{Dialer, Failure, Fault},
-    PATIENCE, Server, Verdict, ask,
+    super::client::{Dialer, Failure, Fault},
+    PATIENCE, Server, Severity, ask,
 };
 
 /// What a node needs to be allowed, each tried once; the test beside compares them with the ACL line. What is in angle
@@ -95,15 +95,15 @@ impl Server<'_> {
             }
         }
         for (_, what) in &failed {
-            self.say(Verdict::Bad, format!("commands: allowed, but refused: {what}"));
+            self.say(Severity::Error, format!("commands: allowed, but refused: {what}"));
         }
         wrong.extend(not_heard(info, &self.dialer, &channel).await);
         if wrong.is_empty() {
-            self.say(Verdict::Good, "rights: scripts and all commands of a node may be used");
+            self.say(Severity::Ok, "rights: scripts and all commands of a node may be used");
         } else {
             let wrong = wrong.join("; ");
             self.say(
-                Verdict::Bad,
+                Severity::Error,
                 format!(
                     "rights: not allowed or not possible: {wrong}. The ACL line in docs/operations.md has all rights"
                 ),

@@ -144,7 +144,7 @@ impl Script {
 ///
 /// Every answer or error comes within the deadline.
 #[derive(Clone)]
-pub struct Link(Arc<Shared>);
+pub struct RedisClient(Arc<Shared>);
 
 struct Shared {
     route: Route,
@@ -165,7 +165,7 @@ enum Route {
 
 /// What a link has seen, for metrics.
 #[derive(Clone, Debug)]
-pub struct LinkStatus {
+pub struct RedisClientStatus {
     /// How often each fault was met since the start.
     pub faults: Vec<(Fault, u64)>,
     /// How many servers the link talks to.
@@ -176,7 +176,7 @@ pub struct LinkStatus {
     pub connections: usize,
 }
 
-impl Link {
+impl RedisClient {
     /// The way to `config.url`. Does not wait for the server: it need not be there yet.
     ///
     /// Must be called within a Tokio runtime.
@@ -227,9 +227,9 @@ impl Link {
     }
 
     /// What the link has seen.
-    pub fn status(&self) -> LinkStatus {
+    pub fn status(&self) -> RedisClientStatus {
         let nodes = self.0.nodes();
-        LinkStatus {
+        RedisClientStatus {
             faults: Fault::ALL.into_iter().zip(self.0.faults.iter().map(|met| met.load(Ordering::Relaxed))).collect(),
             servers: nodes.len(),
             resting: nodes.iter().filter(|node| node.is_resting()).count(),
@@ -278,7 +278,7 @@ impl Link {
         self.script_until(self.deadline(), script, Writes::Nothing, command).await
     }
 
-    /// As [`Link::script`], for one of several that share a deadline, or that waits for replicas.
+    /// As [`RedisClient::script`], for one of several that share a deadline, or that waits for replicas.
     pub(crate) async fn script_until(
         &self,
         deadline: Instant,
@@ -290,7 +290,7 @@ impl Link {
         Ok(self.run(deadline, script, writes, command).await?)
     }
 
-    /// As [`Link::script_until`], for calls that have their places.
+    /// As [`RedisClient::script_until`], for calls that have their places.
     pub(super) async fn run(
         &self,
         deadline: Instant,
@@ -430,8 +430,8 @@ fn key_of(command: &Cmd) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    fn opened(url: &str) -> Result<Link, String> {
-        Link::open(RedisConfig::new(url)).map_err(|error| error.to_string())
+    fn opened(url: &str) -> Result<RedisClient, String> {
+        RedisClient::open(RedisConfig::new(url)).map_err(|error| error.to_string())
     }
 
     #[tokio::test]

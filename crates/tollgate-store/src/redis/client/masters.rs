@@ -8,10 +8,10 @@ use tokio::time::timeout;
 use tollgate_core::store::StoreError;
 
 use super::{RedisConfig, cluster, dial::Dialer, sentinel, target, target::Target};
-use crate::redis::verdict::Verdict;
+use crate::redis::verdict::Severity;
 
 /// What can be said of the URL as a whole, and the masters behind it.
-pub(super) type Masters = Result<(Vec<(Verdict, String)>, Vec<ConnectionInfo>), StoreError>;
+pub(super) type Masters = Result<(Vec<(Severity, String)>, Vec<ConnectionInfo>), StoreError>;
 
 /// How long the sentinels, or one node of a cluster, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,11 +33,11 @@ pub(crate) async fn masters(config: &RedisConfig) -> Masters {
             for (sentinel, answer) in sentinels.iter().zip(join_all(asked).await) {
                 match answer {
                     Ok(Ok(_)) => answering += 1,
-                    Ok(Err(error)) => said.push((Verdict::Doubtful, format!("sentinel {}: {error}", sentinel.addr()))),
-                    Err(_) => said.push((Verdict::Doubtful, format!("sentinel {}: no answer", sentinel.addr()))),
+                    Ok(Err(error)) => said.push((Severity::Warning, format!("sentinel {}: {error}", sentinel.addr()))),
+                    Err(_) => said.push((Severity::Warning, format!("sentinel {}: no answer", sentinel.addr()))),
                 }
             }
-            let verdict = if sentinels.len() >= 3 { Verdict::Good } else { Verdict::Doubtful };
+            let verdict = if sentinels.len() >= 3 { Severity::Ok } else { Severity::Warning };
             let count =
                 format!("sentinels: {answering} of {} answer; name three, as a majority decides", sentinels.len());
             said.push((verdict, count));
@@ -63,10 +63,10 @@ pub(crate) async fn masters(config: &RedisConfig) -> Masters {
                 }
             }
             let said = if served == cluster::SLOTS {
-                (Verdict::Good, format!("cluster: all slots are served, by {} masters", masters.len()))
+                (Severity::Ok, format!("cluster: all slots are served, by {} masters", masters.len()))
             } else {
                 let missing = cluster::SLOTS - served;
-                (Verdict::Bad, format!("cluster: {missing} slots are not served; see redis-cli --cluster check"))
+                (Severity::Error, format!("cluster: {missing} slots are not served; see redis-cli --cluster check"))
             };
             Ok((vec![said], masters))
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tollgate_core::store::{Obstacle, StoreHealth};
 
 use super::{
-    Link, Route,
+    RedisClient, Route,
     facts::{Facts, Probe, milliseconds, skew},
     fault::{Failure, Fault},
     node::Node,
@@ -20,9 +20,9 @@ const WITHIN: Duration = Duration::from_secs(1);
 const FACTS_EVERY: Duration = Duration::from_secs(10);
 
 /// A server to ask, and a key that lives there.
-type Asked = (Arc<Node>, String);
+type ProbedServer = (Arc<Node>, String);
 
-impl Link {
+impl RedisClient {
     /// Whether charges are possible, on every master. The answer comes within a second, or sooner if calls wait for less.
     ///
     /// It waits for no place among the calls under way: a probe must get through when calls do not.
@@ -55,7 +55,7 @@ impl Link {
     }
 
     /// Who has to take charges, and what is wrong if there is more to take than these can.
-    async fn servers(&self, deadline: Instant) -> Result<(Vec<Asked>, Option<Failure>), Failure> {
+    async fn servers(&self, deadline: Instant) -> Result<(Vec<ProbedServer>, Option<Failure>), Failure> {
         let key = |tag| self.0.probe.key(self.key_prefix(), tag);
         match &self.0.route {
             Route::Single(node) => Ok((vec![(Arc::clone(node), key(0))], None)),
