@@ -1,4 +1,4 @@
-"""Measures one release node with h2load; see tests/bench-node."""
+"""Measures one node as it is shipped with h2load; see tests/bench-node."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 SECONDS, ROUNDS = int(sys.argv[1]), int(sys.argv[2])
-NODE = pathlib.Path("target/release/tollgate")
+NODE = pathlib.Path("target/dist/tollgate")
 CONNECTIONS, STREAMS, MANY = 8, (8, 32), 100
 FLOORS = {"memory": 0.65, "redis": 0.4}
 POLICY = """
