@@ -48,7 +48,7 @@ pub struct Decision<'a> {
     pub decided_at: Timestamp,
     /// Every quota, in the order of the policy.
     pub quotas: SmallVec<[QuotaStatus<'a>; 4]>,
-    /// Which of them speaks: of those that deny, the one that denies for longest; if none denies,
+    /// Which of them is binding: of those that deny, the one that denies for longest; if none denies,
     /// the one with the smallest part of its limit left. `None` if no quota applies.
     pub binding: Option<usize>,
     /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
@@ -107,8 +107,8 @@ impl<'a> Decision<'a> {
         // What a store refused is refused, and be it by a shadow that has no more slots.
         let refused = |quota: &QuotaStatus<'_>| !quota.quota.shadow && quota.fit != Fit::Now;
         let by_shadow = !applied.allowed && block.is_none() && !quotas.iter().any(refused);
-        let speaks = |quota: &&QuotaStatus<'_>| by_shadow || !quota.quota.shadow;
-        let verdict = quotas.iter().filter(speaks).map(|quota| quota.fit).chain(blocked).fold(
+        let counts = |quota: &&QuotaStatus<'_>| by_shadow || !quota.quota.shadow;
+        let verdict = quotas.iter().filter(counts).map(|quota| quota.fit).chain(blocked).fold(
             Verdict::Allowed,
             |verdict, fit| match (verdict, fit) {
                 (Verdict::Never, _) | (_, Fit::Never) => Verdict::Never,
@@ -167,7 +167,7 @@ impl<'a> Decision<'a> {
         self.quotas.iter().filter(|status| status.would_deny()).map(|status| &status.quota.name).chain(rule)
     }
 
-    /// The quota that speaks.
+    /// The binding quota.
     pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
         self.binding.and_then(|at| self.quotas.get(at))
     }

@@ -180,7 +180,7 @@ impl Authenticator {
 
     /// Whether the request means this node: a page of another name, opened in a browser beside the node, does not.
     pub(crate) fn host(&self, host: Option<&str>) -> Result<(), AuthError> {
-        if self.hosts.permit(host) { Ok(()) } else { Err(self.turned_away("any", AuthError::WrongHost)) }
+        if self.hosts.permit(host) { Ok(()) } else { Err(self.auth_failure("any", AuthError::WrongHost)) }
     }
 
     /// The grant of a service. Without service tokens every caller has one for everything; the settings see
@@ -201,7 +201,7 @@ impl Authenticator {
             None if peer.certificate.is_empty() => Err(AuthError::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(AuthError::UnknownCertificate),
         };
-        let grant = found.map(ServiceGrant::named).map_err(|refusal| self.turned_away("service", refusal))?;
+        let grant = found.map(ServiceGrant::named).map_err(|refusal| self.auth_failure("service", refusal))?;
         peer.connection.mark_known();
         Ok(grant)
     }
@@ -213,11 +213,11 @@ impl Authenticator {
             (Some(_), None) => Err(AuthError::Missing("admin")),
             (Some(admins), Some(token)) => login(admins, token, "admin", &self.throttles.admins, from).await,
         };
-        found.map(AdminGrant).map_err(|refusal| self.turned_away("admin", refusal))
+        found.map(AdminGrant).map_err(|refusal| self.auth_failure("admin", refusal))
     }
 
     /// Whether the API key that an end user shows may be looked for. `recall` says what the node knows of it without
-    /// asking anybody, and is asked only where too many keys from this address were no good: one that is known to be
+    /// asking anybody, and is asked only where too many keys from this address were invalid: one that is known to be
     /// good passes, one that is known to be none does not, and of the others some are looked up.
     pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> CachedKey) -> Result<(), AuthError> {
         let standing = self.throttles.keys.standing(from).await;
@@ -229,13 +229,13 @@ impl Authenticator {
             (CachedKey::Invalid, Standing::Blocked(refusal)) => Err(refusal),
             (CachedKey::Valid | CachedKey::Invalid, _) => Ok(()),
         };
-        permitted.map_err(|refusal| self.turned_away("end_user", refusal))
+        permitted.map_err(|refusal| self.auth_failure("end_user", refusal))
     }
 
-    /// Counts an API key that was no good. Fails if too many from this address were none.
+    /// Counts an invalid API key. Fails if too many from this address were.
     pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), AuthError> {
         let counted = self.throttles.keys.count_failure(from).await;
-        self.turned_away("end_user", counted.err().unwrap_or(AuthError::Unknown("key")));
+        self.auth_failure("end_user", counted.err().unwrap_or(AuthError::Unknown("key")));
         counted
     }
 
@@ -250,19 +250,19 @@ impl Authenticator {
         [services, admins, keys].into_iter().for_each(Throttle::sweep);
     }
 
-    fn turned_away(&self, door: &'static str, refusal: AuthError) -> AuthError {
+    fn auth_failure(&self, endpoint: &'static str, refusal: AuthError) -> AuthError {
         let reason = match refusal {
             AuthError::Missing(_) | AuthError::NoAdmins => "missing",
             AuthError::Unknown(_) | AuthError::UnknownCertificate => "unknown",
             AuthError::TooManyFailures { .. } => "too_many_failures",
             AuthError::WrongHost => "wrong_host",
         };
-        self.metrics.turned_away(door, reason);
+        self.metrics.auth_failed(endpoint, reason);
         refusal
     }
 }
 
-/// The grant of whoever shows this token. It is compared first: a token that is right is never turned away, whatever
+/// The grant of whoever shows this token. It is compared first: a token that is right is never refused, whatever
 /// else came from its address.
 async fn login(
     tokens: &TokenFile,

@@ -55,7 +55,7 @@ pub struct Key {
 pub enum CachedKey {
     /// It is that of a good key, as far as the node last heard.
     Valid,
-    /// It is no good.
+    /// It is invalid.
     Invalid,
     /// Only the store can tell.
     Unknown,

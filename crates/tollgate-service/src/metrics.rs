@@ -54,7 +54,7 @@ const POLICY_RELOADS: &str = "tollgate_policy_reloads_total";
 const CREDENTIAL_RELOADS: &str = "tollgate_credential_reloads_total";
 const RELOAD_STUCK: &str = "tollgate_reload_stuck";
 const CERTIFICATE_ENDS: &str = "tollgate_tls_certificate_expiry_timestamp_seconds";
-const TURNED_AWAY: &str = "tollgate_auth_failures_total";
+const AUTH_FAILURES: &str = "tollgate_auth_failures_total";
 const REQUESTS_REFUSED: &str = "tollgate_requests_refused_total";
 const CONNECTIONS: &str = "tollgate_connections";
 const CONNECTIONS_CUT: &str = "tollgate_connections_closed_total";
@@ -317,8 +317,8 @@ impl Metrics {
     }
 
     /// Counts a caller that failed to authenticate.
-    pub fn turned_away(&self, door: &'static str, reason: &'static str) {
-        counter(&self.recorder, TURNED_AWAY, &[("endpoint", door), ("reason", reason)]).increment(1);
+    pub fn auth_failed(&self, endpoint: &'static str, reason: &'static str) {
+        counter(&self.recorder, AUTH_FAILURES, &[("endpoint", endpoint), ("reason", reason)]).increment(1);
     }
 
     /// Counts a request that a bound of this node refused.
@@ -409,7 +409,7 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(accounts::OVERRIDES_LEFT_OUT, "Stored overrides ignored because they no longer fit the policy");
     gauge(CERTIFICATE_ENDS, "Expiry of the node's certificate, in seconds since 1970");
     counter(REQUESTS_REFUSED, "Requests refused by a resource bound of this node, by protocol and reason");
-    counter(TURNED_AWAY, "Callers that failed to authenticate, by endpoint and reason");
+    counter(AUTH_FAILURES, "Callers that failed to authenticate, by endpoint and reason");
     gauge(CONNECTIONS, "Open connections, by listener");
     counter(CONNECTIONS_CUT, "Connections that the node closed or did not accept, by listener and reason");
     gauge(BUILD_INFO, "1, with the version of the build");

@@ -225,7 +225,7 @@ pub(crate) enum KindName {
     ExpiredKey,
 }
 
-/// A kind of refusal. `bad_key` stands for the three kinds of keys that are no good.
+/// A kind of refusal. `bad_key` stands for the three kinds of invalid keys.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {

@@ -28,7 +28,7 @@ impl Override {
     }
 
     /// Whether it applies to the resource of this canonical name.
-    pub(super) fn speaks_of(&self, name: &str) -> bool {
+    pub(super) fn applies_to(&self, name: &str) -> bool {
         self.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
     }
 

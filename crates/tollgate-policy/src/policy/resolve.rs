@@ -80,7 +80,7 @@ pub struct ActiveQuota<'a> {
 }
 
 impl Policy {
-    /// The quotas of a call. For each chain apart, the first rule that speaks for it wins: the
+    /// The quotas of a call. For each chain apart, the first rule that applies to it wins: the
     /// tier's for the resource, its wildcards, its provider class, its class; then the resource's
     /// own, the provider class's, the class's; then the tier's default. Overrides patch the result.
     pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
@@ -132,7 +132,7 @@ fn add_chain<'a>(
 ) {
     let start = quotas.len();
     quotas.extend(of_chain.iter().map(|quota| ActiveQuota { quota, limit: quota.limit }));
-    for over in overrides.iter().filter(|over| over.chain() == chain && over.speaks_of(name)) {
+    for over in overrides.iter().filter(|over| over.chain() == chain && over.applies_to(name)) {
         let mut found = false;
         for active in quotas[start..].iter_mut().filter(|active| over.patches(active.quota)) {
             active.limit = over.quota.limit;
@@ -225,7 +225,7 @@ impl<'a> Resolved<'a> {
     }
 
     /// The abuse rules that guard the call, with the counters of their failures and blocks: those whose scope has a value for
-    /// every attribute. A rule by an attribute that the call does not bring has nobody to hold a failure against, and stays
+    /// every attribute. A rule by an attribute that the call does not have cannot be counted, and stays
     /// out. `ledgers` are those of the quotas.
     pub(crate) fn guards<'v>(
         &self,

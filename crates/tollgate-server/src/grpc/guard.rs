@@ -1,4 +1,4 @@
-//! The door of the gRPC API: whoever may not enter is answered before a message is read.
+//! Authentication of gRPC calls: whoever may not call is answered before a message is read.
 
 use std::{
     convert::Infallible,
@@ -74,7 +74,7 @@ where
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
         Box::pin(async move {
-            if !speaks_grpc(request.headers()) {
+            if !is_grpc(request.headers()) {
                 return Ok(unsupported_media_type("content-type: must be application/grpc or application/grpc+proto"));
             }
             if !is_plain(request.headers()) {
@@ -98,7 +98,7 @@ where
 }
 
 /// Whether the body is said to be what this server reads: gRPC's frames with protobuf in them.
-fn speaks_grpc(headers: &http::HeaderMap) -> bool {
+fn is_grpc(headers: &http::HeaderMap) -> bool {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim_ascii);
     media_type.is_some_and(|media_type| {
@@ -132,12 +132,12 @@ struct Caller {
     arrived: Instant,
 }
 
-/// The grant of a request that passed the door.
+/// The grant of an authenticated request.
 pub(super) fn grant(extensions: &Extensions) -> Result<&ServiceGrant, Status> {
     Ok(&caller(extensions)?.grant)
 }
 
-/// When the headers of a request that passed the door were there.
+/// When the headers of an authenticated request were there.
 pub(super) fn arrived(extensions: &Extensions) -> Result<Instant, Status> {
     Ok(caller(extensions)?.arrived)
 }

@@ -43,7 +43,7 @@ pub(super) enum RouteAccess {
 }
 
 impl RouteAccess {
-    /// The door of the route with this pattern. What is not named here is for administrators, so that no route
+    /// The access of the route with this pattern. What is not named here is for administrators, so that no route
     /// is open by accident.
     fn of(route: &str) -> Self {
         match route {
@@ -55,7 +55,7 @@ impl RouteAccess {
     }
 }
 
-/// Stands in an answer that was given because the API key in the request is no good: a guess, unlike a good key that
+/// Marks an answer that was given because the API key in the request is invalid: a guess, unlike a valid key that
 /// asks for what it may not see.
 #[derive(Clone, Copy)]
 pub(super) struct BadKey;
@@ -76,27 +76,27 @@ pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next
 async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
     // By the route that matched, not by the path, which can be written in many ways. Where none matched there
     // is nothing to enter.
-    let door =
+    let access =
         request.extensions().get::<MatchedPath>().map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str()));
     let ends_with_its_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
-    let (mut answer, was_read) = match admit(gate, door, request).await {
+    let (mut answer, was_read) = match admit(gate, access, request).await {
         Ok(Admitted { request, was_read, from, place }) => {
-            let shown = door == RouteAccess::Key && token(request.headers()).is_some();
+            let shown = access == RouteAccess::Key && token(request.headers()).is_some();
             let mut answer = next.run(request).await;
             if let (true, Some(from), Some(BadKey)) = (shown, from, answer.extensions().get::<BadKey>())
                 && let Err(refusal) = gate.auth.bad_key(from).await
             {
-                answer = turned_away(door, refusal);
+                answer = auth_failure(access, refusal);
             }
             // A page of strangers counts until it was sent, and a call until it was decided.
             let answer = match place {
-                Some(place) if door == RouteAccess::Open => CountedBody::until_sent(answer, place),
+                Some(place) if access == RouteAccess::Open => CountedBody::until_sent(answer, place),
                 _ => answer,
             };
             (answer, was_read)
         }
-        Err(NotAdmitted::Refused(refusal)) => (turned_away(door, refusal), false),
-        Err(NotAdmitted::RejectedRequest(RejectedRequest { code, said })) => (error(door, code, &said), false),
+        Err(NotAdmitted::Refused(refusal)) => (auth_failure(access, refusal), false),
+        Err(NotAdmitted::RejectedRequest(RejectedRequest { code, said })) => (error(access, code, &said), false),
     };
     // What follows on the connection would be the rest of the body; so it ends here, and the caller is told.
     if ends_with_its_body && !was_read {
@@ -131,10 +131,10 @@ impl From<RejectedRequest> for NotAdmitted {
     }
 }
 
-async fn admit(gate: &Gate, door: RouteAccess, mut request: Request) -> Result<Admitted, NotAdmitted> {
+async fn admit(gate: &Gate, access: RouteAccess, mut request: Request) -> Result<Admitted, NotAdmitted> {
     let Gate { auth, bounds } = gate;
     check_host(&request)?;
-    if door == RouteAccess::Open {
+    if access == RouteAccess::Open {
         let place = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
             // Probes are never refused: whoever could have them refused could have the node taken out of service.
             Some("/metrics" | "/openapi.json") => {
@@ -145,8 +145,8 @@ async fn admit(gate: &Gate, door: RouteAccess, mut request: Request) -> Result<A
         };
         return Ok(Admitted { request, was_read: false, from: None, place });
     }
-    let (from, holder) = enter(auth, door, &mut request).await?;
-    if door == RouteAccess::Key {
+    let (from, holder) = authenticate(auth, access, &mut request).await?;
+    if access == RouteAccess::Key {
         // Nothing in the body of a `GET` means anything and is read, and who calls is not known yet.
         let place = bounds.place(&bounds.end_user_calls, holder, "end_user_calls")?;
         return Ok(Admitted { request, was_read: false, from: Some(from), place: Some(place) });
@@ -166,9 +166,9 @@ fn client(auth: &Authenticator, request: &Request) -> Result<ClientAddr, AuthErr
 }
 
 /// From where the caller calls, and as who it counts.
-async fn enter(
+async fn authenticate(
     auth: &Authenticator,
-    door: RouteAccess,
+    access: RouteAccess,
     request: &mut Request,
 ) -> Result<(ClientAddr, Holder), AuthError> {
     // HTTP/2 has the host in the target.
@@ -176,7 +176,7 @@ async fn enter(
     auth.host(request.uri().authority().map(Authority::as_str).or(named))?;
     let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or(AuthError::Missing("service"))?);
     let from = auth.client(&peer, request.headers());
-    let holder = match door {
+    let holder = match access {
         // The route itself looks for the key, as whether it is good matters more than where it comes from.
         RouteAccess::Open | RouteAccess::Key => Holder::address(from.ip()),
         RouteAccess::Service => {
@@ -202,8 +202,8 @@ pub(super) fn route_error(route: Option<&MatchedPath>, code: FailureCode, messag
     error(route.map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str())), code, message)
 }
 
-fn error(door: RouteAccess, code: FailureCode, message: &str) -> Response {
-    let mut answer = shaped(door, code.http, code.word, message);
+fn error(access: RouteAccess, code: FailureCode, message: &str) -> Response {
+    let mut answer = shaped(access, code.http, code.word, message);
     if code.retry_soon {
         retry_soon(&mut answer);
     }
@@ -213,14 +213,14 @@ fn error(door: RouteAccess, code: FailureCode, message: &str) -> Response {
     answer
 }
 
-fn shaped(door: RouteAccess, status: StatusCode, code: &'static str, message: &str) -> Response {
-    match door {
+fn shaped(access: RouteAccess, status: StatusCode, code: &'static str, message: &str) -> Response {
+    match access {
         RouteAccess::Key => PlainError::new(message).with(status),
         RouteAccess::Open | RouteAccess::Service | RouteAccess::Admin => ErrorBody::new(code, message).with(status),
     }
 }
 
-pub(super) fn turned_away(door: RouteAccess, refusal: AuthError) -> Response {
+pub(super) fn auth_failure(access: RouteAccess, refusal: AuthError) -> Response {
     // The gRPC statuses stand in grpc/guard.rs, in the same order.
     let (status, code) = match refusal {
         AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
@@ -229,7 +229,7 @@ pub(super) fn turned_away(door: RouteAccess, refusal: AuthError) -> Response {
         AuthError::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
         AuthError::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
     };
-    let mut response = shaped(door, status, code, &refusal.to_string());
+    let mut response = shaped(access, status, code, &refusal.to_string());
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -240,10 +240,10 @@ pub(super) fn turned_away(door: RouteAccess, refusal: AuthError) -> Response {
     response
 }
 
-/// Where the door of a route does not fit what its handler asks for.
+/// Where the access of a route does not fit what its handler asks for.
 impl IntoResponse for AuthError {
     fn into_response(self) -> Response {
-        turned_away(RouteAccess::Admin, self)
+        auth_failure(RouteAccess::Admin, self)
     }
 }
 
@@ -271,10 +271,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ClientAddr {
     }
 }
 
-/// Adds to the description of every route what its door asks for and answers.
+/// Adds to the description of every route which credentials it needs, and how their absence is answered.
 pub(super) fn describe(description: &mut OpenApi) {
     let components = description.components.get_or_insert_default();
-    for (door, said) in [
+    for (access, said) in [
         (RouteAccess::Key, "The API key of an end user"),
         (
             RouteAccess::Service,
@@ -283,23 +283,23 @@ pub(super) fn describe(description: &mut OpenApi) {
         (RouteAccess::Admin, "A token of an administrator (`--admin-tokens`)"),
     ] {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(said)).build();
-        components.add_security_scheme(scheme_of(door), SecurityScheme::Http(scheme));
+        components.add_security_scheme(scheme_of(access), SecurityScheme::Http(scheme));
     }
     for (route, item) in &mut description.paths.paths {
-        let door = RouteAccess::of(route);
+        let access = RouteAccess::of(route);
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
-            describe_door(operation, door);
+            describe_access(operation, access);
         }
     }
 }
 
-fn describe_door(operation: &mut Operation, door: RouteAccess) {
-    if door == RouteAccess::Open {
+fn describe_access(operation: &mut Operation, access: RouteAccess) {
+    if access == RouteAccess::Open {
         return;
     }
-    operation.security = Some(vec![SecurityRequirement::new(scheme_of(door), Vec::<String>::new())]);
-    let of_tokens: &[(&str, &str)] = match door {
+    operation.security = Some(vec![SecurityRequirement::new(scheme_of(access), Vec::<String>::new())]);
+    let of_tokens: &[(&str, &str)] = match access {
         RouteAccess::Open | RouteAccess::Key => &[],
         RouteAccess::Service | RouteAccess::Admin => {
             &[("401", "The token is missing or unknown"), ("403", "The token is not valid in this domain")]
@@ -310,15 +310,15 @@ fn describe_door(operation: &mut Operation, door: RouteAccess) {
         ("429", "This login failed after too many failed logins from this address, or the node is overloaded"),
     ];
     for (status, said) in of_tokens.iter().chain(&of_all) {
-        let shape = if door == RouteAccess::Key { "PlainError" } else { "ErrorBody" };
+        let shape = if access == RouteAccess::Key { "PlainError" } else { "ErrorBody" };
         let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name(shape))));
         let response = ResponseBuilder::new().description(*said).content("application/json", body).build();
         operation.responses.responses.entry((*status).to_owned()).or_insert(RefOr::T(response));
     }
 }
 
-const fn scheme_of(door: RouteAccess) -> &'static str {
-    match door {
+const fn scheme_of(access: RouteAccess) -> &'static str {
+    match access {
         RouteAccess::Open => "none",
         RouteAccess::Key => "api_key",
         RouteAccess::Service => "service_token",

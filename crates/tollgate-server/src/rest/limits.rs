@@ -92,7 +92,7 @@ pub(super) async fn get_rate_limits(
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
     if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
-        return guard::turned_away(RouteAccess::Key, refusal);
+        return guard::auth_failure(RouteAccess::Key, refusal);
     }
     let from = from.ip().to_string();
     let listing = Listing {

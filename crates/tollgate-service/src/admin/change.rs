@@ -16,7 +16,7 @@ use crate::{directory::valid_overrides, service::CallError};
 const SHOWN: usize = 8;
 /// The longest description of a key, in characters.
 const MAX_DESCRIPTION: usize = 64;
-/// How many keys that are no good any more an account keeps, for people to look up; the oldest go first.
+/// How many keys that are not valid any more an account keeps, for people to look up; the oldest go first.
 const MAX_ENDED_KEYS: usize = 500;
 /// The longest time for which a rotated key has two secrets.
 pub(super) const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);

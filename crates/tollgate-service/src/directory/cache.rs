@@ -294,7 +294,7 @@ impl Accounts {
             .await
             .unwrap_or_else(|_| Err(StoreError::Indeterminate(format!("accounts took longer than {bound:?}"))));
         answer.inspect_err(|error| match error {
-            StoreError::Overloaded(_) => self.metrics.account_turned_away(),
+            StoreError::Overloaded(_) => self.metrics.account_lookup_refused(),
             _ => self.metrics.account_store_failed(),
         })
     }

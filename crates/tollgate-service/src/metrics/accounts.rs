@@ -84,7 +84,7 @@ impl Metrics {
     }
 
     /// Counts a look-up that was refused for overload.
-    pub fn account_turned_away(&self) {
+    pub fn account_lookup_refused(&self) {
         self.accounts.overloaded.increment(1);
     }
 

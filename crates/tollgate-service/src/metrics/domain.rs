@@ -91,7 +91,7 @@ impl DomainMetrics {
         }
     }
 
-    /// Counts a decision; `denied_by` is the quota that speaks for a refusal, or the rule that blocks.
+    /// Counts a decision; `denied_by` is the quota that refuses, or the rule that blocks.
     pub fn count(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
         let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
         match denied_by {

@@ -1,4 +1,4 @@
-//! Failures: what is reported, what the quotas refused, and keys that are no good; and the blocks that too many
+//! Failures: what is reported, what the quotas refused, and invalid keys; and the blocks that too many
 //! of them bring.
 
 use futures_util::future::BoxFuture;
@@ -168,8 +168,8 @@ impl DecisionService {
         self.blocks.until(ledger, now).map(|until| Block { rule, until })
     }
 
-    /// Counts a key that was no good; returns the block that was on already. Where the store does not answer,
-    /// the key is no good all the same.
+    /// Counts an invalid key; returns the block that was on already. Where the store does not answer,
+    /// the key is invalid all the same.
     pub(super) async fn failed_to_authenticate<'d>(
         &self,
         (rule, name): (&'d AbuseRule, &str),
@@ -191,7 +191,7 @@ impl DecisionService {
         failed.block.filter(|_| !failed.counted)
     }
 
-    /// The rule about keys that are no good, and the domain it counts in. Where the domain is not known, it is the
+    /// The rule about invalid keys, and the domain it counts in. Where the domain is not known, it is the
     /// strictest of all domains within reach, and counts for callers with this reach alone.
     pub(super) fn authentication_rule_of<'d>(
         domains: &'d Domains,

@@ -10,7 +10,7 @@ use crate::service::{Answer, Call, CallError, DecisionService};
 
 /// The most calls of one batch.
 pub(super) const MAX_BATCH: usize = 256;
-/// So many calls of one batch are in work at once.
+/// Maximum number of calls of one batch that are decided at the same time.
 const AT_ONCE: usize = 64;
 
 /// Whether a batch has a size that can be decided.

@@ -1,4 +1,4 @@
-//! What is asked of the service, how much of it is borne, and what may be wrong with it.
+//! What is asked of the service, its bounds, and what may be wrong with it.
 
 use smallvec::SmallVec;
 use tokio::time::Instant;

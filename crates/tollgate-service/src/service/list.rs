@@ -13,7 +13,7 @@ use crate::{
     service::{CallError, DecisionService, Listing, Rejection, RejectionCause, attributes::Attributes},
 };
 
-/// A listing asks the store for so many counters at once.
+/// Maximum number of counters in one request of a listing to the store.
 const COUNTERS_AT_ONCE: usize = 16;
 
 /// How many resources a service is listed that does not say.

@@ -9,11 +9,11 @@ use tollgate_core::{
 };
 use tollgate_policy::pool::{PRIORITIES, PoolClaim, PoolOutcome, PoolUse};
 
-/// So many pools are known at once. One that is forgotten is known again with its next answer.
+/// Maximum number of pools that are remembered. One that is forgotten is known again after its next answer.
 const MOST_KNOWN: usize = 4_096;
-/// A call that was refused by numbers that are no longer true is asked once more.
+/// How often the store is asked: once more where a call was refused because of stale numbers.
 pub(super) const ATTEMPTS: usize = 2;
-/// Of calls that are refused what is their due, a node makes so many known for as long as one is remembered.
+/// How often a node reports unmet demand, in the time for which a report is remembered.
 const WANTS: u64 = 4;
 
 /// The pools as they were last seen.

@@ -70,7 +70,7 @@ pub(in crate::rest) async fn get_log(
     };
     let Some(secret) = token(&headers) else { return unauthenticated() };
     if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
-        return guard::turned_away(RouteAccess::Key, refusal);
+        return guard::auth_failure(RouteAccess::Key, refusal);
     }
     let from = from.ip().to_string();
     let attributes = [("ip", &*from)];

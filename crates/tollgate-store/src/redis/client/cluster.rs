@@ -27,7 +27,7 @@ const READ_WITHIN: Duration = Duration::from_millis(500);
 const ASK_WITHIN: Duration = Duration::from_secs(1);
 /// So many tags are tried to find one for each master; of a master with a single slot one in nine million is not found.
 const MOST_TAGS: u32 = 1 << 18;
-/// The pauses between readings while the map is in doubt.
+/// The pauses between readings while the map may be stale.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 
 /// Knows the masters of the moment.
@@ -232,7 +232,7 @@ async fn keep_reading(shared: Arc<Shared>, known: watch::Sender<Option<Result<()
         let read = shared.read().await;
         let in_doubt = read.is_err();
         known.send_if_modified(|known| {
-            // A map that is in doubt is better than none.
+            // A stale map is better than none.
             let news = !matches!(known, Some(Ok(())));
             if news {
                 *known = Some(read);

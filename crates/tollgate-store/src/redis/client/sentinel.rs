@@ -24,7 +24,7 @@ use crate::breaker::Backoff;
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How long one round of questions may take.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
-/// The pauses between questions while the master is in doubt.
+/// The pauses between questions while the master may have changed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 
 type Master = Result<Arc<Node>, Failure>;
