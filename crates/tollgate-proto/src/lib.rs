@@ -1,5 +1,7 @@
 //! The gRPC API of Tollgate, generated from `proto/`. The comments of the `.proto` files are its
 //! documentation.
+//!
+//! It may know prost and tonic. It must not know what the messages mean.
 
 mod codec;
 

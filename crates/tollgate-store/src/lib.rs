@@ -1,6 +1,9 @@
 //! Stores. Counters live in [`memory`], the embedded default, which runs the core's algorithm, or in
 //! [`redis`], shared between any number of nodes, which runs the scripts of `lua/`; [`accounts`] and their keys
-//! likewise. None of them knows a policy or a protocol.
+//! likewise, and the log of refusals.
+//!
+//! They may know `tollgate-core`, Redis, and the wall clock ([`clock`] alone reads it). They must not know a policy or a
+//! protocol.
 
 pub mod accounts;
 pub mod breaker;
