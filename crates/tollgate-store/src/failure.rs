@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tollgate_core::{
     amount::{Amount, Limit},
-    claim::{ApplyResult, Claim, ClaimStatus, ClaimsDecision, Effect, Fit, Mode, OnFailure},
+    claim::{ApplyResult, Claim, ClaimStatus, Claims, ClaimsDecision, Effect, Fit, Mode, OnFailure},
     store::{Store, StoreError},
     time::Timestamp,
     window::WindowInstance,
@@ -108,7 +108,7 @@ impl Fallback {
         };
         let mut statuses: SmallVec<[ClaimStatus; 4]> = claims.iter().map(blank).collect();
         let places: SmallVec<[usize; 8]> = (0..claims.len()).filter(|at| is_local(*at)).collect();
-        let shares: SmallVec<[Claim; 4]> =
+        let shares: Claims =
             places.iter().map(|at| Claim { limit: self.share(claims[*at].limit), ..claims[*at] }).collect();
         let may_pass = (0..claims.len()).all(|at| is_local(at) || statuses[at].fit == Fit::Now);
         let mut applied = ClaimsDecision { decided_at: self.clock.now(), allowed: may_pass, statuses: SmallVec::new() };
@@ -194,7 +194,7 @@ impl Fallback {
     }
 }
 
-fn still_counting(admitted: &PendingCharge, now: Timestamp) -> SmallVec<[Claim; 4]> {
+fn still_counting(admitted: &PendingCharge, now: Timestamp) -> Claims {
     let counts = |claim: &&Claim| match claim.span {
         WindowInstance::Sliding(window) => now.ms_since(admitted.at) < u64::from(window.ms()),
         WindowInstance::Calendar { period, .. } => period.contains(now),
@@ -210,7 +210,7 @@ async fn charge(store: &dyn Store, claims: &[Claim]) -> Option<Result<(), ()>> {
         Ok(ApplyResult::Applied(_)) => Some(Ok(())),
         // A period ended just now, by the store's clock. The rest counts on.
         Ok(ApplyResult::OutsidePeriod(at)) => {
-            let rest: SmallVec<[Claim; 4]> = claims
+            let rest: Claims = claims
                 .iter()
                 .filter(|claim| !matches!(claim.span, WindowInstance::Calendar { period, .. } if !period.contains(at)))
                 .copied()
