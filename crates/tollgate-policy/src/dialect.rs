@@ -3,7 +3,7 @@
 //! nothing, and happens only where a call asks for it.
 //!
 //! Names from outside cannot break a response: header values are percent-encoded where they
-//! are not printable ASCII ([`header::encoded`]), and bodies are JSON trees in which values only ever stand inside
+//! are not printable ASCII (`header::encoded`), and bodies are JSON trees in which values only ever stand inside
 //! strings that are escaped on the way out.
 
 mod body;

@@ -1,6 +1,6 @@
 //! Policies: the content of one platform's policy file, and what is computed from it.
 //!
-//! [`format`] has the types of a policy file, and [`file`] reads them. [`LoadedPolicy::parse`] checks all of a file at once.
+//! [`mod@format`] has the types of a policy file, and [`mod@file`] reads them. [`LoadedPolicy::parse`] checks all of a file at once.
 //! [`Policy`] is compiled from it: a lookup from a call to its claims. [`decision`] merges the answers of a store into one
 //! decision about a call, and [`dialect`] renders the decision as the response that the platform's customers see.
 //!
