@@ -86,7 +86,7 @@ impl QuotaStatus<'_> {
 impl<'a> Decision<'a> {
     /// Merges what the store said of the claims, which stand in the order of `quotas` and, behind them,
     /// `guards`.
-    pub fn merge(
+    pub(crate) fn merge(
         quotas: &[ActiveQuota<'a>],
         guards: impl IntoIterator<Item = &'a AbuseRule>,
         applied: &ClaimsDecision,
@@ -131,7 +131,7 @@ impl<'a> Decision<'a> {
 
     /// Puts in what is left of the caller's parts of pools, with the places of their quotas.
     #[must_use]
-    pub fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
+    pub(crate) fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
         for (at, room) in rooms {
             if let Some(status) = self.quotas.get_mut(*at) {
                 status.room = Some(*room);

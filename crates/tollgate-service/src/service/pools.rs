@@ -18,10 +18,10 @@ const WANTS: u64 = 4;
 
 /// The pools as they were last seen.
 #[derive(Default)]
-pub(super) struct Pools(Mutex<IndexMap<LedgerKey, Seen>>);
+pub(super) struct Pools(Mutex<IndexMap<LedgerKey, PoolObservation>>);
 
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct PoolObservation {
     pool: PoolUse,
     /// When what each priority wanted was last made known.
     wanted_at: [Option<Timestamp>; PRIORITIES],
