@@ -5,24 +5,24 @@
 -- Defines  request, rows, reply, plan, windows, named, ledgers, charging, and short names for functions (pack,
 --          unpack_bytes, rep, sub, call)
 --
--- KEYS     the ledgers, each once; behind them, if any is open-ended, the sorted set of their names
+-- KEYS     the ledgers, each once; behind them, if any is caller-named, the sorted set of their names
 -- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
 --          periods are the current ones, then one row of {{ bytes(ROW) }} bytes for each claim, rows of one ledger side by
 --          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
 --          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
 --          period (0 for sliding), unit u32, cost u56 to judge, charge u56 (0 where an earlier row charges the
 --          same counter, and where the cost is only judged), limit u56 (2^53 - 1: unlimited). If ledgers are
---          open-ended: how many of these their partition may have u32, the number of the set's key u8, and a bit for
+--          caller-named: how many of these their partition may have u32, the number of the set's key u8, and a bit for
 --          each ledger, from the lowest of the first byte on, 8 bytes
 -- reply    status u8 (0 denied, 1 allowed, 2 outside the time above: nothing was done), now u48 (ms), then for
 --          each row: used u56 (with its own charge), resets_at u48, fit u48 (0 now, 2^48 - 1 never, otherwise from
---          then on); or the error TGCROWDED: an open-ended ledger would have to be made and their number has reached
+--          then on); or the error TGCROWDED: a caller-named ledger would have to be made and their number has reached
 --          its cap; nothing was charged
 -- cost     one read and one write per ledger, both of the header. Besides, per window, a group of four entries
 --          written for every fourth entry that comes, and one read for every fourth that leaves. A refusal
 --          writes nothing, and reads at most a directory and two blocks for each claim that does not fit. Making
---          an open-ended ledger takes four steps in the set, and one or two for each name that is looked at
--- the set  the names of open-ended ledgers, by when to look again whether they still exist. It lives for 40 days from
+--          a caller-named ledger takes four steps in the set, and one or two for each name that is looked at
+-- the set  the names of caller-named ledgers, by when to look again whether they still exist. It lives for 40 days from
 --          when the last one was made
 
 local FORCE, PEEK, OUTSIDE = 1, 2, 2
@@ -239,7 +239,7 @@ for _ = 1, 2 do
         end
       end
       if call('ZCOUNT', set, '-inf', '+inf') > room then
-        return redis.error_reply('TGCROWDED there is no place for one more open-ended ledger')
+        return redis.error_reply('TGCROWDED there is no place for one more caller-named ledger')
       end
       for i = 1, #made do call('ZADD', set, now + LOOK_AGAIN, made[i]) end
       call('PEXPIRE', set, SET_LIVES)

@@ -3,9 +3,9 @@
 -- Uses     nothing
 -- Defines  nothing; it returns
 --
--- KEYS     ledgers and scopes of slots; the last one is the set of the names of its open-ended ledgers, see apply.lua
+-- KEYS     ledgers and scopes of slots; the last one is the set of the names of its caller-named ledgers, see apply.lua
 -- ARGV[1]  what the keys of the account begin with
--- ARGV[2]  '1' to remove the open-ended ledgers as well
+-- ARGV[2]  '1' to remove the caller-named ledgers as well
 -- reply    how many keys were removed
 -- cost     one command for each key
 local gone = 0

@@ -49,8 +49,8 @@ pub fn admit(
         return Ok(Admission::Decided(applied));
     }
     let records = books.records(terms.home);
-    if let Some(NewReservation { id, ttl_ms, note }) = terms.hold {
-        let reservation = Reservation { charges, slots: slots_of(claims), note: note.into() };
+    if let Some(NewReservation { id, ttl_ms, metadata }) = terms.hold {
+        let reservation = Reservation { charges, slots: slots_of(claims), metadata: metadata.into() };
         let life = Life { from: now, ttl_ms };
         records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
     }
@@ -104,7 +104,7 @@ pub fn close(
             ledger.slots().release(id);
         }
     }
-    let closed = ClosedReservation { at: now, digest: closing.digest, refunded, note: closing.note.into() };
+    let closed = ClosedReservation { at: now, digest: closing.digest, refunded, metadata: closing.metadata.into() };
     if let Some((_, state)) = books.records(home).reservation(home, id, now) {
         *state = State::Closed(closed.clone());
     }

@@ -105,14 +105,14 @@ impl LedgerKey {
 
     /// The same, where callers choose what they are named by. A partition has a bounded number of these, and all that one
     /// call charges are in one partition.
-    pub fn open_ended<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
+    pub fn caller_named<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut key = Self::of(partition, parts);
         key.scope[0] |= OPEN_ENDED;
         key
     }
 
-    /// Whether it is one of [`LedgerKey::open_ended`].
-    pub const fn is_open_ended(&self) -> bool {
+    /// Whether it is one of [`LedgerKey::caller_named`].
+    pub const fn is_caller_named(&self) -> bool {
         self.scope[0] & OPEN_ENDED != 0
     }
 
@@ -137,7 +137,7 @@ impl LedgerKey {
     }
 }
 
-/// The bit of a scope's first byte that tells open-ended ones.
+/// The bit of a scope's first byte that tells caller-named ones.
 const OPEN_ENDED: u8 = 0x80;
 
 const fn closed(mut scope: [u8; 8]) -> [u8; 8] {
@@ -185,7 +185,7 @@ pub enum Effect {
     Charge,
     /// The cost has to fit like any other, and is never charged, in whatever mode: a guard that one
     /// call sets and others run into.
-    Judge,
+    CheckOnly,
 }
 
 /// What a quota does while the store cannot answer.
@@ -204,7 +204,7 @@ impl Claim {
     /// What this claim adds to its counter when the claims are charged. Slots are held, not charged.
     pub const fn charge(&self) -> Amount {
         match (self.effect, self.span) {
-            (Effect::Judge, _) | (_, WindowInstance::Slots) => Amount::ZERO,
+            (Effect::CheckOnly, _) | (_, WindowInstance::Slots) => Amount::ZERO,
             (Effect::Charge, _) => self.cost,
         }
     }

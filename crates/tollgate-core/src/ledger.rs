@@ -21,18 +21,18 @@ pub trait LedgerMap {
     /// The ledger of `key`, empty if there was none.
     fn get_or_new(&mut self, key: &LedgerKey) -> &mut Ledger;
 
-    /// Takes a place for each of these open-ended ledgers, which are new; false, and none is taken, if their partition
+    /// Takes a place for each of these caller-named ledgers, which are new; false, and none is taken, if their partition
     /// has not so many left. Where nothing is bounded there is always one.
     fn admit_new_keys(&mut self, _keys: &[LedgerKey]) -> bool {
         true
     }
 }
 
-/// How many open-ended ledgers a partition may have unless it is said otherwise: counters of one account whose names
+/// How many caller-named ledgers a partition may have unless it is said otherwise: counters of one account whose names
 /// callers choose.
 pub const MAX_OPEN_ENDED: u32 = 10_000;
 
-/// A call would make an open-ended ledger in a partition that has as many as it may. Nothing was charged.
+/// A call would make a caller-named ledger in a partition that has as many as it may. Nothing was charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the account has its maximum number of counters with names that callers choose")]
 pub struct CounterCapReached;
@@ -51,7 +51,7 @@ impl<S: BuildHasher> LedgerMap for HashMap<LedgerKey, Ledger, S> {
 ///
 /// The caller has made sure that `now` lies in every calendar period of the claims. Counters named
 /// by several claims are charged once, and judged by every limit. In [`Mode::Try`] an admission is an error if it
-/// would need an open-ended ledger for which there is no place.
+/// would need a caller-named ledger for which there is no place.
 pub fn decide(
     ledgers: &mut impl LedgerMap,
     claims: &[Claim],
@@ -100,7 +100,7 @@ pub(crate) fn decide_for(
         if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
                 if let (Some(ReservationCapture { charges, .. }), Some(window)) = (&mut holder, WindowId::of(span)) {
-                    note(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
+                    record_charge(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
                 }
             });
         } else if let Some(ledger) = ledgers.get(&claim.ledger) {
@@ -127,10 +127,10 @@ fn adds(claim: &Claim, reading: &Reading) -> bool {
     claim.charge() > Amount::ZERO && reading.used < Amount::MAX.get()
 }
 
-/// The open-ended ledgers that claims are about to be charged to and that were never charged before, each once.
+/// The caller-named ledgers that claims are about to be charged to and that were never charged before, each once.
 fn new_open_ended(ledgers: &mut impl LedgerMap, claims: &[Claim], readings: &[Reading]) -> SmallVec<[LedgerKey; 2]> {
     let mut new: SmallVec<[LedgerKey; 2]> = SmallVec::new();
-    for (claim, reading) in claims.iter().zip(readings).filter(|(claim, _)| claim.ledger.is_open_ended()) {
+    for (claim, reading) in claims.iter().zip(readings).filter(|(claim, _)| claim.ledger.is_caller_named()) {
         let is_known = |ledger: &mut Ledger| ledger.was_charged;
         if adds(claim, reading) && !new.contains(&claim.ledger) && !ledgers.get(&claim.ledger).is_some_and(is_known) {
             new.push(claim.ledger);
@@ -145,7 +145,7 @@ pub fn outside_period(claims: &[Claim], now: Timestamp) -> bool {
 }
 
 /// Puts a charge beside the counter that it was made on.
-fn note(charges: &mut [Charge], made: Charge) {
+fn record_charge(charges: &mut [Charge], made: Charge) {
     let same =
         |known: &&mut Charge| known.ledger == made.ledger && known.window == made.window && known.unit == made.unit;
     if let Some(known) = charges.iter_mut().find(same) {
@@ -184,8 +184,8 @@ struct WindowLog {
 
 impl Ledger {
     /// Whether nothing in the ledger counts at `now` or later: it may then be forgotten.
-    pub fn is_over(&self, now: Timestamp) -> bool {
-        self.windows.iter().all(|window| window.is_over(now)) && self.slots.is_free(now)
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.windows.iter().all(|window| window.is_expired(now)) && self.slots.is_free(now)
     }
 
     /// Takes up to the amount of a charge out of where it was made, as far as that still counts. Returns how
@@ -221,7 +221,7 @@ impl Ledger {
     fn clamp_future_entries(&mut self, now: Timestamp) {
         if self.windows.iter().any(|window| window.log.is_ahead_of(now)) {
             self.windows.iter_mut().for_each(|window| window.log.clamp_future_entries(now));
-            self.windows.retain(|window| !window.is_over(now));
+            self.windows.retain(|window| !window.is_expired(now));
         }
     }
 
@@ -232,7 +232,7 @@ impl Ledger {
         };
         if self.windows.iter().any(ahead) {
             self.settle(now, claims);
-            self.windows.retain(|window| !window.is_over(now));
+            self.windows.retain(|window| !window.is_expired(now));
         }
     }
 
@@ -278,7 +278,7 @@ impl Ledger {
                 }
             }
         }
-        self.windows.retain(|window| !window.is_over(now));
+        self.windows.retain(|window| !window.is_expired(now));
     }
 
     fn find_or_new(&mut self, span: WindowInstance, now: Timestamp) -> Option<&mut WindowLog> {
@@ -294,7 +294,7 @@ impl Ledger {
 }
 
 impl WindowLog {
-    fn is_over(&self, now: Timestamp) -> bool {
+    fn is_expired(&self, now: Timestamp) -> bool {
         self.log.expires_at().is_none_or(|expires_at| expires_at <= now)
     }
 

@@ -13,7 +13,7 @@ pub const MAX_RESERVATION_TTL_MS: u32 = 3_600_000;
 /// The most slots that a concurrency quota may give.
 pub const MAX_SLOTS: u32 = 10_000;
 
-/// The longest note beside a reservation, in bytes.
+/// The longest metadata beside a reservation, in bytes.
 pub const MAX_NOTE_BYTES: usize = 16_384;
 
 /// What an admission leaves behind, besides its charges.
@@ -35,7 +35,7 @@ pub struct NewReservation<'a> {
     /// How long it lives unless it is extended, from 1 to [`MAX_RESERVATION_TTL_MS`].
     pub ttl_ms: u32,
     /// What whoever settles it wants to know, up to [`MAX_NOTE_BYTES`].
-    pub note: &'a [u8],
+    pub metadata: &'a [u8],
 }
 
 /// A call that has an id of its own, so that it is charged once however often it comes.
@@ -89,8 +89,8 @@ pub struct Reservation {
     pub charges: Vec<Charge>,
     /// The scopes in which it holds a slot.
     pub slots: Vec<LedgerKey>,
-    /// What stood in [`NewReservation::note`].
-    pub note: Box<[u8]>,
+    /// What stood in [`NewReservation::metadata`].
+    pub metadata: Box<[u8]>,
 }
 
 /// What became of a reservation.
@@ -123,7 +123,7 @@ pub struct CloseRequest<'a> {
     /// The reservation itself, as it was told. Its slots are released.
     pub reservation: &'a Reservation,
     /// What is remembered of the end until the reservation would have ended, up to [`MAX_NOTE_BYTES`].
-    pub note: &'a [u8],
+    pub metadata: &'a [u8],
 }
 
 /// A reservation that was settled or cancelled.
@@ -135,8 +135,8 @@ pub struct ClosedReservation {
     pub digest: [u8; 16],
     /// What was given back for each of [`CloseRequest::refunds`].
     pub refunded: Vec<Amount>,
-    /// What stood in [`CloseRequest::note`].
-    pub note: Box<[u8]>,
+    /// What stood in [`CloseRequest::metadata`].
+    pub metadata: Box<[u8]>,
 }
 
 /// A store's answer to [`crate::admission::close`].

@@ -133,10 +133,10 @@ pub trait Store: Send + Sync + 'static {
         reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension>;
 
-    /// Removes these ledgers of `home` with their slots, and with `open_ended` every open-ended ledger there, whatever they
+    /// Removes these ledgers of `home` with their slots, and with `caller_named` every caller-named ledger there, whatever they
     /// hold: they begin anew. Reservations stay, and give nothing back to what is gone. Returns how many there were. Not
     /// one step: a call in between may find some of them.
-    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize>;
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], caller_named: bool) -> StoreFuture<'a, usize>;
 
     /// Whether a charge is possible now, found out by writing something that counts for nobody, the way calls go. A
     /// server that only reads does not pass. For readiness, not for the way of a call.

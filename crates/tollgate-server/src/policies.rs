@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
 use tollgate_policy::{
     LoadedPolicy, Place,
     file::{PolicyError, PolicyErrors},
@@ -18,7 +17,7 @@ use tollgate_service::{
 
 use crate::{
     files::{self, Failure, FileError, MAX_FILE_BYTES, folder_of},
-    reload::Reload,
+    reload::{LastFailure, Reload},
 };
 
 /// The policy of a node that is given none.
@@ -39,7 +38,7 @@ pub struct PolicyFiles {
     demo: bool,
     metrics: Arc<Metrics>,
     domains: Arc<CurrentDomains>,
-    last_failure: Mutex<Option<Failure>>,
+    last_failure: LastFailure,
 }
 
 impl PolicyFiles {
@@ -48,7 +47,7 @@ impl PolicyFiles {
         let domains = Domains::of(read_all(&source)?, demo, &metrics);
         metrics.reload_stuck("policies", false);
         let domains = Arc::new(CurrentDomains::new(domains));
-        Ok(Self { source, demo, metrics, domains, last_failure: Mutex::default() })
+        Ok(Self { source, demo, metrics, domains, last_failure: LastFailure::default() })
     }
 
     /// The domains in force.
@@ -76,15 +75,16 @@ impl Reload for PolicyFiles {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = read_all(&self.source).map_err(|errors| failure(&errors));
-        self.metrics.policy_reloads(read.is_ok());
-        self.metrics.reload_stuck(self.what(), read.as_ref().is_err_and(|failure| failure.stuck));
-        *self.last_failure.lock() = read.as_ref().err().cloned();
-        self.domains.replace(Domains::of(read?, self.demo, &self.metrics));
-        Ok(())
+        let outcome = read.map(|policies| self.domains.replace(Domains::of(policies, self.demo, &self.metrics)));
+        // Only now: whoever reads that the reload succeeded may rely on the new policies.
+        self.metrics.policy_reloads(outcome.is_ok());
+        self.metrics.reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
+        self.last_failure.record(outcome.as_ref().err().cloned());
+        outcome
     }
 
     fn last_failure(&self) -> Option<Failure> {
-        self.last_failure.lock().clone()
+        self.last_failure.get()
     }
 }
 

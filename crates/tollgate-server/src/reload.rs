@@ -35,30 +35,46 @@ pub(crate) trait Reload: Send + Sync + 'static {
     fn last_failure(&self) -> Option<Failure>;
 }
 
-/// What was read from files when they last held.
+/// What was wrong with files when they were last read, if anything was.
+#[derive(Default)]
+pub(crate) struct LastFailure(Mutex<Option<Failure>>);
+
+impl LastFailure {
+    /// Records how a reload ended. Called once its contents are in force: whoever reads that nothing is wrong may rely on
+    /// them.
+    pub(crate) fn record(&self, failure: Option<Failure>) {
+        *self.0.lock() = failure;
+    }
+
+    pub(crate) fn get(&self) -> Option<Failure> {
+        self.0.lock().clone()
+    }
+}
+
+/// What was read from files when they were last valid.
 pub(crate) struct ReloadCell<T> {
     current: ArcSwap<T>,
-    last_failure: Mutex<Option<Failure>>,
+    last_failure: LastFailure,
 }
 
 impl<T> ReloadCell<T> {
     pub(crate) fn new(read: T) -> Self {
-        Self { current: ArcSwap::from_pointee(read), last_failure: Mutex::new(None) }
+        Self { current: ArcSwap::from_pointee(read), last_failure: LastFailure::default() }
     }
 
     pub(crate) fn current(&self) -> Guard<Arc<T>> {
         self.current.load()
     }
 
-    /// Keeps what was read anew; after a failure, what was there.
+    /// Replaces the contents; after a failure, they stay as they were.
     pub(crate) fn renew(&self, read: Result<T, Failure>) -> Result<(), Failure> {
-        *self.last_failure.lock() = read.as_ref().err().cloned();
-        self.current.store(Arc::new(read?));
-        Ok(())
+        let outcome = read.map(|read| self.current.store(Arc::new(read)));
+        self.last_failure.record(outcome.as_ref().err().cloned());
+        outcome
     }
 
     pub(crate) fn last_failure(&self) -> Option<Failure> {
-        self.last_failure.lock().clone()
+        self.last_failure.get()
     }
 }
 

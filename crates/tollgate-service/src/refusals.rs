@@ -50,7 +50,7 @@ impl Refusals {
     }
 
     /// Notes a refusal of an account. Never waits.
-    pub fn note(&self, account: Partition, refusal: Refusal) {
+    pub fn record(&self, account: Partition, refusal: Refusal) {
         let waiting = &mut *self.waiting.lock();
         let of_account = waiting.accounts.get_mut(&account);
         match of_account {
@@ -202,11 +202,11 @@ mod tests {
     #[tokio::test]
     async fn a_flood_takes_nobody_else_s_place_and_drops_are_counted() {
         let (refusals, log, metrics) = refusals(120);
-        (0..5_000).for_each(|at| refusals.note(account(0), refusal(at)));
+        (0..5_000).for_each(|at| refusals.record(account(0), refusal(at)));
         assert_eq!(metric(&metrics, WAITING), 50);
         assert_eq!(metric(&metrics, DROPPED), 0, "the log would have forgotten the others");
-        (0..50).for_each(|at| refusals.note(account(1), refusal(at)));
-        (0..50).for_each(|at| refusals.note(account(2), refusal(at)));
+        (0..50).for_each(|at| refusals.record(account(1), refusal(at)));
+        (0..50).for_each(|at| refusals.record(account(2), refusal(at)));
         assert_eq!((metric(&metrics, WAITING), metric(&metrics, DROPPED)), (120, 30));
         refusals.write_all().await.unwrap();
         assert_eq!(metric(&metrics, WAITING), 0);
@@ -223,7 +223,7 @@ mod tests {
         let (refusals, log, _) = refusals(120);
         let refusals = Arc::new(refusals);
         log.gate.forget_permits(1);
-        refusals.note(account(0), refusal(1));
+        refusals.record(account(0), refusal(1));
         let writer = tokio::spawn(Arc::clone(&refusals).keep_writing());
         while refusals.waiting.lock().refusals > 0 {
             tokio::task::yield_now().await;
@@ -239,16 +239,16 @@ mod tests {
     #[tokio::test]
     async fn what_the_store_did_not_take_waits_in_order() {
         let (refusals, log, metrics) = refusals(120);
-        (0..30).for_each(|at| refusals.note(account(0), refusal(at)));
+        (0..30).for_each(|at| refusals.record(account(0), refusal(at)));
         log.broken.store(true, Ordering::SeqCst);
         assert!(refusals.write_all().await.is_err());
         assert_eq!(metric(&metrics, DROPPED), 0);
-        (30..70).for_each(|at| refusals.note(account(0), refusal(at)));
+        (30..70).for_each(|at| refusals.record(account(0), refusal(at)));
         log.broken.store(false, Ordering::SeqCst);
         refusals.write_all().await.unwrap();
         let times: Vec<u64> = log.latest(account(0)).await.unwrap().iter().map(|refusal| refusal.at_ms).collect();
         assert_eq!(times, (20..70).rev().collect::<Vec<_>>());
-        refusals.note(account(0), refusal(70));
+        refusals.record(account(0), refusal(70));
         log.broken.store(true, Ordering::SeqCst);
         refusals.flush().await;
         assert_eq!(metric(&metrics, "tollgate_refusal_log_dropped_total{reason=\"store\"}"), 1, "lost at the end");

@@ -80,7 +80,7 @@ impl Fallback {
         }
     }
 
-    /// The same, with room for so many open-ended ledgers in each partition.
+    /// The same, with room for so many caller-named ledgers in each partition.
     #[must_use]
     pub fn with_max_open_ended(self, most: u32) -> Self {
         Self { local: self.local.with_max_open_ended(most), ..self }

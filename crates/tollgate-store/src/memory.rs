@@ -53,7 +53,7 @@ struct Shard {
     full_until: Timestamp,
 }
 
-/// Who has a place among the open-ended ledgers of its partition.
+/// Who has a place among the caller-named ledgers of its partition.
 struct KeyCap {
     taken: IndexSet<LedgerKey>,
     by_partition: HashMap<Partition, usize>,
@@ -72,7 +72,7 @@ impl KeyCap {
     }
 
     fn free(&mut self, key: &LedgerKey) {
-        if key.is_open_ended() && self.taken.swap_remove(key) {
+        if key.is_caller_named() && self.taken.swap_remove(key) {
             let left = self.by_partition.get_mut(&key.partition).map_or(0, |taken| {
                 *taken -= 1;
                 *taken
@@ -92,7 +92,7 @@ impl<C: Clock> MemoryStore<C> {
         Self::with_shards(clock, max_ledgers, MAX_OPEN_ENDED, true)
     }
 
-    /// The same, with room for so many open-ended ledgers in each partition.
+    /// The same, with room for so many caller-named ledgers in each partition.
     #[must_use]
     pub fn with_max_open_ended(self, most: u32) -> Self {
         self.shards.iter().for_each(|shard| shard.lock().seats.most = most);
@@ -218,12 +218,12 @@ impl<C: Clock> Store for MemoryStore<C> {
         Box::pin(std::future::ready(Ok(admission::extend(&mut locked, home, id, ttl_ms, reservation, now))))
     }
 
-    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize> {
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], caller_named: bool) -> StoreFuture<'a, usize> {
         let (mut locked, _) = self.lock([home].into_iter());
         let shard = locked.shard(home);
         let before = shard.ledgers.len();
         shard.ledgers.retain(|key, _| {
-            let goes = key.partition == home && (ledgers.contains(key) || open_ended && key.is_open_ended());
+            let goes = key.partition == home && (ledgers.contains(key) || caller_named && key.is_caller_named());
             if goes {
                 shard.seats.free(key);
                 disown(&mut shard.owned, key.partition.owner());
@@ -246,7 +246,7 @@ impl Shard {
         }
         for _ in 0..2 {
             match self.ledgers.get_index(self.sweep_at) {
-                Some((key, ledger)) if self.forgets && ledger.is_over(now) => {
+                Some((key, ledger)) if self.forgets && ledger.is_expired(now) => {
                     self.seats.free(key);
                     disown(&mut self.owned, key.partition.owner());
                     self.ledgers.swap_remove_index(self.sweep_at);
@@ -260,7 +260,7 @@ impl Shard {
     fn sweep_all(&mut self, now: Timestamp) {
         self.records.sweep(now);
         self.ledgers.retain(|key, ledger| {
-            let stays = !ledger.is_over(now);
+            let stays = !ledger.is_expired(now);
             if !stays {
                 self.seats.free(key);
                 disown(&mut self.owned, key.partition.owner());
@@ -363,7 +363,7 @@ impl LedgerMap for Locked<'_> {
     }
 
     fn admit_new_keys(&mut self, new: &[LedgerKey]) -> bool {
-        // All open-ended ledgers of a call are its account's.
+        // All caller-named ledgers of a call are its account's.
         new.first().is_none_or(|key| self.shard(key.partition).seats.take(key.partition, new))
     }
 }

@@ -296,7 +296,7 @@ impl Store for RedisStore {
         })
     }
 
-    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], open_ended: bool) -> StoreFuture<'a, usize> {
+    fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], caller_named: bool) -> StoreFuture<'a, usize> {
         Box::pin(async move {
             let prefix = self.link.key_prefix();
             let names = [wire::names_key(prefix, home)];
@@ -308,8 +308,8 @@ impl Store for RedisStore {
                 let keys: Vec<String> = ledgers
                     .flat_map(|ledger| [wire::ledger_key(prefix, ledger), records::slots_key(prefix, ledger)])
                     .collect();
-                let open_ended: &[u8] = if open_ended && part == last { b"1" } else { b"0" };
-                let args = [front.as_bytes(), open_ended];
+                let caller_named: &[u8] = if caller_named && part == last { b"1" } else { b"0" };
+                let args = [front.as_bytes(), caller_named];
                 let deadline = self.link.deadline();
                 let reply = self.script(&self.scripts.reset, Writes::Charge, &[&keys, &names], &args, deadline).await?;
                 let Value::Int(here) = reply else { return Err(wire::unreadable()) };

@@ -90,7 +90,7 @@ fn id_of(number: u64) -> ReservationId {
 
 async fn reserve(store: &RedisStore, number: u64, slot: bool) {
     let claims = claims(number % ACCOUNTS, slot);
-    let hold = NewReservation { id: id_of(number), ttl_ms: TTL_MS, note: NOTE };
+    let hold = NewReservation { id: id_of(number), ttl_ms: TTL_MS, metadata: NOTE };
     let terms = AdmitOptions { home: claims[0].ledger.partition, hold: Some(hold), request: None };
     store.admit(&claims, &terms).await.expect("an admission");
 }
@@ -108,7 +108,8 @@ async fn close(store: &RedisStore, number: u64, way: Way, known: &Reservation) {
         .collect();
     let debts: Vec<Claim> =
         claims.iter().filter(|claim| way == Way::SettleMore && claim.unit == tokens).copied().collect();
-    let closing = CloseRequest { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, note: NOTE };
+    let closing =
+        CloseRequest { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, metadata: NOTE };
     store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
 }
 

@@ -12,6 +12,8 @@ mod bad_input;
 #[cfg(test)]
 mod batch;
 #[cfg(test)]
+mod caller_named;
+#[cfg(test)]
 mod chaos;
 #[cfg(test)]
 mod documents;
@@ -37,8 +39,6 @@ mod listing;
 mod logs;
 #[cfg(test)]
 mod metrics;
-#[cfg(test)]
-mod open_ended;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl<'a> AbuseCounter<'a> {
     pub fn block_check(&self) -> Claim {
         let block = self.block();
         let limit = if self.rule.shadow { Limit::Unlimited } else { block.limit };
-        Claim { effect: Effect::Judge, limit, ..block }
+        Claim { effect: Effect::CheckOnly, limit, ..block }
     }
 
     /// One failure, to be charged unless a block is on, and whether one is: of a shadow rule too.
@@ -135,7 +135,7 @@ impl<'a> AbuseCounter<'a> {
             limit: Limit::Unlimited,
             effect: Effect::Charge,
         };
-        [failure, Claim { effect: Effect::Judge, ..self.block() }]
+        [failure, Claim { effect: Effect::CheckOnly, ..self.block() }]
     }
 
     /// A block, to be charged if none is on.

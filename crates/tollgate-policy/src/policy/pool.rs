@@ -180,11 +180,11 @@ impl PoolClaim<'_> {
                 cost: if own { self.cost } else { Amount::ZERO },
                 limit: part.filter(|_| own).map_or(Limit::Unlimited, Limit::Finite),
                 // The others' are only looked at, so that a reservation does not remember them.
-                effect: if own { Effect::Charge } else { Effect::Judge },
+                effect: if own { Effect::Charge } else { Effect::CheckOnly },
             }
         });
         let wanted = (0..PRIORITIES).filter(|priority| *priority != self.priority);
-        let look = |claim| Claim { effect: Effect::Judge, ..claim };
+        let look = |claim| Claim { effect: Effect::CheckOnly, ..claim };
         uses.chain(wanted.filter_map(move |priority| self.wanted(priority, Amount::ZERO).map(look)))
     }
 

@@ -254,21 +254,21 @@ impl<'a> Resolved<'a> {
     pub fn own_ledgers(&self, name: Option<&str>, mut found: impl FnMut(&str, Option<LedgerKey>)) -> bool {
         let quotas = self.quotas.iter().map(|active| (&active.quota.name, &active.quota.scope));
         let rules = self.policy.abuse_rules().iter().map(|rule| (&rule.name, &rule.scope));
-        let mut open_ended = false;
+        let mut caller_named = false;
         for (of, scope) in quotas.chain(rules) {
             if !scope.within_account() || name.is_some_and(|name| *name != **of) {
                 continue;
             }
             let each = self.resource.counter == Counter::Each && scope.names_resource();
             let chosen = scope.attributes().iter().any(|attribute| matches!(attribute, Attribute::Other(_)));
-            open_ended |= each || chosen;
+            caller_named |= each || chosen;
             if chosen {
                 found(of, None);
             } else if let Ok(ledger) = self.ledger(scope, |attribute| self.value(attribute, |_| None).ok_or(())) {
                 found(of, Some(ledger));
             }
         }
-        open_ended
+        caller_named
     }
 
     /// The ledger of a scope.

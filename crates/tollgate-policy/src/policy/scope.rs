@@ -132,8 +132,8 @@ impl Scope {
             Attribute::Resource => is_open,
             Attribute::Other(_) => true,
         };
-        let is_open_ended = self.attributes.iter().any(chosen);
-        Ok(if is_open_ended { LedgerKey::open_ended(account, parts()) } else { LedgerKey::of(account, parts()) })
+        let is_caller_named = self.attributes.iter().any(chosen);
+        Ok(if is_caller_named { LedgerKey::caller_named(account, parts()) } else { LedgerKey::of(account, parts()) })
     }
 }
 

@@ -62,7 +62,7 @@ impl CallBody {
         Self { body, bounds: None, holder: Holder::Anyone, prefix: [0; PREFIX_BYTES], seen: 0, waiting: None }
     }
 
-    fn note(&mut self, data: &[u8]) {
+    fn count(&mut self, data: &[u8]) {
         let free = &mut self.prefix[self.seen.min(PREFIX_BYTES)..];
         let known = free.len().min(data.len());
         free[..known].copy_from_slice(&data[..known]);
@@ -110,7 +110,7 @@ impl HttpBody for CallBody {
         let Some(bounds) = &this.bounds else { return frame };
         if let Poll::Ready(frame) = frame {
             if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
-                this.note(data);
+                this.count(data);
             }
             return Poll::Ready(frame);
         }

@@ -25,12 +25,12 @@ impl AdminSession<'_> {
         check_name("account", id)?;
         let policy = &self.domain.policy;
         let identities = self.identities(id).await;
-        let (mut ledgers, mut names, mut open_ended) = (HashSet::new(), BTreeSet::new(), false);
+        let (mut ledgers, mut names, mut caller_named) = (HashSet::new(), BTreeSet::new(), false);
         for identity in &identities {
             for tier in policy.tiers().iter().filter_map(|tier| policy.tier_named(&tier.name)) {
                 let caller = Caller { tier, ..identity.caller() };
                 for resolved in policy.resolve_all(&caller).flatten() {
-                    open_ended |= resolved.own_ledgers(quota, |name, ledger| {
+                    caller_named |= resolved.own_ledgers(quota, |name, ledger| {
                         names.insert(name.to_owned());
                         ledgers.extend(ledger);
                     });
@@ -42,7 +42,7 @@ impl AdminSession<'_> {
             return Err(AdminError::NotFound(wrong));
         }
         let ledgers: Vec<LedgerKey> = ledgers.into_iter().collect();
-        let counters = self.admin.counters.reset(policy.account_partition(id), &ledgers, open_ended).await?;
+        let counters = self.admin.counters.reset(policy.account_partition(id), &ledgers, caller_named).await?;
         let domain = self.name();
         tracing::info!(by = self.by, domain, account = id, quota, counters, "usage reset");
         Ok(UsageReset { counters, quotas: names.into_iter().collect() })

@@ -71,7 +71,7 @@ impl DecisionService {
             },
             Some(Reason::UploadTooLarge | Reason::InvalidKey(_)) | None => return,
         };
-        self.refusals.note(
+        self.refusals.record(
             identity.account.partition,
             Refusal {
                 key: identity.key.as_ref().map(|key| key.id.to_string()),

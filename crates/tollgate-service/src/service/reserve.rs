@@ -84,7 +84,8 @@ impl AdmissionPlan {
     }
 
     fn terms(&self) -> AdmitOptions<'_> {
-        let hold = self.hold.as_ref().map(|(id, ttl_ms, note)| NewReservation { id: *id, ttl_ms: *ttl_ms, note });
+        let hold =
+            self.hold.as_ref().map(|(id, ttl_ms, metadata)| NewReservation { id: *id, ttl_ms: *ttl_ms, metadata });
         AdmitOptions { home: self.home, hold, request: self.request }
     }
 }
@@ -289,7 +290,7 @@ fn note_of(
         let unit = &claims.quotas().get(draw.quota)?.quota.unit.name;
         Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
     });
-    let mut note = Note {
+    let mut metadata = Note {
         reserved: reserved.collect(),
         shares: shares.collect(),
         calendars: calendars.collect(),
@@ -299,11 +300,11 @@ fn note_of(
         resource: call.resource.to_owned(),
         attributes: call.attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
     };
-    note.calendars.sort_unstable();
-    note.calendars.dedup();
-    let bytes = serde_json::to_vec(&note).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
+    metadata.calendars.sort_unstable();
+    metadata.calendars.dedup();
+    let bytes = serde_json::to_vec(&metadata).map_err(|error| StoreError::Refused(format!("a metadata: {error}")))?;
     if bytes.len() > MAX_NOTE_BYTES {
-        return Err(StoreError::Refused("the reservation's note is too long".into()).into());
+        return Err(StoreError::Refused("the reservation's metadata is too long".into()).into());
     }
     Ok(bytes)
 }

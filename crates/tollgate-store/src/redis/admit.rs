@@ -99,7 +99,7 @@ impl<'a> Admit<'a> {
         let mut body = Vec::new();
         if let (Some(terms), Some(hold)) = (terms, hold) {
             keys.push(reservation_key(prefix, terms.home, hold.id));
-            body = write_body(terms.home, claims, &request, ask.elsewhere, hold.note);
+            body = write_body(terms.home, claims, &request, ask.elsewhere, hold.metadata);
         }
         if let (Some(terms), Some(mark)) = (terms, mark) {
             keys.push(request_key(prefix, terms.home, &mark.id));

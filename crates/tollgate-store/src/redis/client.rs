@@ -67,7 +67,7 @@ pub struct RedisConfig {
     pub deadline: Duration,
     /// How many calls may be under way at once; one more is refused at once.
     pub max_in_flight: usize,
-    /// How many open-ended ledgers a partition may have.
+    /// How many caller-named ledgers a partition may have.
     pub max_open_ended: u32,
     /// How many replicas must have what a call wrote before it is answered; 0 to wait for none.
     pub wait_replicas: usize,
@@ -206,7 +206,7 @@ impl RedisClient {
         &self.0.config.key_prefix
     }
 
-    /// How many open-ended ledgers a partition may have.
+    /// How many caller-named ledgers a partition may have.
     pub(crate) fn max_open_ended(&self) -> u32 {
         self.0.config.max_open_ended
     }

@@ -55,11 +55,11 @@ impl FastPathRequest {
     /// names, each once, and any other claims only judge it, by counters that rarely exist.
     pub(super) fn of(claims: &[Claim], request: &Request, mode: Mode, validity: Validity) -> Option<Self> {
         let claim = |row: &Row| &claims[row.claim];
-        let first_guard = request.rows.iter().position(|row| claim(row).effect == Effect::Judge);
+        let first_guard = request.rows.iter().position(|row| claim(row).effect == Effect::CheckOnly);
         let (charged, guards) = request.rows.split_at(first_guard.unwrap_or(request.rows.len()));
         let may_pass = |row: &Row| {
             let Claim { effect, span, cost, limit, .. } = claim(row);
-            *effect == Effect::Judge && matches!(span, WindowInstance::Sliding(_)) && *cost <= limit.ceiling()
+            *effect == Effect::CheckOnly && matches!(span, WindowInstance::Sliding(_)) && *cost <= limit.ceiling()
         };
         if mode != Mode::Try
             || !request.on_slots.is_empty()

@@ -85,7 +85,7 @@ constants! {
     REQUEST: &str = "BI6I6";
     /// A claim: ledger, kind, id, start and end of the period, unit, cost, charge, limit.
     ROW: &str = "BBI4I6I6I4I7I7I7";
-    /// Behind the rows, if there are open-ended ledgers: how many there may be, the set's key, a bit for each ledger.
+    /// Behind the rows, if there are caller-named ledgers: how many there may be, the set's key, a bit for each ledger.
     OPEN_ENDED: &str = "I4B";
     /// A reply: status, now. A [`STATUS`] for each row follows.
     REPLY: &str = "BI6";

@@ -50,17 +50,17 @@ pub(super) fn slots_key(prefix: &str, scope: &LedgerKey) -> String {
 /// What a reservation's record begins with: number of ledgers u8, the ledgers; number of rows u8, and for each of
 /// the script's rows whether it is a counter of the reservation u8 and, if so, ledger u8, kind u8, id u32, unit
 /// u32; number of charges in other slots u8, the charges as refund.lua has them; number of scopes of slots u8, the
-/// scopes; length of the note u16, the note. A ledger or scope is a u8, 1 if its partition of 12 bytes follows, as it
+/// scopes; length of the metadata u16, the metadata. A ledger or scope is a u8, 1 if its partition of 12 bytes follows, as it
 /// is not the record's own, and its 8 bytes. Behind it the script writes, for each row, where and how much was charged.
 pub(super) fn write_body(
     home: Partition,
     claims: &[Claim],
     request: &Request,
     elsewhere: &OtherPartitions,
-    note: &[u8],
+    metadata: &[u8],
 ) -> Vec<u8> {
     let mut body =
-        Vec::with_capacity(64 + 12 * request.rows.len() + size_of(REFUND) * elsewhere.charges.len() + note.len());
+        Vec::with_capacity(64 + 12 * request.rows.len() + size_of(REFUND) * elsewhere.charges.len() + metadata.len());
     let put_ledgers = |body: &mut Vec<u8>, ledgers: &[LedgerKey]| {
         body.push(small(ledgers.len()));
         for ledger in ledgers {
@@ -92,8 +92,8 @@ pub(super) fn write_body(
     body.push(small(elsewhere.charges.len()));
     body.extend(charges);
     put_ledgers(&mut body, &[&slots_of(claims)[..], &elsewhere.slots].concat());
-    put::<2>(&mut body, note.len() as u64);
-    body.extend(note);
+    put::<2>(&mut body, metadata.len() as u64);
+    body.extend(metadata);
     body
 }
 
@@ -147,7 +147,7 @@ fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
     }
     let slots = read_ledgers(home, rest)?;
     let length = usize::try_from(take(rest, 2)?).ok()?;
-    let (note, charged) = rest.split_at_checked(length)?;
+    let (metadata, charged) = rest.split_at_checked(length)?;
     *rest = charged;
     for row in &mut rows {
         let (number, amount) = (take(rest, 6)?, take(rest, 7)?);
@@ -155,7 +155,11 @@ fn read_reservation(home: Partition, mut rest: &[u8]) -> Option<Reservation> {
             (charge.number, charge.amount) = (number, Amount::try_from(amount).ok()?);
         }
     }
-    Some(Reservation { charges: rows.into_iter().flatten().chain(elsewhere).collect(), slots, note: note.into() })
+    Some(Reservation {
+        charges: rows.into_iter().flatten().chain(elsewhere).collect(),
+        slots,
+        metadata: metadata.into(),
+    })
 }
 
 /// A counter that nothing was charged on yet.
@@ -231,7 +235,7 @@ fn read_closed(mut rest: &[u8]) -> Option<ClosedReservation> {
         }
         refunded.insert(place, amount);
     }
-    Some(ClosedReservation { at: Timestamp::from_ms(at), digest, refunded, note: (*rest).into() })
+    Some(ClosedReservation { at: Timestamp::from_ms(at), digest, refunded, metadata: (*rest).into() })
 }
 
 /// What was given back in other slots: for each refund there its place among all of them, and how much.
@@ -248,7 +252,7 @@ pub(super) struct Close {
 
 impl Close {
     /// `elsewhere` is in the order of the places, and not among the closing's own refunds. The script keeps, behind
-    /// the digest: number of them u8, for each its place u8 and amount u56; the note.
+    /// the digest: number of them u8, for each its place u8 and amount u56; the metadata.
     pub(super) fn new(
         prefix: &str,
         home: Partition,
@@ -269,7 +273,7 @@ impl Close {
             body.push(small(*place));
             put::<7>(&mut body, amount.get());
         }
-        body.extend(closing.note);
+        body.extend(closing.metadata);
         Self { debts, more_keys, refunds, body }
     }
 

@@ -137,7 +137,7 @@ impl Call {
         if last.claims.is_empty() && hold.is_none() && request.is_none() {
             last = others.pop().unwrap_or(last);
         }
-        let hold = hold.map(|NewReservation { id, ttl_ms, note }| (id, ttl_ms, note.to_vec()));
+        let hold = hold.map(|NewReservation { id, ttl_ms, metadata }| (id, ttl_ms, metadata.to_vec()));
         let shape = if request.is_some() { claims_fingerprint(claims) } else { 0 };
         Self { store: store.clone(), others, last, home, hold, request, shape, bounds }
     }
@@ -256,7 +256,7 @@ impl Call {
         let refunds: Vec<Charge> = charges.iter().filter(|charge| charge.amount > Amount::ZERO).copied().collect();
         let reservation = Reservation { slots: slots_of(&part.claims), ..Reservation::default() };
         let closing =
-            CloseRequest { digest: [0; 16], refunds: &refunds, debts: &[], reservation: &reservation, note: b"" };
+            CloseRequest { digest: [0; 16], refunds: &refunds, debts: &[], reservation: &reservation, metadata: b"" };
         loop {
             let done = match self.hold {
                 Some((id, ..)) => {
@@ -286,7 +286,7 @@ impl Call {
 
     /// Admits another part than the last, as a reservation of its own if it is to be one.
     async fn ask(&self, part: &Part) -> Result<AdmitReply, StoreError> {
-        let hold = self.hold.as_ref().map(|(id, ttl_ms, _)| NewReservation { id: *id, ttl_ms: *ttl_ms, note: b"" });
+        let hold = self.hold.as_ref().map(|(id, ttl_ms, _)| NewReservation { id: *id, ttl_ms: *ttl_ms, metadata: b"" });
         let terms = AdmitOptions { home: part.partition, hold, request: None };
         let ask = AdmitRequest {
             claims: &part.claims,
@@ -302,7 +302,7 @@ impl Call {
 
     async fn admit_home(&self, mode: Mode, elsewhere: &OtherPartitions) -> Result<AdmitReply, StoreError> {
         let hold = self.hold.as_ref().filter(|_| mode == Mode::Try);
-        let hold = hold.map(|(id, ttl_ms, note)| NewReservation { id: *id, ttl_ms: *ttl_ms, note });
+        let hold = hold.map(|(id, ttl_ms, metadata)| NewReservation { id: *id, ttl_ms: *ttl_ms, metadata });
         if hold.is_none() && self.request.is_none() {
             if self.last.claims.is_empty() {
                 let applied =

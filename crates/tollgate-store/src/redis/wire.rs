@@ -13,7 +13,7 @@ use tollgate_core::{
 
 use super::layout::{CALENDAR, NEVER, REQUEST, ROW, SLIDING, size_of};
 
-/// The key of the names of a partition's open-ended ledgers.
+/// The key of the names of a partition's caller-named ledgers.
 const PLACES_KEY: &str = "o";
 /// What is said of a reply that is none of the script's.
 pub(super) const UNREADABLE: &str = "the script's reply cannot be read";
@@ -82,11 +82,11 @@ impl Request {
         Self { keys, packed: pack(claims, &rows, mode, validity), ledgers, rows, on_slots }
     }
 
-    /// The same, in partitions that may have so many open-ended ledgers.
+    /// The same, in partitions that may have so many caller-named ledgers.
     pub(super) fn with_places(mut self, prefix: &str, most: u32) -> Self {
-        let Some(open) = self.ledgers.iter().find(|ledger| ledger.is_open_ended()) else { return self };
+        let Some(open) = self.ledgers.iter().find(|ledger| ledger.is_caller_named()) else { return self };
         self.keys.push(names_key(prefix, open.partition));
-        let marks = self.ledgers.iter().enumerate().filter(|(_, ledger)| ledger.is_open_ended());
+        let marks = self.ledgers.iter().enumerate().filter(|(_, ledger)| ledger.is_caller_named());
         let marks = marks.fold(0_u64, |marks, (at, _)| marks | 1 << at);
         self.packed.extend(most.to_le_bytes());
         self.packed.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
@@ -215,7 +215,7 @@ pub(super) fn put<const N: usize>(to: &mut Vec<u8>, number: u64) {
     to.extend(number.to_le_bytes().into_iter().take(N));
 }
 
-/// The key of the names of a partition's open-ended ledgers.
+/// The key of the names of a partition's caller-named ledgers.
 pub(super) fn names_key(prefix: &str, partition: Partition) -> String {
     key_in(prefix, partition, PLACES_KEY, &[])
 }

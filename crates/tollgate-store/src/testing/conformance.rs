@@ -66,12 +66,12 @@ enum WindowSpec {
 /// Where every sequence starts: Monday, 2025-03-03T00:00:00Z.
 pub const START: Timestamp = Timestamp::from_ms(1_740_960_000_000);
 
-/// Scopes from this one on are open-ended.
+/// Scopes from this one on are caller-named.
 const CLOSED_SCOPES: u8 = 2;
 
 impl ClaimSpec {
     fn claim(&self, now: Timestamp) -> Claim {
-        // All open-ended ledgers of a call are those of one account.
+        // All caller-named ledgers of a call are those of one account.
         let account = if self.scope < CLOSED_SCOPES { self.account } else { 0 };
         let partition = Partition::of(["conformance", &account.to_string()]);
         let span = match self.window {
@@ -87,7 +87,7 @@ impl ClaimSpec {
             WindowSpec::Slots => WindowInstance::Slots,
         };
         let scope = self.scope.to_string();
-        let ledger = if self.scope < CLOSED_SCOPES { LedgerKey::of } else { LedgerKey::open_ended };
+        let ledger = if self.scope < CLOSED_SCOPES { LedgerKey::of } else { LedgerKey::caller_named };
         Claim {
             ledger: ledger(partition, [scope.as_str()]),
             span,
@@ -179,8 +179,8 @@ pub async fn play(
                 let claims = claims(specs);
                 let home = claims.first().map_or(Partition::of(["nobody"]), |claim| claim.ledger.partition);
                 let id = ReservationId(made_id(at));
-                let note = at.to_le_bytes();
-                let hold = hold_ms.map(|ttl_ms| NewReservation { id, ttl_ms, note: &note });
+                let metadata = at.to_le_bytes();
+                let hold = hold_ms.map(|ttl_ms| NewReservation { id, ttl_ms, metadata: &metadata });
                 let digest = |number: u8| [claims_fingerprint(&claims).to_le_bytes(), [number; 8]].concat();
                 let request = request.map(|(number, ttl_ms)| IdempotencyKey {
                     id: [number; 16],
@@ -208,12 +208,12 @@ pub async fn play(
                 let mine = other.look(home, id).await;
                 let mut debts = claims(debts);
                 debts.retain(|claim| claim.span != WindowInstance::Slots && is_part(mine.as_ref().ok(), home, claim));
-                let note = [*which; 3];
-                let answer = end(other, (home, id), mine.clone().ok(), shares, &debts, &note).await;
+                let metadata = [*which; 3];
+                let answer = end(other, (home, id), mine.clone().ok(), shares, &debts, &metadata).await;
                 for reference in references {
                     let looked = reference.look(home, id).await;
                     assert_eq!(numberless(mine.clone()), numberless(looked.clone()), "{}", place());
-                    let expected = end(*reference, (home, id), looked.ok(), shares, &debts, &note).await;
+                    let expected = end(*reference, (home, id), looked.ok(), shares, &debts, &metadata).await;
                     assert_eq!(answer, expected, "{}", place());
                 }
             }
@@ -252,10 +252,11 @@ async fn end(
     looked: Option<ReservationState>,
     shares: &[u8],
     debts: &[Claim],
-    note: &[u8],
+    metadata: &[u8],
 ) -> Result<tollgate_core::reservation::CloseResult, tollgate_core::store::StoreError> {
     let Some(ReservationState::Open { reservation, .. }) = looked else {
-        let closing = CloseRequest { digest: [0; 16], refunds: &[], debts, reservation: &Reservation::default(), note };
+        let closing =
+            CloseRequest { digest: [0; 16], refunds: &[], debts, reservation: &Reservation::default(), metadata };
         return store.close(home, id, &closing).await;
     };
     let mut refunds = reservation.charges.clone();
@@ -264,7 +265,7 @@ async fn end(
         let share = u128::from(charge.amount.get()) * u128::from(*quarters) / 4;
         charge.amount = Amount::try_from(u64::try_from(share).expect("a share")).expect("a share");
     }
-    let closing = CloseRequest { digest: [7; 16], refunds: &refunds, debts, reservation: &reservation, note };
+    let closing = CloseRequest { digest: [7; 16], refunds: &refunds, debts, reservation: &reservation, metadata };
     store.close(home, id, &closing).await
 }
 
@@ -311,8 +312,8 @@ pub fn mixed() -> impl Strategy<Value = Vec<Step>> {
     mixed_in(CLOSED_SCOPES)
 }
 
-/// The same with more scopes, most of them open-ended, for stores that have few places for these.
-pub fn open_ended() -> impl Strategy<Value = Vec<Step>> {
+/// The same with more scopes, most of them caller-named, for stores that have few places for these.
+pub fn caller_named() -> impl Strategy<Value = Vec<Step>> {
     mixed_in(CLOSED_SCOPES + 6)
 }
 
@@ -473,7 +474,8 @@ pub fn together() -> impl Strategy<Value = Vec<Step>> {
             let mut claims = vec![claim(0, one, 1, some), claim(1, one, cost, more), claim(0, other, 1, some)];
             if form > 1 {
                 // A guard, which counts no call.
-                let guard = ClaimSpec { scope: 1 - scope.min(1), effect: Effect::Judge, ..claim(2, one, 1, Some(3)) };
+                let guard =
+                    ClaimSpec { scope: 1 - scope.min(1), effect: Effect::CheckOnly, ..claim(2, one, 1, Some(3)) };
                 claims.push(guard);
             }
             claims
@@ -525,7 +527,7 @@ fn claim_in(scopes: u8) -> impl Strategy<Value = ClaimSpec> {
         4 => (1_u64..200_000).prop_map(Some),
         1 => (1_u64..1 << 53).prop_map(Some),
     ];
-    let effect = prop_oneof![6 => Just(Effect::Charge), 1 => Just(Effect::Judge)];
+    let effect = prop_oneof![6 => Just(Effect::Charge), 1 => Just(Effect::CheckOnly)];
     (0_u8..2, 0..scopes, 0_u8..3, window, cost, limit, effect).prop_map(
         |(account, scope, unit, window, cost, limit, effect)| ClaimSpec {
             account,

@@ -137,7 +137,8 @@ fn a_reservation_over_several_slots_is_closed_in_all_of_them() {
     let before = world.used(&one);
     decided(world.reserve(&one, 4, 100).unwrap());
     let held = world.look(&other, 4);
-    let closing = CloseRequest { digest: [9; 16], refunds: &held.charges, debts: &[], reservation: &held, note: b"" };
+    let closing =
+        CloseRequest { digest: [9; 16], refunds: &held.charges, debts: &[], reservation: &held, metadata: b"" };
     let id = ReservationId([4; 16]);
     let closed = other.run(other.store.close(world.homes[0], id, &closing)).unwrap();
     let CloseResult::Done(closed) = closed else { panic!("{closed:?}") };
@@ -214,7 +215,7 @@ fn a_repeated_request_id_gets_the_whole_first_answer() {
         .filter(|claim| claim.ledger.partition == world.homes[0] || claim.span != WindowInstance::Slots);
     let judged: Vec<Claim> = judged
         .map(|claim| {
-            let effect = if claim.ledger.partition == world.homes[0] { Effect::Charge } else { Effect::Judge };
+            let effect = if claim.ledger.partition == world.homes[0] { Effect::Charge } else { Effect::CheckOnly };
             Claim { effect, ..*claim }
         })
         .collect();

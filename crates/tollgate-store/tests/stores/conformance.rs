@@ -26,7 +26,7 @@ use tollgate_store::{
     redis::RedisConfig,
     testing::{
         RedisServer, check_property,
-        conformance::{Placement, START, Step, crowded, mixed, open_ended, paced, play, reserved, together},
+        conformance::{Placement, START, Step, caller_named, crowded, mixed, paced, play, reserved, together},
         stored::StoredValues,
     },
 };
@@ -43,7 +43,7 @@ fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
     check_within(MAX_OPEN_ENDED, strategy, cases)
 }
 
-/// The same on stores that have so many places for open-ended ledgers in each partition.
+/// The same on stores that have so many places for caller-named ledgers in each partition.
 fn check_within(most: u32, strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
     let (server, of_general) = (RedisServer::start(), RedisServer::start());
     let stored = std::cell::RefCell::new(StoredValues::of(&server, &of_general));
@@ -112,7 +112,7 @@ fn redis_agrees_on_mixed_sequences() {
 /// Broken to try it: a call that takes the last place twice, a refused call that takes one.
 #[test]
 fn redis_agrees_on_open_ended_ledgers() {
-    check_within(3, open_ended(), 300);
+    check_within(3, caller_named(), 300);
 }
 
 #[test]

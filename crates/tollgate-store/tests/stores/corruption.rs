@@ -167,7 +167,7 @@ async fn corrupt_records_and_slots_fail_their_own_callers_only() {
     let (store, mut redis) = (store(&server), server.connection());
     let mut bystander = Bystander { store: &store, used: 0 };
     let (home, claims) = (Partition::of(["victim"]), with_slot("victim"));
-    let hold = NewReservation { id: ID, ttl_ms: HOUR, note: b"note" };
+    let hold = NewReservation { id: ID, ttl_ms: HOUR, metadata: b"note" };
     let request = IdempotencyKey { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
     let terms = AdmitOptions { home, hold: Some(hold), request: Some(request) };
     let Admission::Decided(_) = store.admit(&claims, &terms).await.unwrap() else { panic!("not decided") };
@@ -202,7 +202,7 @@ async fn corrupt_records_and_slots_fail_their_own_callers_only() {
                             refunds: &refunds,
                             debts: &[],
                             reservation: &reservation,
-                            note: b"",
+                            metadata: b"",
                         };
                         concerns_itself(&what, bystander.beside(&what, store.close(home, ID, &closing)).await);
                     }
@@ -247,7 +247,7 @@ async fn no_corrupt_value_makes_a_large_reply() {
     let server = RedisServer::start();
     let (store, mut redis) = (store(&server), server.connection());
     let (home, claims) = (Partition::of(["victim"]), with_slot("victim"));
-    let hold = NewReservation { id: ID, ttl_ms: HOUR, note: b"note" };
+    let hold = NewReservation { id: ID, ttl_ms: HOUR, metadata: b"note" };
     let request = IdempotencyKey { id: [5; 16], digest: [9; 16], ttl_ms: HOUR };
     let terms = AdmitOptions { home, hold: Some(hold), request: Some(request) };
     store.admit(&claims, &terms).await.unwrap();

@@ -6,6 +6,8 @@ mod accounts;
 #[cfg(test)]
 mod batches;
 #[cfg(test)]
+mod caller_named;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod conformance;
@@ -13,8 +15,6 @@ mod conformance;
 mod corruption;
 #[cfg(test)]
 mod harness;
-#[cfg(test)]
-mod open_ended;
 #[cfg(test)]
 mod pools;
 #[cfg(test)]

@@ -262,7 +262,7 @@ fn a_block_stops_calls_and_is_not_charged_by_them() {
         let limits = [8, 400, 60];
         let charged =
             Claim { unit: UnitId::of("blocks"), limit: Limit::Finite(Amount::from(1)), ..claims(limits, 1)[0] };
-        let guard = Claim { effect: Effect::Judge, ..charged };
+        let guard = Claim { effect: Effect::CheckOnly, ..charged };
         let mut on_until = START;
         for (pause, sets, mode) in steps {
             bench.clock.advance_ms(*pause);

@@ -58,7 +58,7 @@ async fn apply(store: &RedisStore, mode: Mode) -> Result<ClaimsDecision, StoreEr
 }
 
 async fn reserve(store: &RedisStore) -> Result<Admission, StoreError> {
-    let hold = NewReservation { id: ID, ttl_ms: 600_000, note: b"" };
+    let hold = NewReservation { id: ID, ttl_ms: 600_000, metadata: b"" };
     store.admit(&claims(), &AdmitOptions { home: home(), hold: Some(hold), request: None }).await
 }
 
@@ -145,7 +145,7 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
         refunds: &reservation.charges,
         debts: &[],
         reservation: &reservation,
-        note: b"",
+        metadata: b"",
     };
     is_by_name(store.close(home(), ID, &closing).await, "0 of 1 replicas");
     let log = RedisRefusals::on(RedisClient::open(config(master.url(), 1)).unwrap());

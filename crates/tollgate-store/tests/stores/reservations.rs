@@ -112,7 +112,7 @@ fn a_clock_set_back_holds_no_slot_longer() {
     let redis = store_with_clock(server.config(), &clock, &runtime);
     for store in [&memory as &dyn Store, &redis] {
         clock.set(START);
-        let hold = NewReservation { id: ReservationId([3; 16]), ttl_ms: 10_000, note: b"" };
+        let hold = NewReservation { id: ReservationId([3; 16]), ttl_ms: 10_000, metadata: b"" };
         let terms = AdmitOptions { home: home(), hold: Some(hold), request: None };
         let admitted = runtime.block_on(store.admit(&claims(1, TOKENS, START), &terms)).unwrap();
         assert!(matches!(admitted, Admission::Decided(applied) if applied.allowed));

@@ -76,7 +76,7 @@ async fn usual_calls_take_one_look_at_each_ledger() {
         ("three quotas", 1, vec![requests, charge("a", "tokens", minute), charge("a", "requests", hour)]),
         ("a day of the calendar", 1, vec![requests, charge("a", "requests", day)]),
         ("a key and its account", 2, vec![requests, charge("k", "requests", minute), charge("k", "tokens", hour)]),
-        ("a guard that never failed", 1, vec![requests, claim("g", "failures", minute, Effect::Judge)]),
+        ("a guard that never failed", 1, vec![requests, claim("g", "failures", minute, Effect::CheckOnly)]),
     ] {
         let looks = further_looks(&claims, ledgers).await;
         // The first call and rings that grow need the general script; did all, there were a second look at each.

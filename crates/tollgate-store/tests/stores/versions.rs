@@ -69,7 +69,7 @@ async fn reserve(
     id: ReservationId,
     request: Option<u8>,
 ) -> Result<Admission, StoreError> {
-    let hold = NewReservation { id, ttl_ms: TTL_MS, note: b"note" };
+    let hold = NewReservation { id, ttl_ms: TTL_MS, metadata: b"note" };
     let request = request.map(|id| IdempotencyKey { id: [id; 16], digest: [9; 16], ttl_ms: TTL_MS });
     store.admit(claims, &AdmitOptions { home: home(), hold: Some(hold), request }).await
 }
@@ -83,7 +83,7 @@ async fn look(store: &RedisStore, id: ReservationId) -> Reservation {
 
 async fn cancel(store: &RedisStore, id: ReservationId, known: &Reservation) -> Result<CloseResult, StoreError> {
     let closing =
-        CloseRequest { digest: [1; 16], refunds: &known.charges, debts: &[], reservation: known, note: b"end" };
+        CloseRequest { digest: [1; 16], refunds: &known.charges, debts: &[], reservation: known, metadata: b"end" };
     store.close(home(), id, &closing).await
 }
 

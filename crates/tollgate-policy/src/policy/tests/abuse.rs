@@ -55,7 +55,7 @@ fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
     for (at, (guard, watch)) in guards.iter().zip(&watches).enumerate() {
         let claim = claims[resolved.quotas().len() + at];
         assert_eq!(claim, watch.block_check(), "the guard looks where failures are counted");
-        assert_eq!(claim.effect, Effect::Judge);
+        assert_eq!(claim.effect, Effect::CheckOnly);
         assert_eq!(guard.name, watch.rule.name);
     }
     guards.iter().map(|rule| rule.name.to_string()).collect()

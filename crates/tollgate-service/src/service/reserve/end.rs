@@ -59,7 +59,7 @@ pub struct SettledUnit {
     /// What was used.
     #[serde(rename = "a")]
     pub actual: u64,
-    /// What was given back, in the window where that was most. Not in the note: the store knows it.
+    /// What was given back, in the window where that was most. Not in the metadata: the store knows it.
     #[serde(skip)]
     pub returned: u64,
     /// What was used beyond the reservation, and is charged now.
@@ -104,23 +104,23 @@ impl DecisionService {
             ReservationState::Closed(closed) => return before(token, domain, &closed, digest),
             ReservationState::Open { now, reservation, .. } => (now, reservation),
         };
-        let note = note_of(token, domain, &reservation)?;
-        let units = units_of(domain, &note, settle.usage.as_deref())?;
-        let refunds = refunds_of(&reservation, &note, &units);
+        let metadata = note_of(token, domain, &reservation)?;
+        let units = units_of(domain, &metadata, settle.usage.as_deref())?;
+        let refunds = refunds_of(&reservation, &metadata, &units);
         let end = EndNote {
             cancelled: settle.usage.is_none(),
             refunds: refunds.iter().map(|(at, _)| *at).collect(),
             units,
-            account: note.account.clone(),
+            account: metadata.account.clone(),
         };
-        let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a note: {error}")))?;
+        let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a metadata: {error}")))?;
         let refunds: Vec<Charge> = refunds.into_iter().map(|(_, charge)| charge).collect();
         let (reservation, refunds, note_of_end) = (&reservation, &refunds[..], &bytes[..]);
         let closure = in_period(now, |now| {
-            let debts = debts_of(reservation, &note, &end.units, now);
+            let debts = debts_of(reservation, &metadata, &end.units, now);
             async move {
                 let debts = debts?;
-                let closing = CloseRequest { digest, refunds, debts: &debts, reservation, note: note_of_end };
+                let closing = CloseRequest { digest, refunds, debts: &debts, reservation, metadata: note_of_end };
                 match self.counters.measure(self.counters.store().close(token.home, token.id, &closing)).await? {
                     CloseResult::OutsidePeriod(at) => Ok(Period::Outside(at)),
                     closure => Ok(Period::Inside(closure)),
@@ -133,7 +133,7 @@ impl DecisionService {
                 let debts = end.units.iter().map(|unit| (unit.unit.as_str(), unit.debt));
                 domain.metrics.reservations.ended(end.cancelled, debts);
                 if let Some(status) = settle.status {
-                    self.report_of(settle.within, domain, &note, status).await;
+                    self.report_of(settle.within, domain, &metadata, status).await;
                 }
                 Ok(settlement_of(end, &closed, false))
             }
@@ -143,13 +143,13 @@ impl DecisionService {
     }
 
     /// Reports how the call of a reservation was answered. Whatever becomes of that, the settlement stands.
-    async fn report_of(&self, within: &DomainScope, domain: &Domain, note: &Note, status: u32) {
+    async fn report_of(&self, within: &DomainScope, domain: &Domain, metadata: &Note, status: u32) {
         let report = Report {
             within,
             domain: domain.policy.domain(),
-            caller: note.key.as_deref().map_or(CallerRef::Account(&note.account), CallerRef::KeyId),
-            resource: &note.resource,
-            attributes: note.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+            caller: metadata.key.as_deref().map_or(CallerRef::Account(&metadata.account), CallerRef::KeyId),
+            resource: &metadata.resource,
+            attributes: metadata.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             status,
         };
         if let Err(error) = self.report(report, |_| ()).await {
@@ -201,17 +201,17 @@ fn unknown(domain: &Domain) -> CallError {
 /// What an open reservation remembers of its call, if the token names that reservation in this domain.
 fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<Note, CallError> {
     // In a Redis Cluster the parts of a reservation outside the account's slot remember nothing of the call.
-    if reservation.note.is_empty() {
+    if reservation.metadata.is_empty() {
         return Err(unknown(domain));
     }
-    let note: Note = read_note(&reservation.note)?;
-    if token.is_bound_to(&domain.policy, &note.account) { Ok(note) } else { Err(unknown(domain)) }
+    let metadata: Note = read_note(&reservation.metadata)?;
+    if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
 }
 
 /// What is remembered of an end, if the token names that reservation in this domain.
 fn end_note_of(token: Token, domain: &Domain, closed: &ClosedReservation) -> Result<EndNote, CallError> {
-    let note: EndNote = read_note(&closed.note)?;
-    if token.is_bound_to(&domain.policy, &note.account) { Ok(note) } else { Err(unknown(domain)) }
+    let metadata: EndNote = read_note(&closed.metadata)?;
+    if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
 }
 
 fn ended(token: Token, domain: &Domain, closed: &ClosedReservation) -> CallError {
@@ -233,12 +233,12 @@ fn before(
     if closed.digest != digest {
         return Err(ended(token, domain, closed));
     }
-    let note = end_note_of(token, domain, closed)?;
-    Ok(settlement_of(note, closed, true))
+    let metadata = end_note_of(token, domain, closed)?;
+    Ok(settlement_of(metadata, closed, true))
 }
 
-fn settlement_of(note: EndNote, closed: &ClosedReservation, replayed: bool) -> Settlement {
-    let EndNote { mut units, refunds, .. } = note;
+fn settlement_of(metadata: EndNote, closed: &ClosedReservation, replayed: bool) -> Settlement {
+    let EndNote { mut units, refunds, .. } = metadata;
     for (at, amount) in refunds.iter().zip(&closed.refunded) {
         if let Some(unit) = units.get_mut(*at) {
             unit.returned = unit.returned.max(amount.get());
@@ -253,7 +253,7 @@ fn read_note<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CallError> {
 }
 
 /// Every unit that was reserved or used.
-fn units_of(domain: &Domain, note: &Note, usage: Option<&[(&str, u64)]>) -> Result<Vec<SettledUnit>, CallError> {
+fn units_of(domain: &Domain, metadata: &Note, usage: Option<&[(&str, u64)]>) -> Result<Vec<SettledUnit>, CallError> {
     let unit = |unit: &str, reserved: u64, actual: u64| SettledUnit {
         unit: unit.to_owned(),
         reserved,
@@ -262,13 +262,13 @@ fn units_of(domain: &Domain, note: &Note, usage: Option<&[(&str, u64)]>) -> Resu
         debt: actual.saturating_sub(reserved),
     };
     let Some(usage) = usage else {
-        return Ok(note.reserved.iter().map(|(name, reserved)| unit(name, *reserved, 0)).collect());
+        return Ok(metadata.reserved.iter().map(|(name, reserved)| unit(name, *reserved, 0)).collect());
     };
     if usage.len() > MAX_ENTRIES {
         return Err(CallError::field("usage", format_args!("has more than {MAX_ENTRIES} units")));
     }
     let mut units: Vec<SettledUnit> =
-        note.reserved.iter().map(|(name, reserved)| unit(name, *reserved, *reserved)).collect();
+        metadata.reserved.iter().map(|(name, reserved)| unit(name, *reserved, *reserved)).collect();
     for (at, (name, actual)) in usage.iter().enumerate() {
         let wrong = |wrong: String| Err(CallError::field(format_args!("usage.{}", printable(name)), wrong));
         if usage[..at].iter().any(|(before, _)| before == name) {
@@ -297,11 +297,11 @@ fn printable(name: &str) -> String {
 }
 
 /// What is given back, with the number of its unit.
-fn refunds_of(reservation: &Reservation, note: &Note, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
+fn refunds_of(reservation: &Reservation, metadata: &Note, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
     let mut refunds = Vec::new();
     for (at, unit) in units.iter().enumerate() {
         let over = unit.reserved.saturating_sub(unit.actual);
-        for charge in reservation.charges.iter().filter(|charge| over > 0 && note.is_of(charge, &unit.unit)) {
+        for charge in reservation.charges.iter().filter(|charge| over > 0 && metadata.is_of(charge, &unit.unit)) {
             // At the end of counting less may have been charged than was reserved.
             let amount = charge.amount.min(Amount::try_from(over).unwrap_or(Amount::MAX));
             if amount > Amount::ZERO {
@@ -315,17 +315,17 @@ fn refunds_of(reservation: &Reservation, note: &Note, units: &[SettledUnit]) -> 
 /// What is charged now, on every counter of the reservation.
 fn debts_of(
     reservation: &Reservation,
-    note: &Note,
+    metadata: &Note,
     units: &[SettledUnit],
     now: Timestamp,
 ) -> Result<Vec<Claim>, CallError> {
     let mut debts = Vec::new();
     for unit in units.iter().filter(|unit| unit.debt > 0) {
         let cost = Amount::try_from(unit.debt).unwrap_or(Amount::MAX);
-        for charge in reservation.charges.iter().filter(|charge| note.is_of(charge, &unit.unit)) {
+        for charge in reservation.charges.iter().filter(|charge| metadata.is_of(charge, &unit.unit)) {
             let span = match charge.window {
                 WindowId::Sliding(window) => WindowInstance::Sliding(window),
-                WindowId::Calendar(id) => span_of(note, id, now)?,
+                WindowId::Calendar(id) => span_of(metadata, id, now)?,
             };
             let (limit, effect) = (Limit::Unlimited, Effect::Charge);
             debts.push(Claim { ledger: charge.ledger, span, unit: charge.unit, cost, limit, effect });
@@ -334,8 +334,8 @@ fn debts_of(
     Ok(debts)
 }
 
-fn span_of(note: &Note, id: u32, now: Timestamp) -> Result<WindowInstance, CallError> {
-    let calendar = note.calendars.iter().find(|(known, ..)| *known == id);
+fn span_of(metadata: &Note, id: u32, now: Timestamp) -> Result<WindowInstance, CallError> {
+    let calendar = metadata.calendars.iter().find(|(known, ..)| *known == id);
     let window = calendar.and_then(|(_, unit, zone)| CalendarWindow::new(CalendarUnit::named(unit)?, zone).ok());
     let window = window.ok_or_else(|| StoreError::Refused("a reservation in an unknown calendar".into()))?;
     Ok(WindowInstance::Calendar { id, period: window.period_at(now) })

@@ -51,7 +51,7 @@ pub enum Fault {
     OtherVersion,
     /// A counter or a record cannot be read, as it was changed by hand. That of others is not concerned.
     Unreadable,
-    /// A partition has no place for one more open-ended ledger. Nothing was written.
+    /// A partition has no place for one more caller-named ledger. Nothing was written.
     CounterCapReached,
     /// Fewer replicas than are waited for had the charge in time. It was made.
     Unreplicated,

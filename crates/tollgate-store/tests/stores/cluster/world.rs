@@ -143,7 +143,7 @@ impl World {
     }
 
     pub(crate) fn terms(&self, id: u8) -> AdmitOptions<'static> {
-        let hold = NewReservation { id: ReservationId([id; 16]), ttl_ms: TTL_MS, note: b"note" };
+        let hold = NewReservation { id: ReservationId([id; 16]), ttl_ms: TTL_MS, metadata: b"note" };
         AdmitOptions { home: self.homes[0], hold: Some(hold), request: None }
     }
 
@@ -175,7 +175,7 @@ impl World {
         let debts: Vec<Claim> = more.map(|claim| Claim { limit: Limit::Unlimited, ..claim }).collect();
         let digest = [u8::try_from(actual % 251).unwrap(); 16];
         let closing =
-            CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"settled" };
+            CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, metadata: b"settled" };
         node.run(node.store.close(self.homes[0], ReservationId([id; 16]), &closing))
     }
 

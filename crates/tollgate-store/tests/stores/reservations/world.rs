@@ -256,7 +256,7 @@ impl World<'_> {
     }
 
     fn reserve(&mut self, (tokens, limit): (u64, u64), ttl_ms: u32, request: Option<u8>, lost: bool) {
-        let hold = NewReservation { id: self.next_id(), ttl_ms, note: b"n" };
+        let hold = NewReservation { id: self.next_id(), ttl_ms, metadata: b"n" };
         let terms =
             AdmitOptions { home: home(), hold: Some(hold), request: request.map(|number| mark(number, tokens)) };
         let (before, now) = (self.expected(), self.now());
@@ -316,14 +316,15 @@ impl World<'_> {
         else {
             assert_eq!(matches!(looked, ReservationState::Unknown), known.ends_at <= now, "{looked:?}");
             let reservation = &Reservation::default();
-            let closing = CloseRequest { digest: digest_of(actual), refunds: &[], debts: &[], reservation, note: b"" };
+            let closing =
+                CloseRequest { digest: digest_of(actual), refunds: &[], debts: &[], reservation, metadata: b"" };
             let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
             assert!(matches!(closure, CloseResult::Unknown | CloseResult::Before(_)), "{closure:?}");
             return;
         };
         let (refunds, debts) = corrections(reservation, known.tokens, actual, now);
         let closing =
-            CloseRequest { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, note: b"end" };
+            CloseRequest { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, metadata: b"end" };
         let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
         let CloseResult::Done(closed) = closure else { panic!("{closure:?}") };
         let charged_at = self.log[known.entry].0;
@@ -365,7 +366,7 @@ impl World<'_> {
         let digest = digest_of(actual);
         self.crash(after, async |node| {
             let closing =
-                CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, note: b"end" };
+                CloseRequest { digest, refunds: &refunds, debts: &debts, reservation: &reservation, metadata: b"end" };
             let _ = node.close(home(), id, &closing).await;
         });
         match self.look(id) {
@@ -384,8 +385,11 @@ impl World<'_> {
         match *under {
             Under::Reserve { tokens, ttl_ms } => {
                 let id = self.next_id();
-                let terms =
-                    AdmitOptions { home: home(), hold: Some(NewReservation { id, ttl_ms, note: b"n" }), request: None };
+                let terms = AdmitOptions {
+                    home: home(),
+                    hold: Some(NewReservation { id, ttl_ms, metadata: b"n" }),
+                    request: None,
+                };
                 let claims = claims(tokens, TOKENS, self.now());
                 self.crash(after, async |node| drop(node.admit(&claims, &terms).await));
                 let had_room = self.has_room(tokens, TOKENS);
@@ -444,7 +448,7 @@ impl World<'_> {
             let (number, from, _, tokens) = self.requests[at];
             if from > to {
                 self.requests[at].1 = to;
-                let hold = NewReservation { id: ReservationId([9; 16]), ttl_ms: 1, note: b"" };
+                let hold = NewReservation { id: ReservationId([9; 16]), ttl_ms: 1, metadata: b"" };
                 let terms = AdmitOptions { home: home(), hold: Some(hold), request: Some(mark(number, tokens)) };
                 let runtime = self.runtime;
                 let again = runtime.block_on(self.node().admit(&claims(tokens, TOKENS, to), &terms)).unwrap();

@@ -36,7 +36,7 @@ fn claim(ledger: LedgerKey) -> Claim {
 
 /// A call with a counter of the account's own beside that of a session.
 fn of_session(name: &str) -> [Claim; 2] {
-    [claim(LedgerKey::of(home(), ["all"])), claim(LedgerKey::open_ended(home(), ["session", name]))]
+    [claim(LedgerKey::of(home(), ["all"])), claim(LedgerKey::caller_named(home(), ["session", name]))]
 }
 
 async fn used(store: &dyn Store, claims: &[Claim]) -> Vec<u64> {
@@ -53,7 +53,7 @@ async fn fill(store: &dyn Store) {
     }
     let refused = store.apply(&of_session("d"), Mode::Try).await;
     assert_eq!(refused, Err(StoreError::CounterCapReached(CounterCapReached)));
-    let hold = NewReservation { id: ReservationId([7; 16]), ttl_ms: 60_000, note: b"" };
+    let hold = NewReservation { id: ReservationId([7; 16]), ttl_ms: 60_000, metadata: b"" };
     let terms = AdmitOptions { home: home(), hold: Some(hold), request: None };
     assert_eq!(store.admit(&of_session("d"), &terms).await, Err(StoreError::CounterCapReached(CounterCapReached)));
     assert_eq!(store.look(home(), hold.id).await, Ok(ReservationState::Unknown));
@@ -122,6 +122,6 @@ async fn in_memory_an_expired_counter_frees_its_place() {
     }
     assert_eq!(store.apply(&of_session("g"), Mode::Try).await, Err(StoreError::CounterCapReached(CounterCapReached)));
     // Another account has places of its own.
-    let other = [claim(LedgerKey::open_ended(Partition::of(["other"]), ["session", "a"]))];
+    let other = [claim(LedgerKey::caller_named(Partition::of(["other"]), ["session", "a"]))];
     store.apply(&other, Mode::Try).await.unwrap();
 }
