@@ -17,7 +17,7 @@ use std::fmt;
     reason = "generated; the documentation stands in the .proto file"
 )]
 pub mod v1 {
-    tonic::include_proto!("tollgate.v1");
+    include!("generated/tollgate.v1.rs");
 }
 
 impl fmt::Debug for v1::Caller {
@@ -38,4 +38,4 @@ impl fmt::Debug for v1::caller::By {
 }
 
 /// The compiled descriptors of all files, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
