@@ -22,7 +22,7 @@ const PARTS: usize = 20;
 /// Calls in a part; every way fits in evenly.
 const PART: u64 = 9_600;
 /// Accounts in a batch, and calls of each.
-const WAYS: [(u64, u8); 7] = [(1, 1), (1, 4), (1, 32), (4, 1), (4, 8), (32, 1), (96, 1)];
+const SHAPES: [(u64, u8); 7] = [(1, 1), (1, 4), (1, 32), (4, 1), (4, 8), (32, 1), (96, 1)];
 
 /// One way of making calls, on accounts of its own.
 struct Runner {
@@ -33,9 +33,9 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(way: usize) -> Self {
-        let (accounts, each) = WAYS[way];
-        let prefix = format!("way{way}");
+    fn new(shape: usize) -> Self {
+        let (accounts, each) = SHAPES[shape];
+        let prefix = format!("way{shape}");
         let batch = |first: u64| {
             let of_accounts: Vec<_> = (first..first + accounts).map(claims).collect();
             raw::encode_together(&prefix, of_accounts.iter().map(|claims| (&claims[..], each)))
@@ -69,11 +69,11 @@ fn main() {
     let mut redis = server.connection();
     let script = Script::new(&raw::script(CLOCK, &claims(0), Mode::Try));
     let hash = script.prepare_invoke().load(&mut redis).expect("the script loads");
-    let mut runners: Vec<Runner> = (0..WAYS.len()).map(Runner::new).collect();
+    let mut runners: Vec<Runner> = (0..SHAPES.len()).map(Runner::new).collect();
     for runner in &mut runners {
         runner.run(&mut redis, &hash, 2 * ACCOUNTS * A_MINUTE);
     }
-    let mut figures = vec![Vec::new(); WAYS.len()];
+    let mut figures = vec![Vec::new(); SHAPES.len()];
     for _ in 0..PARTS {
         for (runner, figures) in runners.iter_mut().zip(&mut figures) {
             cmd("CONFIG").arg("RESETSTAT").exec(&mut redis).expect("RESETSTAT");
@@ -84,7 +84,7 @@ fn main() {
     }
     println!("accounts  calls of each  µs a decision  of one alone");
     let mut alone = None;
-    for ((accounts, each), mut figures) in WAYS.into_iter().zip(figures) {
+    for ((accounts, each), mut figures) in SHAPES.into_iter().zip(figures) {
         figures.sort_by(f64::total_cmp);
         let took = figures[PARTS / 4];
         let ratio = took / *alone.get_or_insert(took);

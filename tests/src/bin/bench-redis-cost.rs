@@ -27,7 +27,7 @@ const START: u64 = 1_800_000_000_000;
 
 /// How many calls are measured for a figure, and in how many parts: the ways take turns, and the part at the
 /// lower quartile counts, so that a neighbour on the machine does not decide.
-const MEASURED: u64 = 10_000;
+const CALLS_MEASURED: u64 = 10_000;
 const PARTS: usize = 20;
 
 /// Each pipeline has this many calls, so that what surrounds a call costs the same in every row.
@@ -37,7 +37,7 @@ const PIPELINE: usize = 500;
 const LATEST_START: u64 = 3;
 
 /// Where calls are refused, this many come for each one that fits.
-const CROWD: u64 = 20;
+const CALLS_PER_ADMISSION: u64 = 20;
 
 /// TIME is called and then replaced, so that its cost is in the figures.
 const CLOCK: &str = "redis.call('TIME') local now = tonumber(ARGV[#ARGV]) local shortest_ttl = 3600000 ";
@@ -105,14 +105,14 @@ return reply";
 struct Quota(u64, &'static str, bool);
 
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Algorithm {
     Empty,
     Fixed,
     SortedSets,
     Tollgate,
 }
 
-const WAYS: [Way; 4] = [Way::Empty, Way::Fixed, Way::SortedSets, Way::Tollgate];
+const ALGORITHMS: [Algorithm; 4] = [Algorithm::Empty, Algorithm::Fixed, Algorithm::SortedSets, Algorithm::Tollgate];
 
 /// How a key's calls come: `live` of them in a short window, `ratio` times as many in a long one.
 #[derive(Clone, Copy)]
@@ -261,8 +261,8 @@ fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
     let rounds = load.long() / pace + 2 + LATEST_START;
     // The calls of the keys are spread over the pace, so that not all windows turn at once.
     let spread = |key: u64| START + key * 7_919 % pace;
-    let admitted_keys = load.keys.min(MEASURED);
-    let more_rounds = MEASURED / admitted_keys;
+    let admitted_keys = load.keys.min(CALLS_MEASURED);
+    let more_rounds = CALLS_MEASURED / admitted_keys;
     let all = (0..rounds).flat_map(|round| {
         let begun = (0..load.keys).filter(move |key| round >= key % (LATEST_START + 1));
         begun.map(move |key| (key, spread(key) + round * pace))
@@ -271,26 +271,28 @@ fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
         .flat_map(|round| (0..admitted_keys).map(move |key| (key, spread(key) + (rounds + round) * pace)))
         .collect();
     // Each key begins elsewhere between two admissions, so that every part has its share of them.
-    let refused_keys = load.keys.min(MEASURED / CROWD);
+    let refused_keys = load.keys.min(CALLS_MEASURED / CALLS_PER_ADMISSION);
     let last = rounds + more_rounds - 1;
-    let refused: Vec<Call> = (0..MEASURED / refused_keys)
+    let refused: Vec<Call> = (0..CALLS_MEASURED / refused_keys)
         .flat_map(|step| {
-            (0..refused_keys).map(move |key| (key, spread(key) + last * pace + (step + key % CROWD) * pace / CROWD))
+            (0..refused_keys).map(move |key| {
+                (key, spread(key) + last * pace + (step + key % CALLS_PER_ADMISSION) * pace / CALLS_PER_ADMISSION)
+            })
         })
         .collect();
 
-    let mut ways = WAYS.map(|way| Runner::new(redis, way, load));
-    for runner in ways.iter_mut().filter(|runner| runner.way != Way::Empty) {
+    let mut ways = ALGORITHMS.map(|way| Runner::new(redis, way, load));
+    for runner in ways.iter_mut().filter(|runner| runner.way != Algorithm::Empty) {
         runner.run(redis, all.clone(), false);
     }
-    let admitted = ways_in_turn(redis, &mut ways, &admitted, false);
+    let admitted = measure_in_turn(redis, &mut ways, &admitted, false);
     let bytes = [0, 1, 2, 3].map(|way| ways[way].scope_bytes(redis, spread(0) + last * pace));
-    let refused = ways_in_turn(redis, &mut ways, &refused, true);
+    let refused = measure_in_turn(redis, &mut ways, &refused, true);
     [0, 1, 2, 3].map(|way| Cost { admitted: admitted[way], refused: refused[way], bytes: bytes[way] })
 }
 
 /// The µs a call of each way.
-fn ways_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], full: bool) -> [f64; 4] {
+fn measure_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], full: bool) -> [f64; 4] {
     let mut each: [Vec<f64>; 4] = Default::default();
     let mut denied = [0; 4];
     for part in calls.chunks(calls.len() / PARTS) {
@@ -301,7 +303,7 @@ fn ways_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], 
         }
     }
     for (runner, denied) in ways.iter().zip(denied) {
-        if matches!(runner.way, Way::SortedSets | Way::Tollgate) {
+        if matches!(runner.way, Algorithm::SortedSets | Algorithm::Tollgate) {
             let share = denied * 100 / calls.len();
             assert!(if full { (93..=97).contains(&share) } else { share == 0 }, "{share} % of the calls were refused");
         }
@@ -314,7 +316,7 @@ fn ways_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], 
 
 /// One way under one load.
 struct Runner {
-    way: Way,
+    way: Algorithm,
     hash: String,
     load: Load,
     quotas: Vec<Quota>,
@@ -326,23 +328,23 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(redis: &mut Connection, way: Way, load: Load) -> Self {
+    fn new(redis: &mut Connection, way: Algorithm, load: Load) -> Self {
         let quotas = load.quotas();
-        let keys = if way == Way::Tollgate { load.keys } else { 0 };
+        let keys = if way == Algorithm::Tollgate { load.keys } else { 0 };
         let claims = |key, full| -> Vec<Claim> {
             quotas.iter().map(|quota| claim(quota, key, limit(quota, load, full))).collect()
         };
         let encode = |key, full| raw::encode("tg", &claims(key, full), Mode::Try);
         let encoded = (0..keys).map(|key| [encode(key, false), encode(key, true)]).collect();
         let script = Script::new(&match way {
-            Way::Empty => EMPTY.to_owned(),
-            Way::Fixed => FIXED.to_owned(),
-            Way::SortedSets => SORTED_SETS.to_owned(),
-            Way::Tollgate => raw::script(CLOCK, &claims(0, false), Mode::Try),
+            Algorithm::Empty => EMPTY.to_owned(),
+            Algorithm::Fixed => FIXED.to_owned(),
+            Algorithm::SortedSets => SORTED_SETS.to_owned(),
+            Algorithm::Tollgate => raw::script(CLOCK, &claims(0, false), Mode::Try),
         });
         let hash = script.prepare_invoke().load(redis).expect("the script loads");
         let mut runner = Self { way, hash, load, quotas, sets: Vec::new(), encoded, calls: 0 };
-        if way == Way::SortedSets {
+        if way == Algorithm::SortedSets {
             runner.sets = (0..load.keys).map(|key| runner.keys(key, 0)).collect();
         }
         runner
@@ -369,15 +371,15 @@ impl Runner {
         self.calls += 1;
         let call = pipeline.cmd("EVALSHA").arg(&self.hash);
         match self.way {
-            Way::Empty => call.arg(0),
-            Way::Fixed => {
+            Algorithm::Empty => call.arg(0),
+            Algorithm::Fixed => {
                 call.arg(self.quotas.len()).arg(self.keys(key, now));
                 for quota in &self.quotas {
                     call.arg(cost(quota)).arg(limit(quota, self.load, full)).arg(quota.0);
                 }
                 call.arg(now)
             }
-            Way::SortedSets => {
+            Algorithm::SortedSets => {
                 let keys = &self.sets[usize::try_from(key).expect("few keys")];
                 call.arg(keys.len()).arg(keys);
                 let mut sums = 0;
@@ -388,7 +390,7 @@ impl Runner {
                 }
                 call.arg(self.calls).arg(now)
             }
-            Way::Tollgate => {
+            Algorithm::Tollgate => {
                 let (keys, args) = &self.encoded[usize::try_from(key).expect("few keys")][usize::from(full)];
                 call.arg(keys.len()).arg(keys).arg(args).arg(now)
             }
@@ -397,7 +399,7 @@ impl Runner {
 
     fn is_denied(&self, reply: &Value, settled: bool) -> bool {
         match (self.way, reply) {
-            (Way::Tollgate, reply) => {
+            (Algorithm::Tollgate, reply) => {
                 let bytes = raw::replies(reply).next().expect("one call was asked for");
                 if settled {
                     // In steady state the short window holds what comes in its time, this call included.
@@ -406,7 +408,7 @@ impl Runner {
                 }
                 bytes[0] == 0
             }
-            (Way::SortedSets, Value::Array(said)) => said.first() == Some(&Value::Int(0)),
+            (Algorithm::SortedSets, Value::Array(reply)) => reply.first() == Some(&Value::Int(0)),
             _ => false,
         }
     }
@@ -415,14 +417,16 @@ impl Runner {
     fn keys(&self, key: u64, now: u64) -> Vec<String> {
         let name = |Quota(window, unit, of_key): &Quota| format!("{{{key:016}}}{of_key}{unit}{window}");
         match self.way {
-            Way::Empty => Vec::new(),
-            Way::Fixed => self.quotas.iter().map(|quota| format!("fw{}:{}", name(quota), now / quota.0)).collect(),
-            Way::SortedSets => {
+            Algorithm::Empty => Vec::new(),
+            Algorithm::Fixed => {
+                self.quotas.iter().map(|quota| format!("fw{}:{}", name(quota), now / quota.0)).collect()
+            }
+            Algorithm::SortedSets => {
                 let sums =
                     self.quotas.iter().filter(|quota| cost(quota) > 1).map(|quota| format!("zs{}sum", name(quota)));
                 self.quotas.iter().map(|quota| format!("zs{}", name(quota))).chain(sums).collect()
             }
-            Way::Tollgate => self.encoded[usize::try_from(key).expect("few keys")][0].0.clone(),
+            Algorithm::Tollgate => self.encoded[usize::try_from(key).expect("few keys")][0].0.clone(),
         }
     }
 
@@ -470,7 +474,7 @@ fn fullest(redis: &mut Connection) -> u64 {
 /// The most memory that two windows of requests and tokens take while `events` come.
 fn grow(redis: &mut Connection, events: u64, at: impl Fn(u64) -> u64) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
-    let mut runner = Runner::new(redis, Way::Tollgate, Load { quotas: 4, keys: 1, live: events, ratio: 10 });
+    let mut runner = Runner::new(redis, Algorithm::Tollgate, Load { quotas: 4, keys: 1, live: events, ratio: 10 });
     let key = runner.keys(0, 0).concat();
     let mut largest = 0;
     for event in 0..events {
@@ -493,7 +497,7 @@ fn replicated(redis: &mut Connection) -> u64 {
         field("aof_current_size:").expect("aof_current_size")
     };
     let load = Load { quotas: 3, keys: 1, live: 300, ratio: 10 };
-    let mut runner = Runner::new(redis, Way::Tollgate, load);
+    let mut runner = Runner::new(redis, Algorithm::Tollgate, load);
     let mut run = |redis: &mut Connection, events: std::ops::Range<u64>| {
         runner.run(redis, events.map(|event| (0, START + event * load.pace())), false);
         size(redis)

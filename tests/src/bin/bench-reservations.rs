@@ -36,7 +36,7 @@ const NOTE: &[u8] =
     br#"{"u":[["requests",1],["tokens",1500]],"l":600000,"a":"account-000000","k":"key-000000","r":"llama-3.3-70b"}"#;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Operation {
     Consume,
     ConsumeById,
     Reserve,
@@ -48,16 +48,16 @@ enum Way {
     Cancel,
 }
 
-const WAYS: [(Way, &str); 9] = [
-    (Way::Consume, "consume"),
-    (Way::ConsumeById, "consume with a request id"),
-    (Way::Reserve, "reserve"),
-    (Way::ReserveSlot, "reserve with a slot"),
-    (Way::Look, "look (before settle, cancel, extend)"),
-    (Way::Extend, "extend, with a slot"),
-    (Way::SettleLess, "settle for less"),
-    (Way::SettleMore, "settle for more"),
-    (Way::Cancel, "cancel"),
+const OPERATIONS: [(Operation, &str); 9] = [
+    (Operation::Consume, "consume"),
+    (Operation::ConsumeById, "consume with a request id"),
+    (Operation::Reserve, "reserve"),
+    (Operation::ReserveSlot, "reserve with a slot"),
+    (Operation::Look, "look (before settle, cancel, extend)"),
+    (Operation::Extend, "extend, with a slot"),
+    (Operation::SettleLess, "settle for less"),
+    (Operation::SettleMore, "settle for more"),
+    (Operation::Cancel, "cancel"),
 ];
 
 fn claims(account: u64, slot: bool) -> Vec<Claim> {
@@ -95,52 +95,54 @@ async fn reserve(store: &RedisStore, number: u64, slot: bool) {
     store.admit(&claims, &terms).await.expect("an admission");
 }
 
-async fn close(store: &RedisStore, number: u64, way: Way, known: &Reservation) {
+async fn close(store: &RedisStore, number: u64, operation: Operation, known: &Reservation) {
     let claims = claims(number % ACCOUNTS, false);
     let tokens = UnitId::of("tokens");
-    let part = |charge: &&Charge| way == Way::Cancel || way == Way::SettleLess && charge.unit == tokens;
+    let part = |charge: &&Charge| {
+        operation == Operation::Cancel || operation == Operation::SettleLess && charge.unit == tokens
+    };
     let half = |charge: &Charge| Charge { amount: Amount::from(700), ..*charge };
     let refunds: Vec<Charge> = known
         .charges
         .iter()
         .filter(part)
-        .map(|charge| if way == Way::Cancel { *charge } else { half(charge) })
+        .map(|charge| if operation == Operation::Cancel { *charge } else { half(charge) })
         .collect();
     let debts: Vec<Claim> =
-        claims.iter().filter(|claim| way == Way::SettleMore && claim.unit == tokens).copied().collect();
+        claims.iter().filter(|claim| operation == Operation::SettleMore && claim.unit == tokens).copied().collect();
     let closing =
         CloseRequest { digest: [1; 16], refunds: &refunds, debts: &debts, reservation: known, metadata: NOTE };
     store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
 }
 
 /// One operation of a way; `known` is its reservation, where it has one.
-async fn one(store: Arc<RedisStore>, way: Way, number: u64, known: Option<Reservation>) {
+async fn run_one(store: Arc<RedisStore>, operation: Operation, number: u64, known: Option<Reservation>) {
     let account = claims(number % ACCOUNTS, false);
     let home = account[0].ledger.partition;
-    match way {
-        Way::Consume => drop(store.apply(&account, Mode::Try).await.expect("an answer")),
-        Way::ConsumeById => {
+    match operation {
+        Operation::Consume => drop(store.apply(&account, Mode::Try).await.expect("an answer")),
+        Operation::ConsumeById => {
             let mark = IdempotencyKey { id: id_of(number).0, digest: [5; 16], ttl_ms: TTL_MS };
             let terms = AdmitOptions { home, hold: None, request: Some(mark) };
             store.admit(&account, &terms).await.expect("an admission");
         }
-        Way::Reserve => reserve(&store, number, false).await,
-        Way::ReserveSlot => reserve(&store, number, true).await,
-        Way::Look => drop(store.look(home, id_of(number)).await.expect("a look")),
-        Way::Extend => {
+        Operation::Reserve => reserve(&store, number, false).await,
+        Operation::ReserveSlot => reserve(&store, number, true).await,
+        Operation::Look => drop(store.look(home, id_of(number)).await.expect("a look")),
+        Operation::Extend => {
             let known = known.unwrap_or_default();
             store.extend(home, id_of(number), TTL_MS, &known).await.expect("an extension");
         }
-        Way::SettleLess | Way::SettleMore | Way::Cancel => {
-            close(&store, number, way, &known.expect("a reservation")).await;
+        Operation::SettleLess | Operation::SettleMore | Operation::Cancel => {
+            close(&store, number, operation, &known.expect("a reservation")).await;
         }
     }
 }
 
-async fn all(store: &Arc<RedisStore>, way: Way, numbers: std::ops::Range<u64>, known: &[Reservation]) {
+async fn run_all(store: &Arc<RedisStore>, operation: Operation, numbers: std::ops::Range<u64>, known: &[Reservation]) {
     let mut tasks = JoinSet::new();
     for (at, number) in numbers.enumerate() {
-        tasks.spawn(one(Arc::clone(store), way, number, known.get(at).cloned()));
+        tasks.spawn(run_one(Arc::clone(store), operation, number, known.get(at).cloned()));
         if tasks.len() >= 64 {
             tasks.join_next().await;
         }
@@ -154,16 +156,24 @@ async fn main() {
     let mut redis = server.connection();
     let config = RedisConfig { deadline: Duration::from_mins(1), ..RedisConfig::new(server.url()) };
     let store = Arc::new(RedisStore::connect(config).expect("a store"));
-    let mut each: Vec<Vec<f64>> = WAYS.iter().map(|_| Vec::new()).collect();
+    let mut each: Vec<Vec<f64>> = OPERATIONS.iter().map(|_| Vec::new()).collect();
     let mut next = 0;
     for _ in 0..PARTS {
-        for (at, (way, _)) in WAYS.iter().enumerate() {
+        for (at, (operation, _)) in OPERATIONS.iter().enumerate() {
             let numbers = next..next + CALLS;
             next += CALLS;
             let mut known = Vec::new();
-            if matches!(way, Way::Look | Way::Extend | Way::SettleLess | Way::SettleMore | Way::Cancel) {
-                all(&store, if *way == Way::Extend { Way::ReserveSlot } else { Way::Reserve }, numbers.clone(), &[])
-                    .await;
+            if matches!(
+                operation,
+                Operation::Look | Operation::Extend | Operation::SettleLess | Operation::SettleMore | Operation::Cancel
+            ) {
+                run_all(
+                    &store,
+                    if *operation == Operation::Extend { Operation::ReserveSlot } else { Operation::Reserve },
+                    numbers.clone(),
+                    &[],
+                )
+                .await;
                 for number in numbers.clone() {
                     let home = claims(number % ACCOUNTS, false)[0].ledger.partition;
                     let ReservationState::Open { reservation, .. } =
@@ -176,7 +186,7 @@ async fn main() {
                 assert_eq!(known.len() as u64, CALLS, "every reservation is there");
             }
             cmd("CONFIG").arg("RESETSTAT").exec(&mut redis).expect("RESETSTAT");
-            all(&store, *way, numbers, &known).await;
+            run_all(&store, *operation, numbers, &known).await;
             each[at].push(microseconds_a_call(&mut redis));
         }
     }
@@ -185,7 +195,7 @@ async fn main() {
         parts[parts.len() / 4]
     };
     let figures: Vec<f64> = each.iter_mut().map(quartile).collect();
-    for ((_, name), figure) in WAYS.iter().zip(&figures) {
+    for ((_, name), figure) in OPERATIONS.iter().zip(&figures) {
         println!("{name:<40} {figure:>7.2} µs  {:>5.2} of a consume", figure / figures[0]);
     }
     let bytes = bytes_each(&mut redis, &store).await;
@@ -197,8 +207,8 @@ async fn main() {
 async fn bytes_each(redis: &mut Connection, store: &Arc<RedisStore>) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     // What they charge is in the counters either way.
-    all(store, Way::Consume, 0..OUTSTANDING, &[]).await;
+    run_all(store, Operation::Consume, 0..OUTSTANDING, &[]).await;
     let before = memory(redis, "used_memory_dataset");
-    all(store, Way::Reserve, 0..OUTSTANDING, &[]).await;
+    run_all(store, Operation::Reserve, 0..OUTSTANDING, &[]).await;
     memory(redis, "used_memory_dataset").saturating_sub(before) / OUTSTANDING
 }

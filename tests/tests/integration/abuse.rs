@@ -1,6 +1,6 @@
 //! Abuse protection: who fails too often is blocked, for as long as the policy says, and nobody else.
 
-mod reach;
+mod domains;
 
 use std::collections::BTreeMap;
 
@@ -274,7 +274,7 @@ async fn an_address_that_guesses_keys_is_blocked() {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Act {
+enum Step {
     Consume,
     Report(u32),
 }
@@ -316,7 +316,7 @@ impl Model {
 /// Blocked exactly from the failure too many on for as long as the rule says; a blocked call charges nothing.
 fn blocks_are_as_the_model_has_them(runtime: &tokio::runtime::Runtime, node: &Node, cases: u32) {
     use proptest::prelude::*;
-    let act = prop_oneof![3 => Just(Act::Consume), 4 => Just(Act::Report(500)), 1 => Just(Act::Report(204))];
+    let act = prop_oneof![3 => Just(Step::Consume), 4 => Just(Step::Report(500)), 1 => Just(Step::Report(204))];
     let pause = prop_oneof![4 => 0_u64..400, 2 => 0_u64..3_500, 1 => Just(2_000), 1 => Just(3_000), 1 => 0_u64..70_000];
     let case = std::cell::Cell::new(0);
     let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..Default::default() };
@@ -330,7 +330,7 @@ fn blocks_are_as_the_model_has_them(runtime: &tokio::runtime::Runtime, node: &No
                     node.clock.advance_ms(pause);
                     let now = tollgate_store::clock::Clock::now(&node.clock).as_ms();
                     match act {
-                        Act::Consume => {
+                        Step::Consume => {
                             let decision = consume(&node.grpc, call(who(), "chat", &[])).await.unwrap();
                             let used = quota(&decision, "requests_per_minute").used;
                             assert_eq!((decision.reason(), used), model.consume(now));
@@ -339,7 +339,7 @@ fn blocks_are_as_the_model_has_them(runtime: &tokio::runtime::Runtime, node: &No
                                 assert_eq!(until, Some(model.blocked_until));
                             }
                         }
-                        Act::Report(status) => {
+                        Step::Report(status) => {
                             let blocked_before = model.blocked_until > now;
                             if status >= 400 {
                                 model.fail(now);

@@ -1,14 +1,14 @@
 //! Accounts and keys of the store: administered over REST, known to every node.
 
+mod account_cap;
 mod admin;
-mod apart;
 mod command_line;
-mod everywhere;
-mod hidden;
+mod hidden_characters;
 mod isolation;
 mod names;
-mod new;
+mod propagation;
 mod proxy;
+mod separate_redis;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const OTHER_ADMIN: &str = "tgt_integration-token-of-the-others-admin-8265";
 
 /// Two domains that differ in their names alone, and admin tokens.
-struct World {
+struct Deployment {
     policies: PathBuf,
     tokens: PathBuf,
     _kept: TempDir,
@@ -64,7 +64,7 @@ fn policy(domain: &str) -> String {
     )
 }
 
-impl World {
+impl Deployment {
     fn new() -> Self {
         let (folder, _) = folder_with("");
         let policies = folder.path().join("policies");

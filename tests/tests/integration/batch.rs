@@ -16,7 +16,7 @@ use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    grpc::{Hanging, node_on},
+    grpc::{SuspendedRedis, node_on},
     harness::{
         ProcessBuilder, account, allowed, api_key, call, consume, folder_with, memory_node, peek, quota, redis_node,
         shop, until,
@@ -154,7 +154,7 @@ async fn a_batch_keeps_its_deadline_call_by_call() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 4_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
-    let _hanging = Hanging::of(&redis);
+    let _suspended = SuspendedRedis::suspend(&redis);
     let calls = vec![call(account("a"), "model", &[]), call(account("a"), "free", &[])];
     let mut request = tonic::Request::new(ConsumeBatchRequest { calls });
     request.metadata_mut().insert("grpc-timeout", "600m".parse().unwrap());
@@ -250,7 +250,7 @@ async fn a_slow_call_does_not_delay_its_stream() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 4_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
-    let hanging = Hanging::of(&redis);
+    let suspended = SuspendedRedis::suspend(&redis);
     let (to, mut answers) = stream(&node.grpc, 4).await.unwrap();
     let model = call(account("a"), "model", &[]);
     to.send(ConsumeStreamRequest { timeout_ms: 1_500, ..numbered(1, model.clone()) }).await.unwrap();
@@ -259,7 +259,7 @@ async fn a_slow_call_does_not_delay_its_stream() {
     assert_eq!(first.id, 2, "what needs no counter is answered first");
     let late = answers.message().await.unwrap().unwrap();
     assert_eq!((late.id, of(late.result.unwrap()).unwrap_err().0), (1, Code::DeadlineExceeded));
-    drop(hanging);
+    drop(suspended);
     to.send(numbered(3, model)).await.unwrap();
     let after = answers.message().await.unwrap().unwrap();
     assert!(after.id == 3 && allowed(&of(after.result.unwrap()).unwrap()));
@@ -273,7 +273,7 @@ async fn a_node_that_stops_answers_what_it_has_read() {
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let (_idle_sender, mut idle) = stream(&node.grpc, 1).await.unwrap();
     let (to, mut answers) = stream(&node.grpc, 16).await.unwrap();
-    let hanging = Hanging::of(&redis);
+    let suspended = SuspendedRedis::suspend(&redis);
     for id in 0..10 {
         to.send(numbered(id, call(account("a"), "model", &[]))).await.unwrap();
     }
@@ -285,7 +285,7 @@ async fn a_node_that_stops_answers_what_it_has_read() {
     let ended = idle.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
     assert!(ended.message().contains("not charged"), "{ended:?}");
-    drop(hanging);
+    drop(suspended);
     let mut ids = Vec::new();
     let ended = loop {
         match answers.message().await {

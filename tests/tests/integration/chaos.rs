@@ -3,8 +3,8 @@
 //! time to live, nor do the nodes hold more and more. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
 
 mod clock;
-mod held;
 mod load;
+mod node_resources;
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tollgate_store::testing::{
     topologies::{RedisCluster, SentinelTrio},
 };
 
-use self::load::{Bounds, Case, DEADLINE, Fleet, LIMIT, NODES, Report};
+use self::load::{Bounds, Case, DEADLINE, LIMIT, NODES, NodeGroup, Report};
 use crate::harness::Proxy;
 
 /// How long the fault of a case lasts, unless the case says otherwise.
@@ -27,37 +27,37 @@ fn print(report: &Report) {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn a_single_redis_fails_and_recovers() {
     let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let fleet = Fleet::start(&redis.url(), "deny").await;
+    let node_group = NodeGroup::start(&redis.url(), "deny").await;
 
-    let case = fleet.case("kill -9 the master, start it again (AOF always)").await;
+    let case = node_group.case("kill -9 the master, start it again (AOF always)").await;
     redis.kill();
     tokio::time::sleep(FAULT).await;
     redis.restart();
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
 
-    let case = fleet.case("SIGSTOP the master for 5 s").await;
+    let case = node_group.case("SIGSTOP the master for 5 s").await;
     redis.pause();
     tokio::time::sleep(Duration::from_secs(5)).await;
     redis.resume();
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
 
     every_counter_ends(&[&redis]);
 
     // Without a disk in the way, which stalls while others use it.
     let redis = RedisServer::start();
-    let fleet = Fleet::start(&redis.url(), "deny").await;
-    let case = fleet.case("SCRIPT FLUSH every 20 ms").await;
+    let node_group = NodeGroup::start(&redis.url(), "deny").await;
+    let case = node_group.case("SCRIPT FLUSH every 20 ms").await;
     for _ in 0..100 {
         let _: () = redis.run("SCRIPT FLUSH");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    print(&case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await);
+    print(&case.end(&node_group, Bounds { no_failures: true, ..Bounds::within_limit() }).await);
 
-    let case = fleet.case("memory full (maxmemory, noeviction)").await;
+    let case = node_group.case("memory full (maxmemory, noeviction)").await;
     let _: () = redis.run("CONFIG SET maxmemory 1");
     tokio::time::sleep(FAULT).await;
     let _: () = redis.run("CONFIG SET maxmemory 0");
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
     every_counter_ends(&[&redis]);
 }
 
@@ -66,26 +66,26 @@ async fn a_single_redis_fails_and_recovers() {
 async fn calls_survive_a_bad_network() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
-    let fleet = Fleet::start(&proxy.url(), "deny").await;
+    let node_group = NodeGroup::start(&proxy.url(), "deny").await;
 
-    let case = fleet.case("all traffic is dropped").await;
-    proxy.swallow(true);
+    let case = node_group.case("all traffic is dropped").await;
+    proxy.drop_traffic(true);
     tokio::time::sleep(FAULT).await;
-    proxy.swallow(false);
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    proxy.drop_traffic(false);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
 
-    let case = fleet.case("every answer comes 100 ms late").await;
+    let case = node_group.case("every answer comes 100 ms late").await;
     proxy.delay(Duration::from_millis(100));
     tokio::time::sleep(FAULT).await;
     proxy.delay(Duration::ZERO);
-    print(&case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await);
+    print(&case.end(&node_group, Bounds { no_failures: true, ..Bounds::within_limit() }).await);
 
-    let case = fleet.case("connections are cut every 100 ms").await;
+    let case = node_group.case("connections are cut every 100 ms").await;
     for _ in 0..30 {
         proxy.cut();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
     every_counter_ends(&[&redis]);
 }
 
@@ -93,17 +93,17 @@ async fn calls_survive_a_bad_network() {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn failure_modes_keep_their_bounds_under_load() {
     for (mode, bounds) in [
-        ("local", Bounds::at_most(LIMIT + NODES * (LIMIT / NODES))),
+        ("local", Bounds::with_fallback(LIMIT + NODES * (LIMIT / NODES))),
         // Every call of the outage may pass.
-        ("allow", Bounds::at_most(u64::MAX)),
+        ("allow", Bounds::with_fallback(u64::MAX)),
     ] {
         let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
-        let fleet = Fleet::start(&redis.url(), mode).await;
-        let case = fleet.case(&format!("kill -9 the master, on_failure: {mode}")).await;
+        let node_group = NodeGroup::start(&redis.url(), mode).await;
+        let case = node_group.case(&format!("kill -9 the master, on_failure: {mode}")).await;
         redis.kill();
         tokio::time::sleep(FAULT).await;
         redis.restart();
-        print(&case.end(&fleet, Bounds { nothing_fails: true, ..bounds }).await);
+        print(&case.end(&node_group, Bounds { no_failures: true, ..bounds }).await);
         every_counter_ends(&[&redis]);
     }
 }
@@ -112,32 +112,32 @@ async fn failure_modes_keep_their_bounds_under_load() {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn calls_follow_failovers_under_load() {
     let mut cluster = RedisCluster::start();
-    let fleet = Fleet::start(&cluster.url_of_user(), "deny").await;
-    let case = fleet.case("CLUSTER FAILOVER by command").await;
+    let node_group = NodeGroup::start(&cluster.url_of_user(), "deny").await;
+    let case = node_group.case("CLUSTER FAILOVER by command").await;
     cluster.fail_over_to(3);
     cluster.wait_until_whole();
-    print(&case.end(&fleet, Bounds::never_over()).await);
+    print(&case.end(&node_group, Bounds::within_limit()).await);
 
     // A replica needs the node timeout (1 s) and an election.
     cluster.allow_failover();
-    let case = fleet.case("kill -9 a master of the cluster").await;
+    let case = node_group.case("kill -9 a master of the cluster").await;
     cluster.servers[1].kill();
     cluster.servers[2].wait_for("CLUSTER INFO", "cluster_state:ok").await;
     cluster.servers[4].wait_for("INFO replication", "role:master").await;
-    print(&case.end(&fleet, Bounds { lost_writes: true, ..Bounds::never_over() }).await);
+    print(&case.end(&node_group, Bounds { lost_writes: true, ..Bounds::within_limit() }).await);
     // Two replicas took over.
     every_counter_ends(&[3, 4, 2].map(|master| &cluster.servers[master]));
-    drop(fleet);
+    drop(node_group);
 
     let mut trio = SentinelTrio::start();
     trio.allow_failover();
-    let fleet = Fleet::start(&trio.url_of_user(), "deny").await;
-    let case = fleet.case("kill -9 the master under Sentinel").await;
+    let node_group = NodeGroup::start(&trio.url_of_user(), "deny").await;
+    let case = node_group.case("kill -9 the master under Sentinel").await;
     trio.servers[0].kill();
     while trio.master().is_none_or(|master| master == 0) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    print(&case.end(&fleet, Bounds { lost_writes: true, ..Bounds::never_over() }).await);
+    print(&case.end(&node_group, Bounds { lost_writes: true, ..Bounds::within_limit() }).await);
     let master = trio.master().expect("there is one");
     every_counter_ends(&[&trio.servers[master]]);
 }
@@ -147,12 +147,12 @@ async fn calls_follow_failovers_under_load() {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn other_nodes_go_on_when_one_dies() {
     let redis = RedisServer::start();
-    let mut fleet = Fleet::start(&redis.url(), "deny").await;
-    let case = fleet.case("kill -9 one node of three").await;
+    let mut node_group = NodeGroup::start(&redis.url(), "deny").await;
+    let case = node_group.case("kill -9 one node of three").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    fleet.kill(2);
+    node_group.kill(2);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    print(&case.end(&fleet, Bounds { died: Some(2), ..Bounds::never_over() }).await);
+    print(&case.end(&node_group, Bounds { killed_node: Some(2), ..Bounds::within_limit() }).await);
     every_counter_ends(&[&redis]);
 }
 
@@ -177,10 +177,10 @@ fn every_counter_ends(masters: &[&RedisServer]) {
 async fn memory_and_descriptors_stay_flat_under_load() {
     let seconds = std::env::var("TOLLGATE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let redis = RedisServer::start();
-    let fleet = Fleet::start(&redis.url(), "deny").await;
-    let case: Case = fleet.case(&format!("no failure, for {seconds} s")).await;
-    fleet.stays_flat(Duration::from_secs(seconds)).await;
-    let report = case.end(&fleet, Bounds { nothing_fails: true, ..Bounds::never_over() }).await;
+    let node_group = NodeGroup::start(&redis.url(), "deny").await;
+    let case: Case = node_group.case(&format!("no failure, for {seconds} s")).await;
+    node_group.check_steady(Duration::from_secs(seconds)).await;
+    let report = case.end(&node_group, Bounds { no_failures: true, ..Bounds::within_limit() }).await;
     print(&report);
     assert_eq!(report.admitted, report.charged, "both sides count alike");
     assert!(report.p99 < DEADLINE, "{report}");

@@ -105,10 +105,10 @@ pub(crate) fn node_on(redis: &RedisServer, deadline_ms: u64) -> (tempfile::TempD
 }
 
 /// Redis that hangs until this is dropped.
-pub(crate) struct Hanging(u32);
+pub(crate) struct SuspendedRedis(u32);
 
-impl Hanging {
-    pub(crate) fn of(redis: &RedisServer) -> Self {
+impl SuspendedRedis {
+    pub(crate) fn suspend(redis: &RedisServer) -> Self {
         let info: String = redis::cmd("INFO").arg("server").query(&mut redis.connection()).expect("an answer");
         let id = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("the id of the process");
         let id = id.trim().parse().expect("a number");
@@ -117,7 +117,7 @@ impl Hanging {
     }
 }
 
-impl Drop for Hanging {
+impl Drop for SuspendedRedis {
     fn drop(&mut self) {
         signal(self.0, "CONT");
     }
@@ -129,7 +129,7 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
     let (_folder, node) = node_on(&redis, 200);
     let one = || call(account("a"), "model", &[]);
     until("the node decides", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
-    let hanging = Hanging::of(&redis);
+    let suspended = SuspendedRedis::suspend(&redis);
     for _ in 0..3 {
         let started = Instant::now();
         let error = consume(&node.grpc, one()).await.unwrap_err();
@@ -139,7 +139,7 @@ async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
     }
     let (status, body) = node.rest.post("/v1/check", r#"{"caller":{"account":"a"},"resource":"model"}"#).await;
     assert_eq!((status.as_u16(), body["error"]["code"].as_str()), (503, Some("unavailable")), "{body}");
-    drop(hanging);
+    drop(suspended);
     until("the node decides again", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
 }
 
@@ -150,7 +150,7 @@ async fn a_client_deadline_is_kept_when_redis_hangs() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
-    let _hanging = Hanging::of(&redis);
+    let _suspended = SuspendedRedis::suspend(&redis);
     let request = tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
     let message = prost::Message::encode_to_vec(&request);
     let started = Instant::now();
@@ -167,7 +167,7 @@ async fn a_client_deadline_ends_its_call() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
-    let _hanging = Hanging::of(&redis);
+    let _suspended = SuspendedRedis::suspend(&redis);
     let mut request = Request::new(tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) });
     request.set_timeout(Duration::from_millis(300));
     let started = Instant::now();

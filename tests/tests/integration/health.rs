@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use self::{
     alerting::firing,
-    table::{Decided, State, TABLE, Trouble},
+    table::{DecidableCalls, Fault, State, TABLE},
 };
 use crate::{
     grpc::{SERVICE, health},
@@ -25,7 +25,7 @@ const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Servers, and a node on them.
-struct World {
+struct Deployment {
     counters: Option<RedisServer>,
     cluster: Option<RedisCluster>,
     accounts: Option<RedisServer>,
@@ -33,11 +33,11 @@ struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
-    fn start(trouble: Trouble) -> Self {
-        let program = if trouble == Trouble::Skewed { Program::OwnClock } else { Program::Installed };
-        let in_cluster = trouble == Trouble::OneOfThreeFull;
-        let apart = matches!(trouble, Trouble::AccountsGone | Trouble::AccountsReplica | Trouble::AccountsFull);
+impl Deployment {
+    fn start(fault: Fault) -> Self {
+        let program = if fault == Fault::Skewed { Program::OwnClock } else { Program::Installed };
+        let in_cluster = fault == Fault::OneOfThreeFull;
+        let apart = matches!(fault, Fault::AccountsGone | Fault::AccountsReplica | Fault::AccountsFull);
         let cluster = in_cluster.then(RedisCluster::start);
         let counters = (!in_cluster).then(|| RedisServer::start_program(program, &[]));
         let accounts = apart.then(RedisServer::start);
@@ -50,21 +50,21 @@ impl World {
         Self { counters, cluster, accounts, node: builder.start(), _folder: folder }
     }
 
-    fn make(&mut self, trouble: Trouble) {
+    fn inject(&mut self, fault: Fault) {
         let counters = self.counters.as_mut();
         let run = |server: Option<&RedisServer>, command: &str| server.unwrap().run::<()>(command);
-        match trouble {
-            Trouble::Nothing => {}
-            Trouble::Replica => run(counters.as_deref(), "REPLICAOF 127.0.0.1 1"),
-            Trouble::Full => run(counters.as_deref(), "CONFIG SET maxmemory 1"),
-            Trouble::Hung => counters.unwrap().pause(),
-            Trouble::Gone => counters.unwrap().kill(),
-            Trouble::Evicting => run(counters.as_deref(), "CONFIG SET maxmemory-policy allkeys-lru"),
-            Trouble::Skewed => counters.unwrap().set_clock(5),
-            Trouble::OneOfThreeFull => self.cluster.as_ref().unwrap().servers[0].run("CONFIG SET maxmemory 1"),
-            Trouble::AccountsGone => self.accounts.as_mut().unwrap().kill(),
-            Trouble::AccountsReplica => run(self.accounts.as_ref(), "REPLICAOF 127.0.0.1 1"),
-            Trouble::AccountsFull => run(self.accounts.as_ref(), "CONFIG SET maxmemory 1"),
+        match fault {
+            Fault::Nothing => {}
+            Fault::Replica => run(counters.as_deref(), "REPLICAOF 127.0.0.1 1"),
+            Fault::Full => run(counters.as_deref(), "CONFIG SET maxmemory 1"),
+            Fault::Hung => counters.unwrap().pause(),
+            Fault::Gone => counters.unwrap().kill(),
+            Fault::Evicting => run(counters.as_deref(), "CONFIG SET maxmemory-policy allkeys-lru"),
+            Fault::Skewed => counters.unwrap().set_clock(5),
+            Fault::OneOfThreeFull => self.cluster.as_ref().unwrap().servers[0].run("CONFIG SET maxmemory 1"),
+            Fault::AccountsGone => self.accounts.as_mut().unwrap().kill(),
+            Fault::AccountsReplica => run(self.accounts.as_ref(), "REPLICAOF 127.0.0.1 1"),
+            Fault::AccountsFull => run(self.accounts.as_ref(), "CONFIG SET maxmemory 1"),
         }
     }
 
@@ -92,20 +92,20 @@ async fn calls(node: &Process, names: [&str; 2]) -> Vec<Option<Code>> {
     ends
 }
 
-async fn holds(state: State) {
+async fn check_state(state: State) {
     let State { name, .. } = state;
-    let mut world = World::start(state.trouble);
+    let mut deployment = Deployment::start(state.fault);
     until(&format!("{name}: the node is well"), PATIENCE, async || {
-        let (status, ready) = world.node.rest.json("/readyz").await;
+        let (status, ready) = deployment.node.rest.json("/readyz").await;
         (status == 200 && ready["store"]["ok"] == true && ready["accounts"]["ok"] == true).then_some(())
     })
     .await;
-    assert_eq!(calls(&world.node, ["acme", "known"]).await, [None; 4], "{name}");
-    let before = world.metrics().await;
-    world.make(state.trouble);
+    assert_eq!(calls(&deployment.node, ["acme", "known"]).await, [None; 4], "{name}");
+    let before = deployment.metrics().await;
+    deployment.inject(state.fault);
 
     let ready = until(&format!("{name}: /readyz says so"), PATIENCE, async || {
-        let (status, ready) = world.node.rest.json("/readyz").await;
+        let (status, ready) = deployment.node.rest.json("/readyz").await;
         let says = state.says.is_none_or(|(part, ok, text)| {
             let part = &ready[part];
             part["ok"] == ok && part["detail"].as_str().is_some_and(|detail| detail.starts_with(text))
@@ -120,7 +120,7 @@ async fn holds(state: State) {
     let expected = if state.serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE] {
         until(&format!("{name}: health of {service:?}"), PATIENCE, async || {
-            (health(&world.node.channel, service).await == Some(expected)).then_some(())
+            (health(&deployment.node.channel, service).await == Some(expected)).then_some(())
         })
         .await;
     }
@@ -130,28 +130,28 @@ async fn holds(state: State) {
         ("tollgate_account_feed_up", state.heard),
     ] {
         until(&format!("{name}: {series} is {up}"), PATIENCE, async || {
-            (value(&world.metrics().await, series) == Some(up)).then_some(())
+            (value(&deployment.metrics().await, series) == Some(up)).then_some(())
         })
         .await;
     }
     // A replica's look is no answer either, and what was remembered of accounts is not believed for ever.
-    let ends = calls(&world.node, ["acme", "known"]).await;
+    let ends = calls(&deployment.node, ["acme", "known"]).await;
     let no = Some(Code::Unavailable);
     match state.decided {
-        Decided::All => assert_eq!(ends, [None; 4], "{name}"),
-        Decided::OfThePolicy => assert_eq!(ends, [None, None, no, no], "{name}"),
+        DecidableCalls::All => assert_eq!(ends, [None; 4], "{name}"),
+        DecidableCalls::OfThePolicy => assert_eq!(ends, [None, None, no, no], "{name}"),
         // A full server may still be looked at.
-        Decided::None if state.trouble == Trouble::Full => assert_eq!(ends, [no, None, no, None], "{name}"),
-        Decided::None => assert_eq!(ends, [no; 4], "{name}"),
-        Decided::Some => {}
+        DecidableCalls::None if state.fault == Fault::Full => assert_eq!(ends, [no, None, no, None], "{name}"),
+        DecidableCalls::None => assert_eq!(ends, [no; 4], "{name}"),
+        DecidableCalls::Some => {}
     }
-    let after = world.metrics().await;
+    let after = deployment.metrics().await;
     let mut expected: Vec<&str> = state.alerts.to_vec();
-    if matches!(state.decided, Decided::Some) && ends.contains(&no) {
+    if matches!(state.decided, DecidableCalls::Some) && ends.contains(&no) {
         expected.push("TollgateDecidesWithoutStore");
     }
     firing(name, &before, &after, &expected);
-    let said = world.node.stderr();
+    let said = deployment.node.stderr();
     if let Some((_, ok, text)) = state.says {
         let what = if ok { text } else { text.rsplit(": ").next().unwrap() };
         let line = said.lines().find(|line| line.contains("WARN") && line.contains(what) && line.contains("store"));
@@ -173,7 +173,7 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
     for states in TABLE.chunks(4) {
         let all = LocalSet::new();
         all.run_until(async {
-            let running: Vec<_> = states.iter().map(|state| spawn_local(holds(*state))).collect();
+            let running: Vec<_> = states.iter().map(|state| spawn_local(check_state(*state))).collect();
             for state in running {
                 state.await.expect("what is documented");
             }
@@ -187,8 +187,8 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
 /// Seen to fail where each request asked the store.
 #[tokio::test]
 async fn readiness_costs_redis_nothing_for_each_request() {
-    let world = World::start(Trouble::Nothing);
-    let redis = world.counters.as_ref().unwrap();
+    let deployment = Deployment::start(Fault::Nothing);
+    let redis = deployment.counters.as_ref().unwrap();
     let commands = || {
         let stats: String = redis.run("INFO stats");
         let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
@@ -196,7 +196,7 @@ async fn readiness_costs_redis_nothing_for_each_request() {
     };
     let (before, started) = (commands(), std::time::Instant::now());
     for _ in 0..500 {
-        assert_eq!(world.node.rest.text("/readyz").await.0, 200);
+        assert_eq!(deployment.node.rest.text("/readyz").await.0, 200);
     }
     // A probe has a few commands, and comes every second.
     let most = 40 + 20 * started.elapsed().as_secs();

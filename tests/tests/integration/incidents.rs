@@ -46,7 +46,7 @@ const INTERNALS: [&str; 23] = [
     "breaker",
 ];
 
-struct World {
+struct Deployment {
     redis: RedisServer,
     node: Process,
     /// The secret, and the id, of a key of the account `acme-stored`, which the store has.
@@ -56,7 +56,7 @@ struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl Deployment {
     async fn new() -> Self {
         let redis = RedisServer::start();
         let (folder, policy) = folder_with(&shop(1000));
@@ -65,22 +65,22 @@ impl World {
             .unwrap();
         let builder = ProcessBuilder::new(&policy).redis(&redis.url()).arg("--admin-tokens").arg(&tokens);
         let node = builder.args(["--store-deadline-ms=400", "--log-format=json", "--account-cache-entries=1"]).start();
-        let mut world = Self { redis, node, key: Default::default(), reservation: String::new(), _folder: folder };
-        let (status, made) = world.rest(Method::POST, "/admin/v1/accounts", json!({"id": "acme-stored"})).await;
+        let mut deployment = Self { redis, node, key: Default::default(), reservation: String::new(), _folder: folder };
+        let (status, made) = deployment.rest(Method::POST, "/admin/v1/accounts", json!({"id": "acme-stored"})).await;
         assert_eq!(status, StatusCode::CREATED, "{made}");
         let path = "/admin/v1/accounts/acme-stored/keys";
-        let (status, issued) = world.rest(Method::POST, path, json!({"kind": "admin"})).await;
+        let (status, issued) = deployment.rest(Method::POST, path, json!({"kind": "admin"})).await;
         assert_eq!(status, StatusCode::CREATED, "{issued}");
         let issued: Value = serde_json::from_str(&issued).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        world.key = (text(&issued["secret"]), text(&issued["key"]["id"]));
+        deployment.key = (text(&issued["secret"]), text(&issued["key"]["id"]));
         let reserve =
             json!({"call": {"caller": {"account": "acme-stored"}, "resource": "model", "usage": {"tokens": 5}}});
-        let (status, reserved) = world.rest(Method::POST, "/v1/reserve", reserve).await;
+        let (status, reserved) = deployment.rest(Method::POST, "/v1/reserve", reserve).await;
         assert_eq!(status, StatusCode::OK, "{reserved}");
         let reserved: Value = serde_json::from_str(&reserved).unwrap();
-        world.reservation = text(&reserved["reservation"]["id"]);
-        world
+        deployment.reservation = text(&reserved["reservation"]["id"]);
+        deployment
     }
 
     /// The status and the body, under the admin token, or on the end users' routes under the key.
@@ -252,10 +252,10 @@ fn internals_in(text: &str) -> Option<&'static str> {
 /// The operations that the tests ask are all there are but those that do not ask the store.
 #[tokio::test]
 async fn every_operation_that_asks_the_store_is_tested() {
-    let world = World::new().await;
-    let (_, description) = world.node.rest.json("/openapi.json").await;
+    let deployment = Deployment::new().await;
+    let (_, description) = deployment.node.rest.json("/openapi.json").await;
     let asked: BTreeSet<(String, String)> =
-        world.operations().into_iter().map(|(method, template, ..)| (method.to_string(), template)).collect();
+        deployment.operations().into_iter().map(|(method, template, ..)| (method.to_string(), template)).collect();
     for (path, methods) in description["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
             let without =
@@ -267,58 +267,59 @@ async fn every_operation_that_asks_the_store_is_tested() {
 
 #[tokio::test]
 async fn failures_name_no_internals_when_redis_is_gone() {
-    let mut world = World::new().await;
-    world.redis.kill();
+    let mut deployment = Deployment::new().await;
+    deployment.redis.kill();
     let fails = ["GET /api_keys/rate_limits", "POST /v1/consume", "GET /admin/v1/accounts", "Consume", "GetRateLimits"];
-    world.check("killed", &fails, "onnection refused").await;
+    deployment.check("killed", &fails, "onnection refused").await;
     // A flood of failed calls is a few lines.
-    let before = world.logged().len();
+    let before = deployment.logged().len();
     for _ in 0..300 {
-        let (_, text) =
-            world.rest(Method::POST, "/v1/consume", json!({"caller": {"account": "a"}, "resource": "model"})).await;
+        let (_, text) = deployment
+            .rest(Method::POST, "/v1/consume", json!({"caller": {"account": "a"}, "resource": "model"}))
+            .await;
         assert!(text.contains("incident "), "{text}");
     }
-    let lines = world.logged().len() - before;
+    let lines = deployment.logged().len() - before;
     assert!(lines <= 40, "{lines} lines");
 }
 
 #[tokio::test]
 async fn failures_name_no_internals_when_redis_hangs() {
-    let world = World::new().await;
-    world.redis.pause();
+    let deployment = Deployment::new().await;
+    deployment.redis.pause();
     let fails = ["GET /api_keys/rate_limits", "POST /v1/settle", "POST /admin/v1/accounts", "Settle"];
-    world.check("hung", &fails, "answer").await;
-    world.redis.resume();
+    deployment.check("hung", &fails, "answer").await;
+    deployment.redis.resume();
 }
 
 #[tokio::test]
 async fn failures_name_no_internals_when_redis_refuses() {
-    let world = World::new().await;
-    let _: () = world.redis.run("ACL SETUSER default -@all +ping +info +role +acl");
-    world.check("without rights", &["POST /v1/consume", "GET /admin/v1/accounts"], "permissions").await;
-    let _: () = world.redis.run("ACL SETUSER default +@all");
-    let _: () = world.redis.run("CONFIG SET maxmemory 1");
-    world.check("full", &["POST /v1/consume", "Consume"], "OOM").await;
+    let deployment = Deployment::new().await;
+    let _: () = deployment.redis.run("ACL SETUSER default -@all +ping +info +role +acl");
+    deployment.check("without rights", &["POST /v1/consume", "GET /admin/v1/accounts"], "permissions").await;
+    let _: () = deployment.redis.run("ACL SETUSER default +@all");
+    let _: () = deployment.redis.run("CONFIG SET maxmemory 1");
+    deployment.check("full", &["POST /v1/consume", "Consume"], "OOM").await;
 }
 
 /// Counters, records and reservations of another type, and then of bytes that nobody wrote.
 #[tokio::test]
 async fn unreadable_values_in_redis_are_logged_and_not_shown() {
-    let world = World::new().await;
-    for (method, _, path, body) in world.operations() {
+    let deployment = Deployment::new().await;
+    for (method, _, path, body) in deployment.operations() {
         if path.starts_with("/v1/con") || path.starts_with("/v1/report") {
-            assert_eq!(world.rest(method, &path, body).await.0, StatusCode::OK, "{path}");
+            assert_eq!(deployment.rest(method, &path, body).await.0, StatusCode::OK, "{path}");
         }
     }
-    let keys: Vec<String> = world.redis.run("KEYS *");
+    let keys: Vec<String> = deployment.redis.run("KEYS *");
     assert!(keys.len() > 3, "{keys:?}");
-    let mut redis = world.redis.connection();
+    let mut redis = deployment.redis.connection();
     for key in &keys {
         let _: () = redis::pipe().del(key).lpush(key, "x").query(&mut redis).unwrap();
     }
-    world.check("wrong type", &["POST /v1/consume", "Consume"], "").await;
+    deployment.check("wrong type", &["POST /v1/consume", "Consume"], "").await;
     for key in &keys {
         let _: () = redis::pipe().del(key).set(key, [0xff_u8; 64].as_slice()).query(&mut redis).unwrap();
     }
-    world.check("corrupted", &["POST /v1/consume", "Consume"], "").await;
+    deployment.check("corrupted", &["POST /v1/consume", "Consume"], "").await;
 }

@@ -16,7 +16,7 @@ use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
 use crate::{
-    grpc::{Hanging, node_on},
+    grpc::{SuspendedRedis, node_on},
     harness::{ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, shop, until},
 };
 
@@ -80,7 +80,7 @@ async fn sigterm_lets_open_calls_finish() {
     let (_folder, mut node) = node_on(&redis, 8_000);
     let one = || call(account("a"), "model", &[]);
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
-    let hanging = Hanging::of(&redis);
+    let suspended = SuspendedRedis::suspend(&redis);
     let (grpc, rest) = (node.grpc.clone(), node.rest.clone());
     let over_grpc = tokio::spawn(async move { consume(&grpc, one()).await });
     let body = r#"{"caller":{"account":"a"},"resource":"model"}"#;
@@ -94,7 +94,7 @@ async fn sigterm_lets_open_calls_finish() {
         tokio::net::TcpStream::connect(&node.grpc_address).await.err()
     })
     .await;
-    drop(hanging);
+    drop(suspended);
     assert!(allowed(&over_grpc.await.unwrap().expect("a decision")));
     let (status, answer) = over_rest.await.unwrap();
     assert_eq!((status.as_u16(), &answer["verdict"]), (200, &"allowed".into()), "{answer}");

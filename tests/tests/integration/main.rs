@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod abuse;
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod accounts;
 #[cfg(test)]
 mod alerts;
@@ -16,11 +18,9 @@ mod caller_named;
 #[cfg(test)]
 mod chaos;
 #[cfg(test)]
-mod documents;
-#[cfg(test)]
-mod doors;
-#[cfg(test)]
 mod failure_modes;
+#[cfg(test)]
+mod forged_ids;
 #[cfg(test)]
 mod grpc;
 #[cfg(test)]
@@ -46,6 +46,8 @@ mod overload;
 #[cfg(test)]
 mod pacing;
 #[cfg(test)]
+mod platform_documents;
+#[cfg(test)]
 mod pools;
 #[cfg(test)]
 mod promises;
@@ -53,6 +55,8 @@ mod promises;
 mod reload;
 #[cfg(test)]
 mod rendering;
+#[cfg(test)]
+mod reported_numbers;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
@@ -66,8 +70,4 @@ mod self_service;
 #[cfg(test)]
 mod shadow;
 #[cfg(test)]
-mod splices;
-#[cfg(test)]
 mod topologies;
-#[cfg(test)]
-mod wire;

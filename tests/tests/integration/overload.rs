@@ -19,7 +19,7 @@ use tonic::{
 };
 
 use crate::{
-    grpc::Hanging,
+    grpc::SuspendedRedis,
     harness::{
         KEY, Process, ProcessBuilder, Proxy, Rest, account, allowed, call, consume, folder_with, peek, quota, shop,
         until,
@@ -28,13 +28,13 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(4);
 /// How late each answer of Redis is, so that a node with room for 16 calls decides a few hundred a second.
-const SLOW: Duration = Duration::from_millis(40);
+const REDIS_DELAY: Duration = Duration::from_millis(40);
 const LOAD: Duration = Duration::from_secs(4);
 /// What a refused caller waits before the next call: far less than it was told to.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How one call ended.
-enum End {
+enum Outcome {
     /// Decided, and whether it was admitted; a listing admits nothing.
     Decided(bool),
     /// Refused as the node has too much to do, and said so as it should.
@@ -42,28 +42,28 @@ enum End {
 }
 
 struct Answer {
-    way: Way,
-    end: End,
+    endpoint: Api,
+    end: Outcome,
     took: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum Api {
     Grpc,
     Rest,
     /// `GET /api_keys/rate_limits`.
     Limits,
 }
 
-async fn over_grpc(grpc: &RateLimitServiceClient<Channel>) -> End {
+async fn over_grpc(grpc: &RateLimitServiceClient<Channel>) -> Outcome {
     match consume(grpc, call(account("load"), "bulk", &[("tokens", 3)])).await {
-        Ok(decision) => End::Decided(allowed(&decision)),
+        Ok(decision) => Outcome::Decided(allowed(&decision)),
         Err(status) => {
             assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
             let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("when to come again");
             let pushback: u64 = pushback.to_str().unwrap().parse().expect("a number of milliseconds");
             assert!((1..=1_000).contains(&pushback), "{pushback}");
-            End::Refused
+            Outcome::Refused
         }
     }
 }
@@ -83,52 +83,57 @@ async fn answered(request: reqwest::RequestBuilder) -> Result<Value, Value> {
     }
 }
 
-async fn over_rest(rest: &Rest) -> End {
+async fn over_rest(rest: &Rest) -> Outcome {
     let request = rest.request(Method::POST, "/v1/consume").header(header::CONTENT_TYPE, "application/json");
     let body = r#"{"caller":{"account":"load"},"resource":"bulk","usage":{"tokens":3}}"#;
     match answered(request.body(body)).await {
-        Ok(decision) => End::Decided(decision["verdict"] == "allowed"),
+        Ok(decision) => Outcome::Decided(decision["verdict"] == "allowed"),
         Err(body) => {
             assert_eq!(body["error"]["code"], "resource_exhausted", "{body}");
-            End::Refused
+            Outcome::Refused
         }
     }
 }
 
-async fn limits(rest: &Rest) -> End {
+async fn limits(rest: &Rest) -> Outcome {
     match answered(rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth(KEY)).await {
-        Ok(_) => End::Decided(false),
+        Ok(_) => Outcome::Decided(false),
         Err(body) => {
-            is_plain(&body);
-            End::Refused
+            assert_plain_overload_error(&body);
+            Outcome::Refused
         }
     }
 }
 
 /// The end users' routes have errors of their own shape.
-fn is_plain(body: &Value) {
+fn assert_plain_overload_error(body: &Value) {
     let error = body.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("error"));
     assert!(error.is_some_and(Value::is_string), "{body}");
 }
 
 /// Calls one way until told to stop.
-async fn keep_calling(way: Way, grpc: RateLimitServiceClient<Channel>, rest: Rest, go: Arc<AtomicBool>) -> Vec<Answer> {
+async fn keep_calling(
+    endpoint: Api,
+    grpc: RateLimitServiceClient<Channel>,
+    rest: Rest,
+    go: Arc<AtomicBool>,
+) -> Vec<Answer> {
     let mut answers = Vec::new();
     while go.load(Ordering::Relaxed) {
         let started = Instant::now();
         let one = async {
-            match way {
-                Way::Grpc => over_grpc(&grpc).await,
-                Way::Rest => over_rest(&rest).await,
-                Way::Limits => limits(&rest).await,
+            match endpoint {
+                Api::Grpc => over_grpc(&grpc).await,
+                Api::Rest => over_rest(&rest).await,
+                Api::Limits => limits(&rest).await,
             }
         };
         let end = tokio::time::timeout(2 * DEADLINE, one).await.expect("a call hangs");
         let took = started.elapsed();
-        if matches!(end, End::Refused) {
-            tokio::time::sleep(PAUSE).await;
+        if matches!(end, Outcome::Refused) {
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
-        answers.push(Answer { way, end, took });
+        answers.push(Answer { endpoint, end, took });
     }
     answers
 }
@@ -141,27 +146,27 @@ fn load(node: &Process, go: &Arc<AtomicBool>) -> JoinSet<Vec<Answer>> {
         let address = Endpoint::from_shared(format!("http://{}", node.grpc_address)).expect("an address");
         let grpc = RateLimitServiceClient::new(address.connect_lazy());
         for number in 0..42 {
-            let way = match number {
-                0..24 => Way::Grpc,
-                24..40 => Way::Rest,
-                _ => Way::Limits,
+            let endpoint = match number {
+                0..24 => Api::Grpc,
+                24..40 => Api::Rest,
+                _ => Api::Limits,
             };
-            callers.spawn(keep_calling(way, grpc.clone(), node.rest.clone(), Arc::clone(go)));
+            callers.spawn(keep_calling(endpoint, grpc.clone(), node.rest.clone(), Arc::clone(go)));
         }
     }
     callers
 }
 
 /// The most that a node has of something in a part of the load, by memory in kB and descriptors.
-async fn most(node: &Process, during: Duration) -> (u64, usize) {
-    let (started, mut most) = (Instant::now(), (0, 0));
+async fn peak_resources(node: &Process, during: Duration) -> (u64, usize) {
+    let (started, mut peak_resources) = (Instant::now(), (0, 0));
     while started.elapsed() < during {
         let (memory, descriptors) =
             (node.resident_bytes().expect("it lives") / 1024, node.descriptors().expect("it lives"));
-        most = (most.0.max(memory), most.1.max(descriptors));
+        peak_resources = (peak_resources.0.max(memory), peak_resources.1.max(descriptors));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    most
+    peak_resources
 }
 
 fn longest<'a>(answers: impl IntoIterator<Item = &'a Answer>) -> Duration {
@@ -179,22 +184,27 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
         peek(&node.grpc, call(account("load"), "bulk", &[])).await.ok()
     })
     .await;
-    proxy.delay(SLOW);
+    proxy.delay(REDIS_DELAY);
     let go = Arc::new(AtomicBool::new(true));
     let callers = load(&node, &go);
     // Every connection is there, and every buffer has been used, by the end of the first quarter.
-    most(&node, LOAD / 4).await;
-    let early = most(&node, LOAD / 4).await;
-    most(&node, LOAD / 4).await;
-    let late = most(&node, LOAD / 4).await;
+    peak_resources(&node, LOAD / 4).await;
+    let early = peak_resources(&node, LOAD / 4).await;
+    peak_resources(&node, LOAD / 4).await;
+    let late = peak_resources(&node, LOAD / 4).await;
     go.store(false, Ordering::Relaxed);
     let answers: Vec<Answer> = callers.join_all().await.into_iter().flatten().collect();
 
     let (refused, decided): (Vec<&Answer>, Vec<&Answer>) =
-        answers.iter().partition(|answer| matches!(answer.end, End::Refused));
-    for way in [Way::Grpc, Way::Rest, Way::Limits] {
-        let of = |answers: &[&Answer]| answers.iter().filter(|answer| answer.way == way).count();
-        assert!(of(&refused) > 20 && of(&decided) > 0, "{way:?}: {} refused, {} decided", of(&refused), of(&decided));
+        answers.iter().partition(|answer| matches!(answer.end, Outcome::Refused));
+    for endpoint in [Api::Grpc, Api::Rest, Api::Limits] {
+        let of = |answers: &[&Answer]| answers.iter().filter(|answer| answer.endpoint == endpoint).count();
+        assert!(
+            of(&refused) > 20 && of(&decided) > 0,
+            "{endpoint:?}: {} refused, {} decided",
+            of(&refused),
+            of(&decided)
+        );
     }
     assert!(refused.len() > 4 * decided.len(), "no overload: {} refused, {} decided", refused.len(), decided.len());
     assert!(longest(refused.iter().copied()) < DEADLINE / 4, "refused after {:?}", longest(refused));
@@ -205,14 +215,14 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
     // Afterwards it is as before, and Redis holds what was admitted: a refusal charged nothing.
     proxy.delay(Duration::ZERO);
     let now = peek(&node.grpc, call(account("load"), "bulk", &[])).await.expect("a decision");
-    let admitted = answers.iter().filter(|answer| matches!(answer.end, End::Decided(true))).count() as u64;
+    let admitted = answers.iter().filter(|answer| matches!(answer.end, Outcome::Decided(true))).count() as u64;
     assert_eq!(quota(&now, "requests_per_hour").used, admitted, "what was charged, and what was admitted");
     assert_eq!(quota(&now, "tokens_per_hour").used, 3 * admitted);
     assert!(admitted > 100, "{admitted}");
     for _ in 0..100 {
-        assert!(matches!(over_grpc(&node.grpc).await, End::Decided(true)));
-        assert!(matches!(over_rest(&node.rest).await, End::Decided(true)));
-        assert!(matches!(limits(&node.rest).await, End::Decided(_)));
+        assert!(matches!(over_grpc(&node.grpc).await, Outcome::Decided(true)));
+        assert!(matches!(over_rest(&node.rest).await, Outcome::Decided(true)));
+        assert!(matches!(limits(&node.rest).await, Outcome::Decided(_)));
     }
     until("it is ready", Duration::from_secs(10), async || {
         (node.rest.text("/readyz").await.0 == StatusCode::OK).then_some(())
@@ -242,7 +252,7 @@ async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
         })
         .await;
     }
-    proxy.swallow(true);
+    proxy.drop_traffic(true);
     for (node, expected) in &nodes {
         for route in ["/api_keys/rate_limits", "/api/v1/api_keys/rate_limits", "/api_keys/rate_limits/log"] {
             let ask = || node.rest.request(Method::GET, route).bearer_auth(KEY).send();
@@ -253,7 +263,7 @@ async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
             for answer in [one.expect("an answer"), other.expect("an answer")] {
                 let (status, wait) = (answer.status().as_u16(), answer.headers().get(header::RETRY_AFTER).cloned());
                 assert_eq!(wait.is_some(), status == 429, "{route}: {status}");
-                is_plain(&answer.json().await.expect("JSON"));
+                assert_plain_overload_error(&answer.json().await.expect("JSON"));
                 statuses.push(status);
             }
             statuses.sort_unstable();
@@ -272,7 +282,7 @@ async fn calls_beyond_the_bound_of_a_connection_wait() {
     let one = || call(account("a"), "model", &[]);
     // The client has heard of the bound by the time it has an answer.
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
-    let hanging = Hanging::of(&redis);
+    let suspended = SuspendedRedis::suspend(&redis);
     let mut calls = JoinSet::new();
     for _ in 0..12 {
         let grpc = node.grpc.clone();
@@ -289,7 +299,7 @@ async fn calls_beyond_the_bound_of_a_connection_wait() {
     for _ in 0..20 {
         assert!(in_work().await <= 4.0, "more than the bound");
     }
-    drop(hanging);
+    drop(suspended);
     for decision in calls.join_all().await {
         assert!(allowed(&decision.expect("a decision")));
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tollgate_proto::v1::ConsumeRequest;
 use tonic::Request;
 
-use crate::harness::{Process, ProcessBuilder, SLACK_OF_MOST, account, allowed, call, folder_with, hash_of, shop};
+use crate::harness::{P99_SLACK, Process, ProcessBuilder, account, allowed, call, folder_with, hash_of, shop};
 
 /// The token of a service that does as it should, and of one that does not.
 const HONEST: &str = "tgt_integration-token-of-the-honest-service-01234";
@@ -84,7 +84,7 @@ async fn p99(one: impl AsyncFn()) -> Duration {
 /// Whether honest callers are served nearly as they were: within ten times what they had, and the least that a busy machine
 /// takes for nothing.
 fn nearly_as_before(before: Duration, during: Duration) {
-    let bound = 10 * before + SLACK_OF_MOST;
+    let bound = 10 * before + P99_SLACK;
     assert!(during < bound, "p99 of honest calls: {before:?} before, {during:?} during");
     println!("p99 of honest calls: {before:?} before, {during:?} during");
 }

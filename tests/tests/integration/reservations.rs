@@ -1,6 +1,6 @@
 //! Reservations over the wire: what gateways get wrong about tokens and slots, each as a test.
 
-mod outcomes;
+mod failed_calls;
 mod slots;
 
 use std::{

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tollgate_store::testing::RedisServer;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use self::clients::{Load, Nodes, Seen};
+use self::clients::{Load, NodeHealth, Nodes};
 use crate::{
     grpc::health,
     harness::{KEY, Process, ProcessBuilder, account, call, folder_with, hash_of, peek, quota, until},
@@ -93,13 +93,13 @@ async fn a_rolling_restart_under_load_loses_no_call_and_no_count() {
     assert!(refused > 1_000, "hardly anything was refused");
     // Whoever looks at the health of a node hears that it goes before it is gone.
     for slot in 0..3 {
-        let of_old: Vec<&Seen> = health
+        let of_old: Vec<&NodeHealth> = health
             .iter()
             .filter(|(of, _)| *of == slot)
             .map(|(_, seen)| seen)
-            .take_while(|seen| **seen != Seen::Gone)
+            .take_while(|seen| **seen != NodeHealth::Gone)
             .collect();
-        assert_eq!(of_old.last(), Some(&&Seen::Draining), "node {slot}: {of_old:?}");
+        assert_eq!(of_old.last(), Some(&&NodeHealth::Draining), "node {slot}: {of_old:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every RPC and every route once, on Redis as production runs it; and what the doctor says of it.
 
-mod complaints;
+mod doctor;
 mod smoke;
 
 use tollgate_store::testing::{

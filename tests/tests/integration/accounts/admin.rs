@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use tollgate_core::time::Timestamp;
 use tollgate_server::settings::Options;
 
-use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly, policy, quota};
+use super::{ADMIN, Client, Deployment, OTHER_ADMIN, call, hourly, policy, quota};
 use crate::harness::{START, memory_node_with};
 
 #[tokio::test]
 async fn an_account_is_created_changed_and_deleted() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     let body = json!({"id": "acme", "balances": {"USD": 1.5}});
     let (status, tag, made) = admin.ask_if(Method::POST, "/accounts", Some(body.clone()), None).await;
@@ -45,8 +45,8 @@ async fn an_account_is_created_changed_and_deleted() {
 
 #[tokio::test]
 async fn accounts_are_listed_page_by_page() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     let mut expected: Vec<String> = (0..7).map(|number| format!("account {number} ü/?#")).collect();
     for id in expected.iter().rev() {
@@ -74,8 +74,8 @@ fn escaped(text: &str) -> String {
 
 #[tokio::test]
 async fn a_key_is_issued_rotated_and_revoked() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let body = json!({"kind": "admin", "description": "for the build", "expires_at": "2099-01-31T00:00:00Z"});
@@ -137,8 +137,8 @@ async fn a_key_is_issued_rotated_and_revoked() {
 /// A key, an override and the secret before a rotation end at their time, without anybody doing anything.
 #[tokio::test]
 async fn keys_and_overrides_expire_by_the_clock() {
-    let world = World::new();
-    let options = Options { admin_tokens: Some(world.tokens.clone()), ..Options::default() };
+    let deployment = Deployment::new();
+    let options = Options { admin_tokens: Some(deployment.tokens.clone()), ..Options::default() };
     let node = memory_node_with(options, &policy("shop")).await;
     let admin = Client { rest: node.rest.clone(), token: ADMIN, domain: "shop" };
     let in_an_hour = Timestamp::from_ms(START.as_ms() + 3_600_000).to_string();
@@ -167,8 +167,8 @@ async fn keys_and_overrides_expire_by_the_clock() {
 
 #[tokio::test]
 async fn keys_are_counted_and_listed() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let mut ids = Vec::new();
@@ -196,8 +196,8 @@ async fn keys_are_counted_and_listed() {
 /// An override changes the limit and keeps what was used; what the policy does not know is refused.
 #[tokio::test]
 async fn overrides_are_set_and_cleared() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, secret) = admin.key("acme").await;
@@ -241,8 +241,8 @@ async fn overrides_are_set_and_cleared() {
 
 #[tokio::test]
 async fn a_payment_promotes_once_and_keeps_what_was_used() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     for account in ["known", "unknown"] {
         if account == "known" {
@@ -284,8 +284,8 @@ async fn a_payment_promotes_once_and_keeps_what_was_used() {
 
 #[tokio::test]
 async fn accounts_of_the_policy_file_cannot_be_changed_by_the_api() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     let used = call(&node.rest, "consume", json!({"api_key": "secret of shop"})).await;
     assert_eq!(used["account"], "fixed");
@@ -329,8 +329,8 @@ async fn accounts_of_the_policy_file_cannot_be_changed_by_the_api() {
 
 #[tokio::test]
 async fn wrong_requests_name_the_field_and_change_nothing() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, _) = admin.key("acme").await;
@@ -395,8 +395,8 @@ async fn wrong_requests_name_the_field_and_change_nothing() {
 /// Every admin route is closed to whoever has no admin token, and to one of another domain.
 #[tokio::test]
 async fn administrators_reach_their_own_domains_only() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, secret) = admin.key("acme").await;
@@ -431,7 +431,7 @@ async fn administrators_reach_their_own_domains_only() {
     assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
     assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["tier"], "basic");
     // Nobody gets in where there are no tokens.
-    let closed = crate::harness::ProcessBuilder::new(&world.policy_file("shop")).start();
+    let closed = crate::harness::ProcessBuilder::new(&deployment.policy_file("shop")).start();
     let answer = closed.rest.request(Method::GET, "/admin/v1/accounts").bearer_auth(ADMIN).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
 }

@@ -4,7 +4,7 @@ use std::{io::Read, net::TcpListener, thread};
 
 use serde_json::{Value, json};
 
-use super::{ADMIN, OTHER_ADMIN, World, call, hourly, quota};
+use super::{ADMIN, Deployment, OTHER_ADMIN, call, hourly, quota};
 use crate::harness::{Process, ProcessBuilder};
 
 /// The command line, set up for the domain `shop` of a node.
@@ -40,8 +40,8 @@ fn words(text: &str) -> Vec<Vec<&str>> {
 
 #[tokio::test]
 async fn an_account_s_life_on_the_command_line() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let made = good(&node, &["account", "create", "acme ü/?#", "--balance=USD=12.5", "--balance", "DIEM=3"]);
     for line in [&["account", "acme", "ü/?#"][..], &["tier", "basic"], &["balances", "USD", "12.5,", "DIEM", "3"]] {
         assert!(words(&made).contains(&line.to_vec()), "{line:?}: {made}");
@@ -63,8 +63,8 @@ async fn an_account_s_life_on_the_command_line() {
 
 #[tokio::test]
 async fn overrides_and_payments_on_the_command_line() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     good(&node, &["account", "create", "acme", "--tier=basic"]);
     let limit = ["--unit=requests", "--per=hour", "--limit=50", "--resource=model", "--scope=account,resource"];
     let set = ["account", "set-override", "acme", "sale", "--expires-at=2099-01-01T00:00:00Z"];
@@ -102,8 +102,8 @@ async fn overrides_and_payments_on_the_command_line() {
 
 #[tokio::test]
 async fn a_key_s_life_on_the_command_line() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     good(&node, &["account", "create", "acme"]);
     let made = good(&node, &["key", "create", "acme", "--kind=admin", "--description=for the build"]);
     let of = |text: &str, name: &str| {
@@ -151,8 +151,8 @@ async fn a_key_s_life_on_the_command_line() {
 
 #[tokio::test]
 async fn lists_are_read_page_by_page_on_the_command_line() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     assert_eq!(words(&good(&node, &["account", "list"])).len(), 1, "the heads alone");
     for account in ["a", "it's b", "c"] {
         good(&node, &["account", "create", account]);
@@ -176,8 +176,8 @@ async fn lists_are_read_page_by_page_on_the_command_line() {
 /// Each error says what is wrong, and the exit code that something is.
 #[tokio::test]
 async fn errors_on_the_command_line_say_what_is_wrong() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     good(&node, &["account", "create", "acme"]);
     let limit = ["account", "set-override", "acme", "x", "--unit=bananas", "--per=hour", "--limit=1"];
     for (args, starts, ends) in [
@@ -280,9 +280,10 @@ async fn what_is_no_node_is_said_on_the_command_line() {
 /// One configuration file serves a node and whoever administers it.
 #[tokio::test]
 async fn the_command_line_is_set_up_by_file() {
-    let world = World::new();
-    let node = world.process().start();
-    let (token, config) = (world.tokens.with_file_name("token"), world.tokens.with_file_name("tollgate.yaml"));
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
+    let (token, config) =
+        (deployment.tokens.with_file_name("token"), deployment.tokens.with_file_name("tollgate.yaml"));
     std::fs::write(&token, format!("{OTHER_ADMIN}\n")).unwrap();
     let client = format!("client: {{ url: 'http://{}', admin-token-file: '{}' }}", node.http_address, token.display());
     std::fs::write(&config, format!("log-filter: warn\n{client}\n")).unwrap();
@@ -297,6 +298,6 @@ async fn the_command_line_is_set_up_by_file() {
     let said = bad(command(), &["account", "list"]);
     assert!(said.contains("tollgate.yaml: client: unknown field `token`"), "{said}");
     std::fs::write(&config, client).unwrap();
-    let with_file = world.process().arg("--config").arg(&config).start();
+    let with_file = deployment.process().arg("--config").arg(&config).start();
     assert!(good(&with_file, &["account", "list"]).starts_with("ACCOUNT"));
 }

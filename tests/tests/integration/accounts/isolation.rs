@@ -4,13 +4,13 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_store::testing::RedisServer;
 
-use super::{Client, World, call, hourly};
+use super::{Client, Deployment, call, hourly};
 
 #[tokio::test]
 async fn a_key_reaches_nothing_of_another_account() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let node = world.node(&redis.url());
+    let deployment = Deployment::new();
+    let node = deployment.node(&redis.url());
     let admin = Client::new(&node);
     // Ids that are alike in every way one could mix them up.
     let ids = ["acme", "acme:2", "Acme", "acme/keys"];
@@ -42,8 +42,8 @@ async fn a_key_reaches_nothing_of_another_account() {
 #[tokio::test]
 async fn a_key_is_unknown_in_another_domain() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let node = world.node(&redis.url());
+    let deployment = Deployment::new();
+    let node = deployment.node(&redis.url());
     let (shop, other) = (Client::new(&node), Client::new(&node).in_domain("other"));
     shop.create("acme", "basic").await;
     other.create("acme", "premium").await;
@@ -64,8 +64,8 @@ async fn a_key_is_unknown_in_another_domain() {
 #[tokio::test]
 async fn a_leaked_database_gives_no_keys() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let node = world.node(&redis.url());
+    let deployment = Deployment::new();
+    let node = deployment.node(&redis.url());
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, first) = admin.key("acme").await;

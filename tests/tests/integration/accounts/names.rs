@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ADMIN, Client, World};
+use super::{ADMIN, Client, Deployment};
 use crate::harness::Process;
 
 /// The answer to a request whose path is sent as it is; clients would go to another one.
@@ -29,8 +29,8 @@ async fn raw(node: &Process, method: &str, path: &str, body: &str) -> String {
 
 #[tokio::test]
 async fn no_account_or_key_gets_a_name_that_a_url_cannot_hold() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let wrong = r#"cannot be "." or "..", which no URL can name"#;

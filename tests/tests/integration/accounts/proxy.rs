@@ -15,15 +15,15 @@ const PASS: u8 = 0;
 const CUT: u8 = 1;
 const STALL: u8 = 2;
 
-pub(super) struct Proxy {
+pub(super) struct SubscriptionProxy {
     pub(super) url: String,
     mode: Arc<AtomicU8>,
     changed: watch::Sender<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Proxy {
-    pub(super) async fn before(redis: &str) -> Self {
+impl SubscriptionProxy {
+    pub(super) async fn start(redis: &str) -> Self {
         let to = redis.trim_start_matches("redis://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("redis://{}", listener.local_addr().expect("an address"));
@@ -34,7 +34,7 @@ impl Proxy {
             async move {
                 while let Ok((client, _)) = listener.accept().await {
                     if let Ok(server) = TcpStream::connect(&to).await {
-                        tokio::spawn(pass(client, server, Arc::clone(&mode), seen.clone()));
+                        tokio::spawn(forward(client, server, Arc::clone(&mode), seen.clone()));
                     }
                 }
             }
@@ -57,18 +57,18 @@ impl Proxy {
         self.set(STALL);
     }
 
-    pub(super) fn mend(&self) {
+    pub(super) fn restore(&self) {
         self.set(PASS);
     }
 }
 
-impl Drop for Proxy {
+impl Drop for SubscriptionProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn pass(mut client: TcpStream, mut server: TcpStream, mode: Arc<AtomicU8>, mut changes: watch::Receiver<()>) {
+async fn forward(mut client: TcpStream, mut server: TcpStream, mode: Arc<AtomicU8>, mut changes: watch::Receiver<()>) {
     let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut subscribes = false;
     loop {

@@ -4,21 +4,21 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_store::testing::RedisServer;
 
-use super::{ADMIN, Client, OTHER_ADMIN, World, call, hourly};
+use super::{ADMIN, Client, Deployment, OTHER_ADMIN, call, hourly};
 use crate::harness::ProcessBuilder;
 
 /// Seen to fail with a reset that leaves out the keys' own counters.
 #[tokio::test]
 async fn usage_is_reset_on_both_stores() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let path = world.policy_file("shop");
+    let deployment = Deployment::new();
+    let path = deployment.policy_file("shop");
     let policy = std::fs::read_to_string(&path).unwrap();
     let of_account = "{ unit: requests, per: hour, limit: 10 }";
     let of_key = "{ name: of_key, unit: requests, per: hour, limit: 50, scope: [api_key, resource] }";
     std::fs::write(&path, policy.replace(of_account, &format!("{of_account}, {of_key}"))).unwrap();
     for store in [None, Some(&redis)] {
-        let node = store.map_or_else(|| world.process().start(), |redis| world.node(&redis.url()));
+        let node = store.map_or_else(|| deployment.process().start(), |redis| deployment.node(&redis.url()));
         let admin = Client::new(&node);
         admin.create("acme", "basic").await;
         admin.create("other", "basic").await;
@@ -88,8 +88,8 @@ async fn usage_is_reset_on_both_stores() {
 #[tokio::test]
 async fn one_unreadable_record_hides_no_other_account() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let node = world.node(&redis.url());
+    let deployment = Deployment::new();
+    let node = deployment.node(&redis.url());
     let admin = Client::new(&node);
     let ids = ["a", "b", "c", "d", "e", "f"];
     let mut connection = redis.connection();

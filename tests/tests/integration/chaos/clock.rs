@@ -17,7 +17,7 @@ use tollgate_store::{
 
 use super::{
     every_counter_ends,
-    load::{CALLERS, DEADLINE, Fleet, LONGEST, PACE, SLACK},
+    load::{CALLERS, DEADLINE, LONGEST, NodeGroup, PACE, SLACK},
 };
 use crate::harness::{account, allowed, call, consume, decided_at_ms};
 
@@ -31,11 +31,11 @@ const PHASE: Duration = Duration::from_secs(3);
 /// An answer comes no later than this after its decision.
 const LATEST_ANSWER_MS: u64 = 500;
 
-struct Seen {
+struct Observation {
     answered_ms: u64,
     decided_ms: u64,
     admitted: bool,
-    took: Duration,
+    latency: Duration,
 }
 
 /// Redis 6.2, as its allocator bears a library that sets the clock.
@@ -43,63 +43,65 @@ struct Seen {
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn decisions_are_right_while_the_clock_of_redis_steps() {
     let redis = RedisServer::start_program(Program::OwnClock, &[]);
-    let fleet = Fleet::start(&redis.url(), "deny").await;
-    let held = fleet.held();
+    let node_group = NodeGroup::start(&redis.url(), "deny").await;
+    let usage_before = node_group.resource_usage();
     let go = Arc::new(AtomicBool::new(true));
     let mut callers = JoinSet::new();
-    for grpc in fleet.clients() {
+    for grpc in node_group.clients() {
         for _ in 0..CALLERS {
             let (grpc, go) = (grpc.clone(), Arc::clone(&go));
             callers.spawn(async move {
                 let mut ticks = tokio::time::interval(PACE);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                let mut seen = Vec::new();
+                let mut observations = Vec::new();
                 while go.load(Ordering::Relaxed) {
                     ticks.tick().await;
                     let started = Instant::now();
                     let decision = consume(&grpc, call(account("steps"), "short", &[])).await.expect("no call fails");
-                    let (took, answered_ms) = (started.elapsed(), SystemClock.now().as_ms());
+                    let (latency, answered_ms) = (started.elapsed(), SystemClock.now().as_ms());
                     let (decided_ms, admitted) = (decided_at_ms(&decision), allowed(&decision));
-                    seen.push(Seen { answered_ms, decided_ms, admitted, took });
+                    observations.push(Observation { answered_ms, decided_ms, admitted, latency });
                 }
-                seen
+                observations
             });
         }
     }
-    let mut begun = Vec::new();
+    let mut phase_starts = Vec::new();
     for step in STEPS {
         redis.set_clock(step);
-        begun.push(SystemClock.now().as_ms());
+        phase_starts.push(SystemClock.now().as_ms());
         tokio::time::sleep(PHASE).await;
         every_counter_ends(&[&redis]);
     }
     go.store(false, Ordering::Relaxed);
-    let seen: Vec<Seen> = callers.join_all().await.into_iter().flatten().collect();
+    let observations: Vec<Observation> = callers.join_all().await.into_iter().flatten().collect();
 
-    let (most, late) = is_of_the_exact_log(&seen, &begun);
-    let mut took: Vec<Duration> = seen.iter().map(|seen| seen.took).collect();
-    took.sort_unstable();
-    let (p99, longest) = (took[took.len() * 99 / 100], took[took.len() - 1]);
-    let grown = fleet.held().grown_since(held);
+    let (most, longest_wait_ms) = check_against_exact_log(&observations, &phase_starts);
+    let mut latency: Vec<Duration> = observations.iter().map(|observation| observation.latency).collect();
+    latency.sort_unstable();
+    let (p99, longest) = (latency[latency.len() * 99 / 100], latency[latency.len() - 1]);
+    let growth = node_group.resource_usage().growth_since(usage_before);
     println!(
-        "| Redis's clock steps by 5 s, a minute and an hour, forward and back | {} | 0 | {} ms | {} ms | {late} ms | \
-         {most} of {LIMIT} | {grown} |",
-        seen.len(),
+        "| Redis's clock steps by 5 s, a minute and an hour, forward and back | {} | 0 | {} ms | {} ms | {longest_wait_ms} ms | \
+         {most} of {LIMIT} | {growth} |",
+        observations.len(),
         p99.as_millis(),
         longest.as_millis(),
     );
     assert!(p99 <= DEADLINE + SLACK && longest <= DEADLINE + LONGEST, "{p99:?}, {longest:?}");
-    grown.check("Redis's clock steps");
-    fleet.did_not_panic();
+    growth.check("Redis's clock steps");
+    node_group.assert_no_panic();
 }
 
 /// Checks every decision, and returns the most that was in a window, and the longest that a step back or forward kept
 /// everybody waiting.
-fn is_of_the_exact_log(seen: &[Seen], begun: &[u64]) -> (usize, u64) {
-    let mut log: Vec<(usize, u64, bool)> =
-        seen.iter().map(|seen| (phase_of(seen, begun), seen.decided_ms, seen.admitted)).collect();
+fn check_against_exact_log(observations: &[Observation], phase_starts: &[u64]) -> (usize, u64) {
+    let mut log: Vec<(usize, u64, bool)> = observations
+        .iter()
+        .map(|observation| (phase_of(observation, phase_starts), observation.decided_ms, observation.admitted))
+        .collect();
     log.sort_unstable();
-    let (mut dates, mut most, mut late) = (Vec::<u64>::new(), 0, 0);
+    let (mut dates, mut most, mut longest_wait_ms) = (Vec::<u64>::new(), 0, 0);
     for same_time in log.chunk_by(|one, other| (one.0, one.1) == (other.0, other.1)) {
         let (phase, now, _) = same_time[0];
         let admitted = same_time.iter().filter(|(.., admitted)| *admitted).count();
@@ -114,31 +116,31 @@ fn is_of_the_exact_log(seen: &[Seen], begun: &[u64]) -> (usize, u64) {
         );
         most = dates.len().max(most);
     }
-    for (phase, begun) in begun.iter().enumerate() {
+    for (phase, phase_starts) in phase_starts.iter().enumerate() {
         let of_phase: Vec<u64> =
             log.iter().filter(|(of, ..)| *of == phase).map(|(_, at, _)| real_ms(*at, STEPS[phase])).collect();
         assert!(of_phase.len() > 300, "hardly any load in phase {phase}: {}", of_phase.len());
         let first = log.iter().find(|(of, _, admitted)| *of == phase && *admitted);
-        let waited = first.map(|(_, at, _)| real_ms(*at, STEPS[phase]).saturating_sub(*begun));
+        let waited = first.map(|(_, at, _)| real_ms(*at, STEPS[phase]).saturating_sub(*phase_starts));
         assert!(waited.is_some_and(|waited| waited <= WINDOW_MS + LATEST_ANSWER_MS), "{waited:?} in phase {phase}");
-        late = late.max(waited.unwrap_or(0));
+        longest_wait_ms = longest_wait_ms.max(waited.unwrap_or(0));
     }
-    (most, late)
+    (most, longest_wait_ms)
 }
 
 /// The phase in which a decision was made: by when it was answered, and by what the clock said.
-fn phase_of(seen: &Seen, begun: &[u64]) -> usize {
-    let of: Vec<usize> = (0..begun.len())
+fn phase_of(observation: &Observation, phase_starts: &[u64]) -> usize {
+    let of: Vec<usize> = (0..phase_starts.len())
         .filter(|phase| {
-            let real = real_ms(seen.decided_ms, STEPS[*phase]);
-            let end = begun.get(phase + 1).copied().unwrap_or(u64::MAX);
+            let real = real_ms(observation.decided_ms, STEPS[*phase]);
+            let end = phase_starts.get(phase + 1).copied().unwrap_or(u64::MAX);
             // The clock was set a moment before that is noted.
-            (real..=real + LATEST_ANSWER_MS).contains(&seen.answered_ms)
-                && begun[*phase] <= real + LATEST_ANSWER_MS
+            (real..=real + LATEST_ANSWER_MS).contains(&observation.answered_ms)
+                && phase_starts[*phase] <= real + LATEST_ANSWER_MS
                 && real <= end
         })
         .collect();
-    assert_eq!(of.len(), 1, "decided at {}, answered at {}: {of:?}", seen.decided_ms, seen.answered_ms);
+    assert_eq!(of.len(), 1, "decided at {}, answered at {}: {of:?}", observation.decided_ms, observation.answered_ms);
     of[0]
 }
 

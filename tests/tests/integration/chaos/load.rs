@@ -13,7 +13,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
 use tonic::{Code, Status, transport::Channel};
 
-use super::held::{Grown, Held, stay_flat};
+use super::node_resources::{ResourceGrowth, ResourceUsage, check_steady_resources};
 use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, until};
 
 pub(super) const DEADLINE: Duration = Duration::from_millis(250);
@@ -27,10 +27,10 @@ pub(super) const PACE: Duration = Duration::from_millis(20);
 /// What a busy machine of two cores, which also runs everything else, may take on top of the bounds.
 pub(super) const SLACK: Duration = Duration::from_millis(20);
 pub(super) const LONGEST: Duration = Duration::from_millis(250);
-const BACK_WITHIN: Duration = Duration::from_secs(2);
+const RECOVERY_BOUND: Duration = Duration::from_secs(2);
 
 /// Nodes on one Redis.
-pub(super) struct Fleet {
+pub(super) struct NodeGroup {
     nodes: Vec<Process>,
     _folder: tempfile::TempDir,
 }
@@ -40,23 +40,23 @@ pub(super) struct Case {
     name: String,
     go: Arc<AtomicBool>,
     callers: JoinSet<Vec<Answer>>,
-    held: Held,
+    usage_before: ResourceUsage,
 }
 
 /// One call's answer.
 struct Answer {
     /// Which node was asked.
     node: usize,
-    full: bool,
+    on_full_account: bool,
     at: Instant,
-    took: Duration,
+    latency: Duration,
     /// Whether it was admitted and by whom, or why it was not decided.
     result: Result<(bool, String), Status>,
 }
 
 impl Answer {
     /// Whether Redis may have charged a call that was not decided: the node does not say that it did not.
-    fn is_unsure(&self) -> bool {
+    fn is_uncertain(&self) -> bool {
         let not_charged = ["the store cannot be reached", "the store is full", "the store refused"];
         let said = self.result.as_ref().err().map(Status::message);
         said.is_some_and(|said| !not_charged.iter().any(|start| said.starts_with(start)))
@@ -67,25 +67,25 @@ impl Answer {
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     /// The most that may be admitted of the full account in any window.
-    pub(super) in_a_window: u64,
+    pub(super) max_admitted: u64,
     /// No call may fail.
-    pub(super) nothing_fails: bool,
+    pub(super) no_failures: bool,
     /// Redis itself may have lost writes.
     pub(super) lost_writes: bool,
     /// The failure mode admits calls that Redis does not know of.
-    pub(super) mode_admits: bool,
+    pub(super) fallback_admits: bool,
     /// This node was killed, and calls to it fail; no call to the others may.
-    pub(super) died: Option<usize>,
+    pub(super) killed_node: Option<usize>,
 }
 
 impl Bounds {
-    pub(super) fn never_over() -> Self {
-        Self { mode_admits: false, ..Self::at_most(LIMIT) }
+    pub(super) fn within_limit() -> Self {
+        Self { fallback_admits: false, ..Self::with_fallback(LIMIT) }
     }
 
     /// Where the failure mode decides meanwhile.
-    pub(super) fn at_most(in_a_window: u64) -> Self {
-        Self { in_a_window, nothing_fails: false, lost_writes: false, mode_admits: true, died: None }
+    pub(super) fn with_fallback(max_admitted: u64) -> Self {
+        Self { max_admitted, no_failures: false, lost_writes: false, fallback_admits: true, killed_node: None }
     }
 }
 
@@ -96,23 +96,23 @@ pub(super) struct Report {
     failed: usize,
     pub(super) p99: Duration,
     longest: Duration,
-    back: Duration,
-    in_a_window: u64,
-    grown: Grown,
+    recovery: Duration,
+    max_admitted: u64,
+    growth: ResourceGrowth,
     /// Of the account with room for all, by the callers and by Redis.
     pub(super) admitted: u64,
     pub(super) charged: u64,
     /// Of the same account: those without an answer that Redis may have charged.
-    unsure: u64,
+    uncertain: u64,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, calls, failed, p99, longest, back, in_a_window, grown, .. } = self;
-        let (p99, longest, back) = (p99.as_millis(), longest.as_millis(), back.as_millis());
+        let Self { name, calls, failed, p99, longest, recovery, max_admitted, growth, .. } = self;
+        let (p99, longest, recovery) = (p99.as_millis(), longest.as_millis(), recovery.as_millis());
         write!(
             f,
-            "| {name} | {calls} | {failed} | {p99} ms | {longest} ms | {back} ms | {in_a_window} of {LIMIT} | {grown} |"
+            "| {name} | {calls} | {failed} | {p99} ms | {longest} ms | {recovery} ms | {max_admitted} of {LIMIT} | {growth} |"
         )
     }
 }
@@ -133,7 +133,7 @@ default_tier: paid
     )
 }
 
-impl Fleet {
+impl NodeGroup {
     pub(super) async fn start(url: &str, on_failure: &str) -> Self {
         let (folder, policy) = folder_with(&platform(on_failure));
         let start = |_| {
@@ -161,12 +161,12 @@ impl Fleet {
         let mut callers = JoinSet::new();
         for (at, node) in self.nodes.iter().enumerate() {
             for caller in 0..CALLERS {
-                let (grpc, full) = (node.grpc.clone(), caller % 2 == 0);
-                callers.spawn(keep_calling(at, grpc, full, name.to_owned(), Arc::clone(&go)));
+                let (grpc, on_full_account) = (node.grpc.clone(), caller % 2 == 0);
+                callers.spawn(keep_calling(at, grpc, on_full_account, name.to_owned(), Arc::clone(&go)));
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
-        Case { name: name.to_owned(), go, callers, held: self.held() }
+        Case { name: name.to_owned(), go, callers, usage_before: self.resource_usage() }
     }
 
     /// One for each node.
@@ -174,28 +174,30 @@ impl Fleet {
         self.nodes.iter().map(|node| &node.grpc)
     }
 
-    pub(super) fn did_not_panic(&self) {
+    pub(super) fn assert_no_panic(&self) {
         for node in &self.nodes {
             assert!(!node.stderr().contains("panicked"), "{}", node.stderr());
         }
     }
 
     /// What the largest node holds.
-    pub(super) fn held(&self) -> Held {
-        Held::by(&self.nodes)
+    pub(super) fn resource_usage(&self) -> ResourceUsage {
+        ResourceUsage::largest_of(&self.nodes)
     }
 
     /// Lets time pass, in which no node holds more and more.
-    pub(super) async fn stays_flat(&self, during: Duration) {
-        stay_flat(&self.nodes, during).await;
+    pub(super) async fn check_steady(&self, during: Duration) {
+        check_steady_resources(&self.nodes, during).await;
     }
 }
 
 impl Case {
     /// Ends the case once every node decides again, and checks everything.
-    pub(super) async fn end(mut self, fleet: &Fleet, bounds: Bounds) -> Report {
+    pub(super) async fn end(mut self, node_group: &NodeGroup, bounds: Bounds) -> Report {
         let over = Instant::now();
-        let live = || fleet.nodes.iter().enumerate().filter(|(at, _)| bounds.died != Some(*at)).map(|(_, node)| node);
+        let live = || {
+            node_group.nodes.iter().enumerate().filter(|(at, _)| bounds.killed_node != Some(*at)).map(|(_, node)| node)
+        };
         for node in live() {
             until("service is back", Duration::from_secs(20), async || {
                 let decision = peek(&node.grpc, call(account("probe"), "roomy", &[])).await.ok()?;
@@ -203,7 +205,7 @@ impl Case {
             })
             .await;
         }
-        let back = over.elapsed();
+        let recovery = over.elapsed();
         // Some of it after the fault, so that what came back is seen to be right.
         tokio::time::sleep(Duration::from_secs(1)).await;
         self.go.store(false, Ordering::Relaxed);
@@ -215,75 +217,76 @@ impl Case {
             peek(&live().next()?.grpc, call(account(self.name.clone()), "roomy", &[])).await.ok()
         })
         .await;
-        let report = self.report(&answers, back, quota(&now, "requests_per_hour").used, fleet);
-        check(&report, &answers, bounds, fleet);
+        let report = self.report(&answers, recovery, quota(&now, "requests_per_hour").used, node_group);
+        check(&report, &answers, bounds, node_group);
         report
     }
 
-    fn report(&self, answers: &[Answer], back: Duration, charged: u64, fleet: &Fleet) -> Report {
-        let mut took: Vec<Duration> = answers.iter().map(|answer| answer.took).collect();
-        took.sort_unstable();
+    fn report(&self, answers: &[Answer], recovery: Duration, charged: u64, node_group: &NodeGroup) -> Report {
+        let mut latency: Vec<Duration> = answers.iter().map(|answer| answer.latency).collect();
+        latency.sort_unstable();
         let admitted = |answer: &&Answer| matches!(answer.result, Ok((true, _)));
-        let mut full: Vec<Instant> =
-            answers.iter().filter(admitted).filter(|answer| answer.full).map(|a| a.at).collect();
-        full.sort_unstable();
-        let mut in_a_window = 0;
-        for (first, at) in full.iter().enumerate() {
+        let mut on_full_account: Vec<Instant> =
+            answers.iter().filter(admitted).filter(|answer| answer.on_full_account).map(|a| a.at).collect();
+        on_full_account.sort_unstable();
+        let mut max_admitted = 0;
+        for (first, at) in on_full_account.iter().enumerate() {
             // A little shorter, as the moment of an answer is not that of its decision.
             let end = *at + WINDOW.saturating_sub(2 * DEADLINE);
-            in_a_window = in_a_window.max(full[first..].iter().take_while(|next| **next < end).count() as u64);
+            max_admitted =
+                max_admitted.max(on_full_account[first..].iter().take_while(|next| **next < end).count() as u64);
         }
         Report {
             name: self.name.clone(),
             calls: answers.len(),
             failed: answers.iter().filter(|answer| answer.result.is_err()).count(),
-            p99: took[took.len() * 99 / 100],
-            longest: took.last().copied().unwrap_or_default(),
-            back,
-            in_a_window,
-            grown: fleet.held().grown_since(self.held),
-            admitted: answers.iter().filter(admitted).filter(|answer| !answer.full).count() as u64,
+            p99: latency[latency.len() * 99 / 100],
+            longest: latency.last().copied().unwrap_or_default(),
+            recovery,
+            max_admitted,
+            growth: node_group.resource_usage().growth_since(self.usage_before),
+            admitted: answers.iter().filter(admitted).filter(|answer| !answer.on_full_account).count() as u64,
             charged,
-            unsure: answers.iter().filter(|answer| !answer.full && answer.is_unsure()).count() as u64,
+            uncertain: answers.iter().filter(|answer| !answer.on_full_account && answer.is_uncertain()).count() as u64,
         }
     }
 }
 
-fn check(report: &Report, answers: &[Answer], bounds: Bounds, fleet: &Fleet) {
+fn check(report: &Report, answers: &[Answer], bounds: Bounds, node_group: &NodeGroup) {
     assert!(report.calls > 300, "hardly any load: {report}");
     assert!(report.p99 <= DEADLINE + SLACK, "the wait: {report}");
     assert!(report.longest <= DEADLINE + LONGEST, "the longest wait: {report}");
-    assert!(report.back <= BACK_WITHIN, "service is not back: {report}");
+    assert!(report.recovery <= RECOVERY_BOUND, "service is not back: {report}");
     // At worst the new master knows of nothing that was admitted in the window.
-    let most = if bounds.lost_writes { 2 * bounds.in_a_window } else { bounds.in_a_window };
-    assert!(report.in_a_window <= most, "over the bound of {most}: {report}");
-    report.grown.check(report);
-    if !bounds.mode_admits {
+    let most = if bounds.lost_writes { 2 * bounds.max_admitted } else { bounds.max_admitted };
+    assert!(report.max_admitted <= most, "over the bound of {most}: {report}");
+    report.growth.check(report);
+    if !bounds.fallback_admits {
         let elsewhere = answers.iter().find(|answer| answer.result.as_ref().is_ok_and(|(_, by)| !by.is_empty()));
         assert!(elsewhere.is_none(), "not Redis decided: {report}");
-        let Report { admitted, charged, unsure, .. } = *report;
-        let sums = format!("{admitted} admitted, {charged} charged, {unsure} without an answer: {report}");
-        assert!(charged <= admitted + unsure, "more charged than called: {sums}");
+        let Report { admitted, charged, uncertain, .. } = *report;
+        let sums = format!("{admitted} admitted, {charged} charged, {uncertain} without an answer: {report}");
+        assert!(charged <= admitted + uncertain, "more charged than called: {sums}");
         assert!(admitted <= charged || bounds.lost_writes, "admitted and not charged: {sums}");
     }
     for answer in answers {
         if let Err(status) = &answer.result {
-            if bounds.died == Some(answer.node) {
+            if bounds.killed_node == Some(answer.node) {
                 assert!(!matches!(status.code(), Code::Internal | Code::InvalidArgument), "{report}: {status:?}");
             } else {
-                let may_fail = !bounds.nothing_fails && bounds.died.is_none();
+                let may_fail = !bounds.no_failures && bounds.killed_node.is_none();
                 assert!(may_fail, "a call to node {} failed: {report}: {status:?}", answer.node);
                 assert_eq!(status.code(), Code::Unavailable, "{report}: {status:?}");
             }
         }
     }
-    fleet.did_not_panic();
+    node_group.assert_no_panic();
 }
 
 async fn keep_calling(
     node: usize,
     grpc: RateLimitServiceClient<Channel>,
-    full: bool,
+    on_full_account: bool,
     roomy: String,
     go: Arc<AtomicBool>,
 ) -> Vec<Answer> {
@@ -292,12 +295,16 @@ async fn keep_calling(
     let mut answers = Vec::new();
     while go.load(Ordering::Relaxed) {
         ticks.tick().await;
-        let one = if full { call(account("full"), "full", &[]) } else { call(account(roomy.clone()), "roomy", &[]) };
+        let one = if on_full_account {
+            call(account("full"), "full", &[])
+        } else {
+            call(account(roomy.clone()), "roomy", &[])
+        };
         let started = Instant::now();
         let bound = Duration::from_secs(5);
         let decided = tokio::time::timeout(bound, consume(&grpc, one)).await.expect("a call hangs");
         let result = decided.map(|decision| (allowed(&decision), decision.decided_by));
-        answers.push(Answer { node, full, at: Instant::now(), took: started.elapsed(), result });
+        answers.push(Answer { node, on_full_account, at: Instant::now(), latency: started.elapsed(), result });
     }
     answers
 }

@@ -92,7 +92,7 @@ pub(crate) async fn consume(grpc: &RateLimitServiceClient<Channel>, call: Call) 
 
 /// Whether a node still has this watch of its health open, which is on `channel`. Were it cut, the client would know it once
 /// the node has answered another call on that connection.
-pub(crate) async fn goes_on(watch: &mut Streaming<HealthCheckResponse>, channel: &Channel) {
+pub(crate) async fn assert_watch_open(watch: &mut Streaming<HealthCheckResponse>, channel: &Channel) {
     HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.expect("the node answers");
     while let Ok(news) = tokio::time::timeout(Duration::ZERO, watch.message()).await {
         assert!(matches!(news, Ok(Some(_))), "the watch has ended: {news:?}");

@@ -10,7 +10,7 @@ mod proxy;
 use std::time::{Duration, Instant};
 
 pub(crate) use clients::{
-    Rest, account, allowed, api_key, api_key_id, call, consume, decided_at_ms, goes_on, http, ms, peek, quota,
+    Rest, account, allowed, api_key, api_key_id, assert_watch_open, call, consume, decided_at_ms, http, ms, peek, quota,
 };
 pub(crate) use frames::{PREFACE, RawHttp2, connect_from};
 pub(crate) use node::{Node, START, memory_node, memory_node_with, redis_node, redis_node_with};
@@ -20,7 +20,7 @@ pub(crate) use proxy::Proxy;
 
 /// What a call may take on top of its deadline on a loaded machine, and what 99 of 100 may: the bounds of the chaos suite.
 pub(crate) const SLACK: Duration = Duration::from_millis(250);
-pub(crate) const SLACK_OF_MOST: Duration = Duration::from_millis(20);
+pub(crate) const P99_SLACK: Duration = Duration::from_millis(20);
 
 /// Asks again until `ask` has an answer, for at most `bound`.
 pub(crate) async fn until<T>(what: &str, bound: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {

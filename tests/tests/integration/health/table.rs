@@ -1,7 +1,7 @@
 //! The table of `docs/operations.md`: what a node says, and who is alarmed, in each state of its stores.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum Fault {
     Nothing,
     Replica,
     Full,
@@ -17,7 +17,7 @@ pub(super) enum Trouble {
 
 /// Which calls are decided: those of an account that the policy has, and those of others.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Decided {
+pub(super) enum DecidableCalls {
     All,
     OfThePolicy,
     None,
@@ -29,7 +29,7 @@ pub(super) enum Decided {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "columns of a table")]
 pub(super) struct State {
-    pub(super) trouble: Trouble,
+    pub(super) fault: Fault,
     pub(super) name: &'static str,
     pub(super) readyz: u16,
     /// A part of `/readyz` that has a detail, and how that begins.
@@ -38,13 +38,13 @@ pub(super) struct State {
     pub(super) store_up: bool,
     pub(super) accounts_up: bool,
     pub(super) heard: bool,
-    pub(super) decided: Decided,
+    pub(super) decided: DecidableCalls,
     pub(super) alerts: &'static [&'static str],
 }
 
 pub(super) const TABLE: [State; 11] = [
     State {
-        trouble: Trouble::Nothing,
+        fault: Fault::Nothing,
         name: "healthy",
         readyz: 200,
         says: None,
@@ -52,11 +52,11 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: true,
         heard: true,
-        decided: Decided::All,
+        decided: DecidableCalls::All,
         alerts: &[],
     },
     State {
-        trouble: Trouble::Replica,
+        fault: Fault::Replica,
         name: "read-only: a replica, as after a failover (`REPLICAOF`)",
         readyz: 503,
         says: Some(("store", false, "read-only")),
@@ -64,7 +64,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: false,
         accounts_up: false,
         heard: false,
-        decided: Decided::None,
+        decided: DecidableCalls::None,
         alerts: &[
             "TollgateStoreDown",
             "TollgateDecidesWithoutStore",
@@ -75,7 +75,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::Full,
+        fault: Fault::Full,
         name: "full (`maxmemory`, `noeviction`)",
         readyz: 503,
         says: Some(("store", false, "full")),
@@ -83,7 +83,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: false,
         accounts_up: false,
         heard: true,
-        decided: Decided::None,
+        decided: DecidableCalls::None,
         alerts: &[
             "TollgateStoreDown",
             "TollgateDecidesWithoutStore",
@@ -92,7 +92,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::Hung,
+        fault: Fault::Hung,
         name: "hung: accepts connections and does not answer (`SIGSTOP`)",
         readyz: 503,
         says: Some(("store", false, "does not answer")),
@@ -100,7 +100,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: false,
         accounts_up: false,
         heard: false,
-        decided: Decided::None,
+        decided: DecidableCalls::None,
         alerts: &[
             "TollgateStoreDown",
             "TollgateDecidesWithoutStore",
@@ -110,7 +110,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::Gone,
+        fault: Fault::Gone,
         name: "down: nothing listens",
         readyz: 503,
         says: Some(("store", false, "cannot be reached")),
@@ -118,7 +118,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: false,
         accounts_up: false,
         heard: false,
-        decided: Decided::None,
+        decided: DecidableCalls::None,
         alerts: &[
             "TollgateStoreDown",
             "TollgateDecidesWithoutStore",
@@ -128,7 +128,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::Evicting,
+        fault: Fault::Evicting,
         name: "evicting (`maxmemory-policy` is not `noeviction`)",
         readyz: 200,
         says: Some(("store", true, "evicting")),
@@ -136,11 +136,11 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: true,
         heard: true,
-        decided: Decided::All,
+        decided: DecidableCalls::All,
         alerts: &["TollgateRedisEvicts"],
     },
     State {
-        trouble: Trouble::Skewed,
+        fault: Fault::Skewed,
         name: "skewed: its clock differs from the node's by more than a second",
         readyz: 200,
         says: Some(("store", true, "skewed")),
@@ -148,11 +148,11 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: true,
         heard: true,
-        decided: Decided::All,
+        decided: DecidableCalls::All,
         alerts: &["TollgateClockSkew"],
     },
     State {
-        trouble: Trouble::OneOfThreeFull,
+        fault: Fault::OneOfThreeFull,
         name: "a cluster with one of three masters full (or failed)",
         readyz: 200,
         says: Some(("store", false, "1 of 3 servers: full")),
@@ -160,11 +160,11 @@ pub(super) const TABLE: [State; 11] = [
         store_up: false,
         accounts_up: false,
         heard: true,
-        decided: Decided::Some,
+        decided: DecidableCalls::Some,
         alerts: &["TollgateStoreDown", "TollgateRedisRefuses", "TollgateAccountStoreDown"],
     },
     State {
-        trouble: Trouble::AccountsGone,
+        fault: Fault::AccountsGone,
         name: "healthy; the Redis of accounts (`--accounts-redis`) is down",
         readyz: 200,
         says: Some(("accounts", false, "cannot be reached")),
@@ -172,7 +172,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: false,
         heard: false,
-        decided: Decided::OfThePolicy,
+        decided: DecidableCalls::OfThePolicy,
         alerts: &[
             "TollgateDecidesWithoutStore",
             "TollgateAccountStoreDown",
@@ -181,7 +181,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::AccountsReplica,
+        fault: Fault::AccountsReplica,
         name: "healthy; the Redis of accounts is read-only",
         readyz: 200,
         says: Some(("accounts", false, "read-only")),
@@ -189,7 +189,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: false,
         heard: false,
-        decided: Decided::OfThePolicy,
+        decided: DecidableCalls::OfThePolicy,
         alerts: &[
             "TollgateDecidesWithoutStore",
             "TollgateAccountStoreDown",
@@ -198,7 +198,7 @@ pub(super) const TABLE: [State; 11] = [
         ],
     },
     State {
-        trouble: Trouble::AccountsFull,
+        fault: Fault::AccountsFull,
         name: "healthy; the Redis of accounts is full",
         readyz: 200,
         says: Some(("accounts", false, "full")),
@@ -206,7 +206,7 @@ pub(super) const TABLE: [State; 11] = [
         store_up: true,
         accounts_up: false,
         heard: true,
-        decided: Decided::All,
+        decided: DecidableCalls::All,
         alerts: &["TollgateAccountStoreDown"],
     },
 ];
@@ -219,10 +219,10 @@ impl State {
         });
         let health = if self.serving { "SERVING" } else { "NOT_SERVING" };
         let decided = match self.decided {
-            Decided::All => "all",
-            Decided::OfThePolicy => "calls of accounts in policies",
-            Decided::None => "none",
-            Decided::Some => "calls on the other masters",
+            DecidableCalls::All => "all",
+            DecidableCalls::OfThePolicy => "calls of accounts in policies",
+            DecidableCalls::None => "none",
+            DecidableCalls::Some => "calls on the other masters",
         };
         let alerts: Vec<String> = self.alerts.iter().map(|alert| format!("`{alert}`")).collect();
         let alerts = if alerts.is_empty() { "–".to_owned() } else { alerts.join(", ") };

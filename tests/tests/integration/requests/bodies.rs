@@ -104,9 +104,9 @@ async fn an_unfinished_body_times_out_and_is_not_charged() {
 }
 
 /// The beginning of a body, and then nothing for ever.
-struct Beginning(Option<Bytes>);
+struct UnfinishedMessage(Option<Bytes>);
 
-impl tokio_stream::Stream for Beginning {
+impl tokio_stream::Stream for UnfinishedMessage {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -119,8 +119,8 @@ fn channel(node: &Process) -> Channel {
 }
 
 /// Sends the beginning of a message, and returns the error that is the answer.
-async fn half_a_message(channel: &Channel, token: &str, beginning: &'static [u8]) -> Result<(), Status> {
-    let body = tonic::body::Body::new(Body::from_stream(Beginning(Some(Bytes::from_static(beginning)))));
+async fn half_a_message(channel: &Channel, token: &str, first_bytes: &'static [u8]) -> Result<(), Status> {
+    let body = tonic::body::Body::new(Body::from_stream(UnfinishedMessage(Some(Bytes::from_static(first_bytes)))));
     let request = http::Request::post(CONSUME)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -199,7 +199,7 @@ async fn one_token_holds_its_share_of_open_requests_and_no_more() {
         (answer.status().as_u16(), answer.headers().contains_key(header::RETRY_AFTER))
     };
     until("the node decides", PATIENCE, async || (consume(HONEST).await.0 == 200).then_some(())).await;
-    proxy.swallow(true);
+    proxy.drop_traffic(true);
     let (others, honest, pages) = tokio::join!(
         async { tokio::join!(consume(OTHER), consume(OTHER), consume(OTHER), consume(OTHER)) },
         async { tokio::join!(consume(HONEST), consume(HONEST)) },
@@ -216,7 +216,7 @@ async fn one_token_holds_its_share_of_open_requests_and_no_more() {
     assert_eq!(*others, [(429, true), (429, true), (503, false), (503, false)]);
     assert_eq!([honest.0, honest.1], [(503, false); 2]);
     assert!(pages.iter().all(|pair| *pair == (StatusCode::OK, StatusCode::OK)), "{pages:?}");
-    proxy.swallow(false);
+    proxy.drop_traffic(false);
     let used = until("the node decides again", PATIENCE, async || {
         let one = tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) };
         node.grpc.clone().check(as_service(HONEST, one)).await.ok()

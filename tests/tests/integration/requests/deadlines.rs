@@ -87,9 +87,9 @@ async fn nothing_is_charged_after_the_deadline_in_redis() {
 }
 
 /// A body of one piece that comes when it is sent.
-struct Later(tokio::sync::mpsc::Receiver<Bytes>);
+struct DelayedBody(tokio::sync::mpsc::Receiver<Bytes>);
 
-impl HttpBody for Later {
+impl HttpBody for DelayedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -116,7 +116,7 @@ async fn a_message_that_comes_after_the_deadline_is_not_charged() {
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("grpc-timeout", "200m")
-        .body(reqwest::Body::wrap(Later(from)));
+        .body(reqwest::Body::wrap(DelayedBody(from)));
     let answer = tokio::spawn(request.send());
     // However late it is after this, it is late; a node that did not have the headers before would not be.
     tokio::time::sleep(Duration::from_millis(600)).await;

@@ -48,7 +48,7 @@ struct Node {
 
 /// What a health check sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum NodeHealth {
     Ready,
     Draining,
     /// Connections are refused.
@@ -62,17 +62,17 @@ impl Node {
     }
 
     /// Asks for the node's health on a connection of its own.
-    async fn look(&self) -> Seen {
+    async fn check_health(&self) -> NodeHealth {
         let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(PATIENCE);
         let answer = client.build().expect("a client").get(format!("http://{}/readyz", self.http_address)).send().await;
         match answer {
-            Ok(answer) if answer.status().is_success() => Seen::Ready,
+            Ok(answer) if answer.status().is_success() => NodeHealth::Ready,
             Ok(answer) => {
                 let body: Value = answer.json().await.expect("JSON");
                 assert_eq!(body["lifecycle"], "draining", "{body}");
-                Seen::Draining
+                NodeHealth::Draining
             }
-            Err(error) if error.is_connect() => Seen::Gone,
+            Err(error) if error.is_connect() => NodeHealth::Gone,
             Err(error) => panic!("a health check was neither answered nor refused: {error:?}"),
         }
     }
@@ -93,8 +93,8 @@ impl Nodes {
     }
 
     /// The node for a caller's `turn`, among those whose health is good if the caller looks at that.
-    fn pick(&self, turn: usize, heeds: bool) -> Option<Node> {
-        let good = (turn..turn + 3).find(|slot| !heeds || self.0.ready[slot % 3].load(Ordering::SeqCst));
+    fn pick(&self, turn: usize, only_ready: bool) -> Option<Node> {
+        let good = (turn..turn + 3).find(|slot| !only_ready || self.0.ready[slot % 3].load(Ordering::SeqCst));
         good.map(|slot| self.at(slot % 3))
     }
 
@@ -116,7 +116,7 @@ impl Nodes {
                         }
                         nodes.0.refused.fetch_add(AT_ONCE, Ordering::SeqCst);
                     }
-                    Err(status) if was_not_taken_in(&status) => return,
+                    Err(status) if was_not_accepted(&status) => return,
                     Err(status) => panic!("what became of a batch is not known: {status:?}"),
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -131,7 +131,7 @@ impl Nodes {
 
 /// Whether a call cannot have reached the node: the connection was refused, or was closed before the call was sent
 /// (hyper's `Canceled`), or the node said that it had not taken it in (HTTP/2's GOAWAY without an error).
-fn was_not_taken_in(status: &Status) -> bool {
+fn was_not_accepted(status: &Status) -> bool {
     let said = format!("{status:?}");
     said.contains("ConnectionRefused")
         || said.contains("hyper::Error(Canceled")
@@ -143,7 +143,7 @@ pub(super) struct Load {
     go: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     callers: JoinSet<u64>,
-    checks: JoinSet<Vec<(usize, Seen)>>,
+    checks: JoinSet<Vec<(usize, NodeHealth)>>,
 }
 
 impl Load {
@@ -156,7 +156,7 @@ impl Load {
                 go: Arc::clone(&go),
                 answered: Arc::clone(&answered),
                 number,
-                heeds: number % 2 == 0,
+                only_ready: number % 2 == 0,
                 named: number % 4 < 2,
             };
             match number {
@@ -176,26 +176,26 @@ impl Load {
     }
 
     /// How many calls were admitted, and what the health checks saw.
-    pub(super) async fn end(mut self) -> (u64, Vec<(usize, Seen)>) {
+    pub(super) async fn end(mut self) -> (u64, Vec<(usize, NodeHealth)>) {
         self.go.store(false, Ordering::SeqCst);
-        let (mut admitted, mut seen) = (0, Vec::new());
+        let (mut admitted, mut health) = (0, Vec::new());
         while let Some(ended) = self.callers.join_next().await {
             admitted += ended.expect("no call is lost");
         }
         while let Some(ended) = self.checks.join_next().await {
-            seen.extend(ended.expect("every check is answered or refused"));
+            health.extend(ended.expect("every check is answered or refused"));
         }
-        (admitted, seen)
+        (admitted, health)
     }
 }
 
 /// Looks at the health of one node, again and again.
-async fn check(nodes: Nodes, slot: usize, go: Arc<AtomicBool>) -> Vec<(usize, Seen)> {
+async fn check(nodes: Nodes, slot: usize, go: Arc<AtomicBool>) -> Vec<(usize, NodeHealth)> {
     let mut all = Vec::new();
     while go.load(Ordering::SeqCst) {
-        let seen = nodes.at(slot).look().await;
-        nodes.0.ready[slot].store(seen == Seen::Ready, Ordering::SeqCst);
-        all.push((slot, seen));
+        let health = nodes.at(slot).check_health().await;
+        nodes.0.ready[slot].store(health == NodeHealth::Ready, Ordering::SeqCst);
+        all.push((slot, health));
         tokio::time::sleep(PACE).await;
     }
     all
@@ -207,13 +207,13 @@ struct Caller {
     answered: Arc<AtomicU64>,
     number: usize,
     /// Whether it calls only nodes whose health is good.
-    heeds: bool,
+    only_ready: bool,
     /// Whether its calls have ids, so that it may repeat what may have been charged.
     named: bool,
 }
 
 impl Caller {
-    fn goes_on(&self) -> bool {
+    fn may_continue(&self) -> bool {
         self.go.load(Ordering::SeqCst)
     }
 
@@ -226,7 +226,7 @@ impl Caller {
         loop {
             assert!(since.elapsed() < PATIENCE, "no node decides");
             *turn += 1;
-            if let Some(node) = self.nodes.pick(*turn, self.heeds) {
+            if let Some(node) = self.nodes.pick(*turn, self.only_ready) {
                 return node;
             }
             tokio::time::sleep(PACE / 4).await;
@@ -235,14 +235,14 @@ impl Caller {
 
     async fn over_grpc(self) -> u64 {
         let (mut made, mut turn) = (0, self.number);
-        while self.goes_on() {
+        while self.may_continue() {
             let one = Call { request_id: self.id_of(made), ..call(account("load"), "open", &[]) };
             let since = Instant::now();
             let decision = loop {
                 let node = self.node(&mut turn, since).await;
                 match consume(&node.grpc, one.clone()).await {
                     Ok(decision) => break decision,
-                    Err(status) if self.named || was_not_taken_in(&status) => {}
+                    Err(status) if self.named || was_not_accepted(&status) => {}
                     Err(status) => panic!("what became of a call is not known: {status:?}"),
                 }
             };
@@ -256,7 +256,7 @@ impl Caller {
 
     async fn over_rest(self) -> u64 {
         let (mut made, mut turn) = (0, self.number);
-        while self.goes_on() {
+        while self.may_continue() {
             let body = json!({"caller": {"account": "load"}, "resource": "open", "request_id": self.id_of(made)});
             let since = Instant::now();
             let answer = loop {
@@ -278,7 +278,7 @@ impl Caller {
     /// Keeps 16 calls under way on a stream, and takes those that a stream left unanswered to the next one.
     async fn on_a_stream(self) -> u64 {
         let (mut made, mut turn, mut open) = (0, self.number, BTreeMap::<u64, Call>::new());
-        while self.goes_on() || !open.is_empty() {
+        while self.may_continue() || !open.is_empty() {
             let node = self.node(&mut turn, Instant::now()).await;
             let (to, calls) = mpsc::channel(16);
             for (id, call) in &open {
@@ -287,12 +287,12 @@ impl Caller {
             }
             let mut answers = match node.grpc.clone().consume_stream(ReceiverStream::new(calls)).await {
                 Ok(answers) => answers.into_inner(),
-                Err(status) if was_not_taken_in(&status) || status.code() == Code::Unavailable => continue,
+                Err(status) if was_not_accepted(&status) || status.code() == Code::Unavailable => continue,
                 Err(status) => panic!("a stream did not open: {status:?}"),
             };
             let mut to = Some(to);
             loop {
-                if !self.goes_on() {
+                if !self.may_continue() {
                     to = None;
                 }
                 while open.len() < 16 {

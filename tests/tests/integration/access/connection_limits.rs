@@ -10,7 +10,8 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    PREFACE, Process, ProcessBuilder, account, allowed, call, connect_from, consume, folder_with, goes_on, shop, until,
+    PREFACE, Process, ProcessBuilder, account, allowed, assert_watch_open, call, connect_from, consume, folder_with,
+    shop, until,
 };
 
 fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
@@ -96,7 +97,7 @@ async fn connections_with_open_calls_are_never_displaced() {
     let (_, metrics) = node.rest.text("/metrics").await;
     assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="grpc",reason="too_many"} 5"#), "{metrics}");
     for (watch, channel) in &mut watches {
-        goes_on(watch, channel).await;
+        assert_watch_open(watch, channel).await;
     }
     drop(watches);
     // There is room again.

@@ -48,14 +48,14 @@ fn policy(domain: &str) -> String {
 }
 
 /// A node with two domains that differ in their names alone, and in each two accounts with two keys each.
-struct World {
+struct Deployment {
     node: Process,
     /// By domain and account: ids and secrets.
     keys: [[[(String, String); 2]; 2]; 2],
     _folder: TempDir,
 }
 
-impl World {
+impl Deployment {
     async fn start(redis: Option<&RedisServer>) -> Self {
         let (folder, _) = folder_with("");
         let policies = folder.path().join("policies");
@@ -74,20 +74,21 @@ impl World {
         let node = ProcessBuilder::new(&policies).arg("--max-login-failures=0");
         let node = node.arg("--service-tokens").arg(&files[0]).arg("--admin-tokens").arg(&files[1]);
         let node = if let Some(redis) = redis { node.redis(&redis.url()) } else { node }.start();
-        let mut world = Self { node, keys: Default::default(), _folder: folder };
+        let mut deployment = Self { node, keys: Default::default(), _folder: folder };
         for (d, domain) in DOMAINS.into_iter().enumerate() {
             for (a, id) in ACCOUNTS.into_iter().enumerate() {
-                let (status, made) = world.admin(domain, Method::POST, "/accounts", Some(json!({"id": id}))).await;
+                let (status, made) = deployment.admin(domain, Method::POST, "/accounts", Some(json!({"id": id}))).await;
                 assert_eq!(status, StatusCode::CREATED, "{made}");
                 for k in 0..2 {
                     let path = format!("/accounts/{id}/keys");
-                    let (_, issued) = world.admin(domain, Method::POST, &path, Some(json!({"kind": "admin"}))).await;
+                    let (_, issued) =
+                        deployment.admin(domain, Method::POST, &path, Some(json!({"kind": "admin"}))).await;
                     let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{issued}")).to_owned();
-                    world.keys[d][a][k] = (text(&issued["key"]["id"]), text(&issued["secret"]));
+                    deployment.keys[d][a][k] = (text(&issued["key"]["id"]), text(&issued["secret"]));
                 }
             }
         }
-        world
+        deployment
     }
 
     async fn admin(&self, domain: &str, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
@@ -138,10 +139,10 @@ fn by<T>(domain: &str, message: T) -> Request<T> {
     request
 }
 
-async fn on_both_stores(check: impl AsyncFn(&World)) {
-    check(&World::start(None).await).await;
+async fn on_both_stores(check: impl AsyncFn(&Deployment)) {
+    check(&Deployment::start(None).await).await;
     let redis = RedisServer::start();
-    check(&World::start(Some(&redis)).await).await;
+    check(&Deployment::start(Some(&redis)).await).await;
 }
 
 /// The parts of a reservation's id: which domain, where, which.
@@ -178,12 +179,17 @@ fn spliced(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
 
 /// Nobody ends, extends or reads a reservation by an id that no answer carried, whichever service asks; nor by the id of
 /// another domain's reservation.
-async fn no_reservation(world: &World, ids: impl IntoIterator<Item = &String>, services: &[&str], usage: u64) {
+async fn no_reservation(
+    deployment: &Deployment,
+    ids: impl IntoIterator<Item = &String>,
+    services: &[&str],
+    usage: u64,
+) {
     let tokens = || [("tokens".to_owned(), usage)].into_iter();
     for id in ids {
         let reservation_id = || id.clone();
         for service in services {
-            let mut grpc = world.node.grpc.clone();
+            let mut grpc = deployment.node.grpc.clone();
             let settle = SettleRequest { reservation_id: id.clone(), usage: tokens().collect(), status: 0 };
             let cancel = CancelRequest { reservation_id: reservation_id(), status: 0 };
             let extend = ExtendRequest { reservation_id: reservation_id(), ttl_ms: 5_000 };
@@ -201,7 +207,7 @@ async fn no_reservation(world: &World, ids: impl IntoIterator<Item = &String>, s
                 ("cancel", json!({"reservation_id": id})),
                 ("extend", json!({"reservation_id": id, "ttl_ms": 5000})),
             ] {
-                let (status, answer) = world.post(service, verb, body).await;
+                let (status, answer) = deployment.post(service, verb, body).await;
                 assert_eq!(status, StatusCode::NOT_FOUND, "{verb} of {id} by {service}: {answer}");
             }
         }
@@ -212,13 +218,13 @@ async fn no_reservation(world: &World, ids: impl IntoIterator<Item = &String>, s
 /// domain's reservations, and still read those that had ended.
 #[tokio::test]
 async fn no_spliced_reservation_id_is_accepted() {
-    on_both_stores(async |world| {
+    on_both_stores(async |deployment| {
         let mut of_domain: [Vec<String>; 2] = Default::default();
         for (tokens, domain) in of_domain.iter_mut().zip(DOMAINS) {
             for id in ACCOUNTS {
                 for (request_id, caller) in [("", account(id)), ("request-1", account(id))] {
                     let call = Call { request_id: request_id.to_owned(), ..call(caller, "model", &[("tokens", 700)]) };
-                    let made = world.reserve(domain, call).await.unwrap();
+                    let made = deployment.reserve(domain, call).await.unwrap();
                     assert!(allowed(&made), "{made:?}");
                     tokens.push(made.reservation.unwrap().id);
                 }
@@ -227,19 +233,19 @@ async fn no_spliced_reservation_id_is_accepted() {
         let all = of_domain.concat();
         let forged = spliced(&all, &["request-1"]);
         assert_eq!(forged.len(), 72, "two domains, four accounts, ten ids, without the eight good ones");
-        let before = world.used().await;
+        let before = deployment.used().await;
         assert_eq!(before, [2, 1_400, 2].repeat(4));
-        no_reservation(world, &forged, &DOMAINS, ALL).await;
-        no_reservation(world, &of_domain[1], &DOMAINS[..1], ALL).await;
-        no_reservation(world, &of_domain[0], &DOMAINS[1..], ALL).await;
-        assert_eq!(world.used().await, before, "nothing was charged or given back");
+        no_reservation(deployment, &forged, &DOMAINS, ALL).await;
+        no_reservation(deployment, &of_domain[1], &DOMAINS[..1], ALL).await;
+        no_reservation(deployment, &of_domain[0], &DOMAINS[1..], ALL).await;
+        assert_eq!(deployment.used().await, before, "nothing was charged or given back");
         // The ids themselves are good, once, and what has ended is nobody else's either.
         for (tokens, domain) in of_domain.iter().zip(DOMAINS) {
             for (at, id) in tokens.iter().enumerate() {
                 let usage = [("tokens".to_owned(), 500)].into_iter().collect();
                 let settle = SettleRequest { reservation_id: id.clone(), usage, status: 0 };
                 let cancel = CancelRequest { reservation_id: id.clone(), status: 0 };
-                let mut grpc = world.node.grpc.clone();
+                let mut grpc = deployment.node.grpc.clone();
                 if at == 0 {
                     grpc.cancel(by(domain, cancel)).await.unwrap();
                 } else {
@@ -247,11 +253,11 @@ async fn no_spliced_reservation_id_is_accepted() {
                 }
             }
         }
-        let after = world.used().await;
+        let after = deployment.used().await;
         assert_eq!(after, [1, 500, 0, 2, 1_000, 0].repeat(2));
-        no_reservation(world, &forged, &DOMAINS, 500).await;
-        no_reservation(world, &of_domain[1], &DOMAINS[..1], 500).await;
-        assert_eq!(world.used().await, after);
+        no_reservation(deployment, &forged, &DOMAINS, 500).await;
+        no_reservation(deployment, &of_domain[1], &DOMAINS[..1], 500).await;
+        assert_eq!(deployment.used().await, after);
     })
     .await;
 }
@@ -260,30 +266,30 @@ async fn no_spliced_reservation_id_is_accepted() {
 /// a digest that leaves out the key.
 #[tokio::test]
 async fn a_request_id_replays_no_call_of_another_account_or_key() {
-    on_both_stores(async |world| {
+    on_both_stores(async |deployment| {
         let named = |caller: Caller| Call { request_id: "request-1".to_owned(), ..call(caller, "plain", &[]) };
         for (d, domain) in DOMAINS.into_iter().enumerate() {
             for (a, id) in ACCOUNTS.into_iter().enumerate() {
-                let [first, second] = &world.keys[d][a];
-                let made = world.consume(domain, named(api_key_id(&first.0))).await.unwrap();
+                let [first, second] = &deployment.keys[d][a];
+                let made = deployment.consume(domain, named(api_key_id(&first.0))).await.unwrap();
                 assert!(!made.replayed && made.account == *id, "its first of this account: {made:?}");
                 assert_eq!(quota(&made, "requests_per_hour").used, 1);
-                assert!(world.consume(domain, named(api_key(&first.1))).await.unwrap().replayed, "the same key");
+                assert!(deployment.consume(domain, named(api_key(&first.1))).await.unwrap().replayed, "the same key");
                 for other in [api_key_id(&second.0), account(id)] {
-                    let refused = world.consume(domain, named(other)).await.unwrap_err();
+                    let refused = deployment.consume(domain, named(other)).await.unwrap_err();
                     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
                 }
-                let refused = world.reserve(domain, named(api_key_id(&first.0))).await.unwrap_err();
+                let refused = deployment.reserve(domain, named(api_key_id(&first.0))).await.unwrap_err();
                 assert_eq!(refused.code(), Code::InvalidArgument, "another kind: {refused}");
                 let body = json!({"caller": {"api_key_id": second.0}, "resource": "plain", "request_id": "request-1"});
-                let (status, answer) = world.post(domain, "consume", body).await;
+                let (status, answer) = deployment.post(domain, "consume", body).await;
                 assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
             }
         }
         for domain in DOMAINS {
             for id in ACCOUNTS {
                 let request = CheckRequest { call: Some(call(account(id), "plain", &[])) };
-                let now = world.node.grpc.clone().check(by(domain, request)).await.unwrap().into_inner();
+                let now = deployment.node.grpc.clone().check(by(domain, request)).await.unwrap().into_inner();
                 assert_eq!(quota(&now.decision.unwrap(), "requests_per_hour").used, 1, "{domain} {id}");
             }
         }
@@ -295,11 +301,11 @@ async fn a_request_id_replays_no_call_of_another_account_or_key() {
 /// account's. Seen to fail with events named by their id alone.
 #[tokio::test]
 async fn keys_and_events_of_another_domain_are_unknown() {
-    on_both_stores(async |world| {
+    on_both_stores(async |deployment| {
         for (d, domain) in DOMAINS.into_iter().enumerate() {
-            for (id, secret) in world.keys[1 - d].iter().flatten() {
+            for (id, secret) in deployment.keys[1 - d].iter().flatten() {
                 for caller in [api_key_id(id), api_key(secret)] {
-                    let refused = world.consume(domain, call(caller, "plain", &[])).await.unwrap();
+                    let refused = deployment.consume(domain, call(caller, "plain", &[])).await.unwrap();
                     assert_eq!((allowed(&refused), refused.reason()), (false, Reason::UnknownKey), "{refused:?}");
                 }
                 for (method, path) in [
@@ -307,16 +313,16 @@ async fn keys_and_events_of_another_domain_are_unknown() {
                     (Method::POST, format!("/keys/{id}/revoke")),
                     (Method::GET, format!("/accounts/{id}")),
                 ] {
-                    let (status, answer) = world.admin(domain, method, &path, None).await;
+                    let (status, answer) = deployment.admin(domain, method, &path, None).await;
                     assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {answer}");
                 }
             }
             for id in ACCOUNTS {
                 let event = Some(json!({"id": "event-1", "type": "payment"}));
                 let path = format!("/accounts/{id}/events");
-                let (_, told) = world.admin(domain, Method::POST, &path, event.clone()).await;
+                let (_, told) = deployment.admin(domain, Method::POST, &path, event.clone()).await;
                 assert_eq!((&told["repeated"], &told["account"]["tier"]), (&json!(false), &json!("premium")), "{told}");
-                let (_, told) = world.admin(domain, Method::POST, &path, event).await;
+                let (_, told) = deployment.admin(domain, Method::POST, &path, event).await;
                 assert_eq!(told["repeated"], true, "{told}");
             }
         }
@@ -327,13 +333,13 @@ async fn keys_and_events_of_another_domain_are_unknown() {
 /// Seen to fail with tokens that are the position alone.
 #[tokio::test]
 async fn a_page_token_is_valid_for_its_own_list_only() {
-    on_both_stores(async |world| {
+    on_both_stores(async |deployment| {
         // Every list of limits: of which domain, for which caller, for which key.
         let mut limits = Vec::new();
         for (d, domain) in DOMAINS.into_iter().enumerate() {
             for (a, id) in ACCOUNTS.into_iter().enumerate() {
                 limits.push((domain, account(id), None));
-                for (key, secret) in &world.keys[d][a] {
+                for (key, secret) in &deployment.keys[d][a] {
                     limits.push((domain, api_key_id(key), Some(secret.clone())));
                 }
             }
@@ -342,17 +348,17 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
             let caller = Some(caller.clone());
             let request =
                 GetRateLimitsRequest { caller, page_size: 1, page_token: page_token.to_owned(), ..Default::default() };
-            let answer = world.node.grpc.clone().get_rate_limits(by(domain, request)).await;
+            let answer = deployment.node.grpc.clone().get_rate_limits(by(domain, request)).await;
             answer.map(|answer| answer.into_inner().next_page_token).map_err(|status| status.code())
         };
         let read = async |secret: &str, cursor: &str| {
             let path = format!("/api_keys/rate_limits?limit=1&cursor={cursor}");
-            let answer = world.node.rest.request(Method::GET, &path).bearer_auth(secret).send().await.unwrap();
+            let answer = deployment.node.rest.request(Method::GET, &path).bearer_auth(secret).send().await.unwrap();
             (answer.status(), answer.json::<Value>().await.unwrap())
         };
         let admin = async |(domain, path): &(&str, String), cursor: &str| {
             let (status, page) =
-                world.admin(domain, Method::GET, &format!("{path}?limit=1&cursor={cursor}"), None).await;
+                deployment.admin(domain, Method::GET, &format!("{path}?limit=1&cursor={cursor}"), None).await;
             (status, page["next_cursor"].as_str().map(str::to_owned))
         };
         let mut admins = Vec::new();
@@ -370,7 +376,7 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
             assert_eq!(status, StatusCode::OK);
             tokens.push((format!("admin {at}"), next.unwrap()));
         }
-        for bare in ["1", "acme", &world.keys[0][0][0].0] {
+        for bare in ["1", "acme", &deployment.keys[0][0][0].0] {
             tokens.push(("a bare position".to_owned(), bare.to_owned()));
         }
         for (made_by, token) in &tokens {
@@ -395,11 +401,12 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
             }
         }
         // The log of refusals has no pages, and shows one account alone.
-        for (secret, other) in
-            [(&world.keys[0][0][0].1, &world.keys[0][1][0].0), (&world.keys[0][0][0].1, &world.keys[1][0][0].0)]
-        {
+        for (secret, other) in [
+            (&deployment.keys[0][0][0].1, &deployment.keys[0][1][0].0),
+            (&deployment.keys[0][0][0].1, &deployment.keys[1][0][0].0),
+        ] {
             let path = format!("/api_keys/rate_limits/log?apiKeyId={other}");
-            let answer = world.node.rest.request(Method::GET, &path).bearer_auth(secret).send().await.unwrap();
+            let answer = deployment.node.rest.request(Method::GET, &path).bearer_auth(secret).send().await.unwrap();
             assert_eq!(answer.json::<Value>().await.unwrap()["data"], json!([]));
         }
     })

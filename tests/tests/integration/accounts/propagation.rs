@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tollgate_store::testing::RedisServer;
 
-use super::{Client, World, call, hourly, proxy::Proxy};
+use super::{Client, Deployment, call, hourly, proxy::SubscriptionProxy};
 use crate::harness::{Process, Rest, until};
 
 /// Within this a change is effective on every node.
@@ -72,8 +72,8 @@ async fn effective_on_all(
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let nodes = [world.node(&redis.url()), world.node(&redis.url()), world.node(&redis.url())];
+    let deployment = Deployment::new();
+    let nodes = [deployment.node(&redis.url()), deployment.node(&redis.url()), deployment.node(&redis.url())];
     for node in &nodes {
         until_feed(node, true).await;
     }
@@ -201,10 +201,10 @@ async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Dur
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     let redis = RedisServer::start();
-    let proxy = Proxy::before(&redis.url()).await;
-    let world = World::new();
+    let proxy = SubscriptionProxy::start(&redis.url()).await;
+    let deployment = Deployment::new();
     // The first two reach Redis through the proxy, the third on its own.
-    let nodes = [world.node(&proxy.url), world.node(&proxy.url), world.node(&redis.url())];
+    let nodes = [deployment.node(&proxy.url), deployment.node(&proxy.url), deployment.node(&redis.url())];
     for node in &nodes {
         until_feed(node, true).await;
     }
@@ -239,7 +239,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
         let refused = call(&node.rest, "check", json!({"api_key": secret})).await;
         assert_eq!(refused["verdict"], "denied", "the node believed what it knew before the cut");
     }
-    proxy.mend();
+    proxy.restore();
     for node in &nodes {
         until_feed(node, true).await;
     }
@@ -255,9 +255,9 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_subscription_is_noticed() {
     let redis = RedisServer::start();
-    let proxy = Proxy::before(&redis.url()).await;
-    let world = World::new();
-    let node = world.node(&proxy.url);
+    let proxy = SubscriptionProxy::start(&redis.url()).await;
+    let deployment = Deployment::new();
+    let node = deployment.node(&proxy.url);
     let admin = Client::new(&node);
     until_feed(&node, true).await;
     admin.create("acme", "basic").await;
@@ -268,7 +268,7 @@ async fn a_silent_subscription_is_noticed() {
     println!("a silent subscription was noticed after {:?}", from.elapsed());
     admin.tier("acme", "premium").await;
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 300);
-    proxy.mend();
+    proxy.restore();
     until_feed(&node, true).await;
 }
 
@@ -276,8 +276,8 @@ async fn a_silent_subscription_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_made_up_keys_hardly_reaches_redis() {
     let redis = RedisServer::start();
-    let world = World::new();
-    let node = world.node(&redis.url());
+    let deployment = Deployment::new();
+    let node = deployment.node(&redis.url());
     until_feed(&node, true).await;
     let commands = || -> u64 {
         let info: String = redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();

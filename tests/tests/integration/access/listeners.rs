@@ -11,7 +11,8 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, call, consume, folder_with, goes_on, hash_of, shop,
+    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, assert_watch_open, call, consume, folder_with,
+    hash_of, shop,
 };
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -123,7 +124,7 @@ async fn silent_and_slow_connections_are_closed() {
     closed(&mut idle).await;
 
     // All the while a connection with a call in work stays.
-    goes_on(&mut watch, &node.channel).await;
+    assert_watch_open(&mut watch, &node.channel).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
     let (_, metrics) = ops.text("/metrics").await;
     for (listener, reason) in [("http", "no_request"), ("grpc", "no_request"), ("grpc", "idle")] {

@@ -6,17 +6,17 @@ use tollgate_proto::v1::ConsumeRequest;
 use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
-use super::{Client, World};
+use super::{Client, Deployment};
 use crate::harness::{account, call};
 
 /// Seen to fail without the count, and with one that counts accounts that have a record.
 #[tokio::test]
 async fn new_accounts_are_bounded_by_domain_and_known_ones_are_not() {
     let redis = RedisServer::start();
-    let world = World::new();
+    let deployment = Deployment::new();
     for store in [None, Some(&redis)] {
         // So few that a slow machine does not earn another one meanwhile: one in 12 s.
-        let node = world.process().arg("--max-new-accounts=5");
+        let node = deployment.process().arg("--max-new-accounts=5");
         let node = if let Some(redis) = store { node.redis(&redis.url()) } else { node }.start();
         let admin = Client::new(&node);
         let consume = async |domain: &str, name: &str| {

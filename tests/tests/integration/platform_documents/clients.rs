@@ -73,7 +73,7 @@ impl Customer {
 
 /// A customer that, so long before now, made so many calls of a resource, so far apart.
 #[derive(Clone, Copy)]
-struct Past {
+struct EarlierUsage {
     ago: Duration,
     resource: &'static str,
     calls: u32,
@@ -86,22 +86,22 @@ struct Gateway {
     _tasks: JoinSet<()>,
 }
 
-struct Gate {
+struct GatewayState {
     rest: Rest,
     clock: Arc<ManualClock>,
     customer: Customer,
-    past: Option<Past>,
+    earlier: Option<EarlierUsage>,
     /// The node's time at the first call, and when that was.
     opened: OnceCell<(Timestamp, Instant)>,
 }
 
 impl Gateway {
-    async fn start(node: &Node, customer: Customer, past: Option<Past>) -> Self {
+    async fn start(node: &Node, customer: Customer, earlier: Option<EarlierUsage>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let (rest, clock) = (node.rest.clone(), Arc::clone(&node.clock));
-        let gate = Gate { rest, clock, customer, past, opened: OnceCell::new() };
-        let app = Router::new().route("/{*path}", post(pass)).with_state(Arc::new(gate));
+        let gateway = GatewayState { rest, clock, customer, earlier, opened: OnceCell::new() };
+        let app = Router::new().route("/{*path}", post(forward)).with_state(Arc::new(gateway));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, app).await.expect("the gateway serves") });
         Self { base, _tasks: tasks }
@@ -130,14 +130,14 @@ impl Gateway {
     }
 }
 
-impl Gate {
+impl GatewayState {
     /// Puts the past behind the node at the first call, so that it does not matter how long a client takes to start.
-    async fn open(&self) -> (Timestamp, Instant) {
-        if let Some(past) = self.past {
+    async fn start_clock(&self) -> (Timestamp, Instant) {
+        if let Some(earlier) = self.earlier {
             let now = SystemClock.now();
-            let ago_ms = u64::try_from(past.ago.as_millis()).expect("a time");
+            let ago_ms = u64::try_from(earlier.ago.as_millis()).expect("a time");
             self.clock.set(Timestamp::from_ms(now.as_ms() - ago_ms));
-            use_up(&self.rest, &self.clock, self.customer, past).await;
+            replay_earlier_usage(&self.rest, &self.clock, self.customer, earlier).await;
             self.clock.set(SystemClock.now());
         }
         (self.clock.now(), Instant::now())
@@ -145,13 +145,13 @@ impl Gate {
 }
 
 /// Asks the node, copies what it renders, and does the work of an admitted call.
-async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, body: Bytes) -> Response {
+async fn forward(State(gateway): State<Arc<GatewayState>>, UrlPath(path): UrlPath<String>, body: Bytes) -> Response {
     // A file that is uploaded is no JSON.
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let (from, since) = gate.opened.get_or_init(|| gate.open()).await;
-    gate.clock.set(from.plus_ms(u64::try_from(since.elapsed().as_millis()).expect("a short time")));
-    let call = gate.customer.call(gate.customer.resource(&path, &body));
-    let (status, decision) = gate.rest.post("/v1/consume", call.to_string()).await;
+    let (from, since) = gateway.opened.get_or_init(|| gateway.start_clock()).await;
+    gateway.clock.set(from.plus_ms(u64::try_from(since.elapsed().as_millis()).expect("a short time")));
+    let call = gateway.customer.call(gateway.customer.resource(&path, &body));
+    let (status, decision) = gateway.rest.post("/v1/consume", call.to_string()).await;
     assert_eq!(status.as_u16(), 200, "{decision}");
     let rendered = &decision["rendered"];
     let mut headers = HeaderMap::new();
@@ -166,12 +166,12 @@ async fn pass(State(gate): State<Arc<Gate>>, UrlPath(path): UrlPath<String>, bod
     match rendered["body"].as_str() {
         Some(body) => (StatusCode::from_u16(status).expect("a status"), headers, body.to_owned()).into_response(),
         None if body["stream"] == true => (headers, streamed()).into_response(),
-        None => (headers, Json(done(&path))).into_response(),
+        None => (headers, Json(job_done(&path))).into_response(),
     }
 }
 
 /// What an admitted call of a route gets.
-fn done(path: &str) -> Value {
+fn job_done(path: &str) -> Value {
     match path {
         "v1/images/generations" => json!({ "created": 1, "data": [{ "b64_json": "AAAA" }] }),
         "v1/audio/transcriptions" => json!({ "text": "Hello yourself." }),
@@ -201,17 +201,17 @@ fn completion() -> Value {
     })
 }
 
-async fn use_up(rest: &Rest, clock: &ManualClock, customer: Customer, past: Past) {
-    for _ in 0..past.calls {
-        let (_, decision) = rest.post("/v1/consume", customer.call(past.resource).to_string()).await;
+async fn replay_earlier_usage(rest: &Rest, clock: &ManualClock, customer: Customer, earlier: EarlierUsage) {
+    for _ in 0..earlier.calls {
+        let (_, decision) = rest.post("/v1/consume", customer.call(earlier.resource).to_string()).await;
         assert_eq!(decision["verdict"], "allowed", "{decision}");
-        clock.advance_ms(past.pause_ms);
+        clock.advance_ms(earlier.pause_ms);
     }
 }
 
 /// A minute's limit was used up 57 s ago.
-const fn a_minute(resource: &'static str, calls: u32) -> Past {
-    Past { ago: Duration::from_secs(57), resource, calls, pause_ms: 0 }
+const fn a_minute(resource: &'static str, calls: u32) -> EarlierUsage {
+    EarlierUsage { ago: Duration::from_secs(57), resource, calls, pause_ms: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,8 +225,8 @@ async fn the_openai_sdk_waits_for_retry_after_and_succeeds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_does_not_wait_for_another_day() {
     let platforms = Platforms::in_memory().await;
-    let past = Past { ago: Duration::from_mins(50), resource: "chat", calls: 500, pause_ms: 6_000 };
-    let said = Gateway::start(&platforms.node, OPENAI, Some(past)).await.client("openai", 1).await;
+    let earlier = EarlierUsage { ago: Duration::from_mins(50), resource: "chat", calls: 500, pause_ms: 6_000 };
+    let said = Gateway::start(&platforms.node, OPENAI, Some(earlier)).await.client("openai", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
     assert_eq!(said["gave_up"], "rate_limit_exceeded", "{said}");
 }
@@ -234,8 +234,8 @@ async fn the_openai_sdk_does_not_wait_for_another_day() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_venice_document_succeeds() {
     let platforms = Platforms::in_memory().await;
-    let past = a_minute("zai-org-glm-5-1", 100);
-    let said = Gateway::start(&platforms.node, VENICE, Some(past)).await.client("venice", 2).await;
+    let earlier = a_minute("zai-org-glm-5-1", 100);
+    let said = Gateway::start(&platforms.node, VENICE, Some(earlier)).await.client("venice", 2).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
     assert!(said["waited"].as_f64().expect("seconds") > 1.0, "{said}");
 }
@@ -258,8 +258,8 @@ async fn the_client_of_the_deapi_document_succeeds_and_stops_for_the_day() {
 
     let platforms = Platforms::in_memory().await;
     let node = &platforms.node;
-    let past = Past { ago: Duration::ZERO, resource: "txt2img", calls: 100, pause_ms: 20_000 };
-    use_up(&node.rest, &node.clock, DEAPI, past).await;
+    let earlier = EarlierUsage { ago: Duration::ZERO, resource: "txt2img", calls: 100, pause_ms: 20_000 };
+    replay_earlier_usage(&node.rest, &node.clock, DEAPI, earlier).await;
     let said = Gateway::start(node, DEAPI, None).await.client("deapi", 1).await;
     assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
     assert_eq!(said["gave_up"], "daily", "{said}");

@@ -40,32 +40,32 @@ bootstrap:
 
 /// The API that a reservation is ended with.
 #[derive(Clone, Copy, Debug)]
-enum By {
+enum Protocol {
     Grpc,
     Rest,
 }
 
 /// An end: settled with as many tokens, or cancelled.
-type End = Option<u64>;
+type ReservationEnd = Option<u64>;
 
 /// Ends a reservation, and says whether that was done before; or what was wrong.
-async fn end(node: &Node, by: By, id: &str, end: End, status: u32) -> Result<bool, String> {
+async fn end(node: &Node, protocol: Protocol, id: &str, end: ReservationEnd, status: u32) -> Result<bool, String> {
     let (path, mut body) = match end {
         Some(tokens) => ("/v1/settle", json!({ "reservation_id": id, "usage": { "tokens": tokens } })),
         None => ("/v1/cancel", json!({ "reservation_id": id })),
     };
-    match (by, end) {
-        (By::Grpc, Some(tokens)) => {
+    match (protocol, end) {
+        (Protocol::Grpc, Some(tokens)) => {
             let request = SettleRequest { reservation_id: id.to_owned(), usage: usage(&[("tokens", tokens)]), status };
             let answer = node.grpc.clone().settle(request).await.map_err(|error| error.message().to_owned())?;
             Ok(answer.into_inner().settlement.expect("a settlement").replayed)
         }
-        (By::Grpc, None) => {
+        (Protocol::Grpc, None) => {
             let request = CancelRequest { reservation_id: id.to_owned(), status };
             let answer = node.grpc.clone().cancel(request).await.map_err(|error| error.message().to_owned())?;
             Ok(answer.into_inner().settlement.expect("a settlement").replayed)
         }
-        (By::Rest, _) => {
+        (Protocol::Rest, _) => {
             if status != 0 {
                 body["status"] = json!(status);
             }
@@ -86,54 +86,59 @@ async fn ask(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
 }
 
 /// The id of a new reservation of a key.
-async fn held(node: &Node, key: &str, ip: &str) -> String {
+async fn slots_in_use(node: &Node, key: &str, ip: &str) -> String {
     id_of(&ask(node, api_key_id(key), "chat", ip).await)
 }
 
-async fn failures_block(node: &Node, by: By) {
-    let ended = async |id: &str, how: End, status| end(node, by, id, how, status).await.expect("it ends");
+async fn failures_block(node: &Node, protocol: Protocol) {
+    let ended =
+        async |id: &str, how: ReservationEnd, status| end(node, protocol, id, how, status).await.expect("it ends");
     let key_one = async || ask(node, api_key_id("one"), "chat", "192.0.2.1").await;
     let used = async || {
         let now = peek(&node.grpc, call(account("acme"), "chat", &[])).await.expect("a decision");
         [quota(&now, "tokens_per_minute").used, quota(&now, "concurrent_requests").used]
     };
-    let under_way = held(node, "one", "192.0.2.1").await;
+    let under_way = slots_in_use(node, "one", "192.0.2.1").await;
     let before = used().await;
 
     // A status that is none: refused by name, and the reservation is open as before.
-    let wrong = held(node, "one", "192.0.2.1").await;
+    let wrong = slots_in_use(node, "one", "192.0.2.1").await;
     for status in [1, 99, 600] {
         for how in [Some(3), None] {
-            let said = end(node, by, &wrong, how, status).await.expect_err("it is refused");
-            assert!(said.starts_with("status: must be an HTTP status from 100 to 599"), "{by:?}: {said}");
+            let said = end(node, protocol, &wrong, how, status).await.expect_err("it is refused");
+            assert!(said.starts_with("status: must be an HTTP status from 100 to 599"), "{protocol:?}: {said}");
         }
     }
-    assert_eq!(used().await, [before[0] + 10, before[1] + 1], "{by:?}: as it was reserved");
+    assert_eq!(used().await, [before[0] + 10, before[1] + 1], "{protocol:?}: as it was reserved");
     // The first failure. The same end again is the same failure, with whatever status.
-    assert!(!ended(&wrong, Some(3), 503).await, "{by:?}: not ended by what was refused");
-    assert_eq!(used().await, [before[0] + 3, before[1]], "{by:?}: settled");
+    assert!(!ended(&wrong, Some(3), 503).await, "{protocol:?}: not ended by what was refused");
+    assert_eq!(used().await, [before[0] + 3, before[1]], "{protocol:?}: settled");
     for status in [503, 500, 0, 599, 503] {
-        assert!(ended(&wrong, Some(3), status).await, "{by:?}: a replay");
+        assert!(ended(&wrong, Some(3), status).await, "{protocol:?}: a replay");
     }
     // The second, and none: a success, a status that the rule does not count, no status.
-    let cancelled = held(node, "one", "192.0.2.1").await;
+    let cancelled = slots_in_use(node, "one", "192.0.2.1").await;
     assert!(!ended(&cancelled, None, 500).await);
     for _ in 0..5 {
-        assert!(ended(&cancelled, None, 500).await, "{by:?}: a replay");
+        assert!(ended(&cancelled, None, 500).await, "{protocol:?}: a replay");
     }
     for status in [200, 404, 0, 499] {
         for how in [Some(10), None] {
-            ended(&held(node, "one", "192.0.2.1").await, how, status).await;
+            ended(&slots_in_use(node, "one", "192.0.2.1").await, how, status).await;
         }
     }
     // The third is borne, the fourth is not.
-    ended(&held(node, "one", "192.0.2.1").await, Some(0), 599).await;
-    let last = held(node, "one", "192.0.2.1").await;
+    ended(&slots_in_use(node, "one", "192.0.2.1").await, Some(0), 599).await;
+    let last = slots_in_use(node, "one", "192.0.2.1").await;
     let before = used().await;
     ended(&last, None, 502).await;
-    assert_eq!(used().await, [before[0] - 10, before[1] - 1], "{by:?}: it ends all the same");
+    assert_eq!(used().await, [before[0] - 10, before[1] - 1], "{protocol:?}: it ends all the same");
     let refused = key_one().await;
-    assert_eq!((refused.reason(), refused.retry_after_ms), (Reason::Blocked, Some(30_000)), "{by:?}: {refused:?}");
+    assert_eq!(
+        (refused.reason(), refused.retry_after_ms),
+        (Reason::Blocked, Some(30_000)),
+        "{protocol:?}: {refused:?}"
+    );
     // It is the key of the reservation that is blocked: neither its account nor the other key.
     for who in [account("acme"), api_key_id("two")] {
         let others = ask(node, who, "chat", "192.0.2.1").await;
@@ -142,19 +147,23 @@ async fn failures_block(node: &Node, by: By) {
     // What was under way ends, and does not lengthen the block.
     node.clock.advance_ms(10_000);
     assert!(!ended(&under_way, Some(0), 500).await);
-    assert_eq!(key_one().await.retry_after_ms, Some(20_000), "{by:?}");
+    assert_eq!(key_one().await.retry_after_ms, Some(20_000), "{protocol:?}");
     node.clock.advance_ms(20_000);
     ended(&id_of(&key_one().await), None, 0).await;
 
     // The attributes and the resource are those of the reservation, too.
     for key in ["one", "two"] {
         assert!(allowed(&ask(node, account("acme"), "chat", "192.0.2.9").await));
-        ended(&held(node, key, "192.0.2.9").await, Some(10), 418).await;
+        ended(&slots_in_use(node, key, "192.0.2.9").await, Some(10), 418).await;
     }
     let refused = ask(node, account("other"), "chat", "192.0.2.9").await;
-    assert_eq!((refused.reason(), refused.retry_after_ms), (Reason::Blocked, Some(60_000)), "{by:?}: {refused:?}");
-    assert!(allowed(&ask(node, account("other"), "free", "192.0.2.9").await), "{by:?}: another resource");
-    assert!(allowed(&ask(node, account("other"), "chat", "192.0.2.1").await), "{by:?}: another address");
+    assert_eq!(
+        (refused.reason(), refused.retry_after_ms),
+        (Reason::Blocked, Some(60_000)),
+        "{protocol:?}: {refused:?}"
+    );
+    assert!(allowed(&ask(node, account("other"), "free", "192.0.2.9").await), "{protocol:?}: another resource");
+    assert!(allowed(&ask(node, account("other"), "chat", "192.0.2.1").await), "{protocol:?}: another address");
     node.clock.advance_ms(3_600_000);
 }
 
@@ -162,8 +171,8 @@ async fn failures_block(node: &Node, by: By) {
 async fn failed_settlements_block_like_reports() {
     let redis = RedisServer::start();
     for node in [memory_node(&policy()).await, redis_node(&policy(), redis.url()).await] {
-        for by in [By::Grpc, By::Rest] {
-            failures_block(&node, by).await;
+        for protocol in [Protocol::Grpc, Protocol::Rest] {
+            failures_block(&node, protocol).await;
         }
         let (_, metrics) = node.rest.text("/metrics").await;
         for (rule, blocks) in [("keys", 2), ("addresses", 2)] {

@@ -16,8 +16,8 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::harness::{
-    PREFACE, Process, ProcessBuilder, RawHttp2, account, allowed, call, connect_from, consume, folder_with, goes_on,
-    hash_of, shop, until,
+    PREFACE, Process, ProcessBuilder, RawHttp2, account, allowed, assert_watch_open, call, connect_from, consume,
+    folder_with, hash_of, shop, until,
 };
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -44,7 +44,7 @@ fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
 }
 
 /// How many connections of a listener were cut for this reason.
-async fn cut(node: &Process, listener: &str, reason: &str) -> u64 {
+async fn closed_connections(node: &Process, listener: &str, reason: &str) -> u64 {
     let ops = node.said.split("health and metrics on http://").nth(1).unwrap();
     let ops = crate::harness::Rest::new(ops.split([',', ';']).next().unwrap().trim());
     let (_, metrics) = ops.text("/metrics").await;
@@ -118,9 +118,12 @@ async fn an_unread_answer_closes_its_connection() {
         let (path, window, closed) = ended.unwrap();
         assert!(closed, "{path} with a window of {window}");
     }
-    assert!(cut(&node, "http", "unread_answer").await >= 8 && cut(&node, "grpc", "unread_answer").await >= 2);
+    assert!(
+        closed_connections(&node, "http", "unread_answer").await >= 8
+            && closed_connections(&node, "grpc", "unread_answer").await >= 2
+    );
     // An answer that only has nothing to say yet is none that is not read.
-    goes_on(&mut watch, &node.channel).await;
+    assert_watch_open(&mut watch, &node.channel).await;
 }
 
 /// Seen to fail without the bound of a connection.
@@ -141,7 +144,7 @@ async fn a_connection_that_holds_too_much_memory_is_closed_alone() {
         raw.flush().await;
         assert!(raw.is_closed_within(Duration::from_secs(15)).await, "{listener}");
         until("it is counted", Duration::from_secs(5), async || {
-            (cut(&node, listener, "memory").await == 1).then_some(())
+            (closed_connections(&node, listener, "memory").await == 1).then_some(())
         })
         .await;
         health.check(serving()).await.unwrap();
@@ -226,7 +229,7 @@ async fn unauthenticated_callers_write_nothing_into_the_log() {
 
 /// One way to burden a node without a token.
 #[derive(Clone, Copy, Debug)]
-enum Burden {
+enum Attack {
     /// Answers that a window of nothing, or of one byte, keeps from leaving.
     UnreadBodies,
     /// Watches and conversations that are never read.
@@ -237,18 +240,18 @@ enum Burden {
     HalfRequests,
 }
 
-const BURDENS: [Burden; 4] =
-    [Burden::UnreadBodies, Burden::UnreadStreams, Burden::EndlessMessages, Burden::HalfRequests];
+const ATTACKS: [Attack; 4] =
+    [Attack::UnreadBodies, Attack::UnreadStreams, Attack::EndlessMessages, Attack::HalfRequests];
 
 /// A connection that is kept open.
-enum Burdening {
+enum OpenConnection {
     Http2 { _connection: RawHttp2 },
     Tcp { _connection: TcpStream },
 }
 
-impl Burden {
+impl Attack {
     /// Opens one connection with as much as it can carry. What the node refuses is part of the trial.
-    async fn begin(self, n: usize, from: Ipv4Addr, node: &Process) -> Option<Burdening> {
+    async fn open(self, n: usize, from: Ipv4Addr, node: &Process) -> Option<OpenConnection> {
         let raw = async |to: &str, window| RawHttp2::connect(from, to, window).await.ok();
         let window = u32::from(n % 2 == 1);
         match self {
@@ -258,7 +261,7 @@ impl Burden {
                     let stream = raw.grpc(CHECK);
                     raw.data(stream, EMPTY, true);
                 }
-                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+                raw.flush().await.then_some(OpenConnection::Http2 { _connection: raw })
             }
             Self::UnreadBodies => {
                 let mut raw = raw(&node.http_address, window).await?;
@@ -266,7 +269,7 @@ impl Burden {
                     let path = ["/openapi.json", "/admin/v1/accounts", "/nowhere"][at % 3];
                     raw.request("GET", path, &[], true);
                 }
-                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+                raw.flush().await.then_some(OpenConnection::Http2 { _connection: raw })
             }
             Self::UnreadStreams => {
                 let mut raw = raw(&node.grpc_address, window).await?;
@@ -275,7 +278,7 @@ impl Burden {
                     let stream = raw.grpc(path);
                     raw.data(stream, message, false);
                 }
-                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+                raw.flush().await.then_some(OpenConnection::Http2 { _connection: raw })
             }
             Self::EndlessMessages => {
                 let mut raw = raw(&node.grpc_address, 65_535).await?;
@@ -283,7 +286,7 @@ impl Burden {
                     let stream = raw.grpc([CHECK, WATCH, REFLECTION][at % 3]);
                     raw.data(stream, if at.is_multiple_of(2) { ENDLESS } else { HALF }, false);
                 }
-                raw.flush().await.then_some(Burdening::Http2 { _connection: raw })
+                raw.flush().await.then_some(OpenConnection::Http2 { _connection: raw })
             }
             Self::HalfRequests => {
                 let to = if n.is_multiple_of(2) { &node.http_address } else { &node.grpc_address };
@@ -291,7 +294,7 @@ impl Burden {
                 let said = [&b"GET /healthz HTTP/1.1\r\nx-more: "[..], &[b'a'; 8_000]].concat();
                 let said = if n.is_multiple_of(2) { &said } else { &PREFACE[..20] };
                 stream.write_all(said).await.ok()?;
-                Some(Burdening::Tcp { _connection: stream })
+                Some(OpenConnection::Tcp { _connection: stream })
             }
         }
     }
@@ -306,7 +309,7 @@ impl Burden {
 }
 
 /// Calls that are none of this, at a pace: how long each took.
-async fn honest(node: &Process, until: Instant) -> Vec<Duration> {
+async fn valid_call_latencies(node: &Process, until: Instant) -> Vec<Duration> {
     let (mut took, mut grpc) = (Vec::new(), node.grpc.clone());
     while Instant::now() < until {
         let started = Instant::now();
@@ -335,19 +338,19 @@ const HONEST: Duration = Duration::from_millis(50);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
-    println!("| burden | from | connections | memory of the node | p99 of honest calls | before |");
-    for burden in BURDENS {
+    println!("| attack | from | connections | memory of the node | p99 of honest calls | before |");
+    for attack in ATTACKS {
         for addresses in [1_u8, 50] {
             let (_folder, node) =
                 node(&["--max-connections=1024", "--max-pending-bytes=33554432", "--threads=2", "--open-reflection"]);
-            let calm = p99(honest(&node, Instant::now() + Duration::from_secs(1)).await);
+            let calm = p99(valid_call_latencies(&node, Instant::now() + Duration::from_secs(1)).await);
             let before = node.resident_bytes().unwrap();
             let end = Instant::now() + Duration::from_secs(6);
-            let attack = async {
+            let open_all = async {
                 let mut held = Vec::new();
-                for n in 0..burden.connections() {
+                for n in 0..attack.connections() {
                     let last = 2 + u8::try_from(n % usize::from(addresses)).unwrap();
-                    held.extend(burden.begin(n, Ipv4Addr::new(127, 0, 0, last), &node).await);
+                    held.extend(attack.open(n, Ipv4Addr::new(127, 0, 0, last), &node).await);
                     if Instant::now() > end {
                         break;
                     }
@@ -362,12 +365,12 @@ async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
                 }
                 largest
             };
-            let (held, largest, took) = tokio::join!(attack, largest, honest(&node, end));
+            let (held, largest, took) = tokio::join!(open_all, largest, valid_call_latencies(&node, end));
             let (grown, p99) = (largest.saturating_sub(before), p99(took));
             let count = held.len();
-            println!("| {burden:?} | {addresses} | {count} | {} MB | {p99:.1?} | {calm:.1?} |", grown / 1_000_000);
-            assert!(grown < WORST_CASE, "{burden:?}: {grown} bytes");
-            assert!(p99 < HONEST, "{burden:?}: {p99:?}");
+            println!("| {attack:?} | {addresses} | {count} | {} MB | {p99:.1?} | {calm:.1?} |", grown / 1_000_000);
+            assert!(grown < WORST_CASE, "{attack:?}: {grown} bytes");
+            assert!(p99 < HONEST, "{attack:?}: {p99:?}");
             // Whoever comes new is let in.
             assert_eq!(node.rest.request(Method::GET, "/openapi.json").send().await.unwrap().status(), StatusCode::OK);
             drop(held);

@@ -1,14 +1,14 @@
 //! Who gets in: tokens, certificates, hosts, connections, and how often one may fail.
 
-mod crowds;
+mod connection_limits;
+mod failed_logins;
 mod files;
 mod listeners;
-mod logins;
-mod misplaced;
-mod open;
+mod misplaced_secrets;
+mod open_loopback;
 mod proxy_protocol;
 mod routes;
 mod secrets;
-mod strangers;
 mod tls;
 mod tokens;
+mod unauthenticated;

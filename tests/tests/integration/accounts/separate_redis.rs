@@ -6,28 +6,28 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_store::testing::RedisServer;
 
-use super::{Client, World, call, hourly};
+use super::{Client, Deployment, call, hourly};
 use crate::harness::{Process, until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the keys of accounts end with, or go on with, behind their braces.
 const OF_ACCOUNTS: [&str; 5] = ["account", "accounts", "event", "key", "secret"];
 
-struct Apart {
-    world: World,
+struct SeparateStores {
+    deployment: Deployment,
     accounts: RedisServer,
     counters: RedisServer,
 }
 
-impl Apart {
+impl SeparateStores {
     fn start() -> Self {
         let saved = || RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
-        Self { world: World::new(), accounts: saved(), counters: saved() }
+        Self { deployment: Deployment::new(), accounts: saved(), counters: saved() }
     }
 
     /// A node that hears of changes.
     async fn node(&self) -> Process {
-        let node = self.world.process().redis(&self.counters.url());
+        let node = self.deployment.process().redis(&self.counters.url());
         // What is remembered does not end by itself within the test.
         let node = node.arg("--account-cache-ttl-ms=3600000").arg("--store-deadline-ms=1000");
         let node = node.arg(format!("--accounts-redis={}", self.accounts.url())).start();
@@ -74,8 +74,8 @@ async fn ask(node: &Process, verb: &str, caller: &Value) -> (u16, Value) {
 
 #[tokio::test]
 async fn accounts_and_counters_stay_in_their_own_redis() {
-    let apart = Apart::start();
-    let nodes = [apart.node().await, apart.node().await];
+    let stores = SeparateStores::start();
+    let nodes = [stores.node().await, stores.node().await];
     let admin = Client::new(&nodes[0]);
     admin.create("acme", "basic").await;
     let (_, secret) = admin.key("acme").await;
@@ -101,9 +101,9 @@ async fn accounts_and_counters_stay_in_their_own_redis() {
         kind("key", false),
         kind("secret", false),
     ];
-    assert_eq!(kinds(&apart.accounts), BTreeSet::from(of_accounts));
-    assert_eq!(kinds(&apart.counters), BTreeSet::from([kind("counter", true)]));
-    for (redis, listeners) in [(&apart.accounts, 2), (&apart.counters, 0)] {
+    assert_eq!(kinds(&stores.accounts), BTreeSet::from(of_accounts));
+    assert_eq!(kinds(&stores.counters), BTreeSet::from([kind("counter", true)]));
+    for (redis, listeners) in [(&stores.accounts, 2), (&stores.counters, 0)] {
         let (_, hear): (String, u64) = redis.run("PUBSUB NUMSUB tg:accounts");
         assert_eq!(hear, listeners);
     }
@@ -111,14 +111,14 @@ async fn accounts_and_counters_stay_in_their_own_redis() {
 
 #[tokio::test]
 async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
-    let mut apart = Apart::start();
-    let nodes = [apart.node().await, apart.node().await];
+    let mut stores = SeparateStores::start();
+    let nodes = [stores.node().await, stores.node().await];
     let admin = Client::new(&nodes[0]);
     admin.create("acme", "basic").await;
     let acme = json!({"account": "acme"});
     until_limit(&nodes, &acme, 10).await;
 
-    apart.counters.kill();
+    stores.counters.kill();
     for node in &nodes {
         for caller in [&acme, &json!({"account": "fixed"}), &json!({"account": "nobody"})] {
             let (status, answer) = ask(node, "consume", caller).await;
@@ -136,7 +136,7 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
     let read = Client::new(&nodes[1]).good(Method::GET, "/accounts/acme", None).await;
     assert_eq!(read["tier"], "premium");
 
-    apart.counters.restart();
+    stores.counters.restart();
     for node in &nodes {
         until("the node is ready", PATIENCE, async || {
             (node.rest.text("/readyz").await.0 == StatusCode::OK).then_some(())
@@ -151,8 +151,8 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
 
 #[tokio::test]
 async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
-    let mut apart = Apart::start();
-    let node = apart.node().await;
+    let mut stores = SeparateStores::start();
+    let node = stores.node().await;
     let admin = Client::new(&node);
     admin.create("acme", "premium").await;
     let (_, secret) = admin.key("acme").await;
@@ -161,7 +161,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
         assert_eq!(call(&node.rest, "consume", caller.clone()).await["verdict"], "allowed");
     }
 
-    apart.accounts.kill();
+    stores.accounts.kill();
     until_accounts(&node, false).await;
     for caller in [&known, &key, &json!({"account": "nobody"}), &json!({"api_key": "of-another-kind"})] {
         for verb in ["consume", "check"] {
@@ -183,7 +183,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     assert_eq!((status.as_u16(), &ready["store"]["ok"]), (200, &json!(true)), "{ready}");
     assert!(ready["accounts"]["detail"].as_str().unwrap().contains("not subscribed"), "{ready}");
 
-    apart.accounts.restart();
+    stores.accounts.restart();
     until_accounts(&node, true).await;
     // A connection that is still away fails a call.
     let decided = until("it decides", PATIENCE, async || {

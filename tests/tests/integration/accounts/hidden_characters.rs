@@ -13,7 +13,7 @@ use tollgate_store::{
     testing::RedisServer,
 };
 
-use super::{ADMIN, Client, World};
+use super::{ADMIN, Client, Deployment};
 use crate::harness::{Process, ProcessBuilder};
 
 const ID: &str = "a\u{202e}b\u{200b}c'd";
@@ -33,8 +33,8 @@ fn tollgate(node: &Process, args: &[&str]) -> (Option<i32>, String, String) {
 
 #[tokio::test]
 async fn names_with_hidden_characters_are_refused() {
-    let world = World::new();
-    let node = world.process().start();
+    let deployment = Deployment::new();
+    let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, _) = admin.key("acme").await;
@@ -92,9 +92,9 @@ async fn older_record(server: &RedisServer, node: &Process) -> String {
 #[tokio::test]
 async fn hidden_characters_of_older_records_are_printed_escaped() {
     let server = RedisServer::start();
-    let world = World::new();
+    let deployment = Deployment::new();
     for format in ["json", "pretty"] {
-        let node = world.process().redis(&server.url()).arg(format!("--log-format={format}")).start();
+        let node = deployment.process().redis(&server.url()).arg(format!("--log-format={format}")).start();
         let key = older_record(&server, &node).await;
         Client::new(&node).create("b", "basic").await;
         for args in [&["account", "list"][..], &["account", "show", ID], &["key", "list", ID], &["key", "show", &key]] {
