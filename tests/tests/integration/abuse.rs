@@ -57,7 +57,7 @@ async fn used(node: &Node, who: &str, resource: &str) -> u64 {
 }
 
 /// The page: more than 20 failed requests in 30 seconds block further requests for 30 seconds.
-async fn more_than_twenty_failures_block_for_thirty_seconds(node: &Node) {
+async fn check_twenty_failures_then_a_block(node: &Node) {
     let model = "llama-3.3-70b";
     let attempt = || consume(&node.grpc, call(account("acme"), model, &[("tokens", 7)]));
     for failure in 1..=20 {
@@ -106,13 +106,13 @@ async fn more_than_twenty_failures_block_for_thirty_seconds(node: &Node) {
 
 #[tokio::test]
 async fn more_than_twenty_failures_block_for_thirty_seconds_in_memory() {
-    more_than_twenty_failures_block_for_thirty_seconds(&memory_node(&venice()).await).await;
+    check_twenty_failures_then_a_block(&memory_node(&venice()).await).await;
 }
 
 #[tokio::test]
 async fn more_than_twenty_failures_block_for_thirty_seconds_in_redis() {
     let redis = RedisServer::start();
-    more_than_twenty_failures_block_for_thirty_seconds(&redis_node(&venice(), redis.url()).await).await;
+    check_twenty_failures_then_a_block(&redis_node(&venice(), redis.url()).await).await;
 }
 
 /// The node counts its own refusals, so that a backend reports only what it answered itself.
@@ -173,7 +173,7 @@ async fn failures_count_against_the_scope_of_the_rule() {
 }
 
 #[tokio::test]
-async fn an_invalid_report_names_its_mistake_and_counts_nothing() {
+async fn an_invalid_report_names_its_error_and_counts_nothing() {
     let node =
         memory_node(&guarded("  rules:\n    failed: { limit: 0, per: 30s, block: 30s, scope: [account] }\n")).await;
     let good = || ReportOutcomeRequest {
@@ -314,7 +314,7 @@ impl Model {
 }
 
 /// Blocked exactly from the failure too many on for as long as the rule says; a blocked call charges nothing.
-fn blocks_are_as_the_model_has_them(runtime: &tokio::runtime::Runtime, node: &Node, cases: u32) {
+fn check_blocks_against_model(runtime: &tokio::runtime::Runtime, node: &Node, cases: u32) {
     use proptest::prelude::*;
     let act = prop_oneof![3 => Just(Step::Consume), 4 => Just(Step::Report(500)), 1 => Just(Step::Report(204))];
     let pause = prop_oneof![4 => 0_u64..400, 2 => 0_u64..3_500, 1 => Just(2_000), 1 => Just(3_000), 1 => 0_u64..70_000];
@@ -363,7 +363,7 @@ const MODELLED: &str = "  rules:\n    failed: { limit: 3, per: 2s, block: 3s }\n
 fn blocks_agree_with_a_model_in_memory() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let node = runtime.block_on(memory_node(&guarded(MODELLED)));
-    blocks_are_as_the_model_has_them(&runtime, &node, 60);
+    check_blocks_against_model(&runtime, &node, 60);
 }
 
 #[test]
@@ -371,5 +371,5 @@ fn blocks_agree_with_a_model_in_redis() {
     let redis = RedisServer::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let node = runtime.block_on(redis_node(&guarded(MODELLED), redis.url()));
-    blocks_are_as_the_model_has_them(&runtime, &node, 40);
+    check_blocks_against_model(&runtime, &node, 40);
 }

@@ -116,13 +116,13 @@ impl Client {
     }
 
     /// The status and the body, of a path below `/admin/v1`.
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
-        let (status, _, body) = self.ask_if(method, path, body, None).await;
+    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let (status, _, body) = self.send_if_match(method, path, body, None).await;
         (status, body)
     }
 
     /// The same with `If-Match`, and the answer's `ETag`.
-    async fn ask_if(
+    async fn send_if_match(
         &self,
         method: Method,
         path: &str,
@@ -146,24 +146,24 @@ impl Client {
     }
 
     /// The body of an answer that says that all is well.
-    async fn good(&self, method: Method, path: &str, body: Option<Value>) -> Value {
-        let (status, answer) = self.ask(method.clone(), path, body).await;
+    async fn send_ok(&self, method: Method, path: &str, body: Option<Value>) -> Value {
+        let (status, answer) = self.send(method.clone(), path, body).await;
         assert!(status.is_success(), "{method} {path}: {status} {answer}");
         answer
     }
 
     async fn create(&self, id: &str, tier: &str) -> Value {
-        self.good(Method::POST, "/accounts", Some(json!({"id": id, "tier": tier}))).await
+        self.send_ok(Method::POST, "/accounts", Some(json!({"id": id, "tier": tier}))).await
     }
 
     async fn tier(&self, id: &str, tier: &str) {
-        self.good(Method::PATCH, &format!("/accounts/{id}"), Some(json!({"tier": tier}))).await;
+        self.send_ok(Method::PATCH, &format!("/accounts/{id}"), Some(json!({"tier": tier}))).await;
     }
 
     /// The id and the secret of a new key.
     async fn key(&self, account: &str) -> (String, String) {
         let issued =
-            self.good(Method::POST, &format!("/accounts/{account}/keys"), Some(json!({"kind": "inference"}))).await;
+            self.send_ok(Method::POST, &format!("/accounts/{account}/keys"), Some(json!({"kind": "inference"}))).await;
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         (text(&issued["key"]["id"]), text(&issued["secret"]))
     }

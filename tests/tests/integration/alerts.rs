@@ -44,7 +44,7 @@ fn matcher(text: &str) -> (&str, Vec<&str>) {
 
 /// Seen to fail without the counters of reloaded credentials from the start.
 #[tokio::test]
-async fn every_metric_and_label_of_the_rules_is_one_that_a_fresh_node_has() {
+async fn every_metric_and_label_in_the_alert_rules_exists_on_a_new_node() {
     let redis = RedisServer::start();
     let (folder, policy) = folder_with(&shop(100));
     // Of TLS there is something to measure only where there is TLS.

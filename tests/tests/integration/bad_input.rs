@@ -95,7 +95,7 @@ fn shortened(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn wrong_fields_over_grpc_are_named() {
+async fn errors_over_grpc_name_the_invalid_field() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
         let said = shortened(&format!("{wrong:?}"));
@@ -114,7 +114,7 @@ async fn wrong_fields_over_grpc_are_named() {
 }
 
 #[tokio::test]
-async fn wrong_fields_over_rest_are_named() {
+async fn errors_over_rest_name_the_invalid_field() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
         let Some(body) = to_json(&wrong) else { continue };

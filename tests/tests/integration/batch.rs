@@ -27,10 +27,10 @@ type Grpc = RateLimitServiceClient<Channel>;
 
 async fn batch(grpc: &Grpc, calls: Vec<Call>) -> Result<Vec<Result<Decision, (Code, String)>>, Status> {
     let answer = grpc.clone().consume_batch(ConsumeBatchRequest { calls }).await?;
-    Ok(answer.into_inner().results.into_iter().map(of).collect())
+    Ok(answer.into_inner().results.into_iter().map(call_outcome).collect())
 }
 
-fn of(result: CallResult) -> Result<Decision, (Code, String)> {
+fn call_outcome(result: CallResult) -> Result<Decision, (Code, String)> {
     match result.result.expect("one of the two") {
         Of::Decision(decision) => Ok(decision),
         Of::Error(error) => Err((Code::from(error.code), error.message)),
@@ -123,7 +123,7 @@ async fn a_batch_over_rest_equals_one_over_grpc() {
 }
 
 #[tokio::test]
-async fn a_batch_is_bounded() {
+async fn the_size_of_a_batch_is_bounded() {
     let node = memory_node(&shop(3)).await;
     for count in [0, 257] {
         let calls = vec![call(account("a"), "model", &[]); count];
@@ -150,7 +150,7 @@ async fn a_batch_on_one_counter_admits_exactly_the_limit() {
 
 /// What is late is said to be, and what is not has its decision.
 #[tokio::test]
-async fn a_batch_keeps_its_deadline_call_by_call() {
+async fn the_deadline_of_a_batch_applies_to_each_call() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 4_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
@@ -159,7 +159,7 @@ async fn a_batch_keeps_its_deadline_call_by_call() {
     let mut request = tonic::Request::new(ConsumeBatchRequest { calls });
     request.metadata_mut().insert("grpc-timeout", "600m".parse().unwrap());
     let results = node.grpc.clone().consume_batch(request).await.unwrap().into_inner().results;
-    let results: Vec<_> = results.into_iter().map(of).collect();
+    let results: Vec<_> = results.into_iter().map(call_outcome).collect();
     assert_eq!(results[0].as_ref().unwrap_err().0, Code::DeadlineExceeded, "{results:?}");
     assert!(allowed(results[1].as_ref().unwrap()), "it needs no counter");
 }
@@ -181,7 +181,7 @@ async fn a_stream_answers_every_call_once_under_its_id() {
         });
         let mut results = HashMap::new();
         while let Some(answer) = answers.message().await.expect("it ends with OK") {
-            let again = results.insert(answer.id, of(answer.result.unwrap()));
+            let again = results.insert(answer.id, call_outcome(answer.result.unwrap()));
             assert!(again.is_none(), "{} was answered twice", answer.id);
         }
         sender.await.unwrap();
@@ -199,7 +199,7 @@ async fn a_stream_answers_every_call_once_under_its_id() {
 
 /// A client that sends and never reads makes the node keep a bounded number of answers, and costs nobody else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_is_not_read_from() {
+async fn a_stream_is_not_read_while_its_client_does_not_read() {
     const CALLS: u64 = 10_000;
     // What HTTP/2 buffers between the two, in bytes, and the least that an answer takes.
     const BUFFERED: u64 = 1 << 20;
@@ -236,7 +236,7 @@ async fn a_client_that_does_not_read_is_not_read_from() {
     // Once it reads, it gets them all.
     let mut taken = 0;
     while let Some(answer) = answers.message().await.expect("it ends with OK") {
-        let decision = of(answer.result.unwrap()).unwrap();
+        let decision = call_outcome(answer.result.unwrap()).unwrap();
         assert!(allowed(&decision) && prost::Message::encoded_len(&decision) as u64 >= ANSWER);
         taken += 1;
     }
@@ -258,16 +258,16 @@ async fn a_slow_call_does_not_delay_its_stream() {
     let first = answers.message().await.unwrap().unwrap();
     assert_eq!(first.id, 2, "what needs no counter is answered first");
     let late = answers.message().await.unwrap().unwrap();
-    assert_eq!((late.id, of(late.result.unwrap()).unwrap_err().0), (1, Code::DeadlineExceeded));
+    assert_eq!((late.id, call_outcome(late.result.unwrap()).unwrap_err().0), (1, Code::DeadlineExceeded));
     drop(suspended);
     to.send(numbered(3, model)).await.unwrap();
     let after = answers.message().await.unwrap().unwrap();
-    assert!(after.id == 3 && allowed(&of(after.result.unwrap()).unwrap()));
+    assert!(after.id == 3 && allowed(&call_outcome(after.result.unwrap()).unwrap()));
 }
 
 /// When the node stops, every call that it has read is answered, and the client is told why the stream ends.
 #[tokio::test]
-async fn a_node_that_stops_answers_what_it_has_read() {
+async fn a_stopping_node_answers_the_calls_it_has_read() {
     let redis = RedisServer::start();
     let (_folder, mut node) = node_on(&redis, 8_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
@@ -290,7 +290,7 @@ async fn a_node_that_stops_answers_what_it_has_read() {
     let ended = loop {
         match answers.message().await {
             Ok(Some(answer)) => {
-                assert!(allowed(&of(answer.result.unwrap()).unwrap()));
+                assert!(allowed(&call_outcome(answer.result.unwrap()).unwrap()));
                 ids.push(answer.id);
             }
             Ok(None) => panic!("it says nothing of why it ends"),
@@ -304,7 +304,7 @@ async fn a_node_that_stops_answers_what_it_has_read() {
 }
 
 #[tokio::test]
-async fn streams_are_bounded_and_idle_ones_end() {
+async fn open_streams_are_bounded_and_idle_streams_end() {
     let (_folder, policy) = folder_with(&shop(100));
     let node = ProcessBuilder::new(&policy).arg("--max-streams=1").arg("--stream-idle-timeout-ms=1500").start();
     let (to, mut answers) = stream(&node.grpc, 1).await.unwrap();

@@ -39,7 +39,7 @@ fn chat(caller: &str, session: &str) -> Call {
     Call { attributes, ..call(account(caller), "chat", &[]) }
 }
 
-fn full<T: std::fmt::Debug>(answer: Result<T, Status>) {
+fn assert_cap_reached<T: std::fmt::Debug>(answer: Result<T, Status>) {
     let error = answer.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
     assert!(error.message().contains("names that callers choose"), "{error:?}");
@@ -47,14 +47,14 @@ fn full<T: std::fmt::Debug>(answer: Result<T, Status>) {
 }
 
 /// Names of both kinds share the account's places; what needs no new counter goes on, and so do other accounts.
-async fn places_are_bounded(process: &Process) {
+async fn check_counter_cap(process: &Process) {
     let decide = async |call: Call| -> Decision { consume(&process.grpc, call).await.unwrap() };
     for session in ["a", "b", "a"] {
         assert!(allowed(&decide(chat("acme", session)).await));
     }
     assert!(allowed(&decide(call(account("acme"), "prompt/one", &[])).await));
-    full(consume(&process.grpc, chat("acme", "c")).await);
-    full(consume(&process.grpc, call(account("acme"), "prompt/two", &[])).await);
+    assert_cap_reached(consume(&process.grpc, chat("acme", "c")).await);
+    assert_cap_reached(consume(&process.grpc, call(account("acme"), "prompt/two", &[])).await);
     let body = r#"{"caller":{"account":"acme"},"resource":"chat","attributes":{"session":"d"}}"#;
     let request = process.rest.request(Method::POST, "/v1/consume").header(header::CONTENT_TYPE, "application/json");
     let answer = request.body(body).send().await.unwrap();
@@ -90,7 +90,7 @@ fn bounded(policy: &std::path::Path) -> ProcessBuilder {
 #[tokio::test]
 async fn the_counters_of_an_account_are_bounded_in_memory() {
     let (_folder, policy) = folder_with(POLICY);
-    places_are_bounded(&bounded(&policy).start()).await;
+    check_counter_cap(&bounded(&policy).start()).await;
 }
 
 /// Two nodes share the places.
@@ -98,7 +98,7 @@ async fn the_counters_of_an_account_are_bounded_in_memory() {
 async fn the_counters_of_an_account_are_bounded_in_redis() {
     let redis = RedisServer::start();
     let (_folder, policy) = folder_with(POLICY);
-    places_are_bounded(&bounded(&policy).redis(&redis.url()).start()).await;
+    check_counter_cap(&bounded(&policy).redis(&redis.url()).start()).await;
     let other = bounded(&policy).redis(&redis.url()).start();
-    full(consume(&other.grpc, chat("acme", "e")).await);
+    assert_cap_reached(consume(&other.grpc, chat("acme", "e")).await);
 }

@@ -54,7 +54,7 @@ async fn admitted_by_all(nodes: &[Process], resource: &str, decided_by: &str) ->
 }
 
 #[tokio::test]
-async fn each_mode_keeps_its_bound_while_redis_is_away_and_local_is_charged_when_it_is_back() {
+async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     let mut redis = RedisServer::start();
     let (_folder, nodes) = nodes(&redis.url());
     let node = &nodes[0];
@@ -135,7 +135,7 @@ async fn each_mode_keeps_its_bound_while_redis_is_away_and_local_is_charged_when
 }
 
 /// The log has what the store said, under the incident that the caller was told.
-async fn why_is_logged(node: &Process, message: &str, why: &str) {
+async fn assert_cause_is_logged(node: &Process, message: &str, why: &str) {
     let (_, incident) = message.split_once("incident ").unwrap_or_else(|| panic!("no incident: {message}"));
     let incident = incident.trim_end_matches(')');
     until(&format!("{why} is logged as {incident}"), Duration::from_secs(10), async || {
@@ -153,7 +153,7 @@ async fn a_full_redis_is_treated_as_an_outage() {
     let _: () = redis.run("CONFIG SET maxmemory 1");
     let error = consume(&nodes[0].grpc, call(account("a"), "closed", &[])).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
-    why_is_logged(&nodes[0], error.message(), "OOM").await;
+    assert_cause_is_logged(&nodes[0], error.message(), "OOM").await;
     let local = consume(&nodes[0].grpc, call(account("a"), "local", &[])).await.unwrap();
     assert_eq!((allowed(&local), local.decided_by.as_str()), (true, "local"));
     let _: () = redis.run("CONFIG SET maxmemory 0");
@@ -170,7 +170,7 @@ async fn a_charge_that_no_replica_confirms_is_not_decided() {
     let node = node.args(["--redis-wait-replicas=1", "--redis-wait-ms=50"]).start();
     let error = consume(&node.grpc, call(account("a"), "closed", &[])).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
-    why_is_logged(&node, error.message(), "0 of 1 replicas had the charge within 50ms").await;
+    assert_cause_is_logged(&node, error.message(), "0 of 1 replicas had the charge within 50ms").await;
     let now = peek(&node.grpc, call(account("a"), "closed", &[])).await.unwrap();
     assert_eq!(quota(&now, "requests_per_hour").used, 1, "it was made");
     // The node's own charges are not confirmed either; it is ready, as it has quotas that need no store.

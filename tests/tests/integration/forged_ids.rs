@@ -109,12 +109,12 @@ impl Deployment {
 
     async fn reserve(&self, domain: &str, call: Call) -> Result<Decision, Status> {
         let request = ReserveRequest { call: Some(call), ..ReserveRequest::default() };
-        Ok(self.node.grpc.clone().reserve(by(domain, request)).await?.into_inner().decision.unwrap())
+        Ok(self.node.grpc.clone().reserve(as_service(domain, request)).await?.into_inner().decision.unwrap())
     }
 
     async fn consume(&self, domain: &str, call: Call) -> Result<Decision, Status> {
         let request = ConsumeRequest { call: Some(call) };
-        Ok(self.node.grpc.clone().consume(by(domain, request)).await?.into_inner().decision.unwrap())
+        Ok(self.node.grpc.clone().consume(as_service(domain, request)).await?.into_inner().decision.unwrap())
     }
 
     /// What is used of everything, by everybody.
@@ -123,7 +123,8 @@ impl Deployment {
         for domain in DOMAINS {
             for id in ACCOUNTS {
                 let call = call(account(id), "model", &[]);
-                let answer = self.node.grpc.clone().check(by(domain, CheckRequest { call: Some(call) })).await.unwrap();
+                let answer =
+                    self.node.grpc.clone().check(as_service(domain, CheckRequest { call: Some(call) })).await.unwrap();
                 let decision = answer.into_inner().decision.unwrap();
                 let names = ["requests_per_hour", "tokens_per_hour", "concurrent_requests"];
                 used.extend(names.map(|name| quota(&decision, name).used));
@@ -133,7 +134,7 @@ impl Deployment {
     }
 }
 
-fn by<T>(domain: &str, message: T) -> Request<T> {
+fn as_service<T>(domain: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {}", token_of(domain)).parse().unwrap());
     request
@@ -146,40 +147,40 @@ async fn on_both_stores(check: impl AsyncFn(&Deployment)) {
 }
 
 /// The parts of a reservation's id: which domain, where, which.
-fn parts(token: &str) -> [Vec<u8>; 3] {
+fn token_parts(token: &str) -> [Vec<u8>; 3] {
     let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix("rs_").unwrap()).unwrap();
     assert_eq!(bytes.len(), 36, "{token}");
     [bytes[..8].to_vec(), bytes[8..20].to_vec(), bytes[20..].to_vec()]
 }
 
 /// Every id that can be put together from parts of these, and of requests that are remembered beside them.
-fn spliced(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
+fn splice_all(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
     let mut all: [Vec<Vec<u8>>; 3] = Default::default();
     for token in tokens {
-        for (known, part) in all.iter_mut().zip(parts(token)) {
+        for (known, part) in all.iter_mut().zip(token_parts(token)) {
             known.push(part);
         }
     }
     all[2].extend(requests.iter().map(|id| Sha256::digest(id)[..16].to_vec()));
     all[2].push(vec![0; 16]);
     let [tags, homes, ids] = all;
-    let mut spliced = BTreeSet::new();
+    let mut splice_all = BTreeSet::new();
     for tag in &tags {
         for home in &homes {
             for id in &ids {
-                spliced.insert(format!("rs_{}", URL_SAFE_NO_PAD.encode([&tag[..], home, id].concat())));
+                splice_all.insert(format!("rs_{}", URL_SAFE_NO_PAD.encode([&tag[..], home, id].concat())));
             }
         }
     }
     for token in tokens {
-        assert!(spliced.remove(token), "{token}");
+        assert!(splice_all.remove(token), "{token}");
     }
-    spliced
+    splice_all
 }
 
 /// Nobody ends, extends or reads a reservation by an id that no answer carried, whichever service asks; nor by the id of
 /// another domain's reservation.
-async fn no_reservation(
+async fn assert_no_reservation(
     deployment: &Deployment,
     ids: impl IntoIterator<Item = &String>,
     services: &[&str],
@@ -194,9 +195,9 @@ async fn no_reservation(
             let cancel = CancelRequest { reservation_id: reservation_id(), status: 0 };
             let extend = ExtendRequest { reservation_id: reservation_id(), ttl_ms: 5_000 };
             let refused = [
-                grpc.settle(by(service, settle)).await.map(drop),
-                grpc.cancel(by(service, cancel)).await.map(drop),
-                grpc.extend(by(service, extend)).await.map(drop),
+                grpc.settle(as_service(service, settle)).await.map(drop),
+                grpc.cancel(as_service(service, cancel)).await.map(drop),
+                grpc.extend(as_service(service, extend)).await.map(drop),
             ];
             for (verb, refused) in ["settle", "cancel", "extend"].into_iter().zip(refused) {
                 let code = refused.map_err(|status| status.code());
@@ -231,13 +232,13 @@ async fn no_spliced_reservation_id_is_accepted() {
             }
         }
         let all = of_domain.concat();
-        let forged = spliced(&all, &["request-1"]);
+        let forged = splice_all(&all, &["request-1"]);
         assert_eq!(forged.len(), 72, "two domains, four accounts, ten ids, without the eight good ones");
         let before = deployment.used().await;
         assert_eq!(before, [2, 1_400, 2].repeat(4));
-        no_reservation(deployment, &forged, &DOMAINS, ALL).await;
-        no_reservation(deployment, &of_domain[1], &DOMAINS[..1], ALL).await;
-        no_reservation(deployment, &of_domain[0], &DOMAINS[1..], ALL).await;
+        assert_no_reservation(deployment, &forged, &DOMAINS, ALL).await;
+        assert_no_reservation(deployment, &of_domain[1], &DOMAINS[..1], ALL).await;
+        assert_no_reservation(deployment, &of_domain[0], &DOMAINS[1..], ALL).await;
         assert_eq!(deployment.used().await, before, "nothing was charged or given back");
         // The ids themselves are good, once, and what has ended is nobody else's either.
         for (tokens, domain) in of_domain.iter().zip(DOMAINS) {
@@ -247,16 +248,16 @@ async fn no_spliced_reservation_id_is_accepted() {
                 let cancel = CancelRequest { reservation_id: id.clone(), status: 0 };
                 let mut grpc = deployment.node.grpc.clone();
                 if at == 0 {
-                    grpc.cancel(by(domain, cancel)).await.unwrap();
+                    grpc.cancel(as_service(domain, cancel)).await.unwrap();
                 } else {
-                    grpc.settle(by(domain, settle)).await.unwrap();
+                    grpc.settle(as_service(domain, settle)).await.unwrap();
                 }
             }
         }
         let after = deployment.used().await;
         assert_eq!(after, [1, 500, 0, 2, 1_000, 0].repeat(2));
-        no_reservation(deployment, &forged, &DOMAINS, 500).await;
-        no_reservation(deployment, &of_domain[1], &DOMAINS[..1], 500).await;
+        assert_no_reservation(deployment, &forged, &DOMAINS, 500).await;
+        assert_no_reservation(deployment, &of_domain[1], &DOMAINS[..1], 500).await;
         assert_eq!(deployment.used().await, after);
     })
     .await;
@@ -265,7 +266,7 @@ async fn no_spliced_reservation_id_is_accepted() {
 /// A request id names a call of its account, of its key and of its kind; elsewhere it is another call's. Seen to fail with
 /// a digest that leaves out the key.
 #[tokio::test]
-async fn a_request_id_replays_no_call_of_another_account_or_key() {
+async fn a_request_id_is_not_replayed_for_another_account_or_key() {
     on_both_stores(async |deployment| {
         let named = |caller: Caller| Call { request_id: "request-1".to_owned(), ..call(caller, "plain", &[]) };
         for (d, domain) in DOMAINS.into_iter().enumerate() {
@@ -289,7 +290,7 @@ async fn a_request_id_replays_no_call_of_another_account_or_key() {
         for domain in DOMAINS {
             for id in ACCOUNTS {
                 let request = CheckRequest { call: Some(call(account(id), "plain", &[])) };
-                let now = deployment.node.grpc.clone().check(by(domain, request)).await.unwrap().into_inner();
+                let now = deployment.node.grpc.clone().check(as_service(domain, request)).await.unwrap().into_inner();
                 assert_eq!(quota(&now.decision.unwrap(), "requests_per_hour").used, 1, "{domain} {id}");
             }
         }
@@ -348,7 +349,7 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
             let caller = Some(caller.clone());
             let request =
                 GetRateLimitsRequest { caller, page_size: 1, page_token: page_token.to_owned(), ..Default::default() };
-            let answer = deployment.node.grpc.clone().get_rate_limits(by(domain, request)).await;
+            let answer = deployment.node.grpc.clone().get_rate_limits(as_service(domain, request)).await;
             answer.map(|answer| answer.into_inner().next_page_token).map_err(|status| status.code())
         };
         let read = async |secret: &str, cursor: &str| {

@@ -62,7 +62,7 @@ pub(crate) async fn health(channel: &Channel, service: &str) -> Option<ServingSt
 }
 
 #[tokio::test]
-async fn health_says_serving_for_the_service_and_for_the_node() {
+async fn health_is_serving_for_the_service_and_the_node() {
     let node = memory_node(&shop(100)).await;
     for service in [SERVICE, ""] {
         until("it serves", Duration::from_secs(5), async || {
@@ -124,7 +124,7 @@ impl Drop for SuspendedRedis {
 }
 
 #[tokio::test]
-async fn a_hanging_redis_is_unavailable_at_the_deadline_of_the_store() {
+async fn a_call_fails_at_the_store_deadline_when_redis_hangs() {
     let redis = RedisServer::start();
     let (_folder, node) = node_on(&redis, 200);
     let one = || call(account("a"), "model", &[]);

@@ -186,7 +186,7 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
 ///
 /// Seen to fail where each request asked the store.
 #[tokio::test]
-async fn readiness_costs_redis_nothing_for_each_request() {
+async fn a_readiness_request_sends_nothing_to_redis() {
     let deployment = Deployment::start(Fault::Nothing);
     let redis = deployment.counters.as_ref().unwrap();
     let commands = || {

@@ -174,22 +174,22 @@ impl Deployment {
         let reserve = ReserveRequest { call: named(), ..ReserveRequest::default() };
         let settle = SettleRequest { reservation_id: id(), status: 500, ..SettleRequest::default() };
         vec![
-            ("Check", said(grpc.check(CheckRequest { call: one() }).await)),
-            ("Consume", said(grpc.consume(ConsumeRequest { call: named() }).await)),
-            ("ConsumeBatch", said(grpc.consume_batch(batch).await)),
+            ("Check", error_text(grpc.check(CheckRequest { call: one() }).await)),
+            ("Consume", error_text(grpc.consume(ConsumeRequest { call: named() }).await)),
+            ("ConsumeBatch", error_text(grpc.consume_batch(batch).await)),
             ("ConsumeStream", streamed.unwrap_or_else(|status| format!("{status:?}"))),
-            ("Reserve", said(grpc.reserve(reserve).await)),
-            ("Settle", said(grpc.settle(settle).await)),
-            ("Cancel", said(grpc.cancel(CancelRequest { reservation_id: id(), status: 0 }).await)),
-            ("Extend", said(grpc.extend(ExtendRequest { reservation_id: id(), ttl_ms: 0 }).await)),
-            ("GetRateLimits", said(grpc.get_rate_limits(list).await)),
-            ("ReportOutcome", said(grpc.report_outcome(report).await)),
+            ("Reserve", error_text(grpc.reserve(reserve).await)),
+            ("Settle", error_text(grpc.settle(settle).await)),
+            ("Cancel", error_text(grpc.cancel(CancelRequest { reservation_id: id(), status: 0 }).await)),
+            ("Extend", error_text(grpc.extend(ExtendRequest { reservation_id: id(), ttl_ms: 0 }).await)),
+            ("GetRateLimits", error_text(grpc.get_rate_limits(list).await)),
+            ("ReportOutcome", error_text(grpc.report_outcome(report).await)),
         ]
     }
 
     /// Asks everything there is, and looks at each answer. Returns which of them failed because of the store, and the
     /// incidents that they name.
-    async fn ask_everything(&self, fault: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    async fn call_every_operation(&self, fault: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         let mut answers = Vec::new();
         for (method, template, path, body) in self.operations() {
             let (status, text) = self.rest(method.clone(), &path, body).await;
@@ -224,7 +224,7 @@ impl Deployment {
     }
 
     async fn check(&self, fault: &str, fails: &[&str], says: &str) {
-        let (failed, incidents) = self.ask_everything(fault).await;
+        let (failed, incidents) = self.call_every_operation(fault).await;
         for what in fails {
             assert!(failed.contains(*what), "{fault}: {what} did not fail: {failed:?}");
         }
@@ -239,7 +239,7 @@ impl Deployment {
     }
 }
 
-fn said<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> String {
+fn error_text<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> String {
     answer.map_or_else(|status| format!("{status:?}"), |answer| format!("{answer:?}"))
 }
 
@@ -251,7 +251,7 @@ fn internals_in(text: &str) -> Option<&'static str> {
 
 /// The operations that the tests ask are all there are but those that do not ask the store.
 #[tokio::test]
-async fn every_operation_that_asks_the_store_is_tested() {
+async fn every_operation_that_uses_the_store_is_tested() {
     let deployment = Deployment::new().await;
     let (_, description) = deployment.node.rest.json("/openapi.json").await;
     let asked: BTreeSet<(String, String)> =

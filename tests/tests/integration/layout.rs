@@ -37,7 +37,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn a_crate_knows_the_crates_below_it_and_no_other() {
+fn each_crate_depends_only_on_the_crates_below_it() {
     let dependencies = dependencies();
     let allowed: [(&str, &[&str]); 6] = [
         ("tollgate-core", &[]),
@@ -58,7 +58,7 @@ fn a_crate_knows_the_crates_below_it_and_no_other() {
 }
 
 #[test]
-fn no_crate_below_the_server_knows_a_protocol_and_the_engine_and_policies_know_no_io() {
+fn crates_below_the_server_use_no_protocol_and_core_and_policy_use_no_io() {
     let dependencies = dependencies();
     let protocols = ["axum", "hyper", "prost", "reqwest", "tonic", "tower", "utoipa"];
     let io = ["clap", "metrics", "notify", "redis", "rustls", "tokio", "tracing"];
@@ -177,7 +177,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 
 /// Files that name each other, directly or through others, where neither is the parent of the other.
 #[test]
-fn no_files_of_a_crate_need_each_other() {
+fn files_of_a_crate_have_no_dependency_cycle() {
     for name in ["tollgate-core", "tollgate-policy", "tollgate-store", "tollgate-service", "tollgate-server"] {
         let sources = sources(name);
         let numbers: BTreeMap<&[String], usize> =
@@ -203,7 +203,7 @@ fn no_files_of_a_crate_need_each_other() {
 }
 
 #[test]
-fn no_front_door_knows_another() {
+fn front_doors_do_not_depend_on_each_other() {
     for source in sources("tollgate-server") {
         for (door, other) in [("grpc", "rest"), ("rest", "grpc")] {
             if source.module.first().is_some_and(|name| name == door) {
@@ -218,7 +218,7 @@ fn no_front_door_knows_another() {
 /// The wiring builds them; settings and the examination of a Redis are about Redis; a thread says which connection is its
 /// own; and failed logins are limited by each node alone, in its memory.
 #[test]
-fn the_wiring_alone_chooses_a_store() {
+fn only_the_wiring_names_a_concrete_store() {
     let wiring = ["run", "settings", "settings::redis", "doctor", "cli", "workers", "auth::throttle"];
     let concrete = ["memory", "redis"];
     for name in ["tollgate-service", "tollgate-server"] {

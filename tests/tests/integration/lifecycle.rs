@@ -104,7 +104,7 @@ async fn sigterm_lets_open_calls_finish() {
 
 /// A request that never ends holds a node no longer than its bound.
 #[tokio::test]
-async fn sigterm_waits_no_longer_than_its_bound() {
+async fn shutdown_takes_no_longer_than_its_bound() {
     use tokio::io::AsyncWriteExt;
     let (_folder, policy) = folder_with(&shop(100));
     let mut node = ProcessBuilder::new(&policy).arg("--drain-timeout-ms=500").start();
@@ -125,7 +125,7 @@ async fn sigterm_waits_no_longer_than_its_bound() {
 }
 
 #[tokio::test]
-async fn a_node_in_this_process_stops_when_told() {
+async fn a_node_in_this_process_stops_at_its_shutdown_signal() {
     let mut node = memory_node(&shop(100)).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let ended = tokio::time::timeout(Duration::from_secs(5), node.stop()).await;
@@ -144,7 +144,7 @@ fn a_node_open_to_the_network_does_not_start() {
 }
 
 #[test]
-fn a_node_with_a_broken_policy_does_not_start() {
+fn a_node_with_an_invalid_policy_does_not_start() {
     let (_folder, policy) = folder_with(&shop(100).replace("default_tier: paid", "default_tier: gold"));
     let (status, _, stderr) = ProcessBuilder::new(&policy).output();
     assert_eq!(status.code(), Some(1), "{stderr}");
@@ -215,7 +215,7 @@ fn help_does_not_show_the_password_of_redis() {
 
 /// A flag goes before its variable, a variable before the file, the file before the default.
 #[tokio::test]
-async fn flags_go_before_variables_and_variables_before_the_file() {
+async fn flags_override_variables_and_variables_override_the_file() {
     let limit = async |node: &crate::harness::Process| {
         let body = format!("{}{}", " ".repeat(3_000), r#"{"caller":{"account":"a"},"resource":"model"}"#);
         node.rest.post("/v1/check", body).await.0.as_u16()
@@ -287,7 +287,7 @@ async fn the_command_printed_for_the_embedded_policy_works() {
 /// The first transcript of the README is what the binary prints and answers, but for addresses and times. (Tried with another
 /// word in what it prints, and another limit in the answer.)
 #[tokio::test]
-async fn the_readme_transcript_is_true() {
+async fn the_readme_transcript_matches_a_real_run() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let block = readme.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
@@ -339,7 +339,7 @@ async fn the_demo_key_works_with_the_embedded_policy_only() {
 ///
 /// Seen to fail where the line came before the policy was read.
 #[test]
-fn a_node_announces_its_address_once_it_can_decide() {
+fn a_node_prints_its_address_once_it_can_decide() {
     let (_folder, good) = folder_with(&shop(100));
     let (_other, bad) = folder_with("nothing of the kind");
     for node in [ProcessBuilder::new(&bad), ProcessBuilder::new(&good).arg("--service-tokens=/nowhere")] {

@@ -106,7 +106,7 @@ async fn every_resource_is_listed_once_in_redis() {
 
 /// A quota by an attribute that this request cannot bring is no reason to show a good key nothing.
 #[tokio::test]
-async fn a_quota_by_ip_does_not_hide_the_other_limits() {
+async fn a_quota_per_ip_does_not_hide_the_other_limits() {
     let by_ip = "  by-ip: { quotas: [{ unit: requests, per: minute, limit: 5, scope: [ip] }] }\n";
     let node = memory_node(&catalogue().replace("resources:\n", &format!("resources:\n{by_ip}"))).await;
     let answer =
@@ -126,7 +126,7 @@ async fn the_listing_has_the_shape_of_the_venice_document() {
 }
 
 /// A page of the twin, as the RPC has it too.
-async fn page_of_both(node: &Node, page_size: u32, page_token: &str) -> serde_json::Value {
+async fn page_over_both(node: &Node, page_size: u32, page_token: &str) -> serde_json::Value {
     let caller = Some(api_key(KEY));
     let request = GetRateLimitsRequest { caller, page_size, page_token: page_token.to_owned(), ..Default::default() };
     let rpc = node.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
@@ -153,14 +153,14 @@ async fn page_of_both(node: &Node, page_size: u32, page_token: &str) -> serde_js
     page
 }
 
-async fn the_twin_lists_what_the_rpc_lists(node: &Node) {
+async fn check_rest_equals_grpc(node: &Node) {
     for resource in ["r001", "r007", "r122"] {
         consume(&node.grpc, call(api_key(KEY), resource, &[])).await.unwrap();
     }
     for page_size in [0, 1, 50, 100] {
         let (mut names, mut token) = (Vec::new(), String::new());
         loop {
-            let page = page_of_both(node, page_size, &token).await;
+            let page = page_over_both(node, page_size, &token).await;
             names.extend(page["resources"].as_array().unwrap().iter().map(|resource| resource["resource"].to_string()));
             match page.get("next_page_token") {
                 Some(next) => next.as_str().unwrap().clone_into(&mut token),
@@ -187,13 +187,13 @@ async fn the_twin_lists_what_the_rpc_lists(node: &Node) {
 
 #[tokio::test]
 async fn rest_and_grpc_list_the_same_in_memory() {
-    the_twin_lists_what_the_rpc_lists(&memory_node(&catalogue()).await).await;
+    check_rest_equals_grpc(&memory_node(&catalogue()).await).await;
 }
 
 #[tokio::test]
 async fn rest_and_grpc_list_the_same_in_redis() {
     let redis = RedisServer::start();
-    the_twin_lists_what_the_rpc_lists(&redis_node(&catalogue(), redis.url()).await).await;
+    check_rest_equals_grpc(&redis_node(&catalogue(), redis.url()).await).await;
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ fn objects(log: &str) -> Vec<Value> {
 
 /// A node's life at its most talkative, through a bad file and the loss of its Redis.
 #[tokio::test]
-async fn json_logs_have_one_object_a_line_with_a_constant_message() {
+async fn json_logs_have_one_object_per_line_with_a_constant_message() {
     let password = "hunter2-hunter2";
     let mut redis = RedisServer::start();
     let _: () =
@@ -110,7 +110,7 @@ async fn json_logs_have_one_object_a_line_with_a_constant_message() {
 
 /// The line is that of the shadow refusals, of which each domain has its own: a call of each way in causes the first.
 #[tokio::test]
-async fn a_line_that_a_call_causes_has_the_callers_trace() {
+async fn a_log_line_caused_by_a_call_has_the_caller_trace() {
     let (_folder, policy) = folder_with(&on_trial("over-grpc"));
     let second = policy.with_file_name("second.yaml");
     std::fs::write(&second, on_trial("over-rest")).unwrap();
@@ -145,7 +145,7 @@ async fn a_line_that_a_call_causes_has_the_callers_trace() {
 
 /// So has the line that says who changed what. Tried by breaking the server: routes outside the trace.
 #[tokio::test]
-async fn a_change_is_logged_with_the_administrators_trace() {
+async fn a_change_is_logged_with_the_administrator_trace() {
     let (folder, policy) = folder_with(&shop(1));
     let tokens = folder.path().join("admins.yaml");
     let token = "tgt_integration-token-of-the-administrators-31";

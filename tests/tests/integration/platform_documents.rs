@@ -55,12 +55,12 @@ fn with_keys(policy: &str, tiers: &[&str], keys: usize) -> String {
 }
 
 /// Drives the shipped policies in memory, and the same on Redis.
-async fn everywhere(drive: impl AsyncFn(&Platforms)) {
-    everywhere_with(&|_, policy| policy, drive).await;
+async fn on_every_store(drive: impl AsyncFn(&Platforms)) {
+    on_every_store_with(&|_, policy| policy, drive).await;
 }
 
 /// The same of policies whose text `change` changes: it is given the name of the file, and the text.
-async fn everywhere_with(change: &dyn Fn(&str, String) -> String, drive: impl AsyncFn(&Platforms)) {
+async fn on_every_store_with(change: &dyn Fn(&str, String) -> String, drive: impl AsyncFn(&Platforms)) {
     println!("in memory");
     drive(&Platforms::start(None, change).await).await;
     println!("in Redis");

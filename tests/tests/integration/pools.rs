@@ -190,7 +190,7 @@ async fn several_nodes_never_exceed_the_pool() {
 }
 
 #[test]
-fn mistakes_in_pools_are_reported_with_their_line() {
+fn errors_in_pools_are_reported_with_their_line() {
     let good = shared(1_000);
     for (from, to, said) in [
         ("[10, 20, 30, 40]", "[10, 20, 30, 50]", "add up to 110 percent"),

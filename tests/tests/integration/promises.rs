@@ -26,7 +26,7 @@ fn cluster(redis: &RedisServer) -> (tempfile::TempDir, Arc<Vec<Process>>) {
 }
 
 /// 64 callers, spread over the nodes, make calls until `more` says no. Returns every decision.
-async fn hammer(
+async fn call_concurrently(
     nodes: &Arc<Vec<Process>>,
     call_number: impl Fn(usize) -> Call + Clone + Send + 'static,
     more: impl Fn(usize) -> bool + Clone + Send + 'static,
@@ -52,7 +52,7 @@ async fn hammer(
 }
 
 /// Together the calls took less than the window, so that one window holds them all.
-fn within_a_minute(decisions: &[Decision]) {
+fn assert_within_one_window(decisions: &[Decision]) {
     let times = || decisions.iter().map(decided_at_ms);
     let took = times().max().expect("calls") - times().min().expect("calls");
     assert!(took < 60_000, "the machine is too slow: {took} ms");
@@ -63,9 +63,9 @@ async fn four_processes_admit_exactly_the_limit_of_requests() {
     let redis = RedisServer::start();
     let (_folder, nodes) = cluster(&redis);
     let one = || call(account("hot"), "model", &[("tokens", 150)]);
-    let decisions = hammer(&nodes, move |_| one(), |number| number < 2_000).await;
+    let decisions = call_concurrently(&nodes, move |_| one(), |number| number < 2_000).await;
     assert_eq!(decisions.len(), 2_000);
-    within_a_minute(&decisions);
+    assert_within_one_window(&decisions);
     assert_eq!(decisions.iter().filter(|decision| allowed(decision)).count(), 100);
     let after = peek(&nodes[0].grpc, one()).await.expect("a decision");
     assert_eq!(quota(&after, "requests_per_minute").used, 100);
@@ -77,8 +77,8 @@ async fn four_processes_admit_exactly_the_limit_of_tokens() {
     let redis = RedisServer::start();
     let (_folder, nodes) = cluster(&redis);
     let one = || call(account("hot"), "model", &[("tokens", 250)]);
-    let decisions = hammer(&nodes, move |_| one(), |number| number < 1_000).await;
-    within_a_minute(&decisions);
+    let decisions = call_concurrently(&nodes, move |_| one(), |number| number < 1_000).await;
+    assert_within_one_window(&decisions);
     assert_eq!(decisions.iter().filter(|decision| allowed(decision)).count(), 80);
     let after = peek(&nodes[0].grpc, one()).await.expect("a decision");
     assert_eq!(quota(&after, "tokens_per_minute").used, 20_000);
@@ -91,8 +91,8 @@ async fn calls_of_mixed_cost_charge_all_quotas_or_none() {
     let (_folder, nodes) = cluster(&redis);
     let cost = |number: usize| [1, 700, 90, 4_000, 333, 20, 1_500][number % 7];
     let of = move |number| call(account("mixed"), "model", &[("tokens", cost(number))]);
-    let decisions = hammer(&nodes, of, |number| number < 1_000).await;
-    within_a_minute(&decisions);
+    let decisions = call_concurrently(&nodes, of, |number| number < 1_000).await;
+    assert_within_one_window(&decisions);
     let admitted: Vec<&Decision> = decisions.iter().filter(|decision| allowed(decision)).collect();
     let after = peek(&nodes[1].grpc, of(0)).await.expect("a decision");
     let (requests, tokens) = (quota(&after, "requests_per_minute").used, quota(&after, "tokens_per_minute").used);
@@ -115,7 +115,7 @@ async fn no_trailing_window_of_the_log_exceeds_the_limit() {
     let (_folder, nodes) = cluster(&redis);
     let one = || call(account("log"), "burst", &[]);
     let until = Instant::now() + Duration::from_secs(6);
-    let decisions = hammer(&nodes, move |_| one(), move |_| Instant::now() < until).await;
+    let decisions = call_concurrently(&nodes, move |_| one(), move |_| Instant::now() < until).await;
     let mut log: Vec<u64> = decisions.iter().filter(|decision| allowed(decision)).map(decided_at_ms).collect();
     log.sort_unstable();
     for (at, now) in log.iter().enumerate() {

@@ -89,7 +89,7 @@ async fn generation(rest: &Rest) -> u64 {
 }
 
 #[tokio::test]
-async fn a_broken_policy_file_keeps_the_old_policy_and_reports_the_mistake() {
+async fn an_invalid_policy_file_keeps_the_old_policy_and_reports_its_errors() {
     let (folder, _) = folder_with("");
     let admins = folder.path().join("admins.yaml");
     let tokens = format!(
@@ -144,7 +144,7 @@ async fn a_broken_policy_file_keeps_the_old_policy_and_reports_the_mistake() {
 
 /// Other files in the folder of a policy, and a log that gets a line for every reload, are not what is watched.
 #[tokio::test]
-async fn other_files_in_the_folder_of_a_policy_reload_nothing() {
+async fn other_files_in_the_policy_folder_cause_no_reload() {
     let (_folder, policy) = folder_with(&shop(10));
     let node = ProcessBuilder::new(&policy).start();
     assert_eq!(generation(&node.rest).await, 1);

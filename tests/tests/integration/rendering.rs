@@ -49,7 +49,7 @@ async fn a_call_chooses_its_dialect() {
 
 /// A wait of an hour is longer than SDKs honour, and a call that never fits is not worth another try.
 #[tokio::test]
-async fn sdks_are_told_when_not_to_try_again() {
+async fn sdks_receive_a_header_that_forbids_a_retry() {
     let node = memory_node(&shop(100)).await;
     let bulk = |requests| Call { dialect: "ietf".to_owned(), ..call(account("a"), "bulk", &[("requests", requests)]) };
     for (requests, status, wait, should_retry) in
@@ -109,7 +109,7 @@ async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_char
 
 /// Names come from outside; they can break neither a header nor a body.
 #[tokio::test]
-async fn names_cannot_break_a_rendered_answer() {
+async fn names_cannot_break_a_rendered_response() {
     let node = memory_node(&shop_with_a_dialect()).await;
     let (prompt, who) = (r#"prompt/{limit}","wait":0,"é%"#, r#"a "b\ {retry_after}"#);
     let call = || call(account(who), prompt, &[("requests", 2)]);

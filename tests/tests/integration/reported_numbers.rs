@@ -30,13 +30,13 @@ fn check(cases: u32, start: impl AsyncFn() -> Node) {
     let mut runner =
         TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 100, ..Config::default() });
     let outcome = runner.run(&load(), |load| {
-        runtime.block_on(numbers_are_true(&node, load));
+        runtime.block_on(check_reported_numbers(&node, load));
         Ok(())
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-async fn numbers_are_true(node: &Node, load: Load) {
+async fn check_reported_numbers(node: &Node, load: Load) {
     // Whatever an earlier case left has gone.
     node.clock.advance_ms(3_600_000);
     let tiny = |usage: &[(&str, u64)]| call(api_key(KEY), "tiny", usage);
@@ -50,7 +50,7 @@ async fn numbers_are_true(node: &Node, load: Load) {
         for status in &decision.quotas {
             assert_eq!(status.remaining.unwrap(), status.limit.unwrap() - status.used, "{status:?}");
         }
-        listing_agrees(node, &decision).await;
+        check_listing_agrees(node, &decision).await;
     }
     let now = peek(&node.grpc, tiny(&[])).await.unwrap();
     let room = now
@@ -78,7 +78,7 @@ async fn numbers_are_true(node: &Node, load: Load) {
 }
 
 /// `GET /api_keys/rate_limits` shows what the last decision showed.
-async fn listing_agrees(node: &Node, decision: &Decision) {
+async fn check_listing_agrees(node: &Node, decision: &Decision) {
     let body = node.rest.limits(KEY).await;
     let resources = body["data"]["rateLimits"].as_array().unwrap();
     let tiny = resources.iter().find(|resource| resource["apiModelId"] == "tiny").unwrap();
@@ -91,12 +91,12 @@ async fn listing_agrees(node: &Node, decision: &Decision) {
 }
 
 #[test]
-fn numbers_are_true_in_memory() {
+fn reported_numbers_are_exact_in_memory() {
     check(24, async || memory_node(&shop(100)).await);
 }
 
 #[test]
-fn numbers_are_true_in_redis() {
+fn reported_numbers_are_exact_in_redis() {
     let redis = RedisServer::start();
     check(12, async || redis_node(&shop(100), redis.url()).await);
 }
@@ -144,7 +144,7 @@ async fn decided_at_is_the_time_of_the_store() {
 
 /// Promise 5.
 #[tokio::test]
-async fn a_cost_above_the_limit_is_refused_for_good() {
+async fn a_cost_above_the_limit_is_refused_permanently() {
     let redis = RedisServer::start();
     for node in [memory_node(&shop(100)).await, redis_node(&shop(100), redis.url()).await] {
         let too_much = call(account("a"), "model", &[("tokens", 20_001)]);
@@ -170,7 +170,7 @@ async fn a_cost_above_the_limit_is_refused_for_good() {
 
 /// What a quota is comes on request; where it stands always does.
 #[tokio::test]
-async fn details_come_on_request() {
+async fn details_are_included_on_request_only() {
     let node = memory_node(&shop(100)).await;
     let brief = consume(&node.grpc, call(account("a"), "tiny", &[("tokens", 5)])).await.unwrap();
     assert!(brief.quotas.iter().all(|quota| quota.details.is_none()), "{brief:?}");

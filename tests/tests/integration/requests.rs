@@ -83,7 +83,7 @@ async fn p99(one: impl AsyncFn()) -> Duration {
 
 /// Whether honest callers are served nearly as they were: within ten times what they had, and the least that a busy machine
 /// takes for nothing.
-fn nearly_as_before(before: Duration, during: Duration) {
+fn assert_latency_nearly_unchanged(before: Duration, during: Duration) {
     let bound = 10 * before + P99_SLACK;
     assert!(during < bound, "p99 of honest calls: {before:?} before, {during:?} during");
     println!("p99 of honest calls: {before:?} before, {during:?} during");

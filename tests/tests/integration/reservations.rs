@@ -230,7 +230,7 @@ async fn a_request_id_charges_once_on_any_node() {
 }
 
 #[tokio::test]
-async fn an_invalid_reservation_call_names_its_mistake_and_charges_nothing() {
+async fn an_invalid_reservation_call_names_its_error_and_charges_nothing() {
     let node = memory_node(&policy(100, 20_000)).await;
     let grpc = &node.grpc;
     let held = id_of(&reserve(grpc, call(api_key(KEY), "model", &[("tokens", 10)]), &[], 0).await.unwrap());
@@ -282,7 +282,7 @@ async fn an_invalid_reservation_call_names_its_mistake_and_charges_nothing() {
 }
 
 #[tokio::test]
-async fn a_reservation_outlives_a_reload_and_ends_by_itself() {
+async fn a_reservation_survives_a_reload_and_expires() {
     let node = memory_node(&policy(100, 20_000)).await;
     let kept = id_of(&reserve(&node.grpc, of("a", &[("tokens", 1_000)]), &[], 0).await.unwrap());
     let left = id_of(&reserve(&node.grpc, of("a", &[("tokens", 500)]), &[], 30_000).await.unwrap());

@@ -146,7 +146,7 @@ impl Load {
     }
 }
 
-fn in_time(answers: &[Answer], deadline: Duration) {
+fn assert_within_deadline(answers: &[Answer], deadline: Duration) {
     for (answer, took) in answers {
         if let Err(error) = answer {
             assert_eq!(error.code(), Code::Unavailable, "{error:?}");
@@ -162,13 +162,13 @@ fn admitted(answers: &[Answer]) -> u64 {
 }
 
 /// Calls that may have been charged, as far as the node knows.
-fn unsure(answers: &[Answer]) -> u64 {
+fn uncertain_calls(answers: &[Answer]) -> u64 {
     let errors = answers.iter().filter_map(|(answer, _)| answer.as_ref().err());
     errors.filter(|status| status.message().starts_with("the store did not answer")).count() as u64
 }
 
 /// Calls that the node could not say anything of.
-fn unknown(answers: &[Answer]) -> u64 {
+fn unanswered_calls(answers: &[Answer]) -> u64 {
     answers.iter().filter(|(answer, _)| answer.is_err()).count() as u64
 }
 
@@ -193,10 +193,10 @@ async fn script_flush_under_load_loses_and_repeats_no_charge() {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     let answers = load.stop().await;
-    in_time(&answers, PATIENT);
-    let (admitted, unknown, charged) = (admitted(&answers), unknown(&answers), charged(&node).await);
+    assert_within_deadline(&answers, PATIENT);
+    let (admitted, unanswered_calls, charged) = (admitted(&answers), unanswered_calls(&answers), charged(&node).await);
     assert!(admitted > 100, "only {admitted} calls were admitted");
-    assert_eq!((unknown, charged), (0, admitted), "a call failed, or was charged twice or not at all");
+    assert_eq!((unanswered_calls, charged), (0, admitted), "a call failed, or was charged twice or not at all");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,7 +207,7 @@ async fn a_restart_of_redis_under_load_repeats_no_charge() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn no_call_takes_longer_than_its_deadline_while_redis_restarts() {
-    in_time(&restart_under_load().await, DEADLINE);
+    assert_within_deadline(&restart_under_load().await, DEADLINE);
 }
 
 /// Restarts Redis under load, checks what was charged, and returns every answer.
@@ -239,13 +239,16 @@ async fn restart_under_load() -> Vec<Answer> {
         .filter(|decision| allowed(decision))
         .map(|decision| quota(decision, "requests_per_hour").used)
         .collect();
-    assert!(unknown(&answers) > 0, "no call met the outage");
+    assert!(unanswered_calls(&answers) > 0, "no call met the outage");
     for used in 1..=after_restart {
         let times = answered.iter().filter(|seen| **seen == used).count();
         assert!(times <= 2, "{times} admissions with {used} used: once before the restart and once after it");
     }
     let missing = (1..=after_restart).filter(|used| !answered.contains(used)).count() as u64;
-    let unsure = unsure(&answers);
-    assert!(missing <= unsure, "{missing} charges belong to no call; of {unsure} calls the node was not sure");
+    let uncertain_calls = uncertain_calls(&answers);
+    assert!(
+        missing <= uncertain_calls,
+        "{missing} charges belong to no call; of {uncertain_calls} calls the node was not sure"
+    );
     answers
 }

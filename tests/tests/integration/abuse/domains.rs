@@ -66,7 +66,7 @@ async fn passing(node: &Node) -> String {
     passing
 }
 
-async fn nobody_blocks_an_address_beyond_its_reach(node: &Node) {
+async fn check_blocks_stay_within_the_domains_of_a_token(node: &Node) {
     assert_eq!(passing(node).await, "ab cd bc all self");
     for _ in 0..6 {
         consume(node, "ab", "sk-guess").await;
@@ -88,9 +88,9 @@ async fn nobody_blocks_an_address_beyond_its_reach(node: &Node) {
 
 /// Seen to fail with one counter for all failures without a domain.
 #[tokio::test]
-async fn a_token_blocks_no_address_outside_its_domains() {
+async fn a_token_cannot_block_an_address_in_other_domains() {
     let redis = RedisServer::start();
     let (_folder, options, policy) = folder();
-    nobody_blocks_an_address_beyond_its_reach(&memory_node_with(options.clone(), &policy).await).await;
-    nobody_blocks_an_address_beyond_its_reach(&redis_node_with(options, &policy, redis.url()).await).await;
+    check_blocks_stay_within_the_domains_of_a_token(&memory_node_with(options.clone(), &policy).await).await;
+    check_blocks_stay_within_the_domains_of_a_token(&redis_node_with(options, &policy, redis.url()).await).await;
 }

@@ -30,7 +30,7 @@ async fn half_a_request(from: Ipv4Addr, to: &str) -> TcpStream {
 }
 
 /// Asks on a connection of its own.
-async fn ask_anew(from: Ipv4Addr, to: &str) -> String {
+async fn request_on_new_connection(from: Ipv4Addr, to: &str) -> String {
     let mut stream = connect_from(from, to).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
@@ -45,7 +45,7 @@ async fn is_open(stream: &mut TcpStream) -> bool {
 
 /// Seen to fail without the bound of an address, and where the newcomer is closed when the listener is full.
 #[tokio::test]
-async fn half_sent_requests_do_not_keep_new_connections_out() {
+async fn half_sent_requests_do_not_block_new_connections() {
     for addresses in [1, 100] {
         let (_folder, node) = node(&["--max-connections=100"]);
         // A good connection, in use, stays through all of it.
@@ -58,7 +58,7 @@ async fn half_sent_requests_do_not_keep_new_connections_out() {
             if n % 50 == 0 {
                 assert!(ask().await.is_success());
                 // And so is one served that comes new, from the flood's own address too.
-                let answer = ask_anew(address(n % addresses), &node.http_address).await;
+                let answer = request_on_new_connection(address(n % addresses), &node.http_address).await;
                 assert!(answer.starts_with("HTTP/1.1 200 "), "{n}: {answer:?}");
             }
         }
@@ -77,7 +77,7 @@ async fn half_sent_requests_do_not_keep_new_connections_out() {
 
 /// Seen to fail with connections in work that are displaced.
 #[tokio::test]
-async fn connections_with_open_calls_are_never_displaced() {
+async fn connections_with_open_calls_are_never_closed_for_new_ones() {
     let (_folder, node) = node(&["--max-connections=3", "--max-connections-per-address=3"]);
     let mut watches = Vec::new();
     for _ in 0..3 {

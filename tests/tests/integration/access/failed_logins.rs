@@ -49,10 +49,10 @@ async fn grpc(node: &Node, token: &str) -> Option<tonic::Status> {
 }
 
 /// Fails at `door` so often that the address is blocked there. Each guess is answered as one.
-async fn fail_at(node: &Node, door: &str) {
+async fn fail_at(node: &Node, endpoint: &str) {
     for guess in 0..21 {
         let wrong = format!("tgt_guess-{guess}");
-        let status = match (door, guess % 2) {
+        let status = match (endpoint, guess % 2) {
             ("services", 0) => {
                 assert_eq!(grpc(node, &wrong).await.unwrap().code(), Code::Unauthenticated, "guess {guess}");
                 continue;
@@ -63,13 +63,13 @@ async fn fail_at(node: &Node, door: &str) {
             ("keys", 0) => rest(node, "/api_keys/rate_limits", &wrong, None).await.0,
             (_, _) => rest(node, "/api/v1/api_keys/rate_limits/log", &wrong, None).await.0,
         };
-        assert_eq!(status, 401, "{door}, guess {guess}");
+        assert_eq!(status, 401, "{endpoint}, guess {guess}");
     }
     node.clock.advance_ms(1);
 }
 
 /// Everything that a right secret opens, from the address that also sent the wrong ones.
-async fn right_secrets_pass(node: &Node) {
+async fn assert_valid_secrets_accepted(node: &Node) {
     for route in ["/v1/consume", "/admin/v1/accounts", "/admin/v1/tiers"] {
         assert_eq!(rest(node, route, GOOD, None).await, (200, None), "{route}");
     }
@@ -84,22 +84,22 @@ async fn right_secrets_pass(node: &Node) {
 #[tokio::test]
 async fn failed_logins_do_not_block_a_valid_secret_from_the_same_address() {
     let (_folder, node) = node(&[]).await;
-    for door in ["services", "admins", "keys"] {
-        fail_at(&node, door).await;
-        right_secrets_pass(&node).await;
+    for endpoint in ["services", "admins", "keys"] {
+        fail_at(&node, endpoint).await;
+        assert_valid_secrets_accepted(&node).await;
     }
     for _ in 0..100 {
         assert_eq!(rest(&node, "/v1/consume", "tgt_guess", None).await.0, 429);
     }
-    right_secrets_pass(&node).await;
+    assert_valid_secrets_accepted(&node).await;
 }
 
 /// Only what fails is turned away, and in the shape of the other errors of its route; it may try again when the block ends.
 #[tokio::test]
 async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     let (_folder, node) = node(&[]).await;
-    for door in ["services", "admins", "keys"] {
-        fail_at(&node, door).await;
+    for endpoint in ["services", "admins", "keys"] {
+        fail_at(&node, endpoint).await;
     }
     // All three blocks last at least so long, as the clock has moved by three milliseconds in all.
     for (route, wrong) in [
@@ -133,9 +133,9 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     }
     let (status, metrics) = node.rest.text("/metrics").await;
     assert_eq!(status, StatusCode::OK);
-    for door in ["service", "admin", "end_user"] {
+    for endpoint in ["service", "admin", "end_user"] {
         for reason in ["unknown", "too_many_failures"] {
-            let counted = format!(r#"tollgate_auth_failures_total{{endpoint="{door}",reason="{reason}"}}"#);
+            let counted = format!(r#"tollgate_auth_failures_total{{endpoint="{endpoint}",reason="{reason}"}}"#);
             assert!(metrics.contains(&counted), "{counted}: {metrics}");
         }
     }
@@ -143,7 +143,7 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     for route in ["/v1/consume", "/admin/v1/accounts", "/api_keys/rate_limits"] {
         assert_eq!(rest(&node, route, "tgt_guess", None).await.0, 401, "{route}: the block has ended");
     }
-    right_secrets_pass(&node).await;
+    assert_valid_secrets_accepted(&node).await;
 }
 
 /// What one kind of caller gets wrong is held against that kind alone. (Seen to fail with one count for all three.)
@@ -151,12 +151,12 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
 async fn failed_logins_of_services_administrators_and_end_users_are_counted_separately() {
     const ROUTES: [(&str, &str); 3] =
         [("services", "/v1/consume"), ("admins", "/admin/v1/accounts"), ("keys", "/api_keys/rate_limits")];
-    for (door, own) in ROUTES {
+    for (endpoint, own) in ROUTES {
         let (_folder, node) = node(&[]).await;
-        fail_at(&node, door).await;
+        fail_at(&node, endpoint).await;
         for (_, route) in ROUTES {
             let expected = if route == own { 429 } else { 401 };
-            assert_eq!(rest(&node, route, "tgt_guess", None).await.0, expected, "{door}: {route}");
+            assert_eq!(rest(&node, route, "tgt_guess", None).await.0, expected, "{endpoint}: {route}");
         }
     }
 }
@@ -184,7 +184,7 @@ async fn look_ups(rest: &Rest) -> u64 {
 /// does not know yet passes once there is a look-up for it, and from then on always. (Seen to fail without the bound, and
 /// with no look-up at all for a blocked address.)
 #[tokio::test]
-async fn guesses_of_a_blocked_address_cost_few_lookups() {
+async fn guesses_from_a_blocked_address_cost_few_lookups() {
     let (_folder, node) = node(&[]).await;
     let keys = [new_key(&node.rest, "late").await, new_key(&node.rest, "later").await];
     let show = async |key: &str| rest(&node, "/api_keys/rate_limits", key, None).await;
@@ -218,7 +218,7 @@ async fn guesses_of_a_blocked_address_cost_few_lookups() {
 
 /// The same where the store of accounts is a Redis: of hundreds of guesses few reach it.
 #[tokio::test]
-async fn guesses_of_a_blocked_address_hardly_reach_redis() {
+async fn guesses_from_a_blocked_address_rarely_reach_redis() {
     let redis = RedisServer::start();
     let (folder, policy) = folder_with(&shop(100));
     let tokens = folder.path().join("tokens.yaml");
@@ -257,7 +257,7 @@ async fn guesses_of_a_blocked_address_hardly_reach_redis() {
 
 /// A key that asks for what it may not see is known, and guesses nothing.
 #[tokio::test]
-async fn a_valid_key_without_access_is_no_failed_login() {
+async fn a_valid_key_without_access_is_not_a_failed_login() {
     let (_folder, node) = node(&[]).await;
     for ask in 0..40 {
         let status = rest(&node, "/api_keys/rate_limits/log?apiKeyId=acme-revoked", KEY, None).await;

@@ -236,7 +236,7 @@ async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
 /// Who may read a file of tokens, and whether its tokens are good for what they say, is said once it is read. (Seen to
 /// fail without either warning, and with one for every file.)
 #[tokio::test]
-async fn unsafe_token_files_are_warned_of() {
+async fn a_token_file_with_unsafe_permissions_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let files = Files::new();
     let protect = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -20,7 +20,7 @@ const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const BOUND: Duration = Duration::from_secs(20);
 
 /// What is told of a secret: no eight characters of it in a row that are not in every message anyway.
-fn assert_untold(said: &str, secret: &str, place: &str) {
+fn assert_not_shown(said: &str, secret: &str, place: &str) {
     for start in (0..secret.len() - 8).step_by(4) {
         let part = &secret[start..start + 8];
         let line = said.lines().find(|line| line.contains(part));
@@ -29,7 +29,7 @@ fn assert_untold(said: &str, secret: &str, place: &str) {
 }
 
 /// Everything that a node says to anybody.
-async fn all_that_is_said(node: &Process) -> String {
+async fn all_output(node: &Process) -> String {
     let mut said = node.stderr();
     for path in ["/readyz", "/metrics", "/healthz", "/openapi.json"] {
         said += &node.rest.text(path).await.1;
@@ -56,7 +56,7 @@ async fn try_all(node: &Process, file: &Path, part: &str, good: &str, wrong: &[(
     for (place, text) in wrong {
         write(text);
         detail_is(place, Some("not reloaded")).await;
-        assert_untold(&all_that_is_said(node).await, secret, place);
+        assert_not_shown(&all_output(node).await, secret, place);
         write(good);
         detail_is(place, None).await;
     }
@@ -147,7 +147,7 @@ async fn try_secret(secret: &str) {
     std::fs::write(&admins, &good).unwrap();
     let node = ProcessBuilder::new(&file).arg("--admin-tokens").arg(&admins).arg("--log-filter=debug").start();
     // It has read its files once it answers.
-    assert_untold(&all_that_is_said(&node).await, secret, "nothing is wrong yet");
+    assert_not_shown(&all_output(&node).await, secret, "nothing is wrong yet");
     let (policies, tokens) = (policies(&policy, secret), tokens(&good, secret));
     tokio::join!(
         try_all(&node, &file, "policies", &policy, &policies, secret),
@@ -203,7 +203,7 @@ fn a_misplaced_secret_in_the_settings_is_not_shown() {
             let (status, stdout, stderr) = ProcessBuilder::bare().arg("--config").arg(&config).output();
             assert_eq!(status.code(), Some(1), "{wrong}: {stderr}");
             assert!(!stderr.trim().is_empty(), "{wrong}");
-            assert_untold(&format!("{stdout}{stderr}"), secret, &wrong);
+            assert_not_shown(&format!("{stdout}{stderr}"), secret, &wrong);
         }
     }
 }

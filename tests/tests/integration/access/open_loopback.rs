@@ -11,7 +11,7 @@ fn bare() -> ProcessBuilder {
 }
 
 /// What a node says that does not start.
-fn refused(node: ProcessBuilder) -> String {
+fn start_error(node: ProcessBuilder) -> String {
     let (status, stdout, stderr) = node.output();
     assert_eq!(status.code(), Some(1), "{stderr}");
     assert!(stdout.is_empty(), "{stdout}");
@@ -19,7 +19,7 @@ fn refused(node: ProcessBuilder) -> String {
 }
 
 /// The code and the status with which it turns away a service that shows nothing.
-async fn turns_away(node: &Process) -> Option<(Code, u16)> {
+async fn rejection_codes(node: &Process) -> Option<(Code, u16)> {
     let body = r#"{"caller":{"account":"a"},"resource":"llama-3.3-70b"}"#;
     let (status, _) = node.rest.post("/v1/consume", body).await;
     let code = consume(&node.grpc, call(account("a"), "llama-3.3-70b", &[])).await.err().map(|status| status.code());
@@ -32,7 +32,7 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     let (folder, policy) = folder_with(&shop(100).replace("  model:", "  llama-3.3-70b:"));
     let own = || bare().arg("--policy").arg(&policy);
     for node in [own(), own().redis("redis://127.0.0.1:1"), own().env("TOLLGATE_OPEN_LOOPBACK", "false")] {
-        let said = refused(node);
+        let said = start_error(node);
         assert!(said.starts_with("service-tokens: is missing"), "{said}");
         for setting in ["service-tokens", "tls-client-ca", "open-loopback"] {
             assert!(said.contains(setting), "no {setting} in {said}");
@@ -43,14 +43,14 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     for open in
         [own().arg("--open-loopback"), own().env("TOLLGATE_OPEN_LOOPBACK", "true"), own().arg("--config").arg(&config)]
     {
-        assert_eq!(turns_away(&open.start()).await, None);
+        assert_eq!(rejection_codes(&open.start()).await, None);
     }
     let tokens = folder.path().join("services.yaml");
     let hash = hash_of("tgt_integration-token-of-the-shop-0123456789");
     std::fs::write(&tokens, format!("tokens: [{{ name: shop, hash: '{hash}', domains: all }}]")).unwrap();
     let closed = || own().arg("--service-tokens").arg(&tokens);
-    assert_eq!(turns_away(&closed().start()).await, Some((Code::Unauthenticated, 401)));
-    let said = refused(closed().arg("--open-loopback"));
+    assert_eq!(rejection_codes(&closed().start()).await, Some((Code::Unauthenticated, 401)));
+    let said = start_error(closed().arg("--open-loopback"));
     assert!(said.starts_with("open-loopback: cannot be combined with service-tokens"), "{said}");
 }
 
@@ -58,9 +58,9 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
 async fn a_node_with_the_embedded_policy_is_open_on_loopback() {
     let redis = RedisServer::start();
     for open in [bare(), bare().redis(&redis.url())] {
-        assert_eq!(turns_away(&open.start()).await, None);
+        assert_eq!(rejection_codes(&open.start()).await, None);
     }
-    let said = refused(bare().arg("--open-loopback=false"));
+    let said = start_error(bare().arg("--open-loopback=false"));
     assert!(said.starts_with("service-tokens: is missing"), "{said}");
 }
 
@@ -69,7 +69,7 @@ fn only_loopback_can_be_open_without_tokens() {
     let (_folder, policy) = folder_with(&shop(100));
     for setting in ["http-listen", "grpc-listen"] {
         for node in [ProcessBuilder::bare(), ProcessBuilder::bare().arg("--policy").arg(&policy)] {
-            let said = refused(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
+            let said = start_error(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
             assert!(said.contains(&format!("open-loopback: cannot be combined with {setting}")), "{said}");
             assert!(said.contains(&format!("\n{setting}: ")) && said.contains("set service-tokens"), "{said}");
         }

@@ -23,13 +23,13 @@ fn node() -> (tempfile::TempDir, Process) {
 }
 
 /// What the node answers to these bytes; nothing if it closes the connection.
-async fn said(from: Ipv4Addr, to: &str, bytes: &[u8]) -> String {
+async fn response_to(from: Ipv4Addr, to: &str, bytes: &[u8]) -> String {
     let mut stream = connect_from(from, to).await.unwrap();
     stream.write_all(bytes).await.unwrap();
-    let mut said = Vec::new();
-    let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut said)).await;
+    let mut response_to = Vec::new();
+    let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut response_to)).await;
     let _ = read.expect("the node should have closed the connection");
-    String::from_utf8_lossy(&said).into_owned()
+    String::from_utf8_lossy(&response_to).into_owned()
 }
 
 fn request(token: &str) -> String {
@@ -45,8 +45,9 @@ async fn the_client_named_by_the_load_balancer_is_counted() {
     let (_folder, node) = node();
     let of = async |client: &str, token: &str| {
         let header = format!("PROXY TCP4 {client} 10.0.0.1 4711 443\r\n");
-        let said = said(BALANCER, &node.http_address, &[header.as_bytes(), request(token).as_bytes()].concat()).await;
-        said.lines().next().unwrap_or_default().to_owned()
+        let response_to =
+            response_to(BALANCER, &node.http_address, &[header.as_bytes(), request(token).as_bytes()].concat()).await;
+        response_to.lines().next().unwrap_or_default().to_owned()
     };
     for _ in 0..5 {
         of("203.0.113.7", "wrong").await;
@@ -65,16 +66,16 @@ async fn the_proxy_header_is_required_from_trusted_balancers_and_refused_from_ot
     let (_folder, node) = node();
     let get = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     let header = b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n";
-    let ok = said(Ipv4Addr::LOCALHOST, &node.http_address, get).await;
+    let ok = response_to(Ipv4Addr::LOCALHOST, &node.http_address, get).await;
     assert!(ok.starts_with("HTTP/1.1 200 "), "{ok}");
-    let no_request = said(Ipv4Addr::LOCALHOST, &node.http_address, &[&header[..], get].concat()).await;
+    let no_request = response_to(Ipv4Addr::LOCALHOST, &node.http_address, &[&header[..], get].concat()).await;
     // What it is told may be lost, as the node closes with the rest unread.
     assert!(no_request.is_empty() || no_request.starts_with("HTTP/1.1 400 "), "{no_request}");
-    assert_eq!(said(BALANCER, &node.http_address, get).await, "");
-    let proxied = said(BALANCER, &node.http_address, &[&header[..], get].concat()).await;
+    assert_eq!(response_to(BALANCER, &node.http_address, get).await, "");
+    let proxied = response_to(BALANCER, &node.http_address, &[&header[..], get].concat()).await;
     assert!(proxied.starts_with("HTTP/1.1 200 "), "{proxied}");
     // One that never comes ends the connection too.
-    assert_eq!(said(BALANCER, &node.http_address, b"PROXY TCP4 ").await, "");
+    assert_eq!(response_to(BALANCER, &node.http_address, b"PROXY TCP4 ").await, "");
     let (_, metrics) = node.rest.text("/metrics").await;
     let cut = r#"tollgate_connections_closed_total{listener="http",reason="proxy_header"} 2"#;
     assert!(metrics.contains(cut), "{metrics}");

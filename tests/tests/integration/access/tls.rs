@@ -148,10 +148,10 @@ async fn consume(client: &RateLimitServiceClient<Channel>, token: Option<&str>) 
 
 /// A TLS connection to `address`, speaking HTTP/1.1.
 async fn connect(address: &str, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
-    shake_hands(TcpStream::connect(address).await?, ca, identity).await
+    handshake(TcpStream::connect(address).await?, ca, identity).await
 }
 
-async fn shake_hands(stream: TcpStream, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(stream: TcpStream, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -170,12 +170,12 @@ async fn shake_hands(stream: TcpStream, ca: &str, identity: Option<&Pair>) -> st
 }
 
 /// The certificate that new connections are shown.
-async fn shown(node: &Process, ca: &str) -> Option<CertificateDer<'static>> {
+async fn server_certificate(node: &Process, ca: &str) -> Option<CertificateDer<'static>> {
     let stream = connect(&node.http_address, ca, None).await.ok()?;
     Some(stream.get_ref().1.peer_certificates()?.first()?.clone().into_owned())
 }
 
-async fn ask(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
+async fn get(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
     let body = r#"{"caller":{"account":"a"},"resource":"free"}"#;
     let request = format!(
         "POST /v1/check HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -193,7 +193,7 @@ fn ops(node: &Process) -> crate::harness::Rest {
 }
 
 #[tokio::test]
-async fn a_client_certificate_opens_the_domains_of_its_name_only() {
+async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let files = Files::new(&authority.node(), &authority.pem());
     let node = files.start();
@@ -222,14 +222,14 @@ async fn a_client_certificate_opens_the_domains_of_its_name_only() {
         assert_eq!(code(Some(pair), Some(TOKEN)).await, None);
     }
     let mut stream = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
-    let answer = ask(&mut stream).await.unwrap();
+    let answer = get(&mut stream).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
     // Signed by somebody else: no connection at all, with a token or without.
     let bad = stranger.issue("x", &[uri("spiffe://mesh/shop")]);
     assert!(code(Some(bad.clone()), Some(TOKEN)).await.is_some_and(|code| code != Code::Unauthenticated));
     let refused = match connect(&node.http_address, &ca, Some(&bad)).await {
-        Ok(mut stream) => ask(&mut stream).await.map(|answer| assert_eq!(answer, "")).is_err(),
+        Ok(mut stream) => get(&mut stream).await.map(|answer| assert_eq!(answer, "")).is_err(),
         Err(_) => true,
     };
     assert!(refused, "a certificate of a stranger's was taken");
@@ -241,7 +241,7 @@ async fn a_client_certificate_opens_the_domains_of_its_name_only() {
 }
 
 #[tokio::test]
-async fn certificates_change_under_open_connections() {
+async fn certificates_can_change_while_connections_are_open() {
     let authority = Authority::new();
     let (old, new) = (authority.node(), authority.node());
     let der = |pair: &Pair| CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
@@ -249,20 +249,20 @@ async fn certificates_change_under_open_connections() {
     std::fs::set_permissions(files.path("node.key"), PermissionsExt::from_mode(0o604)).unwrap();
     let node = files.start();
     let ca = authority.pem();
-    assert_eq!(shown(&node, &ca).await, Some(der(&old)));
+    assert_eq!(server_certificate(&node, &ca).await, Some(der(&old)));
     // (Seen to fail without the warning.)
     assert!(node.stderr().contains("every user of this machine can read the key"), "{}", node.stderr());
     let mut open = connect(&node.http_address, &ca, Some(&authority.issue("shop-batch", &[]))).await.unwrap();
-    assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "));
+    assert!(get(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "));
     let over_grpc = grpc(&node, &ca, Some(&authority.issue("shop-batch", &[])));
     consume(&over_grpc, None).await.unwrap();
 
     files.put(&new);
     until("the new certificate is shown", Duration::from_secs(10), async || {
-        (shown(&node, &ca).await? == der(&new)).then_some(())
+        (server_certificate(&node, &ca).await? == der(&new)).then_some(())
     })
     .await;
-    assert!(ask(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
+    assert!(get(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
     consume(&over_grpc, None).await.unwrap();
 
     // A certificate without its key, one that is none, and a key in its place: the good pair stays. The key is told to
@@ -277,7 +277,7 @@ async fn certificates_change_under_open_connections() {
         .await;
         let said = node.stderr();
         assert!(new.key.lines().filter(|line| !line.starts_with('-')).all(|line| !said.contains(line)), "{said}");
-        assert_eq!(shown(&node, &ca).await, Some(der(&new)));
+        assert_eq!(server_certificate(&node, &ca).await, Some(der(&new)));
         files.put(&new);
         until("all is well again", Duration::from_secs(10), async || {
             let (_, ready) = ops(&node).json("/readyz").await;
@@ -288,7 +288,7 @@ async fn certificates_change_under_open_connections() {
 }
 
 #[test]
-fn a_node_with_wrong_certificates_does_not_start() {
+fn a_node_with_invalid_certificates_does_not_start() {
     let authority = Authority::new();
     let files = Files::new(&authority.node(), &authority.pem());
     let said = |certificate: &Path, key: &Path| {
@@ -353,7 +353,7 @@ async fn a_flood_of_handshakes_waits_without_delaying_others() {
     for _ in 0..200 {
         let stream = connect_from(Ipv4Addr::new(127, 0, 0, 2), &node.http_address).await.unwrap();
         let ca = authority.pem();
-        flood.spawn(async move { shake_hands(stream, &ca, None).await.is_ok() });
+        flood.spawn(async move { handshake(stream, &ca, None).await.is_ok() });
     }
     // Another address has turns of its own.
     connect(&node.http_address, &authority.pem(), None).await.unwrap();
@@ -393,7 +393,7 @@ async fn a_flood_of_handshakes_does_not_slow_down_honest_calls() {
                 let mut done = 0;
                 while Instant::now() < end {
                     let Ok(stream) = connect_from(from, &to).await else { continue };
-                    done += usize::from(shake_hands(stream, &ca, None).await.is_ok());
+                    done += usize::from(handshake(stream, &ca, None).await.is_ok());
                 }
                 done
             });

@@ -90,7 +90,7 @@ fn within(domain: &str, mut call: Call) -> Call {
 /// A backend of one platform can neither spend nor read what is another's, and does not even learn whether
 /// there is another.
 #[tokio::test]
-async fn a_token_opens_no_other_domain() {
+async fn a_token_gives_no_access_to_other_domains() {
     let folder = folder();
     let node = start(&folder);
     let one = |caller| call(caller, "model", &[]);
@@ -234,7 +234,7 @@ async fn tokens_rotate_without_a_restart() {
 }
 
 #[test]
-fn a_node_with_a_wrong_file_of_tokens_does_not_start() {
+fn a_node_with_an_invalid_token_file_does_not_start() {
     let folder = folder();
     std::fs::write(
         &folder.services,
@@ -251,7 +251,7 @@ fn a_node_with_a_wrong_file_of_tokens_does_not_start() {
 }
 
 #[test]
-fn generated_tokens_are_all_different_and_can_be_kept_as_a_hash() {
+fn generated_tokens_are_unique_and_can_be_stored_as_a_hash() {
     let generate = || ProcessBuilder::bare().arg("generate-token").output().1;
     let (one, two) = (generate(), generate());
     let token = |text: &str| text.lines().next().unwrap().strip_prefix("token: ").unwrap().to_owned();

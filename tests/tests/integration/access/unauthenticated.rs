@@ -199,7 +199,7 @@ async fn reflection_needs_a_service_token_unless_it_is_opened() {
 
 /// Seen to fail with the warnings of the HTTP/2 library: one for each connection.
 #[tokio::test]
-async fn unauthenticated_callers_write_nothing_into_the_log() {
+async fn unauthenticated_callers_cause_no_log_lines() {
     let (_folder, node) = node(&[]);
     assert_eq!(node.rest.text("/openapi.json").await.0, StatusCode::OK);
     let before = node.stderr();

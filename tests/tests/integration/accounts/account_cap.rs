@@ -11,7 +11,7 @@ use crate::harness::{account, call};
 
 /// Seen to fail without the count, and with one that counts accounts that have a record.
 #[tokio::test]
-async fn new_accounts_are_bounded_by_domain_and_known_ones_are_not() {
+async fn new_accounts_are_bounded_for_each_domain_and_known_ones_are_not() {
     let redis = RedisServer::start();
     let deployment = Deployment::new();
     for store in [None, Some(&redis)] {

@@ -15,30 +15,31 @@ async fn an_account_is_created_changed_and_deleted() {
     let node = deployment.process().start();
     let admin = Client::new(&node);
     let body = json!({"id": "acme", "balances": {"USD": 1.5}});
-    let (status, tag, made) = admin.ask_if(Method::POST, "/accounts", Some(body.clone()), None).await;
+    let (status, tag, made) = admin.send_if_match(Method::POST, "/accounts", Some(body.clone()), None).await;
     assert_eq!((status, &made["tier"], &made["domain"]), (StatusCode::CREATED, &json!("basic"), &json!("shop")));
     assert_eq!(tag, format!("\"{}\"", made["version"]));
     assert_eq!(made["balances"], json!({"USD": 1.5}));
-    let (status, answer) = admin.ask(Method::POST, "/accounts", Some(body)).await;
+    let (status, answer) = admin.send(Method::POST, "/accounts", Some(body)).await;
     assert_eq!((status, &answer["error"]["code"]), (StatusCode::CONFLICT, &json!("already_exists")), "{answer}");
-    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await, made);
+    assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await, made);
 
     // A change upon an old version is none.
     let patch = Some(json!({"tier": "premium"}));
-    let (status, newer, changed) = admin.ask_if(Method::PATCH, "/accounts/acme", patch.clone(), Some(&tag)).await;
+    let (status, newer, changed) =
+        admin.send_if_match(Method::PATCH, "/accounts/acme", patch.clone(), Some(&tag)).await;
     assert_eq!((status, &changed["tier"]), (StatusCode::OK, &json!("premium")));
     let back = Some(json!({"tier": "basic"}));
-    let (status, _, answer) = admin.ask_if(Method::PATCH, "/accounts/acme", back.clone(), Some(&tag)).await;
+    let (status, _, answer) = admin.send_if_match(Method::PATCH, "/accounts/acme", back.clone(), Some(&tag)).await;
     assert_eq!(status, StatusCode::PRECONDITION_FAILED, "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().starts_with("if-match: "), "{answer}");
-    let (status, _, _) = admin.ask_if(Method::PATCH, "/accounts/acme", back, Some(&newer)).await;
+    let (status, _, _) = admin.send_if_match(Method::PATCH, "/accounts/acme", back, Some(&newer)).await;
     assert_eq!(status, StatusCode::OK);
-    admin.good(Method::PATCH, "/accounts/acme", patch).await;
+    admin.send_ok(Method::PATCH, "/accounts/acme", patch).await;
 
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 300);
-    let (status, _) = admin.ask(Method::DELETE, "/accounts/acme", None).await;
+    let (status, _) = admin.send(Method::DELETE, "/accounts/acme", None).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
-    let (status, _) = admin.ask(Method::GET, "/accounts/acme", None).await;
+    let (status, _) = admin.send(Method::GET, "/accounts/acme", None).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10, "the default tier");
 }
@@ -55,7 +56,7 @@ async fn accounts_are_listed_page_by_page() {
     }
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = admin.good(Method::GET, &format!("/accounts?limit=3&cursor={}", escaped(&cursor)), None).await;
+        let page = admin.send_ok(Method::GET, &format!("/accounts?limit=3&cursor={}", escaped(&cursor)), None).await;
         let accounts = page["accounts"].as_array().unwrap();
         assert!(accounts.len() <= 3);
         listed.extend(accounts.iter().map(|account| account["id"].as_str().unwrap().to_owned()));
@@ -65,7 +66,7 @@ async fn accounts_are_listed_page_by_page() {
     expected.sort();
     assert_eq!(listed, expected);
     let path = format!("/accounts/{}", escaped(&expected[0]));
-    assert_eq!(admin.good(Method::GET, &path, None).await["id"], expected[0]);
+    assert_eq!(admin.send_ok(Method::GET, &path, None).await["id"], expected[0]);
 }
 
 fn escaped(text: &str) -> String {
@@ -79,7 +80,7 @@ async fn a_key_is_issued_rotated_and_revoked() {
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let body = json!({"kind": "admin", "description": "for the build", "expires_at": "2099-01-31T00:00:00Z"});
-    let (status, issued) = admin.ask(Method::POST, "/accounts/acme/keys", Some(body)).await;
+    let (status, issued) = admin.send(Method::POST, "/accounts/acme/keys", Some(body)).await;
     assert_eq!(status, StatusCode::CREATED);
     let (key, secret) = (&issued["key"], issued["secret"].as_str().unwrap());
     let id = key["id"].as_str().unwrap();
@@ -96,19 +97,19 @@ async fn a_key_is_issued_rotated_and_revoked() {
     assert_eq!(hourly(&by_id), (10, 2));
     // No answer ever shows the secret again.
     for path in [format!("/keys/{id}"), "/accounts/acme/keys".to_owned(), "/accounts/acme".to_owned()] {
-        let shown = admin.good(Method::GET, &path, None).await.to_string();
+        let shown = admin.send_ok(Method::GET, &path, None).await.to_string();
         assert!(!shown.contains(&secret[9..]), "{shown}");
     }
 
     let path = format!("/keys/{id}");
-    let patched = admin.good(Method::PATCH, &path, Some(json!({"expires_at": null}))).await;
+    let patched = admin.send_ok(Method::PATCH, &path, Some(json!({"expires_at": null}))).await;
     assert_eq!((patched.get("expires_at"), &patched["description"]), (None, &json!("for the build")));
-    let patched = admin.good(Method::PATCH, &path, Some(json!({"description": "new"}))).await;
+    let patched = admin.send_ok(Method::PATCH, &path, Some(json!({"description": "new"}))).await;
     assert_eq!(patched["description"], "new");
 
     // With an overlap both secrets are good, and the key keeps its counters.
     let rotate = format!("/keys/{id}/rotate");
-    let rotated = admin.good(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await;
+    let rotated = admin.send_ok(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await;
     let second = rotated["secret"].as_str().unwrap();
     assert_ne!(second, secret);
     assert!(rotated["key"]["previous_good_until"].is_string(), "{rotated}");
@@ -116,7 +117,7 @@ async fn a_key_is_issued_rotated_and_revoked() {
         assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], id);
     }
     // Without one, the one before is no good from now on, nor the one before that.
-    let rotated = admin.good(Method::POST, &rotate, Some(json!({}))).await;
+    let rotated = admin.send_ok(Method::POST, &rotate, Some(json!({}))).await;
     let third = rotated["secret"].as_str().unwrap();
     for old in [secret, second] {
         let refused = call(&node.rest, "consume", json!({"api_key": old})).await;
@@ -124,13 +125,13 @@ async fn a_key_is_issued_rotated_and_revoked() {
     }
     assert_eq!(hourly(&call(&node.rest, "consume", json!({"api_key": third})).await), (10, 5));
 
-    let revoked = admin.good(Method::POST, &format!("/keys/{id}/revoke"), None).await;
+    let revoked = admin.send_ok(Method::POST, &format!("/keys/{id}/revoke"), None).await;
     assert_eq!(revoked["state"], "revoked");
-    let again = admin.good(Method::POST, &format!("/keys/{id}/revoke"), None).await;
+    let again = admin.send_ok(Method::POST, &format!("/keys/{id}/revoke"), None).await;
     assert_eq!(again, revoked, "it stays as it is");
     let refused = call(&node.rest, "consume", json!({"api_key": third})).await;
     assert_eq!((&refused["verdict"], &refused["reason"]), (&json!("denied"), &json!("revoked_key")), "{refused}");
-    let (status, _) = admin.ask(Method::POST, &rotate, Some(json!({}))).await;
+    let (status, _) = admin.send(Method::POST, &rotate, Some(json!({}))).await;
     assert_eq!(status, StatusCode::CONFLICT, "a key that is no good stays so");
 }
 
@@ -144,12 +145,12 @@ async fn keys_and_overrides_expire_by_the_clock() {
     let in_an_hour = Timestamp::from_ms(START.as_ms() + 3_600_000).to_string();
     admin.create("acme", "basic").await;
     let ends = json!({"kind": "inference", "expires_at": in_an_hour});
-    let ending = admin.good(Method::POST, "/accounts/acme/keys", Some(ends)).await["secret"].clone();
+    let ending = admin.send_ok(Method::POST, "/accounts/acme/keys", Some(ends)).await["secret"].clone();
     let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": in_an_hour});
-    admin.good(Method::PUT, "/accounts/acme/overrides/sale", Some(over)).await;
+    admin.send_ok(Method::PUT, "/accounts/acme/overrides/sale", Some(over)).await;
     let (key, first) = admin.key("acme").await;
     let rotate = format!("/keys/{key}/rotate");
-    let second = admin.good(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await["secret"].clone();
+    let second = admin.send_ok(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await["secret"].clone();
     let check = async |secret: &Value| call(&node.rest, "check", json!({"api_key": secret})).await;
     let first = json!(first);
     node.clock.advance_ms(3_599_999);
@@ -161,7 +162,7 @@ async fn keys_and_overrides_expire_by_the_clock() {
         assert_eq!(check(secret).await["reason"], "expired_key");
     }
     assert_eq!(hourly(&check(&second).await).0, 10, "the override is over");
-    let keys = admin.good(Method::GET, "/accounts/acme/keys", None).await;
+    let keys = admin.send_ok(Method::GET, "/accounts/acme/keys", None).await;
     assert_eq!((&keys["keys"][0]["state"], &keys["keys"][1]["state"]), (&json!("expired"), &json!("active")));
 }
 
@@ -176,16 +177,16 @@ async fn keys_are_counted_and_listed() {
         ids.push(admin.key("acme").await.0);
     }
     let one_more = Some(json!({"kind": "inference"}));
-    let (status, answer) = admin.ask(Method::POST, "/accounts/acme/keys", one_more).await;
+    let (status, answer) = admin.send(Method::POST, "/accounts/acme/keys", one_more).await;
     assert_eq!(status, StatusCode::CONFLICT, "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().starts_with("keys: "), "{answer}");
-    admin.good(Method::POST, &format!("/keys/{}/revoke", ids[1]), None).await;
+    admin.send_ok(Method::POST, &format!("/keys/{}/revoke", ids[1]), None).await;
     ids.push(admin.key("acme").await.0);
-    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["active_keys"], 3);
+    assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await["active_keys"], 3);
 
     let (mut listed, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = admin.good(Method::GET, &format!("/accounts/acme/keys?limit=3&cursor={cursor}"), None).await;
+        let page = admin.send_ok(Method::GET, &format!("/accounts/acme/keys?limit=3&cursor={cursor}"), None).await;
         listed.extend(page["keys"].as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()));
         let Some(next) = page["next_cursor"].as_str() else { break };
         next.clone_into(&mut cursor);
@@ -206,41 +207,41 @@ async fn overrides_are_set_and_cleared() {
     }
     let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": "2099-01-01T00:00:00Z"});
     let path = "/accounts/acme/overrides/black-friday";
-    let set = admin.good(Method::PUT, path, Some(over)).await;
+    let set = admin.send_ok(Method::PUT, path, Some(over)).await;
     let shown = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 50, "expires_at": "2099-01-01T00:00:00.000Z"});
     assert_eq!(set["overrides"]["black-friday"], shown);
     assert_eq!(hourly(&call(&node.rest, "check", json!({"api_key": secret})).await), (50, 4));
     let (status, answer) = admin
-        .ask(
+        .send(
             Method::PUT,
             "/accounts/acme/overrides/again",
             Some(json!({"resource": "model", "unit": "requests", "per": "1h", "limit": 9})),
         )
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "the same counter twice: {answer}");
-    admin.good(Method::DELETE, path, None).await;
+    admin.send_ok(Method::DELETE, path, None).await;
     assert_eq!(hourly(&call(&node.rest, "check", json!({"api_key": secret})).await), (10, 4));
-    let (status, _) = admin.ask(Method::DELETE, path, None).await;
+    let (status, _) = admin.send(Method::DELETE, path, None).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 
     // The key's own is beside the account's, and neither loosens the other.
     let own = json!({"unit": "tokens", "per": "minute", "limit": 7});
-    admin.good(Method::PUT, &format!("/keys/{key}/overrides/tokens"), Some(own)).await;
+    admin.send_ok(Method::PUT, &format!("/keys/{key}/overrides/tokens"), Some(own)).await;
     let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
     let names: Vec<&str> = decision["quotas"].as_array().unwrap().iter().map(|q| q["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"tokens_per_minute") && names.contains(&"requests_per_hour"), "{names:?}");
-    admin.good(Method::DELETE, &format!("/keys/{key}/overrides/tokens"), None).await;
+    admin.send_ok(Method::DELETE, &format!("/keys/{key}/overrides/tokens"), None).await;
 
     // Concurrent requests have no window.
     let slots = json!({"unit": "concurrent_requests", "limit": 2});
-    let set = admin.good(Method::PUT, "/accounts/acme/overrides/slots", Some(slots.clone())).await;
+    let set = admin.send_ok(Method::PUT, "/accounts/acme/overrides/slots", Some(slots.clone())).await;
     assert_eq!(set["overrides"]["slots"], slots);
     let decision = call(&node.rest, "check", json!({"account": "acme"})).await;
     assert_eq!(quota(&decision, "concurrent_requests").map(|slots| &slots["limit"]), Some(&json!(2)), "{decision}");
 }
 
 #[tokio::test]
-async fn a_payment_promotes_once_and_keeps_what_was_used() {
+async fn a_payment_promotes_once_and_keeps_usage() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
     let admin = Client::new(&node);
@@ -257,7 +258,7 @@ async fn a_payment_promotes_once_and_keeps_what_was_used() {
 
         let path = format!("/accounts/{account}/events");
         let payment = || Some(json!({"id": "pi_1", "type": "payment"}));
-        let told = admin.good(Method::POST, &path, payment()).await;
+        let told = admin.send_ok(Method::POST, &path, payment()).await;
         assert_eq!(told["promoted"], json!({"from": "basic", "to": "premium"}));
         assert_eq!((&told["account"]["tier"], &told["repeated"]), (&json!("premium"), &json!(false)));
         let after = call(&node.rest, "consume", caller()).await;
@@ -266,18 +267,18 @@ async fn a_payment_promotes_once_and_keeps_what_was_used() {
 
         // Somebody puts it back; the payment told again does not move it, another does.
         admin.tier(account, "basic").await;
-        let again = admin.good(Method::POST, &path, payment()).await;
+        let again = admin.send_ok(Method::POST, &path, payment()).await;
         assert_eq!((&again["repeated"], again.get("promoted")), (&json!(true), None), "{again}");
         assert_eq!(again["account"]["tier"], "basic");
-        let other = admin.good(Method::POST, &path, Some(json!({"id": "pi_2", "type": "payment"}))).await;
+        let other = admin.send_ok(Method::POST, &path, Some(json!({"id": "pi_2", "type": "payment"}))).await;
         assert_eq!(other["account"]["tier"], "premium");
         // One that moves nothing is remembered too.
         let third = || Some(json!({"id": "pi_3", "type": "payment"}));
-        assert_eq!(admin.good(Method::POST, &path, third()).await["repeated"], false);
-        assert_eq!(admin.good(Method::POST, &path, third()).await["repeated"], true);
+        assert_eq!(admin.send_ok(Method::POST, &path, third()).await["repeated"], false);
+        assert_eq!(admin.send_ok(Method::POST, &path, third()).await["repeated"], true);
     }
     let (status, answer) =
-        admin.ask(Method::POST, "/accounts/known/events", Some(json!({"id": "x", "type": "refund"}))).await;
+        admin.send(Method::POST, "/accounts/known/events", Some(json!({"id": "x", "type": "refund"}))).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(answer["error"]["message"].as_str().unwrap().starts_with("type: "), "{answer}");
 }
@@ -300,41 +301,41 @@ async fn accounts_of_the_policy_file_cannot_be_changed_by_the_api() {
         (Method::PATCH, "/keys/fixed-1", Some(json!({"description": "x"}))),
         (Method::DELETE, "/keys/fixed-1/overrides/x", None),
     ] {
-        let (status, answer) = admin.ask(method.clone(), path, body).await;
+        let (status, answer) = admin.send(method.clone(), path, body).await;
         assert_eq!(status, StatusCode::CONFLICT, "{method} {path}: {answer}");
         assert!(answer["error"]["message"].as_str().unwrap().contains("policy file"), "{answer}");
     }
 
     // It may be read as any other, for what is known of it.
-    let account = admin.good(Method::GET, "/accounts/fixed", None).await;
+    let account = admin.send_ok(Method::GET, "/accounts/fixed", None).await;
     let limit = json!({"unit": "requests", "per": "hour", "limit": 77, "resource": "model"});
     let expected = json!({"id": "fixed", "domain": "shop", "read_only": true, "version": 0, "tier": "premium", "balances": {"USD": 2.5},
         "overrides": {"1": limit}, "active_keys": 1});
     assert_eq!(account, expected);
-    let key = admin.good(Method::GET, "/keys/fixed-1", None).await;
+    let key = admin.send_ok(Method::GET, "/keys/fixed-1", None).await;
     let expected = json!({"id": "fixed-1", "account": "fixed", "domain": "shop", "read_only": true, "kind": "admin", "prefix": "",
         "description": "", "state": "active", "overrides": {}});
     assert_eq!(key, expected);
-    let keys = admin.good(Method::GET, "/accounts/fixed/keys", None).await;
+    let keys = admin.send_ok(Method::GET, "/accounts/fixed/keys", None).await;
     assert_eq!(keys["keys"][0], expected);
     assert_eq!((&keys["keys"][1]["id"], &keys["keys"][1]["state"]), (&json!("fixed-2"), &json!("revoked")));
     assert_eq!(keys["keys"][1].get("revoked_at"), None);
-    let listed = admin.good(Method::GET, "/accounts", None).await;
+    let listed = admin.send_ok(Method::GET, "/accounts", None).await;
     assert_eq!(listed["accounts"], json!([]), "the list is that of the store");
-    let (status, _) = admin.in_domain("other").ask(Method::GET, "/keys/fixed-2", None).await;
+    let (status, _) = admin.in_domain("other").send(Method::GET, "/keys/fixed-2", None).await;
     assert_eq!(status, StatusCode::OK, "of its own domain's file");
     admin.create("acme", "basic").await;
-    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["read_only"], false);
+    assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await["read_only"], false);
 }
 
 #[tokio::test]
-async fn wrong_requests_name_the_field_and_change_nothing() {
+async fn an_invalid_request_names_its_field_and_changes_nothing() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, _) = admin.key("acme").await;
-    let before = admin.good(Method::GET, "/accounts/acme", None).await;
+    let before = admin.send_ok(Method::GET, "/accounts/acme", None).await;
     let long = "x".repeat(129);
     let over = |change: Value| {
         let mut over = json!({"unit": "requests", "per": "hour", "limit": 5});
@@ -373,7 +374,7 @@ async fn wrong_requests_name_the_field_and_change_nothing() {
         (Method::POST, "/accounts/acme/events", json!({"id": "", "type": "payment"}), "id: "),
     ];
     for (method, path, body, field) in cases {
-        let (status, answer) = admin.ask(method.clone(), path, Some(body.clone())).await;
+        let (status, answer) = admin.send(method.clone(), path, Some(body.clone())).await;
         let said = answer["error"]["message"].as_str().unwrap_or_default();
         assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path} {body}: {answer}");
         assert!(said.starts_with(field), "{method} {path} {body}: {said}");
@@ -381,20 +382,20 @@ async fn wrong_requests_name_the_field_and_change_nothing() {
     for (path, field) in
         [("/accounts?limit=0", "limit: "), ("/accounts?limit=101", "limit: "), ("/accounts?x=1", "query: ")]
     {
-        let (status, answer) = admin.ask(Method::GET, path, None).await;
+        let (status, answer) = admin.send(Method::GET, path, None).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert!(answer["error"]["message"].as_str().unwrap().starts_with(field), "{path}: {answer}");
     }
     for tag in ["5", "\"x\"", "W/\"1\"", "\"1\", \"2\""] {
-        let (status, _, answer) = admin.ask_if(Method::DELETE, "/accounts/acme", None, Some(tag)).await;
+        let (status, _, answer) = admin.send_if_match(Method::DELETE, "/accounts/acme", None, Some(tag)).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{tag}: {answer}");
     }
-    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await, before);
+    assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await, before);
 }
 
 /// Every admin route is closed to whoever has no admin token, and to one of another domain.
 #[tokio::test]
-async fn administrators_reach_their_own_domains_only() {
+async fn administrators_have_access_to_their_own_domains_only() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
     let admin = Client::new(&node);
@@ -427,9 +428,9 @@ async fn administrators_reach_their_own_domains_only() {
     // Without a domain the token's only one is meant; with several the caller must say.
     let others = Client { token: OTHER_ADMIN, ..admin.in_domain("") };
     assert_eq!(others.create("mine", "basic").await["domain"], "other");
-    let (status, answer) = admin.in_domain("").ask(Method::GET, "/accounts", None).await;
+    let (status, answer) = admin.in_domain("").send(Method::GET, "/accounts", None).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
-    assert_eq!(admin.good(Method::GET, "/accounts/acme", None).await["tier"], "basic");
+    assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await["tier"], "basic");
     // Nobody gets in where there are no tokens.
     let closed = crate::harness::ProcessBuilder::new(&deployment.policy_file("shop")).start();
     let answer = closed.rest.request(Method::GET, "/admin/v1/accounts").bearer_auth(ADMIN).send().await.unwrap();

@@ -14,19 +14,19 @@ fn tollgate(node: &Process) -> ProcessBuilder {
 }
 
 /// What a command prints that does its work.
-fn good(node: &Process, args: &[&str]) -> String {
+fn run_ok(node: &Process, args: &[&str]) -> String {
     let (status, stdout, stderr) = tollgate(node).args(args.iter().copied()).output();
     assert_eq!((status.code(), &*stderr), (Some(0), ""), "{args:?} {stdout}");
     stdout
 }
 
-fn good_json(node: &Process, args: &[&str]) -> Value {
-    let stdout = good(node, &[args, &["--json"]].concat());
+fn run_json(node: &Process, args: &[&str]) -> Value {
+    let stdout = run_ok(node, &[args, &["--json"]].concat());
     serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {stdout}"))
 }
 
 /// What a command says that fails. It prints nothing, and never the token.
-fn bad(command: ProcessBuilder, args: &[&str]) -> String {
+fn run_error(command: ProcessBuilder, args: &[&str]) -> String {
     let (status, stdout, stderr) = command.args(args.iter().copied()).output();
     assert_eq!((status.code(), &*stdout), (Some(1), ""), "{args:?} {stderr}");
     assert!(!stderr.contains(ADMIN), "{stderr}");
@@ -39,55 +39,55 @@ fn words(text: &str) -> Vec<Vec<&str>> {
 }
 
 #[tokio::test]
-async fn an_account_s_life_on_the_command_line() {
+async fn the_command_line_creates_changes_and_deletes_an_account() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
-    let made = good(&node, &["account", "create", "acme ü/?#", "--balance=USD=12.5", "--balance", "DIEM=3"]);
+    let made = run_ok(&node, &["account", "create", "acme ü/?#", "--balance=USD=12.5", "--balance", "DIEM=3"]);
     for line in [&["account", "acme", "ü/?#"][..], &["tier", "basic"], &["balances", "USD", "12.5,", "DIEM", "3"]] {
         assert!(words(&made).contains(&line.to_vec()), "{line:?}: {made}");
     }
-    assert_eq!(good(&node, &["account", "show", "acme ü/?#"]), made);
-    let version = good_json(&node, &["account", "show", "acme ü/?#"])["version"].to_string();
+    assert_eq!(run_ok(&node, &["account", "show", "acme ü/?#"]), made);
+    let version = run_json(&node, &["account", "show", "acme ü/?#"])["version"].to_string();
 
-    let changed = good_json(&node, &["account", "set", "acme ü/?#", "--tier=premium", "--if-version", &version]);
+    let changed = run_json(&node, &["account", "set", "acme ü/?#", "--tier=premium", "--if-version", &version]);
     assert_eq!((&changed["tier"], &changed["balances"]), (&json!("premium"), &json!({"USD": 12.5, "DIEM": 3.0})));
-    let changed = good_json(&node, &["account", "set", "acme ü/?#", "--balance=USD=-1"]);
+    let changed = run_json(&node, &["account", "set", "acme ü/?#", "--balance=USD=-1"]);
     assert_eq!((&changed["tier"], &changed["balances"]), (&json!("premium"), &json!({"USD": -1.0})));
-    let late = bad(tollgate(&node), &["account", "delete", "acme ü/?#", "--if-version", &version]);
+    let late = run_error(tollgate(&node), &["account", "delete", "acme ü/?#", "--if-version", &version]);
     assert!(late.starts_with("if-match: ") && late.ends_with("(412 precondition_failed)"), "{late}");
 
-    assert_eq!(good(&node, &["account", "delete", "acme ü/?#"]), "deleted\n");
-    let gone = bad(tollgate(&node), &["account", "show", "acme ü/?#"]);
+    assert_eq!(run_ok(&node, &["account", "delete", "acme ü/?#"]), "deleted\n");
+    let gone = run_error(tollgate(&node), &["account", "show", "acme ü/?#"]);
     assert_eq!(gone, "account: there is no account \"acme ü/?#\" (404 not_found)");
 }
 
 #[tokio::test]
-async fn overrides_and_payments_on_the_command_line() {
+async fn the_command_line_sets_overrides_and_records_payments() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
-    good(&node, &["account", "create", "acme", "--tier=basic"]);
+    run_ok(&node, &["account", "create", "acme", "--tier=basic"]);
     let limit = ["--unit=requests", "--per=hour", "--limit=50", "--resource=model", "--scope=account,resource"];
     let set = ["account", "set-override", "acme", "sale", "--expires-at=2099-01-01T00:00:00Z"];
-    let said = good(&node, &[&set[..], &limit].concat());
+    let said = run_ok(&node, &[&set[..], &limit].concat());
     let expected = "override          sale: 50 requests per hour of model in scope account, resource, until 2099-01-01T00:00:00.000Z";
     assert!(said.lines().any(|line| line == expected), "{said}");
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 50);
     // A window as policy files write it, and no limit at all.
     let day = ["--unit=requests", "--per={calendar: day}", "--limit=unlimited"];
-    let set = good_json(&node, &[&["account", "set-override", "acme", "daily"], &day[..]].concat());
+    let set = run_json(&node, &[&["account", "set-override", "acme", "daily"], &day[..]].concat());
     assert_eq!(set["overrides"]["daily"]["per"], json!({"calendar": "day"}));
     assert_eq!(set["overrides"]["daily"]["limit"], "unlimited");
-    good(&node, &["account", "clear-override", "acme", "sale"]);
+    run_ok(&node, &["account", "clear-override", "acme", "sale"]);
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10);
 
     let payment = ["account", "event", "acme", "--type=payment", "--id"];
-    let told = good(&node, &[&payment[..], &["pi_1"]].concat());
+    let told = run_ok(&node, &[&payment[..], &["pi_1"]].concat());
     assert!(told.starts_with("The account moved from basic to premium.\naccount           acme\n"), "{told}");
-    let again = good(&node, &[&payment[..], &["pi_1"]].concat());
+    let again = run_ok(&node, &[&payment[..], &["pi_1"]].concat());
     assert!(again.starts_with("The event was recorded before. Nothing changed.\n"), "{again}");
-    let told = good_json(&node, &[&payment[..], &["pi_2"]].concat());
+    let told = run_json(&node, &[&payment[..], &["pi_2"]].concat());
     assert_eq!((&told["repeated"], told.get("promoted")), (&json!(false), None));
-    let tiers = good(&node, &["tier", "list"]);
+    let tiers = run_ok(&node, &["tier", "list"]);
     let expected = [
         vec!["TIER", "DEFAULT", "CHARGED", "PRIORITY", "PROMOTIONS"],
         vec!["basic", "yes", "no", "-", "payment", "to", "premium"],
@@ -95,17 +95,17 @@ async fn overrides_and_payments_on_the_command_line() {
     ];
     assert_eq!(words(&tiers), expected, "{tiers}");
     assert_eq!(
-        good_json(&node, &["tier", "list"])["tiers"][0]["promotions"],
+        run_json(&node, &["tier", "list"])["tiers"][0]["promotions"],
         json!([{"on": "payment", "to": "premium"}])
     );
 }
 
 #[tokio::test]
-async fn a_key_s_life_on_the_command_line() {
+async fn the_command_line_issues_rotates_and_revokes_a_key() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
-    good(&node, &["account", "create", "acme"]);
-    let made = good(&node, &["key", "create", "acme", "--kind=admin", "--description=for the build"]);
+    run_ok(&node, &["account", "create", "acme"]);
+    let made = run_ok(&node, &["key", "create", "acme", "--kind=admin", "--description=for the build"]);
     let of = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
         line[name.len()..].trim().to_owned()
@@ -114,34 +114,34 @@ async fn a_key_s_life_on_the_command_line() {
     assert_eq!(made.matches(&secret).count(), 1, "{made}");
     assert_eq!((of(&made, "kind"), of(&made, "description")), ("admin".to_owned(), "for the build".to_owned()));
     assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], key);
-    let shown = good(&node, &["key", "show", &key]);
+    let shown = run_ok(&node, &["key", "show", &key]);
     assert!(!shown.contains(&secret[9..]) && of(&shown, "prefix") == secret[..8], "{shown}");
 
-    assert_eq!(of(&good(&node, &["key", "describe", &key, "for the tests"]), "description"), "for the tests");
-    let ends = good(&node, &["key", "expire", &key, "--at=2099-01-01T00:00:00Z"]);
+    assert_eq!(of(&run_ok(&node, &["key", "describe", &key, "for the tests"]), "description"), "for the tests");
+    let ends = run_ok(&node, &["key", "expire", &key, "--at=2099-01-01T00:00:00Z"]);
     assert_eq!(
         (of(&ends, "expires"), of(&ends, "description")),
         ("2099-01-01T00:00:00.000Z".into(), "for the tests".into())
     );
-    assert_eq!(good_json(&node, &["key", "expire", &key, "--at=never"]).get("expires_at"), None);
+    assert_eq!(run_json(&node, &["key", "expire", &key, "--at=never"]).get("expires_at"), None);
     let limit = ["--unit=concurrent_requests", "--limit=2"];
-    let set = good_json(&node, &[&["key", "set-override", &key, "slots"], &limit[..]].concat());
+    let set = run_json(&node, &[&["key", "set-override", &key, "slots"], &limit[..]].concat());
     assert_eq!(set["overrides"]["slots"], json!({"unit": "concurrent_requests", "limit": 2}));
     let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
     assert_eq!(quota(&decision, "concurrent_requests").map(|slots| &slots["limit"]), Some(&json!(2)), "{decision}");
-    assert_eq!(good_json(&node, &["key", "clear-override", &key, "slots"])["overrides"], json!({}));
+    assert_eq!(run_json(&node, &["key", "clear-override", &key, "slots"])["overrides"], json!({}));
 
-    let rotated = good_json(&node, &["key", "rotate", &key, "--overlap-s=3600"]);
+    let rotated = run_json(&node, &["key", "rotate", &key, "--overlap-s=3600"]);
     let second = rotated["secret"].as_str().unwrap();
     for secret in [&secret, second] {
         assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["api_key_id"], key);
     }
-    let rotated = good(&node, &["key", "rotate", &key]);
+    let rotated = run_ok(&node, &["key", "rotate", &key]);
     let third = of(&rotated, "secret");
     for (secret, verdict) in [(&*secret, "denied"), (second, "denied"), (&third, "allowed")] {
         assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["verdict"], verdict);
     }
-    assert_eq!(of(&good(&node, &["key", "revoke", &key]), "state"), "revoked");
+    assert_eq!(of(&run_ok(&node, &["key", "revoke", &key]), "state"), "revoked");
     assert_eq!(call(&node.rest, "check", json!({"api_key": third})).await["reason"], "revoked_key");
     for secret in [&*secret, second, &third] {
         assert!(!node.stderr().contains(&secret[8..]), "a secret is in the log");
@@ -150,35 +150,35 @@ async fn a_key_s_life_on_the_command_line() {
 }
 
 #[tokio::test]
-async fn lists_are_read_page_by_page_on_the_command_line() {
+async fn the_command_line_reads_lists_page_by_page() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
-    assert_eq!(words(&good(&node, &["account", "list"])).len(), 1, "the heads alone");
+    assert_eq!(words(&run_ok(&node, &["account", "list"])).len(), 1, "the heads alone");
     for account in ["a", "it's b", "c"] {
-        good(&node, &["account", "create", account]);
+        run_ok(&node, &["account", "create", account]);
     }
-    let page = good(&node, &["account", "list", "--limit=2"]);
+    let page = run_ok(&node, &["account", "list", "--limit=2"]);
     let (first, more) = page.trim_end().rsplit_once('\n').unwrap();
     assert_eq!(words(first).iter().map(|row| row[0]).collect::<Vec<_>>(), ["ACCOUNT", "a", "c"]);
     let cursor = more.strip_prefix("Next page: ").unwrap();
-    let page = good_json(&node, &["account", "list", "--limit=2", cursor]);
+    let page = run_json(&node, &["account", "list", "--limit=2", cursor]);
     assert_eq!((&page["accounts"][0]["id"], page.get("next_cursor")), (&json!("it's b"), None));
-    good(&node, &["account", "create", "z"]);
+    run_ok(&node, &["account", "create", "z"]);
     let keys: Vec<String> =
-        (0..3).map(|_| good_json(&node, &["key", "create", "z"])["key"]["id"].as_str().unwrap().to_owned()).collect();
-    let page = good(&node, &["key", "list", "z", "--limit=2"]);
+        (0..3).map(|_| run_json(&node, &["key", "create", "z"])["key"]["id"].as_str().unwrap().to_owned()).collect();
+    let page = run_ok(&node, &["key", "list", "z", "--limit=2"]);
     assert_eq!(words(&page)[1][..3], [&*keys[0], "inference", "active"], "{page}");
     let cursor = page.trim_end().rsplit_once("Next page: ").unwrap().1;
-    let page = good(&node, &["key", "list", "z", cursor]);
+    let page = run_ok(&node, &["key", "list", "z", cursor]);
     assert_eq!((words(&page).len(), words(&page)[1][0]), (2, &*keys[2]), "{page}");
 }
 
 /// Each error says what is wrong, and the exit code that something is.
 #[tokio::test]
-async fn errors_on_the_command_line_say_what_is_wrong() {
+async fn the_command_line_explains_errors() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
-    good(&node, &["account", "create", "acme"]);
+    run_ok(&node, &["account", "create", "acme"]);
     let limit = ["account", "set-override", "acme", "x", "--unit=bananas", "--per=hour", "--limit=1"];
     for (args, starts, ends) in [
         (&["account", "create", "acme"][..], "id: the account \"acme\" already exists", "(409 already_exists)"),
@@ -196,56 +196,57 @@ async fn errors_on_the_command_line_say_what_is_wrong() {
         (&["account", "show", ".."], "\"..\" cannot be part of a URL", ""),
         (&["account", "delete", ""], "\"\" cannot be part of a URL", ""),
     ] {
-        let said = bad(tollgate(&node), args);
+        let said = run_error(tollgate(&node), args);
         assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
     }
     // What a change is refused of can be shown.
-    let shown = good(&node, &["account", "show", "fixed"]);
+    let shown = run_ok(&node, &["account", "show", "fixed"]);
     for line in ["override          1: 77 requests per hour of model", "read only         defined in the policy file"] {
         assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
     }
-    assert!(good(&node, &["key", "list", "fixed"]).contains("fixed-2"));
+    assert!(run_ok(&node, &["key", "list", "fixed"]).contains("fixed-2"));
     // A token that reaches another domain alone, and one that nobody has.
-    let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
+    let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
     assert!(said.ends_with("(403 permission_denied)"), "{said}");
-    let said = bad(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
+    let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
     assert!(said.ends_with("(401 unauthenticated); the token is from TOLLGATE_ADMIN_TOKEN"), "{said}");
     // The same for scripts.
-    let said = bad(tollgate(&node), &["account", "show", "none", "--json"]);
+    let said = run_error(tollgate(&node), &["account", "show", "none", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["error"]["code"], "not_found", "{said}");
     assert_eq!(said["error"]["message"], "account: there is no account \"none\"");
 }
 
 #[tokio::test]
-async fn what_is_no_node_is_said_on_the_command_line() {
+async fn the_command_line_reports_a_server_that_is_not_a_node() {
     let bare = || ProcessBuilder::bare().env("TOLLGATE_ADMIN_TOKEN", ADMIN);
-    let said = bad(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
+    let said = run_error(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
     assert!(said.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{said}");
     // What lets a node listen in plain text does not let the token go so.
     let in_clear = ["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"];
     for command in [bare(), bare().env("TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK", "true")] {
-        let said = bad(command, &in_clear);
+        let said = run_error(command, &in_clear);
         assert!(
             said.contains("url: limits.example is not a loopback address") && said.contains("\ntimeout-ms: "),
             "{said}"
         );
     }
-    let said = bad(bare().env("TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK", "true"), &in_clear);
+    let said = run_error(bare().env("TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK", "true"), &in_clear);
     assert!(said.starts_with("timeout-ms: ") && said.lines().count() == 1, "{said}");
-    let said = bad(ProcessBuilder::bare(), &["account", "list"]);
+    let said = run_error(ProcessBuilder::bare(), &["account", "list"]);
     assert!(said.starts_with("admin-token-file: is missing"), "{said}");
     assert!(
-        bad(bare(), &["account", "list", "--admin-token-file=/nowhere"]).starts_with("admin-token-file: /nowhere: ")
+        run_error(bare(), &["account", "list", "--admin-token-file=/nowhere"])
+            .starts_with("admin-token-file: /nowhere: ")
     );
 
     // Who takes the question and says nothing: what was to be read can be read again, what was to be changed may be.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("--url=http://{}", silent.local_addr().unwrap());
     let doubt = "; the change may have been made: read before you repeat it";
-    let said = bad(bare(), &["account", "list", &url, "--timeout-ms=200"]);
+    let said = run_error(bare(), &["account", "list", &url, "--timeout-ms=200"]);
     assert!(said.ends_with("did not answer within 200 ms (timeout-ms)"), "{said}");
-    let said = bad(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
+    let said = run_error(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
     assert!(said.ends_with(&format!("did not answer within 200 ms (timeout-ms){doubt}")), "{said}");
 
     // Another server, and one that sends elsewhere: the token does not follow.
@@ -264,7 +265,7 @@ async fn what_is_no_node_is_said_on_the_command_line() {
             std::io::Write::write_all(&mut stream, format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
             String::from_utf8_lossy(&asked[..read]).into_owned()
         });
-        let said = bad(bare(), &["tier", "list", &url]);
+        let said = run_error(bare(), &["tier", "list", &url]);
         assert!(
             said.contains(&format!("answered {status}")) && said.contains("not with an answer of a node's admin API"),
             "{said}"
@@ -279,7 +280,7 @@ async fn what_is_no_node_is_said_on_the_command_line() {
 
 /// One configuration file serves a node and whoever administers it.
 #[tokio::test]
-async fn the_command_line_is_set_up_by_file() {
+async fn the_command_line_reads_its_settings_from_a_file() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
     let (token, config) =
@@ -292,12 +293,12 @@ async fn the_command_line_is_set_up_by_file() {
     let (status, stdout, stderr) = command().args(["account", "create", "mine", "--json"]).output();
     assert!(status.success(), "{stderr}");
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["domain"], "other");
-    let said = bad(command().env("TOLLGATE_URL", "http://127.0.0.1:1"), &["account", "list"]);
+    let said = run_error(command().env("TOLLGATE_URL", "http://127.0.0.1:1"), &["account", "list"]);
     assert!(said.contains("cannot be reached"), "a variable goes before the file: {said}");
     std::fs::write(&config, "client: { token: x }").unwrap();
-    let said = bad(command(), &["account", "list"]);
+    let said = run_error(command(), &["account", "list"]);
     assert!(said.contains("tollgate.yaml: client: unknown field `token`"), "{said}");
     std::fs::write(&config, client).unwrap();
     let with_file = deployment.process().arg("--config").arg(&config).start();
-    assert!(good(&with_file, &["account", "list"]).starts_with("ACCOUNT"));
+    assert!(run_ok(&with_file, &["account", "list"]).starts_with("ACCOUNT"));
 }

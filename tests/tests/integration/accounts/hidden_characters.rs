@@ -64,7 +64,7 @@ async fn names_with_hidden_characters_are_refused() {
             (Method::POST, "/accounts/acme/events".to_owned(), json!({"id": name, "type": "payment"}), "id: "),
             (Method::POST, format!("/accounts/{name}/events"), json!({"id": "e", "type": "payment"}), "account: "),
         ] {
-            let (status, answer) = admin.ask(method.clone(), &path, Some(body)).await;
+            let (status, answer) = admin.send(method.clone(), &path, Some(body)).await;
             let message = answer["error"]["message"].as_str().unwrap_or_default();
             assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path}: {answer}");
             assert!(message.starts_with(field) && shown_raw(message).is_none(), "{method} {path}: {message:?}");

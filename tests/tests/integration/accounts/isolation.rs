@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{Client, Deployment, call, hourly};
 
 #[tokio::test]
-async fn a_key_reaches_nothing_of_another_account() {
+async fn a_key_gives_no_access_to_another_account() {
     let redis = RedisServer::start();
     let deployment = Deployment::new();
     let node = deployment.node(&redis.url());
@@ -55,21 +55,21 @@ async fn a_key_is_unknown_in_another_domain() {
         assert_eq!((&refused["verdict"], &refused["reason"]), (&json!("denied"), &json!("unknown_key")), "{refused}");
     }
     for (method, path) in [(Method::GET, format!("/keys/{key}")), (Method::POST, format!("/keys/{key}/revoke"))] {
-        assert_eq!(shop.ask(method, &path, None).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(shop.send(method, &path, None).await.0, StatusCode::NOT_FOUND);
     }
-    assert_eq!(shop.good(Method::GET, "/accounts/acme/keys", None).await["keys"], json!([]));
+    assert_eq!(shop.send_ok(Method::GET, "/accounts/acme/keys", None).await["keys"], json!([]));
 }
 
 /// Whoever reads Redis has no key: neither whole nor the part that is not shown.
 #[tokio::test]
-async fn a_leaked_database_gives_no_keys() {
+async fn a_leaked_database_contains_no_usable_key() {
     let redis = RedisServer::start();
     let deployment = Deployment::new();
     let node = deployment.node(&redis.url());
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let (key, first) = admin.key("acme").await;
-    let rotated = admin.good(Method::POST, &format!("/keys/{key}/rotate"), Some(json!({"overlap_s": 60}))).await;
+    let rotated = admin.send_ok(Method::POST, &format!("/keys/{key}/rotate"), Some(json!({"overlap_s": 60}))).await;
     let second = rotated["secret"].as_str().unwrap().to_owned();
     let mut connection = redis.connection();
     let names: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();

@@ -28,14 +28,14 @@ async fn raw(node: &Process, method: &str, path: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn no_account_or_key_gets_a_name_that_a_url_cannot_hold() {
+async fn names_that_a_url_cannot_hold_are_refused() {
     let deployment = Deployment::new();
     let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
     let wrong = r#"cannot be "." or "..", which no URL can name"#;
     for dots in [".", ".."] {
-        let (status, answer) = admin.ask(Method::POST, "/accounts", Some(json!({"id": dots}))).await;
+        let (status, answer) = admin.send(Method::POST, "/accounts", Some(json!({"id": dots}))).await;
         assert_eq!((status, &answer["error"]["message"]), (StatusCode::BAD_REQUEST, &json!(format!("id: {wrong}"))));
     }
     // A payment makes an account that is not there yet.
@@ -55,10 +55,10 @@ async fn no_account_or_key_gets_a_name_that_a_url_cannot_hold() {
     // Dots do no harm among others.
     for id in ["...", ".a", "a.b.."] {
         admin.create(id, "basic").await;
-        assert_eq!(admin.good(Method::GET, &format!("/accounts/{id}"), None).await["id"], id);
+        assert_eq!(admin.send_ok(Method::GET, &format!("/accounts/{id}"), None).await["id"], id);
     }
-    let listed = admin.good(Method::GET, "/accounts", None).await;
+    let listed = admin.send_ok(Method::GET, "/accounts", None).await;
     assert_eq!(listed["accounts"].as_array().unwrap().len(), 4, "{listed}");
     let over = json!({"resource": "model", "unit": "requests", "per": "hour", "limit": 1});
-    admin.good(Method::PUT, "/accounts/acme/overrides/a..b", Some(over)).await;
+    admin.send_ok(Method::PUT, "/accounts/acme/overrides/a..b", Some(over)).await;
 }

@@ -59,14 +59,14 @@ async fn until_accounts(node: &Process, well: bool) {
 async fn until_limit(nodes: &[Process], caller: &Value, limit: u64) {
     for node in nodes {
         until(&format!("the limit is {limit}"), PATIENCE, async || {
-            let (status, answer) = ask(node, "check", caller).await;
+            let (status, answer) = decide(node, "check", caller).await;
             (status == 200 && hourly(&answer).0 == limit).then_some(())
         })
         .await;
     }
 }
 
-async fn ask(node: &Process, verb: &str, caller: &Value) -> (u16, Value) {
+async fn decide(node: &Process, verb: &str, caller: &Value) -> (u16, Value) {
     let body = json!({"caller": caller, "resource": "model", "domain": "shop"});
     let (status, answer) = node.rest.post(&format!("/v1/{verb}"), body.to_string()).await;
     (status.as_u16(), answer)
@@ -88,7 +88,7 @@ async fn accounts_and_counters_stay_in_their_own_redis() {
     assert_eq!(hourly(&call(&nodes[1].rest, "check", by_name.clone()).await), (10, 4), "nodes share the counters");
 
     let paid = json!({"id": "payment-1", "type": "payment"});
-    admin.good(Method::POST, "/accounts/acme/events", Some(paid)).await;
+    admin.send_ok(Method::POST, "/accounts/acme/events", Some(paid)).await;
     until_limit(&nodes, &by_name, 300).await;
     Client::new(&nodes[1]).tier("acme", "basic").await;
     until_limit(&nodes, &by_name, 10).await;
@@ -121,7 +121,7 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
     stores.counters.kill();
     for node in &nodes {
         for caller in [&acme, &json!({"account": "fixed"}), &json!({"account": "nobody"})] {
-            let (status, answer) = ask(node, "consume", caller).await;
+            let (status, answer) = decide(node, "consume", caller).await;
             assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{answer}");
         }
         let ready = until("the loss is seen", PATIENCE, async || {
@@ -133,7 +133,7 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
     }
     admin.tier("acme", "premium").await;
     let (_, secret) = Client::new(&nodes[1]).key("acme").await;
-    let read = Client::new(&nodes[1]).good(Method::GET, "/accounts/acme", None).await;
+    let read = Client::new(&nodes[1]).send_ok(Method::GET, "/accounts/acme", None).await;
     assert_eq!(read["tier"], "premium");
 
     stores.counters.restart();
@@ -165,7 +165,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     until_accounts(&node, false).await;
     for caller in [&known, &key, &json!({"account": "nobody"}), &json!({"api_key": "of-another-kind"})] {
         for verb in ["consume", "check"] {
-            let (status, answer) = ask(&node, verb, caller).await;
+            let (status, answer) = decide(&node, verb, caller).await;
             assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{caller}: {answer}");
         }
     }
@@ -176,7 +176,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     for (method, path, body) in
         [(Method::GET, "/accounts/acme", None), (Method::PATCH, "/accounts/acme", Some(json!({"tier": "basic"})))]
     {
-        let (status, answer) = admin.ask(method, path, body).await;
+        let (status, answer) = admin.send(method, path, body).await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
     }
     let (status, ready) = node.rest.json("/readyz").await;
@@ -187,7 +187,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     until_accounts(&node, true).await;
     // A connection that is still away fails a call.
     let decided = until("it decides", PATIENCE, async || {
-        let (status, answer) = ask(&node, "consume", &key).await;
+        let (status, answer) = decide(&node, "consume", &key).await;
         (status == 200).then_some(answer)
     })
     .await;

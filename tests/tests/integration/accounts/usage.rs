@@ -51,11 +51,11 @@ async fn usage_is_reset_on_both_stores() {
         }
         for account in ["acme", "other"] {
             let path = format!("/accounts/{account}/reset_usage");
-            let (status, missing) = admin.ask(Method::POST, &path, Some(json!({"quota": "no such"}))).await;
+            let (status, missing) = admin.send(Method::POST, &path, Some(json!({"quota": "no such"}))).await;
             assert_eq!(status, StatusCode::NOT_FOUND, "{missing}");
-            let reset = admin.good(Method::POST, &path, Some(json!({"quota": "requests_per_hour"}))).await;
+            let reset = admin.send_ok(Method::POST, &path, Some(json!({"quota": "requests_per_hour"}))).await;
             assert_eq!(reset["counters"], 1, "{reset}");
-            let again = admin.good(Method::POST, &path, Some(json!({}))).await;
+            let again = admin.send_ok(Method::POST, &path, Some(json!({}))).await;
             assert_eq!(again["counters"], u64::from(account == "acme"), "the key's own is left: {again}");
         }
         for caller in [json!({"account": "acme"}), json!({"api_key": secret}), json!({"account": "other"})] {
@@ -65,7 +65,7 @@ async fn usage_is_reset_on_both_stores() {
         // Only who administers the domain may, and the log says who did.
         let stranger = Client { token: OTHER_ADMIN, ..admin.clone() };
         assert_eq!(
-            stranger.ask(Method::POST, "/accounts/acme/reset_usage", Some(json!({}))).await.0,
+            stranger.send(Method::POST, "/accounts/acme/reset_usage", Some(json!({}))).await.0,
             StatusCode::FORBIDDEN
         );
         assert!(node.stderr().contains("usage reset") && node.stderr().contains("root"), "{}", node.stderr());
@@ -86,7 +86,7 @@ async fn usage_is_reset_on_both_stores() {
 
 /// Seen to fail with a list that ends at the first record it cannot read.
 #[tokio::test]
-async fn one_unreadable_record_hides_no_other_account() {
+async fn an_unreadable_record_does_not_hide_other_accounts() {
     let redis = RedisServer::start();
     let deployment = Deployment::new();
     let node = deployment.node(&redis.url());
@@ -114,7 +114,7 @@ async fn one_unreadable_record_hides_no_other_account() {
     }
     let (mut good, mut bad, mut cursor) = (Vec::new(), Vec::new(), String::new());
     for _ in 0..10 {
-        let page = admin.good(Method::GET, &format!("/accounts?limit=2&cursor={cursor}"), None).await;
+        let page = admin.send_ok(Method::GET, &format!("/accounts?limit=2&cursor={cursor}"), None).await;
         let ids = |of: &Value| {
             of.as_array().into_iter().flatten().map(|id| id.as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };

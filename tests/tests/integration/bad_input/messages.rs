@@ -88,7 +88,7 @@ async fn unknown_methods_over_grpc_are_refused() {
 
 /// After all of it the node is as well as before.
 #[tokio::test]
-async fn a_wrong_call_does_not_break_its_connection() {
+async fn an_invalid_call_does_not_break_its_connection() {
     let node = node().await;
     let one = RateLimitServiceClient::new(node.channel.clone());
     for (_, wrong) in wrong_calls() {

@@ -92,7 +92,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-async fn ask(node: &Node, method: &Method, path: &str, body: String) -> (StatusCode, Value) {
+async fn send(node: &Node, method: &Method, path: &str, body: String) -> (StatusCode, Value) {
     let path = path.replace("{account}", "acme").replace("{key}", "acme-good").replace("{name}", "own");
     let request = node.rest.request(method.clone(), &path).header("content-type", "application/json");
     let answer = request.bearer_auth(ADMIN).body(body).send().await.unwrap();
@@ -109,7 +109,7 @@ async fn node() -> (tempfile::TempDir, Node) {
 }
 
 #[tokio::test]
-async fn an_invalid_number_is_named_with_what_would_be_right() {
+async fn the_error_for_an_invalid_number_names_the_valid_range() {
     let (_folder, node) = node().await;
     let cases = cases();
     let (_, description) = node.rest.json("/openapi.json").await;
@@ -144,7 +144,7 @@ async fn an_invalid_number_is_named_with_what_would_be_right() {
                 continue;
             }
             let body = body.to_string().replace("null", value);
-            let (status, answer) = ask(&node, method, path, body.clone()).await;
+            let (status, answer) = send(&node, method, path, body.clone()).await;
             let error = if *path == "/v1/consume_batch" && status == StatusCode::OK {
                 &answer["results"][0]["error"]
             } else {
@@ -166,13 +166,13 @@ async fn an_invalid_number_is_named_with_what_would_be_right() {
 
 /// The limit of an override is read as policy files have it.
 #[tokio::test]
-async fn the_limit_of_an_override_is_a_whole_number() {
+async fn an_override_limit_must_be_a_whole_number() {
     let (_folder, node) = node().await;
-    let (status, made) = ask(&node, &Method::POST, "/admin/v1/accounts", r#"{"id": "stored"}"#.to_owned()).await;
+    let (status, made) = send(&node, &Method::POST, "/admin/v1/accounts", r#"{"id": "stored"}"#.to_owned()).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     for value in ["1e3", "1000.0", "1.5", "-1", "\"1000\"", "9007199254740992", "18446744073709551616", "true", "[]"] {
         let body = format!(r#"{{"unit": "requests", "per": "minute", "limit": {value}}}"#);
-        let (status, answer) = ask(&node, &Method::PUT, "/admin/v1/accounts/stored/overrides/own", body).await;
+        let (status, answer) = send(&node, &Method::PUT, "/admin/v1/accounts/stored/overrides/own", body).await;
         let message = answer["error"]["message"].as_str().unwrap_or_default();
         assert_eq!(status, StatusCode::BAD_REQUEST, "{value}: {answer}");
         assert!(message.starts_with("limit: ") && message.contains("be"), "{value}: {message}");

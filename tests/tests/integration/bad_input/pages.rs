@@ -32,7 +32,7 @@ async fn invalid_listing_queries_over_rest_are_refused() {
 
 /// A place behind the end is an empty page or an error, however far behind it is.
 #[tokio::test]
-async fn a_cursor_behind_the_end_is_an_empty_page_or_an_error() {
+async fn a_cursor_past_the_end_gives_an_empty_page_or_an_error() {
     let node = node().await;
     for cursor in ["7", "1000", "9223372036854775807", "18446744073709551615"] {
         let path = format!("/api_keys/rate_limits?cursor={cursor}");

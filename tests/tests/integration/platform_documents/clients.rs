@@ -289,7 +289,7 @@ async fn routes_are_counted_as_chat_images_and_audio() {
 
 /// The same where the policy gives each resource a counter of its own: one that is full leaves the others alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn routes_may_be_counted_each_against_its_own_quota() {
+async fn each_route_may_have_its_own_quota() {
     let each = changed("tiered-chat.yaml", "\n  quotas: [api_key]\n", "\n  quotas: [api_key, resource]\n");
     let platforms = Platforms::start(None, &each).await;
     let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tollgate_proto::v1::{Call, Reason, Upload, caller::By};
 
-use super::{Answer, Platforms, answer, changed, everywhere, everywhere_with};
+use super::{Answer, Platforms, answer, changed, on_every_store, on_every_store_with};
 
 /// Endpoint, requests a minute, daily limit: "Basic Tier (Free)", every row.
 const ROWS: [(&str, u64, u64); 18] = [
@@ -58,7 +58,7 @@ fn too_many(minute: (u64, u64), daily: Option<(u64, u64)>, kind: &str, retry_aft
 
 #[tokio::test]
 async fn every_row_of_the_basic_tier_is_enforced() {
-    everywhere(basic_tier).await;
+    on_every_store(basic_tier).await;
 }
 
 async fn basic_tier(platforms: &Platforms) {
@@ -99,8 +99,8 @@ async fn basic_tier(platforms: &Platforms) {
 
 /// Both limits hit shortly before midnight: the type is `daily`, though the minute's wait is longer.
 #[tokio::test]
-async fn of_both_limits_the_daily_one_is_named() {
-    everywhere(both_limits).await;
+async fn when_both_limits_are_reached_the_daily_one_is_named() {
+    on_every_store(both_limits).await;
 }
 
 async fn both_limits(platforms: &Platforms) {
@@ -118,7 +118,7 @@ async fn both_limits(platforms: &Platforms) {
 /// "300 (all endpoints)", "Daily Limit: Unlimited".
 #[tokio::test]
 async fn premium_is_one_counter_over_all_endpoints() {
-    everywhere(premium).await;
+    on_every_store(premium).await;
 }
 
 async fn premium(platforms: &Platforms) {
@@ -142,7 +142,7 @@ async fn premium(platforms: &Platforms) {
 #[tokio::test]
 async fn premium_may_be_counted_by_endpoint() {
     let each = changed("deapi.yaml", "limit: 300, scope: [api_key] }", "limit: 300 }");
-    everywhere_with(&each, premium_by_endpoint).await;
+    on_every_store_with(&each, premium_by_endpoint).await;
 }
 
 async fn premium_by_endpoint(platforms: &Platforms) {
@@ -158,7 +158,7 @@ async fn premium_by_endpoint(platforms: &Platforms) {
 /// "Activated automatically when you sign up", and "activated after making any payment": at once.
 #[tokio::test]
 async fn a_payment_makes_a_basic_account_premium() {
-    everywhere(payment).await;
+    on_every_store(payment).await;
 }
 
 async fn payment(platforms: &Platforms) {
@@ -187,7 +187,7 @@ fn upload(endpoint: &str, media_type: &str, bytes: u64, duration_seconds: u64) -
 /// "File Upload Limits", every row.
 #[tokio::test]
 async fn every_row_of_the_upload_limits_is_enforced() {
-    everywhere(uploads).await;
+    on_every_store(uploads).await;
 }
 
 async fn uploads(platforms: &Platforms) {
@@ -224,7 +224,7 @@ async fn uploads(platforms: &Platforms) {
 /// An upload that may not pass charges nothing, and the decision says where the caller stands.
 #[tokio::test]
 async fn a_refused_upload_charges_nothing() {
-    everywhere(refused_upload).await;
+    on_every_store(refused_upload).await;
 }
 
 async fn refused_upload(platforms: &Platforms) {
@@ -240,7 +240,7 @@ async fn refused_upload(platforms: &Platforms) {
 
 #[tokio::test]
 async fn an_invalid_key_is_refused() {
-    everywhere(bad_key).await;
+    on_every_store(bad_key).await;
 }
 
 async fn bad_key(platforms: &Platforms) {
@@ -253,8 +253,8 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn an_address_that_guesses_keys_is_slowed() {
-    everywhere(guessing).await;
+async fn an_address_that_guesses_keys_is_blocked_for_a_while() {
+    on_every_store(guessing).await;
 }
 
 async fn guessing(platforms: &Platforms) {

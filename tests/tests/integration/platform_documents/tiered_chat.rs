@@ -2,7 +2,7 @@
 
 use tollgate_proto::v1::{Call, caller::By};
 
-use super::{Answer, Platforms, answer, everywhere};
+use super::{Answer, Platforms, answer, on_every_store};
 
 /// Tier, requests a minute, tokens a minute, requests a day, priority.
 type Row = (&'static str, u64, u64, u64, &'static str);
@@ -110,7 +110,7 @@ async fn requests_a_day(platforms: &Platforms) {
 
 #[tokio::test]
 async fn every_row_of_the_document_is_enforced() {
-    everywhere(async |platforms| {
+    on_every_store(async |platforms| {
         requests_a_minute(platforms).await;
         tokens_a_minute(platforms).await;
         requests_a_day(platforms).await;
@@ -121,7 +121,7 @@ async fn every_row_of_the_document_is_enforced() {
 /// "Enterprise: Unlimited, Unlimited, Unlimited".
 #[tokio::test]
 async fn enterprise_is_unlimited() {
-    everywhere(enterprise).await;
+    on_every_store(enterprise).await;
 }
 
 async fn enterprise(platforms: &Platforms) {
@@ -135,8 +135,8 @@ async fn enterprise(platforms: &Platforms) {
 
 /// The priority comes with the decision too, for those who do not ask for an answer.
 #[tokio::test]
-async fn the_priority_is_the_tiers() {
-    everywhere(priority).await;
+async fn the_priority_comes_from_the_tier() {
+    on_every_store(priority).await;
 }
 
 async fn priority(platforms: &Platforms) {
@@ -151,11 +151,11 @@ async fn priority(platforms: &Platforms) {
 
 /// Limits are those of a key, and keys are told apart.
 #[tokio::test]
-async fn keys_are_counted_apart() {
-    everywhere(counted_apart).await;
+async fn keys_are_counted_separately() {
+    on_every_store(check_counted_separately).await;
 }
 
-async fn counted_apart(platforms: &Platforms) {
+async fn check_counted_separately(platforms: &Platforms) {
     let full = |key| call(key, "chat", &[("requests", 10)]);
     assert_eq!(platforms.consume(full("free-1")).await.status, 200);
     assert_eq!(platforms.refused(full("free-1")).await.status, 429);
@@ -164,7 +164,7 @@ async fn counted_apart(platforms: &Platforms) {
 
 #[tokio::test]
 async fn an_invalid_key_is_refused() {
-    everywhere(bad_key).await;
+    on_every_store(bad_key).await;
 }
 
 async fn bad_key(platforms: &Platforms) {
@@ -178,8 +178,8 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn an_address_that_guesses_keys_is_slowed() {
-    everywhere(guessing).await;
+async fn an_address_that_guesses_keys_is_blocked_for_a_while() {
+    on_every_store(guessing).await;
 }
 
 async fn guessing(platforms: &Platforms) {

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tollgate_proto::v1::{Call, ReportOutcomeRequest, caller::By};
 
-use super::{Answer, Platforms, answer, changed, everywhere, everywhere_with};
+use super::{Answer, Platforms, answer, changed, on_every_store, on_every_store_with};
 
 /// Class, a model of it, requests a minute, tokens a minute.
 type Row = (&'static str, &'static str, u64, Option<u64>);
@@ -64,7 +64,7 @@ impl Headers {
 
 #[tokio::test]
 async fn every_row_of_requests_a_minute_is_enforced() {
-    everywhere(async |platforms| requests_a_minute(platforms, &ROWS).await).await;
+    on_every_store(async |platforms| requests_a_minute(platforms, &ROWS).await).await;
 }
 
 async fn requests_a_minute(platforms: &Platforms, rows: &[Row]) {
@@ -95,7 +95,7 @@ async fn requests_a_minute(platforms: &Platforms, rows: &[Row]) {
 
 #[tokio::test]
 async fn every_row_of_tokens_a_minute_is_enforced() {
-    everywhere(async |platforms| tokens_a_minute(platforms, &ROWS).await).await;
+    on_every_store(async |platforms| tokens_a_minute(platforms, &ROWS).await).await;
 }
 
 async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
@@ -127,7 +127,7 @@ async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
 
 #[tokio::test]
 async fn video_and_music_are_not_limited() {
-    everywhere(video_and_music).await;
+    on_every_store(video_and_music).await;
 }
 
 async fn video_and_music(platforms: &Platforms) {
@@ -164,7 +164,7 @@ async fn a_model_may_have_limits_of_its_own() {
         ("Medium", "qwen3-next-80b", 100, Some(2_000_000)),
         ("Anthropic (direct)", "claude-sonnet-4-6", 500, Some(5_000_000)),
     ];
-    everywhere_with(&own, async |platforms| {
+    on_every_store_with(&own, async |platforms| {
         requests_a_minute(platforms, &rows).await;
         tokens_a_minute(platforms, &rows).await;
     })
@@ -174,7 +174,7 @@ async fn a_model_may_have_limits_of_its_own() {
 /// "Each model resolves to a model-specific override if one exists", for partners with numbers of their own.
 #[tokio::test]
 async fn a_partner_has_limits_of_its_own() {
-    everywhere(partner).await;
+    on_every_store(partner).await;
 }
 
 async fn partner(platforms: &Platforms) {
@@ -196,11 +196,11 @@ async fn partner(platforms: &Platforms) {
 
 /// Counters are the account's and the model's.
 #[tokio::test]
-async fn accounts_and_models_are_counted_apart() {
-    everywhere(counted_apart).await;
+async fn accounts_and_models_are_counted_separately() {
+    on_every_store(check_counted_separately).await;
 }
 
-async fn counted_apart(platforms: &Platforms) {
+async fn check_counted_separately(platforms: &Platforms) {
     let full = |account, model| call(account, model, &[("requests", 20)]);
     for (account, model) in [("a", "venice-sd35"), ("a", "upscaler"), ("b", "venice-sd35")] {
         assert_eq!(platforms.consume(full(account, model)).await.status, 200, "{account} {model}");
@@ -252,20 +252,20 @@ async fn two_keys(platforms: &Platforms, apart: bool) {
 
 #[tokio::test]
 async fn keys_of_an_account_share_its_limits() {
-    everywhere(async |platforms| two_keys(platforms, false).await).await;
+    on_every_store(async |platforms| two_keys(platforms, false).await).await;
 }
 
 #[tokio::test]
-async fn keys_of_an_account_may_be_counted_apart() {
+async fn keys_of_an_account_may_be_counted_separately() {
     let scope = "\n  quotas: [account, resource]\n";
     let each = changed("venice.yaml", scope, "\n  quotas: [api_key, resource]\n");
-    everywhere_with(&each, async |platforms| two_keys(platforms, true).await).await;
+    on_every_store_with(&each, async |platforms| two_keys(platforms, true).await).await;
 }
 
 /// "Abuse Protection: more than 20 failed requests in 30 seconds".
 #[tokio::test]
 async fn too_many_failed_requests_are_blocked() {
-    everywhere(failed_requests).await;
+    on_every_store(failed_requests).await;
 }
 
 async fn failed_requests(platforms: &Platforms) {
@@ -302,7 +302,7 @@ async fn failed_requests(platforms: &Platforms) {
 
 #[tokio::test]
 async fn an_invalid_key_is_refused() {
-    everywhere(bad_key).await;
+    on_every_store(bad_key).await;
 }
 
 async fn bad_key(platforms: &Platforms) {
@@ -315,8 +315,8 @@ fn no_such_key() -> Answer {
 }
 
 #[tokio::test]
-async fn an_address_that_guesses_keys_is_slowed() {
-    everywhere(guessing).await;
+async fn an_address_that_guesses_keys_is_blocked_for_a_while() {
+    on_every_store(guessing).await;
 }
 
 async fn guessing(platforms: &Platforms) {

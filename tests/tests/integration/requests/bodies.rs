@@ -22,7 +22,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{HONEST, OTHER, as_service, nearly_as_before, node_with, p99_over_grpc, p99_over_rest};
+use super::{HONEST, OTHER, as_service, assert_latency_nearly_unchanged, node_with, p99_over_grpc, p99_over_rest};
 use crate::harness::{Process, Proxy, account, call, quota, until};
 
 const CONSUME: &str = "/tollgate.v1.RateLimitService/Consume";
@@ -75,7 +75,7 @@ async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
     for page in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(node.rest.text(page).await.0, StatusCode::OK, "{page}");
     }
-    nearly_as_before(before, during);
+    assert_latency_nearly_unchanged(before, during);
     let answers = slow.join_all().await;
     let of = |status: &str| answers.iter().filter(|answer| answer.starts_with(status)).count();
     let (late, refused) = (of("HTTP/1.1 408 "), of("HTTP/1.1 429 "));
@@ -169,12 +169,12 @@ async fn slow_messages_of_one_token_over_grpc_do_not_block_others() {
     );
     println!("{} KiB more", grown >> 10);
     assert!(grown < 64 << 20, "{grown} bytes more");
-    nearly_as_before(before, during);
+    assert_latency_nearly_unchanged(before, during);
 }
 
 /// Streams of one token, and calls of one token that hang, leave places for others. Seen to fail without the share.
 #[tokio::test]
-async fn one_token_holds_its_share_of_open_requests_and_no_more() {
+async fn one_token_holds_at_most_its_share_of_open_requests() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     let arguments =

@@ -103,7 +103,7 @@ impl HttpBody for DelayedBody {
 
 /// The deadline begins with the call, not with its message.
 #[tokio::test]
-async fn a_message_that_comes_after_the_deadline_is_not_charged() {
+async fn a_message_received_after_the_deadline_is_not_charged() {
     let node = memory_node(&shop(100)).await;
     let message = ConsumeRequest { call: Some(call(account("a"), "model", &[])) }.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();

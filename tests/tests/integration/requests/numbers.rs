@@ -20,7 +20,7 @@ fn numbers() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_number_setting_is_bounded_by_name() {
+async fn every_numeric_setting_is_bounded_and_named_in_its_error() {
     let (_folder, policy) = folder_with(&shop(100));
     let names = numbers();
     assert!(names.len() >= 28, "{names:?}");

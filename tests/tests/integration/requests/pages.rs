@@ -13,7 +13,7 @@ use axum::body::Bytes;
 use reqwest::{StatusCode, header};
 use tokio::task::JoinSet;
 
-use super::{nearly_as_before, node_with, p99_over_grpc};
+use super::{assert_latency_nearly_unchanged, node_with, p99_over_grpc};
 use crate::harness::{http, memory_node, shop, until};
 
 /// Four connections that each ask for 100 pages at once, again and again: honest calls are decided as before, and probes are
@@ -78,7 +78,7 @@ async fn a_flood_of_open_pages_does_not_slow_decisions() {
     println!("{differ} pages that differ, of at most {most}");
     println!("{answered:?} pages, {refused:?} refused");
     assert!(differ <= most, "{differ} pages that differ, of at most {most}");
-    nearly_as_before(before, during);
+    assert_latency_nearly_unchanged(before, during);
     assert!(answered.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0);
 }
 

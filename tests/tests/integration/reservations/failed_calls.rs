@@ -79,7 +79,7 @@ async fn end(node: &Node, protocol: Protocol, id: &str, end: ReservationEnd, sta
     }
 }
 
-async fn ask(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
+async fn decide(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
     let attributes = BTreeMap::from([("ip".to_owned(), ip.to_owned())]);
     let call = Call { attributes, ..call(who, resource, &[("tokens", 10)]) };
     reserve(&node.grpc, call, &[], 0).await.expect("a decision")
@@ -87,13 +87,13 @@ async fn ask(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
 
 /// The id of a new reservation of a key.
 async fn slots_in_use(node: &Node, key: &str, ip: &str) -> String {
-    id_of(&ask(node, api_key_id(key), "chat", ip).await)
+    id_of(&decide(node, api_key_id(key), "chat", ip).await)
 }
 
 async fn failures_block(node: &Node, protocol: Protocol) {
     let ended =
         async |id: &str, how: ReservationEnd, status| end(node, protocol, id, how, status).await.expect("it ends");
-    let key_one = async || ask(node, api_key_id("one"), "chat", "192.0.2.1").await;
+    let key_one = async || decide(node, api_key_id("one"), "chat", "192.0.2.1").await;
     let used = async || {
         let now = peek(&node.grpc, call(account("acme"), "chat", &[])).await.expect("a decision");
         [quota(&now, "tokens_per_minute").used, quota(&now, "concurrent_requests").used]
@@ -141,7 +141,7 @@ async fn failures_block(node: &Node, protocol: Protocol) {
     );
     // It is the key of the reservation that is blocked: neither its account nor the other key.
     for who in [account("acme"), api_key_id("two")] {
-        let others = ask(node, who, "chat", "192.0.2.1").await;
+        let others = decide(node, who, "chat", "192.0.2.1").await;
         ended(&id_of(&others), None, 0).await;
     }
     // What was under way ends, and does not lengthen the block.
@@ -153,22 +153,22 @@ async fn failures_block(node: &Node, protocol: Protocol) {
 
     // The attributes and the resource are those of the reservation, too.
     for key in ["one", "two"] {
-        assert!(allowed(&ask(node, account("acme"), "chat", "192.0.2.9").await));
+        assert!(allowed(&decide(node, account("acme"), "chat", "192.0.2.9").await));
         ended(&slots_in_use(node, key, "192.0.2.9").await, Some(10), 418).await;
     }
-    let refused = ask(node, account("other"), "chat", "192.0.2.9").await;
+    let refused = decide(node, account("other"), "chat", "192.0.2.9").await;
     assert_eq!(
         (refused.reason(), refused.retry_after_ms),
         (Reason::Blocked, Some(60_000)),
         "{protocol:?}: {refused:?}"
     );
-    assert!(allowed(&ask(node, account("other"), "free", "192.0.2.9").await), "{protocol:?}: another resource");
-    assert!(allowed(&ask(node, account("other"), "chat", "192.0.2.1").await), "{protocol:?}: another address");
+    assert!(allowed(&decide(node, account("other"), "free", "192.0.2.9").await), "{protocol:?}: another resource");
+    assert!(allowed(&decide(node, account("other"), "chat", "192.0.2.1").await), "{protocol:?}: another address");
     node.clock.advance_ms(3_600_000);
 }
 
 #[tokio::test]
-async fn failed_settlements_block_like_reports() {
+async fn failures_reported_at_settlement_block_like_reports() {
     let redis = RedisServer::start();
     for node in [memory_node(&policy()).await, redis_node(&policy(), redis.url()).await] {
         for protocol in [Protocol::Grpc, Protocol::Rest] {

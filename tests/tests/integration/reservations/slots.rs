@@ -44,16 +44,16 @@ const ROWS: [(&str, &str, [bool; 5]); 8] = [
 const SCOPES: [&[&str]; 5] =
     [&["api_key"], &["account"], &["resource"], &["api_key", "resource"], &["account", "resource"]];
 
-async fn ask(node: &Node, who: &str, resource: &str) -> Decision {
+async fn decide(node: &Node, who: &str, resource: &str) -> Decision {
     let caller: Caller = who.strip_prefix("account ").map_or_else(|| api_key_id(who), account);
     reserve(&node.grpc, call(caller, resource, &[]), &[], 0).await.expect("a decision")
 }
 
-async fn slots_are_of(node: &Node, at: usize) {
-    let held = id_of(&ask(node, "one", "chat").await);
+async fn check_slot_scope(node: &Node, at: usize) {
+    let held = id_of(&decide(node, "one", "chat").await);
     for (who, resource, shares) in ROWS {
         let what = format!("{who} at {resource} by {:?}", SCOPES[at]);
-        let decision = ask(node, who, resource).await;
+        let decision = decide(node, who, resource).await;
         assert_eq!(!allowed(&decision), shares[at], "{what}: {decision:?}");
         if shares[at] {
             let slots = quota(&decision, "concurrent_requests");
@@ -64,7 +64,7 @@ async fn slots_are_of(node: &Node, at: usize) {
     }
     cancel(&node.grpc, &held).await.expect("it is given back");
     for (who, resource, _) in ROWS {
-        let decision = ask(node, who, resource).await;
+        let decision = decide(node, who, resource).await;
         assert!(allowed(&decision), "{who} at {resource} by {:?}, when nobody holds one", SCOPES[at]);
         cancel(&node.grpc, &id_of(&decision)).await.expect("it is given back");
     }
@@ -74,7 +74,7 @@ async fn slots_are_of(node: &Node, at: usize) {
 async fn slots_are_counted_by_the_scope_of_their_quota() {
     let redis = RedisServer::start();
     for (at, scope) in SCOPES.iter().enumerate() {
-        slots_are_of(&memory_node(&policy(scope)).await, at).await;
-        slots_are_of(&redis_node(&policy(scope), redis.url()).await, at).await;
+        check_slot_scope(&memory_node(&policy(scope)).await, at).await;
+        check_slot_scope(&redis_node(&policy(scope), redis.url()).await, at).await;
     }
 }

@@ -102,7 +102,7 @@ fn the_doctor_warns_of_a_wrong_clock() {
 }
 
 /// Listens where no Redis is, and does this with each connection, for as long as the test runs.
-fn another_program(with: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
+fn start_fake_server(with: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.incoming().filter_map(Result::ok).for_each(with));
@@ -110,7 +110,7 @@ fn another_program(with: impl Fn(std::net::TcpStream) + Send + 'static) -> Strin
 }
 
 /// What the doctor says, which is not to be long in coming.
-fn in_time(settings: &[String]) -> String {
+fn doctor_output_within_bound(settings: &[String]) -> String {
     let started = Instant::now();
     let (code, said) = doctor(settings);
     assert_eq!(code, 1, "{said}");
@@ -121,19 +121,19 @@ fn in_time(settings: &[String]) -> String {
 /// Seen to fail where rights were tried on whatever takes connections in: all of these were said to lack rights, after up
 /// to 45 seconds.
 #[test]
-fn a_server_that_is_no_redis_is_not_reported_as_missing_rights() {
+fn a_server_that_is_not_redis_is_not_reported_as_missing_rights() {
     // Held, so that it is not closed.
     let held = std::sync::Mutex::new(Vec::new());
-    let mute = another_program(move |stream| held.lock().unwrap().push(stream));
-    let web = another_program(|mut stream| {
+    let mute = start_fake_server(move |stream| held.lock().unwrap().push(stream));
+    let web = start_fake_server(|mut stream| {
         let _ = stream.read(&mut [0; 1024]);
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         let _ = stream.read(&mut [0; 1024]);
     });
-    let closing = another_program(|mut stream| {
+    let closing = start_fake_server(|mut stream| {
         let _ = stream.read(&mut [0; 1024]);
     });
-    let odd = another_program(|mut stream| {
+    let odd = start_fake_server(|mut stream| {
         while let Ok(1..) = stream.read(&mut [0; 1024]) {
             let _ = stream.write_all(b":1\r\n");
         }
@@ -151,18 +151,19 @@ fn a_server_that_is_no_redis_is_not_reported_as_missing_rights() {
         (format!("redis://127.0.0.1:{}", RedisServer::free_port()), "cannot be reached"),
         ("redis://no-such-host.invalid".to_owned(), "cannot be reached"),
     ] {
-        let said = in_time(&[format!("--redis={url}")]);
+        let said = doctor_output_within_bound(&[format!("--redis={url}")]);
         assert!(said.contains(complaint), "{url}: {said}");
         assert!(!said.contains(" rights: ") && !said.contains("ACL"), "{url}: {said}");
     }
     // Both at once.
-    let said = in_time(&[format!("--redis={}", hung.url()), format!("--accounts-redis={}", hung.url())]);
+    let said =
+        doctor_output_within_bound(&[format!("--redis={}", hung.url()), format!("--accounts-redis={}", hung.url())]);
     assert_eq!(said.matches("does not answer").count(), 2, "{said}");
     hung.resume();
     // A full or read-only one is not said to lack rights either.
     for (command, complaint) in [("REPLICAOF 127.0.0.1 1", "read only replica"), ("CONFIG SET maxmemory 1", "OOM")] {
         let _: () = hung.run(command);
-        let said = in_time(&[format!("--redis={}", hung.url())]);
+        let said = doctor_output_within_bound(&[format!("--redis={}", hung.url())]);
         assert!(said.contains(complaint) && !said.contains(" rights: not allowed"), "{command}: {said}");
         let _: () = hung.run("REPLICAOF NO ONE");
     }
@@ -170,11 +171,11 @@ fn a_server_that_is_no_redis_is_not_reported_as_missing_rights() {
 
 /// Seen to fail where only each answer had a bound.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_doctor_is_quick_with_a_slow_redis() {
+async fn the_doctor_answers_in_time_when_redis_is_slow() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(900));
-    let said = in_time(&[format!("--redis={}", proxy.url())]);
+    let said = doctor_output_within_bound(&[format!("--redis={}", proxy.url())]);
     assert!(said.contains("too slow to finish all checks"), "{said}");
 }
 
@@ -182,7 +183,7 @@ async fn the_doctor_is_quick_with_a_slow_redis() {
 ///
 /// Seen to fail with a `--config` for nodes alone.
 #[test]
-fn the_doctor_takes_the_settings_of_a_node() {
+fn the_doctor_accepts_the_settings_of_a_node() {
     let redis = RedisServer::start();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("node.yaml");

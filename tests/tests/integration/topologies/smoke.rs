@@ -72,7 +72,7 @@ pub(super) async fn smoke(settings: &[String]) {
     let routes = Routes { nodes: &nodes, seen: RefCell::default() };
     decisions_over_rest(&routes).await;
     accounts(&routes).await;
-    routes.are_all().await;
+    routes.assert_all_called().await;
 }
 
 fn model(tokens: u64) -> Call {
@@ -176,7 +176,7 @@ impl Routes<'_> {
     }
 
     /// Every route of the description was called.
-    async fn are_all(&self) {
+    async fn assert_all_called(&self) {
         let (_, description) = self.nodes[0].rest.json("/openapi.json").await;
         let operations = description["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
             item.as_object().unwrap().keys().map(move |method| (method.clone(), path.clone()))
