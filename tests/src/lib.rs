@@ -24,7 +24,7 @@ pub fn memory(redis: &mut Connection, name: &str) -> u64 {
     value.expect("a field of INFO").parse().expect("a number")
 }
 
-/// A call of an account: requests and tokens a minute, requests a day, which it never uses up.
+/// The claims of one account: requests per minute, tokens per minute, requests per day. The limits are never reached.
 pub fn claims(account: u64) -> [Claim; 3] {
     let partition = Partition::of(["bench", "account", &account.to_string()]);
     let claim = |ms, unit, cost: u32| Claim {

@@ -1,8 +1,8 @@
-//! What company saves: microseconds of Redis time a decision takes (`INFO commandstats`) where several are decided by one
-//! run of their script, of the same account or each of another one. Run it by `tests/bench-batches`.
+//! The cost of batched decisions: microseconds of Redis time per decision (`INFO commandstats`) when one script run
+//! decides several calls, of one account or of several. Run it with `tests/bench-batches`.
 //!
-//! Each call is one of three quotas, in windows that are in steady state: events leave as new ones come. Time is simulated
-//! as in `bench-redis-cost`; the ways take turns, and the lower quartile counts.
+//! Each call has three quotas, whose windows are in steady state: old events leave as new ones come. Time is simulated
+//! as in `bench-redis-cost`. The batch shapes take turns; the lower quartile of the parts counts.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
@@ -14,17 +14,17 @@ use tollgate_tests::{claims, microseconds_a_call};
 
 const CLOCK: &str = "redis.call('TIME') local now = tonumber(ARGV[#ARGV]) local shortest_ttl = 3600000 ";
 const START: u64 = 1_800_000_000_000;
-/// So many accounts take turns.
+/// Number of accounts, which take turns.
 const ACCOUNTS: u64 = 96;
-/// Calls of an account a minute, so that as many are live in the short window.
+/// Calls of one account per minute, which is also the number of live events in the short window.
 const A_MINUTE: u64 = 300;
 const PARTS: usize = 20;
-/// Calls in a part; every way fits in evenly.
+/// Calls per part, a multiple of every batch shape.
 const PART: u64 = 9_600;
-/// Accounts in a batch, and calls of each.
+/// The batch shapes: accounts per batch, and calls per account.
 const SHAPES: [(u64, u8); 7] = [(1, 1), (1, 4), (1, 32), (4, 1), (4, 8), (32, 1), (96, 1)];
 
-/// One way of making calls, on accounts of its own.
+/// Makes calls in one batch shape, on accounts of its own.
 struct Runner {
     /// Each batch's keys and arguments.
     batches: Vec<(Vec<String>, Vec<Vec<u8>>)>,
@@ -44,7 +44,7 @@ impl Runner {
         Self { batches, calls: accounts * u64::from(each), made: 0 }
     }
 
-    /// Makes so many calls, at the pace of the load, pipelined.
+    /// Makes this many calls, pipelined, at the pace of the load.
     fn run(&mut self, redis: &mut Connection, hash: &str, calls: u64) {
         let mut left = calls / self.calls;
         while left > 0 {

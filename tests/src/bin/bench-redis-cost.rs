@@ -1,9 +1,9 @@
-//! What a decision costs Redis: microseconds of its own time (`INFO commandstats`) and bytes a scope, for
-//! several ways of limiting, in one run on one private server. Run it by `tests/bench-redis-cost`; an argument
-//! such as `"3 1 "` picks the rows whose "quotas keys events" begin so. Fails when a bound is exceeded.
+//! The cost of a decision in Redis: microseconds of Redis time (`INFO commandstats`) and bytes per scope, for several
+//! algorithms, in one run on one private server. Run it with `tests/bench-redis-cost`; an argument such as `"3 1 "`
+//! selects the rows whose "quotas keys events" begin with it. It fails when a bound is exceeded.
 //!
-//! Time is simulated, so that windows are in steady state (old events leave as new ones come, which every
-//! row verifies); every script but the empty one still asks Redis for the time, as it must in production.
+//! Time is simulated, so that windows are in steady state (old events leave as new ones come, which every row
+//! verifies). Every script but the empty one still calls `TIME`, as it must in production.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
@@ -25,21 +25,21 @@ const SHORT: u64 = 60_000;
 /// When every row begins.
 const START: u64 = 1_800_000_000_000;
 
-/// How many calls are measured for a figure, and in how many parts: the ways take turns, and the part at the
-/// lower quartile counts, so that a neighbour on the machine does not decide.
+/// Number of calls behind each figure, and number of parts. The algorithms take turns, and the part at the lower
+/// quartile counts, so that other load on the machine has little influence.
 const CALLS_MEASURED: u64 = 10_000;
 const PARTS: usize = 20;
 
-/// Each pipeline has this many calls, so that what surrounds a call costs the same in every row.
+/// Calls per pipeline: the same in every row, so that the overhead per call is the same.
 const PIPELINE: usize = 500;
 
-/// Keys begin up to this many rounds late, so that what a script does every few calls falls in every part.
+/// Keys start up to this many rounds late, so that work which a script does every few calls falls into every part.
 const LATEST_START: u64 = 3;
 
-/// Where calls are refused, this many come for each one that fits.
+/// Calls per admission in the rows with refusals.
 const CALLS_PER_ADMISSION: u64 = 20;
 
-/// TIME is called and then replaced, so that its cost is in the figures.
+/// `TIME` is called and its result replaced, so that the figures include its cost.
 const CLOCK: &str = "redis.call('TIME') local now = tonumber(ARGV[#ARGV]) local shortest_ttl = 3600000 ";
 
 const EMPTY: &str = "return 1";
@@ -55,11 +55,10 @@ for i = 1, #KEYS do
 end
 return over";
 
-/// A log per quota, all or nothing, that says as much as Tollgate's: what each quota has used and when it is
-/// free again, or how long to wait. Where every event costs one, its members are counted; otherwise a second
-/// key holds their sum, from which the costs of those that leave are taken off. KEYS: the logs, then the sums
-/// of those that have one; ARGV: per log cost, limit, window and the number of its sum or 0, then what makes a
-/// member unique, then the time. Keys live an hour at least, as the simulated time runs ahead of Redis's.
+/// A sorted-set log per quota, all or nothing, that reports as much as Tollgate does: usage and reset of each quota, or
+/// the wait. Where every event costs one, the members are counted. Otherwise a second key holds the sum of costs. KEYS:
+/// the logs, then the sums. ARGV: per log cost, limit, window and the number of its sum (or 0); then a text that makes
+/// the member unique; then the time. Keys live for an hour at least, as the simulated time runs ahead of Redis's.
 const SORTED_SETS: &str = "
 local now = redis.call('TIME') now = tonumber(ARGV[#ARGV])
 local logs = (#ARGV - 2) / 4
@@ -101,7 +100,7 @@ for i = 1, logs do
 end
 return reply";
 
-/// One quota of the load: its window, its unit, and whether it counts for the key rather than the account.
+/// One quota of the load: its window in ms, its unit, and whether it counts per key rather than per account.
 struct Quota(u64, &'static str, bool);
 
 #[derive(Clone, Copy, PartialEq)]
@@ -114,7 +113,7 @@ enum Algorithm {
 
 const ALGORITHMS: [Algorithm; 4] = [Algorithm::Empty, Algorithm::Fixed, Algorithm::SortedSets, Algorithm::Tollgate];
 
-/// How a key's calls come: `live` of them in a short window, `ratio` times as many in a long one.
+/// The calls of a key: `live` of them in a short window, `ratio` times as many in a long one.
 #[derive(Clone, Copy)]
 struct Load {
     quotas: usize,
@@ -149,7 +148,7 @@ type Call = (u64, u64);
 /// The keys and the arguments of a script.
 type Encoded = (Vec<String>, Vec<Vec<u8>>);
 
-/// What one way costs under one load: µs for an admission, µs where 95 % are refused, bytes a scope.
+/// The cost of one algorithm under one load: µs per admission, µs per call where 95 % are refused, bytes per scope.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     admitted: f64,
@@ -236,7 +235,7 @@ fn print_row(load: Load, refused: &str, costs: [Cost; 4], [empty, fixed, zsets, 
     );
 }
 
-/// The worst of the rows over three quotas, against each bound.
+/// The worst row with three quotas, and its bound.
 fn time_bounds(rows: &[(Load, [Cost; 4])]) -> Vec<(&'static str, f64, f64)> {
     let three: Vec<_> = rows.iter().filter(|(load, _)| load.quotas == 3).collect();
     let worst = |ratio: &dyn Fn(&[Cost; 4]) -> f64| three.iter().map(|(_, costs)| ratio(costs)).fold(0.0, f64::max);
@@ -253,13 +252,13 @@ fn time_bounds(rows: &[(Load, [Cost; 4])]) -> Vec<(&'static str, f64, f64)> {
     bounds
 }
 
-/// Runs the load in every way, each in steady state.
+/// Runs the load with every algorithm, in steady state.
 fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     let pace = load.pace();
     // Fills the long window once over.
     let rounds = load.long() / pace + 2 + LATEST_START;
-    // The calls of the keys are spread over the pace, so that not all windows turn at once.
+    // The calls of the keys are spread over the interval, so that their windows do not turn at the same moment.
     let spread = |key: u64| START + key * 7_919 % pace;
     let admitted_keys = load.keys.min(CALLS_MEASURED);
     let more_rounds = CALLS_MEASURED / admitted_keys;
@@ -270,7 +269,7 @@ fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
     let admitted: Vec<Call> = (0..more_rounds)
         .flat_map(|round| (0..admitted_keys).map(move |key| (key, spread(key) + (rounds + round) * pace)))
         .collect();
-    // Each key begins elsewhere between two admissions, so that every part has its share of them.
+    // Each key starts at another point between two admissions, so that every part has its share of them.
     let refused_keys = load.keys.min(CALLS_MEASURED / CALLS_PER_ADMISSION);
     let last = rounds + more_rounds - 1;
     let refused: Vec<Call> = (0..CALLS_MEASURED / refused_keys)
@@ -291,7 +290,7 @@ fn measure(redis: &mut Connection, load: Load) -> [Cost; 4] {
     [0, 1, 2, 3].map(|way| Cost { admitted: admitted[way], refused: refused[way], bytes: bytes[way] })
 }
 
-/// The µs a call of each way.
+/// Microseconds per call, for each algorithm.
 fn measure_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call], full: bool) -> [f64; 4] {
     let mut each: [Vec<f64>; 4] = Default::default();
     let mut denied = [0; 4];
@@ -314,7 +313,7 @@ fn measure_in_turn(redis: &mut Connection, ways: &mut [Runner; 4], calls: &[Call
     })
 }
 
-/// One way under one load.
+/// One algorithm under one load.
 struct Runner {
     way: Algorithm,
     hash: String,
@@ -322,7 +321,7 @@ struct Runner {
     quotas: Vec<Quota>,
     /// The sorted sets of each key.
     sets: Vec<Vec<String>>,
-    /// What Tollgate is called with, for each key: without limits in reach, and with.
+    /// Keys and arguments for Tollgate's script, for each key: with limits out of reach, and with limits in reach.
     encoded: Vec<[Encoded; 2]>,
     calls: u64,
 }
@@ -350,8 +349,8 @@ impl Runner {
         runner
     }
 
-    /// Makes the calls, pipelined, and returns how many were denied. `full`: the limits are what was used at
-    /// the pace of the load.
+    /// Makes the calls, pipelined, and returns the number of refusals. With `full`, each limit equals the usage at the
+    /// pace of the load.
     fn run(&mut self, redis: &mut Connection, calls: impl IntoIterator<Item = Call>, full: bool) -> usize {
         let mut denied = 0;
         let mut calls = calls.into_iter().peekable();
@@ -402,7 +401,7 @@ impl Runner {
             (Algorithm::Tollgate, reply) => {
                 let bytes = raw::replies(reply).next().expect("one call was asked for");
                 if settled {
-                    // In steady state the short window holds what comes in its time, this call included.
+                    // In steady state the short window holds exactly `live` events, this call included.
                     let used = bytes[7..14].iter().rev().fold(0, |used, byte| used << 8 | u64::from(*byte));
                     assert!(used == self.load.live, "{used} events in the short window");
                 }
@@ -430,7 +429,7 @@ impl Runner {
         }
     }
 
-    /// `MEMORY USAGE` of the keys of one scope, on the average of up to 100 scopes.
+    /// `MEMORY USAGE` of the keys of one scope, averaged over up to 100 scopes.
     fn scope_bytes(&self, redis: &mut Connection, now: u64) -> u64 {
         let scopes = self.load.keys.min(100);
         let total: u64 = (0..scopes).flat_map(|key| self.keys(key, now)).map(|name| memory(redis, &name)).sum();
@@ -466,12 +465,12 @@ fn ten_events(redis: &mut Connection) -> u64 {
     grow(redis, 10, |event| event * 1_000)
 }
 
-/// A burst of 1,024 events, then one in each cell, is the most a window can hold.
+/// A window is fullest after a burst of 1,024 events and then one event in each cell.
 fn fullest(redis: &mut Connection) -> u64 {
     grow(redis, 12_000, |event| if event < 1_024 { event } else { 1_024 + (event - 1_024) * 55 })
 }
 
-/// The most memory that two windows of requests and tokens take while `events` come.
+/// Peak memory of two windows of requests and tokens while `events` come, in bytes.
 fn grow(redis: &mut Connection, events: u64, at: impl Fn(u64) -> u64) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     let mut runner = Runner::new(redis, Algorithm::Tollgate, Load { quotas: 4, keys: 1, live: events, ratio: 10 });
@@ -486,7 +485,7 @@ fn grow(redis: &mut Connection, events: u64, at: impl Fn(u64) -> u64) -> u64 {
     largest
 }
 
-/// Bytes that one admission adds to the replication stream, in steady state.
+/// Bytes that one admission adds to the replication stream in steady state.
 fn replicated(redis: &mut Connection) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
     cmd("CONFIG").arg("SET").arg("appendonly").arg("yes").exec(redis).expect("appendonly");

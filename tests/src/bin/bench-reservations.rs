@@ -1,8 +1,8 @@
-//! What reservations cost Redis, beside plain consumption: microseconds of its own time an operation (`INFO
-//! commandstats`), and bytes a reservation that is outstanding. Run it by `tests/bench-reservations`.
+//! The cost of reservations in Redis, next to plain consumption: microseconds of Redis time per operation (`INFO
+//! commandstats`), and bytes per open reservation. Run it with `tests/bench-reservations`.
 //!
-//! Three quotas (requests and tokens in a short window, requests in a long one) of 1,000 accounts, and a slot where
-//! it says so; the ways take turns, and the lower quartile of the parts counts.
+//! Three quotas (requests and tokens in a short window, requests in a long one) of 1,000 accounts, and a concurrency
+//! slot where the name says so. The operations take turns; the lower quartile of the parts counts.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
@@ -28,10 +28,10 @@ const ACCOUNTS: u64 = 1_000;
 const PARTS: usize = 9;
 const CALLS: u64 = 2_000;
 const OUTSTANDING: u64 = 1_000_000;
-/// The most that one of them may take, in bytes.
+/// Bound on the memory of one reservation, in bytes.
 const MOST_BYTES: u64 = 400;
 const TTL_MS: u32 = 3_600_000;
-/// About what a node notes: the units, the account, the key, the resource.
+/// A note of the size that a node writes: units, account, key, resource.
 const NOTE: &[u8] =
     br#"{"u":[["requests",1],["tokens",1500]],"l":600000,"a":"account-000000","k":"key-000000","r":"llama-3.3-70b"}"#;
 
@@ -115,7 +115,7 @@ async fn close(store: &RedisStore, number: u64, operation: Operation, known: &Re
     store.close(claims[0].ledger.partition, id_of(number), &closing).await.expect("a close");
 }
 
-/// One operation of a way; `known` is its reservation, where it has one.
+/// Runs one operation; `known` is its reservation, if it needs one.
 async fn run_one(store: Arc<RedisStore>, operation: Operation, number: u64, known: Option<Reservation>) {
     let account = claims(number % ACCOUNTS, false);
     let home = account[0].ledger.partition;
@@ -203,10 +203,10 @@ async fn main() {
     assert!(bytes <= MOST_BYTES, "an outstanding reservation may take {MOST_BYTES} B");
 }
 
-/// The memory of a reservation, of many of 1,000 accounts, with the counters of those accounts there already.
+/// Memory of one reservation in bytes: the average over many, of 1,000 accounts whose counters exist already.
 async fn bytes_each(redis: &mut Connection, store: &Arc<RedisStore>) -> u64 {
     cmd("FLUSHALL").exec(redis).expect("FLUSHALL");
-    // What they charge is in the counters either way.
+    // The counters exist before the first measurement, so that only the records count.
     run_all(store, Operation::Consume, 0..OUTSTANDING, &[]).await;
     let before = memory(redis, "used_memory_dataset");
     run_all(store, Operation::Reserve, 0..OUTSTANDING, &[]).await;

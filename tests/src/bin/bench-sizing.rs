@@ -1,9 +1,10 @@
-//! What a Redis needs for many accounts: its memory, the size of its snapshot, and its time an admission at that number
-//! of keys. Run it by `tests/bench-sizing`, with numbers of accounts or none for 100,000 and 1,000,000.
+//! Redis at a large number of accounts: its memory, the size of its snapshot, and its time per admission. Run it with
+//! `tests/bench-sizing`; the arguments are numbers of accounts (default: 100,000 and 1,000,000).
 //!
-//! Each account has one scope with requests and tokens a minute and requests a day, and was called a few times. The
-//! scripts are those of production, with Redis's own clock. They fill the counters of some accounts; all others are
-//! copies of these, as a new counter grows with its first calls, which takes three times as long as a usual one.
+//! Each account has one scope (requests and tokens per minute, requests per day) and was called a few times. The
+//! scripts are those of production, with Redis's own clock. Calls fill the counters of some accounts; the counters of
+//! all others are copies, because a new counter grows with its first calls, which takes three times as long as a call
+//! in steady state.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
@@ -17,9 +18,9 @@ use tollgate_tests::{claims, memory, microseconds_a_call};
 
 const CLOCK: &str = include_str!("../../../lua/clock.lua");
 const EVENTS: u64 = 5;
-/// So many counters are filled by calls.
+/// Number of accounts whose counters are filled by calls.
 const FIRST: u64 = 1_000;
-/// So many admissions, of accounts all over, make the figure of time, in parts of which the lower quartile counts.
+/// Number of admissions that are timed, over all accounts; the lower quartile of the parts counts.
 const MEASURED: u64 = 50_000;
 const PARTS: u64 = 20;
 const PIPELINE: u64 = 500;
@@ -86,7 +87,7 @@ fn measure(accounts: u64) {
         cmd("CONFIG").arg("RESETSTAT").exec(&mut redis).expect("RESETSTAT");
         let number = MEASURED / PARTS;
         for first in (part * number..(part + 1) * number).step_by(usize::try_from(PIPELINE).expect("small")) {
-            // Far from each other, so that no cache of the processor has them.
+            // Accounts far apart, so that the processor's caches do not hold their counters.
             let all_over = (first..first + PIPELINE).map(|call| call * 7_368_787 % accounts);
             admit(&mut redis, script.get_hash(), all_over);
         }

@@ -1,8 +1,8 @@
-//! What waiting for a replica costs: decisions a second and their latency through a store with 64 callers at once, with
-//! and without `WAIT 1`, a master and its replica on loopback. Run it by `tests/bench-wait`.
+//! The cost of waiting for a replica: decisions per second and their latency through a store with 64 concurrent
+//! callers, with and without `WAIT 1`, on a master and a replica on loopback. Run it with `tests/bench-wait`.
 //!
-//! The ways take turns, and the median of the rounds counts. `WAIT` holds up its connection until the replica answers,
-//! with every call behind it, so that the number of connections decides.
+//! The configurations take turns; the median of the rounds counts. `WAIT` blocks its connection, and every call behind
+//! it, until the replica answers, so the number of connections decides the throughput.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::expect_used, reason = "a bench that cannot go on should stop")]
@@ -23,10 +23,10 @@ use tollgate_tests::claims;
 const CALLERS: u64 = 64;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
-/// Connections, and replicas that are waited for.
+/// Number of connections, and of replicas to wait for.
 const WAYS: [(usize, usize); 6] = [(2, 0), (2, 1), (8, 0), (8, 1), (32, 0), (32, 1)];
 
-/// Calls a second, the median and the 99th percentile of their time.
+/// Calls per second, median latency, 99th percentile.
 #[derive(Clone, Copy)]
 struct Figures {
     rate: f64,

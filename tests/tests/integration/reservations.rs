@@ -1,4 +1,4 @@
-//! Reservations over the wire: what gateways get wrong about tokens and slots, each as a test.
+//! Reservations through the API: mistakes that gateways make with tokens and slots, one test each.
 
 mod failed_calls;
 mod slots;
@@ -95,7 +95,7 @@ fn of(caller: &str, tokens: &[(&str, u64)]) -> Call {
     call(account(caller), "model", tokens)
 }
 
-/// What is used of requests, of tokens in a minute and in a day, of images, and of slots.
+/// Usage of requests, tokens per minute, tokens per day, images, and slots.
 async fn used(grpc: &Grpc, caller: &str) -> [u64; 5] {
     let now = peek(grpc, of(caller, &[])).await.unwrap();
     let names = ["requests_per_minute", "tokens_per_minute", "tokens_per_calendar_day", "images_per_minute"];
@@ -103,7 +103,7 @@ async fn used(grpc: &Grpc, caller: &str) -> [u64; 5] {
     [requests, minute, day, images, quota(&now, "concurrent_requests").used]
 }
 
-/// Two nodes on one Redis, and one in memory twice.
+/// Two nodes on one Redis, and one node in memory used twice.
 async fn pairs(redis: &RedisServer, policy: &str) -> [[Node; 2]; 1] {
     [[redis_node(policy, redis.url()).await, redis_node(policy, redis.url()).await]]
 }
@@ -158,7 +158,7 @@ async fn a_first_call_is_never_refused_by_an_estimate() {
         let first = reserve(&node.grpc, of("a", &[]), inputs, 0).await.unwrap();
         id_of(&first);
         assert_eq!(quota(&first, "tokens_per_minute").used, reserved, "{limit} {inputs:?}");
-        // What the call itself says is taken at its word.
+        // A cost stated in the call replaces the estimate.
         let said = reserve(&node.grpc, of("b", &[("tokens", limit + 1)]), &[], 0).await.unwrap();
         assert!(!allowed(&said) && said.retry_after_ms.is_none(), "never, not later");
     }
@@ -180,12 +180,12 @@ async fn a_refusal_without_a_free_slot_charges_nothing() {
         let retry_at = quota(&refused, "concurrent_requests").retry_at.as_ref().map(ms);
         assert_eq!(retry_at, ends, "the earliest that ends by itself");
         assert_eq!(used(first, "a").await, before, "a refusal charges nothing");
-        // A quota without room takes no slot either.
+        // A refusal by another quota occupies no slot.
         settle(second, &id_of(&held[0]), &[]).await.unwrap();
         assert!(!allowed(&reserve(first, of("a", &[("tokens", 19_990)]), &[], 0).await.unwrap()));
         assert_eq!(used(first, "a").await[4], 1);
         id_of(&reserve(first, call(), &[], 0).await.unwrap());
-        // A consumed call could not hold a slot, so it is not let past the quota in silence.
+        // `Consume` cannot hold a slot, so a call with a concurrency quota is an error.
         let consumed = consume(first, call()).await.unwrap_err();
         assert_eq!((consumed.code(), consumed.message().split(':').next()), (Code::InvalidArgument, Some("resource")));
     }
@@ -198,7 +198,7 @@ async fn a_request_id_charges_once_on_any_node() {
     let memory = memory_node(&policy(100, 20_000)).await;
     for (first, second) in [(&one.grpc, &other.grpc), (&memory.grpc, &memory.grpc)] {
         let named = |tokens| Call { request_id: "call-1".to_owned(), ..of("a", &[("tokens", tokens)]) };
-        // As if the first answer were lost.
+        // The same call again, as after a lost answer.
         let lost = reserve(first, named(10), &[], 0).await.unwrap();
         let again = reserve(second, named(10), &[], 0).await.unwrap();
         assert!(again.replayed && !lost.replayed);
@@ -207,7 +207,7 @@ async fn a_request_id_charges_once_on_any_node() {
         let other_call = reserve(second, named(11), &[], 0).await.unwrap_err();
         let field = other_call.message().split(':').next();
         assert_eq!((other_call.code(), field), (Code::InvalidArgument, Some("request_id")));
-        // Another account's ids are its own.
+        // Request ids are separate for each account.
         let elsewhere = Call { caller: Some(account("b")), ..named(10) };
         assert!(!reserve(second, elsewhere, &[], 0).await.unwrap().replayed);
 
@@ -215,7 +215,7 @@ async fn a_request_id_charges_once_on_any_node() {
         assert!(allowed(&consume(first, bulk("x")).await.unwrap()));
         let again = consume(second, bulk("x")).await.unwrap();
         assert!(allowed(&again) && again.replayed && quota(&again, "tokens_per_2s").used == 60);
-        // A refusal is not remembered: the same id may pass later.
+        // A refusal is not remembered under the request id: the same id may be admitted later.
         assert!(!allowed(&consume(second, bulk("y")).await.unwrap()));
         let bound = Duration::from_secs(10);
         let later = until("there is room", bound, async || {
@@ -332,8 +332,8 @@ async fn reservations_over_rest_equal_those_over_grpc() {
     }
 }
 
-/// 64 callers at a limit of 100 tokens, each of which turns out to use 120: one at a time, and the debt that is stated
-/// is the debt that is measured.
+/// 64 callers share a limit of 100 tokens and each uses 120: they run one at a time, and the reported debt equals the
+/// measured debt.
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_callers_exceed_the_limit_by_the_debt_at_most() {
     let redis = RedisServer::start();
@@ -380,8 +380,9 @@ async fn sixty_four_callers_exceed_the_limit_by_the_debt_at_most() {
     assert_eq!(measured, debt, "the metric shows it");
 }
 
-/// A caller that is killed in mid-stream: its slot is held until its time to live has passed by Redis's clock and not
-/// a millisecond longer, and its estimate stays. However slow the machine, each answer says when it was decided.
+/// The caller is killed while it streams. Its slot is held until the reservation's time to live has passed by Redis's
+/// clock, exactly, and the estimate stays charged. Every answer carries its decision time, so a slow machine does not
+/// matter.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_of_a_killed_caller_is_freed() {
     const TTL_MS: u32 = 4_000;
@@ -392,7 +393,7 @@ async fn the_slot_of_a_killed_caller_is_freed() {
     let address = node.said.split_once("http://").and_then(|(_, rest)| rest.split(',').next()).expect("an address");
     let body =
         json!({"call": {"caller": {"account": "a"}, "resource": "model", "usage": {"tokens": 900}}, "ttl_ms": TTL_MS});
-    // Reserves, says what it got, and then streams for ever.
+    // Reserves, prints the answer, then keeps running.
     let script = format!(
         "curl -s http://{address}/v1/reserve -H 'content-type: application/json' -d '{body}' && echo && exec sleep 600"
     );

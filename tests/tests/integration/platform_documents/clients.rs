@@ -1,7 +1,6 @@
-//! Clients that platforms' customers really have, against a gateway that only copies what the node renders: the
-//! official `OpenAI` SDK, and clients that follow the retry advice of each platform's documentation. They run in
-//! processes of their own (tests/clients), as fast as time goes; the node's clock goes on with the real one from a
-//! client's first call on.
+//! Real client libraries against a gateway that copies what the node renders: the official `OpenAI` SDK, and clients
+//! that follow the retry advice of each platform's documentation. Each runs in a process of its own (`tests/clients`)
+//! in real time; the node's injected clock follows real time from the first call.
 
 use std::{
     convert::Infallible,
@@ -29,7 +28,7 @@ use tollgate_store::clock::{Clock as _, ManualClock, SystemClock};
 use super::{Platforms, changed};
 use crate::harness::{Node, ProcessBuilder, Rest};
 
-/// Who calls: the domain, the dialect of its answers, the caller, and the routes that say by themselves what is called.
+/// A customer: domain, dialect of the answers, caller, and the routes that name a resource by themselves.
 #[derive(Clone, Copy)]
 struct Customer {
     domain: &'static str,
@@ -53,11 +52,11 @@ const TIERED_CHAT: Customer = Customer {
 const OPENAI: Customer = Customer { dialect: "openai", ..TIERED_CHAT };
 const DEAPI: Customer = Customer { domain: "deapi", dialect: "", caller: ("api_key_id", "basic-1"), routes: &[] };
 
-/// How many parts a streamed answer comes in.
+/// Number of parts of a streamed answer.
 const CHUNKS: usize = 50;
 
 impl Customer {
-    /// What is called: as the route says, or the call by its model, or the route's own name.
+    /// The resource: from the route, else from the body's model, else the route itself.
     fn resource<'a>(self, route: &'a str, body: &'a Value) -> &'a str {
         let by_route = self.routes.iter().find(|(known, _)| *known == route).map(|(_, resource)| *resource);
         by_route.or(body["model"].as_str()).unwrap_or(route)
@@ -71,7 +70,7 @@ impl Customer {
     }
 }
 
-/// A customer that, so long before now, made so many calls of a resource, so far apart.
+/// Calls that a customer made before the test: how long ago, of which resource, how many, and how far apart.
 #[derive(Clone, Copy)]
 struct EarlierUsage {
     ago: Duration,
@@ -80,7 +79,7 @@ struct EarlierUsage {
     pause_ms: u64,
 }
 
-/// A gateway in front of a node, for one customer. The node's time goes on with it.
+/// A gateway in front of a node, for one customer. The node's clock follows real time.
 struct Gateway {
     base: String,
     _tasks: JoinSet<()>,
@@ -91,7 +90,7 @@ struct GatewayState {
     clock: Arc<ManualClock>,
     customer: Customer,
     earlier: Option<EarlierUsage>,
-    /// The node's time at the first call, and when that was.
+    /// The node's time at the first call, and the real time of that call.
     opened: OnceCell<(Timestamp, Instant)>,
 }
 
@@ -107,7 +106,7 @@ impl Gateway {
         Self { base, _tasks: tasks }
     }
 
-    /// Runs a client for so many calls, and returns what it says.
+    /// Runs a client for this many calls, and returns its report.
     async fn client(&self, name: &str, calls: u32) -> Value {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
         let python = root.join("target/clients/bin/python");
@@ -131,7 +130,7 @@ impl Gateway {
 }
 
 impl GatewayState {
-    /// Puts the past behind the node at the first call, so that it does not matter how long a client takes to start.
+    /// Makes the earlier calls before the first call, so that the start-up time of a client does not matter.
     async fn start_clock(&self) -> (Timestamp, Instant) {
         if let Some(earlier) = self.earlier {
             let now = SystemClock.now();
@@ -144,9 +143,9 @@ impl GatewayState {
     }
 }
 
-/// Asks the node, copies what it renders, and does the work of an admitted call.
+/// Asks the node, copies the rendered response, and answers an admitted call.
 async fn forward(State(gateway): State<Arc<GatewayState>>, UrlPath(path): UrlPath<String>, body: Bytes) -> Response {
-    // A file that is uploaded is no JSON.
+    // An uploaded file is not JSON.
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let (from, since) = gateway.opened.get_or_init(|| gateway.start_clock()).await;
     gateway.clock.set(from.plus_ms(u64::try_from(since.elapsed().as_millis()).expect("a short time")));
@@ -170,7 +169,7 @@ async fn forward(State(gateway): State<Arc<GatewayState>>, UrlPath(path): UrlPat
     }
 }
 
-/// What an admitted call of a route gets.
+/// The response to an admitted call.
 fn job_done(path: &str) -> Value {
     match path {
         "v1/images/generations" => json!({ "created": 1, "data": [{ "b64_json": "AAAA" }] }),
@@ -287,7 +286,7 @@ async fn routes_are_counted_as_chat_images_and_audio() {
     assert_eq!(said["seen"], json!([["chat", "1"], ["images", "2"], ["audio", "3"], ["audio", "4"]]), "{said}");
 }
 
-/// The same where the policy gives each resource a counter of its own: one that is full leaves the others alone.
+/// The same with a counter per resource: a full counter does not affect the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_route_may_have_its_own_quota() {
     let each = changed("tiered-chat.yaml", "\n  quotas: [api_key]\n", "\n  quotas: [api_key, resource]\n");
@@ -295,7 +294,7 @@ async fn each_route_may_have_its_own_quota() {
     let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;
     let said = gateway.client("openai-routes", 1).await;
     assert_eq!(said["seen"], json!([["chat", "1"], ["images", "1"], ["audio", "1"], ["audio", "2"]]), "{said}");
-    // A route that does not say it: there the call does.
+    // This route names no resource, so the body does.
     let mut used = [("v1/chat/completions", "chat", 1), ("v1/responses", "images", 1), ("v1/audio/speech", "audio", 2)];
     for (route, resource, used) in &mut used {
         while *used < 10 {

@@ -66,7 +66,7 @@ async fn basic_tier(platforms: &Platforms) {
     for (row, per_minute, per_day) in ROWS {
         let mut endpoints = endpoints(row).into_iter().cycle();
         let mut call = || call("basic-1", &endpoints.next().expect("an endpoint"));
-        // From a quarter of a second after midnight, UTC; the last row ended after another midnight.
+        // Starts 250 ms after midnight UTC; the previous row ended after another midnight.
         let next_midnight = |now: u64| now.next_multiple_of(DAY * 1000);
         platforms.node.clock.advance_ms(next_midnight(platforms.ms()) - platforms.ms() + 250);
         let mut today = 0;
@@ -84,7 +84,7 @@ async fn basic_tier(platforms: &Platforms) {
             assert_eq!(platforms.refused(call()).await, refused, "{row}: one more in a minute");
             platforms.node.clock.advance_ms(40_000);
         }
-        // In the minute of the last request both limits may be hit; a minute later only the daily one is.
+        // In the minute of the last request both limits may be reached; a minute later only the daily one is.
         let left = per_minute - ((per_day - 1) % per_minute + 1);
         let wait = (next_midnight(platforms.ms()) - platforms.ms()).div_ceil(1000);
         let refused = too_many((per_minute, left), Some((per_day, 0)), "daily", wait);
@@ -97,7 +97,7 @@ async fn basic_tier(platforms: &Platforms) {
     }
 }
 
-/// Both limits hit shortly before midnight: the type is `daily`, though the minute's wait is longer.
+/// Both limits are reached shortly before midnight: the type is `daily`, although the wait for the minute is longer.
 #[tokio::test]
 async fn when_both_limits_are_reached_the_daily_one_is_named() {
     on_every_store(both_limits).await;
@@ -123,7 +123,7 @@ async fn premium_is_one_counter_over_all_endpoints() {
 
 async fn premium(platforms: &Platforms) {
     let all: Vec<String> = ROWS.iter().flat_map(|(row, ..)| endpoints(row)).collect();
-    // More than any daily limit, three minutes running.
+    // More than any daily limit, over three minutes.
     for _ in 0..3 {
         for number in 0..300 {
             let endpoint = &all[number % all.len()];
@@ -221,7 +221,7 @@ async fn uploads(platforms: &Platforms) {
     }
 }
 
-/// An upload that may not pass charges nothing, and the decision says where the caller stands.
+/// A refused upload charges nothing, and the decision reports the current usage.
 #[tokio::test]
 async fn a_refused_upload_charges_nothing() {
     on_every_store(refused_upload).await;

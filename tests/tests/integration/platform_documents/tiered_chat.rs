@@ -45,7 +45,7 @@ fn exceeded(seconds: u64) -> String {
     )
 }
 
-/// One counter of each key over all resources, whichever is called.
+/// Each key has one counter over all resources.
 async fn requests_a_minute(platforms: &Platforms) {
     for (tier, per_minute, _, _, priority) in ROWS {
         let key = format!("{tier}-1");
@@ -81,13 +81,13 @@ async fn tokens_a_minute(platforms: &Platforms) {
         assert_eq!(platforms.refused(call(tokens + 1)).await, never, "{tier}: above the limit itself");
         let admitted = headers(200, (per_minute, 1, start + 60), about, &[], "");
         assert_eq!(platforms.consume(call(tokens)).await, admitted, "{tier}: all at once");
-        // The headers speak of requests, which have room; the seconds are those of the tokens.
+        // The headers report requests, which have room; the wait is that of the tokens.
         let refused = headers(429, (per_minute, 1, start + 60), about, &[("Retry-After", "60")], &exceeded(60));
         assert_eq!(platforms.refused(call(1)).await, refused, "{tier}: one more");
     }
 }
 
-/// A trailing day: as much as a minute takes, minute by minute.
+/// A sliding day, filled one minute's limit at a time.
 async fn requests_a_day(platforms: &Platforms) {
     for (tier, per_minute, _, per_day, priority) in ROWS {
         let key = format!("{tier}-3");
@@ -133,7 +133,7 @@ async fn enterprise(platforms: &Platforms) {
     }
 }
 
-/// The priority comes with the decision too, for those who do not ask for an answer.
+/// The decision carries the priority too, for callers that render nothing.
 #[tokio::test]
 async fn the_priority_comes_from_the_tier() {
     on_every_store(priority).await;
@@ -149,7 +149,7 @@ async fn priority(platforms: &Platforms) {
     }
 }
 
-/// Limits are those of a key, and keys are told apart.
+/// Each key has limits of its own.
 #[tokio::test]
 async fn keys_are_counted_separately() {
     on_every_store(check_counted_separately).await;

@@ -36,7 +36,7 @@ fn call(account: &str, model: &str, usage: &[(&str, u64)]) -> Call {
     super::call("venice", By::Account(account.to_owned()), model, usage)
 }
 
-/// The headers of "Response Headers", as they stand on every answer.
+/// The headers of "Response Headers", which every answer carries.
 struct Headers {
     requests: (u64, u64, u64),
     tokens: Option<(u64, u64, u64)>,
@@ -103,7 +103,7 @@ async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
         let call = |tokens| call("tokens", model, &[("tokens", tokens)]);
         let start = platforms.seconds();
         let Some(limit) = tokens else {
-            // "None": whatever it takes.
+            // No limit: any amount is admitted.
             let expected = Headers { requests: (per_minute, per_minute - 1, start + 60), tokens: None };
             assert_eq!(platforms.consume(call(9_007_199_254_740_991)).await, expected.on(200, &[], ""), "{class}");
             continue;
@@ -112,7 +112,7 @@ async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
             requests: (per_minute, per_minute - requests, start + reset),
             tokens: Some((limit, remaining, reset)),
         };
-        // Above the limit itself: not now, and not later.
+        // A cost above the limit is never admitted, so there is no wait.
         let message = format!(
             r#"{{"error":"Request too large: it needs {} tokens, and the limit is {limit} per minute"}}"#,
             limit + 1
@@ -194,7 +194,7 @@ async fn partner(platforms: &Platforms) {
     }
 }
 
-/// Counters are the account's and the model's.
+/// Counters are separate for each account and model.
 #[tokio::test]
 async fn accounts_and_models_are_counted_separately() {
     on_every_store(check_counted_separately).await;
@@ -208,8 +208,7 @@ async fn check_counted_separately(platforms: &Platforms) {
     assert_eq!(platforms.refused(full("a", "venice-sd35")).await.status, 429);
 }
 
-/// Two keys of one account, each row: by default the first uses up what the second could have had; as a setting each has
-/// the whole limit, and is refused one further, whatever the other does.
+/// Two keys of one account, for every row. By default they share one limit. With a setting, each has the whole limit.
 async fn two_keys(platforms: &Platforms, apart: bool) {
     platforms.administer("venice", "", json!({ "id": "two-keys" })).await;
     let keys = [platforms.new_key("venice", "two-keys").await, platforms.new_key("venice", "two-keys").await];
@@ -289,7 +288,7 @@ async fn failed_requests(platforms: &Platforms) {
         platforms.node.grpc.clone().report_outcome(report).await.unwrap();
         platforms.node.clock.advance_ms(if failures == 20 { 500 } else { 1_000 });
     }
-    // Half a second into a block of thirty.
+    // 0.5 s into a block of 30 s.
     let blocked = Headers { requests: (100, 79, start + 50), tokens: Some((2_000_000, 1_997_900, 30)) };
     let sentence = concat!(
         r#"{"error":"Too many failed attempts (> 20) resulting in a non-success status code. "#,

@@ -1,4 +1,4 @@
-//! What the doctor says of a Redis that forbids something, is far away, or goes by another clock.
+//! `tollgate doctor` on a Redis that lacks rights, is slow, or has a wrong clock.
 
 use std::{
     io::{Read, Write},
@@ -14,10 +14,10 @@ use tollgate_store::testing::{
 use super::doctor;
 use crate::harness::Proxy;
 
-/// The doctor is done within this, whatever it looks at, and the start of the process besides.
+/// Bound on the run time of `doctor`, including the start of the process.
 const IN_ALL: Duration = Duration::from_secs(10);
 
-/// Of single servers nobody needs these, and `INFO` is no need of a node.
+/// Rights that a single server does not need.
 const NOT_NEEDED: [&str; 5] = ["role", "asking", "cluster|slots", "wait", "info"];
 
 #[test]
@@ -101,7 +101,7 @@ fn the_doctor_warns_of_a_wrong_clock() {
     }
 }
 
-/// Listens where no Redis is, and does this with each connection, for as long as the test runs.
+/// Starts a server that is not Redis and runs `with` on each connection, for as long as the test runs.
 fn start_fake_server(with: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -109,7 +109,7 @@ fn start_fake_server(with: impl Fn(std::net::TcpStream) + Send + 'static) -> Str
     format!("redis://{address}")
 }
 
-/// What the doctor says, which is not to be long in coming.
+/// Runs `doctor` and asserts that it ends within the bound.
 fn doctor_output_within_bound(settings: &[String]) -> String {
     let started = Instant::now();
     let (code, said) = doctor(settings);
@@ -118,11 +118,11 @@ fn doctor_output_within_bound(settings: &[String]) -> String {
     said
 }
 
-/// Seen to fail where rights were tried on whatever takes connections in: all of these were said to lack rights, after up
-/// to 45 seconds.
+/// Seen to fail when rights were tested on any server that accepts connections: `doctor` reported missing rights, after
+/// up to 45 seconds.
 #[test]
 fn a_server_that_is_not_redis_is_not_reported_as_missing_rights() {
-    // Held, so that it is not closed.
+    // Kept open.
     let held = std::sync::Mutex::new(Vec::new());
     let mute = start_fake_server(move |stream| held.lock().unwrap().push(stream));
     let web = start_fake_server(|mut stream| {
@@ -160,7 +160,7 @@ fn a_server_that_is_not_redis_is_not_reported_as_missing_rights() {
         doctor_output_within_bound(&[format!("--redis={}", hung.url()), format!("--accounts-redis={}", hung.url())]);
     assert_eq!(said.matches("does not answer").count(), 2, "{said}");
     hung.resume();
-    // A full or read-only one is not said to lack rights either.
+    // A full or read-only Redis is not reported as missing rights either.
     for (command, complaint) in [("REPLICAOF 127.0.0.1 1", "read only replica"), ("CONFIG SET maxmemory 1", "OOM")] {
         let _: () = hung.run(command);
         let said = doctor_output_within_bound(&[format!("--redis={}", hung.url())]);
@@ -169,7 +169,7 @@ fn a_server_that_is_not_redis_is_not_reported_as_missing_rights() {
     }
 }
 
-/// Seen to fail where only each answer had a bound.
+/// Seen to fail when only each single answer had a bound.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_answers_in_time_when_redis_is_slow() {
     let redis = RedisServer::start();
@@ -179,9 +179,9 @@ async fn the_doctor_answers_in_time_when_redis_is_slow() {
     assert!(said.contains("too slow to finish all checks"), "{said}");
 }
 
-/// It looks at Redis alone, with the settings of a node however they are given.
+/// `doctor` checks Redis only, and accepts the settings of a node in every form.
 ///
-/// Seen to fail with a `--config` for nodes alone.
+/// Seen to fail when `--config` was accepted by nodes only.
 #[test]
 fn the_doctor_accepts_the_settings_of_a_node() {
     let redis = RedisServer::start();

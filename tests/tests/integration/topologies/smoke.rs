@@ -1,4 +1,4 @@
-//! Every RPC and every route, on two nodes in turn, with what they leave in Redis.
+//! Calls every RPC and every route, on two nodes in turn, and checks what they leave in Redis.
 
 use std::{cell::RefCell, collections::BTreeSet, time::Duration};
 
@@ -51,7 +51,7 @@ bootstrap:
     )
 }
 
-/// Nodes with these settings answer everything they are asked, and what they count is in their Redis.
+/// Runs every operation on two nodes with these settings and checks that they count in the same Redis.
 pub(super) async fn smoke(settings: &[String]) {
     let (folder, policy) = folder_with(&platform());
     let tokens = folder.path().join("admins.yaml");
@@ -117,7 +117,7 @@ async fn decisions([node, other]: &[Process; 2]) {
     let listed = other.grpc.clone().get_rate_limits(request).await.unwrap().into_inner();
     assert_eq!(listed.resources.len(), 3);
 
-    // The RPCs that this file knows are all there are.
+    // This file covers every RPC of the API.
     let files = FileDescriptorSet::decode(tollgate_proto::DESCRIPTORS).unwrap().file;
     let services = files.iter().flat_map(|file| &file.service).filter(|service| service.name() == "RateLimitService");
     let mut rpcs: Vec<&str> = services.flat_map(|service| &service.method).map(MethodDescriptorProto::name).collect();
@@ -144,14 +144,14 @@ async fn reservations([node, other]: &[Process; 2]) {
     assert_eq!(used(other, "a", "held").await, [1, 140, 0]);
 }
 
-/// The routes, and which of them were called.
+/// The described routes, and the set of those called so far.
 struct Routes<'a> {
     nodes: &'a [Process; 2],
     seen: RefCell<BTreeSet<(String, String)>>,
 }
 
 impl Routes<'_> {
-    /// Calls a route of the node whose turn it is; `of` is its path in the description.
+    /// Calls a route on the next node; `of` is its path in the API description.
     async fn call(&self, method: Method, of: &str, path: &str, token: &str, body: Option<Value>) -> Value {
         let turn = self.seen.borrow().len() % 2;
         self.seen.borrow_mut().insert((method.as_str().to_lowercase(), of.to_owned()));
@@ -175,7 +175,7 @@ impl Routes<'_> {
         self.call(method, &of, &path, ADMIN, body).await
     }
 
-    /// Every route of the description was called.
+    /// Asserts that every described route was called.
     async fn assert_all_called(&self) {
         let (_, description) = self.nodes[0].rest.json("/openapi.json").await;
         let operations = description["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
