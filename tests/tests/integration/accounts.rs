@@ -88,7 +88,7 @@ impl Deployment {
         builder.arg("--admin-tokens").arg(&self.tokens)
     }
 
-    /// A node on this Redis.
+    /// Uses the Redis at `url`.
     fn node(&self, redis: &str) -> Process {
         self.process().redis(redis).start()
     }

@@ -1,7 +1,7 @@
-//! Many calls at once: the batch, and the stream.
+//! Batches and streams of calls.
 //!
-//! Tried by breaking the server: a wrong call that fails its batch, answers without a bound, and the end of a
-//! stream that drops what is in work.
+//! Seen to fail: with an invalid call that fails its whole batch, with a stream without backpressure, and with a stream
+//! whose end drops calls in progress.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -37,7 +37,7 @@ fn call_outcome(result: CallResult) -> Result<Decision, (Code, String)> {
     }
 }
 
-/// A stream with room for `queue` calls of the client's own.
+/// Opens a stream with a client-side queue of `queue` calls.
 async fn stream(
     grpc: &Grpc,
     queue: usize,
@@ -82,7 +82,7 @@ async fn a_batch_decides_each_call_separately() {
         assert!(error(at).1.starts_with(field), "{at}: {:?}", error(at));
     }
     assert!(decision(8).quotas[0].details.is_some() && decision(0).quotas[0].details.is_none());
-    // Two calls of `a` were admitted, and the one of `b` that was refused charged neither of its quotas.
+    // Two calls of `a` were admitted. The refused call of `b` charged neither of its quotas.
     let after = peek(&node.grpc, good("a")).await.unwrap();
     assert_eq!((quota(&after, "requests_per_minute").used, quota(&after, "tokens_per_minute").used), (2, 20));
     let after = peek(&node.grpc, good("b")).await.unwrap();
@@ -135,7 +135,7 @@ async fn the_size_of_a_batch_is_bounded() {
     assert_eq!(after.quotas[0].used, 0, "a batch that is too large charges nothing");
 }
 
-/// A batch decided side by side never admits more than the limit, nor less.
+/// Calls of a batch are decided concurrently: they admit exactly the limit.
 #[tokio::test]
 async fn a_batch_on_one_counter_admits_exactly_the_limit() {
     let redis = RedisServer::start();
@@ -148,7 +148,7 @@ async fn a_batch_on_one_counter_admits_exactly_the_limit() {
     }
 }
 
-/// What is late is said to be, and what is not has its decision.
+/// Calls past the deadline report it; the others have their decision.
 #[tokio::test]
 async fn the_deadline_of_a_batch_applies_to_each_call() {
     let redis = RedisServer::start();
@@ -197,11 +197,11 @@ async fn a_stream_answers_every_call_once_under_its_id() {
     }
 }
 
-/// A client that sends and never reads makes the node keep a bounded number of answers, and costs nobody else.
+/// A client that sends and never reads: the node buffers a bounded number of answers, and other clients are served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_not_read_while_its_client_does_not_read() {
     const CALLS: u64 = 10_000;
-    // What HTTP/2 buffers between the two, in bytes, and the least that an answer takes.
+    // Bytes that HTTP/2 buffers between client and node, and the smallest size of an answer.
     const BUFFERED: u64 = 1 << 20;
     const ANSWER: u64 = 200;
     let (_folder, policy) = folder_with(&shop(100));
@@ -233,7 +233,7 @@ async fn a_stream_is_not_read_while_its_client_does_not_read() {
     let grown = node.resident_bytes().unwrap().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes for a stream that nobody reads");
     assert!(allowed(&consume(&node.grpc, call(account("other"), "model", &[])).await.unwrap()), "others are served");
-    // Once it reads, it gets them all.
+    // The client receives every answer once it reads.
     let mut taken = 0;
     while let Some(answer) = answers.message().await.expect("it ends with OK") {
         let decision = call_outcome(answer.result.unwrap()).unwrap();
@@ -244,7 +244,7 @@ async fn a_stream_is_not_read_while_its_client_does_not_read() {
     assert_eq!(taken, CALLS);
 }
 
-/// A call of a stream has a deadline of its own; the stream goes on.
+/// Each call of a stream has its own deadline; the stream continues.
 #[tokio::test]
 async fn a_slow_call_does_not_delay_its_stream() {
     let redis = RedisServer::start();
@@ -265,7 +265,7 @@ async fn a_slow_call_does_not_delay_its_stream() {
     assert!(after.id == 3 && allowed(&call_outcome(after.result.unwrap()).unwrap()));
 }
 
-/// When the node stops, every call that it has read is answered, and the client is told why the stream ends.
+/// A stopping node answers every call that it has read, and tells the client why the stream ends.
 #[tokio::test]
 async fn a_stopping_node_answers_the_calls_it_has_read() {
     let redis = RedisServer::start();
@@ -315,7 +315,7 @@ async fn open_streams_are_bounded_and_idle_streams_end() {
     let ended = answers.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended:?}");
     drop((to, answers));
-    // Its place is free again, also when the client just goes away.
+    // A stream also frees its slot when the client disconnects without closing it.
     for _ in 0..2 {
         until("there is a place", Duration::from_secs(5), async || stream(&node.grpc, 1).await.ok()).await;
     }

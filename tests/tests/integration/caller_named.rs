@@ -1,8 +1,8 @@
-//! Counters whose names callers choose, over the wire: an account has so many, and no more.
+//! Caller-named counters through the API: an account may have a bounded number of them.
 //!
-//! Seen to fail with a bound that does not reach the store, in memory and in Redis, with names that are taken for the
-//! policy's own, with a client that is told to come again, and with a full account for which the node decides alone, or
-//! says that its store is away.
+//! Seen to fail: with a bound that does not reach the store, in memory and in Redis; with caller-chosen names treated
+//! as names of the policy; with a refusal that tells the client to retry; and with an account at its cap for which the
+//! node decides without the store or reports an outage.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use tonic::{Code, Status};
 
 use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, until};
 
-/// A wildcard whose matches are counted apart, and a limit by session. Nothing refuses while the store is away.
+/// A wildcard whose matches have counters of their own, and a limit per session. Nothing is refused while the store is
+/// unavailable.
 const POLICY: &str = "
 version: 1
 domain: open
@@ -46,7 +47,8 @@ fn assert_cap_reached<T: std::fmt::Debug>(answer: Result<T, Status>) {
     assert!(error.metadata().get("grpc-retry-pushback-ms").is_none(), "it is not the node that has too much to do");
 }
 
-/// Names of both kinds share the account's places; what needs no new counter goes on, and so do other accounts.
+/// Names of both kinds share the account's cap. Calls that need no new counter are decided, and so are those of other
+/// accounts.
 async fn check_counter_cap(process: &Process) {
     let decide = async |call: Call| -> Decision { consume(&process.grpc, call).await.unwrap() };
     for session in ["a", "b", "a"] {
@@ -58,7 +60,7 @@ async fn check_counter_cap(process: &Process) {
     let body = r#"{"caller":{"account":"acme"},"resource":"chat","attributes":{"session":"d"}}"#;
     let request = process.rest.request(Method::POST, "/v1/consume").header(header::CONTENT_TYPE, "application/json");
     let answer = request.body(body).send().await.unwrap();
-    // It is not the node that has too much to do, and a second changes nothing. (Seen to fail where every 429 says a second.)
+    // The node is not overloaded, so there is no `Retry-After`. (Seen to fail when every 429 said one second.)
     assert!(!answer.headers().contains_key(header::RETRY_AFTER), "{answer:?}");
     let (status, said) = (answer.status(), answer.json::<serde_json::Value>().await.unwrap());
     assert_eq!((status.as_u16(), said["error"]["code"].as_str()), (429, Some("resource_exhausted")), "{said}");
@@ -93,7 +95,7 @@ async fn the_counters_of_an_account_are_bounded_in_memory() {
     check_counter_cap(&bounded(&policy).start()).await;
 }
 
-/// Two nodes share the places.
+/// Two nodes share the cap.
 #[tokio::test]
 async fn the_counters_of_an_account_are_bounded_in_redis() {
     let redis = RedisServer::start();

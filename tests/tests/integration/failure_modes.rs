@@ -1,4 +1,4 @@
-//! What each failure mode does while Redis is away, and when it is back.
+//! What each failure mode does during an outage of Redis, and after it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tonic::Code;
 
 use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, folder_with, peek, quota, until};
 
-/// A platform whose resources differ in what they do without Redis. `mixed` has one quota of each kind but `deny`.
+/// A platform whose resources have different failure modes. `mixed` has a quota of each mode but `deny`.
 fn platform() -> &'static str {
     "version: 1
 domain: shop
@@ -40,7 +40,7 @@ fn nodes(url: &str) -> (tempfile::TempDir, Vec<Process>) {
     (folder, (0..NODES).map(start).collect())
 }
 
-/// Calls every node until it refuses, and returns how often all of them admitted.
+/// Calls every node until it refuses. Returns the total number of admissions.
 async fn admitted_by_all(nodes: &[Process], resource: &str, decided_by: &str) -> u64 {
     let mut admitted = 0;
     for node in nodes {
@@ -69,31 +69,31 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
         .await;
     }
 
-    // local: a share each, and the numbers are those of the share.
+    // local: each node enforces its share, and reports the numbers of that share.
     let first = consume(&node.grpc, call(account("b"), "local", &[])).await.unwrap();
     let status = quota(&first, "requests_per_hour");
     assert_eq!((status.limit, status.used, status.remaining), (Some(10), 1, Some(9)));
     let locally = admitted_by_all(&nodes, "local", "local").await;
     assert_eq!(locally, 30, "three times a third of the limit");
-    // allow: everything that could ever fit.
+    // allow: every call whose cost is within the limit.
     assert_eq!(admitted_by_all(&nodes, "open", "allow").await, 40 * NODES);
-    // Of several, local enforces its own, and a cost above a limit itself is never admitted.
+    // With several quotas, local enforces its own limit. A cost above a limit is never admitted.
     let two = |tokens| call(account("c"), "mixed", &[("requests", 1), ("tokens", tokens)]);
     for number in 0..5 {
         assert_eq!(allowed(&consume(&node.grpc, two(90)).await.unwrap()), number < 3);
     }
     assert!(!allowed(&consume(&nodes[1].grpc, two(101)).await.unwrap()));
     assert_eq!(quota(&peek(&nodes[1].grpc, two(1)).await.unwrap(), "requests_per_hour").used, 0, "nothing was charged");
-    // deny: not decided. One quota that denies is enough, and a shadow denies nobody.
+    // deny: no decision. One such quota is enough, unless it is a shadow quota.
     for resource in ["closed", "strict"] {
         let error = consume(&node.grpc, call(account("a"), resource, &[])).await.unwrap_err();
         assert_eq!(error.code(), Code::Unavailable, "{resource}: {error:?}");
     }
     assert!(allowed(&consume(&node.grpc, call(account("a"), "tried", &[])).await.unwrap()));
-    // REST says the same.
+    // REST gives the same answers.
     let (_, answer) = node.rest.post("/v1/consume", r#"{"caller":{"account":"d"},"resource":"local"}"#).await;
     assert_eq!(answer["decided_by"], "local", "{answer}");
-    // A node that decides alone is in service.
+    // A node that decides without the store is ready.
     until("the loss is seen", Duration::from_secs(10), async || {
         let (status, ready) = node.rest.json("/readyz").await;
         assert_eq!(status.as_u16(), 200, "{ready}");
@@ -114,7 +114,7 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     let lines = node.stderr().lines().filter(|line| line.contains("answered without the store")).count();
     assert!((1..=3).contains(&lines), "{lines} lines for hundreds of calls");
 
-    // Back, and empty: it holds what was admitted by local quotas, once.
+    // Redis is back and empty: it receives the charges of local quotas, once.
     redis.restart();
     for node in &nodes {
         until("what was admitted is charged", Duration::from_secs(10), async || {
@@ -134,7 +134,7 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     assert_eq!(quota(&open, "requests_per_hour").used, 0, "what nobody decided is not charged");
 }
 
-/// The log has what the store said, under the incident that the caller was told.
+/// Asserts that the log has the store's error under the incident id that the caller received.
 async fn assert_cause_is_logged(node: &Process, message: &str, why: &str) {
     let (_, incident) = message.split_once("incident ").unwrap_or_else(|| panic!("no incident: {message}"));
     let incident = incident.trim_end_matches(')');
@@ -144,7 +144,7 @@ async fn assert_cause_is_logged(node: &Process, message: &str, why: &str) {
     .await;
 }
 
-/// Redis fills up and takes no writes: it answers, and cannot decide.
+/// A full Redis accepts no writes: it answers, and cannot decide.
 #[tokio::test]
 async fn a_full_redis_is_treated_as_an_outage() {
     let redis = RedisServer::start();
@@ -161,7 +161,7 @@ async fn a_full_redis_is_treated_as_an_outage() {
     assert_eq!((allowed(&again), quota(&again, "requests_per_hour").used), (true, 2));
 }
 
-/// A node that is to wait for a replica, and has none: it says what it does not know, and who looks is answered.
+/// A node that must wait for a replica which does not exist: the call is not decided, and reads are answered.
 #[tokio::test]
 async fn a_charge_that_no_replica_confirms_is_not_decided() {
     let redis = RedisServer::start();
@@ -173,7 +173,7 @@ async fn a_charge_that_no_replica_confirms_is_not_decided() {
     assert_cause_is_logged(&node, error.message(), "0 of 1 replicas had the charge within 50ms").await;
     let now = peek(&node.grpc, call(account("a"), "closed", &[])).await.unwrap();
     assert_eq!(quota(&now, "requests_per_hour").used, 1, "it was made");
-    // The node's own charges are not confirmed either; it is ready, as it has quotas that need no store.
+    // The node's own probe is not confirmed either; the node is ready, as it has quotas that need no store.
     let (status, ready) = node.rest.json("/readyz").await;
     let detail = "replicas do not confirm in time: no charge is possible";
     assert_eq!((status.as_u16(), &ready["store"]["detail"]), (200, &detail.into()), "{ready}");

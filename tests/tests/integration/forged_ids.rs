@@ -1,5 +1,5 @@
-//! Identifiers that travel through callers, put together from parts of valid ones: every part of every identifier
-//! across domains, accounts, keys and kinds. None is accepted, and nothing is charged or given back.
+//! Identifiers forged from parts of valid ones: every part of every identifier is combined across domains, accounts,
+//! keys and kinds. None is accepted, and nothing is charged or refunded.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ use crate::harness::{
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const DOMAINS: [&str; 2] = ["shop", "other"];
 const ACCOUNTS: [&str; 2] = ["acme", "bcme"];
-/// Settling this much would shut a customer out.
+/// A usage that would exhaust a customer's limit.
 const ALL: u64 = (1 << 53) - 1;
 
 fn token_of(domain: &str) -> String {
@@ -47,10 +47,10 @@ fn policy(domain: &str) -> String {
     )
 }
 
-/// A node with two domains that differ in their names alone, and in each two accounts with two keys each.
+/// A node with two domains that differ only in name, each with two accounts of two keys.
 struct Deployment {
     node: Process,
-    /// By domain and account: ids and secrets.
+    /// Key ids and secrets, by domain and account.
     keys: [[[(String, String); 2]; 2]; 2],
     _folder: TempDir,
 }
@@ -117,7 +117,7 @@ impl Deployment {
         Ok(self.node.grpc.clone().consume(as_service(domain, request)).await?.into_inner().decision.unwrap())
     }
 
-    /// What is used of everything, by everybody.
+    /// The usage of every quota of every account.
     async fn used(&self) -> Vec<u64> {
         let mut used = Vec::new();
         for domain in DOMAINS {
@@ -146,14 +146,14 @@ async fn on_both_stores(check: impl AsyncFn(&Deployment)) {
     check(&Deployment::start(Some(&redis)).await).await;
 }
 
-/// The parts of a reservation's id: which domain, where, which.
+/// The parts of a reservation id: domain, partition, reservation.
 fn token_parts(token: &str) -> [Vec<u8>; 3] {
     let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix("rs_").unwrap()).unwrap();
     assert_eq!(bytes.len(), 36, "{token}");
     [bytes[..8].to_vec(), bytes[8..20].to_vec(), bytes[20..].to_vec()]
 }
 
-/// Every id that can be put together from parts of these, and of requests that are remembered beside them.
+/// Every id that can be combined from the parts of these ids and of the remembered request ids.
 fn splice_all(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
     let mut all: [Vec<Vec<u8>>; 3] = Default::default();
     for token in tokens {
@@ -178,8 +178,7 @@ fn splice_all(tokens: &[String], requests: &[&str]) -> BTreeSet<String> {
     splice_all
 }
 
-/// Nobody ends, extends or reads a reservation by an id that no answer carried, whichever service asks; nor by the id of
-/// another domain's reservation.
+/// A forged id, or the id of another domain's reservation, ends, extends and reads nothing, whatever service sends it.
 async fn assert_no_reservation(
     deployment: &Deployment,
     ids: impl IntoIterator<Item = &String>,
@@ -215,8 +214,8 @@ async fn assert_no_reservation(
     }
 }
 
-/// Seen to fail with records whose account was not compared: a token's own tag before another domain's rest ended that
-/// domain's reservations, and still read those that had ended.
+/// Seen to fail when the account of a record was not compared: one domain's tag in front of another domain's id ended
+/// that domain's reservations, and read ended ones.
 #[tokio::test]
 async fn no_spliced_reservation_id_is_accepted() {
     on_both_stores(async |deployment| {
@@ -240,7 +239,7 @@ async fn no_spliced_reservation_id_is_accepted() {
         assert_no_reservation(deployment, &of_domain[1], &DOMAINS[..1], ALL).await;
         assert_no_reservation(deployment, &of_domain[0], &DOMAINS[1..], ALL).await;
         assert_eq!(deployment.used().await, before, "nothing was charged or given back");
-        // The ids themselves are good, once, and what has ended is nobody else's either.
+        // The genuine ids are valid, once. An ended reservation is not readable with a forged id either.
         for (tokens, domain) in of_domain.iter().zip(DOMAINS) {
             for (at, id) in tokens.iter().enumerate() {
                 let usage = [("tokens".to_owned(), 500)].into_iter().collect();
@@ -263,8 +262,8 @@ async fn no_spliced_reservation_id_is_accepted() {
     .await;
 }
 
-/// A request id names a call of its account, of its key and of its kind; elsewhere it is another call's. Seen to fail with
-/// a digest that leaves out the key.
+/// A request id belongs to its account, key and kind of call; elsewhere it is a new call. Seen to fail with a digest
+/// without the key.
 #[tokio::test]
 async fn a_request_id_is_not_replayed_for_another_account_or_key() {
     on_both_stores(async |deployment| {
@@ -298,8 +297,8 @@ async fn a_request_id_is_not_replayed_for_another_account_or_key() {
     .await;
 }
 
-/// Key ids and secrets of another domain are nobody's, for services, end users and administrators; events are their
-/// account's. Seen to fail with events named by their id alone.
+/// Key ids and secrets of another domain are unknown to services, end users and administrators. Event ids belong to an
+/// account. Seen to fail with events stored under their id alone.
 #[tokio::test]
 async fn keys_and_events_of_another_domain_are_unknown() {
     on_both_stores(async |deployment| {
@@ -331,11 +330,11 @@ async fn keys_and_events_of_another_domain_are_unknown() {
     .await;
 }
 
-/// Seen to fail with tokens that are the position alone.
+/// Seen to fail with page tokens that contain only the position.
 #[tokio::test]
 async fn a_page_token_is_valid_for_its_own_list_only() {
     on_both_stores(async |deployment| {
-        // Every list of limits: of which domain, for which caller, for which key.
+        // Every list of limits: its domain, caller and key.
         let mut limits = Vec::new();
         for (d, domain) in DOMAINS.into_iter().enumerate() {
             for (a, id) in ACCOUNTS.into_iter().enumerate() {
@@ -367,7 +366,7 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
             admins.push((domain, "/accounts".to_owned()));
             admins.extend(ACCOUNTS.map(|id| (domain, format!("/accounts/{id}/keys"))));
         }
-        // The token of each list, with a name of the list.
+        // The page token of each list, with a name of the list.
         let mut tokens = Vec::new();
         for (at, of) in limits.iter().enumerate() {
             tokens.push((format!("limits {at}"), list(of, "").await.unwrap()));
@@ -401,7 +400,7 @@ async fn a_page_token_is_valid_for_its_own_list_only() {
                 );
             }
         }
-        // The log of refusals has no pages, and shows one account alone.
+        // The log of refusals has no pages, and covers one account.
         for (secret, other) in [
             (&deployment.keys[0][0][0].1, &deployment.keys[0][1][0].0),
             (&deployment.keys[0][0][0].1, &deployment.keys[1][0][0].0),

@@ -1,5 +1,5 @@
-//! What a node says of itself while its stores are in trouble: the table of `docs/operations.md`, row by row, with real
-//! servers and with the alert rules as Prometheus reads them.
+//! What a node reports while its stores fail: the table of `docs/operations.md`, row by row, with real servers and with
+//! the alert rules as Prometheus evaluates them.
 
 mod alerting;
 mod table;
@@ -21,7 +21,7 @@ use crate::{
 };
 
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
-/// The machine is shared with all tests; a node looks every second, and for eviction every ten.
+/// Long, as the machine runs other tests too: a node probes its stores every second, and eviction every ten.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Servers, and a node on them.
@@ -77,7 +77,7 @@ fn value(metrics: &str, series: &str) -> Option<bool> {
     metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(|value| value != "0")
 }
 
-/// The error of each call, or none.
+/// The error code of each call, or `None`.
 async fn calls(node: &Process, names: [&str; 2]) -> Vec<Option<Code>> {
     let mut ends = Vec::new();
     for name in names {
@@ -113,7 +113,7 @@ async fn check_state(state: State) {
         (status == state.readyz && says && ready["ready"] == (state.readyz == 200)).then_some(ready)
     })
     .await;
-    // Anybody may read it.
+    // `/readyz` needs no token.
     for told in ["127.0.0.1", "error", "tg{", "maxmemory 1"] {
         assert!(!ready.to_string().contains(told), "{name}: {ready}");
     }
@@ -134,13 +134,13 @@ async fn check_state(state: State) {
         })
         .await;
     }
-    // A replica's look is no answer either, and what was remembered of accounts is not believed for ever.
+    // Reads from a replica do not count either, and remembered accounts expire.
     let ends = calls(&deployment.node, ["acme", "known"]).await;
     let no = Some(Code::Unavailable);
     match state.decided {
         DecidableCalls::All => assert_eq!(ends, [None; 4], "{name}"),
         DecidableCalls::OfThePolicy => assert_eq!(ends, [None, None, no, no], "{name}"),
-        // A full server may still be looked at.
+        // A full server still answers reads.
         DecidableCalls::None if state.fault == Fault::Full => assert_eq!(ends, [no, None, no, None], "{name}"),
         DecidableCalls::None => assert_eq!(ends, [no; 4], "{name}"),
         DecidableCalls::Some => {}
@@ -159,8 +159,8 @@ async fn check_state(state: State) {
     }
 }
 
-/// Seen to fail with a `PING` for a probe (read-only and full are well), where connections to replicas are used (their
-/// looks are believed), and where the feed of changes lives on at a replica.
+/// Seen to fail: with `PING` as the probe (read-only and full servers pass), with connections to replicas in use, and
+/// with a subscription to a replica.
 #[tokio::test]
 async fn every_state_of_the_stores_is_reported_as_documented() {
     for state in TABLE {
@@ -169,7 +169,7 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
     let header = "| the Redis of the counters is |";
     let rows = OPERATIONS.lines().skip_while(|line| !line.starts_with(header)).skip(2);
     assert_eq!(rows.take_while(|line| line.starts_with('|')).count(), TABLE.len(), "rows that no test knows");
-    // A few at a time: each has a Redis or two.
+    // A few rows at a time: each starts one or two Redis servers.
     for states in TABLE.chunks(4) {
         let all = LocalSet::new();
         all.run_until(async {
@@ -182,9 +182,9 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
     }
 }
 
-/// Strangers may ask as often as they like: what they cost Redis does not depend on it.
+/// Unauthenticated callers may ask for readiness at any rate; the load on Redis does not depend on it.
 ///
-/// Seen to fail where each request asked the store.
+/// Seen to fail when each request asked the store.
 #[tokio::test]
 async fn a_readiness_request_sends_nothing_to_redis() {
     let deployment = Deployment::start(Fault::Nothing);
@@ -198,7 +198,7 @@ async fn a_readiness_request_sends_nothing_to_redis() {
     for _ in 0..500 {
         assert_eq!(deployment.node.rest.text("/readyz").await.0, 200);
     }
-    // A probe has a few commands, and comes every second.
+    // A probe sends a few commands once a second.
     let most = 40 + 20 * started.elapsed().as_secs();
     let sent = commands() - before;
     assert!(sent < most, "{sent} commands in {:?}", started.elapsed());

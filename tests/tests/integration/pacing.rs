@@ -1,7 +1,7 @@
-//! A client that paces itself exactly at its limit is never refused over gRPC, over an hour of injected time.
-//! The stores show it for more rates (`crates/tollgate-store/tests/stores/promises.rs`).
+//! A client that calls exactly at its limit is never refused over gRPC, over an hour of injected time. The store tests
+//! cover more rates (`crates/tollgate-store/tests/stores/promises.rs`).
 //!
-//! Tried by breaking `tollgate-core`: an event that leaves a millisecond late.
+//! Seen to fail when an event leaves its window a millisecond late.
 
 use crate::harness::{START, account, allowed, call, consume, memory_node, shop};
 

@@ -1,5 +1,5 @@
-//! Redis's own clock is stepped under load. Every decision must be that of the exact log in which, at each call,
-//! whatever is dated later than now counts as of now.
+//! Redis's clock jumps under load. Every decision must equal that of an exact log in which, at each call, events dated
+//! in the future count as events of now.
 
 use std::{
     sync::{
@@ -21,14 +21,14 @@ use super::{
 };
 use crate::harness::{account, allowed, call, consume, decided_at_ms};
 
-/// Of the resource `short`.
+/// The limit of the resource `short`.
 const LIMIT: usize = 20;
 const WINDOW_MS: u64 = 2_000;
-/// Where Redis's clock stands beside the real one, in seconds, one after another.
+/// Offsets of Redis's clock from real time, in seconds, one after another.
 const STEPS: [i64; 8] = [0, 5, 0, 60, 0, 3_600, -3_600, 0];
-/// How long it stands there: longer than a window, so that capacity is seen to come back.
+/// Duration of each offset: longer than a window, so that capacity returns.
 const PHASE: Duration = Duration::from_secs(3);
-/// An answer comes no later than this after its decision.
+/// Bound on the time between a decision and its answer.
 const LATEST_ANSWER_MS: u64 = 500;
 
 struct Observation {
@@ -38,7 +38,7 @@ struct Observation {
     latency: Duration,
 }
 
-/// Redis 6.2, as its allocator bears a library that sets the clock.
+/// Runs on Redis 6.2, whose allocator works with libfaketime.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn decisions_stay_exact_while_the_redis_clock_jumps() {
@@ -93,8 +93,8 @@ async fn decisions_stay_exact_while_the_redis_clock_jumps() {
     node_group.assert_no_panic();
 }
 
-/// Checks every decision, and returns the most that was in a window, and the longest that a step back or forward kept
-/// everybody waiting.
+/// Checks every decision. Returns the peak usage of a window, and the longest time without an admission after a jump,
+/// in ms.
 fn check_against_exact_log(observations: &[Observation], phase_starts: &[u64]) -> (usize, u64) {
     let mut log: Vec<(usize, u64, bool)> = observations
         .iter()
@@ -128,13 +128,13 @@ fn check_against_exact_log(observations: &[Observation], phase_starts: &[u64]) -
     (most, longest_wait_ms)
 }
 
-/// The phase in which a decision was made: by when it was answered, and by what the clock said.
+/// The phase of a decision, from the time of its answer and from its own time.
 fn phase_of(observation: &Observation, phase_starts: &[u64]) -> usize {
     let of: Vec<usize> = (0..phase_starts.len())
         .filter(|phase| {
             let real = real_ms(observation.decided_ms, STEPS[*phase]);
             let end = phase_starts.get(phase + 1).copied().unwrap_or(u64::MAX);
-            // The clock was set a moment before that is noted.
+            // The clock was set a moment before the phase start was recorded.
             (real..=real + LATEST_ANSWER_MS).contains(&observation.answered_ms)
                 && phase_starts[*phase] <= real + LATEST_ANSWER_MS
                 && real <= end
@@ -144,7 +144,7 @@ fn phase_of(observation: &Observation, phase_starts: &[u64]) -> usize {
     of[0]
 }
 
-/// The real time when Redis's clock, so many seconds beside it, said `at`.
+/// The real time at which Redis's clock, offset by `step` seconds, showed `at`.
 fn real_ms(at: u64, step: i64) -> u64 {
     at.saturating_add_signed(-1_000 * step)
 }

@@ -1,4 +1,4 @@
-//! Three nodes under a fixed rate of calls, and what is measured of them.
+//! Three nodes under a fixed rate of calls, and the figures measured.
 
 use std::{
     fmt,
@@ -18,24 +18,24 @@ use crate::harness::{Process, ProcessBuilder, account, allowed, call, consume, f
 
 pub(super) const DEADLINE: Duration = Duration::from_millis(250);
 pub(super) const NODES: u64 = 3;
-/// Of the account that everybody calls, so that it is always full: in a window of [`WINDOW`].
+/// The limit of the account `full`, which is always exhausted, per [`WINDOW`].
 pub(super) const LIMIT: u64 = 60;
 const WINDOW: Duration = Duration::from_secs(10);
-/// Callers a node, and the time between two calls of one.
+/// Callers per node, and the interval between two calls of a caller.
 pub(super) const CALLERS: u64 = 4;
 pub(super) const PACE: Duration = Duration::from_millis(20);
-/// What a busy machine of two cores, which also runs everything else, may take on top of the bounds.
+/// Tolerances on top of the bounds, for a busy machine with two cores.
 pub(super) const SLACK: Duration = Duration::from_millis(20);
 pub(super) const LONGEST: Duration = Duration::from_millis(250);
 const RECOVERY_BOUND: Duration = Duration::from_secs(2);
 
-/// Nodes on one Redis.
+/// The nodes, on one Redis.
 pub(super) struct NodeGroup {
     nodes: Vec<Process>,
     _folder: tempfile::TempDir,
 }
 
-/// A case under way.
+/// A running case.
 pub(super) struct Case {
     name: String,
     go: Arc<AtomicBool>,
@@ -43,19 +43,19 @@ pub(super) struct Case {
     usage_before: ResourceUsage,
 }
 
-/// One call's answer.
+/// The answer to one call.
 struct Answer {
-    /// Which node was asked.
+    /// Index of the node.
     node: usize,
     on_full_account: bool,
     at: Instant,
     latency: Duration,
-    /// Whether it was admitted and by whom, or why it was not decided.
+    /// Whether it was admitted, and `decided_by`; or the error.
     result: Result<(bool, String), Status>,
 }
 
 impl Answer {
-    /// Whether Redis may have charged a call that was not decided: the node does not say that it did not.
+    /// Whether Redis may have charged this failed call: the error does not exclude it.
     fn is_uncertain(&self) -> bool {
         let not_charged = ["the store cannot be reached", "the store is full", "the store refused"];
         let said = self.result.as_ref().err().map(Status::message);
@@ -63,18 +63,18 @@ impl Answer {
     }
 }
 
-/// What a case must keep besides the bounds on waiting.
+/// Bounds of a case, besides those on latency.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
-    /// The most that may be admitted of the full account in any window.
+    /// Maximum number of admissions of the account `full` in any window.
     pub(super) max_admitted: u64,
     /// No call may fail.
     pub(super) no_failures: bool,
-    /// Redis itself may have lost writes.
+    /// Redis may lose writes.
     pub(super) lost_writes: bool,
-    /// The failure mode admits calls that Redis does not know of.
+    /// The failure mode admits calls that Redis does not count.
     pub(super) fallback_admits: bool,
-    /// This node was killed, and calls to it fail; no call to the others may.
+    /// This node is killed: calls to it may fail, calls to the others may not.
     pub(super) killed_node: Option<usize>,
 }
 
@@ -83,13 +83,13 @@ impl Bounds {
         Self { fallback_admits: false, ..Self::with_fallback(LIMIT) }
     }
 
-    /// Where the failure mode decides meanwhile.
+    /// For cases in which the failure mode decides during the fault.
     pub(super) fn with_fallback(max_admitted: u64) -> Self {
         Self { max_admitted, no_failures: false, lost_writes: false, fallback_admits: true, killed_node: None }
     }
 }
 
-/// What a case showed; a row of the table of results.
+/// The result of a case: a row of the table of results.
 pub(super) struct Report {
     name: String,
     calls: usize,
@@ -99,10 +99,10 @@ pub(super) struct Report {
     recovery: Duration,
     max_admitted: u64,
     growth: ResourceGrowth,
-    /// Of the account with room for all, by the callers and by Redis.
+    /// Admissions of the account that is never full, as counted by the callers and by Redis.
     pub(super) admitted: u64,
     pub(super) charged: u64,
-    /// Of the same account: those without an answer that Redis may have charged.
+    /// Calls of the same account that failed and that Redis may have charged.
     uncertain: u64,
 }
 
@@ -155,7 +155,7 @@ impl NodeGroup {
         self.nodes[node].signal("KILL");
     }
 
-    /// Begins a case: the load runs for a second before it returns.
+    /// Starts the load, and returns after one second of it.
     pub(super) async fn case(&self, name: &str) -> Case {
         let go = Arc::new(AtomicBool::new(true));
         let mut callers = JoinSet::new();
@@ -169,7 +169,7 @@ impl NodeGroup {
         Case { name: name.to_owned(), go, callers, usage_before: self.resource_usage() }
     }
 
-    /// One for each node.
+    /// A client for each node.
     pub(super) fn clients(&self) -> impl Iterator<Item = &RateLimitServiceClient<Channel>> {
         self.nodes.iter().map(|node| &node.grpc)
     }
@@ -180,19 +180,19 @@ impl NodeGroup {
         }
     }
 
-    /// What the largest node holds.
+    /// Memory and descriptors, the maximum over all nodes.
     pub(super) fn resource_usage(&self) -> ResourceUsage {
         ResourceUsage::largest_of(&self.nodes)
     }
 
-    /// Lets time pass, in which no node holds more and more.
+    /// Asserts for this long that no node's memory or descriptors grow.
     pub(super) async fn check_steady(&self, during: Duration) {
         check_steady_resources(&self.nodes, during).await;
     }
 }
 
 impl Case {
-    /// Ends the case once every node decides again, and checks everything.
+    /// Waits until every node decides again, ends the case, and checks everything.
     pub(super) async fn end(mut self, node_group: &NodeGroup, bounds: Bounds) -> Report {
         let over = Instant::now();
         let live = || {
@@ -206,7 +206,7 @@ impl Case {
             .await;
         }
         let recovery = over.elapsed();
-        // Some of it after the fault, so that what came back is seen to be right.
+        // Part of the load runs after the fault, so that decisions after the recovery are checked too.
         tokio::time::sleep(Duration::from_secs(1)).await;
         self.go.store(false, Ordering::Relaxed);
         let mut answers: Vec<Answer> = Vec::new();
@@ -231,7 +231,7 @@ impl Case {
         on_full_account.sort_unstable();
         let mut max_admitted = 0;
         for (first, at) in on_full_account.iter().enumerate() {
-            // A little shorter, as the moment of an answer is not that of its decision.
+            // A little shorter than the window, as an answer arrives later than its decision.
             let end = *at + WINDOW.saturating_sub(2 * DEADLINE);
             max_admitted =
                 max_admitted.max(on_full_account[first..].iter().take_while(|next| **next < end).count() as u64);
@@ -257,7 +257,7 @@ fn check(report: &Report, answers: &[Answer], bounds: Bounds, node_group: &NodeG
     assert!(report.p99 <= DEADLINE + SLACK, "the wait: {report}");
     assert!(report.longest <= DEADLINE + LONGEST, "the longest wait: {report}");
     assert!(report.recovery <= RECOVERY_BOUND, "service is not back: {report}");
-    // At worst the new master knows of nothing that was admitted in the window.
+    // In the worst case the new master has lost every admission of the window.
     let most = if bounds.lost_writes { 2 * bounds.max_admitted } else { bounds.max_admitted };
     assert!(report.max_admitted <= most, "over the bound of {most}: {report}");
     report.growth.check(report);

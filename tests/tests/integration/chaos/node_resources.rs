@@ -1,4 +1,4 @@
-//! What nodes hold of their machine, which must not grow however long they run.
+//! Memory and descriptors of nodes, which must not grow with their run time.
 
 use std::{
     fmt,
@@ -7,21 +7,21 @@ use std::{
 
 use crate::harness::Process;
 
-/// How often a node is looked at.
+/// Interval between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// A reload or a probe may just be under way.
+/// A reload or a probe may be in progress at a sample.
 const MAX_MORE_DESCRIPTORS: i64 = 2;
-/// What an allocator may take more of. In ten minutes a call that leaves 50 bytes behind leaves more than that.
+/// Growth that the allocator may cause. A leak of 50 bytes per call exceeds it within ten minutes.
 const MAX_MORE_MEMORY_KB: i64 = 2 * 1024;
 
-/// What the nodes hold, by the largest of them.
+/// Memory and descriptors in use, the maximum over all nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ResourceUsage {
     memory_kb: u64,
     descriptors: usize,
 }
 
-/// How much more that is than it was before.
+/// The difference between two samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResourceGrowth {
     memory_kb: i64,
@@ -29,7 +29,7 @@ pub(super) struct ResourceGrowth {
 }
 
 impl ResourceUsage {
-    /// By the nodes that live.
+    /// The maximum over the nodes that are alive.
     pub(super) fn largest_of(nodes: &[Process]) -> Self {
         let usage_of = |node: &Process| Self {
             memory_kb: node.resident_bytes().unwrap_or(0) / 1024,
@@ -52,7 +52,7 @@ impl ResourceUsage {
 }
 
 impl ResourceGrowth {
-    /// In a case that may make all connections anew, and make some to servers that were not in use before.
+    /// Bounds for a case in which all connections may be replaced, also by connections to other servers.
     pub(super) fn check(self, what: impl fmt::Display) {
         assert!(self.memory_kb < 16 * 1024, "memory grows: {what}");
         assert!(self.descriptors <= 8, "descriptors grow: {what}");
@@ -65,7 +65,8 @@ impl fmt::Display for ResourceGrowth {
     }
 }
 
-/// Lets time pass, in which no node may hold more, of descriptors or of memory, in the last third than in the first.
+/// Samples the nodes for this long, and asserts that no node uses more memory or descriptors in the last third than in
+/// the first.
 pub(super) async fn check_steady_resources(nodes: &[Process], during: Duration) {
     let started = Instant::now();
     let mut most = vec![[ResourceUsage::default(); 3]; nodes.len()];

@@ -1,4 +1,4 @@
-//! Clients, and short ways to say what is called.
+//! Clients, and short constructors for calls.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(crate) struct Rest {
     client: reqwest::Client,
 }
 
-/// An HTTP client to be built. No call may hang a test, and plain HTTP on loopback needs nobody to trust.
+/// Builder of an HTTP client: with a timeout, and without root certificates, as loopback uses plain HTTP.
 pub(crate) fn http() -> reqwest::ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(20))
@@ -90,8 +90,8 @@ pub(crate) async fn consume(grpc: &RateLimitServiceClient<Channel>, call: Call) 
     Ok(answer.into_inner().decision.expect("a decision"))
 }
 
-/// Whether a node still has this watch of its health open, which is on `channel`. Were it cut, the client would know it once
-/// the node has answered another call on that connection.
+/// Asserts that this health watch on `channel` is still open. The node answers another call on that connection first,
+/// so that the client knows of a closed watch.
 pub(crate) async fn assert_watch_open(watch: &mut Streaming<HealthCheckResponse>, channel: &Channel) {
     HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.expect("the node answers");
     while let Ok(news) = tokio::time::timeout(Duration::ZERO, watch.message()).await {
@@ -105,7 +105,7 @@ pub(crate) async fn peek(grpc: &RateLimitServiceClient<Channel>, call: Call) -> 
     Ok(answer.into_inner().decision.expect("a decision"))
 }
 
-/// Whether the call may pass. A verdict that says neither fails the test.
+/// Whether the call is admitted. An unspecified verdict fails the test.
 pub(crate) fn allowed(decision: &Decision) -> bool {
     match decision.verdict() {
         Verdict::Allowed => true,
@@ -114,7 +114,7 @@ pub(crate) fn allowed(decision: &Decision) -> bool {
     }
 }
 
-/// The status of the quota called `name`.
+/// The status of the quota `name`.
 pub(crate) fn quota<'a>(decision: &'a Decision, name: &str) -> &'a QuotaStatus {
     let found = decision.quotas.iter().find(|quota| quota.name == name);
     found.unwrap_or_else(|| panic!("no quota {name}: {decision:?}"))

@@ -1,5 +1,4 @@
-//! HTTP/2 frame by frame (RFC 9113), for clients that no library will be: that announce windows of nothing, and never end
-//! what they began.
+//! A raw HTTP/2 client (RFC 9113), for misuse that no library allows: windows of zero bytes, requests that never end.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -20,7 +19,7 @@ const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// Connects from this address of loopback.
+/// Connects from this loopback address.
 pub(crate) async fn connect_from(from: Ipv4Addr, to: &str) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -28,7 +27,7 @@ pub(crate) async fn connect_from(from: Ipv4Addr, to: &str) -> std::io::Result<Tc
     connected.map_err(std::io::Error::other)?
 }
 
-/// A connection that sends what it is told to, and reads nothing by itself.
+/// A connection that sends the given frames, and reads nothing by itself.
 pub(crate) struct RawHttp2 {
     stream: TcpStream,
     authority: String,
@@ -37,7 +36,7 @@ pub(crate) struct RawHttp2 {
 }
 
 impl RawHttp2 {
-    /// Connects, and lets each stream of the node's write `window` bytes until it hears more.
+    /// Connects with an initial stream window of `window` bytes.
     pub(crate) async fn connect(from: Ipv4Addr, to: &str, window: u32) -> std::io::Result<Self> {
         let stream = connect_from(from, to).await?;
         let mut raw = Self { stream, authority: to.to_owned(), next_stream: 1, unsent: PREFACE.to_vec() };
@@ -54,7 +53,7 @@ impl RawHttp2 {
         self.unsent.extend_from_slice(payload);
     }
 
-    /// Begins a request with these headers, and ends it if it has no body; the number of its stream.
+    /// Queues the headers of a request, and its end if it has no body. Returns the stream's number.
     pub(crate) fn request(&mut self, method: &str, path: &str, more: &[(&str, &str)], end: bool) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
@@ -62,7 +61,7 @@ impl RawHttp2 {
         let first = [(":method", method), (":scheme", "http"), (":path", path), (":authority", &authority)];
         let mut block = Vec::new();
         for (name, value) in first.iter().chain(more) {
-            // A literal that no table remembers (RFC 7541, section 6.2.2).
+            // A literal without indexing (RFC 7541, section 6.2.2).
             block.push(0);
             for text in [name, value] {
                 block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("a short header"));
@@ -73,35 +72,35 @@ impl RawHttp2 {
         stream
     }
 
-    /// Begins a call over gRPC whose messages are still to come.
+    /// Queues the headers of a gRPC call, whose messages follow.
     pub(crate) fn grpc(&mut self, path: &str) -> u32 {
         self.request("POST", path, &[("content-type", "application/grpc"), ("te", "trailers")], false)
     }
 
-    /// Sends a piece of a request's body.
+    /// Queues a part of a request's body.
     pub(crate) fn data(&mut self, stream: u32, bytes: &[u8], end: bool) {
         self.frame(DATA, u8::from(end) * END_STREAM, stream, bytes);
     }
 
-    /// Takes a request back.
+    /// Queues a reset of the stream.
     pub(crate) fn reset(&mut self, stream: u32) {
         const CANCEL: u32 = 8;
         self.frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
     }
 
-    /// Answers a ping that never came.
+    /// Queues the answer to a ping that was never sent.
     pub(crate) fn pong(&mut self) {
         self.frame(PING, ACK, 0, &[7; 8]);
     }
 
-    /// Sends what was begun; whether the node still takes it.
+    /// Sends the queued frames. Returns whether the node accepted them.
     pub(crate) async fn flush(&mut self) -> bool {
         let sent = timeout(Duration::from_secs(5), self.stream.write_all(&self.unsent)).await;
         self.unsent.clear();
         matches!(sent, Ok(Ok(())))
     }
 
-    /// Waits until the node closes the connection.
+    /// Whether the node closes the connection within `bound`.
     pub(crate) async fn is_closed_within(&mut self, bound: Duration) -> bool {
         let mut bytes = [0; 4096];
         timeout(bound, async { while let Ok(1..) = self.stream.read(&mut bytes).await {} }).await.is_ok()

@@ -1,4 +1,5 @@
-//! What the tests share: nodes in this process, nodes as processes, clients, policies, a bad network, patience.
+//! The test harness: nodes in this process, nodes as processes, clients, policies, a network with faults, and waiting
+//! for a condition.
 
 mod clients;
 mod frames;
@@ -18,11 +19,12 @@ pub(crate) use policy::{KEY, folder_with, hash_of, shop};
 pub(crate) use process::{Process, ProcessBuilder, signal};
 pub(crate) use proxy::Proxy;
 
-/// What a call may take on top of its deadline on a loaded machine, and what 99 of 100 may: the bounds of the chaos suite.
+/// Tolerance of the chaos suite on top of a call's deadline on a loaded machine: for every call, and for the 99th
+/// percentile.
 pub(crate) const SLACK: Duration = Duration::from_millis(250);
 pub(crate) const P99_SLACK: Duration = Duration::from_millis(20);
 
-/// Asks again until `ask` has an answer, for at most `bound`.
+/// Polls `ask` until it returns a value, for at most `bound`.
 pub(crate) async fn until<T>(what: &str, bound: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! A node in this process, with a clock of the test's own.
+//! A node in this process, with an injected clock.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{Rest, folder_with};
 /// Where every injected clock starts: 2025-03-03T00:00:00Z.
 pub(crate) const START: Timestamp = Timestamp::from_ms(1_740_960_000_000);
 
-/// A running node. Dropped, it stops.
+/// A running node, stopped when dropped.
 pub(crate) struct Node {
     pub(crate) rest: Rest,
     pub(crate) grpc: RateLimitServiceClient<Channel>,
@@ -43,7 +43,7 @@ fn settings(mut options: Options, policy: PathBuf) -> Settings {
     if options.service_tokens.is_none() {
         options.open_loopback.get_or_insert(true);
     }
-    // Tests try many a bad key from the one address they have.
+    // Tests send many invalid keys from one address.
     options.max_login_failures.get_or_insert(0);
     options.settle(None).expect("the settings are good")
 }
@@ -72,7 +72,7 @@ pub(crate) async fn redis_node_with(options: Options, policy: &str, url: String)
     Node::start(policy, options, store, clock, "redis").await
 }
 
-/// A store with injected time; patient, as it is the time of the machine that tests wait for.
+/// A store with injected time and a long deadline, as the deadline runs in real time.
 fn redis_on(url: String, clock: &Arc<ManualClock>) -> Arc<RedisStore> {
     let config = RedisConfig { deadline: Duration::from_secs(20), ..RedisConfig::new(url) };
     Arc::new(RedisStore::with_injected_clock(config, Arc::clone(clock)).expect("a Redis URL"))
@@ -111,7 +111,7 @@ impl Node {
         }
     }
 
-    /// Stops the node and waits for its end.
+    /// Stops the node, and waits until it has ended.
     pub(crate) async fn stop(&mut self) -> Result<(), RunError> {
         drop(self.shutdown.take());
         (&mut self.task).await.expect("the node did not panic")

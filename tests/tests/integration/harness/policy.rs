@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-/// The secret of the good key of [`shop`].
+/// The secret of the valid key of [`shop`].
 pub(crate) const KEY: &str = "sk-integration-good-7f3a91c2d4";
 
-/// A key's hash as policy files have it.
+/// The hash of a key in the form of policy files.
 pub(crate) fn hash_of(secret: &str) -> String {
     Sha256::digest(secret).iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }

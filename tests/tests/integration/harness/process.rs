@@ -1,4 +1,4 @@
-//! A node as a process of its own: the binary as production runs it, without the features of tests.
+//! A node as a process: the production binary, without test features.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::{Rest, until};
 
-/// The binary, built once, with the profile and into the folder of this test.
+/// The path of the binary, built once, with the profile and target folder of this test.
 fn tollgate() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -27,8 +27,8 @@ fn tollgate() -> &'static Path {
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        // What cargo says to this test of its package, it would say to the build as well, and dependencies whose build
-        // scripts ask for that would be built anew each time.
+        // Cargo sets these variables for this test's package. Passed to the build, they would make it rebuild
+        // dependencies whose build scripts read them.
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_package(&name.to_string_lossy())) {
             command.env_remove(name);
         }
@@ -48,24 +48,24 @@ fn is_of_package(variable: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| variable.starts_with(of_package))
 }
 
-/// A process that is being put together.
+/// Builder of a [`Process`].
 pub(crate) struct ProcessBuilder {
     command: Command,
-    /// Whether it is a node to which no test has given tokens for services, and which is to be open without them.
+    /// Whether to add `--open-loopback`: true for a node without service tokens.
     open: bool,
 }
 
 impl ProcessBuilder {
-    /// With the policy file at `policy`, on free loopback ports, open to services unless `--service-tokens` follow,
-    /// and no variable of the test's own environment that would change it. It is patient with its Redis unless a flag says otherwise, as that shares the machine
-    /// with all tests.
+    /// A node with the policy file at `policy`, on free loopback ports, with none of the test's `TOLLGATE_` variables.
+    /// It is open to services unless `--service-tokens` is added. Its store deadline is long unless a flag changes it,
+    /// as Redis shares the machine with all tests.
     pub(crate) fn new(policy: &Path) -> Self {
         let node = Self::bare().arg("--policy").arg(policy).env("TOLLGATE_STORE_DEADLINE_MS", "4000");
         let node = node.arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0");
         Self { open: true, ..node }
     }
 
-    /// Without any setting.
+    /// The binary without any setting.
     pub(crate) fn bare() -> Self {
         let mut builder = Self::program(tollgate());
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOLLGATE_")) {
@@ -74,7 +74,7 @@ impl ProcessBuilder {
         builder
     }
 
-    /// Another program.
+    /// Another program than the binary.
     pub(crate) fn program(program: &Path) -> Self {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -97,12 +97,13 @@ impl ProcessBuilder {
         self
     }
 
-    /// A node on this Redis.
+    /// Uses the Redis at `url`.
     pub(crate) fn redis(self, url: &str) -> Self {
         self.arg("--redis").arg(url)
     }
 
-    /// Runs something that ends by itself, for at most half a minute.
+    /// Runs a program that ends by itself, for at most 30 seconds. Returns its status, standard output and standard
+    /// error.
     pub(crate) fn output(self) -> (ExitStatus, String, String) {
         let child = self.spawn();
         let id = child.id();
@@ -124,12 +125,12 @@ impl ProcessBuilder {
         self.command.spawn().expect("the binary runs")
     }
 
-    /// Starts a node, and returns once it said where it listens.
+    /// Starts a node, and returns once it has printed its addresses.
     pub(crate) fn start(self) -> Process {
         self.try_start().unwrap_or_else(|said| panic!("it said {said}"))
     }
 
-    /// The same; what the process said, if it ended instead.
+    /// Like [`start`](Self::start); the output of the process as an error if it ended instead.
     pub(crate) fn try_start(self) -> Result<Process, String> {
         let mut child = self.spawn();
         let stderr = Arc::new(Mutex::new(Vec::new()));
@@ -144,7 +145,7 @@ impl ProcessBuilder {
         let mut said = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         said.read_line(&mut line).expect("a line");
-        // What follows is read too, so that the node is never stuck in writing it.
+        // The rest of the output is read too, so that the node never blocks on writing it.
         let stdout = Arc::new(Mutex::new(String::new()));
         let to = Arc::clone(&stdout);
         std::thread::spawn(move || {
@@ -177,7 +178,7 @@ impl ProcessBuilder {
     }
 }
 
-/// A running process. Dropped, it is killed.
+/// A running process, killed when dropped.
 pub(crate) struct Process {
     pub(crate) rest: Rest,
     pub(crate) grpc: RateLimitServiceClient<Channel>,
@@ -197,29 +198,29 @@ impl Process {
         signal(self.child.id(), name);
     }
 
-    /// How much memory it holds, if it lives.
+    /// Resident memory, if the process is alive.
     pub(crate) fn resident_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kb| 1024 * kb)
     }
 
-    /// How many files, sockets and the like it has open, if it lives.
+    /// Number of open descriptors, if the process is alive.
     pub(crate) fn descriptors(&self) -> Option<usize> {
         Some(std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?.count())
     }
 
-    /// What it wrote to standard output so far, behind the first line.
+    /// Standard output so far, after the first line.
     pub(crate) fn stdout(&self) -> String {
         self.stdout.lock().expect("no panic").clone()
     }
 
-    /// What it wrote to standard error so far.
+    /// Standard error so far.
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr.lock().expect("no panic")).into_owned()
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end.
     pub(crate) async fn ended(&mut self, bound: Duration) -> ExitStatus {
         until("the process ends", bound, async || self.child.try_wait().expect("a child process")).await
     }

@@ -1,4 +1,4 @@
-//! A bad network between nodes and one Redis.
+//! A network with faults between nodes and one Redis.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Passes bytes on, or not.
+/// A proxy that forwards, delays or drops bytes.
 pub(crate) struct Proxy {
     port: u16,
     state: Arc<NetworkState>,
@@ -29,7 +29,7 @@ struct NetworkState {
 }
 
 impl Proxy {
-    /// In front of the Redis on `port`.
+    /// Starts a proxy for the Redis on `port`.
     pub(crate) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let own_port = listener.local_addr().expect("an address").port();
@@ -61,17 +61,17 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Loses everything, without a word, from now on or no more.
+    /// Drops all traffic silently, or stops doing so. A connection that lost bytes stays silent.
     pub(crate) fn drop_traffic(&self, on: bool) {
         self.state.drops_traffic.store(on, Ordering::SeqCst);
     }
 
-    /// Holds every answer back for so long.
+    /// Delays every answer of Redis.
     pub(crate) fn delay(&self, delay: Duration) {
         self.state.delay_ms.store(u64::try_from(delay.as_millis()).expect("short"), Ordering::SeqCst);
     }
 
-    /// Cuts every connection.
+    /// Closes every connection.
     pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
@@ -87,7 +87,7 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &Networ
     let mut buffer = vec![0; 64 * 1024];
     let mut lost = false;
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        // A stream with a hole in it is of no use any more.
+        // A connection that lost bytes cannot be used any more.
         lost |= state.drops_traffic.load(Ordering::SeqCst);
         if lost {
             continue;

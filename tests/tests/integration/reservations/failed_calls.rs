@@ -1,4 +1,5 @@
-//! Ends that say how the call was answered: failures count for the abuse rules, as if they had been reported.
+//! Reservations that are settled or cancelled with the status of the call: failures count for the abuse rules, as if
+//! reported.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use tollgate_store::testing::RedisServer;
 use super::{CancelRequest, SettleRequest, id_of, reserve, usage};
 use crate::harness::{KEY, Node, account, allowed, api_key_id, call, hash_of, memory_node, peek, quota, redis_node};
 
-/// Three failures of a key, and one of an address at a resource, are borne.
+/// The rules tolerate three failures of a key, and one of an address at a resource.
 fn policy() -> String {
     format!(
         r#"version: 1
@@ -38,17 +39,17 @@ bootstrap:
     )
 }
 
-/// The API that a reservation is ended with.
+/// The protocol of the request.
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
     Grpc,
     Rest,
 }
 
-/// An end: settled with as many tokens, or cancelled.
+/// How a reservation ends: settled with this many tokens, or cancelled.
 type ReservationEnd = Option<u64>;
 
-/// Ends a reservation, and says whether that was done before; or what was wrong.
+/// Ends a reservation. Returns whether the end was a replay, or the error message.
 async fn end(node: &Node, protocol: Protocol, id: &str, end: ReservationEnd, status: u32) -> Result<bool, String> {
     let (path, mut body) = match end {
         Some(tokens) => ("/v1/settle", json!({ "reservation_id": id, "usage": { "tokens": tokens } })),
@@ -85,7 +86,7 @@ async fn decide(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision 
     reserve(&node.grpc, call, &[], 0).await.expect("a decision")
 }
 
-/// The id of a new reservation of a key.
+/// Reserves with this key, and returns the reservation's id.
 async fn slots_in_use(node: &Node, key: &str, ip: &str) -> String {
     id_of(&decide(node, api_key_id(key), "chat", ip).await)
 }
@@ -101,7 +102,7 @@ async fn failures_block(node: &Node, protocol: Protocol) {
     let under_way = slots_in_use(node, "one", "192.0.2.1").await;
     let before = used().await;
 
-    // A status that is none: refused by name, and the reservation is open as before.
+    // An invalid status is refused by name, and the reservation stays open.
     let wrong = slots_in_use(node, "one", "192.0.2.1").await;
     for status in [1, 99, 600] {
         for how in [Some(3), None] {
@@ -110,13 +111,13 @@ async fn failures_block(node: &Node, protocol: Protocol) {
         }
     }
     assert_eq!(used().await, [before[0] + 10, before[1] + 1], "{protocol:?}: as it was reserved");
-    // The first failure. The same end again is the same failure, with whatever status.
+    // The first failure. A repeated end counts once, whatever its status.
     assert!(!ended(&wrong, Some(3), 503).await, "{protocol:?}: not ended by what was refused");
     assert_eq!(used().await, [before[0] + 3, before[1]], "{protocol:?}: settled");
     for status in [503, 500, 0, 599, 503] {
         assert!(ended(&wrong, Some(3), status).await, "{protocol:?}: a replay");
     }
-    // The second, and none: a success, a status that the rule does not count, no status.
+    // The second failure, and ends that are no failure: a success, a status outside the rule, no status.
     let cancelled = slots_in_use(node, "one", "192.0.2.1").await;
     assert!(!ended(&cancelled, None, 500).await);
     for _ in 0..5 {
@@ -127,7 +128,7 @@ async fn failures_block(node: &Node, protocol: Protocol) {
             ended(&slots_in_use(node, "one", "192.0.2.1").await, how, status).await;
         }
     }
-    // The third is borne, the fourth is not.
+    // The third failure is tolerated, the fourth blocks.
     ended(&slots_in_use(node, "one", "192.0.2.1").await, Some(0), 599).await;
     let last = slots_in_use(node, "one", "192.0.2.1").await;
     let before = used().await;
@@ -139,19 +140,19 @@ async fn failures_block(node: &Node, protocol: Protocol) {
         (Reason::Blocked, Some(30_000)),
         "{protocol:?}: {refused:?}"
     );
-    // It is the key of the reservation that is blocked: neither its account nor the other key.
+    // The key of the reservation is blocked, not its account or the other key.
     for who in [account("acme"), api_key_id("two")] {
         let others = decide(node, who, "chat", "192.0.2.1").await;
         ended(&id_of(&others), None, 0).await;
     }
-    // What was under way ends, and does not lengthen the block.
+    // Open reservations can be ended, and do not lengthen the block.
     node.clock.advance_ms(10_000);
     assert!(!ended(&under_way, Some(0), 500).await);
     assert_eq!(key_one().await.retry_after_ms, Some(20_000), "{protocol:?}");
     node.clock.advance_ms(20_000);
     ended(&id_of(&key_one().await), None, 0).await;
 
-    // The attributes and the resource are those of the reservation, too.
+    // Attributes and resource come from the reservation, too.
     for key in ["one", "two"] {
         assert!(allowed(&decide(node, account("acme"), "chat", "192.0.2.9").await));
         ended(&slots_in_use(node, key, "192.0.2.9").await, Some(10), 418).await;

@@ -1,4 +1,4 @@
-//! Whose a slot is: who has to wait while somebody holds the only one.
+//! The scope of a slot: the calls that are refused while a reservation holds the only slot.
 
 use serde_json::json;
 use tollgate_proto::v1::{Caller, Decision};
@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{cancel, id_of, reserve};
 use crate::harness::{Node, account, allowed, api_key_id, call, hash_of, memory_node, quota, redis_node};
 
-/// Two keys of one account and one of another, and two resources, each with the only slot of this scope.
+/// A policy with one slot of this scope; three keys, two of them of one account, and two resources.
 fn policy(scope: &[&str]) -> String {
     let key = |id: &str| json!({ "id": id, "hash": hash_of(&format!("sk-slots-{id}")), "kind": "inference" });
     let policy = json!({
@@ -26,7 +26,7 @@ fn policy(scope: &[&str]) -> String {
     policy.to_string()
 }
 
-/// Whether the first key of `acme`, which holds a slot of `chat`, is in the way of another call: by scope.
+/// Whether a slot of `chat` held by the first key of `acme` blocks another call, by scope.
 #[rustfmt::skip]
 const ROWS: [(&str, &str, [bool; 5]); 8] = [
     // caller         resource   [api_key]  [account]  [resource]  [api_key, resource]  [account, resource]
@@ -36,7 +36,7 @@ const ROWS: [(&str, &str, [bool; 5]); 8] = [
     ("two",           "images", [false,     true,      false,      false,               false]),
     ("three",         "chat",   [false,     false,     true,       false,               false]),
     ("three",         "images", [false,     false,     false,      false,               false]),
-    // A call of the account itself is of no key.
+    // A call by account has no key.
     ("account acme",  "chat",   [false,     true,      true,       false,               true]),
     ("account acme",  "images", [false,     true,      false,      false,               false]),
 ];
