@@ -1,7 +1,7 @@
-//! What gRPC brings besides the API: health, reflection, deadlines.
+//! Parts of gRPC besides the API: health, reflection, deadlines.
 //!
-//! Tried by breaking the server: without the health descriptors in the reflection, that test fails; so does that of a
-//! hanging Redis where the node waits 300 ms beyond its deadline.
+//! Seen to fail: without the health descriptors in the reflection, and with a node that waits 300 ms beyond its store
+//! deadline.
 
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,16 @@ use crate::harness::{
 
 pub(crate) const SERVICE: &str = "tollgate.v1.RateLimitService";
 
-/// An error of gRPC as it came over the wire: the code and the message.
+/// A gRPC error: code and message.
 pub(crate) type RawError = (Code, String);
 
-/// Sends a message as it is, with these headers besides, by a client that knows no gRPC and so has no opinion
-/// of its own on deadlines. Returns the error that is the answer.
+/// Sends a message with these headers through a plain HTTP client, which applies no deadline of its own. Returns the
+/// error of the answer.
 pub(crate) async fn raw(address: &str, path: &str, message: &[u8], headers: &[(&str, &str)]) -> RawError {
     error_of(&raw_as(Some("application/grpc"), address, path, message, headers).await)
 }
 
-/// The same with this content type, or none. Returns the whole answer.
+/// Like [`raw`], with this content type or none. Returns the whole answer.
 pub(crate) async fn raw_as(
     content_type: Option<&str>,
     address: &str,
@@ -47,14 +47,14 @@ pub(crate) async fn raw_as(
     request.body(frame).send().await.expect("an answer")
 }
 
-/// The error that an answer is.
+/// The gRPC error of an answer.
 pub(crate) fn error_of(answer: &reqwest::Response) -> RawError {
     let said = |name| answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let code = said("grpc-status").expect("an error comes without a body");
     (Code::from_bytes(code.as_bytes()), said("grpc-message").unwrap_or_default())
 }
 
-/// What the health service says of `service`.
+/// The health of `service`.
 pub(crate) async fn health(channel: &Channel, service: &str) -> Option<ServingStatus> {
     let request = HealthCheckRequest { service: service.to_owned() };
     let answer = HealthClient::new(channel.clone()).check(request).await.ok()?;
@@ -96,7 +96,7 @@ async fn reflection_lists_the_services_and_describes_them() {
     }
 }
 
-/// A node whose Redis can be stopped and woken.
+/// A node on this Redis, with this store deadline.
 pub(crate) fn node_on(redis: &RedisServer, deadline_ms: u64) -> (tempfile::TempDir, Process) {
     let (folder, policy) = folder_with(&shop(100));
     let deadline = format!("--store-deadline-ms={deadline_ms}");
@@ -104,7 +104,7 @@ pub(crate) fn node_on(redis: &RedisServer, deadline_ms: u64) -> (tempfile::TempD
     (folder, node)
 }
 
-/// Redis that hangs until this is dropped.
+/// A Redis that is suspended until this value is dropped.
 pub(crate) struct SuspendedRedis(u32);
 
 impl SuspendedRedis {
@@ -143,8 +143,8 @@ async fn a_call_fails_at_the_store_deadline_when_redis_hangs() {
     until("the node decides again", Duration::from_secs(10), async || consume(&node.grpc, one()).await.ok()).await;
 }
 
-/// The client's `grpc-timeout` is the server's to keep; what it answers then is `DEADLINE_EXCEEDED`
-/// (<https://grpc.io/docs/guides/deadlines/>), or `UNAVAILABLE`, as the store is what did not answer.
+/// The server keeps the client's `grpc-timeout`, and then answers `DEADLINE_EXCEEDED`
+/// (<https://grpc.io/docs/guides/deadlines/>), or `UNAVAILABLE`, as it is the store that does not answer.
 #[tokio::test]
 async fn a_client_deadline_is_kept_when_redis_hangs() {
     let redis = RedisServer::start();
@@ -161,7 +161,7 @@ async fn a_client_deadline_is_kept_when_redis_hangs() {
     assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {said}");
 }
 
-/// A tonic client with a deadline hangs no longer than it.
+/// A tonic client's call ends at its deadline.
 #[tokio::test]
 async fn a_client_deadline_ends_its_call() {
     let redis = RedisServer::start();

@@ -1,4 +1,4 @@
-//! A node that gets many times what it can do: it refuses early and cheaply, and decides what it took in.
+//! An overloaded node: it refuses early and cheaply, and decides every call that it accepted.
 
 use std::{
     sync::{
@@ -27,17 +27,17 @@ use crate::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(4);
-/// How late each answer of Redis is, so that a node with room for 16 calls decides a few hundred a second.
+/// The delay of each answer of Redis, so that a node with room for 16 calls decides a few hundred per second.
 const REDIS_DELAY: Duration = Duration::from_millis(40);
 const LOAD: Duration = Duration::from_secs(4);
-/// What a refused caller waits before the next call: far less than it was told to.
+/// A refused caller's pause before the next call: far shorter than its `Retry-After`.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How one call ended.
+/// The outcome of a call.
 enum Outcome {
-    /// Decided, and whether it was admitted; a listing admits nothing.
+    /// Decided: whether the call was admitted; always false for a listing.
     Decided(bool),
-    /// Refused as the node has too much to do, and said so as it should.
+    /// Refused as the node is overloaded, with the documented error.
     Refused,
 }
 
@@ -68,7 +68,7 @@ async fn over_grpc(grpc: &RateLimitServiceClient<Channel>) -> Outcome {
     }
 }
 
-/// The body, if the node did not refuse; a refusal says when to come again.
+/// The body of a decision, or that of a refusal, whose `Retry-After` is checked.
 async fn answered(request: reqwest::RequestBuilder) -> Result<Value, Value> {
     let answer = request.send().await.expect("an answer");
     let (status, wait) = (answer.status(), answer.headers().get(header::RETRY_AFTER).cloned());
@@ -105,13 +105,13 @@ async fn limits(rest: &Rest) -> Outcome {
     }
 }
 
-/// The end users' routes have errors of their own shape.
+/// Asserts the error shape of the end users' routes.
 fn assert_plain_overload_error(body: &Value) {
     let error = body.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("error"));
     assert!(error.is_some_and(Value::is_string), "{body}");
 }
 
-/// Calls one way until told to stop.
+/// Calls one API until stopped.
 async fn keep_calling(
     endpoint: Api,
     grpc: RateLimitServiceClient<Channel>,
@@ -138,8 +138,8 @@ async fn keep_calling(
     answers
 }
 
-/// On four connections over gRPC, fewer on each than it has streams, so that none waits on its own side; over REST
-/// more than are taken in.
+/// Four gRPC connections, each with fewer calls than it has streams, so that no call waits in the client; over REST
+/// more calls than the node accepts.
 fn load(node: &Process, go: &Arc<AtomicBool>) -> JoinSet<Vec<Answer>> {
     let mut callers = JoinSet::new();
     for _ in 0..4 {
@@ -157,7 +157,7 @@ fn load(node: &Process, go: &Arc<AtomicBool>) -> JoinSet<Vec<Answer>> {
     callers
 }
 
-/// The most that a node has of something in a part of the load, by memory in kB and descriptors.
+/// Peak memory (kB) and descriptors of a node during a part of the load.
 async fn peak_resources(node: &Process, during: Duration) -> (u64, usize) {
     let (started, mut peak_resources) = (Instant::now(), (0, 0));
     while started.elapsed() < during {
@@ -187,7 +187,7 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
     proxy.delay(REDIS_DELAY);
     let go = Arc::new(AtomicBool::new(true));
     let callers = load(&node, &go);
-    // Every connection is there, and every buffer has been used, by the end of the first quarter.
+    // By the end of the first quarter every connection is open and every buffer has been used.
     peak_resources(&node, LOAD / 4).await;
     let early = peak_resources(&node, LOAD / 4).await;
     peak_resources(&node, LOAD / 4).await;
@@ -212,7 +212,7 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
     assert!(late.0 < early.0 + 4 * 1024, "memory grows under load: {early:?} kB and descriptors, then {late:?}");
     assert!(late.1 <= early.1 + 4, "descriptors grow under load: {early:?} kB and descriptors, then {late:?}");
 
-    // Afterwards it is as before, and Redis holds what was admitted: a refusal charged nothing.
+    // After the load the node works as before, and Redis holds exactly what was admitted: refusals charged nothing.
     proxy.delay(Duration::ZERO);
     let now = peek(&node.grpc, call(account("load"), "bulk", &[])).await.expect("a decision");
     let admitted = answers.iter().filter(|answer| matches!(answer.end, Outcome::Decided(true))).count() as u64;
@@ -232,8 +232,8 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
     assert!(!said.contains("panicked") && !said.contains("ERROR"), "{said}");
 }
 
-/// What end users are told when the node has too much to do, when the counters do not answer, and when the call takes too
-/// long: each in the shape that their routes describe.
+/// Errors of the end users' routes when the node is overloaded, when the counters do not answer, and when the deadline
+/// passes: each in the shape that the routes document.
 #[tokio::test]
 async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
     let redis = RedisServer::start();
@@ -272,15 +272,15 @@ async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
     }
 }
 
-/// Over gRPC a connection has as many calls in work as the node takes on it, and its client holds the others back: they
-/// wait for their turn, and none is refused. (Tried with a node that takes any number on a connection.)
+/// The node accepts a bounded number of concurrent calls on a gRPC connection. The client holds the others back, and
+/// none is refused. (Seen to fail with a node without that bound.)
 #[tokio::test]
 async fn calls_beyond_the_bound_of_a_connection_wait() {
     let redis = RedisServer::start();
     let (_folder, policy) = folder_with(&shop(100));
     let node = ProcessBuilder::new(&policy).redis(&redis.url()).args(["--max-concurrent-calls=4"]).start();
     let one = || call(account("a"), "model", &[]);
-    // The client has heard of the bound by the time it has an answer.
+    // The client knows the bound once it has an answer.
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
     let suspended = SuspendedRedis::suspend(&redis);
     let mut calls = JoinSet::new();
@@ -295,7 +295,7 @@ async fn calls_beyond_the_bound_of_a_connection_wait() {
         lines.next().expect("the metric").parse::<f64>().expect("a number")
     };
     until("four calls are in work", DEADLINE, async || (in_work().await >= 4.0).then_some(())).await;
-    // Others that were on their way would be in work by now.
+    // Calls that were sent would be in progress by now.
     for _ in 0..20 {
         assert!(in_work().await <= 4.0, "more than the bound");
     }
@@ -305,8 +305,8 @@ async fn calls_beyond_the_bound_of_a_connection_wait() {
     }
     assert_eq!(quota(&peek(&node.grpc, one()).await.unwrap(), "requests_per_minute").used, 13);
 
-    // A client that begins with more than it may, as it has not heard of the bound yet, has an answer to each, too; the node
-    // took no notice of what it refused.
+    // A client that starts more calls before it knows the bound has an answer to each of them, too; the node ignores
+    // what it refused.
     let fresh = Endpoint::from_shared(format!("http://{}", node.grpc_address)).expect("an address").connect_lazy();
     let fresh = RateLimitServiceClient::new(fresh);
     let mut calls = JoinSet::new();

@@ -1,4 +1,4 @@
-//! What one request, and one caller's requests, may cost: bodies, places, pages that are open to all, headers, deadlines.
+//! Bounds on one request and on one caller: bodies, request slots, open pages, headers, deadlines.
 
 mod bodies;
 mod deadlines;
@@ -14,11 +14,11 @@ use tonic::Request;
 
 use crate::harness::{P99_SLACK, Process, ProcessBuilder, account, allowed, call, folder_with, hash_of, shop};
 
-/// The token of a service that does as it should, and of one that does not.
+/// Tokens of a well-behaved service and of one that misbehaves.
 const HONEST: &str = "tgt_integration-token-of-the-honest-service-01234";
 const OTHER: &str = "tgt_integration-token-of-the-other-service-4711-8";
 
-/// A node that knows both.
+/// A node that accepts both tokens.
 fn node_with(arguments: &[&str], redis: Option<&str>) -> (TempDir, Process) {
     let (folder, policy) = folder_with(&shop(100));
     let tokens = folder.path().join("services.yaml");
@@ -36,14 +36,15 @@ fn node_with(arguments: &[&str], redis: Option<&str>) -> (TempDir, Process) {
     (folder, builder.start())
 }
 
-/// A message of a service with this token.
+/// A gRPC request with this service token.
 fn as_service<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
 }
 
-/// How long 99 of 100 honest calls take at most, one after the other, on a connection of their own. Each is admitted.
+/// The 99th percentile of calls of the well-behaved service, made one after another on one connection. Each is
+/// admitted.
 async fn p99_over_grpc(node: &Process) -> Duration {
     p99(async || {
         let one = as_service(HONEST, ConsumeRequest { call: Some(call(account("a"), "bulk", &[])) });
@@ -64,7 +65,7 @@ async fn p99_over_rest(node: &Process) -> Duration {
     .await
 }
 
-/// The best of three rounds, as others use the machine too; the first call opens the connection.
+/// The best of three rounds, as the machine is shared; the first call opens the connection.
 async fn p99(one: impl AsyncFn()) -> Duration {
     one().await;
     let mut best = Duration::MAX;
@@ -81,8 +82,7 @@ async fn p99(one: impl AsyncFn()) -> Duration {
     best
 }
 
-/// Whether honest callers are served nearly as they were: within ten times what they had, and the least that a busy machine
-/// takes for nothing.
+/// Asserts that the latency is at most ten times that of an idle node, or below what a busy machine needs anyway.
 fn assert_latency_nearly_unchanged(before: Duration, during: Duration) {
     let bound = 10 * before + P99_SLACK;
     assert!(during < bound, "p99 of honest calls: {before:?} before, {during:?} during");

@@ -1,7 +1,6 @@
-//! Redis that is absent, forgets its scripts, or restarts under load.
+//! A Redis that is absent, loses its scripts, or restarts under load.
 //!
-//! Tried by breaking the server: calls that come to nothing and are held for 600 and for 800 ms more, which is 100 ms
-//! beyond the deadline and 300.
+//! Seen to fail when failed calls are held for 600 and for 800 ms more, which is 100 and 300 ms beyond the deadline.
 
 use std::{
     sync::{
@@ -26,7 +25,7 @@ use crate::{
 };
 
 const DEADLINE: Duration = Duration::from_millis(500);
-/// Of a node whose calls must all succeed.
+/// The store deadline of a node whose calls must all succeed.
 const PATIENT: Duration = Duration::from_secs(4);
 
 fn node_on(url: &str, deadline: Duration) -> (tempfile::TempDir, Process) {
@@ -42,7 +41,7 @@ async fn until_health(node: &Process, service: &str, status: ServingStatus) {
     .await;
 }
 
-/// Load balancers and Kubernetes probes ask for the node as a whole, which is the empty name.
+/// Load balancers and Kubernetes probes ask for the whole node, whose service name is empty.
 #[tokio::test]
 async fn the_health_of_the_whole_node_follows_its_store() {
     let port = RedisServer::free_port();
@@ -66,7 +65,7 @@ async fn a_node_without_redis_is_not_ready_and_recovers() {
     assert_eq!(body["policies"]["ok"], true, "{body}");
     assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200, "the process lives");
     until_health(&node, SERVICE, ServingStatus::NotServing).await;
-    // The policy file knows the second, so that nothing but its counters is in Redis.
+    // The policy file contains the second account, so that Redis holds nothing but its counters.
     for caller in ["a", "acme", "a", "acme"] {
         let started = Instant::now();
         let error = consume(&node.grpc, call(account(caller), "model", &[])).await.unwrap_err();
@@ -80,7 +79,7 @@ async fn a_node_without_redis_is_not_ready_and_recovers() {
     }
     let limits = node.rest.request(reqwest::Method::GET, "/api_keys/rate_limits").bearer_auth(crate::harness::KEY);
     assert_eq!(limits.send().await.unwrap().status().as_u16(), 503);
-    // A wrong call is wrong whether Redis is there or not.
+    // An invalid call is refused with or without Redis.
     let wrong = consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
 
@@ -96,13 +95,13 @@ async fn a_node_without_redis_is_not_ready_and_recovers() {
     until_health(&node, SERVICE, ServingStatus::Serving).await;
 }
 
-/// Whom the load is from: an account that the policy file knows, so that Redis has nothing but its counters.
+/// The account of the load: in the policy file, so that Redis holds nothing but its counters.
 const LOAD: &str = "acme";
 
-/// A call's answer, and how long it took.
+/// The answer to a call, and its latency.
 type Answer = (Result<Decision, Status>, Duration);
 
-/// 16 callers that call until they are told to stop.
+/// 16 callers, which run until stopped.
 struct Load {
     stops: Arc<AtomicBool>,
     failed: Arc<AtomicUsize>,
@@ -123,7 +122,7 @@ impl Load {
                     let took = started.elapsed();
                     if answer.is_err() {
                         failed.fetch_add(1, Ordering::Relaxed);
-                        // Not a wait to be right: a caller that is refused at once does not spin.
+                        // Only paces the load: a caller that is refused at once must not spin.
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
                     answers.push((answer, took));
@@ -134,7 +133,7 @@ impl Load {
         Self { stops, failed, callers }
     }
 
-    /// How many calls have failed by now.
+    /// Number of failed calls so far.
     fn failed(&self) -> usize {
         self.failed.load(Ordering::Relaxed)
     }
@@ -161,13 +160,13 @@ fn admitted(answers: &[Answer]) -> u64 {
     answers.iter().filter(|(answer, _)| answer.as_ref().is_ok_and(allowed)).count() as u64
 }
 
-/// Calls that may have been charged, as far as the node knows.
+/// Number of failed calls that may have been charged according to their error.
 fn uncertain_calls(answers: &[Answer]) -> u64 {
     let errors = answers.iter().filter_map(|(answer, _)| answer.as_ref().err());
     errors.filter(|status| status.message().starts_with("the store did not answer")).count() as u64
 }
 
-/// Calls that the node could not say anything of.
+/// Number of failed calls of which the node does not know whether they were charged.
 fn unanswered_calls(answers: &[Answer]) -> u64 {
     answers.iter().filter(|(answer, _)| answer.is_err()).count() as u64
 }
@@ -210,7 +209,7 @@ async fn no_call_takes_longer_than_its_deadline_while_redis_restarts() {
     assert_within_deadline(&restart_under_load().await, DEADLINE);
 }
 
-/// Restarts Redis under load, checks what was charged, and returns every answer.
+/// Restarts Redis under load, checks the charges, and returns every answer.
 async fn restart_under_load() -> Vec<Answer> {
     let mut redis = RedisServer::start();
     let (_folder, node) = node_on(&redis.url(), DEADLINE);
@@ -222,7 +221,7 @@ async fn restart_under_load() -> Vec<Answer> {
         consume(&node.grpc, call(account("other"), "bulk", &[])).await.err()
     })
     .await;
-    // On a busy machine the callers may not have had a turn since then.
+    // On a busy machine no caller may have run since the restart.
     until("a call of the load meets the outage", Duration::from_mins(1), async || {
         (load.failed() > failed_before).then_some(())
     })
@@ -231,8 +230,8 @@ async fn restart_under_load() -> Vec<Answer> {
     until("calls are charged again", Duration::from_secs(10), async || (charged(&node).await > 50).then_some(())).await;
     let answers = load.stop().await;
     let after_restart = charged(&node).await;
-    // The server came back empty, so all it holds was charged after the restart, by calls that were answered or,
-    // at most, by calls whose answer was lost. Each answer's `used` counts on from the one before.
+    // The server came back empty, so its counters hold only charges made after the restart, by calls that were
+    // answered or whose answer was lost. Each answer's `used` continues from the one before.
     let answered: Vec<u64> = answers
         .iter()
         .filter_map(|(answer, _)| answer.as_ref().ok())

@@ -1,4 +1,4 @@
-//! Whom failed authentications without a domain are held against: callers with the same reach, and nobody else.
+//! Failed authentications without a domain count for callers with the same domains, and for no others.
 
 use tollgate_proto::v1::{ConsumeRequest, Decision, Reason};
 use tollgate_server::settings::Options;
@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{from, guarded};
 use crate::harness::{KEY, Node, allowed, api_key, call, hash_of, memory_node_with, redis_node_with};
 
-/// The address of the tests, as self-service sees it.
+/// The address of the tests, as self-service records it.
 const HERE: &str = "127.0.0.1";
 const TOKENS: [(&str, &str); 4] = [("ab", "[a, b]"), ("cd", "[c, d]"), ("bc", "[b, c]"), ("all", "all")];
 
@@ -19,7 +19,7 @@ fn key_of(domain: &str) -> String {
     format!("{KEY}-{domain}")
 }
 
-/// Four domains, of which each token reaches some, and each of which blocks for a fourth failure.
+/// Four domains, each of which blocks at the fourth failure; each token covers some of them.
 fn folder() -> (tempfile::TempDir, Options, String) {
     let folder = tempfile::tempdir().unwrap();
     let policy = |domain: &str| {
@@ -52,7 +52,7 @@ async fn self_service(node: &Node, key: &str) -> u16 {
     request.send().await.unwrap().status().as_u16()
 }
 
-/// All who pass, by the first letter of what they reach; `s` is self-service.
+/// The callers that are admitted, by the first letters of their domains; `s` is self-service.
 async fn passing(node: &Node) -> String {
     let mut passing = String::new();
     for (name, key) in [("ab", "a"), ("cd", "c"), ("bc", "b"), ("all", "d")] {

@@ -1,4 +1,5 @@
-//! Many connections: of one address, of many, of clients that say nothing, and of those that shake hands and go.
+//! Bounds on connections: of one address, of many addresses, with idle clients and with connections that end after the
+//! handshake.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -29,7 +30,7 @@ async fn half_a_request(from: Ipv4Addr, to: &str) -> TcpStream {
     stream
 }
 
-/// Asks on a connection of its own.
+/// Sends a request on a new connection. Returns the response.
 async fn request_on_new_connection(from: Ipv4Addr, to: &str) -> String {
     let mut stream = connect_from(from, to).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -43,12 +44,12 @@ async fn is_open(stream: &mut TcpStream) -> bool {
     timeout(Duration::from_millis(1), stream.read(&mut [0; 64])).await.is_err()
 }
 
-/// Seen to fail without the bound of an address, and where the newcomer is closed when the listener is full.
+/// Seen to fail without the bound per address, and when the newest connection is closed on a full listener.
 #[tokio::test]
 async fn half_sent_requests_do_not_block_new_connections() {
     for addresses in [1, 100] {
         let (_folder, node) = node(&["--max-connections=100"]);
-        // A good connection, in use, stays through all of it.
+        // An active connection stays open throughout.
         let one = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1).build().unwrap();
         let ask = async || one.get(format!("http://{}/healthz", node.http_address)).send().await.unwrap().status();
         assert!(ask().await.is_success());
@@ -57,13 +58,13 @@ async fn half_sent_requests_do_not_block_new_connections() {
             held.push(half_a_request(address(n % addresses), &node.http_address).await);
             if n % 50 == 0 {
                 assert!(ask().await.is_success());
-                // And so is one served that comes new, from the flood's own address too.
+                // A new connection is served too, also from the flood's own address.
                 let answer = request_on_new_connection(address(n % addresses), &node.http_address).await;
                 assert!(answer.starts_with("HTTP/1.1 200 "), "{n}: {answer:?}");
             }
         }
         let bound = if addresses == 1 { 25 } else { 100 };
-        // Those that had to go are gone as soon as their threads come to it, and long before their own time is over.
+        // Displaced connections close as soon as their threads run, long before their own timeout.
         until("no more are open than may be", Duration::from_secs(4), async || {
             let mut open = 0;
             for stream in &mut held {
@@ -75,7 +76,7 @@ async fn half_sent_requests_do_not_block_new_connections() {
     }
 }
 
-/// Seen to fail with connections in work that are displaced.
+/// Seen to fail when connections with open calls were displaced.
 #[tokio::test]
 async fn connections_with_open_calls_are_never_closed_for_new_ones() {
     let (_folder, node) = node(&["--max-connections=3", "--max-connections-per-address=3"]);
@@ -88,7 +89,7 @@ async fn connections_with_open_calls_are_never_closed_for_new_ones() {
         assert!(watch.message().await.unwrap().is_some());
         watches.push((watch, channel));
     }
-    // All places are in use: whoever comes is closed at once.
+    // Every connection slot is in use: a new connection is closed at once.
     for _ in 0..5 {
         let mut more = TcpStream::connect(&node.grpc_address).await.unwrap();
         let ended = timeout(Duration::from_secs(15), more.read(&mut [0; 64])).await.expect("it is closed");
@@ -100,12 +101,12 @@ async fn connections_with_open_calls_are_never_closed_for_new_ones() {
         assert_watch_open(watch, channel).await;
     }
     drop(watches);
-    // There is room again.
+    // A slot is free again.
     let decided = async || consume(&node.grpc, call(account("a"), "free", &[])).await.ok();
     assert!(allowed(&until("a call goes through", Duration::from_secs(5), decided).await));
 }
 
-/// Seen to fail with proxies that count like others.
+/// Seen to fail when proxies counted like other addresses.
 #[tokio::test]
 async fn a_trusted_proxy_may_have_all_connections() {
     let (_folder, node) = node(&["--max-connections=40", "--trusted-proxies=127.0.1.0/24"]);
@@ -120,8 +121,8 @@ async fn a_trusted_proxy_may_have_all_connections() {
     assert_eq!(open, 30);
 }
 
-/// A connection on which nothing happens keeps no node from its end. Seen to fail (by the line of the log) where the end
-/// waits for HTTP/2 to see that its client is gone.
+/// An idle connection does not delay the node's exit. Seen to fail (by a log line) when the exit waited until HTTP/2
+/// noticed that its client was gone.
 #[tokio::test]
 async fn silent_connections_do_not_delay_shutdown() {
     let (_folder, mut node) = node(&["--drain-delay-ms=0"]);
@@ -133,7 +134,7 @@ async fn silent_connections_do_not_delay_shutdown() {
             held.push(stream);
         }
     }
-    // All were taken in.
+    // All connections were accepted.
     let count = |metrics: &str, listener: &str| {
         let name = format!(r#"tollgate_connections{{listener="{listener}"}} "#);
         metrics.lines().find_map(|line| line.strip_prefix(&*name)?.parse::<f64>().ok()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! How often one address may fail to log in.
+//! Bounds on failed logins of one address.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn node(proxies: &[&str]) -> (tempfile::TempDir, Node) {
     (folder, memory_node_with(options, &shop(100)).await)
 }
 
-/// The status and the Retry-After of a call with this token, or API key.
+/// The status and `Retry-After` of a call with this token or API key.
 async fn rest(node: &Node, route: &str, token: &str, forwarded: Option<&str>) -> (u16, Option<u64>) {
     let method = if route.starts_with("/v1/") { Method::POST } else { Method::GET };
     let mut request = node.rest.request(method, route).bearer_auth(token);
@@ -48,7 +48,7 @@ async fn grpc(node: &Node, token: &str) -> Option<tonic::Status> {
     node.grpc.clone().consume(request).await.err()
 }
 
-/// Fails at `door` so often that the address is blocked there. Each guess is answered as one.
+/// Fails at `endpoint` until the address is blocked there. Each guess gets the answer for an invalid secret.
 async fn fail_at(node: &Node, endpoint: &str) {
     for guess in 0..21 {
         let wrong = format!("tgt_guess-{guess}");
@@ -68,7 +68,7 @@ async fn fail_at(node: &Node, endpoint: &str) {
     node.clock.advance_ms(1);
 }
 
-/// Everything that a right secret opens, from the address that also sent the wrong ones.
+/// Asserts that valid secrets are accepted from the address that also sent invalid ones.
 async fn assert_valid_secrets_accepted(node: &Node) {
     for route in ["/v1/consume", "/admin/v1/accounts", "/admin/v1/tiers"] {
         assert_eq!(rest(node, route, GOOD, None).await, (200, None), "{route}");
@@ -79,8 +79,8 @@ async fn assert_valid_secrets_accepted(node: &Node) {
     assert!(grpc(node, GOOD).await.is_none());
 }
 
-/// One deployment behind a shared address that lags with its secrets shuts out nobody else there. (Seen to fail by
-/// asking whether the address is blocked before the secret is compared, for tokens and for keys.)
+/// A deployment with outdated secrets does not lock out others behind the same address. (Seen to fail when the block
+/// was checked before the secret, for tokens and for keys.)
 #[tokio::test]
 async fn failed_logins_do_not_block_a_valid_secret_from_the_same_address() {
     let (_folder, node) = node(&[]).await;
@@ -94,14 +94,14 @@ async fn failed_logins_do_not_block_a_valid_secret_from_the_same_address() {
     assert_valid_secrets_accepted(&node).await;
 }
 
-/// Only what fails is turned away, and in the shape of the other errors of its route; it may try again when the block ends.
+/// Only failing logins are refused, with the error shape of their route; they may retry when the block ends.
 #[tokio::test]
 async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     let (_folder, node) = node(&[]).await;
     for endpoint in ["services", "admins", "keys"] {
         fail_at(&node, endpoint).await;
     }
-    // All three blocks last at least so long, as the clock has moved by three milliseconds in all.
+    // All three blocks last at least this long, as the clock has moved by three milliseconds in total.
     for (route, wrong) in [
         ("/v1/consume", "tgt_guess"),
         ("/admin/v1/accounts", "tgt_guess"),
@@ -126,7 +126,7 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     let blocked = grpc(&node, "tgt_guess").await.unwrap();
     assert_eq!(blocked.code(), Code::ResourceExhausted, "{blocked}");
     assert_eq!(blocked.metadata().get("retry-after").unwrap(), "30");
-    // Who shows nothing guesses nothing, and what is open stays open.
+    // A request without a secret is no failed login, and open routes stay open.
     for route in ["/v1/consume", "/admin/v1/accounts"] {
         let nothing = node.rest.request(Method::POST, route).send().await.unwrap();
         assert_eq!(nothing.status(), StatusCode::UNAUTHORIZED, "{route}");
@@ -146,7 +146,7 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     assert_valid_secrets_accepted(&node).await;
 }
 
-/// What one kind of caller gets wrong is held against that kind alone. (Seen to fail with one count for all three.)
+/// Failed logins count for their kind of caller alone. (Seen to fail with one counter for all three.)
 #[tokio::test]
 async fn failed_logins_of_services_administrators_and_end_users_are_counted_separately() {
     const ROUTES: [(&str, &str); 3] =
@@ -161,7 +161,7 @@ async fn failed_logins_of_services_administrators_and_end_users_are_counted_sepa
     }
 }
 
-/// The secret of a new key of the store, of which no node has heard a call yet.
+/// Issues a key that no node has cached, and returns its secret.
 async fn new_key(rest: &Rest, account: &str) -> String {
     let post = async |route: &str, body: Value| {
         let request = rest.request(Method::POST, route).bearer_auth(GOOD);
@@ -180,9 +180,9 @@ async fn look_ups(rest: &Rest) -> u64 {
     line.map_or(0, |count| count.parse().unwrap())
 }
 
-/// A flood of keys that might be good costs a stated number of look-ups; a right key of the same address that the node
-/// does not know yet passes once there is a look-up for it, and from then on always. (Seen to fail without the bound, and
-/// with no look-up at all for a blocked address.)
+/// A flood of plausible keys costs a stated number of look-ups. A valid key of the same address that the node does not
+/// know yet is accepted once a look-up is available, and from then on always. (Seen to fail without the bound, and
+/// without any look-up for a blocked address.)
 #[tokio::test]
 async fn guesses_from_a_blocked_address_cost_few_lookups() {
     let (_folder, node) = node(&[]).await;
@@ -191,12 +191,12 @@ async fn guesses_from_a_blocked_address_cost_few_lookups() {
     fail_at(&node, "keys").await;
     let before = look_ups(&node.rest).await;
     for guess in 0..100 {
-        // The first ten are looked up, and so known to be none; then there is nothing left for this second.
+        // The first ten are looked up and known to be invalid; then no look-up is left in this second.
         let wait = if guess < 10 { 30 } else { 1 };
         assert_eq!(show(&format!("sk-platform-s-own-{guess}")).await, (429, Some(wait)), "guess {guess}");
     }
     assert_eq!(look_ups(&node.rest).await - before, 10);
-    // Neither what is known to be none, nor what cannot be a key, nor what is known to be good costs any.
+    // Known invalid keys, malformed keys and known valid keys cost no look-up.
     for guess in 0..10 {
         assert_eq!(show(&format!("sk-platform-s-own-{guess}")).await, (429, Some(30)), "guess {guess}");
     }
@@ -216,7 +216,7 @@ async fn guesses_from_a_blocked_address_cost_few_lookups() {
     }
 }
 
-/// The same where the store of accounts is a Redis: of hundreds of guesses few reach it.
+/// The same with accounts in Redis: few of hundreds of guesses reach it.
 #[tokio::test]
 async fn guesses_from_a_blocked_address_rarely_reach_redis() {
     let redis = RedisServer::start();
@@ -245,7 +245,7 @@ async fn guesses_from_a_blocked_address_rarely_reach_redis() {
     for guess in 0..400 {
         assert_eq!(show(&format!("sk-then-{guess}")).await, 429, "guess {guess}");
     }
-    // Ten in any second that began meanwhile, and what the nodes read for themselves.
+    // At most ten per second that has started, plus the nodes' own reads.
     let most = 10 * (started.elapsed().as_secs() + 1) + 10;
     let made = gets() - before;
     assert!(made <= most, "{made} look-ups, {most} at most");
@@ -255,7 +255,7 @@ async fn guesses_from_a_blocked_address_rarely_reach_redis() {
     assert_eq!(call.send().await.unwrap().status(), StatusCode::OK);
 }
 
-/// A key that asks for what it may not see is known, and guesses nothing.
+/// A key without access to a route is valid, so its call is no failed login.
 #[tokio::test]
 async fn a_valid_key_without_access_is_not_a_failed_login() {
     let (_folder, node) = node(&[]).await;
@@ -267,7 +267,7 @@ async fn a_valid_key_without_access_is_not_a_failed_login() {
     assert_eq!(rest(&node, "/v1/consume", GOOD, None).await.0, 200);
 }
 
-/// Twenty failures in thirty seconds are borne for ever.
+/// Twenty failures in thirty seconds are always tolerated.
 #[tokio::test]
 async fn an_address_with_few_failed_logins_is_not_refused() {
     let (_folder, node) = node(&[]).await;
@@ -280,12 +280,12 @@ async fn an_address_with_few_failed_logins_is_not_refused() {
     }
 }
 
-/// Callers behind a trusted proxy are told apart; whoever is not behind one cannot pretend to be.
+/// Callers behind a trusted proxy count separately; other callers cannot claim an address.
 #[tokio::test]
 async fn failures_count_for_the_address_behind_the_proxy() {
     let (_folder, behind) = node(&["127.0.0.0/8"]).await;
     for guess in 0..21 {
-        // The first is the caller's own claim, the second what the proxy saw; a whole /64 is one caller.
+        // The first address is the caller's claim, the second is what the proxy saw. A whole /64 counts as one caller.
         let forwarded = format!("198.51.100.{guess}, 2001:db8:1:2::{guess}");
         assert_eq!(rest(&behind, "/v1/consume", "tgt_guess", Some(&forwarded)).await.0, 401);
     }

@@ -1,5 +1,5 @@
-//! Files that block, or that the wrong people may read: a node says so, goes on, reads all others, and ends when it is told
-//! to.
+//! Files that block, or that have unsafe permissions: a node reports them, keeps working, reads all other files, and
+//! stops when told to.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,14 +24,14 @@ fn tokens(token: &str) -> String {
     format!("tokens: [{{ name: shop, hash: '{}', domains: all }}]\n", hash_of(token))
 }
 
-/// Replaces the file in one step.
+/// Replaces the file atomically.
 fn replace(file: &Path, text: &str) {
     let beside = file.with_extension("new");
     std::fs::write(&beside, text).unwrap();
     std::fs::rename(&beside, file).unwrap();
 }
 
-/// A policy file, and a file of tokens beside it.
+/// A policy file, and a token file beside it.
 struct Files {
     folder: tempfile::TempDir,
     policy: PathBuf,
@@ -52,7 +52,7 @@ impl Files {
     }
 }
 
-/// The status of a call by REST.
+/// The HTTP status of a REST call.
 async fn status(node: &Process, token: &str) -> u16 {
     let request = node.rest.request(Method::POST, "/v1/consume").bearer_auth(token);
     let request = request.json(&serde_json::json!({ "caller": { "account": "a" }, "resource": "free" }));
@@ -63,7 +63,7 @@ async fn status_is(node: &Process, token: &str, expected: u16) {
     until(&format!("{token}: {expected}"), BOUND, async || (status(node, token).await == expected).then_some(())).await;
 }
 
-/// Waits until `/readyz` says this of what is read from files, and nothing more.
+/// Waits until the detail of this part of `/readyz` is as expected.
 async fn detail_is(node: &Process, part: &str, expected: Option<&str>) {
     until(&format!("{part}: {expected:?}"), BOUND, async || {
         let (_, ready) = node.rest.json("/readyz").await;
@@ -73,8 +73,8 @@ async fn detail_is(node: &Process, part: &str, expected: Option<&str>) {
     .await;
 }
 
-/// A FIFO where a file should be holds up neither reload nor exit, and what is said of it is what it is. (Seen to fail by
-/// opening whatever is there: the reload then waits for a writer for ever, and so does the exit.)
+/// A FIFO in place of a file delays neither reload nor exit, and is reported as what it is. (Seen to fail when any file
+/// type is opened: the reload, and the exit, then wait for a writer forever.)
 #[tokio::test]
 async fn a_fifo_delays_neither_reload_nor_exit() {
     let files = Files::new();
@@ -85,7 +85,7 @@ async fn a_fifo_delays_neither_reload_nor_exit() {
     fifo(&files.policy);
     node.signal("HUP");
     detail_is(&node, "policies", Some("not reloaded")).await;
-    // A token is revoked all the same.
+    // The other file is still reloaded: a token is revoked.
     replace(&files.tokens, &tokens(NEW));
     node.signal("HUP");
     status_is(&node, OLD, 401).await;
@@ -104,7 +104,7 @@ async fn a_fifo_delays_neither_reload_nor_exit() {
     })
     .await;
     assert_eq!(status(&node, NEW).await, 200, "what was there stays");
-    // What comes in their place is read.
+    // Regular files in their place are read.
     replace(&files.policy, &shop(10));
     std::fs::remove_file(&secret).unwrap();
     std::fs::write(&secret, OLD).unwrap();
@@ -119,7 +119,7 @@ async fn a_fifo_delays_neither_reload_nor_exit() {
     assert!(node.ended(BOUND).await.success());
 }
 
-/// Everything that is read when a program starts. (Each would wait for a writer.)
+/// Every file that is read at start. (Opening a FIFO would block.)
 #[test]
 fn a_fifo_in_place_of_any_file_is_refused_at_once() {
     let files = Files::new();
@@ -151,8 +151,8 @@ fn a_fifo_in_place_of_any_file_is_refused_at_once() {
     }
 }
 
-/// A shared object that makes a program wait whenever it opens the file in `HANGING`, as long as there is a file at
-/// `HANGING_WHILE`: a mount whose server is gone.
+/// Builds a shared object that blocks each opening of the file in `HANGING` while the file in `HANGING_WHILE` exists:
+/// it acts like a mount whose server is gone.
 fn hanging_mount(folder: &Path) -> PathBuf {
     let (source, object) = (folder.join("mount.c"), folder.join("mount.so"));
     std::fs::write(
@@ -188,9 +188,8 @@ fn hanging_mount(folder: &Path) -> PathBuf {
     object
 }
 
-/// One mount that hangs is said, and holds up nothing else: not the calls, not other files, not the exit; what it has to
-/// say is heard as soon as it answers. (Seen to fail by reading without a bound on the time, and by a retry that never
-/// comes.)
+/// A hanging mount is reported, and delays neither calls, nor other files, nor the exit. Its files are read as soon as
+/// it answers. (Seen to fail without a bound on reads, and without a retry.)
 #[tokio::test]
 async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     let files = Files::new();
@@ -213,13 +212,13 @@ async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     let (_, metrics) = node.rest.text("/metrics").await;
     assert!(metrics.contains(&stuck("policies", 1)) && metrics.contains(&stuck("service_tokens", 0)), "{metrics}");
     assert!(node.stderr().contains("the file system does not answer"), "{}", node.stderr());
-    // Tokens lie elsewhere, and are revoked as ever.
+    // Token files are on another mount, and are still reloaded.
     replace(&files.tokens, &tokens(NEW));
     node.signal("HUP");
     status_is(&node, OLD, 401).await;
     assert_eq!(status(&node, NEW).await, 200);
     std::fs::remove_file(&mark).unwrap();
-    // Nobody says that it answers again.
+    // No event reports that the mount answers again.
     detail_is(&node, "policies", None).await;
     let mut call =
         tonic::Request::new(tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) });
@@ -233,8 +232,8 @@ async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     assert!(node.ended(BOUND).await.success());
 }
 
-/// Who may read a file of tokens, and whether its tokens are good for what they say, is said once it is read. (Seen to
-/// fail without either warning, and with one for every file.)
+/// Unsafe permissions of a token file, and tokens for unknown domains, cause a warning after each read. (Seen to fail
+/// without either warning, and with a warning for every file.)
 #[tokio::test]
 async fn a_token_file_with_unsafe_permissions_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
@@ -268,7 +267,7 @@ async fn a_token_file_with_unsafe_permissions_causes_a_warning() {
     warned(&["a token names a domain that no policy has", "service_tokens", "shop", "shoes"]).await;
     warned(&["a token names a domain that no policy has", "<13 characters>"]).await;
     assert!(!node.stderr().contains("tgt_misplaced"), "{}", node.stderr());
-    // A domain that goes away is missed as well, whichever file it is that changed.
+    // A removed domain causes the warning too, whichever file changed.
     let before = node.stderr().len();
     replace(&files.policy, &shop(10).replace("domain: shop", "domain: shoes"));
     until("the domain is missed", BOUND, async || {

@@ -1,4 +1,4 @@
-//! Listeners and their connections: what they offer, by which name they are called, and what they bear.
+//! Listeners: their routes, the host names they accept, and the connections they close.
 
 use std::time::Duration;
 
@@ -28,11 +28,11 @@ fn ops(node: &Process) -> Rest {
     Rest::new(address.split([',', ';']).next().unwrap().trim())
 }
 
-/// Waits until the node has closed the connection; what it said before that.
+/// Waits until the node has closed the connection. Returns what it sent before.
 async fn closed(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
     let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut said)).await;
-    // A connection that is reset is closed too.
+    // A reset counts as closed.
     let _ = read.expect("the node should have closed the connection");
     String::from_utf8_lossy(&said).into_owned()
 }
@@ -53,7 +53,7 @@ async fn health_and_metrics_move_to_their_own_listener() {
     assert!(metrics.contains(r#"tollgate_connections{listener="ops"} 1"#), "{metrics}");
 }
 
-/// A page in a browser beside the node cannot talk to it under a name of its own.
+/// A web page in a browser on the same machine cannot call the node under a host name of its own.
 #[tokio::test]
 async fn loopback_accepts_its_own_host_names_only() {
     let (folder, policy) = folder_with(&shop(100));
@@ -80,12 +80,12 @@ async fn loopback_accepts_its_own_host_names_only() {
             assert_ne!(status(&method, route, token, host).await, StatusCode::MISDIRECTED_REQUEST, "{route} {host}");
         }
     }
-    // The host is looked at before the token, so that a page does not learn whether it has a good one.
+    // The host is checked before the token, so that a page cannot test a token.
     for route in routes.into_iter().filter(|route| route.starts_with("/admin/")) {
         let answer = status(&Method::GET, route, ADMIN, "evil.example").await;
         assert!(matches!(answer, StatusCode::MISDIRECTED_REQUEST | StatusCode::METHOD_NOT_ALLOWED), "{route} {answer}");
     }
-    // Probes come by address.
+    // Probes use the address.
     assert_eq!(status(&Method::GET, "/healthz", "none", "10.0.0.1").await, StatusCode::OK);
 }
 
@@ -97,7 +97,7 @@ async fn silent_and_slow_connections_are_closed() {
         HealthClient::new(node.channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
 
-    // Header by header, for ever.
+    // One header after another, without end.
     let mut slow = TcpStream::connect(&node.http_address).await.unwrap();
     slow.write_all(b"GET /api_keys/rate_limits HTTP/1.1\r\nhost: localhost\r\n").await.unwrap();
     let cut = timeout(Duration::from_secs(15), async {
@@ -107,23 +107,23 @@ async fn silent_and_slow_connections_are_closed() {
     });
     cut.await.expect("the node should have closed the connection");
 
-    // Nothing at all, on each listener.
+    // No byte at all, on each listener.
     for address in [&node.http_address, &node.grpc_address] {
         let mut silent = TcpStream::connect(address).await.unwrap();
         closed(&mut silent).await;
     }
-    // The preface of HTTP/2, and never its end.
+    // A part of the HTTP/2 preface.
     for address in [&node.http_address, &node.grpc_address] {
         let mut half = TcpStream::connect(address).await.unwrap();
         half.write_all(&PREFACE[..20]).await.unwrap();
         closed(&mut half).await;
     }
-    // HTTP/2 without a call: the preface, then nothing.
+    // HTTP/2 without a call: the preface only.
     let mut idle = TcpStream::connect(&node.grpc_address).await.unwrap();
     idle.write_all(&[PREFACE, &b"\0\0\0\x04\0\0\0\0\0"[..]].concat()).await.unwrap();
     closed(&mut idle).await;
 
-    // All the while a connection with a call in work stays.
+    // A connection with a call in progress stays open.
     assert_watch_open(&mut watch, &node.channel).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
     let (_, metrics) = ops.text("/metrics").await;

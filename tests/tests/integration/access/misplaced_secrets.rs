@@ -1,7 +1,7 @@
-//! Secrets in the wrong place of a file: they are told to nobody.
+//! Secrets in the wrong place of a file or setting are shown to nobody.
 //!
-//! Seen to fail with the messages of a policy file as they are, with paths that are shown as they stand in a file, and with
-//! the words of serde.
+//! Seen to fail: with unredacted messages of a policy file, with paths shown as they stand in a file, and with the
+//! messages of serde.
 
 use std::{path::Path, time::Duration};
 
@@ -9,7 +9,7 @@ use reqwest::Method;
 
 use crate::harness::{KEY, Process, ProcessBuilder, folder_with, hash_of, shop, until};
 
-/// A platform's own key, a token and a key as Tollgate makes them, and one that is made of words.
+/// A platform's own key, a token and a key in Tollgate's format, and a key made of words.
 const SECRETS: [&str; 4] = [
     "sk-integration-misplaced-7f3a91c2d4",
     "tgt_Q2hhcmxvdHRlc1dlYkFuZE90aGVyU3RvcmllcyAxOTUy",
@@ -19,7 +19,7 @@ const SECRETS: [&str; 4] = [
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const BOUND: Duration = Duration::from_secs(20);
 
-/// What is told of a secret: no eight characters of it in a row that are not in every message anyway.
+/// Asserts that no eight consecutive characters of the secret are shown, except those in every message.
 fn assert_not_shown(said: &str, secret: &str, place: &str) {
     for start in (0..secret.len() - 8).step_by(4) {
         let part = &secret[start..start + 8];
@@ -28,7 +28,7 @@ fn assert_not_shown(said: &str, secret: &str, place: &str) {
     }
 }
 
-/// Everything that a node says to anybody.
+/// All output of a node: log, `/readyz`, metrics.
 async fn all_output(node: &Process) -> String {
     let mut said = node.stderr();
     for path in ["/readyz", "/metrics", "/healthz", "/openapi.json"] {
@@ -38,7 +38,7 @@ async fn all_output(node: &Process) -> String {
     said + &status.text().await.unwrap()
 }
 
-/// Puts each wrong text into the file, has it read, and then a good one.
+/// Writes each wrong text to the file, waits until it is read, and then restores a valid one.
 async fn try_all(node: &Process, file: &Path, part: &str, good: &str, wrong: &[(&str, String)], secret: &str) {
     let write = |text: &str| {
         let beside = file.with_extension("new");
@@ -137,16 +137,16 @@ fn tokens(good: &str, secret: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// All wrong places of one secret, on a node of its own.
+/// Tries one secret in every wrong place, on a node of its own.
 async fn try_secret(secret: &str) {
-    // The file has the hash of the secret where it belongs, too.
+    // The file also has the secret's hash in the right place.
     let policy = shop(100).replace(&hash_of("sk-integration-revoked"), &hash_of(secret));
     let (folder, file) = folder_with(&policy);
     let admins = folder.path().join("admins.yaml");
     let good = format!("tokens:\n- {{ name: root, hash: '{}', domains: all }}\n", hash_of(ADMIN));
     std::fs::write(&admins, &good).unwrap();
     let node = ProcessBuilder::new(&file).arg("--admin-tokens").arg(&admins).arg("--log-filter=debug").start();
-    // It has read its files once it answers.
+    // The node has read its files once it answers.
     assert_not_shown(&all_output(&node).await, secret, "nothing is wrong yet");
     let (policies, tokens) = (policies(&policy, secret), tokens(&good, secret));
     tokio::join!(
@@ -161,7 +161,7 @@ async fn a_misplaced_secret_in_a_file_is_not_shown() {
     tokio::join!(try_secret(a), try_secret(b), try_secret(c), try_secret(d));
 }
 
-/// Also a node that does not start says so only where the mistake is.
+/// A node that does not start names only the place of the error.
 #[test]
 fn a_misplaced_secret_in_the_settings_is_not_shown() {
     let (folder, policy) = folder_with(&shop(100));

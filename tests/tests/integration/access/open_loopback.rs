@@ -1,16 +1,16 @@
-//! Where services need not say who they are: on loopback, with the embedded policy or where somebody said so.
+//! Nodes without service tokens: on loopback, with the embedded policy or with `--open-loopback`.
 
 use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
 use crate::harness::{Process, ProcessBuilder, account, call, consume, folder_with, hash_of, shop};
 
-/// Free ports of loopback, and no other setting.
+/// A node on free loopback ports, without other settings.
 fn bare() -> ProcessBuilder {
     ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0")
 }
 
-/// What a node says that does not start.
+/// The error of a node that does not start.
 fn start_error(node: ProcessBuilder) -> String {
     let (status, stdout, stderr) = node.output();
     assert_eq!(status.code(), Some(1), "{stderr}");
@@ -18,7 +18,7 @@ fn start_error(node: ProcessBuilder) -> String {
     stderr
 }
 
-/// The code and the status with which it turns away a service that shows nothing.
+/// The gRPC code and HTTP status for a caller without a token, or `None` if it is admitted.
 async fn rejection_codes(node: &Process) -> Option<(Code, u16)> {
     let body = r#"{"caller":{"account":"a"},"resource":"llama-3.3-70b"}"#;
     let (status, _) = node.rest.post("/v1/consume", body).await;

@@ -1,4 +1,4 @@
-//! Balancers that name the client by the PROXY protocol.
+//! Load balancers that send the PROXY protocol.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -22,7 +22,7 @@ fn node() -> (tempfile::TempDir, Process) {
     (folder, node)
 }
 
-/// What the node answers to these bytes; nothing if it closes the connection.
+/// The node's response to these bytes; empty if it closes the connection.
 async fn response_to(from: Ipv4Addr, to: &str, bytes: &[u8]) -> String {
     let mut stream = connect_from(from, to).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -39,7 +39,7 @@ fn request(token: &str) -> String {
     )
 }
 
-/// Seen to fail with the balancer's own address counted, and with a header that is believed from anybody.
+/// Seen to fail with the balancer's own address counted, and with a header accepted from any peer.
 #[tokio::test]
 async fn the_client_named_by_the_load_balancer_is_counted() {
     let (_folder, node) = node();
@@ -56,7 +56,7 @@ async fn the_client_named_by_the_load_balancer_is_counted() {
     assert!(blocked.contains(" 429 "), "{blocked}");
     let other = of("203.0.113.8", "wrong").await;
     assert!(other.contains(" 401 "), "{other}");
-    // The token is good, and the body is not.
+    // The token is valid, the body is not.
     let good = of("203.0.113.8", TOKEN).await;
     assert!(good.contains(" 400 "), "{good}");
 }
@@ -69,12 +69,12 @@ async fn the_proxy_header_is_required_from_trusted_balancers_and_refused_from_ot
     let ok = response_to(Ipv4Addr::LOCALHOST, &node.http_address, get).await;
     assert!(ok.starts_with("HTTP/1.1 200 "), "{ok}");
     let no_request = response_to(Ipv4Addr::LOCALHOST, &node.http_address, &[&header[..], get].concat()).await;
-    // What it is told may be lost, as the node closes with the rest unread.
+    // The response may be lost, as the node closes the connection with data unread.
     assert!(no_request.is_empty() || no_request.starts_with("HTTP/1.1 400 "), "{no_request}");
     assert_eq!(response_to(BALANCER, &node.http_address, get).await, "");
     let proxied = response_to(BALANCER, &node.http_address, &[&header[..], get].concat()).await;
     assert!(proxied.starts_with("HTTP/1.1 200 "), "{proxied}");
-    // One that never comes ends the connection too.
+    // A header that never comes ends the connection too.
     assert_eq!(response_to(BALANCER, &node.http_address, b"PROXY TCP4 ").await, "");
     let (_, metrics) = node.rest.text("/metrics").await;
     let cut = r#"tollgate_connections_closed_total{listener="http",reason="proxy_header"} 2"#;

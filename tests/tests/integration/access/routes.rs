@@ -1,4 +1,4 @@
-//! Every route there is, tried without what it asks for.
+//! Every route, called without the authentication that it needs.
 
 use proptest::{
     prelude::*,
@@ -10,7 +10,7 @@ use tollgate_server::settings::Options;
 
 use crate::harness::{KEY, Node, folder_with, hash_of, memory_node_with, shop};
 
-/// All that is open. A route that is to be open is added here by hand.
+/// The routes without authentication. A new one must be added here by hand.
 const OPEN: [&str; 4] = ["/healthz", "/metrics", "/openapi.json", "/readyz"];
 const SERVICE: &str = "tgt_integration-token-of-the-shop-0123456789";
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -31,7 +31,7 @@ async fn node() -> (tempfile::TempDir, Node) {
     (folder, node)
 }
 
-/// Every method of every route, parameters filled in, and some paths that are none.
+/// Every method of every route with its parameters filled in, and some unknown paths.
 async fn routes(node: &Node) -> Vec<(Method, String, Value)> {
     let (_, description) = node.rest.json("/openapi.json").await;
     let mut routes = Vec::new();
@@ -55,7 +55,7 @@ async fn status(node: &Node, method: &Method, path: &str, authorization: Option<
     if let Some(value) = authorization {
         request = request.header("authorization", value);
     }
-    // A body that would do if the door were open.
+    // A body that would be valid with authentication.
     request.body(r#"{"caller":{"account":"a"},"resource":"free"}"#).send().await.unwrap().status()
 }
 
@@ -89,7 +89,7 @@ async fn every_route_without_authentication_is_listed() {
     }
 }
 
-/// On loopback that is open, services are let in without any token, and administrators are not.
+/// With open loopback, services need no token, and administrators still do.
 #[tokio::test]
 async fn open_loopback_gives_no_admin_access() {
     let node = memory_node_with(Options::default(), &shop(100)).await;
@@ -106,13 +106,13 @@ async fn open_loopback_gives_no_admin_access() {
     }
 }
 
-/// Whatever stands in the header, the answer is one of a caller's own making.
+/// Any `authorization` header gets a client error, never a server error.
 #[test]
 fn no_authorization_header_breaks_the_node() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_folder, node) = runtime.block_on(node());
     let routes = runtime.block_on(routes(&node));
-    // What a header may carry: anything but control characters, other than a tab.
+    // A header may contain any byte but control characters other than tab.
     let byte = any::<u8>().prop_map(|byte| if (byte < 32 && byte != 9) || byte == 127 { b'x' } else { byte });
     let noise = prop::collection::vec(byte, 0..600);
     let near = prop_oneof![

@@ -1,11 +1,11 @@
-//! What a node never writes down.
+//! Secrets never appear in the log or the metrics.
 
 use reqwest::Method;
 
 use crate::harness::{ProcessBuilder, api_key, call, consume, folder_with, hash_of, shop};
 
-/// Tokens and keys, good and bad, in every place that takes one: none of them, nor a hash of one, is in the log or
-/// in the metrics.
+/// Valid and invalid tokens and keys are sent in every place that accepts one: neither they nor their hashes appear in
+/// the log or the metrics.
 #[tokio::test]
 async fn no_secret_is_logged() {
     let (folder, policy) = folder_with(&shop(100));
@@ -44,7 +44,7 @@ async fn no_secret_is_logged() {
             request.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().unwrap());
             let _ = node.grpc.clone().consume(request).await;
         }
-        // A bad file whose mistake stands beside a secret.
+        // An invalid file whose error is next to a secret.
         std::fs::write(&tokens, text.replace("domains: all }]", &format!("domains: [], '{plain}': 1 }}]"))).unwrap();
         node.signal("HUP");
         crate::harness::until("the bad file is reported", std::time::Duration::from_secs(10), async || {
@@ -57,7 +57,7 @@ async fn no_secret_is_logged() {
         let written = [node.stderr(), metrics, ready].join("\n");
         for secret in [good, plain, bad, key, bad_key] {
             let hash = hash_of(secret);
-            // Nor enough of it to guess the rest.
+            // Nor a part from which the rest could be guessed.
             for part in [&secret[..16], &hash["sha256:".len()..][..16]] {
                 let line = written.lines().find(|line| line.contains(part));
                 assert_eq!(line, None, "{filter}: {part}");
@@ -66,7 +66,7 @@ async fn no_secret_is_logged() {
     }
 }
 
-/// What brings a key says of it only that it is there, whoever prints it. (Tried by printing it.)
+/// The `Debug` output of a message shows only whether it has a key. (Seen to fail when it printed the key.)
 #[test]
 fn a_call_cannot_be_printed_with_its_key() {
     let printed = format!("{:?}", call(api_key(crate::harness::KEY), "model", &[]));

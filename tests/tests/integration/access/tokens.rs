@@ -18,7 +18,7 @@ const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 /// A key of the domain `other`.
 const OTHER_KEY: &str = "sk-integration-of-the-other-platform";
 
-/// A folder with two domains and files of tokens.
+/// A folder with two domains and token files.
 struct Folder {
     policies: PathBuf,
     services: PathBuf,
@@ -87,8 +87,7 @@ fn within(domain: &str, mut call: Call) -> Call {
     call
 }
 
-/// A backend of one platform can neither spend nor read what is another's, and does not even learn whether
-/// there is another.
+/// A platform's backend can neither use nor read another platform's quotas, nor learn whether that platform exists.
 #[tokio::test]
 async fn a_token_gives_no_access_to_other_domains() {
     let folder = folder();
@@ -96,7 +95,7 @@ async fn a_token_gives_no_access_to_other_domains() {
     let one = |caller| call(caller, "model", &[]);
     for (token, own, key, others_key) in [(SHOP, "shop", KEY, OTHER_KEY), (OTHER, "other", OTHER_KEY, KEY)] {
         let others = if own == "shop" { "other" } else { "shop" };
-        // Named, or found by the key, or as the only one within reach.
+        // The domain is named, or found by the key, or the only one of the token.
         assert!(allowed(&consume(&node, token, within(own, one(account("a")))).await.unwrap()));
         assert!(allowed(&consume(&node, token, one(api_key(key))).await.unwrap()));
         assert!(allowed(&consume(&node, token, one(account("a"))).await.unwrap()));
@@ -117,7 +116,7 @@ async fn a_token_gives_no_access_to_other_domains() {
             let (status, answer) = consume_rest(&node, token, &body).await;
             assert_eq!((status.as_u16(), &answer["error"]["code"]), (403, &"permission_denied".into()), "{answer}");
         }
-        // A key of the other platform is a key that nobody has.
+        // A key of the other platform is an unknown key.
         let unknown = consume(&node, token, one(api_key(others_key))).await.unwrap();
         assert_eq!(unknown.reason(), Reason::UnknownKey);
         let listing = GetRateLimitsRequest { caller: Some(api_key(others_key)), ..GetRateLimitsRequest::default() };
@@ -128,14 +127,14 @@ async fn a_token_gives_no_access_to_other_domains() {
         let (status, answer) = consume_rest(&node, token, &body).await;
         assert_eq!((status.as_u16(), &answer["reason"]), (200, &"unknown_key".into()), "{answer}");
     }
-    // Nothing of all that was charged: each account called three times in its own domain.
+    // None of these calls was charged: each account called three times in its own domain.
     for (domain, key) in [("shop", KEY), ("other", OTHER_KEY)] {
         let now = consume(&node, BOTH, within(domain, one(api_key(key)))).await.unwrap();
         assert_eq!(now.quotas[0].used, 2, "{now:?}");
         let now = consume(&node, BOTH, within(domain, one(account("a")))).await.unwrap();
         assert_eq!(now.quotas[0].used, 3, "{now:?}");
     }
-    // Which of the two is not clear.
+    // Ambiguous: the token covers two domains.
     let unclear = consume(&node, BOTH, one(account("a"))).await.unwrap_err();
     assert_eq!(unclear.code(), Code::NotFound, "{unclear}");
     assert!(unclear.message().contains("other, shop"), "{unclear}");
@@ -156,7 +155,7 @@ async fn calls_without_a_valid_token_are_refused() {
         assert_eq!(refused.code(), Code::Unauthenticated, "{bad}: {refused}");
         let (status, _) = consume_rest(&node, bad, body).await;
         assert_eq!(status.as_u16(), 401, "{bad}");
-        // Before the body is looked at.
+        // Refused before the body is read.
         let (status, _) = consume_rest(&node, bad, "{").await;
         assert_eq!(status.as_u16(), 401, "{bad}");
     }
@@ -164,20 +163,20 @@ async fn calls_without_a_valid_token_are_refused() {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 401);
     assert_eq!(answer.headers()["www-authenticate"], "Bearer");
-    // Two headers: whoever looks at one of them does not look at the other.
+    // Two headers: a check of only one of them would be wrong.
     let twice = node.rest.request(Method::POST, "/v1/consume").bearer_auth(SHOP).bearer_auth(OTHER);
     assert_eq!(twice.send().await.unwrap().status().as_u16(), 401);
-    // Health, metrics and the description are open, and so is what describes the gRPC API.
+    // Health, metrics, the API description and gRPC reflection of it are open.
     for open in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
         assert_eq!(node.rest.text(open).await.0.as_u16(), 200, "{open}");
     }
     let mut health = tonic_health::pb::health_client::HealthClient::new(node.channel.clone());
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
-    // An end user's key opens what is the end user's own.
+    // An end user's key gives access to that user's routes.
     assert_eq!(node.rest.limits(KEY).await["data"]["accessPermitted"], true);
 }
 
-/// Both tokens of a rotation are good at once; one that left the file is not.
+/// Both tokens of a rotation are valid at the same time; a removed one is not.
 #[tokio::test]
 async fn tokens_rotate_without_a_restart() {
     let folder = folder();
@@ -189,7 +188,7 @@ async fn tokens_rotate_without_a_restart() {
     assert_eq!(code(new).await, Some(Code::Unauthenticated));
     let line = |name: &str, token: &str| format!("- {{ name: {name}, hash: '{}', domains: [shop] }}\n", hash_of(token));
     let write = |text: &str| {
-        // As mounts and careful editors do: the new file takes the name of the old one.
+        // Atomically, as mounts and careful editors do.
         let beside = folder.services.with_extension("new");
         std::fs::write(&beside, text).unwrap();
         std::fs::rename(&beside, &folder.services).unwrap();
@@ -201,7 +200,7 @@ async fn tokens_rotate_without_a_restart() {
     until("the old token is bad", Duration::from_secs(10), async || code(SHOP).await).await;
     assert_eq!(code(new).await, None);
 
-    // A bad file changes nothing, and says so.
+    // An invalid file changes nothing, and is reported.
     write("tokens: [{ name: shop, hash: nonsense, domains: all }]");
     until("the failure is said", Duration::from_secs(10), async || {
         let (_, ready) = node.rest.json("/readyz").await;
@@ -218,8 +217,8 @@ async fn tokens_rotate_without_a_restart() {
     );
     assert!(node.stderr().contains("tokens[0].hash: "), "{}", node.stderr());
 
-    // A mounted secret that changes alone is noticed too; also one that was not there yet when it was named. (Tried by
-    // looking only at the secrets that are in force.)
+    // A mounted secret that changes alone is reloaded too, also one that did not exist when it was named. (Seen to
+    // fail when only loaded secrets were watched.)
     write("tokens: [{ name: shop, file: mounted, domains: [shop] }]");
     until("it is missed", Duration::from_secs(10), async || {
         node.stderr().contains("tokens[0].file: the file that it names: cannot be read").then_some(())
@@ -260,7 +259,7 @@ fn generated_tokens_are_unique_and_can_be_stored_as_a_hash() {
     assert!(one.contains(&format!("hash: {}", hash_of(&token(&one)))), "{one}");
 }
 
-/// The grant of a batch or a stream is asked for every call in it.
+/// The token's domains apply to every call of a batch or stream.
 #[tokio::test]
 async fn the_domains_of_a_token_hold_for_every_call_of_a_batch_and_a_stream() {
     use tollgate_proto::v1::{ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of};
