@@ -1,4 +1,4 @@
-//! Abuse protection: who fails too often is blocked, for as long as the policy says, and nobody else.
+//! Abuse protection: callers with too many failures are blocked for the time in the policy, and no others.
 
 mod domains;
 
@@ -23,7 +23,7 @@ fn venice() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/policies/venice.yaml")).unwrap()
 }
 
-/// A policy whose abuse rules are these.
+/// A policy with these abuse rules.
 fn guarded(abuse: &str) -> String {
     format!(
         "version: 1\ndomain: guarded\nresources:\n  chat: {{ quotas: [{{ unit: requests, per: minute, limit: 5 }}] }}\n  \
@@ -56,7 +56,7 @@ async fn used(node: &Node, who: &str, resource: &str) -> u64 {
     quota(&peek(&node.grpc, call(account(who), resource, &[])).await.unwrap(), "requests_per_minute").used
 }
 
-/// The page: more than 20 failed requests in 30 seconds block further requests for 30 seconds.
+/// The document: more than 20 failed requests in 30 seconds block further requests for 30 seconds.
 async fn check_twenty_failures_then_a_block(node: &Node) {
     let model = "llama-3.3-70b";
     let attempt = || consume(&node.grpc, call(account("acme"), model, &[("tokens", 7)]));
@@ -84,7 +84,7 @@ async fn check_twenty_failures_then_a_block(node: &Node) {
         assert_eq!(refused.retry_after_ms, Some(began + 30_000 - decided_at_ms(&refused)));
         assert_eq!(refused.quotas.len(), 2, "the quotas are shown all the same");
         assert!(refused.quotas.iter().all(|quota| !quota.denies));
-        // What was under way when the block began neither lengthens it nor counts for the next.
+        // Calls in progress at the start of the block neither lengthen it nor count for the next one.
         let late = report(node, account("acme"), model, 500, None).await;
         assert_eq!((late.counted, late.blocked_until.as_ref().map(ms)), (0, Some(began + 30_000)));
     }
@@ -115,7 +115,7 @@ async fn more_than_twenty_failures_block_for_thirty_seconds_in_redis() {
     check_twenty_failures_then_a_block(&redis_node(&venice(), redis.url()).await).await;
 }
 
-/// The node counts its own refusals, so that a backend reports only what it answered itself.
+/// The node counts its own refusals; a backend reports only the failures of its own.
 #[tokio::test]
 async fn refusals_by_a_quota_are_failures_unless_the_rule_says_otherwise() {
     let rule = "  rules:\n    failed: { limit: 3, per: 30s, block: 30s }\n";
@@ -152,7 +152,7 @@ async fn failures_count_against_the_scope_of_the_rule() {
     ))
     .await;
     let by_key = |resource: &str, ip: &str| consume(&node.grpc, from(ip, call(api_key(KEY), resource, &[])));
-    // The key's, on whatever resource; not the account's.
+    // The scope is the key, on any resource, not the account.
     assert_eq!(report(&node, account("acme"), "chat", 400, None).await.counted, 0, "no key, no failure");
     for resource in ["chat", "free"] {
         assert_eq!(report(&node, api_key(KEY), resource, 400, None).await.counted, 1);
@@ -161,7 +161,7 @@ async fn failures_count_against_the_scope_of_the_rule() {
     assert!(allowed(&consume(&node.grpc, call(account("acme"), "free", &[])).await.unwrap()));
     node.clock.advance_ms(30_000);
     assert!(allowed(&by_key("free", "192.0.2.1").await.unwrap()));
-    // The address's, whoever calls from there; IPv6 by /64.
+    // The scope is the address, for any caller; IPv6 by /64.
     assert_eq!(report(&node, api_key(KEY), "free", 500, None).await.counted, 0, "no address, no failure");
     for (who, ip) in [("a", "2001:db8::1"), ("b", "2001:db8::2:3")] {
         assert_eq!(report(&node, account(who), "free", 502, Some(ip)).await.counted, 1);
@@ -228,7 +228,7 @@ async fn guess(node: &Node, ip: &str, secret: &str) -> Decision {
     consume(&node.grpc, from(ip, call(api_key(secret), "free", &[]))).await.unwrap()
 }
 
-/// Guessing keys is slow from one address, and a guess that is right does not help while it is blocked.
+/// An address that guesses keys is blocked, and a correct guess is refused too during the block.
 #[tokio::test]
 async fn an_address_that_guesses_keys_is_blocked() {
     let redis = RedisServer::start();
@@ -243,7 +243,7 @@ async fn an_address_that_guesses_keys_is_blocked() {
         assert_eq!((refused.verdict(), refused.reason()), (Verdict::Denied, Reason::Blocked));
         assert_eq!(refused.retry_after_ms, Some(300_000));
         assert!(refused.block_message.contains("(> 3) to authenticate"), "{}", refused.block_message);
-        // From then on the node knows by itself, and does not even look the key up.
+        // From then on the node remembers the block, and does not look the key up.
         assert!(guess(who, "192.0.2.1", "sk-5").await.account.is_empty());
         assert_eq!(guess(who, "192.0.2.1", KEY).await.account, "", "the key is not looked up");
     }
@@ -279,7 +279,7 @@ enum Step {
     Report(u32),
 }
 
-/// What the rule says, kept by the test: three failures in two seconds are borne, a fourth blocks for three.
+/// A model of the rule: three failures in two seconds are tolerated, a fourth blocks for three seconds.
 #[derive(Default)]
 struct Model {
     admitted: Vec<u64>,
@@ -298,7 +298,7 @@ impl Model {
         }
     }
 
-    /// The reason for a refusal, and how much is used.
+    /// The reason of the refusal, and the usage.
     fn consume(&mut self, now: u64) -> (Reason, u64) {
         let used = self.admitted.iter().filter(|at| **at + 60_000 > now).count() as u64;
         if self.blocked_until > now {
@@ -313,7 +313,8 @@ impl Model {
     }
 }
 
-/// Blocked exactly from the failure too many on for as long as the rule says; a blocked call charges nothing.
+/// The block starts with the fourth failure and lasts exactly as long as the rule states; a blocked call charges
+/// nothing.
 fn check_blocks_against_model(runtime: &tokio::runtime::Runtime, node: &Node, cases: u32) {
     use proptest::prelude::*;
     let act = prop_oneof![3 => Just(Step::Consume), 4 => Just(Step::Report(500)), 1 => Just(Step::Report(204))];

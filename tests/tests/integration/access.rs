@@ -1,4 +1,4 @@
-//! Who gets in: tokens, certificates, hosts, connections, and how often one may fail.
+//! Access: tokens, certificates, host names, connections, and bounds on failed logins.
 
 mod connection_limits;
 mod failed_logins;

@@ -1,4 +1,4 @@
-//! Accounts and keys of the store: administered over REST, known to every node.
+//! Stored accounts and keys: administered over REST, effective on every node.
 
 mod account_cap;
 mod admin;
@@ -19,12 +19,12 @@ use tempfile::TempDir;
 
 use crate::harness::{Process, ProcessBuilder, Rest, folder_with, hash_of};
 
-/// The token of who may administer every domain.
+/// Token of an administrator of every domain.
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
-/// The token of who may administer `other` alone.
+/// Token of an administrator of `other` alone.
 const OTHER_ADMIN: &str = "tgt_integration-token-of-the-others-admin-8265";
 
-/// Two domains that differ in their names alone, and admin tokens.
+/// Policy files of two domains that differ only in name, and admin tokens.
 struct Deployment {
     policies: PathBuf,
     tokens: PathBuf,
@@ -83,7 +83,7 @@ impl Deployment {
     }
 
     fn process(&self) -> ProcessBuilder {
-        // Tests guess a lot.
+        // Tests send many invalid secrets.
         let builder = ProcessBuilder::new(&self.policies).arg("--max-login-failures=0");
         builder.arg("--admin-tokens").arg(&self.tokens)
     }
@@ -98,7 +98,7 @@ impl Deployment {
     }
 }
 
-/// An administrator of a domain.
+/// A client of the admin API for one domain.
 #[derive(Clone)]
 struct Client {
     rest: Rest,
@@ -115,13 +115,13 @@ impl Client {
         Self { domain, ..self.clone() }
     }
 
-    /// The status and the body, of a path below `/admin/v1`.
+    /// Status and body of a request to a path below `/admin/v1`.
     async fn send(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let (status, _, body) = self.send_if_match(method, path, body, None).await;
         (status, body)
     }
 
-    /// The same with `If-Match`, and the answer's `ETag`.
+    /// The same with `If-Match`; also returns the `ETag` of the answer.
     async fn send_if_match(
         &self,
         method: Method,
@@ -145,7 +145,7 @@ impl Client {
         (status, tag, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    /// The body of an answer that says that all is well.
+    /// The body of a successful answer; any other status fails the test.
     async fn send_ok(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let (status, answer) = self.send(method.clone(), path, body).await;
         assert!(status.is_success(), "{method} {path}: {status} {answer}");
@@ -160,7 +160,7 @@ impl Client {
         self.send_ok(Method::PATCH, &format!("/accounts/{id}"), Some(json!({"tier": tier}))).await;
     }
 
-    /// The id and the secret of a new key.
+    /// Issues a key. Returns its id and secret.
     async fn key(&self, account: &str) -> (String, String) {
         let issued =
             self.send_ok(Method::POST, &format!("/accounts/{account}/keys"), Some(json!({"kind": "inference"}))).await;
@@ -169,7 +169,7 @@ impl Client {
     }
 }
 
-/// Asks a node over REST for a call of `model`; the body of the answer.
+/// Calls `model` on a node over REST. Returns the body of the answer.
 async fn call(rest: &Rest, verb: &str, caller: Value) -> Value {
     let body = json!({"caller": caller, "resource": "model", "domain": "shop"});
     let (status, answer) = rest.post(&format!("/v1/{verb}"), body.to_string()).await;
@@ -177,13 +177,13 @@ async fn call(rest: &Rest, verb: &str, caller: Value) -> Value {
     answer
 }
 
-/// The limit and what is used of requests an hour.
+/// Limit and usage of requests per hour.
 fn hourly(decision: &Value) -> (u64, u64) {
     let hourly = quota(decision, "requests_per_hour").expect("requests an hour");
     (hourly["limit"].as_u64().unwrap(), hourly["used"].as_u64().unwrap())
 }
 
-/// The quota of this name, if the decision has one.
+/// The quota of this name, if present.
 fn quota<'a>(decision: &'a Value, name: &str) -> Option<&'a Value> {
     let quotas = decision["quotas"].as_array().unwrap_or_else(|| panic!("no quotas: {decision}"));
     quotas.iter().find(|quota| quota["name"] == name)

@@ -1,4 +1,4 @@
-//! The alert rules speak of metrics that nodes have. That each fires when it should is for `promtool test rules`
+//! The alert rules use only metrics that a node exports. `promtool test rules` checks when each alert fires
 //! (`deploy/alerts/tollgate_test.yaml`, run by `tests/run`).
 
 use tollgate_store::testing::RedisServer;
@@ -6,10 +6,10 @@ use tollgate_store::testing::RedisServer;
 use crate::harness::{ProcessBuilder, Rest, folder_with, shop};
 
 const RULES: &str = include_str!("../../../deploy/alerts/tollgate.yaml");
-/// What is said of them to people.
+/// The operator's guide, which describes the alerts.
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
-/// A metric as a rule names it: its name, and for every label the values of which each must exist.
+/// A metric selector of a rule: the name, and for every label the values that must exist.
 #[derive(Debug)]
 struct Selector<'a> {
     name: &'a str,
@@ -20,7 +20,7 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// The metrics that an expression reads, and the labels that it groups by.
+/// The metrics of an expression, and the labels that it groups by.
 fn read(expression: &str) -> (Vec<Selector<'_>>, Vec<&str>) {
     let mut selectors = Vec::new();
     for (at, _) in expression.match_indices("tollgate_") {
@@ -42,12 +42,12 @@ fn matcher(text: &str) -> (&str, Vec<&str>) {
     (name.trim(), value.split('|').collect())
 }
 
-/// Seen to fail without the counters of reloaded credentials from the start.
+/// Seen to fail when the counters of credential reloads did not exist from the start.
 #[tokio::test]
 async fn every_metric_and_label_in_the_alert_rules_exists_on_a_new_node() {
     let redis = RedisServer::start();
     let (folder, policy) = folder_with(&shop(100));
-    // Of TLS there is something to measure only where there is TLS.
+    // TLS metrics exist only with TLS.
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let file = |name: &str, text: String| {
         let path = folder.path().join(name);
@@ -60,7 +60,7 @@ async fn every_metric_and_label_in_the_alert_rules_exists_on_a_new_node() {
     let node = node.arg("--ops-listen=127.0.0.1:0").start();
     let ops = node.said.split_once("health and metrics on http://").expect("it says where").1;
     let ops = Rest::new(ops.split([',', ';']).next().expect("an address").trim());
-    // Nothing has happened yet: an increase is seen only from one value to the next.
+    // The counters exist before the first event, as an increase is computed from two values.
     let (_, metrics) = ops.text("/metrics").await;
     let series = |name: &str, label: &str, value: &str| {
         metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))).any(

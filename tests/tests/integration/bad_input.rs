@@ -1,8 +1,8 @@
-//! Bad input over the wire: a clear error that names the field, never an internal one, nothing charged.
+//! Invalid input through the API: the error names the field, is never internal, and nothing is charged.
 //!
-//! Tried by breaking the server: without `check_attributes`, and with `deny_unknown_fields` left out of
-//! `CallBody`, the tables fail; so they do where the name of an account is not checked, where a key with control characters is
-//! taken for an error of the service, and where what is too large or cannot be read is refused without saying what is.
+//! Seen to fail: without `check_attributes`; without `deny_unknown_fields` on `CallBody`; without a check of account
+//! names; with a key that has control characters treated as the service's error; and with a refusal of too large or
+//! unreadable input that does not name it.
 
 mod messages;
 mod numbers;
@@ -21,7 +21,7 @@ async fn node() -> Node {
     memory_node(&shop(100)).await
 }
 
-/// Nothing was charged, whoever may have been meant.
+/// Asserts that no account was charged.
 async fn nothing_charged(node: &Node) {
     for caller in [account("acme"), account("a"), api_key(KEY)] {
         for resource in ["model", "tiny", "prompt/x"] {
@@ -31,7 +31,7 @@ async fn nothing_charged(node: &Node) {
     }
 }
 
-/// A name or value that no field takes.
+/// Texts that no field accepts.
 fn bad_texts() -> [String; 10] {
     let hidden = ["a\u{202e}b", "a\u{200b}", "\u{feff}a", "a\u{fe0f}", "\u{2028}"].map(str::to_owned);
     let [direction, no_width, mark, variation, line] = hidden;
@@ -44,7 +44,7 @@ fn good() -> Call {
     call(account("a"), "model", &[])
 }
 
-/// Wrong calls, and the field that each error must name.
+/// Invalid calls, and the field that the error must name.
 fn wrong_calls() -> Vec<(&'static str, Call)> {
     let mut wrong = Vec::new();
     let with_attribute = |name: String, value: String| Call { attributes: [(name, value)].into(), ..good() };
@@ -77,7 +77,7 @@ fn wrong_calls() -> Vec<(&'static str, Call)> {
     wrong
 }
 
-/// As JSON has it; `None` for what JSON cannot say.
+/// The call as JSON; `None` if JSON cannot express it.
 fn to_json(call: &Call) -> Option<Value> {
     use tollgate_proto::v1::caller::By;
     let caller = match call.caller.as_ref()?.by.as_ref()? {
@@ -105,7 +105,7 @@ async fn errors_over_grpc_name_the_invalid_field() {
                 if field == "domain" { [Code::InvalidArgument, Code::NotFound] } else { [Code::InvalidArgument; 2] };
             assert!(code.contains(&error.code()), "{field}: {error:?}: {said}");
             assert!(error.message().starts_with(field), "{field}: {:?}: {said}", shortened(error.message()));
-            // The caller's text may come back in part, but neither at length nor with control characters.
+            // The error may quote the caller's text in part, never at length or with control characters.
             assert!(error.message().len() < 600, "{field}: the error has {} bytes", error.message().len());
             assert!(!error.message().contains(char::is_control), "{field}: {:?}", shortened(error.message()));
         }
@@ -144,7 +144,7 @@ async fn an_unknown_domain_is_refused() {
     nothing_charged(&node).await;
 }
 
-/// A key that is no good is a decision, not an error.
+/// An invalid key gives a decision, not an error.
 #[tokio::test]
 async fn invalid_keys_are_refused() {
     let node = node().await;
@@ -152,8 +152,8 @@ async fn invalid_keys_are_refused() {
         ("sk-nobody-has-this", Reason::UnknownKey, "unknown_key"),
         ("tg_notevenplausible", Reason::UnknownKey, "unknown_key"),
         ("ключ", Reason::UnknownKey, "unknown_key"),
-        // What an end user sends for a key is data from outside: a backend that passes it on made no mistake, and needs the
-        // answer for its user.
+        // The key comes from the end user: the backend that passes it on made no mistake, and needs a decision for its
+        // user.
         ("sk\nwith\0controls\u{7f}\u{85}", Reason::UnknownKey, "unknown_key"),
         ("sk-integration-revoked", Reason::RevokedKey, "revoked_key"),
         ("sk-integration-expired", Reason::ExpiredKey, "expired_key"),
@@ -271,7 +271,7 @@ async fn invalid_bodies_are_refused() {
     nothing_charged(&node).await;
 }
 
-/// A unit named twice would be two charges or the last one; neither is what somebody meant.
+/// A duplicate unit is ambiguous, so it is refused.
 #[tokio::test]
 async fn a_unit_named_twice_in_json_is_refused() {
     let node = node().await;
@@ -306,7 +306,7 @@ async fn bodies_over_the_limit_and_of_another_type_are_refused() {
         assert!(body["error"]["message"].as_str().unwrap().to_lowercase().contains("content-type"), "{body}");
     }
     nothing_charged(&node).await;
-    // A body of exactly the limit is none over it.
+    // A body of exactly the limit is accepted.
     let (status, answer) = node.rest.post("/v1/check", padded(65_536)).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
     assert_eq!(post(Some("application/json; charset=utf-8")).send().await.unwrap().status(), StatusCode::OK);

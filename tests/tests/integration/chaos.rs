@@ -1,6 +1,7 @@
-//! Faults of Redis under a fixed, moderate load from three nodes. What holds in each case: the bounds on waiting, that
-//! service comes back, that nothing is admitted beyond the bound of the failure mode, and that no counter stays without a
-//! time to live, nor do the nodes hold more and more. `tests/run` runs this short form; `tests/run --chaos` repeats it with a soak.
+//! Faults of Redis under a fixed, moderate load from three nodes. In each case: latency stays bounded, service
+//! recovers, admissions stay within the bound of the failure mode, every counter has a time to live, and memory and
+//! descriptors do not grow. `tests/run` runs this short form; `tests/run --chaos` repeats it and adds ten minutes of
+//! load.
 
 mod clock;
 mod load;
@@ -16,7 +17,7 @@ use tollgate_store::testing::{
 use self::load::{Bounds, Case, DEADLINE, LIMIT, NODES, NodeGroup, Report};
 use crate::harness::Proxy;
 
-/// How long the fault of a case lasts, unless the case says otherwise.
+/// Duration of a fault, unless the case has its own.
 const FAULT: Duration = Duration::from_secs(3);
 
 fn print(report: &Report) {
@@ -43,7 +44,7 @@ async fn a_single_redis_fails_and_recovers() {
 
     assert_every_counter_expires(&[&redis]);
 
-    // Without a disk in the way, which stalls while others use it.
+    // Without persistence, as a busy disk would stall Redis.
     let redis = RedisServer::start();
     let node_group = NodeGroup::start(&redis.url(), "deny").await;
     let case = node_group.case("SCRIPT FLUSH every 20 ms").await;
@@ -94,7 +95,7 @@ async fn calls_survive_a_bad_network() {
 async fn failure_modes_keep_their_bounds_under_load() {
     for (mode, bounds) in [
         ("local", Bounds::with_fallback(LIMIT + NODES * (LIMIT / NODES))),
-        // Every call of the outage may pass.
+        // Every call during the outage may be admitted.
         ("allow", Bounds::with_fallback(u64::MAX)),
     ] {
         let mut redis = RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
@@ -125,7 +126,7 @@ async fn calls_follow_failovers_under_load() {
     cluster.servers[2].wait_for("CLUSTER INFO", "cluster_state:ok").await;
     cluster.servers[4].wait_for("INFO replication", "role:master").await;
     print(&case.end(&node_group, Bounds { lost_writes: true, ..Bounds::within_limit() }).await);
-    // Two replicas took over.
+    // By now two replicas are masters.
     assert_every_counter_expires(&[3, 4, 2].map(|master| &cluster.servers[master]));
     drop(node_group);
 
@@ -142,7 +143,7 @@ async fn calls_follow_failovers_under_load() {
     assert_every_counter_expires(&[&trio.servers[master]]);
 }
 
-/// One of three nodes dies in mid-load: the others go on.
+/// One of three nodes is killed under load: the others continue.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn other_nodes_continue_when_one_is_killed() {
@@ -156,13 +157,14 @@ async fn other_nodes_continue_when_one_is_killed() {
     assert_every_counter_expires(&[&redis]);
 }
 
-/// Of these masters: any of a cluster may have none of the few accounts, but not all of them.
+/// Asserts that every counter on these masters has a time to live, and that there is one. A single master of a cluster
+/// may have none.
 fn assert_every_counter_expires(masters: &[&RedisServer]) {
     let mut seen = 0;
     for master in masters {
         let mut connection = master.connection();
         for key in master.run::<Vec<String>>("KEYS tg{*") {
-            // Of one that ended since then it is -2.
+            // A key that expired since then has -2.
             let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).expect("Redis answers");
             assert_ne!(ttl, -1, "{key} has no time to live");
             seen += 1;
@@ -171,7 +173,7 @@ fn assert_every_counter_expires(masters: &[&RedisServer]) {
     assert!(seen > 0, "there is no counter at all");
 }
 
-/// Steady memory and descriptors, and equal sums on both sides, for as long as `TOLLGATE_SOAK_SECONDS` says.
+/// Memory and descriptors do not grow, and callers and Redis count the same, for `TOLLGATE_SOAK_SECONDS` (default: 5).
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn memory_and_descriptors_do_not_grow_under_load() {

@@ -1,8 +1,8 @@
-//! Faults of the store as callers see them: a reason in plain words and the id of an incident, under which the log has the
-//! whole error. No answer has anything that the store said.
+//! Store faults as callers see them: a reason in plain words and an incident id. The log has the whole error under that
+//! id; no answer contains text of the store.
 //!
-//! Tried by breaking the server: the store's own text in the answers over gRPC, over `/v1`, to end users and to
-//! administrators, an id that is not logged, and a line of the log for each failed call.
+//! Seen to fail: with the store's text in answers over gRPC, `/v1`, self-service and administration; with an id that is
+//! not logged; and with a log line for each failed call.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::harness::{Process, ProcessBuilder, account, api_key, call, folder_wit
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const BOUND: Duration = Duration::from_secs(20);
 
-/// What only the store, its client or the system says.
+/// Texts that only the store, its client or the operating system produces.
 const INTERNALS: [&str; 23] = [
     "os error",
     "onnection refused",
@@ -49,7 +49,7 @@ const INTERNALS: [&str; 23] = [
 struct Deployment {
     redis: RedisServer,
     node: Process,
-    /// The secret, and the id, of a key of the account `acme-stored`, which the store has.
+    /// Secret and id of a key of the stored account `acme-stored`.
     key: (String, String),
     /// A reservation of that account.
     reservation: String,
@@ -83,7 +83,7 @@ impl Deployment {
         deployment
     }
 
-    /// The status and the body, under the admin token, or on the end users' routes under the key.
+    /// Status and body of a request with the admin token, or with the key on the end users' routes.
     async fn rest(&self, method: Method, path: &str, body: Value) -> (StatusCode, String) {
         let token = if path.contains("api_keys/") { &self.key.0 } else { ADMIN };
         let mut request = self.node.rest.request(method, path).bearer_auth(token);
@@ -96,7 +96,7 @@ impl Deployment {
         (status, answer.text().await.unwrap())
     }
 
-    /// Every operation of the description that asks the store, with a body that would do.
+    /// Every described operation that uses the store, with a valid body.
     fn operations(&self) -> Vec<(Method, String, String, Value)> {
         let caller = json!({"account": "acme-stored"});
         let call = json!({"caller": {"api_key": self.key.0}, "resource": "model", "render": true});
@@ -134,7 +134,7 @@ impl Deployment {
             ("delete", "/admin/v1/keys/{key}/overrides/{name}", Value::Null),
         ];
         let path = |path: &str| {
-            // To let the usage begin anew would mend what is broken.
+            // Resetting the usage would repair the broken values.
             let account = if path.ends_with("/reset_usage") { "another" } else { "acme-stored" };
             path.replace("{account}", account).replace("{key}", &self.key.1).replace("{name}", "own")
         };
@@ -144,7 +144,7 @@ impl Deployment {
         list.collect()
     }
 
-    /// What every RPC answers.
+    /// The answer to every RPC.
     async fn rpcs(&self) -> Vec<(&'static str, String)> {
         let mut grpc = self.node.grpc.clone();
         let one = || Some(call(api_key(&self.key.0), "model", &[]));
@@ -187,8 +187,8 @@ impl Deployment {
         ]
     }
 
-    /// Asks everything there is, and looks at each answer. Returns which of them failed because of the store, and the
-    /// incidents that they name.
+    /// Calls every operation and checks each answer. Returns the operations that failed because of the store, and their
+    /// incident ids.
     async fn call_every_operation(&self, fault: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         let mut answers = Vec::new();
         for (method, template, path, body) in self.operations() {
@@ -213,7 +213,7 @@ impl Deployment {
         (failed, incidents)
     }
 
-    /// The lines of the log that begin an incident, by id.
+    /// The log lines that open an incident, by id.
     fn logged(&self) -> Vec<(String, String)> {
         let log = self.node.stderr();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -243,13 +243,13 @@ fn error_text<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> String {
     answer.map_or_else(|status| format!("{status:?}"), |answer| format!("{answer:?}"))
 }
 
-/// What an answer has of [`INTERNALS`]. The secret of an issued key comes under that name.
+/// The first of [`INTERNALS`] in an answer. The field `secret` of an issued key is allowed.
 fn internals_in(text: &str) -> Option<&'static str> {
     let text = text.replace("\"secret\":\"", "");
     INTERNALS.into_iter().find(|internal| text.contains(internal))
 }
 
-/// The operations that the tests ask are all there are but those that do not ask the store.
+/// Every described operation is tested, except those that do not use the store.
 #[tokio::test]
 async fn every_operation_that_uses_the_store_is_tested() {
     let deployment = Deployment::new().await;
@@ -271,7 +271,7 @@ async fn failures_name_no_internals_when_redis_is_gone() {
     deployment.redis.kill();
     let fails = ["GET /api_keys/rate_limits", "POST /v1/consume", "GET /admin/v1/accounts", "Consume", "GetRateLimits"];
     deployment.check("killed", &fails, "onnection refused").await;
-    // A flood of failed calls is a few lines.
+    // A flood of failed calls causes few log lines.
     let before = deployment.logged().len();
     for _ in 0..300 {
         let (_, text) = deployment
@@ -302,7 +302,7 @@ async fn failures_name_no_internals_when_redis_refuses() {
     deployment.check("full", &["POST /v1/consume", "Consume"], "OOM").await;
 }
 
-/// Counters, records and reservations of another type, and then of bytes that nobody wrote.
+/// Counters, records and reservations of a wrong Redis type, and with unreadable bytes.
 #[tokio::test]
 async fn unreadable_values_in_redis_are_logged_and_not_shown() {
     let deployment = Deployment::new().await;

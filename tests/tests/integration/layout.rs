@@ -1,7 +1,7 @@
-//! The walls between crates and between files, as ARCHITECTURE.md states them.
+//! The dependency rules between crates and between files, as stated in ARCHITECTURE.md.
 //!
-//! Seen to fail with the store's crate among the dependencies of the policies', with a type of `rest` in `grpc`, and with the
-//! memory store in the service.
+//! Seen to fail with the store's crate as a dependency of the policy crate, with a type of `rest` in `grpc`, and with
+//! the memory store in the service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The direct dependencies of each crate of the workspace, those for tests and build scripts left out.
+/// The direct dependencies of each crate of the workspace, without those of tests and build scripts.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
@@ -75,15 +75,15 @@ fn crates_below_the_server_use_no_protocol_and_core_and_policy_use_no_io() {
     }
 }
 
-/// One file of a crate, and what it names of the crate's others and of other crates.
+/// A file of a crate, and the paths that it names in its own and in other crates.
 struct Source {
-    /// The names of its module, from the crate's root.
+    /// The module path, from the crate's root.
     module: Vec<String>,
-    /// Paths, from the root of the crate where they begin with `crate`.
+    /// Paths; those within the crate begin at its root.
     paths: Vec<Vec<String>>,
 }
 
-/// Collects the paths of a file, those of its tests left out.
+/// Collects the paths of a file, without those of its tests.
 struct Paths<'m> {
     module: &'m [String],
     found: Vec<Vec<String>>,
@@ -175,7 +175,8 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Files that name each other, directly or through others, where neither is the parent of the other.
+/// Cycles among files: files that name each other, directly or through others, where neither is the parent of the
+/// other.
 #[test]
 fn files_of_a_crate_have_no_dependency_cycle() {
     for name in ["tollgate-core", "tollgate-policy", "tollgate-store", "tollgate-service", "tollgate-server"] {
@@ -215,8 +216,8 @@ fn front_doors_do_not_depend_on_each_other() {
     }
 }
 
-/// The wiring builds them; settings and the examination of a Redis are about Redis; a thread says which connection is its
-/// own; and failed logins are limited by each node alone, in its memory.
+/// Allowed exceptions: the wiring builds stores; settings and `doctor` are about Redis; a worker thread selects its
+/// connection; failed logins are limited per node, in its memory.
 #[test]
 fn only_the_wiring_names_a_concrete_store() {
     let wiring = ["run", "settings", "settings::redis", "doctor", "cli", "workers", "auth::throttle"];

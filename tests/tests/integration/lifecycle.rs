@@ -1,7 +1,6 @@
-//! A process from start to end: settings, the commands beside the node, shutdown.
+//! The life of a process: settings, commands, start, shutdown.
 //!
-//! Tried by breaking the server: gRPC that does not listen to the shutdown, and settings whose file goes before
-//! the variables and flags.
+//! Seen to fail with gRPC that ignores the shutdown, and with a file that overrides variables and flags.
 
 use std::{
     path::Path,
@@ -35,9 +34,9 @@ async fn sigterm_under_load_drops_no_open_call() {
                 if number % 2 == 0 {
                     match consume(&grpc, call(account("load"), "bulk", &[])).await {
                         Ok(decision) => assert!(allowed(&decision)),
-                        // The node is gone: the connection is refused, or the client, whose connection was closed,
-                        // says that it never sent the call (hyper's `Canceled`), or that the server went away in
-                        // good order before it took the call in (HTTP/2's GOAWAY without an error).
+                        // The node has stopped: the connection is refused, or was closed before the call was sent
+                        // (hyper's `Canceled`), or the server went away in good order before it accepted the call
+                        // (HTTP/2 GOAWAY without an error).
                         Err(error) => {
                             let said = format!("{error:?}");
                             let unsent = said.contains("hyper::Error(Canceled")
@@ -73,7 +72,7 @@ async fn sigterm_under_load_drops_no_open_call() {
     assert!(node.stderr().contains("node stopped"), "{}", node.stderr());
 }
 
-/// Calls that wait for Redis when SIGTERM comes get their decision.
+/// Calls that wait for Redis at SIGTERM get their decision.
 #[tokio::test]
 async fn sigterm_lets_open_calls_finish() {
     let redis = RedisServer::start();
@@ -102,7 +101,7 @@ async fn sigterm_lets_open_calls_finish() {
     assert_eq!(status.code(), Some(0), "{}", node.stderr());
 }
 
-/// A request that never ends holds a node no longer than its bound.
+/// An unfinished request delays the exit by no more than the bound.
 #[tokio::test]
 async fn shutdown_takes_no_longer_than_its_bound() {
     use tokio::io::AsyncWriteExt;
@@ -115,7 +114,7 @@ async fn shutdown_takes_no_longer_than_its_bound() {
     )
     .await
     .unwrap();
-    // The node answers others, so it has taken the half request in by then.
+    // The node answers another request, so it has received the unfinished one.
     assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200);
     let told = Instant::now();
     node.signal("TERM");
@@ -213,7 +212,7 @@ fn help_does_not_show_the_password_of_redis() {
     assert!(!help.contains("hunter2"), "{help}");
 }
 
-/// A flag goes before its variable, a variable before the file, the file before the default.
+/// Precedence: flag, variable, file, default.
 #[tokio::test]
 async fn flags_override_variables_and_variables_override_the_file() {
     let limit = async |node: &crate::harness::Process| {
@@ -254,9 +253,9 @@ fn a_wrong_configuration_file_is_named() {
     assert!(stderr.contains("max-request-bytes"), "{stderr}");
 }
 
-/// What a node that is given nothing prints works when pasted: a call, its limits, and the same call over gRPC. Seen to
-/// fail with each port in the place of the other, without the content type, with another key, and without `call` around
-/// the call over gRPC.
+/// The commands printed by a node without settings work when pasted: a call, its limits, and the same call over gRPC.
+/// Seen to fail with exchanged ports, without the content type, with another key, and without `call` around the gRPC
+/// call.
 #[tokio::test]
 async fn the_command_printed_for_the_embedded_policy_works() {
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
@@ -275,7 +274,7 @@ async fn the_command_printed_for_the_embedded_policy_works() {
     assert_eq!(decision["verdict"], "allowed", "{decision}");
     let limits = pasted(&commands[1]);
     assert_eq!(limits["data"]["apiTier"]["id"], "paid", "{limits}");
-    // The last needs a program that is not everywhere: it says to gRPC's port what the first says to REST.
+    // The last command needs a program that may be missing; the test sends the same call itself.
     let json = |command: &str| -> serde_json::Value {
         serde_json::from_str(command.split('\'').find(|part| part.starts_with('{')).unwrap()).unwrap()
     };
@@ -284,8 +283,8 @@ async fn the_command_printed_for_the_embedded_policy_works() {
     assert!(commands[2].starts_with("grpcurl -plaintext ") && commands[2].ends_with(&to), "{commands:?}");
 }
 
-/// The first transcript of the README is what the binary prints and answers, but for addresses and times. (Tried with another
-/// word in what it prints, and another limit in the answer.)
+/// The first transcript of the README equals a real run, except for addresses and times. (Seen to fail with another
+/// word in the output, and with another limit in the answer.)
 #[tokio::test]
 async fn the_readme_transcript_matches_a_real_run() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
@@ -305,20 +304,20 @@ async fn the_readme_transcript_matches_a_real_run() {
     let (command, answer) = commands.next().unwrap();
     assert!(printed.contains(&format!("  {command}\n")), "{command} is not what it says to paste");
     let done = std::process::Command::new("bash").args(["-c", command]).output().unwrap();
-    // Broken into lines to be read.
+    // The README breaks the line for readability.
     let shown: String = answer.lines().map(str::trim).collect();
     assert_eq!(without_times(&String::from_utf8_lossy(&done.stdout)), without_times(&shown));
     assert_eq!(commands.next(), None);
 }
 
-/// JSON whose times are all the same.
+/// The JSON with all times replaced.
 fn without_times(json: &str) -> String {
     let is_time = |text: &str| text.len() == 24 && text.ends_with('Z') && text.as_bytes()[10] == b'T';
     let parts = json.split('"').map(|part| if is_time(part) { "a time" } else { part });
     parts.collect::<Vec<_>>().join("\"")
 }
 
-/// A node that is given nothing runs the embedded policy; its demo key is known there alone.
+/// A node without settings runs the embedded policy; the demo key is valid only there.
 #[tokio::test]
 async fn the_demo_key_works_with_the_embedded_policy_only() {
     let demo = concat!("tg_demoVeniceKey", "ForLoopbackUseOnly04QjPeg");
@@ -335,9 +334,9 @@ async fn the_demo_key_works_with_the_embedded_policy_only() {
     assert_eq!((&answer["verdict"], &answer["reason"]), (&"denied".into(), &"unknown_key".into()), "{answer}");
 }
 
-/// Whoever starts a node waits for its first line, and then calls.
+/// Scripts wait for the first line of a node and then call it.
 ///
-/// Seen to fail where the line came before the policy was read.
+/// Seen to fail when the line was printed before the policy was read.
 #[test]
 fn a_node_prints_its_address_once_it_can_decide() {
     let (_folder, good) = folder_with(&shop(100));

@@ -1,7 +1,7 @@
-//! Listings: every resource once, whatever the size of the page.
+//! Listings: every resource appears once, at any page size.
 //!
-//! Tried by breaking the service: a `next` that is one too far; and, of the JSON twin, a page size that is not heeded and
-//! the grant of another domain.
+//! Seen to fail with a page token that is off by one, and, over REST, with an ignored page size and a token of another
+//! domain.
 
 use std::collections::HashSet;
 
@@ -104,7 +104,7 @@ async fn every_resource_is_listed_once_in_redis() {
     every_resource_is_listed_once(&redis_node(&catalogue(), redis.url()).await).await;
 }
 
-/// A quota by an attribute that this request cannot bring is no reason to show a good key nothing.
+/// A quota by an attribute that this request lacks does not hide the other quotas of a valid key.
 #[tokio::test]
 async fn a_quota_per_ip_does_not_hide_the_other_limits() {
     let by_ip = "  by-ip: { quotas: [{ unit: requests, per: minute, limit: 5, scope: [ip] }] }\n";
@@ -114,7 +114,7 @@ async fn a_quota_per_ip_does_not_hide_the_other_limits() {
     assert_eq!(answer.status(), reqwest::StatusCode::OK, "the key is good");
 }
 
-/// The document's own fields, in its own words.
+/// The document's fields and names.
 #[tokio::test]
 async fn the_listing_has_the_shape_of_the_venice_document() {
     let node = memory_node(&crate::harness::shop(100)).await;
@@ -125,7 +125,7 @@ async fn the_listing_has_the_shape_of_the_venice_document() {
     }
 }
 
-/// A page of the twin, as the RPC has it too.
+/// A page over REST, which must equal that over gRPC.
 async fn page_over_both(node: &Node, page_size: u32, page_token: &str) -> serde_json::Value {
     let caller = Some(api_key(KEY));
     let request = GetRateLimitsRequest { caller, page_size, page_token: page_token.to_owned(), ..Default::default() };

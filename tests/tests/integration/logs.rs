@@ -1,7 +1,7 @@
-//! Logs that programs read: an object a line, with the trace of the caller in it.
+//! JSON logs: one object per line, with the caller's trace.
 //!
-//! Tried by breaking the server: fields in an object of their own, a line that is printed beside the log, an error in a
-//! message, a key's secret in a field, and calls over gRPC, and over REST, that run outside the trace.
+//! Seen to fail: with nested fields, with a line printed outside the log, with an error text in a message, with a key's
+//! secret in a field, and with calls that run outside the trace, over gRPC and over REST.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -18,10 +18,10 @@ use crate::harness::{
 };
 
 const BOUND: Duration = Duration::from_secs(10);
-/// What is said of a call that a shadow would have refused: the first line that a call of a healthy node causes.
+/// The message for a call that a shadow quota would refuse: the first line caused by a call on a healthy node.
 const SHADOW: &str = "a shadow would have refused a call";
 
-/// The shop on trial, so that calls cause lines.
+/// The shop policy in shadow mode, so that calls cause log lines.
 fn on_trial(domain: &str) -> String {
     shop(1).replace("domain: shop", &format!("domain: {domain}\nshadow: true"))
 }
@@ -35,7 +35,7 @@ fn objects(log: &str) -> Vec<Value> {
     parsed.inspect(|line: &Value| assert!(line.is_object(), "{line}")).collect()
 }
 
-/// A node's life at its most talkative, through a bad file and the loss of its Redis.
+/// A node with the most verbose log, through an invalid file and the loss of its Redis.
 #[tokio::test]
 async fn json_logs_have_one_object_per_line_with_a_constant_message() {
     let password = "hunter2-hunter2";
@@ -56,7 +56,7 @@ async fn json_logs_have_one_object_per_line_with_a_constant_message() {
         request.send().await.unwrap();
     }
     until_logged(&node, SHADOW).await;
-    // More than one mistake, and so more than one line for people.
+    // Several errors, so several lines in the text for people.
     std::fs::write(&policy, on_trial("shop").replace("class: text", "class: none\n")).unwrap();
     node.signal("HUP");
     until_logged(&node, "not reloaded").await;
@@ -108,7 +108,7 @@ async fn json_logs_have_one_object_per_line_with_a_constant_message() {
     }
 }
 
-/// The line is that of the shadow refusals, of which each domain has its own: a call of each way in causes the first.
+/// The log line is that of a shadow refusal, written once per domain: one call through each API causes it.
 #[tokio::test]
 async fn a_log_line_caused_by_a_call_has_the_caller_trace() {
     let (_folder, policy) = folder_with(&on_trial("over-grpc"));
@@ -143,7 +143,7 @@ async fn a_log_line_caused_by_a_call_has_the_caller_trace() {
     assert!(!others.is_empty() && others.iter().all(|line| line.get("span").is_none()), "{others:?}");
 }
 
-/// So has the line that says who changed what. Tried by breaking the server: routes outside the trace.
+/// The log line of an administrator's change has the trace too. Seen to fail with routes outside the trace.
 #[tokio::test]
 async fn a_change_is_logged_with_the_administrator_trace() {
     let (folder, policy) = folder_with(&shop(1));

@@ -1,5 +1,5 @@
-//! The integration tests: whole nodes, in this process with the time injected or as processes of their
-//! own, against Redis servers of their own. One binary; every test may run beside every other.
+//! The integration tests: nodes in this process with injected time, or as processes, each with Redis servers of its
+//! own. One binary; every test may run in parallel with every other.
 
 #[cfg(test)]
 mod abuse;

@@ -1,8 +1,8 @@
-//! Metrics and logs: what they say, and what they must never say.
+//! Metrics and logs: what they must contain, and what they must never contain.
 //!
-//! Tried by breaking the server: a series named by the call's resource, or by a path that is no route, buckets from 70 µs
-//! or for decisions alone, connections that are always one, calls that stay in flight, failed reloads counted as good
-//! ones, milliseconds for seconds.
+//! Seen to fail: with a series per resource or unknown path of a call, with buckets from 70 µs on or for decisions
+//! only, with a constant number of connections, with calls that stay in flight, with failed reloads counted as
+//! successful, and with milliseconds in place of seconds.
 
 use std::{
     collections::HashSet,
@@ -31,7 +31,7 @@ async fn decisions_are_counted_by_domain_tier_class_verdict_and_quota() {
     consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap_err();
     consume(&node.grpc, call(api_key("sk-nobody"), "model", &[])).await.unwrap();
     peek(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
-    // It looks at the store.
+    // A read of the store.
     assert_eq!(node.rest.text("/readyz").await.0.as_u16(), 200);
     let (_, metrics) = node.rest.text("/metrics").await;
     let decisions = |class: &str, verdict: &str, quota: &str| {
@@ -74,8 +74,7 @@ async fn decisions_are_counted_by_domain_tier_class_verdict_and_quota() {
     }
 }
 
-/// The buckets of a histogram and what it has beside them: each bound in seconds with how many took no longer, the sum
-/// and the count.
+/// The buckets of a histogram (upper bound in seconds, cumulative count), its sum and its count.
 fn histogram(metrics: &str, name: &str, labels: &str) -> (Vec<(f64, f64)>, f64, f64) {
     let comma = if labels.is_empty() { "" } else { "," };
     let bucket = format!("{name}_bucket{{{labels}{comma}le=\"");
@@ -87,7 +86,7 @@ fn histogram(metrics: &str, name: &str, labels: &str) -> (Vec<(f64, f64)>, f64, 
     (buckets, beside("sum"), beside("count"))
 }
 
-/// What operators need of a node on Redis is there before anything has happened, and moves with what happens.
+/// The metrics of a node on Redis exist before the first event, and change with events.
 #[tokio::test]
 async fn redis_latency_and_the_policy_are_measured() {
     let mut redis = RedisServer::start();
@@ -166,7 +165,7 @@ async fn redis_latency_and_the_policy_are_measured() {
     assert!(value(&metrics, &reloads("success")).is_some_and(|count| count > 0.0));
     assert!((fingerprint(&metrics) - first).abs() > 0.5, "another policy");
     redis.kill();
-    // The policy file knows this account, so that nothing but the decision asks Redis.
+    // The account is in the policy file, so that only the decision uses Redis.
     for _ in 0..5 {
         consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap_err();
     }
@@ -182,11 +181,11 @@ fn series(metrics: &str) -> HashSet<String> {
     lines.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
 }
 
-/// Whatever callers send, no series comes to be, and no name of theirs is in one.
+/// No input of a caller creates a series or appears in one.
 #[tokio::test]
 async fn no_label_comes_from_a_caller() {
     let node = memory_node(&shop(3)).await;
-    // Histograms come to be with the first call.
+    // Histograms appear with the first call.
     consume(&node.grpc, call(account("acme"), "model", &[])).await.unwrap();
     let (_, before) = node.rest.text("/metrics").await;
     for number in 0..50 {
@@ -213,7 +212,7 @@ async fn no_label_comes_from_a_caller() {
     assert!(new.is_empty(), "{new:?}");
 }
 
-/// At the most talkative, over every way in.
+/// With the most verbose log, through every API.
 #[tokio::test]
 async fn no_secret_is_logged_or_measured() {
     let (_folder, policy) = folder_with(&shop(2));

@@ -1,7 +1,7 @@
-//! The description of the REST API is what it was, and describes what is there.
+//! The description of the REST API is unchanged, and complete.
 //!
-//! Tried by breaking the server: `deny_unknown_fields` left out of `CallBody` changes the snapshot, and the names of the
-//! handlers as ids of operations are not unique.
+//! Seen to fail without `deny_unknown_fields` on `CallBody` (another snapshot), and with handler names as operation ids
+//! (duplicates).
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ async fn the_openapi_description_is_unchanged() {
     assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), description, "`tollgate openapi` says something else");
 }
 
-/// A generator of clients names a function by the id of each operation, and makes one of two that share theirs.
+/// Client generators name functions by operation ids, so duplicates would be lost.
 #[tokio::test]
 async fn every_operation_has_a_unique_id() {
     let node = memory_node(&shop(100)).await;
@@ -38,7 +38,7 @@ async fn every_operation_has_a_unique_id() {
             }
         }
     }
-    // Whoever has a client generated calls them by these names: none is changed.
+    // Generated clients use these ids as function names: none may change.
     insta::assert_json_snapshot!("operations", operations);
 }
 

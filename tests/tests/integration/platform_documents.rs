@@ -1,6 +1,6 @@
-//! The shipped policies against the public documents they were made from. The rows stand here once more, written out
-//! from the documents and not read from the policies; every row is driven to its limit and one further, and the whole
-//! answer is compared. One node serves all three platforms.
+//! The shipped policies, compared with the public documents of the platforms. The rows are written out from the
+//! documents, not read from the policies. Every row is used up to its limit and one call further, and the whole answer
+//! is compared. One node serves all three platforms.
 
 mod clients;
 mod deapi;
@@ -27,7 +27,7 @@ struct Platforms {
     _folder: TempDir,
 }
 
-/// What a platform's caller gets: status, headers and body.
+/// An answer to a platform's caller: status, headers and body.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     status: u32,
@@ -41,7 +41,7 @@ fn shipped(name: &str) -> String {
     std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// Accounts with keys of the same ids: `free-1` is the first key of the account `free-1` on the tier `free`.
+/// Adds accounts with keys of the same ids: `free-1` is the first key of the account `free-1` on the tier `free`.
 fn with_keys(policy: &str, tiers: &[&str], keys: usize) -> String {
     let accounts = tiers.iter().flat_map(|tier| (1..=keys).map(move |number| (tier, format!("{tier}-{number}"))));
     let accounts: Vec<Value> = accounts
@@ -54,12 +54,12 @@ fn with_keys(policy: &str, tiers: &[&str], keys: usize) -> String {
     format!("{policy}\nbootstrap: {}\n", json!({ "accounts": accounts }))
 }
 
-/// Drives the shipped policies in memory, and the same on Redis.
+/// Runs `drive` on the shipped policies, in memory and on Redis.
 async fn on_every_store(drive: impl AsyncFn(&Platforms)) {
     on_every_store_with(&|_, policy| policy, drive).await;
 }
 
-/// The same of policies whose text `change` changes: it is given the name of the file, and the text.
+/// The same with policies changed by `change`, which is given the file's name and text.
 async fn on_every_store_with(change: &dyn Fn(&str, String) -> String, drive: impl AsyncFn(&Platforms)) {
     println!("in memory");
     drive(&Platforms::start(None, change).await).await;
@@ -68,7 +68,7 @@ async fn on_every_store_with(change: &dyn Fn(&str, String) -> String, drive: imp
     drive(&Platforms::start(Some(redis.url()), change).await).await;
 }
 
-/// Puts one text in the place of another, which must be there, in the policy of one file.
+/// A change that replaces one text, which must be present, in the policy of one file.
 fn changed(file: &str, from: &str, to: &str) -> impl Fn(&str, String) -> String {
     move |name, policy| {
         if name != file {
@@ -80,7 +80,7 @@ fn changed(file: &str, from: &str, to: &str) -> impl Fn(&str, String) -> String 
 }
 
 impl Platforms {
-    /// In memory, or on the Redis at this URL; `change` may change the text of a file.
+    /// Starts a node in memory, or on the Redis at this URL; `change` may change the text of a file.
     async fn start(redis: Option<String>, change: &dyn Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let write = |name: &str, text: &str| {
@@ -106,7 +106,7 @@ impl Platforms {
         Self::start(None, &|_, policy| policy).await
     }
 
-    /// A change that an administrator makes: a `POST` below the accounts of a domain.
+    /// A change by an administrator: a `POST` below the accounts of a domain.
     async fn administer(&self, domain: &str, path: &str, body: Value) -> Value {
         let request = self.node.rest.request(Method::POST, &format!("/admin/v1/accounts{path}?domain={domain}"));
         let answer = request.bearer_auth(ADMIN).json(&body).send().await.expect("an answer");
@@ -114,20 +114,20 @@ impl Platforms {
         answer.json().await.expect("JSON")
     }
 
-    /// A new key of an account of the store: its id, and its secret.
+    /// Issues a key of a stored account. Returns its id and secret.
     async fn issue(&self, domain: &str, account: &str) -> [String; 2] {
         let issued = self.administer(domain, &format!("/{account}/keys"), json!({ "kind": "inference" })).await;
         [&issued["key"]["id"], &issued["secret"]].map(|text| text.as_str().expect("a key").to_owned())
     }
 
-    /// The id of a new key of an account of the store.
+    /// Issues a key of a stored account. Returns its id.
     async fn new_key(&self, domain: &str, account: &str) -> String {
         let [id, _] = self.issue(domain, account).await;
         id
     }
 
-    /// Guesses keys from one address: as many times as are borne and once more they are answered as a key that is no
-    /// good, then, for so long, a good key is, too, as blocked. Nobody else notices.
+    /// Guesses keys from one address. The first guesses get the answer for an invalid key; after one more, every key,
+    /// valid ones included, is blocked for this time. Other addresses are not affected.
     async fn guessing(&self, domain: &str, resource: &str, borne: u64, block_s: u64, bad_key: &Answer, message: &str) {
         self.administer(domain, "", json!({ "id": "guessed" })).await;
         let [id, secret] = self.issue(domain, "guessed").await;
@@ -176,7 +176,7 @@ impl Platforms {
         answer.into_inner().decision.expect("a decision")
     }
 
-    /// A call that must be refused: `Consume` over gRPC, `Check` and `Consume` over REST say the same.
+    /// A call that must be refused: asserts that `Consume` over gRPC, `Check` over REST and `Consume` over REST agree.
     async fn refused(&self, call: Call) -> Answer {
         let answer = self.consume(call.clone()).await;
         assert_ne!(answer.status, 200, "{answer:?}");
@@ -219,7 +219,7 @@ fn rendered(decision: Decision) -> Answer {
     Answer { status: rendered.status, headers: headers.collect(), body: rendered.body }
 }
 
-/// An answer, written out.
+/// The expected answer.
 fn answer(status: u32, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut all: Vec<(String, String)> = Vec::new();
     if !body.is_empty() {

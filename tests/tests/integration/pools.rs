@@ -1,4 +1,4 @@
-//! Pools by priority over the wire.
+//! Pools with priorities, through the API.
 
 use tollgate_proto::v1::{Caller, CancelRequest, Decision, ReserveRequest, SettleRequest, SettledUnit};
 use tollgate_store::testing::{RedisServer, topologies::RedisCluster};
@@ -10,7 +10,7 @@ use crate::harness::{
 
 const TIERS: [&str; 4] = ["low", "medium", "high", "critical"];
 
-/// A model with a capacity of `limit` tokens a minute for all, and an account in a tier of each priority.
+/// A model with a pool of `limit` tokens per minute, and an account in a tier of each priority.
 fn shared(limit: u64) -> String {
     let tiers =
         (1..).zip(TIERS).map(|(priority, tier)| format!("  {tier}: {{ is_charged: true, priority: {priority} }}\n"));
@@ -42,14 +42,14 @@ async fn draw(node: &Node, tier: &str, tokens: u64) -> Decision {
     consume(&node.grpc, call(of(tier), "model", &[("tokens", tokens)])).await.unwrap()
 }
 
-/// All demand half of the capacity: each has its share, and is told what is left of it.
+/// Every priority demands half of the capacity: each has its share, and a correct remaining amount.
 #[tokio::test]
 async fn each_priority_gets_its_share_and_its_remaining_amount() {
     let redis = RedisServer::start();
     for node in [memory_node(&shared(1_000)).await, redis_node(&shared(1_000), redis.url()).await] {
         let mut admitted = [0_u64; 4];
         for step in 0..300_u64 {
-            // 50 calls of each a minute, of 10 tokens, for six minutes.
+            // Each makes 50 calls of 10 tokens per minute, for six minutes.
             node.clock.advance_ms(1_200);
             for (number, tier) in TIERS.into_iter().enumerate() {
                 let decision = draw(&node, tier, 10).await;
@@ -66,7 +66,7 @@ async fn each_priority_gets_its_share_and_its_remaining_amount() {
         for (admitted, share) in admitted.into_iter().zip([200, 400, 600, 800]) {
             assert!(admitted.abs_diff(share) <= 40, "{admitted} of {share} in the last two minutes");
         }
-        // What a priority is told remains can be admitted, and no more; the listing says the same.
+        // The remaining amount of a priority can be admitted, and no more; the listing agrees.
         node.clock.advance_ms(7_000);
         for tier in TIERS {
             let looked = peek(&node.grpc, call(of(tier), "model", &[("tokens", 1)])).await.unwrap();
@@ -82,7 +82,7 @@ async fn each_priority_gets_its_share_and_its_remaining_amount() {
     }
 }
 
-/// A pool that Lows fill, and a Critical that wants a tenth of it: it waits as long as it is told, at most.
+/// Low calls fill the pool, and a critical call needs a tenth of it: its wait is at most the announced one.
 #[tokio::test]
 async fn capacity_is_kept_for_a_refused_critical_call() {
     let node = memory_node(&shared(1_000)).await;
@@ -103,9 +103,9 @@ async fn capacity_is_kept_for_a_refused_critical_call() {
     assert!(allowed(&draw(&node, "critical", 100).await), "{lows} low calls passed meanwhile");
 }
 
-/// Reservations that draw from a pool, and hold a slot that all share: what they do not use goes back to the pool and to
-/// the share of their priority, and what they use besides is owed by both. On memory, on a Redis, and over the slots of
-/// a cluster. Broken to try it: a settlement that leaves the share as it was reserved.
+/// Reservations draw from a pool and hold a shared slot. Unused tokens return to the pool and to the share of the
+/// priority; excess is a debt of both. Runs in memory, on one Redis, and over the slots of a cluster. Seen to fail with
+/// a settlement that leaves the share unchanged.
 #[tokio::test]
 async fn a_reservation_is_settled_in_the_pool_and_in_the_share() {
     let (redis, cluster) = (RedisServer::start(), RedisCluster::start());
@@ -136,7 +136,7 @@ async fn a_reservation_is_settled_in_the_pool_and_in_the_share() {
             };
             settlement.unwrap().units.into_iter().find(|unit| unit.unit == "tokens").unwrap()
         };
-        // Slots, tokens of the pool, and what remains of them to a priority.
+        // Usage of slots and of the pool, and the remaining amount of a priority.
         let stands = async |tier: &str| {
             let now = peek(&node.grpc, call(of(tier), "model", &[])).await.unwrap();
             let capacity = quota(&now, "capacity");
@@ -155,14 +155,14 @@ async fn a_reservation_is_settled_in_the_pool_and_in_the_share() {
         let more = end(reserve("low", 100).await, Some(250)).await;
         assert_eq!((more.returned, more.debt, stands("low").await), (0, 150, (0, 550, 450)));
         end(reserve("critical", 400).await, Some(400)).await;
-        // Of the 1,000, critical keeps what it uses and an eighth more.
+        // Critical keeps its usage and an eighth more, of 1,000.
         assert_eq!((stands("low").await, stands("critical").await), ((0, 950, 0), (0, 950, 50)));
         node.clock.advance_ms(60_000);
         assert_eq!(stands("low").await, (0, 0, 1_000));
     }
 }
 
-/// Two processes, four priorities, all at once: never over the limit, and hardly below.
+/// Two processes and four priorities at the same time: the limit is never exceeded, and nearly used.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_nodes_never_exceed_the_pool() {
     let redis = RedisServer::start();

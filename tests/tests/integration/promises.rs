@@ -1,4 +1,4 @@
-//! Never over, all or nothing: four processes, 64 callers, one key, one Redis.
+//! Never over the limit, all or nothing: four processes, 64 callers, one key, one Redis.
 
 use std::{
     sync::{
@@ -20,12 +20,12 @@ const CALLERS: usize = 64;
 
 fn cluster(redis: &RedisServer) -> (tempfile::TempDir, Arc<Vec<Process>>) {
     let (folder, policy) = folder_with(&shop(100));
-    // The promise is about numbers here, not about time: two busy cores may be slow.
+    // This test is about numbers, not latency: two busy cores may be slow.
     let node = || ProcessBuilder::new(&policy).redis(&redis.url()).start();
     (folder, Arc::new((0..NODES).map(|_| node()).collect()))
 }
 
-/// 64 callers, spread over the nodes, make calls until `more` says no. Returns every decision.
+/// 64 callers, spread over the nodes, call until `more` returns false. Returns every decision.
 async fn call_concurrently(
     nodes: &Arc<Vec<Process>>,
     call_number: impl Fn(usize) -> Call + Clone + Send + 'static,
@@ -51,7 +51,7 @@ async fn call_concurrently(
     callers.join_all().await.into_iter().flatten().collect()
 }
 
-/// Together the calls took less than the window, so that one window holds them all.
+/// Asserts that all decisions were made within one window.
 fn assert_within_one_window(decisions: &[Decision]) {
     let times = || decisions.iter().map(decided_at_ms);
     let took = times().max().expect("calls") - times().min().expect("calls");
@@ -98,7 +98,7 @@ async fn calls_of_mixed_cost_charge_all_quotas_or_none() {
     let (requests, tokens) = (quota(&after, "requests_per_minute").used, quota(&after, "tokens_per_minute").used);
     assert_eq!(requests, admitted.len() as u64);
     assert!(requests <= 100 && tokens <= 20_000, "{requests} requests, {tokens} tokens");
-    // Every admission raised both counters by its own cost, so the highest seen is the final sum.
+    // Every admission raised both counters by its cost, so the highest reported usage is the final sum.
     let highest = admitted.iter().map(|decision| quota(decision, "tokens_per_minute").used).max();
     assert_eq!(highest, Some(tokens));
     assert!(
@@ -119,7 +119,7 @@ async fn no_trailing_window_of_the_log_exceeds_the_limit() {
     let mut log: Vec<u64> = decisions.iter().filter(|decision| allowed(decision)).map(decided_at_ms).collect();
     log.sort_unstable();
     for (at, now) in log.iter().enumerate() {
-        // An entry of exactly one window ago has left.
+        // An event exactly one window old has left.
         let inside = log[..=at].iter().filter(|then| **then + WINDOW_MS > *now).count();
         assert!(inside <= LIMIT, "{inside} admissions in the {WINDOW_MS} ms up to {now}");
     }

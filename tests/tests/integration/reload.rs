@@ -1,7 +1,7 @@
-//! Hot reload: limits change at once, usage stays, and a broken file changes nothing but what the node says.
+//! Hot reload: limits change at once, usage stays, and an invalid file changes nothing but the reported state.
 //!
-//! Tried by breaking the server: a reload that doesn't keep what went wrong; one for every event in the folder, or only for
-//! events that name the policy file; a generation that rises with every reload.
+//! Seen to fail: with a reload that does not keep its error; with a reload for every event in the folder, or only for
+//! events that name the policy file; and with a generation that rises at every reload.
 
 use std::{path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const ADMIN_OF_ONE: &str = "tgt_integration-token-of-the-shop-s-administrator-7";
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Replaces the file in one step, as tools that deploy do.
+/// Replaces the file atomically, as deployment tools do.
 fn replace(policy: &Path, text: &str) {
     let beside = policy.with_extension("new");
     std::fs::write(&beside, text).expect("the policy is written");
@@ -53,13 +53,13 @@ async fn limits_change_at_once_and_usage_stays() {
         for room in [true, true, false] {
             assert_eq!(allowed(&consume(&node.grpc, one()).await.unwrap()), room);
         }
-        // Below what is used: nothing is left, and nothing underflows.
+        // The new limit is below the usage: nothing remains, and nothing underflows.
         replace(&node.policy, &shop(5));
         limit_is(&node, 5).await;
         let now = consume(&node.grpc, one()).await.unwrap();
         let requests = quota(&now, "requests_per_minute");
         assert_eq!((allowed(&now), requests.used, requests.remaining), (false, 12, Some(0)));
-        // Written in place, as editors do.
+        // Written in place, as some editors do.
         std::fs::write(&node.policy, shop(20)).unwrap();
         limit_is(&node, 20).await;
         assert_eq!(quota(&peek(&node.grpc, one()).await.unwrap(), "requests_per_minute").used, 12);
@@ -131,7 +131,7 @@ async fn an_invalid_policy_file_keeps_the_old_policy_and_reports_its_errors() {
     let now = consume(&node.grpc, one()).await.unwrap();
     let requests = quota(&now, "requests_per_minute");
     assert_eq!((requests.limit, requests.used), (Some(10), 2));
-    // A file that went away is as broken.
+    // A removed file is an error too.
     std::fs::remove_file(&node.policy).unwrap();
     detail_is(|detail| detail.contains("cannot be read")).await;
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()));
@@ -142,14 +142,14 @@ async fn an_invalid_policy_file_keeps_the_old_policy_and_reports_its_errors() {
     assert_eq!(quota(&peek(&node.grpc, one()).await.unwrap(), "requests_per_minute").used, 3);
 }
 
-/// Other files in the folder of a policy, and a log that gets a line for every reload, are not what is watched.
+/// Other files in the policy folder, and a log there that grows with every reload, are not watched.
 #[tokio::test]
 async fn other_files_in_the_policy_folder_cause_no_reload() {
     let (_folder, policy) = folder_with(&shop(10));
     let node = ProcessBuilder::new(&policy).start();
     assert_eq!(generation(&node.rest).await, 1);
     let beside = policy.with_file_name("node.log");
-    // What a node has noticed before a SIGHUP, it looks at before it: a reload for that would be counted by then.
+    // A node handles events that came before a SIGHUP first, so an unwanted reload would be counted by then.
     for asked in 1..=5 {
         for line in 0..20 {
             std::fs::write(&beside, format!("{line}\n{}", node.stderr())).unwrap();
@@ -158,7 +158,7 @@ async fn other_files_in_the_policy_folder_cause_no_reload() {
     }
     std::fs::rename(&beside, policy.with_extension("yaml.old")).unwrap();
     reloads_only_when_asked(&node, 6).await;
-    // The same text once more is no change either.
+    // The same text written again is no change.
     replace(&policy, &shop(10));
     reloads_only_when_asked(&node, 7).await;
     replace(&policy, &shop(12));
@@ -166,7 +166,7 @@ async fn other_files_in_the_policy_folder_cause_no_reload() {
     assert_eq!((reloads(&node.rest, "success").await, generation(&node.rest).await), (8, 9), "{}", node.stderr());
 }
 
-/// Asks for a reload, the one of this number, and sees that there was no other.
+/// Requests reload number `number`, and asserts that there was no other.
 async fn reloads_only_when_asked(node: &Process, number: u64) {
     node.signal("HUP");
     until("the node reloads", BOUND, async || (reloads(&node.rest, "success").await >= number).then_some(())).await;
@@ -174,8 +174,8 @@ async fn reloads_only_when_asked(node: &Process, number: u64) {
     assert_eq!(seen, (number, number + 1), "{}", node.stderr());
 }
 
-/// As Kubernetes mounts configuration: the file is a link through `..data`, and a change is another folder that takes
-/// that name. No event names the file.
+/// As Kubernetes mounts configuration: the file is a link through `..data`, and a change replaces that link. No event
+/// names the file.
 #[tokio::test]
 async fn a_swapped_link_in_the_path_of_a_policy_reloads_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ async fn a_swapped_link_in_the_path_of_a_policy_reloads_it() {
     std::os::unix::fs::symlink("..data/policy.yaml", at("policy.yaml")).unwrap();
     for (policy, version, limit) in [(at("policy.yaml"), "..2", 30), (folder.path().to_owned(), "..3", 40)] {
         let node = ProcessBuilder::new(&policy).start();
-        // Whoever has an answer may count on a change being seen.
+        // Once the node answers, its watch is set up.
         assert_eq!(generation(&node.rest).await, 1);
         swap(version, &shop(limit));
         until("the change is seen", BOUND, async || (generation(&node.rest).await == 2).then_some(())).await;
@@ -201,7 +201,7 @@ async fn a_swapped_link_in_the_path_of_a_policy_reloads_it() {
 
 #[tokio::test]
 async fn sighup_reloads_a_file_that_is_not_watched() {
-    // The policy is a link into another folder, so that a change there is no event in the folder that is watched.
+    // The policy is a link into another folder, which is not watched.
     let (_elsewhere, target) = folder_with(&shop(10));
     let folder = tempfile::tempdir().unwrap();
     let link = folder.path().join("policy.yaml");
@@ -219,7 +219,7 @@ async fn sighup_reloads_a_file_that_is_not_watched() {
     std::fs::write(&target, "# not yet\nversion: 2\n").unwrap();
     node.signal("HUP");
     policies_are(&node.rest, false).await;
-    // With the file, as it was named, and the line. (Tried without either in the text of the errors.)
+    // The error has the file as it was named, and the line. (Seen to fail without either.)
     let place = format!("{}:2: version: ", link.display());
     let said = async || {
         let stderr = node.stderr();

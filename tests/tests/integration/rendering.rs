@@ -1,4 +1,4 @@
-//! Rendered answers: on request, in the dialect that the call or its domain chose.
+//! Rendered responses: on request, in the dialect of the call or of its domain.
 
 use serde_json::{Value, json};
 use tollgate_proto::v1::{Call, Caller, Decision, RenderedResponse, Upload};
@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::harness::{KEY, Node, account, api_key, call, consume, memory_node, peek, shop};
 
-/// The shop, answering in a dialect of its own; prompts are counted each.
+/// The shop policy with a dialect of its own and a counter for each prompt.
 fn shop_with_a_dialect() -> String {
     let own = r#"
 dialect: own
@@ -47,7 +47,7 @@ async fn a_call_chooses_its_dialect() {
     assert_eq!(rendered(&node, one_more("none")).await, RenderedResponse { status: 429, ..Default::default() });
 }
 
-/// A wait of an hour is longer than SDKs honour, and a call that never fits is not worth another try.
+/// A wait of an hour is longer than SDKs accept, and a call that never fits should not be retried.
 #[tokio::test]
 async fn sdks_receive_a_header_that_forbids_a_retry() {
     let node = memory_node(&shop(100)).await;
@@ -60,7 +60,7 @@ async fn sdks_receive_a_header_that_forbids_a_retry() {
         assert_eq!(header(&answer, "Retry-After"), wait, "{requests}");
         assert_eq!(header(&answer, "x-should-retry"), should_retry, "{requests}");
     }
-    // An hour is over in two minutes, which they do wait for.
+    // The hour ends in two minutes, which SDKs wait for.
     node.clock.advance_ms(3_480_000);
     let answer = rendered(&node, bulk(1)).await;
     assert_eq!((header(&answer, "Retry-After"), header(&answer, "x-should-retry")), (Some("120"), None));
@@ -107,7 +107,7 @@ async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_char
     assert!(now.quotas.iter().all(|quota| quota.used == 0), "{now:?}");
 }
 
-/// Names come from outside; they can break neither a header nor a body.
+/// Names from callers can break neither a header nor a body.
 #[tokio::test]
 async fn names_cannot_break_a_rendered_response() {
     let node = memory_node(&shop_with_a_dialect()).await;
@@ -138,7 +138,7 @@ async fn a_bad_key_is_a_rendered_401() {
     assert_eq!(good.api_key_id, "acme-good");
 }
 
-/// A batch renders the calls that ask.
+/// A batch renders the calls that request it.
 #[tokio::test]
 async fn a_batch_renders_the_calls_that_ask() {
     use tollgate_proto::v1::{ConsumeBatchRequest, call_result::Result as Of};

@@ -1,4 +1,4 @@
-//! Truthful numbers, seen from outside: after any load the numbers of a decision are what happens next.
+//! The numbers of a decision are exact: after any load they predict the next decisions.
 
 use proptest::{
     prelude::*,
@@ -16,7 +16,7 @@ use crate::harness::{
     KEY, Node, account, allowed, api_key, call, consume, decided_at_ms, memory_node, ms, peek, quota, redis_node, shop,
 };
 
-/// So much later, that many requests of so many tokens each.
+/// Steps of a load: a pause in ms, a number of requests, and the tokens of each.
 type Load = Vec<(u64, u64, u64)>;
 
 fn load() -> impl Strategy<Value = Load> {
@@ -37,7 +37,7 @@ fn check(cases: u32, start: impl AsyncFn() -> Node) {
 }
 
 async fn check_reported_numbers(node: &Node, load: Load) {
-    // Whatever an earlier case left has gone.
+    // The usage of earlier cases has left the windows.
     node.clock.advance_ms(3_600_000);
     let tiny = |usage: &[(&str, u64)]| call(api_key(KEY), "tiny", usage);
     for (pause, requests, tokens) in load {
@@ -77,7 +77,7 @@ async fn check_reported_numbers(node: &Node, load: Load) {
     assert!(allowed(&consume(&node.grpc, tiny(&[])).await.unwrap()), "refused after {wait} ms");
 }
 
-/// `GET /api_keys/rate_limits` shows what the last decision showed.
+/// Asserts that `GET /api_keys/rate_limits` has the numbers of the last decision.
 async fn check_listing_agrees(node: &Node, decision: &Decision) {
     let body = node.rest.limits(KEY).await;
     let resources = body["data"]["rateLimits"].as_array().unwrap();
@@ -101,8 +101,8 @@ fn reported_numbers_are_exact_in_redis() {
     check(12, async || redis_node(&shop(100), redis.url()).await);
 }
 
-/// Whatever is asked, the answer's time is that of the store, also where the node's own clock is an hour away. Redis
-/// 6.2, as its allocator bears a library that sets the clock.
+/// Every answer carries the store's time, also when the node's clock is an hour off. Runs on Redis 6.2, whose allocator
+/// works with libfaketime.
 #[tokio::test]
 async fn decided_at_is_the_time_of_the_store() {
     let redis = RedisServer::start_program(Program::OwnClock, &[]);
@@ -122,7 +122,7 @@ async fn decided_at_is_the_time_of_the_store() {
         };
         let text_of_the_store = |what: &str, at: &Value| {
             let (at, after) = (at.as_str().unwrap(), time().to_string());
-            // Texts of one form and length, which are in the order of what they say.
+            // Timestamps of one form and length, which sort by time.
             assert_eq!(at.len(), after.len(), "{at}");
             assert!((&*before.to_string()..=&*after).contains(&at), "{what}: {at} is not from {before} to {after}");
         };
@@ -142,7 +142,7 @@ async fn decided_at_is_the_time_of_the_store() {
     }
 }
 
-/// Promise 5.
+/// Promise 5 of README.md.
 #[tokio::test]
 async fn a_cost_above_the_limit_is_refused_permanently() {
     let redis = RedisServer::start();
@@ -163,12 +163,12 @@ async fn a_cost_above_the_limit_is_refused_permanently() {
         assert_eq!((status.as_u16(), body["verdict"].as_str()), (200, Some("denied")));
         assert_eq!(body["reason"], "cost_above_limit");
         assert!(body.get("retry_after_ms").is_none(), "{body}");
-        // The whole limit at once is not above it.
+        // A cost equal to the limit is admitted.
         assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[("tokens", 20_000)])).await.unwrap()));
     }
 }
 
-/// What a quota is comes on request; where it stands always does.
+/// Descriptions of quotas are included on request; their status always is.
 #[tokio::test]
 async fn details_are_included_on_request_only() {
     let node = memory_node(&shop(100)).await;

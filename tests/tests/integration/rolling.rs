@@ -1,5 +1,5 @@
-//! A rolling restart: three nodes under load, each told to stop and replaced in turn. Clients fail over; what they do
-//! not know to be refused they repeat only under a request id. No call is lost, and no count.
+//! A rolling restart: three nodes under load are stopped and replaced one by one. Clients fail over; calls of unknown
+//! outcome are repeated only with a request id. No call and no count is lost.
 
 mod clients;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const BOUND: Duration = Duration::from_secs(20);
-/// Accounts that are refused, so many that none has more refusals than its log keeps.
+/// Number of refused accounts: so many that none exceeds the size of its log.
 const REFUSED: usize = 400;
 
 fn platform() -> String {
@@ -91,7 +91,7 @@ async fn a_rolling_restart_under_load_loses_no_call_and_no_count() {
     assert_eq!(readable, refused, "refusals that were answered are in the log");
     println!("{admitted} calls were admitted and {refused} refused, of three nodes that were replaced under load");
     assert!(refused > 1_000, "hardly anything was refused");
-    // Whoever looks at the health of a node hears that it goes before it is gone.
+    // Health checks report that a node is draining before it is gone.
     for slot in 0..3 {
         let of_old: Vec<&NodeHealth> = health
             .iter()

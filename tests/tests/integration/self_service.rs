@@ -1,4 +1,4 @@
-//! Self-service: who may read what, in which shape, and what the log of refusals keeps.
+//! Self-service: access, response formats, and the log of refusals.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn get(rest: &Rest, path: &str, secret: &str) -> (StatusCode, Value) {
     (answer.status(), answer.json().await.unwrap())
 }
 
-/// The entries of the log, as soon as there are so many.
+/// Waits until the log has this many entries, and returns them.
 async fn log_of(rest: &Rest, secret: &str, entries: usize) -> Vec<Value> {
     let what = format!("{entries} entries for {secret}");
     until(&what, BOUND, async || {
@@ -117,7 +117,7 @@ async fn the_last_fifty_refusals_survive_the_node() {
     for _ in 0..70 {
         consume(&node.grpc, call(api_key("sk-one"), "chat", &[])).await.unwrap();
     }
-    // The node ends at once, and writes what still waits.
+    // The node exits at once, and first writes what is queued.
     consume(&node.grpc, call(api_key("sk-two"), "chat", &[])).await.unwrap();
     node.signal("TERM");
     assert!(node.ended(BOUND).await.success());
@@ -133,7 +133,7 @@ async fn the_last_fifty_refusals_survive_the_node() {
     assert!(ttl > 29 * 24 * 60 * 60 * 1000, "{ttl}");
 }
 
-/// Both shapes, from the counters that decide, with the block that is on.
+/// Both formats, computed from the deciding counters, including an active block.
 #[tokio::test]
 async fn each_domain_has_its_own_self_service_format() {
     let plain = memory_node(&platform("")).await;

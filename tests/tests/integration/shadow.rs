@@ -1,4 +1,4 @@
-//! Shadow mode over the wire: what is reported, counted and logged.
+//! Shadow quotas through the API: what is reported, counted and logged.
 
 use tollgate_proto::v1::Call;
 
@@ -6,7 +6,7 @@ use crate::harness::{
     KEY, ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, peek, quota, shop,
 };
 
-/// The shop, with a stricter limit on trial beside the enforced one.
+/// The shop policy with a stricter shadow limit beside the enforced one.
 fn trial() -> String {
     let enforced = "- { unit: requests, per: minute, limit: 5 }\n";
     let on_trial = "      - { unit: requests, per: minute, limit: 2, name: trial, shadow: true }\n";
@@ -29,7 +29,7 @@ async fn a_shadow_quota_reports_what_it_would_refuse_and_refuses_nothing() {
         assert_eq!(trial.remaining, Some(2_u64.saturating_sub(number)));
         assert_ne!(decision.quota, "trial", "it does not speak for the decision");
     }
-    // What is rendered for the platform's caller says nothing of it.
+    // The rendered response does not mention the shadow quota.
     let rendered = Call { render: true, dialect: "ietf".into(), ..call(account("c"), "model", &[("requests", 3)]) };
     let decision = consume(&node.grpc, rendered).await.unwrap();
     assert_eq!(decision.shadow_refusals, ["trial"]);
@@ -51,7 +51,7 @@ async fn a_shadow_quota_reports_what_it_would_refuse_and_refuses_nothing() {
     assert_eq!((&model[0]["shadow"], &model[1]["shadow"]), (&serde_json::Value::Null, &true.into()), "{limits}");
 }
 
-/// `shadow: true` at the top: nothing of the policy refuses, and it all says what it would.
+/// `shadow: true` for the whole policy: nothing is refused, and every quota reports what it would refuse.
 #[tokio::test]
 async fn a_shadow_policy_refuses_nothing() {
     let (_folder, policy) = folder_with(&shop(2).replace("domain: shop", "domain: shop\nshadow: true"));

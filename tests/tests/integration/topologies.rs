@@ -1,4 +1,4 @@
-//! Every RPC and every route once, on Redis as production runs it; and what the doctor says of it.
+//! Every RPC and every route on each Redis topology, and the checks of `doctor` there.
 
 mod doctor;
 mod smoke;
@@ -23,7 +23,7 @@ async fn every_operation_works_on_one_redis() {
     smoke(&[format!("--redis={}", server.url())]).await;
 }
 
-/// With the rights of the documentation and no more, and so below.
+/// A user with exactly the documented rights, here and below.
 #[tokio::test]
 async fn every_operation_works_on_a_cluster() {
     let cluster = RedisCluster::start();
@@ -67,7 +67,7 @@ async fn every_operation_works_under_sentinels() {
     assert_eq!((code, said.contains("role")), (1, true), "{said}");
 }
 
-/// With the rights of the documentation and no more, the password in a file.
+/// A user with exactly the documented rights; the password is in a file.
 #[tokio::test]
 async fn every_operation_works_with_tls_and_an_acl() {
     let secure = SecureRedis::start();
@@ -96,9 +96,9 @@ async fn every_operation_works_with_tls_and_an_acl() {
     assert!(page.contains(ACL.trim()), "the page has another ACL line than the tests");
 }
 
-/// `127.1` leads to the same server as `127.0.0.1`, and is no name of its certificate.
+/// `127.1` is the same server as `127.0.0.1`, and not a name in its certificate.
 ///
-/// Seen to fail where the name was used for calls alone, and not for what is heard of accounts, and where it was not
+/// Seen to fail when the name was used for calls but not for the subscription to account changes, and when it was not
 /// checked.
 #[tokio::test]
 async fn a_server_certificate_may_have_another_name_than_the_url() {
@@ -139,7 +139,7 @@ async fn every_operation_works_over_a_unix_socket() {
     smoke(&[format!("--redis=unix://{}/redis.sock", server.folder().display())]).await;
 }
 
-/// The oldest that is supported, and a fork, each with the rights of the documentation and no more.
+/// The oldest supported Redis, and Valkey, each with a user with exactly the documented rights.
 #[tokio::test]
 async fn every_operation_works_on_an_older_redis_and_a_valkey() {
     for (program, said_of) in [(Program::Redis62, "version: Redis 6.2"), (Program::Valkey, "version: Valkey 9")] {

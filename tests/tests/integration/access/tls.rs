@@ -1,4 +1,4 @@
-//! TLS, client certificates, and certificates that change.
+//! TLS, client certificates, and their reload.
 
 use std::{
     net::Ipv4Addr,
@@ -30,7 +30,7 @@ use crate::harness::{Process, ProcessBuilder, account, call, connect_from, folde
 
 const TOKEN: &str = "tgt_integration-token-of-the-shop-0123456789";
 
-/// An authority that signs certificates.
+/// A certificate authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, PEM.
@@ -104,7 +104,7 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    /// As mounts do it: each file is replaced as a whole.
+    /// Replaces each file as a whole, as mounts do.
     fn put(&self, pair: &Pair) {
         let replace = |name: &str, text: &str| {
             std::fs::write(self.path("beside"), text).unwrap();
@@ -146,7 +146,7 @@ async fn consume(client: &RateLimitServiceClient<Channel>, token: Option<&str>) 
     client.clone().consume(request).await.map(drop)
 }
 
-/// A TLS connection to `address`, speaking HTTP/1.1.
+/// A TLS connection to `address` with HTTP/1.1.
 async fn connect(address: &str, ca: &str, identity: Option<&Pair>) -> std::io::Result<TlsStream<TcpStream>> {
     handshake(TcpStream::connect(address).await?, ca, identity).await
 }
@@ -169,7 +169,7 @@ async fn handshake(stream: TcpStream, ca: &str, identity: Option<&Pair>) -> std:
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
-/// The certificate that new connections are shown.
+/// The node's certificate on a new connection.
 async fn server_certificate(node: &Process, ca: &str) -> Option<CertificateDer<'static>> {
     let stream = connect(&node.http_address, ca, None).await.ok()?;
     Some(stream.get_ref().1.peer_certificates()?.first()?.clone().into_owned())
@@ -207,17 +207,17 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
         (authority.issue("x", &[uri("spiffe://mesh/shop")]), None),
         (authority.issue("x", &[dns("elsewhere.internal"), dns("shop.internal")]), None),
         (authority.issue("shop-batch", &[]), None),
-        // It reaches no domain of this node.
+        // The certificate names no domain of this node.
         (authority.issue("x", &[dns("other.internal")]), Some(Code::NotFound)),
         (authority.issue("x", &[]), Some(Code::Unauthenticated)),
-        // Names of another kind, and a common name beside alternative ones.
+        // Alternative names of another kind, and a common name beside alternative names.
         (authority.issue("spiffe://mesh/shop", &[]), Some(Code::Unauthenticated)),
         (authority.issue("shop.internal", &[]), Some(Code::Unauthenticated)),
         (authority.issue("x", &[dns("shop-batch")]), Some(Code::Unauthenticated)),
         (authority.issue("shop-batch", &[dns("x.internal")]), Some(Code::Unauthenticated)),
     ] {
         assert_eq!(code(Some(pair.clone()), None).await, expected);
-        // A token decides, whatever the certificate.
+        // With a token, the certificate does not matter.
         assert_eq!(code(Some(pair.clone()), Some("tgt_wrong")).await, Some(Code::Unauthenticated));
         assert_eq!(code(Some(pair), Some(TOKEN)).await, None);
     }
@@ -225,7 +225,7 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
     let answer = get(&mut stream).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
-    // Signed by somebody else: no connection at all, with a token or without.
+    // Signed by another authority: no connection at all, with or without a token.
     let bad = stranger.issue("x", &[uri("spiffe://mesh/shop")]);
     assert!(code(Some(bad.clone()), Some(TOKEN)).await.is_some_and(|code| code != Code::Unauthenticated));
     let refused = match connect(&node.http_address, &ca, Some(&bad)).await {
@@ -233,7 +233,7 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
         Err(_) => true,
     };
     assert!(refused, "a certificate of a stranger's was taken");
-    // And no plain text.
+    // Plain text is refused.
     assert!(node.rest.request(reqwest::Method::GET, "/healthz").send().await.is_err());
     let (_, metrics) = ops(&node).text("/metrics").await;
     assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="http",reason="handshake"}"#), "{metrics}");
@@ -265,8 +265,8 @@ async fn certificates_can_change_while_connections_are_open() {
     assert!(get(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
     consume(&over_grpc, None).await.unwrap();
 
-    // A certificate without its key, one that is none, and a key in its place: the good pair stays. The key is told to
-    // nobody.
+    // A certificate with another's key, an invalid certificate, and a key in its place: the valid pair stays in use,
+    // and the key is not shown.
     for broken in [&old.certificate, "x", &new.key].map(|text| Pair { certificate: text.to_owned(), ..new.clone() }) {
         files.put(&broken);
         until("the failure is said", Duration::from_secs(10), async || {
@@ -304,7 +304,7 @@ fn a_node_with_invalid_certificates_does_not_start() {
     assert!(said(&files.path("nothing"), &key).contains("nothing: cannot be read"));
 }
 
-/// The command line shows its token only to a node that its authorities vouch for.
+/// The command line sends its token only to a node that its authorities have certified.
 #[tokio::test]
 async fn the_command_line_trusts_the_authorities_it_is_given() {
     let (authority, stranger) = (Authority::new(), Authority::new());
@@ -312,7 +312,7 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
     std::fs::write(files.path("stranger.pem"), stranger.pem()).unwrap();
     let node = files.start();
     let port = node.http_address.rsplit(':').next().unwrap();
-    // Whom the system trusts, and whom the flag says.
+    // The system's authorities, and those of the flag.
     let list = |url: &str, system: &str, flag: Option<&str>| {
         let command = ProcessBuilder::bare().args(["tier", "list", "--url", url]);
         let command = command.env("TOLLGATE_ADMIN_TOKEN", TOKEN).env("SSL_CERT_FILE", files.path(system));
@@ -343,7 +343,7 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
     assert!(!good && stderr.contains("node.key: has no certificate in PEM"), "{stderr}");
 }
 
-/// Seen to fail without turns (all 200 handshakes are done), and with turns that addresses share.
+/// Seen to fail without a rate per address (all 200 handshakes are done), and with a rate shared by all addresses.
 #[tokio::test]
 async fn a_flood_of_handshakes_waits_without_delaying_others() {
     let authority = Authority::new();
@@ -355,14 +355,14 @@ async fn a_flood_of_handshakes_waits_without_delaying_others() {
         let ca = authority.pem();
         flood.spawn(async move { handshake(stream, &ca, None).await.is_ok() });
     }
-    // Another address has turns of its own.
+    // Another address has a rate of its own.
     connect(&node.http_address, &authority.pem(), None).await.unwrap();
     let done = flood.join_all().await.into_iter().filter(|done| *done).count();
-    // Ten at once, ten a second for the five seconds that one may wait, and as many as came late.
+    // Ten at once, ten per second during the five seconds that a handshake may wait, and those that came late.
     assert!((20..120).contains(&done), "{done}");
 }
 
-/// Prints how long honest calls take on a connection that is open, while others shake hands as often as they can.
+/// Prints the latency of calls on an open connection while other clients make handshakes as fast as they can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn a_flood_of_handshakes_does_not_slow_down_honest_calls() {
@@ -402,7 +402,7 @@ async fn a_flood_of_handshakes_does_not_slow_down_honest_calls() {
         let done: usize = flood.join_all().await.into_iter().sum();
         println!("| {addresses} | {done} | {during:.1?} | {calm:.1?} |");
         assert!(during < Duration::from_millis(50), "{during:?}");
-        // A second's turns at once, those of the time, and of whoever still waited for one.
+        // One second's burst, the rate over the time, and the handshakes that still waited.
         let most = if addresses == 1 { 50 } else { 200 };
         assert!((most..12 * most).contains(&done), "{done}");
     }

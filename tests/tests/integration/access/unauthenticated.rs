@@ -1,4 +1,4 @@
-//! What somebody without a token can make a node hold: nothing without a bound, and nothing that delays others.
+//! What unauthenticated callers can cost a node: bounded memory, bounded connections, and no delay for others.
 
 use std::{
     net::Ipv4Addr,
@@ -25,16 +25,16 @@ const TOKEN: &str = "tgt_integration-token-of-the-shop-0123456789";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-/// A message that is announced with 4 MiB, and the first byte of it.
+/// The announcement of a message of 4 MiB, and its first byte.
 const ENDLESS: &[u8] = b"\0\x00\x3f\xff\xff\x0a";
-/// One of 1,000 bytes, which is within what is allowed, and the first byte of it.
+/// The announcement of a message of 1,000 bytes, which is below the limit, and its first byte.
 const HALF: &[u8] = b"\0\0\0\x03\xe8\x0a";
 /// An empty message.
 const EMPTY: &[u8] = b"\0\0\0\0\0";
-/// A question of reflection: `list_services: ""`.
+/// A reflection request: `list_services: ""`.
 const LIST: &[u8] = b"\0\0\0\0\x02\x3a\0";
 
-/// A node that knows one service; everybody else is a stranger.
+/// A node that accepts one service token.
 fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
     let (folder, policy) = folder_with(&shop(1_000_000));
     let services = folder.path().join("services.yaml");
@@ -43,7 +43,7 @@ fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
     (folder, settings.iter().fold(builder, ProcessBuilder::arg).start())
 }
 
-/// How many connections of a listener were cut for this reason.
+/// Number of connections of a listener that were closed for this reason.
 async fn closed_connections(node: &Process, listener: &str, reason: &str) -> u64 {
     let ops = node.said.split("health and metrics on http://").nth(1).unwrap();
     let ops = crate::harness::Rest::new(ops.split([',', ';']).next().unwrap().trim());
@@ -63,7 +63,7 @@ fn serving() -> HealthCheckRequest {
     HealthCheckRequest::default()
 }
 
-/// Seen to fail with the library's own bound on messages: the node grew by 1.7 GB.
+/// Seen to fail with the library's default message limit: the node grew by 1.7 GB.
 #[tokio::test]
 async fn unfinished_messages_use_bounded_memory() {
     let (_folder, node) = node(&["--open-reflection"]);
@@ -79,7 +79,7 @@ async fn unfinished_messages_use_bounded_memory() {
         }
         raw.flush().await;
         held.push(raw);
-        // Whoever comes meanwhile finds a place, as soon as what is too much was refused.
+        // A new caller is served as soon as the excess was refused.
         let served = async || health.check(serving()).await.ok();
         until("a check is answered", Duration::from_secs(10), served).await;
     }
@@ -87,14 +87,14 @@ async fn unfinished_messages_use_bounded_memory() {
     assert!(grown < 64 << 20, "the node grew by {grown} bytes");
 }
 
-/// Seen to fail with a body that counts only until HTTP/2 has queued it (windows of 1), and without the time.
+/// Seen to fail with a body counted only until HTTP/2 has queued it (windows of 1), and without the timeout.
 #[tokio::test]
 async fn an_unread_answer_closes_its_connection() {
     let (_folder, node) = node(&["--answer-timeout-ms=1000"]);
     let mut watch = HealthClient::new(node.channel.clone()).watch(serving()).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
     let mut unread = JoinSet::new();
-    // Windows that let the first piece of a page pass, and no other.
+    // Windows that let only the first part of a page through.
     for window in [8_192, 12_000] {
         let mut raw = RawHttp2::connect(LOCALHOST, &node.http_address, window).await.unwrap();
         raw.request("GET", "/openapi.json", &[], true);
@@ -122,11 +122,11 @@ async fn an_unread_answer_closes_its_connection() {
         closed_connections(&node, "http", "unread_answer").await >= 8
             && closed_connections(&node, "grpc", "unread_answer").await >= 2
     );
-    // An answer that only has nothing to say yet is none that is not read.
+    // A stream without news is not an unread answer.
     assert_watch_open(&mut watch, &node.channel).await;
 }
 
-/// Seen to fail without the bound of a connection.
+/// Seen to fail without the bound per connection.
 #[tokio::test]
 async fn a_connection_that_holds_too_much_memory_is_closed_alone() {
     let (_folder, node) = node(&["--max-pending-bytes=1048576"]);
@@ -151,7 +151,7 @@ async fn a_connection_that_holds_too_much_memory_is_closed_alone() {
     }
 }
 
-/// Seen to fail without the bound of an address, and with one that counts calls which have ended.
+/// Seen to fail without the bound per address, and with a bound that counts ended calls.
 #[tokio::test]
 async fn health_watches_are_bounded_for_each_address() {
     let (_folder, node) = node(&[]);
@@ -163,7 +163,7 @@ async fn health_watches_are_bounded_for_each_address() {
     let refused = health.clone().watch(serving()).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     health.clone().check(serving()).await.unwrap();
-    // Of eight addresses all have as many as all may have.
+    // Eight addresses together have as many as all may have.
     let mut held = Vec::new();
     for n in 2..=8 {
         let mut raw = RawHttp2::connect(Ipv4Addr::new(127, 0, 0, n), &node.grpc_address, 65_535).await.unwrap();
@@ -197,7 +197,7 @@ async fn reflection_needs_a_service_token_unless_it_is_opened() {
     ask(&open, false).await.unwrap();
 }
 
-/// Seen to fail with the warnings of the HTTP/2 library: one for each connection.
+/// Seen to fail with the warnings of the HTTP/2 library: one per connection.
 #[tokio::test]
 async fn unauthenticated_callers_cause_no_log_lines() {
     let (_folder, node) = node(&[]);
@@ -227,30 +227,30 @@ async fn unauthenticated_callers_cause_no_log_lines() {
     assert_eq!(after.strip_prefix(&*before).unwrap(), "");
 }
 
-/// One way to burden a node without a token.
+/// An attack on a node by a caller without a token.
 #[derive(Clone, Copy, Debug)]
 enum Attack {
-    /// Answers that a window of nothing, or of one byte, keeps from leaving.
+    /// Answers blocked by a window of zero bytes or one byte.
     UnreadBodies,
-    /// Watches and conversations that are never read.
+    /// Streams whose answers are never read.
     UnreadStreams,
     /// Messages that never end.
     EndlessMessages,
-    /// Requests of HTTP/1 whose headers never end, and prefaces that do not.
+    /// HTTP/1 requests with unfinished headers, and unfinished HTTP/2 prefaces.
     HalfRequests,
 }
 
 const ATTACKS: [Attack; 4] =
     [Attack::UnreadBodies, Attack::UnreadStreams, Attack::EndlessMessages, Attack::HalfRequests];
 
-/// A connection that is kept open.
+/// An open connection of an attack.
 enum OpenConnection {
     Http2 { _connection: RawHttp2 },
     Tcp { _connection: TcpStream },
 }
 
 impl Attack {
-    /// Opens one connection with as much as it can carry. What the node refuses is part of the trial.
+    /// Opens one connection with as many requests as it can carry. The node may refuse some of them.
     async fn open(self, n: usize, from: Ipv4Addr, node: &Process) -> Option<OpenConnection> {
         let raw = async |to: &str, window| RawHttp2::connect(from, to, window).await.ok();
         let window = u32::from(n % 2 == 1);
@@ -299,7 +299,7 @@ impl Attack {
         }
     }
 
-    /// How many connections are opened.
+    /// Number of connections of the attack.
     fn connections(self) -> usize {
         match self {
             Self::HalfRequests => 6_000,
@@ -308,7 +308,7 @@ impl Attack {
     }
 }
 
-/// Calls that are none of this, at a pace: how long each took.
+/// Calls at a steady pace with a valid token until `until`. Returns their latencies.
 async fn valid_call_latencies(node: &Process, until: Instant) -> Vec<Duration> {
     let (mut took, mut grpc) = (Vec::new(), node.grpc.clone());
     while Instant::now() < until {
@@ -328,13 +328,13 @@ fn p99(mut took: Vec<Duration>) -> Duration {
     took[took.len() * 99 / 100]
 }
 
-/// The bound of docs/security.md, with 32 MiB for each of two threads: three times those, as the honest caller is a service,
-/// and 64 KiB for each of 2 × 1,024 connections.
+/// The bound of docs/security.md with 32 MiB for each of two threads: three times that, as the valid caller is a
+/// service, and 64 KiB for each of 2 × 1,024 connections.
 const WORST_CASE: u64 = 3 * 2 * (32 << 20) + 2 * 1_024 * (64 << 10);
-/// What 99 of 100 honest calls may take meanwhile.
+/// Bound on the 99th percentile of valid calls during an attack.
 const HONEST: Duration = Duration::from_millis(50);
 
-/// Prints a row for each burden: how much the node grew at most, and how long honest calls took.
+/// Prints a row for each attack: peak growth of the node, and latency of valid calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
@@ -371,7 +371,7 @@ async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
             println!("| {attack:?} | {addresses} | {count} | {} MB | {p99:.1?} | {calm:.1?} |", grown / 1_000_000);
             assert!(grown < WORST_CASE, "{attack:?}: {grown} bytes");
             assert!(p99 < HONEST, "{attack:?}: {p99:?}");
-            // Whoever comes new is let in.
+            // A new connection is served.
             assert_eq!(node.rest.request(Method::GET, "/openapi.json").send().await.unwrap().status(), StatusCode::OK);
             drop(held);
             assert!(consume(&node.grpc, call(account("a"), "free", &[])).await.is_err(), "strangers decide nothing");

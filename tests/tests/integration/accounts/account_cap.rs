@@ -1,4 +1,4 @@
-//! New accounts: names without a record, of which a node accepts so many a minute.
+//! Account names without a record: a node accepts a bounded number of new ones per minute.
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -9,13 +9,13 @@ use tonic::Code;
 use super::{Client, Deployment};
 use crate::harness::{account, call};
 
-/// Seen to fail without the count, and with one that counts accounts that have a record.
+/// Seen to fail without the bound, and with one that counts accounts with a record.
 #[tokio::test]
 async fn new_accounts_are_bounded_for_each_domain_and_known_ones_are_not() {
     let redis = RedisServer::start();
     let deployment = Deployment::new();
     for store in [None, Some(&redis)] {
-        // So few that a slow machine does not earn another one meanwhile: one in 12 s.
+        // So low a rate (one in 12 s) that a slow machine does not earn another one meanwhile.
         let node = deployment.process().arg("--max-new-accounts=5");
         let node = if let Some(redis) = store { node.redis(&redis.url()) } else { node }.start();
         let admin = Client::new(&node);
@@ -48,7 +48,7 @@ async fn new_accounts_are_bounded_for_each_domain_and_known_ones_are_not() {
         if let Err(refused) = node.grpc.clone().consume(request).await {
             assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
         }
-        // Whom the node remembers, who has a record, who is in the policy file, and who is of another domain.
+        // Remembered accounts, stored accounts, accounts in the policy file, and accounts of another domain.
         for name in names.iter().chain([&"fixed".to_owned()]) {
             assert_eq!(consume("shop", name).await.0, StatusCode::OK, "{name}");
         }

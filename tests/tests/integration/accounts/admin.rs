@@ -23,7 +23,7 @@ async fn an_account_is_created_changed_and_deleted() {
     assert_eq!((status, &answer["error"]["code"]), (StatusCode::CONFLICT, &json!("already_exists")), "{answer}");
     assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await, made);
 
-    // A change upon an old version is none.
+    // A change of an outdated version is refused.
     let patch = Some(json!({"tier": "premium"}));
     let (status, newer, changed) =
         admin.send_if_match(Method::PATCH, "/accounts/acme", patch.clone(), Some(&tag)).await;
@@ -107,7 +107,7 @@ async fn a_key_is_issued_rotated_and_revoked() {
     let patched = admin.send_ok(Method::PATCH, &path, Some(json!({"description": "new"}))).await;
     assert_eq!(patched["description"], "new");
 
-    // With an overlap both secrets are good, and the key keeps its counters.
+    // With an overlap both secrets are valid, and the key keeps its counters.
     let rotate = format!("/keys/{id}/rotate");
     let rotated = admin.send_ok(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await;
     let second = rotated["secret"].as_str().unwrap();
@@ -116,7 +116,7 @@ async fn a_key_is_issued_rotated_and_revoked() {
     for secret in [secret, second] {
         assert_eq!(call(&node.rest, "consume", json!({"api_key": secret})).await["api_key_id"], id);
     }
-    // Without one, the one before is no good from now on, nor the one before that.
+    // Without an overlap every earlier secret is invalid at once.
     let rotated = admin.send_ok(Method::POST, &rotate, Some(json!({}))).await;
     let third = rotated["secret"].as_str().unwrap();
     for old in [secret, second] {
@@ -135,7 +135,7 @@ async fn a_key_is_issued_rotated_and_revoked() {
     assert_eq!(status, StatusCode::CONFLICT, "a key that is no good stays so");
 }
 
-/// A key, an override and the secret before a rotation end at their time, without anybody doing anything.
+/// A key, an override and the previous secret of a rotation expire by the clock alone.
 #[tokio::test]
 async fn keys_and_overrides_expire_by_the_clock() {
     let deployment = Deployment::new();
@@ -194,7 +194,7 @@ async fn keys_are_counted_and_listed() {
     assert_eq!(listed, ids, "oldest first, revoked ones too");
 }
 
-/// An override changes the limit and keeps what was used; what the policy does not know is refused.
+/// An override changes the limit and keeps usage; an unknown unit or resource is refused.
 #[tokio::test]
 async fn overrides_are_set_and_cleared() {
     let deployment = Deployment::new();
@@ -224,7 +224,7 @@ async fn overrides_are_set_and_cleared() {
     let (status, _) = admin.send(Method::DELETE, path, None).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 
-    // The key's own is beside the account's, and neither loosens the other.
+    // The key's quota applies beside the account's, and neither loosens the other.
     let own = json!({"unit": "tokens", "per": "minute", "limit": 7});
     admin.send_ok(Method::PUT, &format!("/keys/{key}/overrides/tokens"), Some(own)).await;
     let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
@@ -232,7 +232,7 @@ async fn overrides_are_set_and_cleared() {
     assert!(names.contains(&"tokens_per_minute") && names.contains(&"requests_per_hour"), "{names:?}");
     admin.send_ok(Method::DELETE, &format!("/keys/{key}/overrides/tokens"), None).await;
 
-    // Concurrent requests have no window.
+    // The quota of concurrent requests has no window.
     let slots = json!({"unit": "concurrent_requests", "limit": 2});
     let set = admin.send_ok(Method::PUT, "/accounts/acme/overrides/slots", Some(slots.clone())).await;
     assert_eq!(set["overrides"]["slots"], slots);
@@ -265,14 +265,14 @@ async fn a_payment_promotes_once_and_keeps_usage() {
         assert_eq!((&after["verdict"], hourly(&after)), (&json!("allowed"), (300, 11)), "the used count stays");
         assert_eq!(after["quotas"].as_array().unwrap().len(), 1, "the daily limit is gone: {after}");
 
-        // Somebody puts it back; the payment told again does not move it, another does.
+        // The tier is reset by hand; the same event again does not change it, a new one does.
         admin.tier(account, "basic").await;
         let again = admin.send_ok(Method::POST, &path, payment()).await;
         assert_eq!((&again["repeated"], again.get("promoted")), (&json!(true), None), "{again}");
         assert_eq!(again["account"]["tier"], "basic");
         let other = admin.send_ok(Method::POST, &path, Some(json!({"id": "pi_2", "type": "payment"}))).await;
         assert_eq!(other["account"]["tier"], "premium");
-        // One that moves nothing is remembered too.
+        // An event without effect is remembered too.
         let third = || Some(json!({"id": "pi_3", "type": "payment"}));
         assert_eq!(admin.send_ok(Method::POST, &path, third()).await["repeated"], false);
         assert_eq!(admin.send_ok(Method::POST, &path, third()).await["repeated"], true);
@@ -306,7 +306,7 @@ async fn accounts_of_the_policy_file_cannot_be_changed_by_the_api() {
         assert!(answer["error"]["message"].as_str().unwrap().contains("policy file"), "{answer}");
     }
 
-    // It may be read as any other, for what is known of it.
+    // It can be read like any other account.
     let account = admin.send_ok(Method::GET, "/accounts/fixed", None).await;
     let limit = json!({"unit": "requests", "per": "hour", "limit": 77, "resource": "model"});
     let expected = json!({"id": "fixed", "domain": "shop", "read_only": true, "version": 0, "tier": "premium", "balances": {"USD": 2.5},
@@ -393,7 +393,7 @@ async fn an_invalid_request_names_its_field_and_changes_nothing() {
     assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await, before);
 }
 
-/// Every admin route is closed to whoever has no admin token, and to one of another domain.
+/// Every admin route refuses a caller without an admin token, and one of another domain.
 #[tokio::test]
 async fn administrators_have_access_to_their_own_domains_only() {
     let deployment = Deployment::new();
@@ -425,13 +425,13 @@ async fn administrators_have_access_to_their_own_domains_only() {
         }
     }
     assert!(seen >= 15, "{seen} routes");
-    // Without a domain the token's only one is meant; with several the caller must say.
+    // Without a domain the token's only one applies; with several the caller must name one.
     let others = Client { token: OTHER_ADMIN, ..admin.in_domain("") };
     assert_eq!(others.create("mine", "basic").await["domain"], "other");
     let (status, answer) = admin.in_domain("").send(Method::GET, "/accounts", None).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
     assert_eq!(admin.send_ok(Method::GET, "/accounts/acme", None).await["tier"], "basic");
-    // Nobody gets in where there are no tokens.
+    // Without admin tokens every admin request is refused.
     let closed = crate::harness::ProcessBuilder::new(&deployment.policy_file("shop")).start();
     let answer = closed.rest.request(Method::GET, "/admin/v1/accounts").bearer_auth(ADMIN).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);

@@ -1,4 +1,4 @@
-//! `tollgate account`, `key` and `tier`, run against a node as people and scripts run them.
+//! The commands `tollgate account`, `key` and `tier`, run against a node.
 
 use std::{io::Read, net::TcpListener, thread};
 
@@ -13,7 +13,7 @@ fn tollgate(node: &Process) -> ProcessBuilder {
     ProcessBuilder::bare().env("TOLLGATE_URL", url).env("TOLLGATE_DOMAIN", "shop").env("TOLLGATE_ADMIN_TOKEN", ADMIN)
 }
 
-/// What a command prints that does its work.
+/// The output of a successful command.
 fn run_ok(node: &Process, args: &[&str]) -> String {
     let (status, stdout, stderr) = tollgate(node).args(args.iter().copied()).output();
     assert_eq!((status.code(), &*stderr), (Some(0), ""), "{args:?} {stdout}");
@@ -25,7 +25,7 @@ fn run_json(node: &Process, args: &[&str]) -> Value {
     serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {stdout}"))
 }
 
-/// What a command says that fails. It prints nothing, and never the token.
+/// The error of a failing command. It prints nothing to standard output, and never the token.
 fn run_error(command: ProcessBuilder, args: &[&str]) -> String {
     let (status, stdout, stderr) = command.args(args.iter().copied()).output();
     assert_eq!((status.code(), &*stdout), (Some(1), ""), "{args:?} {stderr}");
@@ -33,7 +33,7 @@ fn run_error(command: ProcessBuilder, args: &[&str]) -> String {
     stderr.trim_end().to_owned()
 }
 
-/// The lines of `text`, each as its words.
+/// The lines of `text`, split into words.
 fn words(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split_whitespace().collect()).collect()
 }
@@ -72,7 +72,7 @@ async fn the_command_line_sets_overrides_and_records_payments() {
     let expected = "override          sale: 50 requests per hour of model in scope account, resource, until 2099-01-01T00:00:00.000Z";
     assert!(said.lines().any(|line| line == expected), "{said}");
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 50);
-    // A window as policy files write it, and no limit at all.
+    // A window in the format of policy files, and an unlimited quota.
     let day = ["--unit=requests", "--per={calendar: day}", "--limit=unlimited"];
     let set = run_json(&node, &[&["account", "set-override", "acme", "daily"], &day[..]].concat());
     assert_eq!(set["overrides"]["daily"]["per"], json!({"calendar": "day"}));
@@ -173,7 +173,7 @@ async fn the_command_line_reads_lists_page_by_page() {
     assert_eq!((words(&page).len(), words(&page)[1][0]), (2, &*keys[2]), "{page}");
 }
 
-/// Each error says what is wrong, and the exit code that something is.
+/// Each error explains the cause, and the exit code is that of an error.
 #[tokio::test]
 async fn the_command_line_explains_errors() {
     let deployment = Deployment::new();
@@ -199,13 +199,13 @@ async fn the_command_line_explains_errors() {
         let said = run_error(tollgate(&node), args);
         assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
     }
-    // What a change is refused of can be shown.
+    // An account of the policy file cannot be changed, but can be shown.
     let shown = run_ok(&node, &["account", "show", "fixed"]);
     for line in ["override          1: 77 requests per hour of model", "read only         defined in the policy file"] {
         assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
     }
     assert!(run_ok(&node, &["key", "list", "fixed"]).contains("fixed-2"));
-    // A token that reaches another domain alone, and one that nobody has.
+    // A token of another domain, and an unknown token.
     let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
     assert!(said.ends_with("(403 permission_denied)"), "{said}");
     let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
@@ -222,7 +222,7 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
     let bare = || ProcessBuilder::bare().env("TOLLGATE_ADMIN_TOKEN", ADMIN);
     let said = run_error(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
     assert!(said.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{said}");
-    // What lets a node listen in plain text does not let the token go so.
+    // The flag that allows plain text for a node does not allow sending the token in plain text.
     let in_clear = ["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"];
     for command in [bare(), bare().env("TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK", "true")] {
         let said = run_error(command, &in_clear);
@@ -240,7 +240,7 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
             .starts_with("admin-token-file: /nowhere: ")
     );
 
-    // Who takes the question and says nothing: what was to be read can be read again, what was to be changed may be.
+    // A server that accepts the request and never answers: a read can be repeated, a change may have been made.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("--url=http://{}", silent.local_addr().unwrap());
     let doubt = "; the change may have been made: read before you repeat it";
@@ -249,7 +249,7 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
     let said = run_error(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
     assert!(said.ends_with(&format!("did not answer within 200 ms (timeout-ms){doubt}")), "{said}");
 
-    // Another server, and one that sends elsewhere: the token does not follow.
+    // Another kind of server, and one that redirects: the token is not sent on.
     let elsewhere = silent.local_addr().unwrap();
     for (answer, status) in [
         ("200 OK\r\ncontent-length: 5\r\n\r\nhello".to_owned(), "200 OK"),
@@ -278,7 +278,7 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
     assert_eq!(came, 2, "the two that were not answered");
 }
 
-/// One configuration file serves a node and whoever administers it.
+/// One configuration file serves a node and its administrators.
 #[tokio::test]
 async fn the_command_line_reads_its_settings_from_a_file() {
     let deployment = Deployment::new();
@@ -289,7 +289,7 @@ async fn the_command_line_reads_its_settings_from_a_file() {
     let client = format!("client: {{ url: 'http://{}', admin-token-file: '{}' }}", node.http_address, token.display());
     std::fs::write(&config, format!("log-filter: warn\n{client}\n")).unwrap();
     let command = || ProcessBuilder::bare().arg("--config").arg(&config);
-    // The token's only domain is meant.
+    // The default domain is the token's only one.
     let (status, stdout, stderr) = command().args(["account", "create", "mine", "--json"]).output();
     assert!(status.success(), "{stderr}");
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["domain"], "other");

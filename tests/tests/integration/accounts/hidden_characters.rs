@@ -1,8 +1,7 @@
-//! Characters that people do not see: refused where names come in, and never printed, also of records that are older than
-//! that rule.
+//! Hidden characters are refused in new names, and never printed, even from records that are older than that rule.
 //!
-//! Tried by breaking it: the check for control characters alone, the command line that prints what it was sent, and the log
-//! that writes to standard error itself.
+//! Seen to fail: with a check for control characters only, with a command line that prints raw answers, and with a log
+//! written directly to standard error.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -72,7 +71,7 @@ async fn names_with_hidden_characters_are_refused() {
     }
 }
 
-/// Puts an account into the store as nodes before the rule did.
+/// Stores an account in the way of nodes before that rule.
 async fn older_record(server: &RedisServer, node: &Process) -> String {
     let admin = Client::new(node);
     admin.create("plain", "basic").await;
@@ -106,7 +105,7 @@ async fn hidden_characters_of_older_records_are_printed_escaped() {
             let strings = format!("{answer:?}");
             assert!(strings.contains(&format!("{ID:?}")) || strings.contains(&format!("{DESCRIPTION:?}")), "{strings}");
         }
-        // A page ends at the account, and the words for the next one lead on from it.
+        // The first page ends at this account, and the printed cursor leads to the next page.
         let (_, text, _) = tollgate(&node, &["account", "list", "--limit=1"]);
         let next = text.split_once("--cursor=").unwrap().1.trim();
         let (status, text, stderr) = tollgate(&node, &["account", "list", "--json", &format!("--cursor={next}")]);

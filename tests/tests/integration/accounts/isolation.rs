@@ -1,4 +1,4 @@
-//! Nobody reads, or spends, what is another's.
+//! Accounts are isolated: no key reads or charges another account.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ async fn a_key_gives_no_access_to_another_account() {
     let deployment = Deployment::new();
     let node = deployment.node(&redis.url());
     let admin = Client::new(&node);
-    // Ids that are alike in every way one could mix them up.
+    // Ids that are easily confused with each other.
     let ids = ["acme", "acme:2", "Acme", "acme/keys"];
     let mut keys = Vec::new();
     for id in ids {
@@ -27,7 +27,7 @@ async fn a_key_gives_no_access_to_another_account() {
     for ((times, id), secret) in (1..).zip(ids).zip(&keys) {
         let decision = call(&node.rest, "check", json!({"api_key": secret})).await;
         assert_eq!((&decision["account"], hourly(&decision)), (&json!(id), (10, times)));
-        // What a key is shown is its own account's, and nothing else can be asked for.
+        // A key shows the limits of its own account, and no parameter selects another.
         let used = |limits: &Value| limits["data"]["rateLimits"][0]["rateLimits"][0]["used"].clone();
         assert_eq!(used(&node.rest.limits(secret).await), times);
         for query in ["account=acme", "domain=other", "api_key_id=fixed-1"] {
@@ -60,7 +60,7 @@ async fn a_key_is_unknown_in_another_domain() {
     assert_eq!(shop.send_ok(Method::GET, "/accounts/acme/keys", None).await["keys"], json!([]));
 }
 
-/// Whoever reads Redis has no key: neither whole nor the part that is not shown.
+/// The data in Redis contains no key, and not the secret part of one.
 #[tokio::test]
 async fn a_leaked_database_contains_no_usable_key() {
     let redis = RedisServer::start();

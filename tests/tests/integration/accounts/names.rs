@@ -1,4 +1,4 @@
-//! What stands in the paths of the admin API can be named there.
+//! Names in paths of the admin API.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::{
 use super::{ADMIN, Client, Deployment};
 use crate::harness::Process;
 
-/// The answer to a request whose path is sent as it is; clients would go to another one.
+/// The answer to a request with an unmodified path; HTTP clients would normalize it.
 async fn raw(node: &Process, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(&node.http_address).await.unwrap();
     let request = format!(
@@ -38,7 +38,7 @@ async fn names_that_a_url_cannot_hold_are_refused() {
         let (status, answer) = admin.send(Method::POST, "/accounts", Some(json!({"id": dots}))).await;
         assert_eq!((status, &answer["error"]["message"]), (StatusCode::BAD_REQUEST, &json!(format!("id: {wrong}"))));
     }
-    // A payment makes an account that is not there yet.
+    // A payment creates a missing account.
     let payment = r#"{"id":"p","type":"payment"}"#;
     let limit = r#"{"resource":"model","unit":"requests","per":"hour","limit":1}"#;
     for dots in ["%2e", "%2E%2e"] {
@@ -52,7 +52,7 @@ async fn names_that_a_url_cannot_hold_are_refused() {
             assert!(answer.contains(&said), "{path}: {answer}");
         }
     }
-    // Dots do no harm among others.
+    // Dots are allowed next to other characters.
     for id in ["...", ".a", "a.b.."] {
         admin.create(id, "basic").await;
         assert_eq!(admin.send_ok(Method::GET, &format!("/accounts/{id}"), None).await["id"], id);

@@ -1,4 +1,4 @@
-//! Changes take effect on every node: three processes on one Redis.
+//! Changes to accounts take effect on every node: three processes on one Redis.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use tollgate_store::testing::RedisServer;
 use super::{Client, Deployment, call, hourly, proxy::SubscriptionProxy};
 use crate::harness::{Process, Rest, until};
 
-/// Within this a change is effective on every node.
+/// Bound on the time until a change is effective on every node.
 const BOUND: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,7 +32,7 @@ async fn until_feed(node: &Process, up: bool) {
     .await;
 }
 
-/// How long after `from` every node answers as `effective` wants it.
+/// The time from `from` until every node's answer satisfies `effective`.
 async fn effective_on_all(
     nodes: &[Process],
     from: Instant,
@@ -51,7 +51,7 @@ async fn effective_on_all(
     });
     let mut slowest = Duration::ZERO;
     let mut asked: Vec<_> = asked.map(Box::pin).collect();
-    // All at once, by hand: each is polled until it is done.
+    // All nodes concurrently, each until it is done.
     std::future::poll_fn(|context| {
         asked.retain_mut(|one| match one.as_mut().poll(context) {
             std::task::Poll::Ready(took) => {
@@ -66,8 +66,8 @@ async fn effective_on_all(
     slowest
 }
 
-/// One change at a time while nothing else happens. Measured from before the change is asked for, to the answer of the
-/// last node that shows it.
+/// One change at a time, without other load. Measured from before the request until the last node's answer shows the
+/// change.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
@@ -85,7 +85,7 @@ async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
         let limit_is = |limit| move |answer: &Value| hourly(answer).0 == limit;
         let denied = |answer: &Value| answer["verdict"] == "denied";
         let allowed = |answer: &Value| answer["verdict"] == "allowed";
-        // Every node remembers that it is not there, and used counts are to stay.
+        // Every node remembers that the account does not exist; usage must stay.
         effective_on_all(&nodes, Instant::now(), &account, limit_is(10)).await;
         call(&nodes[0].rest, "consume", account.clone()).await;
 
@@ -132,11 +132,11 @@ async fn a_change_is_effective_on_three_idle_nodes_within_100_ms() {
     assert!(last.1 < BOUND, "{took:?}");
 }
 
-/// What is used of the hour while an account changes under load.
+/// Usage of the hour while the account changes under load.
 const USED: u64 = 3;
 
-/// Many callers, and one that changes limits and keys: a call that begins after a change was heard of, or read through,
-/// is decided by it, and what was used stays.
+/// Many callers, and one administrator that changes limits and keys: once a change was effective on a node it stays
+/// effective there, and usage stays.
 async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Duration> {
     let go = Arc::new(AtomicBool::new(true));
     let calls = Arc::new(AtomicU64::new(0));
@@ -155,7 +155,7 @@ async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Dur
         }
     }
     let mut took = Vec::new();
-    // What was changed shows on every node some time, and from then on always.
+    // A change becomes effective on every node, and stays so.
     let mut known = async |from: Instant, caller: &Value, effective: &dyn Fn(&Value) -> bool| {
         took.push(effective_on_all(nodes, from, caller, effective).await);
         for node in nodes {
@@ -205,7 +205,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     let redis = RedisServer::start();
     let proxy = SubscriptionProxy::start(&redis.url()).await;
     let deployment = Deployment::new();
-    // The first two reach Redis through the proxy, the third on its own.
+    // The first two nodes reach Redis through the proxy, the third directly.
     let nodes = [deployment.node(&proxy.url), deployment.node(&proxy.url), deployment.node(&redis.url())];
     for node in &nodes {
         until_feed(node, true).await;
@@ -219,7 +219,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     let took = under_load(&nodes, &admin, 3).await;
     println!("under load: p50 {:?}, max {:?}", took[took.len() / 2], took[took.len() - 1]);
 
-    // Every node knows the account and the key; then two hear nothing any more.
+    // Every node has cached the account and the key; then two lose their subscription.
     for node in &nodes {
         assert_eq!(call(&node.rest, "check", json!({"api_key": secret})).await["verdict"], "allowed");
     }
@@ -227,7 +227,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     for node in &nodes[..2] {
         until_feed(node, false).await;
     }
-    // A change is effective at once, as every call reads the account.
+    // Without a subscription every call reads the account, so a change is effective at once.
     for (round, limit) in [300, 10, 300, 10].into_iter().enumerate() {
         admin.tier("acme", if round % 2 == 0 { "premium" } else { "basic" }).await;
         for node in &nodes[..2] {
@@ -253,7 +253,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     );
 }
 
-/// A connection that breaks without a word is found out within some seconds.
+/// A subscription that silently stops is detected within seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_subscription_is_noticed() {
     let redis = RedisServer::start();
@@ -274,7 +274,7 @@ async fn a_silent_subscription_is_noticed() {
     until_feed(&node, true).await;
 }
 
-/// Unknown keys cost Redis one look each, and those that cannot be keys none.
+/// An unknown key costs Redis one read, a malformed one none.
 #[tokio::test(flavor = "multi_thread")]
 async fn made_up_keys_cost_redis_one_read_each() {
     let redis = RedisServer::start();
@@ -291,7 +291,7 @@ async fn made_up_keys_cost_redis_one_read_each() {
     let before = commands();
     for round in 0..10 {
         for number in 0..10 {
-            // The first ones look like keys of our own, but for their checksum.
+            // The first format is that of Tollgate's keys, with a wrong checksum.
             let made_up = [format!("tg_{number:038}"), format!("sk-made-up-{number}")];
             for secret in made_up {
                 let refused = call(&node.rest, "check", json!({"api_key": secret})).await;

@@ -1,4 +1,4 @@
-//! A proxy in front of Redis that can cut, or hold up, the connections that subscribe, and leave all others alone.
+//! A proxy in front of Redis that can close or stall subscriptions, and leaves all other connections alone.
 
 use std::sync::{
     Arc,
@@ -47,12 +47,12 @@ impl SubscriptionProxy {
         self.changed.send_replace(());
     }
 
-    /// Ends all subscriptions, and lets none begin.
+    /// Closes all subscriptions, and refuses new ones.
     pub(super) fn cut(&self) {
         self.set(CUT);
     }
 
-    /// Passes nothing on to subscribers any more, without a word.
+    /// Silently stops forwarding to subscribers.
     pub(super) fn stall(&self) {
         self.set(STALL);
     }

@@ -1,4 +1,4 @@
-//! Accounts in one Redis, counters in another: what is where, and what goes on without either.
+//! Accounts in one Redis, counters in another: what each contains, and what works without the other.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,7 +10,7 @@ use super::{Client, Deployment, call, hourly};
 use crate::harness::{Process, until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What the keys of accounts end with, or go on with, behind their braces.
+/// Suffixes of the keys of accounts, after the braces.
 const OF_ACCOUNTS: [&str; 5] = ["account", "accounts", "event", "key", "secret"];
 
 struct SeparateStores {
@@ -25,10 +25,10 @@ impl SeparateStores {
         Self { deployment: Deployment::new(), accounts: saved(), counters: saved() }
     }
 
-    /// A node that hears of changes.
+    /// Starts a node and waits until it is subscribed to changes.
     async fn node(&self) -> Process {
         let node = self.deployment.process().redis(&self.counters.url());
-        // What is remembered does not end by itself within the test.
+        // The cache does not expire within the test.
         let node = node.arg("--account-cache-ttl-ms=3600000").arg("--store-deadline-ms=1000");
         let node = node.arg(format!("--accounts-redis={}", self.accounts.url())).start();
         until_accounts(&node, true).await;
@@ -36,7 +36,7 @@ impl SeparateStores {
     }
 }
 
-/// The kinds of keys that a Redis has, and whether each of them ends.
+/// The kinds of keys in a Redis, and whether each has a time to live.
 fn kinds(redis: &RedisServer) -> BTreeSet<(String, bool)> {
     let mut connection = redis.connection();
     let of = |key: String| {
@@ -143,8 +143,7 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
         })
         .await;
     }
-    // What was changed meanwhile holds, on the node that heard of it as well. Each thread connects anew by itself, so
-    // that a call may still fail.
+    // The changes made meanwhile hold on both nodes. Each thread reconnects by itself, so a call may still fail.
     until_limit(&nodes, &acme, 300).await;
     until_limit(&nodes, &json!({"api_key": secret}), 300).await;
 }
@@ -185,7 +184,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
 
     stores.accounts.restart();
     until_accounts(&node, true).await;
-    // A connection that is still away fails a call.
+    // A connection that is not yet restored fails a call.
     let decided = until("it decides", PATIENCE, async || {
         let (status, answer) = decide(&node, "consume", &key).await;
         (status == 200).then_some(answer)

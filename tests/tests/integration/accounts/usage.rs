@@ -1,4 +1,4 @@
-//! Usage that begins anew, and records that cannot be read.
+//! Resetting usage, and records that cannot be read.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use tollgate_store::testing::RedisServer;
 use super::{ADMIN, Client, Deployment, OTHER_ADMIN, call, hourly};
 use crate::harness::ProcessBuilder;
 
-/// Seen to fail with a reset that leaves out the keys' own counters.
+/// Seen to fail with a reset that skips the counters of keys.
 #[tokio::test]
 async fn usage_is_reset_on_both_stores() {
     let redis = RedisServer::start();
@@ -36,7 +36,7 @@ async fn usage_is_reset_on_both_stores() {
         };
         assert_eq!(of_key().await, 3);
         if let Some(redis) = store {
-            // Whatever the counters hold.
+            // With any content of the counters.
             let mut redis = redis.connection();
             let keys: Vec<String> = redis::cmd("KEYS").arg("tg{*").query(&mut redis).unwrap();
             let longest = keys.iter().filter(|key| key.split('}').nth(1).is_some_and(|name| name.len() == 11));
@@ -62,7 +62,7 @@ async fn usage_is_reset_on_both_stores() {
             assert_eq!(used(caller).await, 0);
         }
         assert_eq!(of_key().await, 0);
-        // Only who administers the domain may, and the log says who did.
+        // Only an administrator of the domain may reset usage, and the log names the administrator.
         let stranger = Client { token: OTHER_ADMIN, ..admin.clone() };
         assert_eq!(
             stranger.send(Method::POST, "/accounts/acme/reset_usage", Some(json!({}))).await.0,
@@ -84,7 +84,7 @@ async fn usage_is_reset_on_both_stores() {
     }
 }
 
-/// Seen to fail with a list that ends at the first record it cannot read.
+/// Seen to fail with a list that stops at the first unreadable record.
 #[tokio::test]
 async fn an_unreadable_record_does_not_hide_other_accounts() {
     let redis = RedisServer::start();
@@ -99,7 +99,7 @@ async fn an_unreadable_record_does_not_hide_other_accounts() {
         let all: Vec<String> = redis::cmd("KEYS").arg("*}account").query(&mut connection).unwrap();
         keys.extend(all.into_iter().find(|key| !keys.contains(key)));
     }
-    // No JSON, no string, much too long, and the record of somebody else.
+    // Not JSON, not a string, far too long, and the record of another account.
     let mut set = |key: &str, value: &[u8]| redis::cmd("SET").arg(key).arg(value).exec(&mut connection).unwrap();
     set(&keys[1], &[0xff; 40]);
     set(&keys[2], &vec![b'1'; 2 << 20]);
@@ -107,7 +107,7 @@ async fn an_unreadable_record_does_not_hide_other_accounts() {
     set(&keys[4], &whole);
     redis::cmd("DEL").arg(&keys[3]).exec(&mut connection).unwrap();
     redis::cmd("RPUSH").arg(&keys[3]).arg("x").exec(&mut connection).unwrap();
-    // What is in the list, and no account.
+    // A listed name without a record.
     let list: Vec<String> = redis::cmd("KEYS").arg("*}accounts").query(&mut connection).unwrap();
     for name in [&[0x80_u8, b'x'][..], &[b'b'; 10_000]] {
         redis::cmd("ZADD").arg(&list[0]).arg(0).arg(name).exec(&mut connection).unwrap();
@@ -126,7 +126,7 @@ async fn an_unreadable_record_does_not_hide_other_accounts() {
         next.clone_into(&mut cursor);
     }
     assert_eq!((good, bad), (vec!["a".to_owned(), "f".to_owned()], ["b", "c", "d", "e"].map(str::to_owned).to_vec()));
-    // Their callers are not decided; others are.
+    // Calls of these accounts are not decided; others are.
     assert_eq!(hourly(&call(&node.rest, "consume", json!({"account": "a"})).await).1, 1);
     assert!(node.stderr().contains("cannot be read"), "{}", node.stderr());
 }

@@ -1,4 +1,4 @@
-//! Messages that are not gRPC's, or not those of a method.
+//! Messages that are not gRPC, or not of the called method.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn messages_over_the_limit_and_without_a_call_are_refused() {
     nothing_charged(&node).await;
 }
 
-/// A message that is no protobuf, or whose strings are not UTF-8.
+/// A message that is not protobuf, or whose strings are not UTF-8.
 #[tokio::test]
 async fn unreadable_messages_are_refused() {
     let node = node().await;
@@ -45,8 +45,8 @@ async fn unreadable_messages_are_refused() {
     nothing_charged(&node).await;
 }
 
-/// A body of another type is not read as if it were gRPC. With the guard's look at the type left out, each is answered
-/// with 200 and charged.
+/// A body of another content type is not decoded as gRPC. Without the guard's check of the type, each gets 200 and is
+/// charged.
 #[tokio::test]
 async fn messages_of_another_type_are_refused() {
     let node = node().await;
@@ -71,7 +71,7 @@ async fn messages_of_another_type_are_refused() {
     for content_type in ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=utf-8"] {
         let answer = raw_as(Some(content_type), &node.grpc_address, path, &message, &[]).await;
         assert_eq!(answer.status(), StatusCode::OK, "{content_type}");
-        // An error would be in the headers; what follows is the decision.
+        // An error would be in the headers; the body is the decision.
         assert!(!answer.headers().contains_key("grpc-status"), "{content_type}: {:?}", error_of(&answer));
     }
     assert_eq!(quota(&peek(&node.grpc, good()).await.unwrap(), "requests_per_minute").used, 3);
@@ -86,7 +86,7 @@ async fn unknown_methods_over_grpc_are_refused() {
     nothing_charged(&node).await;
 }
 
-/// After all of it the node is as well as before.
+/// Afterwards the node works as before.
 #[tokio::test]
 async fn an_invalid_call_does_not_break_its_connection() {
     let node = node().await;

@@ -1,6 +1,7 @@
-//! Numbers of JSON bodies that are none: every field of every body in the API's description.
+//! Invalid numbers in JSON bodies, for every number field of the API description.
 //!
-//! Tried by breaking the server: a field of the plain type, whose error then speaks of `u32`; the path left out of errors.
+//! Seen to fail with a field of a plain integer type, whose error names `u32`, and with errors without the field's
+//! path.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use crate::harness::{Node, folder_with, hash_of, memory_node_with, shop};
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 
-/// Where a body has numbers, such as `call.usage.*`.
+/// Collects the paths of number fields, such as `call.usage.*`.
 fn numbers_of(schema: &Value, all: &Value, path: &str, found: &mut BTreeSet<String>) {
     if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
         return numbers_of(&all[name], all, path, found);
@@ -34,7 +35,7 @@ fn numbers_of(schema: &Value, all: &Value, path: &str, found: &mut BTreeSet<Stri
     }
 }
 
-/// A body that is good but for a number, which is `null` in it: the field in the description, and as errors name it.
+/// A valid body with `null` in place of a number: the field in the description, and its name in errors.
 struct Case {
     method: Method,
     path: &'static str,
@@ -152,7 +153,7 @@ async fn the_error_for_an_invalid_number_names_the_valid_range() {
                 &answer["error"]
             };
             let message = error["message"].as_str().unwrap_or_else(|| panic!("{method} {path} {body}: {answer}"));
-            // What cannot be a number of JSON at all spoils a batch as a whole.
+            // Invalid JSON makes the whole batch fail.
             let spoils = *path == "/v1/consume_batch" && value == "1e400";
             assert!(spoils || message.starts_with(&format!("{named}: ")), "{method} {path} {body}: {message}");
             let right = if whole { "a whole number from 0 to " } else { "a number, such as 12.5" };
@@ -164,7 +165,7 @@ async fn the_error_for_an_invalid_number_names_the_valid_range() {
     }
 }
 
-/// The limit of an override is read as policy files have it.
+/// The limit of an override has the format of policy files.
 #[tokio::test]
 async fn an_override_limit_must_be_a_whole_number() {
     let (_folder, node) = node().await;

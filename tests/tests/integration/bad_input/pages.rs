@@ -1,4 +1,4 @@
-//! Pages of listings that are not there, and listings for nobody.
+//! Listing pages that do not exist, and listings without a caller.
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -30,7 +30,7 @@ async fn invalid_listing_queries_over_rest_are_refused() {
     nothing_charged(&node).await;
 }
 
-/// A place behind the end is an empty page or an error, however far behind it is.
+/// A cursor past the end gives an empty page or an error, at any distance.
 #[tokio::test]
 async fn a_cursor_past_the_end_gives_an_empty_page_or_an_error() {
     let node = node().await;

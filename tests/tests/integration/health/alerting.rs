@@ -1,16 +1,16 @@
-//! Which alerts fire, by Prometheus's own reading of the rules: two scrapes of a node become the series of a test.
+//! Alerts that fire, as evaluated by Prometheus: two scrapes of a node become the input series of a rule test.
 
 use std::{collections::HashMap, fmt::Write, path::Path, process::Command};
 
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts/tollgate.yaml");
 
-/// What `tests/run` installs, unless there is one.
+/// The installed promtool, or the one from `tests/run`.
 fn promtool() -> Command {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/prometheus/usr/bin/promtool");
     Command::new(if own.exists() { own } else { "promtool".into() })
 }
 
-/// The series of a scrape, without those of histograms: how long calls take says more of the machine than of the node.
+/// The series of a scrape, without histograms, whose values depend on the machine.
 fn series(metrics: &str) -> HashMap<&str, (&str, f64)> {
     let types: HashMap<&str, &str> =
         metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
@@ -22,8 +22,8 @@ fn series(metrics: &str) -> HashMap<&str, (&str, f64)> {
     with_type.collect()
 }
 
-/// Checks that exactly these alerts fire, some minutes later, on a node whose gauges are since the second scrape what they
-/// are there, and whose counters go on as between the two.
+/// Asserts that exactly these alerts fire after some minutes, on a node whose gauges keep the values of the second
+/// scrape and whose counters keep the rate between both.
 pub(crate) fn firing(what: &str, before: &str, after: &str, expected: &[&str]) {
     let (before, after) = (series(before), series(after));
     let mut text =
@@ -32,7 +32,7 @@ pub(crate) fn firing(what: &str, before: &str, after: &str, expected: &[&str]) {
         let first = before.get(series).map(|(_, value)| *value);
         let values = match (*kind, first) {
             ("counter", Some(first)) => format!("{first}{:+}x80", now - first),
-            // It is seen only once it has counted, and then no increase.
+            // The series appears with its first count, so it shows no increase.
             ("counter", None) => format!("_ {now}x80"),
             _ => format!("{} {now}x80", first.unwrap_or(*now)),
         };

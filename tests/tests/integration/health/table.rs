@@ -1,4 +1,4 @@
-//! The table of `docs/operations.md`: what a node says, and who is alarmed, in each state of its stores.
+//! The table of `docs/operations.md`: what a node reports, and which alerts fire, in each state of its stores.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -15,13 +15,13 @@ pub(super) enum Fault {
     AccountsFull,
 }
 
-/// Which calls are decided: those of an account that the policy has, and those of others.
+/// The calls that can be decided: those of accounts in the policy file, and of others.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum DecidableCalls {
     All,
     OfThePolicy,
     None,
-    /// It depends on where their counters are.
+    /// Depends on the master that holds the counters.
     Some,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct State {
     pub(super) fault: Fault,
     pub(super) name: &'static str,
     pub(super) readyz: u16,
-    /// A part of `/readyz` that has a detail, and how that begins.
+    /// A part of `/readyz`, its state, and the beginning of its detail.
     pub(super) says: Option<(&'static str, bool, &'static str)>,
     pub(super) serving: bool,
     pub(super) store_up: bool,
@@ -212,7 +212,7 @@ pub(super) const TABLE: [State; 11] = [
 ];
 
 impl State {
-    /// The line of the table.
+    /// The row as Markdown.
     pub(super) fn line(&self) -> String {
         let says = self.says.map_or("–".to_owned(), |(part, ok, text)| {
             format!("`{part}` {}: {text}", if ok { "ok" } else { "not ok" })

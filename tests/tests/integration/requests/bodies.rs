@@ -1,4 +1,4 @@
-//! Bodies that come slowly or not at all, and places that one caller holds.
+//! Slow and unfinished bodies, and request slots held by one caller.
 
 use std::{
     pin::Pin,
@@ -26,19 +26,19 @@ use super::{HONEST, OTHER, as_service, assert_latency_nearly_unchanged, node_wit
 use crate::harness::{Process, Proxy, account, call, quota, until};
 
 const CONSUME: &str = "/tollgate.v1.RateLimitService/Consume";
-/// A call that is longer than what is sent of it.
+/// A call of which only a part is sent.
 const HALF: &str =
     "POST /v1/consume HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A connection on which half a call was sent.
+/// Opens a connection and sends half a call.
 async fn half_a_call(node: &Process, token: &str) -> TcpStream {
     let mut stream = TcpStream::connect(&node.http_address).await.unwrap();
     stream.write_all(format!("{HALF}authorization: Bearer {token}\r\n\r\n{{").as_bytes()).await.unwrap();
     stream
 }
 
-/// What the node says until it closes.
+/// Everything the node sends until it closes the connection.
 async fn rest_of(mut stream: TcpStream) -> String {
     let mut said = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the node should have closed the connection");
@@ -53,8 +53,8 @@ async fn refused(node: &Process, protocol: &str, reason: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
 }
 
-/// More slow bodies than there are places and memory for, of one valid token, without end: others are served as before,
-/// and so are probes and scrapers. Seen to fail where bodies are read in a place for a call.
+/// One valid token sends more slow bodies than there are slots and memory, without end: other callers, probes and
+/// scrapers are served as before. Seen to fail when a body was read in the slot of a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
     let (_folder, node) =
@@ -86,7 +86,7 @@ async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
     }
 }
 
-/// Seen to fail with a hundred times the time.
+/// Seen to fail with a hundred times the timeout.
 #[tokio::test]
 async fn an_unfinished_body_times_out_and_is_not_charged() {
     let (_folder, node) = node_with(&["--body-timeout-ms=300"], None);
@@ -103,7 +103,7 @@ async fn an_unfinished_body_times_out_and_is_not_charged() {
     assert_eq!(refused(&node, "grpc", "slow_body").await, 1);
 }
 
-/// The beginning of a body, and then nothing for ever.
+/// A body that sends its first bytes and never ends.
 struct UnfinishedMessage(Option<Bytes>);
 
 impl tokio_stream::Stream for UnfinishedMessage {
@@ -118,7 +118,7 @@ fn channel(node: &Process) -> Channel {
     Endpoint::from_shared(format!("http://{}", node.grpc_address)).unwrap().connect_lazy()
 }
 
-/// Sends the beginning of a message, and returns the error that is the answer.
+/// Sends the first bytes of a message. Returns the error of the answer.
 async fn half_a_message(channel: &Channel, token: &str, first_bytes: &'static [u8]) -> Result<(), Status> {
     let body = tonic::body::Body::new(Body::from_stream(UnfinishedMessage(Some(Bytes::from_static(first_bytes)))));
     let request = http::Request::post(CONSUME)
@@ -133,8 +133,9 @@ async fn half_a_message(channel: &Channel, token: &str, first_bytes: &'static [u
     Status::from_header_map(answer.headers()).map_or(Ok(()), Err)
 }
 
-/// Messages that announce the largest size and never come, of one token, on several connections, again and again: others
-/// are served as before, and the node's memory stays. Seen to fail where the memory of unread messages has no bound.
+/// One token announces messages of the largest size and never sends them, on several connections, repeatedly: others
+/// are served as before, and the node's memory does not grow. Seen to fail without a bound on the memory of unread
+/// messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_messages_of_one_token_over_grpc_do_not_block_others() {
     const LARGEST: &[u8] = &[0, 0, 1, 0, 0, 10];
@@ -172,7 +173,8 @@ async fn slow_messages_of_one_token_over_grpc_do_not_block_others() {
     assert_latency_nearly_unchanged(before, during);
 }
 
-/// Streams of one token, and calls of one token that hang, leave places for others. Seen to fail without the share.
+/// Streams of one token, and hanging calls of one token, leave slots for others. Seen to fail without the share per
+/// token.
 #[tokio::test]
 async fn one_token_holds_at_most_its_share_of_open_requests() {
     let redis = RedisServer::start();

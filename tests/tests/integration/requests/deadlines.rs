@@ -1,7 +1,7 @@
-//! Calls whose deadline is over before the work on them begins: no work is done, and nothing is charged.
+//! Calls whose deadline passes before they are decided: no work is done, and nothing is charged.
 //!
-//! Seen to fail without the look at the deadline before the work (a bound in time tries what it bounds once, which is
-//! enough for a store in memory), and with deadlines that begin when the message is there.
+//! Seen to fail without the check of the deadline before the work (a timeout polls its future once, which is enough for
+//! a store in memory), and with deadlines that start at the end of the message.
 
 use std::{
     convert::Infallible,
@@ -63,7 +63,7 @@ async fn nothing_is_charged_after_the_deadline(node: &Node) {
                 "{method}: {said}"
             );
         }
-        // A batch says it of each of its calls.
+        // In a batch each call has the error.
         let (path, headers) = (format!("{METHODS}ConsumeBatch"), [("grpc-timeout", timeout)]);
         let answer = raw_as(Some("application/grpc"), &node.grpc_address, &path, &batch, &headers).await;
         let body = answer.bytes().await.unwrap();
@@ -86,7 +86,7 @@ async fn nothing_is_charged_after_the_deadline_in_redis() {
     nothing_is_charged_after_the_deadline(&node).await;
 }
 
-/// A body of one piece that comes when it is sent.
+/// A body whose only chunk is sent later.
 struct DelayedBody(tokio::sync::mpsc::Receiver<Bytes>);
 
 impl HttpBody for DelayedBody {
@@ -101,7 +101,7 @@ impl HttpBody for DelayedBody {
     }
 }
 
-/// The deadline begins with the call, not with its message.
+/// The deadline starts with the headers, not with the message.
 #[tokio::test]
 async fn a_message_received_after_the_deadline_is_not_charged() {
     let node = memory_node(&shop(100)).await;
@@ -109,7 +109,7 @@ async fn a_message_received_after_the_deadline_is_not_charged() {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     let frame: Vec<u8> = [&[0][..], &length, &message].concat();
     let (to, from) = tokio::sync::mpsc::channel(1);
-    // By a client that keeps no deadline itself.
+    // Through a client that applies no deadline of its own.
     let client = http().http2_prior_knowledge().build().unwrap();
     let request = client
         .post(format!("http://{}{METHODS}Consume", node.grpc_address))

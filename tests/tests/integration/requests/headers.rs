@@ -1,7 +1,7 @@
-//! Headers that say how a request is to be read, byte by byte as a client may send them.
+//! Headers that determine how a request is read, sent byte by byte.
 //!
-//! Seen to fail where the guard looks at the first host alone, at no encoding, at no length, and where it says nothing of
-//! the end of a connection.
+//! Seen to fail when the guard checked only the first host, no encoding, or no length, and when it did not announce the
+//! end of a connection.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::{
 
 const BODY: &str = r#"{"caller":{"account":"a"},"resource":"model"}"#;
 
-/// The first answer on a connection, and whether the node then closes it.
+/// The status and text of the first answer on a connection, and whether the node then closes it.
 async fn first_answer(address: &str, request: &str) -> (u16, String, bool) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -45,7 +45,7 @@ async fn first_answer(address: &str, request: &str) -> (u16, String, bool) {
         said.extend_from_slice(&chunk[..read]);
     };
     let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-    // A connection that stays answers a probe that comes behind; one that ends does not.
+    // An open connection answers a second request; a closed one does not.
     let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     let next = timeout(Duration::from_secs(10), stream.read(&mut chunk)).await.expect("it answers, or ends");
     (status, text.to_ascii_lowercase(), !matches!(next, Ok(1..)))
@@ -66,20 +66,20 @@ async fn used(node: &Process) -> u64 {
 
 #[tokio::test]
 async fn unreadable_headers_are_refused_before_the_body() {
-    // So patient with bodies that an answer which waits for one would be no answer in time.
+    // The body timeout is long, so that an answer that waited for the body would miss the bound.
     let (_folder, node) = node_with(&["--body-timeout-ms=60000"], None);
     let host = "host: localhost\r\n";
     let length = |length: &str| format!("{host}content-length: {length}\r\n");
     let good = format!("{host}content-length: {}\r\n", BODY.len());
     let mut wrong = Vec::new();
     for (request, status, says) in [
-        // Several hosts, on every kind of route.
+        // Several `host` headers, on every kind of route.
         (post("/v1/consume", &format!("{good}host: localhost\r\n"), BODY), 400, "host: "),
         (post("/v1/consume", &format!("{good}host: evil.example\r\n"), BODY), 400, "host: "),
         (format!("GET /healthz HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
         (format!("GET /api_keys/rate_limits HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
         (format!("GET /nowhere HTTP/1.1\r\n{host}{host}\r\n"), 400, "host: "),
-        // Bodies that are packed.
+        // Compressed bodies.
         (post("/v1/consume", &format!("{good}content-encoding: gzip\r\n"), BODY), 415, "content-encoding: "),
         (post("/v1/consume", &format!("{good}content-encoding: identity, br\r\n"), BODY), 415, "content-encoding: "),
         (
@@ -88,11 +88,12 @@ async fn unreadable_headers_are_refused_before_the_body() {
             "content-encoding: ",
         ),
         (post("/v1/consume", &format!("{good}content-encoding: \r\n"), BODY), 415, "content-encoding: "),
-        // Lengths: too large, announced alone, and more than a number holds; none, several, and other than the chunks.
+        // Lengths: too large, without a body, and beyond the integer range; missing, repeated, and in conflict with
+        // chunks.
         (post("/v1/consume", &length("65537"), ""), 413, "65536 bytes"),
         (post("/v1/consume", &length("1000000000000000000"), ""), 413, "65536 bytes"),
         (post("/v1/consume", &format!("{}expect: 100-continue\r\n", length("65537")), ""), 413, "65536 bytes"),
-        // No token, no route, no such method, with a body that nobody reads.
+        // No token, no route, a wrong method: with a body that is never read.
         (format!("POST /v1/consume HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 401, "unauthenticated"),
         (format!("POST /nowhere HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 404, "not_found"),
         (format!("POST /healthz HTTP/1.1\r\n{host}content-length: 1000\r\n\r\n"), 405, "method_not_allowed"),
@@ -120,7 +121,7 @@ async fn unreadable_headers_are_refused_before_the_body() {
     assert_eq!(used(&node).await, 0);
 }
 
-/// In HTTP/2 the host stands in `:authority`, and a header beside it must say the same. Seen to fail without the comparison.
+/// In HTTP/2 the host is `:authority`, and a `host` header must equal it. Seen to fail without the comparison.
 #[tokio::test]
 async fn a_host_that_differs_from_the_authority_is_refused() {
     let node = memory_node(&shop(100)).await;
@@ -131,7 +132,7 @@ async fn a_host_that_differs_from_the_authority_is_refused() {
     }
 }
 
-/// What does not say where its body ends is not answered by a route at all. It is hyper that sees to it.
+/// A request whose body has no defined end reaches no route; hyper refuses it.
 #[tokio::test]
 async fn invalid_content_lengths_close_the_connection() {
     let (_folder, node) = node_with(&[], None);
@@ -149,13 +150,13 @@ async fn invalid_content_lengths_close_the_connection() {
     ] {
         let request = post("/v1/consume", &format!("host: localhost\r\n{headers}"), BODY);
         let (status, said, closed) = first_answer(&node.http_address, &request).await;
-        // hyper says of the largest number that the headers are too large.
+        // hyper reports the largest number as too large headers.
         assert!(matches!(status, 400 | 413 | 431) && closed, "{headers}: {said}");
     }
     assert_eq!(used(&node).await, 0);
 }
 
-/// What is read goes on as before: on a connection that stays. Seen to fail where every request with a body ends it.
+/// A request that is read completely keeps its connection. Seen to fail when every request with a body closed it.
 #[tokio::test]
 async fn a_valid_request_keeps_its_connection() {
     let (_folder, node) = node_with(&[], None);
@@ -169,7 +170,7 @@ async fn a_valid_request_keeps_its_connection() {
         let (status, said, closed) = first_answer(&node.http_address, &request).await;
         assert_eq!((status, closed, said.contains("connection: close")), (200, false, false), "{headers}: {said}");
     }
-    // Piece by piece, and with a mistake in it.
+    // In several chunks, and with an invalid field.
     let chunks =
         BODY.as_bytes().chunks(3).map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk)));
     let request = post(
@@ -185,8 +186,8 @@ async fn a_valid_request_keeps_its_connection() {
     assert_eq!(used(&node).await, 4);
 }
 
-/// Packed messages over gRPC, by its own header, which tonic sees to, and by that of HTTP. Seen to fail where the guard does not
-/// look at that.
+/// Compressed messages over gRPC, declared by the gRPC header (refused by tonic) or by that of HTTP. Seen to fail when
+/// the guard ignored the latter.
 #[tokio::test]
 async fn compressed_messages_are_refused() {
     let node = memory_node(&shop(100)).await;

@@ -1,6 +1,6 @@
-//! Every setting that is a number, at its edges: it is refused by name with the range that is good, or the node runs.
+//! Every numeric setting at the edges of its range: the node starts, or the error names the setting and the range.
 //!
-//! Seen to fail where places have no largest number.
+//! Seen to fail when the number of request slots had no maximum.
 
 use clap::{Args, Command};
 use tollgate_server::settings::Options;
@@ -9,7 +9,7 @@ use crate::harness::{ProcessBuilder, folder_with, shop};
 
 const EDGES: [&str; 6] = ["0", "1", "4294967295", "4294967296", "9223372036854775808", "18446744073709551615"];
 
-/// The flags of all numbers, by what they are said to be.
+/// The flags of all numeric settings, by their descriptions in `--help`.
 fn numbers() -> Vec<String> {
     let command = Options::augment_args(Command::new("node"));
     let is_number = |argument: &clap::Arg| {
@@ -28,7 +28,7 @@ async fn every_numeric_setting_is_bounded_and_named_in_its_error() {
         let mut refused = 0;
         for edge in EDGES {
             let flag = format!("--{name}={edge}");
-            // Of Redis nothing is read where there is none; that this one is away keeps no node from starting.
+            // Redis settings apply only with Redis; an unreachable Redis does not prevent a start.
             match ProcessBuilder::new(&policy).redis("redis://127.0.0.1:1").arg(&flag).try_start() {
                 Ok(_runs) => {}
                 Err(said) => {

@@ -1,4 +1,4 @@
-//! Pages that are open to all: what a flood of strangers costs.
+//! The cost of floods of requests for pages without authentication.
 
 use std::{
     collections::HashSet,
@@ -16,12 +16,12 @@ use tokio::task::JoinSet;
 use super::{assert_latency_nearly_unchanged, node_with, p99_over_grpc};
 use crate::harness::{http, memory_node, shop, until};
 
-/// Four connections that each ask for 100 pages at once, again and again: honest calls are decided as before, and probes are
-/// answered. What is rendered is seen by what differs, as each honest call is counted. Seen to fail, by the number of pages that
-/// differ, where the page of metrics is rendered for each.
+/// Four connections each request 100 pages at once, repeatedly: valid calls are decided as before, and probes are
+/// answered. Renderings are counted by their differences, as each valid call changes the page. Seen to fail when every
+/// request rendered the metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_open_pages_does_not_slow_decisions() {
-    // Beside platforms with many tiers and classes, and so with a page of metrics that is not small.
+    // With policies of many tiers and classes, the metrics page is large.
     let shipped = ["venice", "deapi", "tiered-chat"]
         .map(|name| format!("--policy={}/../deploy/policies/{name}.yaml", env!("CARGO_MANIFEST_DIR")));
     let (_folder, node) = node_with(&shipped.each_ref().map(String::as_str), None);
@@ -53,7 +53,7 @@ async fn a_flood_of_open_pages_does_not_slow_decisions() {
                     if let (StatusCode::OK, Ok(page)) = (status, answer.bytes().await) {
                         pages.lock().unwrap().insert(page);
                     }
-                    // The client shares the machine with the node: a flood that asks as fast as it can would measure it.
+                    // The client shares the machine with the node: an unpaced flood would measure the client.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             });
@@ -72,7 +72,7 @@ async fn a_flood_of_open_pages_does_not_slow_decisions() {
         ended.unwrap();
     }
     println!("{} bytes of metrics", node.rest.text("/metrics").await.1.len());
-    // 17 at once, 4 a second after that, and the description of the API.
+    // 17 at once, then 4 per second, and the API description.
     let (differ, most) =
         (pages.lock().unwrap().len(), 18 + 4 * (usize::try_from(started.elapsed().as_secs()).unwrap() + 1));
     println!("{differ} pages that differ, of at most {most}");
@@ -82,8 +82,8 @@ async fn a_flood_of_open_pages_does_not_slow_decisions() {
     assert!(answered.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0);
 }
 
-/// A page counts until it was sent: whoever does not read holds a few, and strangers elsewhere have theirs. Seen to fail
-/// where the place is free as soon as the answer begins.
+/// A page counts until it is sent: a client that does not read holds few of them, and other addresses have a bound of
+/// their own. Seen to fail when the slot was freed at the start of the answer.
 #[tokio::test]
 async fn unread_pages_are_bounded() {
     let node = memory_node(&shop(100)).await;
@@ -108,7 +108,7 @@ async fn unread_pages_are_bounded() {
     .await;
 }
 
-/// Seen to fail where no tag is compared.
+/// Seen to fail when no `ETag` was compared.
 #[tokio::test]
 async fn the_openapi_description_has_an_etag() {
     let node = memory_node(&shop(100)).await;

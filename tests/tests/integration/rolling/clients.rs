@@ -1,4 +1,4 @@
-//! Clients of several nodes, of which one may go at any time.
+//! Clients of several nodes, each of which may stop at any time.
 
 use std::{
     collections::BTreeMap,
@@ -21,20 +21,20 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::harness::{Process, Rest, account, allowed, call, consume};
 
-/// How long a call may look for a node.
+/// Bound on the time that a call searches for a node.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two calls of a caller.
+/// Interval between two calls of a caller.
 const PACE: Duration = Duration::from_millis(20);
 
 type Grpc = RateLimitServiceClient<Channel>;
 
-/// Where the nodes are, and what is known of them.
+/// The addresses of the nodes, and the last results of their health checks.
 #[derive(Clone)]
 pub(super) struct Nodes(Arc<Shared>);
 
 struct Shared {
     nodes: Mutex<Vec<Node>>,
-    /// What the health check saw last.
+    /// The last result of each health check.
     ready: [AtomicBool; 3],
     refused: AtomicUsize,
 }
@@ -46,7 +46,7 @@ struct Node {
     http_address: String,
 }
 
-/// What a health check sees.
+/// The result of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeHealth {
     Ready,
@@ -61,7 +61,7 @@ impl Node {
         Self { rest: process.rest.clone(), grpc: process.grpc.clone(), http_address }
     }
 
-    /// Asks for the node's health on a connection of its own.
+    /// Checks the node's health on a new connection.
     async fn check_health(&self) -> NodeHealth {
         let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(PATIENCE);
         let answer = client.build().expect("a client").get(format!("http://{}/readyz", self.http_address)).send().await;
@@ -92,13 +92,14 @@ impl Nodes {
         self.0.nodes.lock().expect("no panic")[slot].clone()
     }
 
-    /// The node for a caller's `turn`, among those whose health is good if the caller looks at that.
+    /// The node for a caller's `turn`; with `only_ready`, among those that are ready.
     fn pick(&self, turn: usize, only_ready: bool) -> Option<Node> {
         let good = (turn..turn + 3).find(|slot| !only_ready || self.0.ready[slot % 3].load(Ordering::SeqCst));
         good.map(|slot| self.at(slot % 3))
     }
 
-    /// Refuses calls of `accounts` accounts in turn at a node until it is gone, at most 40 of each.
+    /// Sends calls that are refused to a node until it has stopped: from `accounts` accounts in turn, at most 40 of
+    /// each.
     pub(super) fn keep_refusing(&self, slot: usize, accounts: usize) -> JoinHandle<()> {
         const AT_ONCE: usize = 100;
         let (nodes, node) = (self.clone(), self.at(slot));
@@ -129,8 +130,8 @@ impl Nodes {
     }
 }
 
-/// Whether a call cannot have reached the node: the connection was refused, or was closed before the call was sent
-/// (hyper's `Canceled`), or the node said that it had not taken it in (HTTP/2's GOAWAY without an error).
+/// Whether a call certainly did not reach the node: the connection was refused, or closed before the call was sent
+/// (hyper's `Canceled`), or the node did not accept the call (HTTP/2 GOAWAY without an error).
 fn was_not_accepted(status: &Status) -> bool {
     let said = format!("{status:?}");
     said.contains("ConnectionRefused")
@@ -175,7 +176,7 @@ impl Load {
         self.answered.load(Ordering::SeqCst)
     }
 
-    /// How many calls were admitted, and what the health checks saw.
+    /// Number of admitted calls, and the results of the health checks.
     pub(super) async fn end(mut self) -> (u64, Vec<(usize, NodeHealth)>) {
         self.go.store(false, Ordering::SeqCst);
         let (mut admitted, mut health) = (0, Vec::new());
@@ -189,7 +190,7 @@ impl Load {
     }
 }
 
-/// Looks at the health of one node, again and again.
+/// Checks the health of one node repeatedly.
 async fn check(nodes: Nodes, slot: usize, go: Arc<AtomicBool>) -> Vec<(usize, NodeHealth)> {
     let mut all = Vec::new();
     while go.load(Ordering::SeqCst) {
@@ -206,9 +207,9 @@ struct Caller {
     go: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     number: usize,
-    /// Whether it calls only nodes whose health is good.
+    /// Whether it calls only nodes that are ready.
     only_ready: bool,
-    /// Whether its calls have ids, so that it may repeat what may have been charged.
+    /// Whether its calls have request ids, so that calls of unknown outcome may be repeated.
     named: bool,
 }
 
@@ -221,7 +222,7 @@ impl Caller {
         if self.named { format!("{}-{made}", self.number) } else { String::new() }
     }
 
-    /// The next node. No call looks for one for long.
+    /// The next node; fails the test after a bound.
     async fn node(&self, turn: &mut usize, since: Instant) -> Node {
         loop {
             assert!(since.elapsed() < PATIENCE, "no node decides");
@@ -275,7 +276,7 @@ impl Caller {
         made
     }
 
-    /// Keeps 16 calls under way on a stream, and takes those that a stream left unanswered to the next one.
+    /// Keeps 16 calls in progress on a stream, and moves unanswered ones to the next stream.
     async fn on_a_stream(self) -> u64 {
         let (mut made, mut turn, mut open) = (0, self.number, BTreeMap::<u64, Call>::new());
         while self.may_continue() || !open.is_empty() {
