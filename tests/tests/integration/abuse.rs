@@ -247,11 +247,11 @@ async fn an_address_that_guesses_keys_is_blocked() {
         assert!(guess(who, "192.0.2.1", "sk-5").await.account.is_empty());
         assert_eq!(guess(who, "192.0.2.1", KEY).await.account, "", "the key is not looked up");
     }
-    assert!(allowed(&guess(&node, "192.0.2.2", KEY).await), "another address goes on");
+    assert!(allowed(&guess(&node, "192.0.2.2", KEY).await), "another address is not blocked");
     let vouched = from("192.0.2.1", call(api_key_id("good"), "free", &[]));
     assert!(
         allowed(&consume(&node.grpc, vouched).await.unwrap()),
-        "who is authenticated by the backend guesses nothing"
+        "a caller authenticated by the backend does not count as guessing"
     );
     assert!(allowed(&consume(&node.grpc, call(api_key(KEY), "free", &[])).await.unwrap()), "no address, no block");
 

@@ -3,7 +3,7 @@
 
 use tollgate_store::testing::RedisServer;
 
-use crate::harness::{ProcessBuilder, Rest, folder_with, shop};
+use crate::harness::{ProcessBuilder, folder_with, shop};
 
 const RULES: &str = include_str!("../../../deploy/alerts/tollgate.yaml");
 /// The operator's guide, which describes the alerts.
@@ -58,10 +58,8 @@ async fn every_metric_and_label_in_the_alert_rules_exists_on_a_new_node() {
     let key = format!("--tls-key={}", file("node.key", own.signing_key.serialize_pem()));
     let node = ProcessBuilder::new(&policy).redis(&redis.url()).arg(certificate).arg(key);
     let node = node.arg("--ops-listen=127.0.0.1:0").start();
-    let ops = node.said.split_once("health and metrics on http://").expect("it says where").1;
-    let ops = Rest::new(ops.split([',', ';']).next().expect("an address").trim());
     // The counters exist before the first event, as an increase is computed from two values.
-    let (_, metrics) = ops.text("/metrics").await;
+    let (_, metrics) = node.ops().text("/metrics").await;
     let series = |name: &str, label: &str, value: &str| {
         metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))).any(
             |line| {

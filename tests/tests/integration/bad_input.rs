@@ -98,13 +98,13 @@ fn shortened(text: &str) -> String {
 async fn errors_over_grpc_name_the_invalid_field() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
-        let said = shortened(&format!("{wrong:?}"));
+        let complaint = shortened(&format!("{wrong:?}"));
         for error in [consume(&node.grpc, wrong.clone()).await.err(), peek(&node.grpc, wrong).await.err()] {
-            let error = error.unwrap_or_else(|| panic!("no error for {field}: {said}"));
+            let error = error.unwrap_or_else(|| panic!("no error for {field}: {complaint}"));
             let code =
                 if field == "domain" { [Code::InvalidArgument, Code::NotFound] } else { [Code::InvalidArgument; 2] };
-            assert!(code.contains(&error.code()), "{field}: {error:?}: {said}");
-            assert!(error.message().starts_with(field), "{field}: {:?}: {said}", shortened(error.message()));
+            assert!(code.contains(&error.code()), "{field}: {error:?}: {complaint}");
+            assert!(error.message().starts_with(field), "{field}: {:?}: {complaint}", shortened(error.message()));
             // The error may quote the caller's text in part, never at length or with control characters.
             assert!(error.message().len() < 600, "{field}: the error has {} bytes", error.message().len());
             assert!(!error.message().contains(char::is_control), "{field}: {:?}", shortened(error.message()));
@@ -118,13 +118,13 @@ async fn errors_over_rest_name_the_invalid_field() {
     let node = node().await;
     for (field, wrong) in wrong_calls() {
         let Some(body) = to_json(&wrong) else { continue };
-        let said = shortened(&body.to_string());
+        let complaint = shortened(&body.to_string());
         for path in ["/v1/consume", "/v1/check"] {
             let (status, answer) = node.rest.post(path, body.to_string()).await;
-            assert_eq!(status, StatusCode::BAD_REQUEST, "{field}: {answer}: {said}");
-            assert_eq!(answer["error"]["code"], "invalid_argument", "{field}: {said}");
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{field}: {answer}: {complaint}");
+            assert_eq!(answer["error"]["code"], "invalid_argument", "{field}: {complaint}");
             let message = answer["error"]["message"].as_str().unwrap();
-            assert!(message.starts_with(field), "{field}: {:?}: {said}", shortened(message));
+            assert!(message.starts_with(field), "{field}: {:?}: {complaint}", shortened(message));
             assert!(message.len() < 600, "{field}: the error has {} bytes", message.len());
         }
     }
@@ -217,9 +217,13 @@ async fn invalid_bearer_tokens_are_refused() {
                 request = request.header(header::AUTHORIZATION, header::HeaderValue::from_bytes(bearer).unwrap());
             }
             let answer = request.send().await.unwrap();
-            let said = bearer.map(|bearer| shortened(&String::from_utf8_lossy(bearer)));
-            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{said:?}");
-            assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "error": "Authentication failed" }), "{said:?}");
+            let complaint = bearer.map(|bearer| shortened(&String::from_utf8_lossy(bearer)));
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{complaint:?}");
+            assert_eq!(
+                answer.json::<Value>().await.unwrap(),
+                json!({ "error": "Authentication failed" }),
+                "{complaint:?}"
+            );
         }
         // The scheme may be in any case (RFC 7235).
         let good = node.rest.request(Method::GET, path).header(header::AUTHORIZATION, format!("bEaReR {KEY}"));
@@ -262,11 +266,11 @@ async fn invalid_bodies_are_refused() {
         ("attributes.ip", r#"{"caller":{"account":"a"},"resource":"model","attributes":{"ip":7}}"#.into()),
     ] {
         let (status, answer) = node.rest.post("/v1/consume", body.clone()).await;
-        let said = shortened(&body);
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{said}: {answer}");
-        assert_eq!(answer["error"]["code"], "invalid_argument", "{said}: {answer}");
+        let complaint = shortened(&body);
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{complaint}: {answer}");
+        assert_eq!(answer["error"]["code"], "invalid_argument", "{complaint}: {answer}");
         let message = answer["error"]["message"].as_str().unwrap();
-        assert!(message.contains(names), "{said}: {message}");
+        assert!(message.contains(names), "{complaint}: {message}");
     }
     nothing_charged(&node).await;
 }

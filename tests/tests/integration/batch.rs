@@ -104,13 +104,13 @@ async fn a_batch_over_rest_equals_one_over_grpc() {
     for at in [0, 4, 5] {
         assert_eq!(results[at]["decision"]["verdict"], "allowed", "{answer}");
     }
-    for (at, said) in [(1, "colour"), (2, "tokens is named twice"), (3, "CallBody")] {
+    for (at, expected) in [(1, "colour"), (2, "tokens is named twice"), (3, "CallBody")] {
         assert_eq!(results[at]["error"]["code"], "invalid_argument", "{answer}");
         let message = results[at]["error"]["message"].as_str().unwrap();
-        assert!(message.starts_with("call: ") && message.contains(said), "{message}");
+        assert!(message.starts_with("call: ") && message.contains(expected), "{message}");
     }
     assert_eq!(results[5]["decision"]["quotas"][0]["used"], 2, "{answer}");
-    for (body, said) in [
+    for (body, expected) in [
         (r#"{"calls":[]}"#.to_owned(), "calls: must have 1 to 256 entries"),
         (format!(r#"{{"calls":[{}]}}"#, vec!["{}"; 257].join(",")), "and has 257"),
         (r#"{"calls":{}}"#.to_owned(), "calls: "),
@@ -118,7 +118,7 @@ async fn a_batch_over_rest_equals_one_over_grpc() {
     ] {
         let (status, answer) = node.rest.post("/v1/consume_batch", body).await;
         assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &"invalid_argument".into()), "{answer}");
-        assert!(answer["error"]["message"].as_str().unwrap().contains(said), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(expected), "{answer}");
     }
 }
 
@@ -186,8 +186,8 @@ async fn a_stream_answers_every_call_once_under_its_id() {
         }
         sender.await.unwrap();
         assert_eq!(results.len(), 1_001);
-        let (code, said) = results.remove(&u64::MAX).unwrap().unwrap_err();
-        assert!(code == Code::InvalidArgument && said.starts_with("call: "), "{said}");
+        let (code, expected) = results.remove(&u64::MAX).unwrap().unwrap_err();
+        assert!(code == Code::InvalidArgument && expected.starts_with("call: "), "{expected}");
         for (id, result) in &results {
             assert_eq!(result.is_err(), id % 10 == 0, "{id}: {result:?}");
         }
@@ -231,7 +231,7 @@ async fn a_stream_is_not_read_while_its_client_does_not_read() {
     .await;
     assert!(stuck <= 32 + BUFFERED / ANSWER, "{stuck} calls were decided, and no answer was taken");
     let grown = node.resident_bytes().unwrap().saturating_sub(before);
-    assert!(grown < 16 << 20, "{grown} bytes for a stream that nobody reads");
+    assert!(grown < 16 << 20, "{grown} bytes for a stream that is not read");
     assert!(allowed(&consume(&node.grpc, call(account("other"), "model", &[])).await.unwrap()), "others are served");
     // The client receives every answer once it reads.
     let mut taken = 0;
@@ -293,7 +293,7 @@ async fn a_stopping_node_answers_the_calls_it_has_read() {
                 assert!(allowed(&call_outcome(answer.result.unwrap()).unwrap()));
                 ids.push(answer.id);
             }
-            Ok(None) => panic!("it says nothing of why it ends"),
+            Ok(None) => panic!("the status does not say why the stream ends"),
             Err(ended) => break ended,
         }
     };
@@ -317,6 +317,6 @@ async fn open_streams_are_bounded_and_idle_streams_end() {
     drop((to, answers));
     // A stream also frees its slot when the client disconnects without closing it.
     for _ in 0..2 {
-        until("there is a place", Duration::from_secs(5), async || stream(&node.grpc, 1).await.ok()).await;
+        until("a slot is free", Duration::from_secs(5), async || stream(&node.grpc, 1).await.ok()).await;
     }
 }

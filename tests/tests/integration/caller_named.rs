@@ -62,8 +62,8 @@ async fn check_counter_cap(process: &Process) {
     let answer = request.body(body).send().await.unwrap();
     // The node is not overloaded, so there is no `Retry-After`. (Seen to fail when every 429 said one second.)
     assert!(!answer.headers().contains_key(header::RETRY_AFTER), "{answer:?}");
-    let (status, said) = (answer.status(), answer.json::<serde_json::Value>().await.unwrap());
-    assert_eq!((status.as_u16(), said["error"]["code"].as_str()), (429, Some("resource_exhausted")), "{said}");
+    let (status, output) = (answer.status(), answer.json::<serde_json::Value>().await.unwrap());
+    assert_eq!((status.as_u16(), output["error"]["code"].as_str()), (429, Some("resource_exhausted")), "{output}");
 
     let now = peek(&process.grpc, chat("acme", "c")).await.unwrap();
     assert_eq!((quota(&now, "requests_per_minute").used, quota(&now, "requests_per_hour").used), (3, 0), "{now:?}");

@@ -62,7 +62,7 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     assert_eq!((allowed(&before), before.decided_by.as_str()), (true, ""));
     redis.kill();
     for node in &nodes {
-        until("the loss is seen", Duration::from_secs(10), async || {
+        until("the outage is reported", Duration::from_secs(10), async || {
             let decision = consume(&node.grpc, call(account("probe"), "local", &[])).await.unwrap();
             (decision.decided_by == "local").then_some(())
         })
@@ -94,7 +94,7 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     let (_, answer) = node.rest.post("/v1/consume", r#"{"caller":{"account":"d"},"resource":"local"}"#).await;
     assert_eq!(answer["decided_by"], "local", "{answer}");
     // A node that decides without the store is ready.
-    until("the loss is seen", Duration::from_secs(10), async || {
+    until("the outage is reported", Duration::from_secs(10), async || {
         let (status, ready) = node.rest.json("/readyz").await;
         assert_eq!(status.as_u16(), 200, "{ready}");
         (ready["store"]["ok"] == false).then_some(())
@@ -131,7 +131,7 @@ async fn each_failure_mode_keeps_its_bound_and_local_charges_are_replayed() {
     assert_eq!(quota(&after, "requests_per_hour").used, locally);
     assert!(!allowed(&after), "thirty of thirty are used");
     let open = peek(&node.grpc, call(account("a"), "open", &[])).await.unwrap();
-    assert_eq!(quota(&open, "requests_per_hour").used, 0, "what nobody decided is not charged");
+    assert_eq!(quota(&open, "requests_per_hour").used, 0, "a call without a decision is not charged");
 }
 
 /// Asserts that the log has the store's error under the incident id that the caller received.
@@ -182,6 +182,9 @@ async fn a_charge_that_no_replica_confirms_is_not_decided() {
         metrics.lines().find_map(|line| line.strip_prefix("tollgate_store_faults_total{fault=\"unreplicated\"} "));
     assert!(faults.is_some_and(|faults| faults != "0"), "{metrics}");
     let arguments = ["doctor", "--redis", &redis.url(), "--redis-wait-replicas=1", "--redis-wait-ms=50"];
-    let (status, said, _) = ProcessBuilder::bare().args(arguments).output();
-    assert!(!status.success() && said.contains("0 of 1 confirm within 50ms; calls fail (unreplicated)"), "{said}");
+    let (status, error_text, _) = ProcessBuilder::bare().args(arguments).output();
+    assert!(
+        !status.success() && error_text.contains("0 of 1 confirm within 50ms; calls fail (unreplicated)"),
+        "{error_text}"
+    );
 }

@@ -232,7 +232,7 @@ async fn no_spliced_reservation_id_is_accepted() {
         }
         let all = of_domain.concat();
         let forged = splice_all(&all, &["request-1"]);
-        assert_eq!(forged.len(), 72, "two domains, four accounts, ten ids, without the eight good ones");
+        assert_eq!(forged.len(), 72, "two domains, four accounts, ten ids, without the eight genuine ones");
         let before = deployment.used().await;
         assert_eq!(before, [2, 1_400, 2].repeat(4));
         assert_no_reservation(deployment, &forged, &DOMAINS, ALL).await;
@@ -320,10 +320,14 @@ async fn keys_and_events_of_another_domain_are_unknown() {
             for id in ACCOUNTS {
                 let event = Some(json!({"id": "event-1", "type": "payment"}));
                 let path = format!("/accounts/{id}/events");
-                let (_, told) = deployment.admin(domain, Method::POST, &path, event.clone()).await;
-                assert_eq!((&told["repeated"], &told["account"]["tier"]), (&json!(false), &json!("premium")), "{told}");
-                let (_, told) = deployment.admin(domain, Method::POST, &path, event).await;
-                assert_eq!(told["repeated"], true, "{told}");
+                let (_, report) = deployment.admin(domain, Method::POST, &path, event.clone()).await;
+                assert_eq!(
+                    (&report["repeated"], &report["account"]["tier"]),
+                    (&json!(false), &json!("premium")),
+                    "{report}"
+                );
+                let (_, report) = deployment.admin(domain, Method::POST, &path, event).await;
+                assert_eq!(report["repeated"], true, "{report}");
             }
         }
     })

@@ -49,9 +49,9 @@ pub(crate) async fn raw_as(
 
 /// The gRPC error of an answer.
 pub(crate) fn error_of(answer: &reqwest::Response) -> RawError {
-    let said = |name| answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let code = said("grpc-status").expect("an error comes without a body");
-    (Code::from_bytes(code.as_bytes()), said("grpc-message").unwrap_or_default())
+    let text = |name| answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let code = text("grpc-status").expect("an error comes without a body");
+    (Code::from_bytes(code.as_bytes()), text("grpc-message").unwrap_or_default())
 }
 
 /// The health of `service`.
@@ -154,11 +154,11 @@ async fn a_client_deadline_is_kept_when_redis_hangs() {
     let request = tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
     let message = prost::Message::encode_to_vec(&request);
     let started = Instant::now();
-    let (code, said) =
+    let (code, text) =
         raw(&node.grpc_address, "/tollgate.v1.RateLimitService/Consume", &message, &[("grpc-timeout", "300m")]).await;
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(300) + SLACK, "{took:?}");
-    assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {said}");
+    assert!([Code::DeadlineExceeded, Code::Unavailable].contains(&code), "{code:?}: {text}");
 }
 
 /// A tonic client's call ends at its deadline.

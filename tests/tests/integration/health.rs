@@ -95,7 +95,7 @@ async fn calls(node: &Process, names: [&str; 2]) -> Vec<Option<Code>> {
 async fn check_state(state: State) {
     let State { name, .. } = state;
     let mut deployment = Deployment::start(state.fault);
-    until(&format!("{name}: the node is well"), PATIENCE, async || {
+    until(&format!("{name}: the node is healthy"), PATIENCE, async || {
         let (status, ready) = deployment.node.rest.json("/readyz").await;
         (status == 200 && ready["store"]["ok"] == true && ready["accounts"]["ok"] == true).then_some(())
     })
@@ -104,7 +104,7 @@ async fn check_state(state: State) {
     let before = deployment.metrics().await;
     deployment.inject(state.fault);
 
-    let ready = until(&format!("{name}: /readyz says so"), PATIENCE, async || {
+    let ready = until(&format!("{name}: /readyz reports it"), PATIENCE, async || {
         let (status, ready) = deployment.node.rest.json("/readyz").await;
         let says = state.says.is_none_or(|(part, ok, text)| {
             let part = &ready[part];
@@ -114,8 +114,8 @@ async fn check_state(state: State) {
     })
     .await;
     // `/readyz` needs no token.
-    for told in ["127.0.0.1", "error", "tg{", "maxmemory 1"] {
-        assert!(!ready.to_string().contains(told), "{name}: {ready}");
+    for report in ["127.0.0.1", "error", "tg{", "maxmemory 1"] {
+        assert!(!ready.to_string().contains(report), "{name}: {ready}");
     }
     let expected = if state.serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE] {
@@ -151,11 +151,11 @@ async fn check_state(state: State) {
         expected.push("TollgateDecidesWithoutStore");
     }
     firing(name, &before, &after, &expected);
-    let said = deployment.node.stderr();
+    let output = deployment.node.stderr();
     if let Some((_, ok, text)) = state.says {
         let what = if ok { text } else { text.rsplit(": ").next().unwrap() };
-        let line = said.lines().find(|line| line.contains("WARN") && line.contains(what) && line.contains("store"));
-        assert!(line.is_some(), "{name}: {said}");
+        let line = output.lines().find(|line| line.contains("WARN") && line.contains(what) && line.contains("store"));
+        assert!(line.is_some(), "{name}: {output}");
     }
 }
 
@@ -168,7 +168,7 @@ async fn every_state_of_the_stores_is_reported_as_documented() {
     }
     let header = "| the Redis of the counters is |";
     let rows = OPERATIONS.lines().skip_while(|line| !line.starts_with(header)).skip(2);
-    assert_eq!(rows.take_while(|line| line.starts_with('|')).count(), TABLE.len(), "rows that no test knows");
+    assert_eq!(rows.take_while(|line| line.starts_with('|')).count(), TABLE.len(), "rows without a test");
     // A few rows at a time: each starts one or two Redis servers.
     for states in TABLE.chunks(4) {
         let all = LocalSet::new();

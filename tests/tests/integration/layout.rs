@@ -70,7 +70,7 @@ fn crates_below_the_server_use_no_protocol_and_core_and_policy_use_no_io() {
     ];
     for (name, forbidden) in forbidden {
         for forbidden in forbidden.iter().copied().flatten() {
-            assert!(!dependencies[name].contains(*forbidden), "{name} knows {forbidden}");
+            assert!(!dependencies[name].contains(*forbidden), "{name} depends on {forbidden}");
         }
     }
 }
@@ -210,7 +210,7 @@ fn front_doors_do_not_depend_on_each_other() {
             if source.module.first().is_some_and(|name| name == door) {
                 let knows =
                     source.paths.iter().any(|path| path[0] == "crate" && path.get(1).is_some_and(|n| n == other));
-                assert!(!knows, "{} knows {other}", source.module.join("::"));
+                assert!(!knows, "{} depends on {other}", source.module.join("::"));
             }
         }
     }

@@ -38,9 +38,9 @@ async fn sigterm_under_load_drops_no_open_call() {
                         // (hyper's `Canceled`), or the server went away in good order before it accepted the call
                         // (HTTP/2 GOAWAY without an error).
                         Err(error) => {
-                            let said = format!("{error:?}");
-                            let unsent = said.contains("hyper::Error(Canceled")
-                                || (said.contains("GoAway") && said.contains("NO_ERROR"));
+                            let error_text = format!("{error:?}");
+                            let unsent = error_text.contains("hyper::Error(Canceled")
+                                || (error_text.contains("GoAway") && error_text.contains("NO_ERROR"));
                             let gone = error.code() == Code::Unavailable || unsent;
                             return if gone { Ok(()) } else { Err(format!("{error:?}")) };
                         }
@@ -61,10 +61,10 @@ async fn sigterm_under_load_drops_no_open_call() {
         });
     }
     until("calls are made", Duration::from_secs(10), async || (done.load(Ordering::Relaxed) > 200).then_some(())).await;
-    let told = Instant::now();
+    let report = Instant::now();
     node.signal("TERM");
     let status = node.ended(Duration::from_secs(10)).await;
-    assert!(told.elapsed() < Duration::from_secs(5), "idle, it waited for its bound: {:?}", told.elapsed());
+    assert!(report.elapsed() < Duration::from_secs(5), "idle, it waited for its bound: {:?}", report.elapsed());
     go.store(false, Ordering::Relaxed);
     assert_eq!(status.code(), Some(0), "{}", node.stderr());
     let wrong: Vec<String> = callers.join_all().await.into_iter().filter_map(Result::err).collect();
@@ -107,7 +107,7 @@ async fn shutdown_takes_no_longer_than_its_bound() {
     use tokio::io::AsyncWriteExt;
     let (_folder, policy) = folder_with(&shop(100));
     let mut node = ProcessBuilder::new(&policy).arg("--drain-timeout-ms=500").start();
-    let address = node.said.split("REST on http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let address = node.first_line.split("REST on http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
     half.write_all(
         b"POST /v1/consume HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
@@ -116,11 +116,11 @@ async fn shutdown_takes_no_longer_than_its_bound() {
     .unwrap();
     // The node answers another request, so it has received the unfinished one.
     assert_eq!(node.rest.text("/healthz").await.0.as_u16(), 200);
-    let told = Instant::now();
+    let report = Instant::now();
     node.signal("TERM");
     let status = node.ended(Duration::from_secs(5)).await;
     assert_eq!(status.code(), Some(0), "{}", node.stderr());
-    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    assert!(report.elapsed() < Duration::from_secs(4), "{:?}", report.elapsed());
 }
 
 #[tokio::test]
@@ -260,9 +260,9 @@ fn a_wrong_configuration_file_is_named() {
 async fn the_command_printed_for_the_embedded_policy_works() {
     let node = ProcessBuilder::bare().arg("--http-listen=127.0.0.1:0").arg("--grpc-listen=127.0.0.1:0").start();
     let commands = until("it says what to try", Duration::from_secs(10), async || {
-        let said = node.stdout();
+        let error_text = node.stdout();
         let commands: Vec<String> =
-            said.lines().map(str::trim).filter(|line| line.contains("curl ")).map(ToOwned::to_owned).collect();
+            error_text.lines().map(str::trim).filter(|line| line.contains("curl ")).map(ToOwned::to_owned).collect();
         (commands.len() == 3).then_some(commands)
     })
     .await;
@@ -297,7 +297,7 @@ async fn the_readme_transcript_matches_a_real_run() {
     assert_eq!(command, "cargo run --release");
     let (printed, _) = printed.split_once("…\n").expect("there is more than is shown");
     until(&format!("it prints {printed}"), Duration::from_secs(10), async || {
-        (node.said.clone() + &node.stdout()).starts_with(printed).then_some(())
+        (node.first_line.clone() + &node.stdout()).starts_with(printed).then_some(())
     })
     .await;
 
@@ -342,8 +342,8 @@ fn a_node_prints_its_address_once_it_can_decide() {
     let (_folder, good) = folder_with(&shop(100));
     let (_other, bad) = folder_with("nothing of the kind");
     for node in [ProcessBuilder::new(&bad), ProcessBuilder::new(&good).arg("--service-tokens=/nowhere")] {
-        let (status, said, error) = node.output();
-        assert!(!status.success() && !error.is_empty(), "{said} {error}");
-        assert_eq!(said, "", "{error}");
+        let (status, error_text, error) = node.output();
+        assert!(!status.success() && !error.is_empty(), "{error_text} {error}");
+        assert_eq!(error_text, "", "{error}");
     }
 }

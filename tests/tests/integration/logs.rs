@@ -77,7 +77,7 @@ async fn json_logs_have_one_object_per_line_with_a_constant_message() {
     .await;
     let lines = objects(&log);
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-    let mut said = HashSet::new();
+    let mut output = HashSet::new();
     for line in lines.iter().filter(|line| line["target"].as_str().is_some_and(|from| from.starts_with("tollgate"))) {
         let message = line["message"].as_str().unwrap_or_else(|| panic!("no message: {line}"));
         let own = ["timestamp", "level", "target", "message", "span", "spans"];
@@ -87,7 +87,7 @@ async fn json_logs_have_one_object_per_line_with_a_constant_message() {
             assert!(!message.contains(value.as_str()), "the value of {name} is in the message: {line}");
         }
         let names: BTreeSet<&str> = fields.iter().map(|(name, _)| *name).collect();
-        said.insert(format!("{message} {names:?}"));
+        output.insert(format!("{message} {names:?}"));
     }
     for expected in [
         r#"node starts {"domains", "store"}"#,
@@ -98,7 +98,7 @@ async fn json_logs_have_one_object_per_line_with_a_constant_message() {
         r#"a call was answered without the store {"error", "mode", "suppressed"}"#,
         "node stopped {}",
     ] {
-        assert!(said.contains(expected), "{expected} is not among {said:#?}");
+        assert!(output.contains(expected), "{expected} is not among {output:#?}");
     }
     for secret in secrets.into_iter().chain([password]) {
         for part in [secret, &hash_of(secret)["sha256:".len()..][..16]] {

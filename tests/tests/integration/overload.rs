@@ -60,7 +60,7 @@ async fn over_grpc(grpc: &RateLimitServiceClient<Channel>) -> Outcome {
         Ok(decision) => Outcome::Decided(allowed(&decision)),
         Err(status) => {
             assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-            let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("when to come again");
+            let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("a Retry-After");
             let pushback: u64 = pushback.to_str().unwrap().parse().expect("a number of milliseconds");
             assert!((1..=1_000).contains(&pushback), "{pushback}");
             Outcome::Refused
@@ -76,7 +76,7 @@ async fn answered(request: reqwest::RequestBuilder) -> Result<Value, Value> {
     match status {
         StatusCode::OK => Ok(body),
         StatusCode::TOO_MANY_REQUESTS => {
-            assert_eq!(wait.expect("when to come again"), "1", "{body}");
+            assert_eq!(wait.expect("a Retry-After"), "1", "{body}");
             Err(body)
         }
         status => panic!("{status}: {body}"),
@@ -228,8 +228,8 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
         (node.rest.text("/readyz").await.0 == StatusCode::OK).then_some(())
     })
     .await;
-    let said = node.stderr();
-    assert!(!said.contains("panicked") && !said.contains("ERROR"), "{said}");
+    let output = node.stderr();
+    assert!(!output.contains("panicked") && !output.contains("ERROR"), "{output}");
 }
 
 /// Errors of the end users' routes when the node is overloaded, when the counters do not answer, and when the deadline

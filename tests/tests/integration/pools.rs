@@ -192,7 +192,7 @@ async fn several_nodes_never_exceed_the_pool() {
 #[test]
 fn errors_in_pools_are_reported_with_their_line() {
     let good = shared(1_000);
-    for (from, to, said) in [
+    for (from, to, expected) in [
         ("[10, 20, 30, 40]", "[10, 20, 30, 50]", "add up to 110 percent"),
         ("[10, 20, 30, 40]", "[0, 0, 0, 0]", "add up to 0 percent"),
         ("[10, 20, 30, 40]", "[10, 20, 70]", "shares"),
@@ -203,6 +203,6 @@ fn errors_in_pools_are_reported_with_their_line() {
         let (status, _, stderr) = ProcessBuilder::bare().arg("check-policy").arg(&policy).output();
         let line = 1 + good.lines().position(|line| line.contains("name: capacity")).unwrap();
         assert_eq!(status.code(), Some(1), "{to}: {stderr}");
-        assert!(stderr.contains(&format!("policy.yaml:{line}: ")) && stderr.contains(said), "{to}: {stderr}");
+        assert!(stderr.contains(&format!("policy.yaml:{line}: ")) && stderr.contains(expected), "{to}: {stderr}");
     }
 }

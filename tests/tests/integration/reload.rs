@@ -114,7 +114,7 @@ async fn an_invalid_policy_file_keeps_the_old_policy_and_reports_its_errors() {
     let line_of = |text: &str| 1 + broken.lines().position(|line| line.contains(text)).unwrap();
     replace(&node.policy, &broken);
     let body = policies_are(&node.rest, false).await;
-    assert_eq!(body["policies"]["detail"], "not reloaded", "strangers learn nothing of the file");
+    assert_eq!(body["policies"]["detail"], "not reloaded", "callers without a token learn nothing about the file");
     let detail = detail_is(|_| true).await;
     for text in ["limit: -1", "per: 0s"] {
         let place = format!("policy.yaml:{}: ", line_of(text));
@@ -221,12 +221,12 @@ async fn sighup_reloads_a_file_that_is_not_watched() {
     policies_are(&node.rest, false).await;
     // The error has the file as it was named, and the line. (Seen to fail without either.)
     let place = format!("{}:2: version: ", link.display());
-    let said = async || {
+    let output = async || {
         let stderr = node.stderr();
         let mut lines =
             stderr.lines().skip_while(|line| !line.contains("not reloaded; the old contents stay in force"));
         lines.any(|line| line.contains(&place)).then_some(())
     };
-    until(&format!("it says so, with {place}"), BOUND, said).await;
+    until(&format!("it says so, with {place}"), BOUND, output).await;
     assert!(allowed(&consume(&node.grpc, one()).await.unwrap()), "it still runs");
 }

@@ -90,18 +90,22 @@ async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_char
             "upload.media_type: must be ",
         ),
     ];
-    for (wrong, said) in wrong {
+    for (wrong, prefix) in wrong {
         let call = Call { caller: Some(account("a")), resource: "model".to_owned(), ..wrong };
         let status = consume(&node.grpc, call.clone()).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert!(status.message().starts_with(said), "{status:?}");
+        assert!(status.message().starts_with(prefix), "{status:?}");
         let mut body = json!({ "caller": { "account": "a" }, "resource": "model", "dialect": call.dialect });
         if let Some(upload) = &call.upload {
             body["upload"] = json!({ "media_type": upload.media_type });
         }
         let (status, error) = node.rest.post("/v1/consume", body.to_string()).await;
         assert_eq!(status, 400);
-        assert_eq!(error["error"]["message"].as_str().map(|message| message.starts_with(said)), Some(true), "{error}");
+        assert_eq!(
+            error["error"]["message"].as_str().map(|message| message.starts_with(prefix)),
+            Some(true),
+            "{error}"
+        );
     }
     let now = peek(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
     assert!(now.quotas.iter().all(|quota| quota.used == 0), "{now:?}");

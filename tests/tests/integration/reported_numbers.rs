@@ -45,7 +45,7 @@ async fn check_reported_numbers(node: &Node, load: Load) {
         let load = tiny(&[("requests", requests), ("tokens", tokens)]);
         let before = peek(&node.grpc, load.clone()).await.unwrap();
         let decision = consume(&node.grpc, load).await.unwrap();
-        assert_eq!(before.verdict, decision.verdict, "Check says what Consume would");
+        assert_eq!(before.verdict, decision.verdict, "Check equals Consume");
         assert_eq!(decided_at_ms(&decision), node.clock.now().as_ms());
         for status in &decision.quotas {
             assert_eq!(status.remaining.unwrap(), status.limit.unwrap() - status.used, "{status:?}");
@@ -67,7 +67,7 @@ async fn check_reported_numbers(node: &Node, load: Load) {
     let refused = consume(&node.grpc, tiny(&[])).await.unwrap();
     assert!(!allowed(&refused), "one more than {room}: {refused:?}");
     assert_eq!(refused.reason(), Reason::QuotaExceeded);
-    let wait = refused.retry_after_ms.expect("when to come back");
+    let wait = refused.retry_after_ms.expect("a Retry-After");
     let says = quota(&refused, &refused.quota);
     let at = says.retry_at.as_ref().map(ms);
     assert_eq!(at, Some(decided_at_ms(&refused) + wait), "retry_at and retry_after_ms are one thing");

@@ -48,7 +48,7 @@ fn as_service<T>(token: &str, message: T) -> Request<T> {
 async fn p99_over_grpc(node: &Process) -> Duration {
     p99(async || {
         let one = as_service(HONEST, ConsumeRequest { call: Some(call(account("a"), "bulk", &[])) });
-        let answer = node.grpc.clone().consume(one).await.expect("an honest call is decided");
+        let answer = node.grpc.clone().consume(one).await.expect("a valid call is decided");
         assert!(allowed(&answer.into_inner().decision.unwrap()));
     })
     .await
@@ -85,6 +85,6 @@ async fn p99(one: impl AsyncFn()) -> Duration {
 /// Asserts that the latency is at most ten times that of an idle node, or below what a busy machine needs anyway.
 fn assert_latency_nearly_unchanged(before: Duration, during: Duration) {
     let bound = 10 * before + P99_SLACK;
-    assert!(during < bound, "p99 of honest calls: {before:?} before, {during:?} during");
-    println!("p99 of honest calls: {before:?} before, {during:?} during");
+    assert!(during < bound, "p99 of valid calls: {before:?} before, {during:?} during");
+    println!("p99 of valid calls: {before:?} before, {during:?} during");
 }

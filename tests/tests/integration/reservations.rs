@@ -159,8 +159,8 @@ async fn a_first_call_is_never_refused_by_an_estimate() {
         id_of(&first);
         assert_eq!(quota(&first, "tokens_per_minute").used, reserved, "{limit} {inputs:?}");
         // A cost stated in the call replaces the estimate.
-        let said = reserve(&node.grpc, of("b", &[("tokens", limit + 1)]), &[], 0).await.unwrap();
-        assert!(!allowed(&said) && said.retry_after_ms.is_none(), "never, not later");
+        let output = reserve(&node.grpc, of("b", &[("tokens", limit + 1)]), &[], 0).await.unwrap();
+        assert!(!allowed(&output) && output.retry_after_ms.is_none(), "never, not later");
     }
 }
 
@@ -390,7 +390,8 @@ async fn the_slot_of_a_killed_caller_is_freed() {
     let (_folder, file) =
         folder_with(&policy(100, 20_000).replace("concurrent_requests, limit: 2", "concurrent_requests, limit: 1"));
     let node = ProcessBuilder::new(&file).redis(&redis.url()).start();
-    let address = node.said.split_once("http://").and_then(|(_, rest)| rest.split(',').next()).expect("an address");
+    let address =
+        node.first_line.split_once("http://").and_then(|(_, rest)| rest.split(',').next()).expect("an address");
     let body =
         json!({"call": {"caller": {"account": "a"}, "resource": "model", "usage": {"tokens": 900}}, "ttl_ms": TTL_MS});
     // Reserves, prints the answer, then keeps running.
@@ -398,11 +399,11 @@ async fn the_slot_of_a_killed_caller_is_freed() {
         "curl -s http://{address}/v1/reserve -H 'content-type: application/json' -d '{body}' && echo && exec sleep 600"
     );
     let mut caller = Command::new("bash").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a caller");
-    let mut said = String::new();
-    BufReader::new(caller.stdout.take().expect("piped")).read_line(&mut said).expect("a line");
+    let mut output = String::new();
+    BufReader::new(caller.stdout.take().expect("piped")).read_line(&mut output).expect("a line");
     signal(caller.id(), "KILL");
     caller.wait().expect("it ends");
-    let said: Value = serde_json::from_str(&said).expect("a decision");
+    let output: Value = serde_json::from_str(&output).expect("a decision");
 
     let ask = async || reserve(&node.grpc, of("a", &[("tokens", 5)]), &[], 0).await.expect("a decision");
     let mut promised = None;
@@ -420,8 +421,8 @@ async fn the_slot_of_a_killed_caller_is_freed() {
     .await;
     let promised = promised.expect("the slot outlives the caller");
     let text = |at| json!(Timestamp::from_ms(at).to_string());
-    assert_eq!(said["reservation"]["expires_at"], text(promised), "{said}");
-    assert_eq!(said["decided_at"], text(promised - u64::from(TTL_MS)), "the time to live, by Redis's clock");
+    assert_eq!(output["reservation"]["expires_at"], text(promised), "{output}");
+    assert_eq!(output["decided_at"], text(promised - u64::from(TTL_MS)), "the time to live, by Redis's clock");
     let now = decided_at_ms(&admitted);
     assert!(promised <= now, "admitted {} ms before the slot was free", promised - now);
     assert_eq!(quota(&admitted, "tokens_per_minute").used, 905, "the estimate of the killed caller stays");

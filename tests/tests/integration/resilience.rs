@@ -217,7 +217,7 @@ async fn restart_under_load() -> Vec<Answer> {
     until("calls are charged", Duration::from_secs(10), async || (charged(&node).await > 50).then_some(())).await;
     redis.kill();
     let failed_before = load.failed();
-    until("the loss is seen", Duration::from_secs(10), async || {
+    until("the outage is reported", Duration::from_secs(10), async || {
         consume(&node.grpc, call(account("other"), "bulk", &[])).await.err()
     })
     .await;

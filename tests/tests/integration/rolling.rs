@@ -80,7 +80,7 @@ async fn a_rolling_restart_under_load_loses_no_call_and_no_count() {
     let (admitted, health) = load.end().await;
 
     let now = peek(&processes[0].grpc, call(account("load"), "open", &[])).await.unwrap();
-    assert_eq!(quota(&now, "requests_per_hour").used, admitted, "both sides count alike");
+    assert_eq!(quota(&now, "requests_per_hour").used, admitted, "callers and Redis count the same");
     let (refused, mut readable) = (nodes.refused(), 0);
     for number in 0..REFUSED {
         let request = processes[number % 3].rest.request(reqwest::Method::GET, "/api_keys/rate_limits/log");

@@ -20,7 +20,7 @@ async fn a_shadow_quota_reports_what_it_would_refuse_and_refuses_nothing() {
     let node = memory_node(&trial()).await;
     for number in 1..=7 {
         let decision = consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
-        assert_eq!(allowed(&decision), number <= 5, "the enforced limit decides");
+        assert_eq!(allowed(&decision), number <= 5, "the enforced limthe node decides");
         let expected: &[&str] = if number > 2 { &["trial"] } else { &[] };
         assert_eq!(decision.shadow_refusals, expected, "{number}");
         let trial = quota(&decision, "trial");

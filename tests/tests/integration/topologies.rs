@@ -12,9 +12,9 @@ use self::smoke::smoke;
 use crate::harness::ProcessBuilder;
 
 fn doctor(settings: &[String]) -> (i32, String) {
-    let (status, said, error) =
+    let (status, text, error) =
         settings.iter().fold(ProcessBuilder::bare().arg("doctor"), ProcessBuilder::arg).output();
-    (status.code().unwrap_or(-1), said + &error)
+    (status.code().unwrap_or(-1), text + &error)
 }
 
 #[tokio::test]
@@ -29,29 +29,29 @@ async fn every_operation_works_on_a_cluster() {
     let cluster = RedisCluster::start();
     let settings = [format!("--redis={}", cluster.url_of_user())];
     smoke(&settings).await;
-    let (code, said) = doctor(&settings);
-    assert_eq!(code, 0, "{said}");
-    assert!(said.contains("all slots are served, by 3 masters"), "{said}");
-    assert_eq!(said.matches("all commands of a node may be used").count(), 3, "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("all slots are served, by 3 masters"), "{text}");
+    assert_eq!(text.matches("all commands of a node may be used").count(), 3, "{text}");
     let _: () = cluster.servers[1].run("ACL SETUSER tollgate -asking");
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("ASKING (")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("ASKING (")), (1, true), "{text}");
     let _: () = cluster.servers[1].run("ACL SETUSER tollgate +asking");
     for server in &cluster.servers {
         let _: () = server.run("ACL SETUSER tollgate -cluster|slots");
     }
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("cluster|slots")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("cluster|slots")), (1, true), "{text}");
     for server in &cluster.servers {
         let _: () = server.run("ACL SETUSER tollgate +cluster|slots");
     }
-    let (code, said) = doctor(&[format!("--redis={}", cluster.servers[0].url())]);
-    assert_eq!((code, said.contains("use redis+cluster://")), (1, true), "{said}");
+    let (code, text) = doctor(&[format!("--redis={}", cluster.servers[0].url())]);
+    assert_eq!((code, text.contains("use redis+cluster://")), (1, true), "{text}");
     for master in &cluster.servers[..3] {
         let _: () = master.run("CLUSTER DELSLOTS 0");
     }
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("1 slots are not served")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("1 slots are not served")), (1, true), "{text}");
 }
 
 #[tokio::test]
@@ -59,12 +59,12 @@ async fn every_operation_works_under_sentinels() {
     let trio = SentinelTrio::start();
     let settings = [format!("--redis={}", trio.url_of_user())];
     smoke(&settings).await;
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("3 of 3 answer")), (0, true), "{said}");
-    assert!(said.contains("all commands of a node may be used"), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("3 of 3 answer")), (0, true), "{text}");
+    assert!(text.contains("all commands of a node may be used"), "{text}");
     let _: () = trio.servers[0].run("ACL SETUSER tollgate -role");
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("role")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("role")), (1, true), "{text}");
 }
 
 /// A user with exactly the documented rights; the password is in a file.
@@ -87,11 +87,11 @@ async fn every_operation_works_with_tls_and_an_acl() {
         format!("--redis-tls-key={}", file("client.key", key)),
     ];
     smoke(&settings).await;
-    let (code, said) = doctor(&settings);
-    assert_eq!(code, 0, "{said}");
-    assert!(said.contains("all commands of a node may be used"), "{said}");
-    let (code, said) = doctor(&settings[..3]);
-    assert_eq!((code, said.contains("connection: ")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("all commands of a node may be used"), "{text}");
+    let (code, text) = doctor(&settings[..3]);
+    assert_eq!((code, text.contains("connection: ")), (1, true), "{text}");
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
     assert!(page.contains(ACL.trim()), "the page has another ACL line than the tests");
 }
@@ -118,18 +118,18 @@ async fn a_server_certificate_may_have_another_name_than_the_url() {
     ];
     let with = |name: &str| [&settings[..], &[format!("--redis-tls-server-name={name}")]].concat();
     smoke(&with("localhost")).await;
-    let (code, said) = doctor(&with("localhost"));
-    assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{said}");
+    let (code, text) = doctor(&with("localhost"));
+    assert_eq!((code, text.contains("all commands of a node may be used")), (0, true), "{text}");
     for settings in [&settings[..], &with("elsewhere.example")] {
-        let (code, said) = doctor(settings);
-        assert_eq!((code, said.contains("TLS fails")), (1, true), "{said}");
+        let (code, text) = doctor(settings);
+        assert_eq!((code, text.contains("TLS fails")), (1, true), "{text}");
     }
     for (settings, complaint) in [
         (with("not a name"), "must be a host name or an address"),
         (vec!["--redis=rediss+sentinel://h/m".to_owned(), "--redis-tls-server-name=h".to_owned()], "names sentinels"),
     ] {
-        let (code, said) = doctor(&settings);
-        assert_eq!((code, said.starts_with("redis: "), said.contains(complaint)), (1, true, true), "{said}");
+        let (code, text) = doctor(&settings);
+        assert_eq!((code, text.starts_with("redis: "), text.contains(complaint)), (1, true, true), "{text}");
     }
 }
 
@@ -146,9 +146,9 @@ async fn every_operation_works_on_an_older_redis_and_a_valkey() {
         let server = OtherServer::start(program);
         let settings = [format!("--redis={}", server.url())];
         smoke(&settings).await;
-        let (code, said) = doctor(&settings);
-        assert_eq!((code, said.contains(said_of)), (0, true), "{said}");
-        assert!(said.contains("all commands of a node may be used"), "{said}");
+        let (code, text) = doctor(&settings);
+        assert_eq!((code, text.contains(said_of)), (0, true), "{text}");
+        assert!(text.contains("all commands of a node may be used"), "{text}");
     }
 }
 
@@ -156,21 +156,21 @@ async fn every_operation_works_on_an_older_redis_and_a_valkey() {
 fn the_doctor_names_what_is_wrong() {
     let server = RedisServer::start_with(&["--maxmemory", "100mb", "--appendonly", "yes"]);
     let settings = [format!("--redis={}", server.url())];
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("No problems found.")), (0, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("No problems found.")), (0, true), "{text}");
     for (command, back, complaint) in [
         ("CONFIG SET maxmemory-policy allkeys-lru", "CONFIG SET maxmemory-policy noeviction", "set noeviction"),
         ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "counters can be written only on a master"),
         ("ACL SETUSER default -zadd", "ACL SETUSER default +zadd", "ZADD"),
     ] {
         let _: () = server.run(command);
-        let (code, said) = doctor(&settings);
-        assert_eq!((code, said.contains(complaint)), (1, true), "{command}: {said}");
+        let (code, text) = doctor(&settings);
+        assert_eq!((code, text.contains(complaint)), (1, true), "{command}: {text}");
         let _: () = server.run(back);
     }
     let _: () = server.run("CONFIG SET appendonly no");
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("a restart loses all counters")), (0, true), "{said}");
-    let (code, said) = doctor(&[format!("--redis=redis://127.0.0.1:{}", RedisServer::free_port())]);
-    assert_eq!((code, said.contains("cannot be reached")), (1, true), "{said}");
+    let (code, text) = doctor(&settings);
+    assert_eq!((code, text.contains("a restart loses all counters")), (0, true), "{text}");
+    let (code, text) = doctor(&[format!("--redis=redis://127.0.0.1:{}", RedisServer::free_port())]);
+    assert_eq!((code, text.contains("cannot be reached")), (1, true), "{text}");
 }

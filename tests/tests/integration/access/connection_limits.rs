@@ -127,10 +127,10 @@ async fn a_trusted_proxy_may_have_all_connections() {
 async fn silent_connections_do_not_delay_shutdown() {
     let (_folder, mut node) = node(&["--drain-delay-ms=0"]);
     let mut held = Vec::new();
-    for said in [&b""[..], &PREFACE[..10], &[PREFACE, &b"\0\0\0\x04\0\0\0\0\0"[..]].concat()] {
+    for output in [&b""[..], &PREFACE[..10], &[PREFACE, &b"\0\0\0\x04\0\0\0\0\0"[..]].concat()] {
         for to in [&node.http_address, &node.grpc_address] {
             let mut stream = connect_from(address(1), to).await.unwrap();
-            stream.write_all(said).await.unwrap();
+            stream.write_all(output).await.unwrap();
             held.push(stream);
         }
     }

@@ -113,12 +113,12 @@ async fn an_address_with_too_many_failed_logins_is_refused_for_a_while() {
     ] {
         assert_eq!(rest(&node, route, wrong, None).await, (429, Some(30)), "{route} {wrong}");
     }
-    let said = "too many attempts from this address failed; try again in 30 s";
+    let output = "too many attempts from this address failed; try again in 30 s";
     for (method, route, body) in [
-        (Method::POST, "/v1/consume", json!({ "error": { "code": "resource_exhausted", "message": said } })),
-        (Method::POST, "/admin/v1/accounts", json!({ "error": { "code": "resource_exhausted", "message": said } })),
-        (Method::GET, "/api_keys/rate_limits", json!({ "error": said })),
-        (Method::GET, "/api/v1/api_keys/rate_limits/log", json!({ "error": said })),
+        (Method::POST, "/v1/consume", json!({ "error": { "code": "resource_exhausted", "message": output } })),
+        (Method::POST, "/admin/v1/accounts", json!({ "error": { "code": "resource_exhausted", "message": output } })),
+        (Method::GET, "/api_keys/rate_limits", json!({ "error": output })),
+        (Method::GET, "/api/v1/api_keys/rate_limits/log", json!({ "error": output })),
     ] {
         let answer = node.rest.request(method, route).bearer_auth("tg_mistyped").send().await.unwrap();
         assert_eq!(answer.json::<Value>().await.unwrap(), body, "{route}");

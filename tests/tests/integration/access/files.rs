@@ -96,11 +96,11 @@ async fn a_fifo_delays_neither_reload_nor_exit() {
     fifo(&secret);
     replace(&files.tokens, plain);
     node.signal("HUP");
-    until("it says what it is", BOUND, async || {
-        let said = node.stderr();
+    until("the report names the FIFO", BOUND, async || {
+        let error_text = node.stderr();
         let lines =
             ["policy.yaml:1: is a FIFO", "tokens.yaml: is a FIFO", "tokens[0].file: the file that it names: is a FIFO"];
-        lines.iter().all(|line| said.contains(line)).then_some(())
+        lines.iter().all(|line| error_text.contains(line)).then_some(())
     })
     .await;
     assert_eq!(status(&node, NEW).await, 200, "what was there stays");
@@ -251,8 +251,11 @@ async fn a_token_file_with_unsafe_permissions_causes_a_warning() {
     assert!(!node.stderr().contains("WARN"), "{}", node.stderr());
     let warned = async |parts: &[&str]| {
         until(&format!("{parts:?}"), BOUND, async || {
-            let said = node.stderr();
-            said.lines().any(|line| line.contains("WARN") && parts.iter().all(|part| line.contains(part))).then_some(())
+            let error_text = node.stderr();
+            error_text
+                .lines()
+                .any(|line| line.contains("WARN") && parts.iter().all(|part| line.contains(part)))
+                .then_some(())
         })
         .await;
     };
@@ -271,8 +274,8 @@ async fn a_token_file_with_unsafe_permissions_causes_a_warning() {
     let before = node.stderr().len();
     replace(&files.policy, &shop(10).replace("domain: shop", "domain: shoes"));
     until("the domain is missed", BOUND, async || {
-        let said = node.stderr().split_off(before);
-        said.lines().any(|line| line.contains("no policy has") && line.contains("\"shop\"")).then_some(())
+        let error_text = node.stderr().split_off(before);
+        error_text.lines().any(|line| line.contains("no policy has") && line.contains("\"shop\"")).then_some(())
     })
     .await;
     assert_eq!(

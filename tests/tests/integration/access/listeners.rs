@@ -11,8 +11,8 @@ use tokio::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    KEY, PREFACE, Process, ProcessBuilder, Rest, account, allowed, assert_watch_open, call, consume, folder_with,
-    hash_of, shop,
+    KEY, PREFACE, Process, ProcessBuilder, account, allowed, assert_watch_open, call, consume, folder_with, hash_of,
+    shop,
 };
 
 const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
@@ -23,24 +23,19 @@ fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
     (folder, settings.iter().fold(builder, ProcessBuilder::arg).start())
 }
 
-fn ops(node: &Process) -> Rest {
-    let address = node.said.split("health and metrics on http://").nth(1).unwrap();
-    Rest::new(address.split([',', ';']).next().unwrap().trim())
-}
-
 /// Waits until the node has closed the connection. Returns what it sent before.
 async fn closed(stream: &mut TcpStream) -> String {
-    let mut said = Vec::new();
-    let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut said)).await;
+    let mut output = Vec::new();
+    let read = timeout(Duration::from_secs(15), stream.read_to_end(&mut output)).await;
     // A reset counts as closed.
     let _ = read.expect("the node should have closed the connection");
-    String::from_utf8_lossy(&said).into_owned()
+    String::from_utf8_lossy(&output).into_owned()
 }
 
 #[tokio::test]
 async fn health_and_metrics_move_to_their_own_listener() {
     let (_folder, node) = node(&[]);
-    let ops = ops(&node);
+    let ops = node.ops();
     for route in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(ops.text(route).await.0, StatusCode::OK, "{route}");
         assert_eq!(node.rest.text(route).await.0, StatusCode::NOT_FOUND, "{route}");
@@ -92,7 +87,7 @@ async fn loopback_accepts_its_own_host_names_only() {
 #[tokio::test]
 async fn silent_and_slow_connections_are_closed() {
     let (_folder, node) = node(&["--header-timeout-ms=300", "--idle-timeout-ms=600"]);
-    let ops = ops(&node);
+    let ops = node.ops();
     let mut watch =
         HealthClient::new(node.channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());

@@ -20,22 +20,22 @@ const ADMIN: &str = "tgt_integration-token-of-the-administrators-31";
 const BOUND: Duration = Duration::from_secs(20);
 
 /// Asserts that no eight consecutive characters of the secret are shown, except those in every message.
-fn assert_not_shown(said: &str, secret: &str, place: &str) {
+fn assert_not_shown(error_text: &str, secret: &str, place: &str) {
     for start in (0..secret.len() - 8).step_by(4) {
         let part = &secret[start..start + 8];
-        let line = said.lines().find(|line| line.contains(part));
+        let line = error_text.lines().find(|line| line.contains(part));
         assert_eq!(line, None, "{place}: {part} of {secret}");
     }
 }
 
 /// All output of a node: log, `/readyz`, metrics.
 async fn all_output(node: &Process) -> String {
-    let mut said = node.stderr();
+    let mut error_text = node.stderr();
     for path in ["/readyz", "/metrics", "/healthz", "/openapi.json"] {
-        said += &node.rest.text(path).await.1;
+        error_text += &node.rest.text(path).await.1;
     }
     let status = node.rest.request(Method::GET, "/admin/v1/status").bearer_auth(ADMIN).send().await.unwrap();
-    said + &status.text().await.unwrap()
+    error_text + &status.text().await.unwrap()
 }
 
 /// Writes each wrong text to the file, waits until it is read, and then restores a valid one.

@@ -32,10 +32,10 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     let (folder, policy) = folder_with(&shop(100).replace("  model:", "  llama-3.3-70b:"));
     let own = || bare().arg("--policy").arg(&policy);
     for node in [own(), own().redis("redis://127.0.0.1:1"), own().env("TOLLGATE_OPEN_LOOPBACK", "false")] {
-        let said = start_error(node);
-        assert!(said.starts_with("service-tokens: is missing"), "{said}");
+        let text = start_error(node);
+        assert!(text.starts_with("service-tokens: is missing"), "{text}");
         for setting in ["service-tokens", "tls-client-ca", "open-loopback"] {
-            assert!(said.contains(setting), "no {setting} in {said}");
+            assert!(text.contains(setting), "no {setting} in {text}");
         }
     }
     let config = folder.path().join("tollgate.conf");
@@ -50,8 +50,8 @@ async fn a_node_with_its_own_policy_needs_service_tokens_or_open_loopback() {
     std::fs::write(&tokens, format!("tokens: [{{ name: shop, hash: '{hash}', domains: all }}]")).unwrap();
     let closed = || own().arg("--service-tokens").arg(&tokens);
     assert_eq!(rejection_codes(&closed().start()).await, Some((Code::Unauthenticated, 401)));
-    let said = start_error(closed().arg("--open-loopback"));
-    assert!(said.starts_with("open-loopback: cannot be combined with service-tokens"), "{said}");
+    let text = start_error(closed().arg("--open-loopback"));
+    assert!(text.starts_with("open-loopback: cannot be combined with service-tokens"), "{text}");
 }
 
 #[tokio::test]
@@ -60,8 +60,8 @@ async fn a_node_with_the_embedded_policy_is_open_on_loopback() {
     for open in [bare(), bare().redis(&redis.url())] {
         assert_eq!(rejection_codes(&open.start()).await, None);
     }
-    let said = start_error(bare().arg("--open-loopback=false"));
-    assert!(said.starts_with("service-tokens: is missing"), "{said}");
+    let text = start_error(bare().arg("--open-loopback=false"));
+    assert!(text.starts_with("service-tokens: is missing"), "{text}");
 }
 
 #[test]
@@ -69,9 +69,9 @@ fn only_loopback_can_be_open_without_tokens() {
     let (_folder, policy) = folder_with(&shop(100));
     for setting in ["http-listen", "grpc-listen"] {
         for node in [ProcessBuilder::bare(), ProcessBuilder::bare().arg("--policy").arg(&policy)] {
-            let said = start_error(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
-            assert!(said.contains(&format!("open-loopback: cannot be combined with {setting}")), "{said}");
-            assert!(said.contains(&format!("\n{setting}: ")) && said.contains("set service-tokens"), "{said}");
+            let text = start_error(node.arg("--open-loopback").arg(format!("--{setting}=0.0.0.0:0")));
+            assert!(text.contains(&format!("open-loopback: cannot be combined with {setting}")), "{text}");
+            assert!(text.contains(&format!("\n{setting}: ")) && text.contains("set service-tokens"), "{text}");
         }
     }
 }

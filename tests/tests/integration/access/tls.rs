@@ -187,11 +187,6 @@ async fn get(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
 }
 
-fn ops(node: &Process) -> crate::harness::Rest {
-    let address = node.said.split("health and metrics on http://").nth(1).unwrap();
-    crate::harness::Rest::new(address.split([',', ';']).next().unwrap())
-}
-
 #[tokio::test]
 async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
     let (authority, stranger) = (Authority::new(), Authority::new());
@@ -232,10 +227,10 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
         Ok(mut stream) => get(&mut stream).await.map(|answer| assert_eq!(answer, "")).is_err(),
         Err(_) => true,
     };
-    assert!(refused, "a certificate of a stranger's was taken");
+    assert!(refused, "a certificate of another authority was accepted");
     // Plain text is refused.
     assert!(node.rest.request(reqwest::Method::GET, "/healthz").send().await.is_err());
-    let (_, metrics) = ops(&node).text("/metrics").await;
+    let (_, metrics) = node.ops().text("/metrics").await;
     assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="http",reason="handshake"}"#), "{metrics}");
     assert!(metrics.contains("tollgate_tls_certificate_expiry_timestamp_seconds "), "{metrics}");
 }
@@ -262,25 +257,28 @@ async fn certificates_can_change_while_connections_are_open() {
         (server_certificate(&node, &ca).await? == der(&new)).then_some(())
     })
     .await;
-    assert!(get(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection goes on");
+    assert!(get(&mut open).await.unwrap().starts_with("HTTP/1.1 200 "), "the open connection still works");
     consume(&over_grpc, None).await.unwrap();
 
     // A certificate with another's key, an invalid certificate, and a key in its place: the valid pair stays in use,
     // and the key is not shown.
     for broken in [&old.certificate, "x", &new.key].map(|text| Pair { certificate: text.to_owned(), ..new.clone() }) {
         files.put(&broken);
-        until("the failure is said", Duration::from_secs(10), async || {
-            let (_, ready) = ops(&node).json("/readyz").await;
-            let said = ready["credentials"]["detail"] == "not reloaded" && node.stderr().contains("tls-cert: ");
-            (said && ready["ready"] == true).then_some(())
+        until("the failure is reported", Duration::from_secs(10), async || {
+            let (_, ready) = node.ops().json("/readyz").await;
+            let error_text = ready["credentials"]["detail"] == "not reloaded" && node.stderr().contains("tls-cert: ");
+            (error_text && ready["ready"] == true).then_some(())
         })
         .await;
-        let said = node.stderr();
-        assert!(new.key.lines().filter(|line| !line.starts_with('-')).all(|line| !said.contains(line)), "{said}");
+        let error_text = node.stderr();
+        assert!(
+            new.key.lines().filter(|line| !line.starts_with('-')).all(|line| !error_text.contains(line)),
+            "{error_text}"
+        );
         assert_eq!(server_certificate(&node, &ca).await, Some(der(&new)));
         files.put(&new);
-        until("all is well again", Duration::from_secs(10), async || {
-            let (_, ready) = ops(&node).json("/readyz").await;
+        until("the failure is no longer reported", Duration::from_secs(10), async || {
+            let (_, ready) = node.ops().json("/readyz").await;
             (ready["credentials"]["ok"] == true).then_some(())
         })
         .await;
@@ -291,17 +289,17 @@ async fn certificates_can_change_while_connections_are_open() {
 fn a_node_with_invalid_certificates_does_not_start() {
     let authority = Authority::new();
     let files = Files::new(&authority.node(), &authority.pem());
-    let said = |certificate: &Path, key: &Path| {
+    let error_text = |certificate: &Path, key: &Path| {
         let builder = ProcessBuilder::new(&files.policy).arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
         let (status, _, stderr) = builder.output();
         assert_eq!(status.code(), Some(1), "{stderr}");
         stderr
     };
     let (pem, key) = (files.path("node.pem"), files.path("node.key"));
-    assert!(said(&files.path("ca.pem"), &key).contains("does not match the key of tls-key"));
-    let both = said(&key, &pem);
+    assert!(error_text(&files.path("ca.pem"), &key).contains("does not match the key of tls-key"));
+    let both = error_text(&key, &pem);
     assert!(both.contains("tls-cert: ") && both.contains("tls-key: "), "{both}");
-    assert!(said(&files.path("nothing"), &key).contains("nothing: cannot be read"));
+    assert!(error_text(&files.path("nothing"), &key).contains("nothing: cannot be read"));
 }
 
 /// The command line sends its token only to a node that its authorities have certified.
@@ -374,14 +372,14 @@ async fn a_flood_of_handshakes_does_not_slow_down_honest_calls() {
         let mut took = Vec::new();
         while Instant::now() < end {
             let started = Instant::now();
-            consume(&honest, Some(TOKEN)).await.expect("an honest call is decided");
+            consume(&honest, Some(TOKEN)).await.expect("a valid call is decided");
             took.push(started.elapsed());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         took.sort_unstable();
         took[took.len() * 99 / 100]
     };
-    println!("| handshakes from | done in 5 s | p99 of honest calls | before |");
+    println!("| handshakes from | done in 5 s | p99 of valid calls | before |");
     for addresses in [1_u8, 50] {
         let calm = p99(Instant::now() + Duration::from_secs(1)).await;
         let end = Instant::now() + Duration::from_secs(5);

@@ -194,7 +194,7 @@ async fn tokens_rotate_without_a_restart() {
         std::fs::rename(&beside, &folder.services).unwrap();
     };
     write(&format!("tokens:\n{}{}", line("shop", SHOP), line("shop-next", new)));
-    until("the new token is good", Duration::from_secs(10), async || code(new).await.is_none().then_some(())).await;
+    until("the new token is valid", Duration::from_secs(10), async || code(new).await.is_none().then_some(())).await;
     assert_eq!(code(SHOP).await, None);
     write(&format!("tokens:\n{}", line("shop-next", new)));
     until("the old token is bad", Duration::from_secs(10), async || code(SHOP).await).await;
@@ -202,11 +202,12 @@ async fn tokens_rotate_without_a_restart() {
 
     // An invalid file changes nothing, and is reported.
     write("tokens: [{ name: shop, hash: nonsense, domains: all }]");
-    until("the failure is said", Duration::from_secs(10), async || {
+    until("the failure is reported", Duration::from_secs(10), async || {
         let (_, ready) = node.rest.json("/readyz").await;
         let credentials = &ready["credentials"];
-        let said = credentials["ok"] == false && credentials["detail"] == "not reloaded" && ready["ready"] == true;
-        said.then_some(())
+        let error_text =
+            credentials["ok"] == false && credentials["detail"] == "not reloaded" && ready["ready"] == true;
+        error_text.then_some(())
     })
     .await;
     assert_eq!(code(new).await, None);
@@ -225,7 +226,7 @@ async fn tokens_rotate_without_a_restart() {
     })
     .await;
     std::fs::write(folder.services.with_file_name("mounted"), SHOP).unwrap();
-    until("the mounted token is good", Duration::from_secs(10), async || code(SHOP).await.is_none().then_some(()))
+    until("the mounted token is valid", Duration::from_secs(10), async || code(SHOP).await.is_none().then_some(()))
         .await;
     std::fs::write(folder.services.with_file_name("mounted"), new).unwrap();
     until("it has changed", Duration::from_secs(10), async || code(SHOP).await).await;

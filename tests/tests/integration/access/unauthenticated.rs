@@ -45,9 +45,7 @@ fn node(settings: &[&str]) -> (tempfile::TempDir, Process) {
 
 /// Number of connections of a listener that were closed for this reason.
 async fn closed_connections(node: &Process, listener: &str, reason: &str) -> u64 {
-    let ops = node.said.split("health and metrics on http://").nth(1).unwrap();
-    let ops = crate::harness::Rest::new(ops.split([',', ';']).next().unwrap().trim());
-    let (_, metrics) = ops.text("/metrics").await;
+    let (_, metrics) = node.ops().text("/metrics").await;
     let name = format!(r#"tollgate_connections_closed_total{{listener="{listener}",reason="{reason}"}} "#);
     metrics.lines().find_map(|line| line.strip_prefix(&*name)).map_or(0, |count| count.parse().unwrap())
 }
@@ -291,9 +289,9 @@ impl Attack {
             Self::HalfRequests => {
                 let to = if n.is_multiple_of(2) { &node.http_address } else { &node.grpc_address };
                 let mut stream = connect_from(from, to).await.ok()?;
-                let said = [&b"GET /healthz HTTP/1.1\r\nx-more: "[..], &[b'a'; 8_000]].concat();
-                let said = if n.is_multiple_of(2) { &said } else { &PREFACE[..20] };
-                stream.write_all(said).await.ok()?;
+                let output = [&b"GET /healthz HTTP/1.1\r\nx-more: "[..], &[b'a'; 8_000]].concat();
+                let output = if n.is_multiple_of(2) { &output } else { &PREFACE[..20] };
+                stream.write_all(output).await.ok()?;
                 Some(OpenConnection::Tcp { _connection: stream })
             }
         }
@@ -315,7 +313,7 @@ async fn valid_call_latencies(node: &Process, until: Instant) -> Vec<Duration> {
         let started = Instant::now();
         let request = ConsumeRequest { call: Some(call(account("honest"), "free", &[])) };
         let decided = grpc.consume(with_token(request)).await;
-        let decision = decided.expect("an honest call is decided").into_inner().decision.unwrap();
+        let decision = decided.expect("a valid call is decided").into_inner().decision.unwrap();
         assert!(allowed(&decision));
         took.push(started.elapsed());
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -338,7 +336,7 @@ const HONEST: Duration = Duration::from_millis(50);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "bound in time: tests/run runs it alone"]
 async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
-    println!("| attack | from | connections | memory of the node | p99 of honest calls | before |");
+    println!("| attack | from | connections | memory of the node | p99 of valid calls | before |");
     for attack in ATTACKS {
         for addresses in [1_u8, 50] {
             let (_folder, node) =
@@ -374,7 +372,10 @@ async fn unauthenticated_callers_use_bounded_memory_and_delay_no_call() {
             // A new connection is served.
             assert_eq!(node.rest.request(Method::GET, "/openapi.json").send().await.unwrap().status(), StatusCode::OK);
             drop(held);
-            assert!(consume(&node.grpc, call(account("a"), "free", &[])).await.is_err(), "strangers decide nothing");
+            assert!(
+                consume(&node.grpc, call(account("a"), "free", &[])).await.is_err(),
+                "a caller without a token gets no decision"
+            );
         }
     }
 }

@@ -258,9 +258,9 @@ async fn a_payment_promotes_once_and_keeps_usage() {
 
         let path = format!("/accounts/{account}/events");
         let payment = || Some(json!({"id": "pi_1", "type": "payment"}));
-        let told = admin.send_ok(Method::POST, &path, payment()).await;
-        assert_eq!(told["promoted"], json!({"from": "basic", "to": "premium"}));
-        assert_eq!((&told["account"]["tier"], &told["repeated"]), (&json!("premium"), &json!(false)));
+        let report = admin.send_ok(Method::POST, &path, payment()).await;
+        assert_eq!(report["promoted"], json!({"from": "basic", "to": "premium"}));
+        assert_eq!((&report["account"]["tier"], &report["repeated"]), (&json!("premium"), &json!(false)));
         let after = call(&node.rest, "consume", caller()).await;
         assert_eq!((&after["verdict"], hourly(&after)), (&json!("allowed"), (300, 11)), "the used count stays");
         assert_eq!(after["quotas"].as_array().unwrap().len(), 1, "the daily limit is gone: {after}");
@@ -375,9 +375,9 @@ async fn an_invalid_request_names_its_field_and_changes_nothing() {
     ];
     for (method, path, body, field) in cases {
         let (status, answer) = admin.send(method.clone(), path, Some(body.clone())).await;
-        let said = answer["error"]["message"].as_str().unwrap_or_default();
+        let output = answer["error"]["message"].as_str().unwrap_or_default();
         assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path} {body}: {answer}");
-        assert!(said.starts_with(field), "{method} {path} {body}: {said}");
+        assert!(output.starts_with(field), "{method} {path} {body}: {output}");
     }
     for (path, field) in
         [("/accounts?limit=0", "limit: "), ("/accounts?limit=101", "limit: "), ("/accounts?x=1", "query: ")]

@@ -68,9 +68,9 @@ async fn the_command_line_sets_overrides_and_records_payments() {
     run_ok(&node, &["account", "create", "acme", "--tier=basic"]);
     let limit = ["--unit=requests", "--per=hour", "--limit=50", "--resource=model", "--scope=account,resource"];
     let set = ["account", "set-override", "acme", "sale", "--expires-at=2099-01-01T00:00:00Z"];
-    let said = run_ok(&node, &[&set[..], &limit].concat());
+    let error_text = run_ok(&node, &[&set[..], &limit].concat());
     let expected = "override          sale: 50 requests per hour of model in scope account, resource, until 2099-01-01T00:00:00.000Z";
-    assert!(said.lines().any(|line| line == expected), "{said}");
+    assert!(error_text.lines().any(|line| line == expected), "{error_text}");
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 50);
     // A window in the format of policy files, and an unlimited quota.
     let day = ["--unit=requests", "--per={calendar: day}", "--limit=unlimited"];
@@ -81,12 +81,12 @@ async fn the_command_line_sets_overrides_and_records_payments() {
     assert_eq!(hourly(&call(&node.rest, "check", json!({"account": "acme"})).await).0, 10);
 
     let payment = ["account", "event", "acme", "--type=payment", "--id"];
-    let told = run_ok(&node, &[&payment[..], &["pi_1"]].concat());
-    assert!(told.starts_with("The account moved from basic to premium.\naccount           acme\n"), "{told}");
+    let report = run_ok(&node, &[&payment[..], &["pi_1"]].concat());
+    assert!(report.starts_with("The account moved from basic to premium.\naccount           acme\n"), "{report}");
     let again = run_ok(&node, &[&payment[..], &["pi_1"]].concat());
     assert!(again.starts_with("The event was recorded before. Nothing changed.\n"), "{again}");
-    let told = run_json(&node, &[&payment[..], &["pi_2"]].concat());
-    assert_eq!((&told["repeated"], told.get("promoted")), (&json!(false), None));
+    let report = run_json(&node, &[&payment[..], &["pi_2"]].concat());
+    assert_eq!((&report["repeated"], report.get("promoted")), (&json!(false), None));
     let tiers = run_ok(&node, &["tier", "list"]);
     let expected = [
         vec!["TIER", "DEFAULT", "CHARGED", "PRIORITY", "PROMOTIONS"],
@@ -196,8 +196,8 @@ async fn the_command_line_explains_errors() {
         (&["account", "show", ".."], "\"..\" cannot be part of a URL", ""),
         (&["account", "delete", ""], "\"\" cannot be part of a URL", ""),
     ] {
-        let said = run_error(tollgate(&node), args);
-        assert!(said.starts_with(starts) && said.ends_with(ends), "{args:?}: {said}");
+        let error_text = run_error(tollgate(&node), args);
+        assert!(error_text.starts_with(starts) && error_text.ends_with(ends), "{args:?}: {error_text}");
     }
     // An account of the policy file cannot be changed, but can be shown.
     let shown = run_ok(&node, &["account", "show", "fixed"]);
@@ -206,35 +206,36 @@ async fn the_command_line_explains_errors() {
     }
     assert!(run_ok(&node, &["key", "list", "fixed"]).contains("fixed-2"));
     // A token of another domain, and an unknown token.
-    let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
-    assert!(said.ends_with("(403 permission_denied)"), "{said}");
-    let said = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
-    assert!(said.ends_with("(401 unauthenticated); the token is from TOLLGATE_ADMIN_TOKEN"), "{said}");
+    let error_text = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", OTHER_ADMIN), &["account", "list"]);
+    assert!(error_text.ends_with("(403 permission_denied)"), "{error_text}");
+    let error_text = run_error(tollgate(&node).env("TOLLGATE_ADMIN_TOKEN", "tgt_nobody"), &["account", "list"]);
+    assert!(error_text.ends_with("(401 unauthenticated); the token is from TOLLGATE_ADMIN_TOKEN"), "{error_text}");
     // The same for scripts.
-    let said = run_error(tollgate(&node), &["account", "show", "none", "--json"]);
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["error"]["code"], "not_found", "{said}");
-    assert_eq!(said["error"]["message"], "account: there is no account \"none\"");
+    let error_text = run_error(tollgate(&node), &["account", "show", "none", "--json"]);
+    let error_text: Value = serde_json::from_str(&error_text).unwrap();
+    assert_eq!(error_text["error"]["code"], "not_found", "{error_text}");
+    assert_eq!(error_text["error"]["message"], "account: there is no account \"none\"");
 }
 
 #[tokio::test]
 async fn the_command_line_reports_a_server_that_is_not_a_node() {
     let bare = || ProcessBuilder::bare().env("TOLLGATE_ADMIN_TOKEN", ADMIN);
-    let said = run_error(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
-    assert!(said.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{said}");
+    let error_text = run_error(bare(), &["account", "list", "--url=http://127.0.0.1:1"]);
+    assert!(error_text.starts_with("url: http://127.0.0.1:1/ cannot be reached: Connection refused"), "{error_text}");
     // The flag that allows plain text for a node does not allow sending the token in plain text.
     let in_clear = ["account", "delete", "a", "--url=http://limits.example", "--timeout-ms=0"];
     for command in [bare(), bare().env("TOLLGATE_PLAINTEXT_BEYOND_LOOPBACK", "true")] {
-        let said = run_error(command, &in_clear);
+        let error_text = run_error(command, &in_clear);
         assert!(
-            said.contains("url: limits.example is not a loopback address") && said.contains("\ntimeout-ms: "),
-            "{said}"
+            error_text.contains("url: limits.example is not a loopback address")
+                && error_text.contains("\ntimeout-ms: "),
+            "{error_text}"
         );
     }
-    let said = run_error(bare().env("TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK", "true"), &in_clear);
-    assert!(said.starts_with("timeout-ms: ") && said.lines().count() == 1, "{said}");
-    let said = run_error(ProcessBuilder::bare(), &["account", "list"]);
-    assert!(said.starts_with("admin-token-file: is missing"), "{said}");
+    let error_text = run_error(bare().env("TOLLGATE_ADMIN_PLAINTEXT_BEYOND_LOOPBACK", "true"), &in_clear);
+    assert!(error_text.starts_with("timeout-ms: ") && error_text.lines().count() == 1, "{error_text}");
+    let error_text = run_error(ProcessBuilder::bare(), &["account", "list"]);
+    assert!(error_text.starts_with("admin-token-file: is missing"), "{error_text}");
     assert!(
         run_error(bare(), &["account", "list", "--admin-token-file=/nowhere"])
             .starts_with("admin-token-file: /nowhere: ")
@@ -244,10 +245,10 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("--url=http://{}", silent.local_addr().unwrap());
     let doubt = "; the change may have been made: read before you repeat it";
-    let said = run_error(bare(), &["account", "list", &url, "--timeout-ms=200"]);
-    assert!(said.ends_with("did not answer within 200 ms (timeout-ms)"), "{said}");
-    let said = run_error(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
-    assert!(said.ends_with(&format!("did not answer within 200 ms (timeout-ms){doubt}")), "{said}");
+    let error_text = run_error(bare(), &["account", "list", &url, "--timeout-ms=200"]);
+    assert!(error_text.ends_with("did not answer within 200 ms (timeout-ms)"), "{error_text}");
+    let error_text = run_error(bare(), &["account", "delete", "a", &url, "--timeout-ms=200"]);
+    assert!(error_text.ends_with(&format!("did not answer within 200 ms (timeout-ms){doubt}")), "{error_text}");
 
     // Another kind of server, and one that redirects: the token is not sent on.
     let elsewhere = silent.local_addr().unwrap();
@@ -265,10 +266,11 @@ async fn the_command_line_reports_a_server_that_is_not_a_node() {
             std::io::Write::write_all(&mut stream, format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
             String::from_utf8_lossy(&asked[..read]).into_owned()
         });
-        let said = run_error(bare(), &["tier", "list", &url]);
+        let error_text = run_error(bare(), &["tier", "list", &url]);
         assert!(
-            said.contains(&format!("answered {status}")) && said.contains("not with an answer of a node's admin API"),
-            "{said}"
+            error_text.contains(&format!("answered {status}"))
+                && error_text.contains("not with an answer of a node's admin API"),
+            "{error_text}"
         );
         let asked = answers.join().unwrap();
         assert!(asked.starts_with("GET /admin/v1/tiers HTTP/1.1\r\n"), "{asked}");
@@ -293,11 +295,11 @@ async fn the_command_line_reads_its_settings_from_a_file() {
     let (status, stdout, stderr) = command().args(["account", "create", "mine", "--json"]).output();
     assert!(status.success(), "{stderr}");
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["domain"], "other");
-    let said = run_error(command().env("TOLLGATE_URL", "http://127.0.0.1:1"), &["account", "list"]);
-    assert!(said.contains("cannot be reached"), "a variable goes before the file: {said}");
+    let error_text = run_error(command().env("TOLLGATE_URL", "http://127.0.0.1:1"), &["account", "list"]);
+    assert!(error_text.contains("cannot be reached"), "a variable goes before the file: {error_text}");
     std::fs::write(&config, "client: { token: x }").unwrap();
-    let said = run_error(command(), &["account", "list"]);
-    assert!(said.contains("tollgate.yaml: client: unknown field `token`"), "{said}");
+    let error_text = run_error(command(), &["account", "list"]);
+    assert!(error_text.contains("tollgate.yaml: client: unknown field `token`"), "{error_text}");
     std::fs::write(&config, client).unwrap();
     let with_file = deployment.process().arg("--config").arg(&config).start();
     assert!(run_ok(&with_file, &["account", "list"]).starts_with("ACCOUNT"));

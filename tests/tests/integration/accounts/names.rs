@@ -48,8 +48,8 @@ async fn names_that_a_url_cannot_hold_are_refused() {
         ] {
             let answer = raw(&node, method, &path, body).await;
             assert!(answer.starts_with("HTTP/1.1 400 "), "{path}: {answer}");
-            let said = json!(format!("{field}: {wrong}")).to_string();
-            assert!(answer.contains(&said), "{path}: {answer}");
+            let output = json!(format!("{field}: {wrong}")).to_string();
+            assert!(answer.contains(&output), "{path}: {answer}");
         }
     }
     // Dots are allowed next to other characters.

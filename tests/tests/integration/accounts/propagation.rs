@@ -161,7 +161,7 @@ async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Dur
         for node in nodes {
             for _ in 0..5 {
                 let answer = call(&node.rest, "check", caller.clone()).await;
-                assert!(effective(&answer), "the change was known, and is forgotten: {answer}");
+                assert!(effective(&answer), "the change was effective, and no longer is: {answer}");
             }
         }
     };
@@ -195,7 +195,7 @@ async fn under_load(nodes: &[Process], admin: &Client, rounds: usize) -> Vec<Dur
     }
     go.store(false, Ordering::Relaxed);
     callers.join_all().await;
-    assert!(calls.load(Ordering::Relaxed) > 50, "there was hardly any load");
+    assert!(calls.load(Ordering::Relaxed) > 50, "there was too little load");
     took.sort();
     took
 }
@@ -239,7 +239,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     admin.send_ok(Method::POST, &format!("/keys/{key}/revoke"), None).await;
     for node in &nodes {
         let refused = call(&node.rest, "check", json!({"api_key": secret})).await;
-        assert_eq!(refused["verdict"], "denied", "the node believed what it knew before the cut");
+        assert_eq!(refused["verdict"], "denied", "the node used an entry that it cached before the cut");
     }
     proxy.restore();
     for node in &nodes {
@@ -249,7 +249,7 @@ async fn changes_take_effect_under_load_and_while_subscriptions_are_cut() {
     under_load(&nodes, &admin, 1).await;
     assert!(
         metric(&nodes[0].rest, "tollgate_account_lookups_total{result=\"hit\"}").await > hits,
-        "it remembers again"
+        "the node caches again"
     );
 }
 
@@ -299,5 +299,5 @@ async fn made_up_keys_cost_redis_one_read_each() {
             }
         }
     }
-    assert_eq!(commands() - before, 10, "each that could be a key was looked for once");
+    assert_eq!(commands() - before, 10, "each well-formed key was looked up once");
 }

@@ -81,9 +81,9 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, mode: Arc<AtomicU
             _ = changes.changed() => {}
             read = client.read(&mut to_server), if !stalled => {
                 let Ok(length @ 1..) = read else { return };
-                let said = &to_server[..length];
-                subscribes |= said.windows(9).any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE"));
-                if (subscribes && mode.load(Ordering::SeqCst) == CUT) || server.write_all(said).await.is_err() {
+                let output = &to_server[..length];
+                subscribes |= output.windows(9).any(|word| word.eq_ignore_ascii_case(b"SUBSCRIBE"));
+                if (subscribes && mode.load(Ordering::SeqCst) == CUT) || server.write_all(output).await.is_err() {
                     return;
                 }
             }

@@ -124,7 +124,7 @@ async fn without_the_redis_of_counters_accounts_can_still_be_changed() {
             let (status, answer) = decide(node, "consume", caller).await;
             assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")), "{answer}");
         }
-        let ready = until("the loss is seen", PATIENCE, async || {
+        let ready = until("the outage is reported", PATIENCE, async || {
             let (status, ready) = node.rest.json("/readyz").await;
             (status == 503).then_some(ready)
         })
@@ -185,7 +185,7 @@ async fn without_the_redis_of_accounts_policy_accounts_are_still_decided() {
     stores.accounts.restart();
     until_accounts(&node, true).await;
     // A connection that is not yet restored fails a call.
-    let decided = until("it decides", PATIENCE, async || {
+    let decided = until("the node decides", PATIENCE, async || {
         let (status, answer) = decide(&node, "consume", &key).await;
         (status == 200).then_some(answer)
     })

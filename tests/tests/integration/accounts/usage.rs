@@ -79,8 +79,8 @@ async fn usage_is_reset_on_both_stores() {
             &url,
             "--domain=shop",
         ]);
-        let (ended, said, wrong) = cli.env("TOLLGATE_ADMIN_TOKEN", ADMIN).output();
-        assert!(ended.success() && said.contains("requests_per_hour"), "{said} {wrong}");
+        let (ended, text, wrong) = cli.env("TOLLGATE_ADMIN_TOKEN", ADMIN).output();
+        assert!(ended.success() && text.contains("requests_per_hour"), "{text} {wrong}");
     }
 }
 

@@ -63,9 +63,9 @@ async fn messages_of_another_type_are_refused() {
     ] {
         let answer = raw_as(content_type, &node.grpc_address, path, &message, &[]).await;
         assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type:?}");
-        let (code, said) = error_of(&answer);
+        let (code, output) = error_of(&answer);
         assert_eq!(code, Code::InvalidArgument, "{content_type:?}");
-        assert!(said.starts_with("content-type:"), "{content_type:?}: {said}");
+        assert!(output.starts_with("content-type:"), "{content_type:?}: {output}");
     }
     nothing_charged(&node).await;
     for content_type in ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=utf-8"] {

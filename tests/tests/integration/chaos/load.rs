@@ -199,7 +199,7 @@ impl Case {
             node_group.nodes.iter().enumerate().filter(|(at, _)| bounds.killed_node != Some(*at)).map(|(_, node)| node)
         };
         for node in live() {
-            until("service is back", Duration::from_secs(20), async || {
+            until("service has recovered", Duration::from_secs(20), async || {
                 let decision = peek(&node.grpc, call(account("probe"), "roomy", &[])).await.ok()?;
                 decision.decided_by.is_empty().then_some(())
             })
@@ -213,7 +213,7 @@ impl Case {
         while let Some(ended) = self.callers.join_next().await {
             answers.extend(ended.expect("no caller panics"));
         }
-        let now = until("Redis says what was charged", Duration::from_secs(10), async || {
+        let now = until("Redis reports the charges", Duration::from_secs(10), async || {
             peek(&live().next()?.grpc, call(account(self.name.clone()), "roomy", &[])).await.ok()
         })
         .await;
@@ -253,17 +253,17 @@ impl Case {
 }
 
 fn check(report: &Report, answers: &[Answer], bounds: Bounds, node_group: &NodeGroup) {
-    assert!(report.calls > 300, "hardly any load: {report}");
-    assert!(report.p99 <= DEADLINE + SLACK, "the wait: {report}");
-    assert!(report.longest <= DEADLINE + LONGEST, "the longest wait: {report}");
-    assert!(report.recovery <= RECOVERY_BOUND, "service is not back: {report}");
+    assert!(report.calls > 300, "too little load: {report}");
+    assert!(report.p99 <= DEADLINE + SLACK, "p99: {report}");
+    assert!(report.longest <= DEADLINE + LONGEST, "longest latency: {report}");
+    assert!(report.recovery <= RECOVERY_BOUND, "service has not recovered: {report}");
     // In the worst case the new master has lost every admission of the window.
     let most = if bounds.lost_writes { 2 * bounds.max_admitted } else { bounds.max_admitted };
     assert!(report.max_admitted <= most, "over the bound of {most}: {report}");
     report.growth.check(report);
     if !bounds.fallback_admits {
         let elsewhere = answers.iter().find(|answer| answer.result.as_ref().is_ok_and(|(_, by)| !by.is_empty()));
-        assert!(elsewhere.is_none(), "not Redis decided: {report}");
+        assert!(elsewhere.is_none(), "a node decided without Redis: {report}");
         let Report { admitted, charged, uncertain, .. } = *report;
         let sums = format!("{admitted} admitted, {charged} charged, {uncertain} without an answer: {report}");
         assert!(charged <= admitted + uncertain, "more charged than called: {sums}");

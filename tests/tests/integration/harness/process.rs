@@ -111,7 +111,7 @@ impl ProcessBuilder {
         std::thread::spawn(move || done.send(child.wait_with_output()));
         let output = ended.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|_| {
             signal(id, "KILL");
-            panic!("it should have ended by itself, and runs")
+            panic!("the program did not end by itself")
         });
         let output = output.expect("its output");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -127,7 +127,7 @@ impl ProcessBuilder {
 
     /// Starts a node, and returns once it has printed its addresses.
     pub(crate) fn start(self) -> Process {
-        self.try_start().unwrap_or_else(|said| panic!("it said {said}"))
+        self.try_start().unwrap_or_else(|output| panic!("the process did not start: {output}"))
     }
 
     /// Like [`start`](Self::start); the output of the process as an error if it ended instead.
@@ -142,15 +142,15 @@ impl ProcessBuilder {
                 to.lock().expect("no panic").extend_from_slice(&chunk[..read]);
             }
         });
-        let mut said = BufReader::new(child.stdout.take().expect("piped"));
+        let mut reader = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
-        said.read_line(&mut line).expect("a line");
+        reader.read_line(&mut line).expect("a line");
         // The rest of the output is read too, so that the node never blocks on writing it.
         let stdout = Arc::new(Mutex::new(String::new()));
         let to = Arc::clone(&stdout);
         std::thread::spawn(move || {
             let mut line = String::new();
-            while let Ok(1..) = said.read_line(&mut line) {
+            while let Ok(1..) = reader.read_line(&mut line) {
                 to.lock().expect("no panic").push_str(&line);
                 line.clear();
             }
@@ -170,7 +170,7 @@ impl ProcessBuilder {
             channel,
             grpc_address: grpc.trim().to_owned(),
             http_address: http.to_owned(),
-            said: line.clone(),
+            first_line: line.clone(),
             child,
             stdout,
             stderr,
@@ -186,13 +186,20 @@ pub(crate) struct Process {
     pub(crate) grpc_address: String,
     pub(crate) http_address: String,
     /// The first line of its standard output.
-    pub(crate) said: String,
+    pub(crate) first_line: String,
     child: Child,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Process {
+    /// The listener of health and metrics, of a node with `--ops-listen`.
+    pub(crate) fn ops(&self) -> Rest {
+        let (_, address) =
+            self.first_line.split_once("health and metrics on http://").expect("a node with --ops-listen");
+        Rest::new(address.split([',', ';']).next().expect("an address").trim())
+    }
+
     /// Sends a signal, such as `HUP`.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
@@ -222,7 +229,7 @@ impl Process {
 
     /// Waits for the process to end.
     pub(crate) async fn ended(&mut self, bound: Duration) -> ExitStatus {
-        until("the process ends", bound, async || self.child.try_wait().expect("a child process")).await
+        until("the process exits", bound, async || self.child.try_wait().expect("a child process")).await
     }
 }
 

@@ -114,9 +114,9 @@ impl Gateway {
         let script = root.join("tests/clients/clients.py");
         let run = ProcessBuilder::program(&python).arg(script).arg(name).arg(&self.base).arg(calls.to_string());
         let ended = tokio::task::spawn_blocking(|| run.env("NO_PROXY", "*").output()).await;
-        let (status, said, errors) = ended.expect("the client ends");
+        let (status, report, errors) = ended.expect("the client ends");
         assert!(status.success(), "the client crashed: {errors}");
-        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{errors}"))
+        serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {report}{errors}"))
     }
 }
 
@@ -216,52 +216,52 @@ const fn a_minute(resource: &'static str, calls: u32) -> EarlierUsage {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_waits_for_retry_after_and_succeeds() {
     let platforms = Platforms::in_memory().await;
-    let said = Gateway::start(&platforms.node, OPENAI, Some(a_minute("chat", 10))).await.client("openai", 2).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
-    assert!((1.0..8.0).contains(&said["waited"].as_f64().expect("seconds")), "{said}");
+    let report = Gateway::start(&platforms.node, OPENAI, Some(a_minute("chat", 10))).await.client("openai", 2).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(2), &json!(1)), "{report}");
+    assert!((1.0..8.0).contains(&report["waited"].as_f64().expect("seconds")), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_sdk_does_not_wait_for_another_day() {
     let platforms = Platforms::in_memory().await;
     let earlier = EarlierUsage { ago: Duration::from_mins(50), resource: "chat", calls: 500, pause_ms: 6_000 };
-    let said = Gateway::start(&platforms.node, OPENAI, Some(earlier)).await.client("openai", 1).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
-    assert_eq!(said["gave_up"], "rate_limit_exceeded", "{said}");
+    let report = Gateway::start(&platforms.node, OPENAI, Some(earlier)).await.client("openai", 1).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(0), &json!(1)), "{report}");
+    assert_eq!(report["gave_up"], "rate_limit_exceeded", "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_venice_document_succeeds() {
     let platforms = Platforms::in_memory().await;
     let earlier = a_minute("zai-org-glm-5-1", 100);
-    let said = Gateway::start(&platforms.node, VENICE, Some(earlier)).await.client("venice", 2).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(2), &json!(1)), "{said}");
-    assert!(said["waited"].as_f64().expect("seconds") > 1.0, "{said}");
+    let report = Gateway::start(&platforms.node, VENICE, Some(earlier)).await.client("venice", 2).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(2), &json!(1)), "{report}");
+    assert!(report["waited"].as_f64().expect("seconds") > 1.0, "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_tiered_chat_document_succeeds() {
     let platforms = Platforms::in_memory().await;
-    let said =
+    let report =
         Gateway::start(&platforms.node, TIERED_CHAT, Some(a_minute("chat", 10))).await.client("tiered-chat", 2).await;
-    assert_eq!(said["succeeded"], 2, "{said}");
-    assert!(said["refused"].as_u64() >= Some(1), "{said}");
+    assert_eq!(report["succeeded"], 2, "{report}");
+    assert!(report["refused"].as_u64() >= Some(1), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_the_deapi_document_succeeds_and_stops_for_the_day() {
     let platforms = Platforms::in_memory().await;
-    let said = Gateway::start(&platforms.node, DEAPI, Some(a_minute("txt2img", 3))).await.client("deapi", 1).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(1)), "{said}");
-    assert!(said["waited"].as_f64().expect("seconds") >= 1.0, "{said}");
+    let report = Gateway::start(&platforms.node, DEAPI, Some(a_minute("txt2img", 3))).await.client("deapi", 1).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(1), &json!(1)), "{report}");
+    assert!(report["waited"].as_f64().expect("seconds") >= 1.0, "{report}");
 
     let platforms = Platforms::in_memory().await;
     let node = &platforms.node;
     let earlier = EarlierUsage { ago: Duration::ZERO, resource: "txt2img", calls: 100, pause_ms: 20_000 };
     replay_earlier_usage(&node.rest, &node.clock, DEAPI, earlier).await;
-    let said = Gateway::start(node, DEAPI, None).await.client("deapi", 1).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
-    assert_eq!(said["gave_up"], "daily", "{said}");
+    let report = Gateway::start(node, DEAPI, None).await.client("deapi", 1).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(0), &json!(1)), "{report}");
+    assert_eq!(report["gave_up"], "daily", "{report}");
 }
 
 /// "Streaming responses count as a single request", however many parts they have.
@@ -269,10 +269,10 @@ async fn the_client_of_the_deapi_document_succeeds_and_stops_for_the_day() {
 async fn a_streamed_answer_counts_as_one_request() {
     let platforms = Platforms::in_memory().await;
     let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;
-    let said = gateway.client("openai-stream", 10).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(10), &json!(0)), "{said}");
+    let report = gateway.client("openai-stream", 10).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(10), &json!(0)), "{report}");
     let seen: Vec<Value> = (1..=10).map(|used| json!([CHUNKS, used.to_string()])).collect();
-    assert_eq!(said["seen"], json!(seen), "the parts of each answer, and the requests used");
+    assert_eq!(report["seen"], json!(seen), "the parts of each answer, and the requests used");
     let (_, decision) = platforms.node.rest.post("/v1/check", TIERED_CHAT.call("chat").to_string()).await;
     assert_eq!((&decision["verdict"], &decision["quotas"][0]["used"]), (&json!("denied"), &json!(10)), "{decision}");
 }
@@ -281,9 +281,9 @@ async fn a_streamed_answer_counts_as_one_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_are_counted_as_chat_images_and_audio() {
     let platforms = Platforms::in_memory().await;
-    let said = Gateway::start(&platforms.node, TIERED_CHAT, None).await.client("openai-routes", 1).await;
-    assert_eq!((&said["succeeded"], &said["refused"]), (&json!(1), &json!(0)), "{said}");
-    assert_eq!(said["seen"], json!([["chat", "1"], ["images", "2"], ["audio", "3"], ["audio", "4"]]), "{said}");
+    let report = Gateway::start(&platforms.node, TIERED_CHAT, None).await.client("openai-routes", 1).await;
+    assert_eq!((&report["succeeded"], &report["refused"]), (&json!(1), &json!(0)), "{report}");
+    assert_eq!(report["seen"], json!([["chat", "1"], ["images", "2"], ["audio", "3"], ["audio", "4"]]), "{report}");
 }
 
 /// The same with a counter per resource: a full counter does not affect the others.
@@ -292,17 +292,17 @@ async fn each_route_may_have_its_own_quota() {
     let each = changed("tiered-chat.yaml", "\n  quotas: [api_key]\n", "\n  quotas: [api_key, resource]\n");
     let platforms = Platforms::start(None, &each).await;
     let gateway = Gateway::start(&platforms.node, TIERED_CHAT, None).await;
-    let said = gateway.client("openai-routes", 1).await;
-    assert_eq!(said["seen"], json!([["chat", "1"], ["images", "1"], ["audio", "1"], ["audio", "2"]]), "{said}");
+    let report = gateway.client("openai-routes", 1).await;
+    assert_eq!(report["seen"], json!([["chat", "1"], ["images", "1"], ["audio", "1"], ["audio", "2"]]), "{report}");
     // This route names no resource, so the body does.
     let mut used = [("v1/chat/completions", "chat", 1), ("v1/responses", "images", 1), ("v1/audio/speech", "audio", 2)];
     for (route, resource, used) in &mut used {
         while *used < 10 {
             *used += 1;
             let (status, headers) = gateway.post(route, json!({ "model": resource })).await;
-            let said = ["x-ratelimit-resource", "x-ratelimit-used", "x-ratelimit-limit"].map(|name| &headers[name]);
+            let report = ["x-ratelimit-resource", "x-ratelimit-used", "x-ratelimit-limit"].map(|name| &headers[name]);
             assert_eq!(status.as_u16(), 200, "{route}: {used}");
-            assert_eq!(said, [*resource, &*used.to_string(), "10"], "{route}");
+            assert_eq!(report, [*resource, &*used.to_string(), "10"], "{route}");
         }
         let (status, headers) = gateway.post(route, json!({ "model": resource })).await;
         assert_eq!((status.as_u16(), &headers["x-ratelimit-resource"]), (429, &HeaderValue::from_static(resource)));

@@ -171,8 +171,8 @@ async fn payment(platforms: &Platforms) {
     let refused = platforms.refused(call(key, "txt2video")).await;
     assert!(refused.headers.contains(&("X-RateLimit-Type".to_owned(), "daily".to_owned())), "{refused:?}");
     let payment = json!({ "id": "payment-1", "type": "payment" });
-    let told = platforms.administer("deapi", "/customer/events", payment).await;
-    assert_eq!(told["promoted"], json!({ "from": "basic", "to": "premium" }));
+    let report = platforms.administer("deapi", "/customer/events", payment).await;
+    assert_eq!(report["promoted"], json!({ "from": "basic", "to": "premium" }));
     for _ in 0..300 {
         assert_eq!(platforms.consume(call(key, "txt2video")).await, answer(200, &[], ""));
     }

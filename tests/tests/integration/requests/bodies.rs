@@ -40,9 +40,10 @@ async fn half_a_call(node: &Process, token: &str) -> TcpStream {
 
 /// Everything the node sends until it closes the connection.
 async fn rest_of(mut stream: TcpStream) -> String {
-    let mut said = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the node should have closed the connection");
-    String::from_utf8_lossy(&said).into_owned()
+    let mut output = Vec::new();
+    let _ =
+        timeout(PATIENCE, stream.read_to_end(&mut output)).await.expect("the node should have closed the connection");
+    String::from_utf8_lossy(&output).into_owned()
 }
 
 async fn refused(node: &Process, protocol: &str, reason: &str) -> u64 {

@@ -56,19 +56,19 @@ async fn nothing_is_charged_after_the_deadline(node: &Node) {
             ),
         ] {
             let path = format!("{METHODS}{method}");
-            let (code, said) = raw(&node.grpc_address, &path, &message, &[("grpc-timeout", timeout)]).await;
-            assert_eq!(code, Code::DeadlineExceeded, "{method} {timeout}: {said}");
+            let (code, output) = raw(&node.grpc_address, &path, &message, &[("grpc-timeout", timeout)]).await;
+            assert_eq!(code, Code::DeadlineExceeded, "{method} {timeout}: {output}");
             assert!(
-                said.contains("nothing%20was%20charged") || said.contains("nothing was charged"),
-                "{method}: {said}"
+                output.contains("nothing%20was%20charged") || output.contains("nothing was charged"),
+                "{method}: {output}"
             );
         }
         // In a batch each call has the error.
         let (path, headers) = (format!("{METHODS}ConsumeBatch"), [("grpc-timeout", timeout)]);
         let answer = raw_as(Some("application/grpc"), &node.grpc_address, &path, &batch, &headers).await;
         let body = answer.bytes().await.unwrap();
-        let said = String::from_utf8_lossy(&body);
-        assert_eq!(said.matches("nothing was charged").count(), 3, "{timeout}: {said}");
+        let output = String::from_utf8_lossy(&body);
+        assert_eq!(output.matches("nothing was charged").count(), 3, "{timeout}: {output}");
     }
     assert_eq!(used(node).await, 0);
 }
@@ -123,7 +123,7 @@ async fn a_message_received_after_the_deadline_is_not_charged() {
     to.send(frame.into()).await.unwrap();
     drop(to);
     let answer = answer.await.unwrap().unwrap();
-    let (code, said) = error_of(&answer);
-    assert_eq!(code, Code::DeadlineExceeded, "{said}");
+    let (code, output) = error_of(&answer);
+    assert_eq!(code, Code::DeadlineExceeded, "{output}");
     assert_eq!(used(&node).await, 0);
 }

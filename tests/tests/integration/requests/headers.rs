@@ -27,22 +27,22 @@ const BODY: &str = r#"{"caller":{"account":"a"},"resource":"model"}"#;
 async fn first_answer(address: &str, request: &str) -> (u16, String, bool) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let mut chunk = [0; 4096];
-    let whole = |said: &[u8]| {
-        let text = String::from_utf8_lossy(said).into_owned();
+    let whole = |output: &[u8]| {
+        let text = String::from_utf8_lossy(output).into_owned();
         let (head, body) = text.split_once("\r\n\r\n")?;
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |length| length.parse().unwrap());
         (body.len() >= length).then_some(text)
     };
     let text = loop {
-        if let Some(text) = whole(&said) {
+        if let Some(text) = whole(&output) {
             break text;
         }
         let read = timeout(Duration::from_secs(10), stream.read(&mut chunk)).await.expect("an answer at once").unwrap();
-        assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&said));
-        said.extend_from_slice(&chunk[..read]);
+        assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&output));
+        output.extend_from_slice(&chunk[..read]);
     };
     let status = text.split(' ').nth(1).unwrap().parse().unwrap();
     // An open connection answers a second request; a closed one does not.
@@ -106,15 +106,15 @@ async fn unreadable_headers_are_refused_before_the_body() {
         ),
         ("POST /v1/consume HTTP/1.1\r\nhost: evil.example\r\ncontent-length: 9\r\n\r\n".to_owned(), 421, "host: "),
     ] {
-        let (found, said, closed) = first_answer(&node.http_address, &request).await;
+        let (found, output, closed) = first_answer(&node.http_address, &request).await;
         let has_body = request.contains("content-length") || request.contains("transfer-encoding");
         let right = found == status
-            && said.contains(says)
-            && said.contains("accept-encoding: identity\r\n") == (status == 415)
-            && said.contains("connection: close\r\n") == has_body
+            && output.contains(says)
+            && output.contains("accept-encoding: identity\r\n") == (status == 415)
+            && output.contains("connection: close\r\n") == has_body
             && closed == has_body;
         if !right {
-            wrong.push(format!("{request}\n{said}\nclosed: {closed}"));
+            wrong.push(format!("{request}\n{output}\nclosed: {closed}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n---\n"));
@@ -149,9 +149,9 @@ async fn invalid_content_lengths_close_the_connection() {
         "transfer-encoding: gzip\r\n".to_owned(),
     ] {
         let request = post("/v1/consume", &format!("host: localhost\r\n{headers}"), BODY);
-        let (status, said, closed) = first_answer(&node.http_address, &request).await;
+        let (status, output, closed) = first_answer(&node.http_address, &request).await;
         // hyper reports the largest number as too large headers.
-        assert!(matches!(status, 400 | 413 | 431) && closed, "{headers}: {said}");
+        assert!(matches!(status, 400 | 413 | 431) && closed, "{headers}: {output}");
     }
     assert_eq!(used(&node).await, 0);
 }
@@ -167,8 +167,8 @@ async fn a_valid_request_keeps_its_connection() {
         format!("content-length: {length}\r\ncontent-length: {length}\r\n"),
     ] {
         let request = post("/v1/consume", &format!("host: localhost\r\n{headers}"), BODY);
-        let (status, said, closed) = first_answer(&node.http_address, &request).await;
-        assert_eq!((status, closed, said.contains("connection: close")), (200, false, false), "{headers}: {said}");
+        let (status, output, closed) = first_answer(&node.http_address, &request).await;
+        assert_eq!((status, closed, output.contains("connection: close")), (200, false, false), "{headers}: {output}");
     }
     // In several chunks, and with an invalid field.
     let chunks =
@@ -178,11 +178,11 @@ async fn a_valid_request_keeps_its_connection() {
         "host: localhost\r\ntransfer-encoding: chunked\r\n",
         &format!("{}0\r\n\r\n", chunks.collect::<String>()),
     );
-    let (status, said, closed) = first_answer(&node.http_address, &request).await;
-    assert_eq!((status, closed), (200, false), "{said}");
-    let (status, said, closed) =
+    let (status, output, closed) = first_answer(&node.http_address, &request).await;
+    assert_eq!((status, closed), (200, false), "{output}");
+    let (status, output, closed) =
         first_answer(&node.http_address, &post("/v1/consume", "host: localhost\r\ncontent-length: 2\r\n", "{}")).await;
-    assert_eq!((status, closed, said.contains("connection: close")), (400, false, false), "{said}");
+    assert_eq!((status, closed, output.contains("connection: close")), (400, false, false), "{output}");
     assert_eq!(used(&node).await, 4);
 }
 
@@ -199,8 +199,8 @@ async fn compressed_messages_are_refused() {
         ([("content-encoding", "gzip")], Code::InvalidArgument, StatusCode::UNSUPPORTED_MEDIA_TYPE),
     ] {
         let answer = raw_as(Some("application/grpc"), &node.grpc_address, path, &message, &headers).await;
-        let (found, said) = error_of(&answer);
-        assert_eq!((found, answer.status()), (code, status), "{headers:?}: {said}");
+        let (found, output) = error_of(&answer);
+        assert_eq!((found, answer.status()), (code, status), "{headers:?}: {output}");
     }
     let answer =
         raw_as(Some("application/grpc"), &node.grpc_address, path, &message, &[("grpc-encoding", "identity")]).await;

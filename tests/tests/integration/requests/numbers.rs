@@ -31,12 +31,12 @@ async fn every_numeric_setting_is_bounded_and_named_in_its_error() {
             // Redis settings apply only with Redis; an unreachable Redis does not prevent a start.
             match ProcessBuilder::new(&policy).redis("redis://127.0.0.1:1").arg(&flag).try_start() {
                 Ok(_runs) => {}
-                Err(said) => {
+                Err(output) => {
                     refused += 1;
-                    assert!(!said.contains("panicked"), "{flag}: {said}");
-                    assert!(said.contains(name.as_str()), "{flag}: it does not name the setting: {said}");
-                    let range = said.contains("must be from ") || said.contains("invalid value");
-                    assert!(range, "{flag}: it does not say what would do: {said}");
+                    assert!(!output.contains("panicked"), "{flag}: {output}");
+                    assert!(output.contains(name.as_str()), "{flag}: it does not name the setting: {output}");
+                    let range = output.contains("must be from ") || output.contains("invalid value");
+                    assert!(range, "{flag}: it does not say what would do: {output}");
                 }
             }
         }

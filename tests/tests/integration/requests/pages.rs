@@ -96,8 +96,8 @@ async fn unread_pages_are_bounded() {
         unread.push(answer);
     }
     for page in ["/openapi.json", "/metrics"] {
-        let (status, said) = node.rest.json(page).await;
-        assert_eq!((status, &said["error"]["code"]), (StatusCode::TOO_MANY_REQUESTS, &"resource_exhausted".into()));
+        let (status, output) = node.rest.json(page).await;
+        assert_eq!((status, &output["error"]["code"]), (StatusCode::TOO_MANY_REQUESTS, &"resource_exhausted".into()));
     }
     assert_eq!(node.rest.text("/healthz").await.0, StatusCode::OK);
     assert_eq!(node.rest.text("/readyz").await.0, StatusCode::OK);

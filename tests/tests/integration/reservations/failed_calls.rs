@@ -106,8 +106,8 @@ async fn failures_block(node: &Node, protocol: Protocol) {
     let wrong = slots_in_use(node, "one", "192.0.2.1").await;
     for status in [1, 99, 600] {
         for how in [Some(3), None] {
-            let said = end(node, protocol, &wrong, how, status).await.expect_err("it is refused");
-            assert!(said.starts_with("status: must be an HTTP status from 100 to 599"), "{protocol:?}: {said}");
+            let output = end(node, protocol, &wrong, how, status).await.expect_err("it is refused");
+            assert!(output.starts_with("status: must be an HTTP status from 100 to 599"), "{protocol:?}: {output}");
         }
     }
     assert_eq!(used().await, [before[0] + 10, before[1] + 1], "{protocol:?}: as it was reserved");

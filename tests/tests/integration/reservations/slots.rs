@@ -65,7 +65,7 @@ async fn check_slot_scope(node: &Node, at: usize) {
     cancel(&node.grpc, &held).await.expect("it is given back");
     for (who, resource, _) in ROWS {
         let decision = decide(node, who, resource).await;
-        assert!(allowed(&decision), "{who} at {resource} by {:?}, when nobody holds one", SCOPES[at]);
+        assert!(allowed(&decision), "{who} at {resource} by {:?}, when no slot is held", SCOPES[at]);
         cancel(&node.grpc, &id_of(&decision)).await.expect("it is given back");
     }
 }

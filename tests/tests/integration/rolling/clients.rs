@@ -133,10 +133,10 @@ impl Nodes {
 /// Whether a call certainly did not reach the node: the connection was refused, or closed before the call was sent
 /// (hyper's `Canceled`), or the node did not accept the call (HTTP/2 GOAWAY without an error).
 fn was_not_accepted(status: &Status) -> bool {
-    let said = format!("{status:?}");
-    said.contains("ConnectionRefused")
-        || said.contains("hyper::Error(Canceled")
-        || (said.contains("GoAway") && said.contains("NO_ERROR"))
+    let output = format!("{status:?}");
+    output.contains("ConnectionRefused")
+        || output.contains("hyper::Error(Canceled")
+        || (output.contains("GoAway") && output.contains("NO_ERROR"))
 }
 
 /// A steady load.

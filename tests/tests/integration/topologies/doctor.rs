@@ -28,11 +28,11 @@ fn the_doctor_names_every_missing_right() {
     assert!(rights().count() > 30, "{ACL}");
     for right in rights().filter(|right| !NOT_NEEDED.contains(right)) {
         let _: () = server.run(&format!("ACL SETUSER tollgate -{right}"));
-        let (code, said) = doctor(&settings);
-        assert_eq!(code, 1, "without {right}: {said}");
-        let complaint = said.lines().find(|line| line.starts_with("BAD ") && line.contains(" rights: "));
+        let (code, output) = doctor(&settings);
+        assert_eq!(code, 1, "without {right}: {output}");
+        let complaint = output.lines().find(|line| line.starts_with("BAD ") && line.contains(" rights: "));
         let named = format!(" {} (", right.to_uppercase());
-        assert!(complaint.is_some_and(|line| line.contains(&named)), "without {right}: {said}");
+        assert!(complaint.is_some_and(|line| line.contains(&named)), "without {right}: {output}");
         let _: () = server.run(&format!("ACL SETUSER tollgate +{right}"));
     }
     for (taken, given, complaint) in [
@@ -41,15 +41,15 @@ fn the_doctor_names_every_missing_right() {
         (">another <a-password-for-tests", ">a-password-for-tests", "user or password is wrong"),
     ] {
         let _: () = server.run(&format!("ACL SETUSER tollgate {taken}"));
-        let (code, said) = doctor(&settings);
-        assert_eq!((code, said.contains(complaint)), (1, true), "{taken}: {said}");
+        let (code, output) = doctor(&settings);
+        assert_eq!((code, output.contains(complaint)), (1, true), "{taken}: {output}");
         let _: () = server.run(&format!("ACL SETUSER tollgate {given}"));
     }
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{said}");
+    let (code, output) = doctor(&settings);
+    assert_eq!((code, output.contains("all commands of a node may be used")), (0, true), "{output}");
     let _: () = server.run("ACL SETUSER tollgate -info");
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("version, memory and persistence were not checked")), (0, true), "{said}");
+    let (code, output) = doctor(&settings);
+    assert_eq!((code, output.contains("version, memory and persistence were not checked")), (0, true), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,27 +58,27 @@ async fn the_doctor_warns_of_a_redis_too_slow_for_the_deadline() {
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(30));
     let of = |deadline_ms: u64| [format!("--redis={}", proxy.url()), format!("--store-deadline-ms={deadline_ms}")];
-    let (code, said) = doctor(&of(40));
+    let (code, output) = doctor(&of(40));
     assert_eq!(
-        (code, said.contains("the deadline is 40ms: move Redis closer, or raise the deadline")),
+        (code, output.contains("the deadline is 40ms: move Redis closer, or raise the deadline")),
         (1, true),
-        "{said}"
+        "{output}"
     );
-    let (code, said) = doctor(&of(20_000));
-    assert_eq!((code, said.contains("the deadline is")), (0, false), "{said}");
+    let (code, output) = doctor(&of(20_000));
+    assert_eq!((code, output.contains("the deadline is")), (0, false), "{output}");
 }
 
 #[test]
 fn the_doctor_checks_the_redis_of_accounts() {
     let (counters, accounts) = (RedisServer::start(), RedisServer::start());
     let settings = [format!("--redis={}", counters.url()), format!("--accounts-redis={}", accounts.url())];
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.matches("all commands of a node may be used").count()), (0, 2), "{said}");
+    let (code, output) = doctor(&settings);
+    assert_eq!((code, output.matches("all commands of a node may be used").count()), (0, 2), "{output}");
     let _: () = accounts.run("CONFIG SET maxmemory-policy allkeys-lru");
     for settings in [&settings[..], &settings[1..]] {
-        let (code, said) = doctor(settings);
+        let (code, output) = doctor(settings);
         let complaint = format!("BAD  127.0.0.1:{} eviction:", accounts.port());
-        assert_eq!((code, said.contains(&complaint)), (1, true), "{said}");
+        assert_eq!((code, output.contains(&complaint)), (1, true), "{output}");
     }
 }
 
@@ -86,18 +86,18 @@ fn the_doctor_checks_the_redis_of_accounts() {
 fn the_doctor_warns_of_a_wrong_clock() {
     let server = RedisServer::start_program(Program::OwnClock, &[]);
     let settings = [format!("--redis={}", server.url())];
-    let (code, said) = doctor(&settings);
-    assert_eq!((code, said.contains("ms of this machine's")), (0, true), "{said}");
+    let (code, output) = doctor(&settings);
+    assert_eq!((code, output.contains("ms of this machine's")), (0, true), "{output}");
     for ahead_s in [5, -3_600] {
         server.set_clock(ahead_s);
-        let (code, said) = doctor(&settings);
+        let (code, output) = doctor(&settings);
         // Some milliseconds pass between the two clocks.
-        let off = said.lines().find_map(|line| {
+        let off = output.lines().find_map(|line| {
             let (_, ms) = line.strip_prefix("warn ")?.split_once("clock: ")?;
             ms.split_once(" ms from this machine's")?.0.parse::<u64>().ok()
         });
         let real = 1_000 * ahead_s.unsigned_abs();
-        assert!(code == 0 && off.is_some_and(|off| off.abs_diff(real) < 1_000), "{ahead_s} s: {said}");
+        assert!(code == 0 && off.is_some_and(|off| off.abs_diff(real) < 1_000), "{ahead_s} s: {output}");
     }
 }
 
@@ -112,10 +112,10 @@ fn start_fake_server(with: impl Fn(std::net::TcpStream) + Send + 'static) -> Str
 /// Runs `doctor` and asserts that it ends within the bound.
 fn doctor_output_within_bound(settings: &[String]) -> String {
     let started = Instant::now();
-    let (code, said) = doctor(settings);
-    assert_eq!(code, 1, "{said}");
-    assert!(started.elapsed() < IN_ALL, "{:?}: {said}", started.elapsed());
-    said
+    let (code, output) = doctor(settings);
+    assert_eq!(code, 1, "{output}");
+    assert!(started.elapsed() < IN_ALL, "{:?}: {output}", started.elapsed());
+    output
 }
 
 /// Seen to fail when rights were tested on any server that accepts connections: `doctor` reported missing rights, after
@@ -151,20 +151,20 @@ fn a_server_that_is_not_redis_is_not_reported_as_missing_rights() {
         (format!("redis://127.0.0.1:{}", RedisServer::free_port()), "cannot be reached"),
         ("redis://no-such-host.invalid".to_owned(), "cannot be reached"),
     ] {
-        let said = doctor_output_within_bound(&[format!("--redis={url}")]);
-        assert!(said.contains(complaint), "{url}: {said}");
-        assert!(!said.contains(" rights: ") && !said.contains("ACL"), "{url}: {said}");
+        let output = doctor_output_within_bound(&[format!("--redis={url}")]);
+        assert!(output.contains(complaint), "{url}: {output}");
+        assert!(!output.contains(" rights: ") && !output.contains("ACL"), "{url}: {output}");
     }
     // Both at once.
-    let said =
+    let output =
         doctor_output_within_bound(&[format!("--redis={}", hung.url()), format!("--accounts-redis={}", hung.url())]);
-    assert_eq!(said.matches("does not answer").count(), 2, "{said}");
+    assert_eq!(output.matches("does not answer").count(), 2, "{output}");
     hung.resume();
     // A full or read-only Redis is not reported as missing rights either.
     for (command, complaint) in [("REPLICAOF 127.0.0.1 1", "read only replica"), ("CONFIG SET maxmemory 1", "OOM")] {
         let _: () = hung.run(command);
-        let said = doctor_output_within_bound(&[format!("--redis={}", hung.url())]);
-        assert!(said.contains(complaint) && !said.contains(" rights: not allowed"), "{command}: {said}");
+        let output = doctor_output_within_bound(&[format!("--redis={}", hung.url())]);
+        assert!(output.contains(complaint) && !output.contains(" rights: not allowed"), "{command}: {output}");
         let _: () = hung.run("REPLICAOF NO ONE");
     }
 }
@@ -175,8 +175,8 @@ async fn the_doctor_answers_in_time_when_redis_is_slow() {
     let redis = RedisServer::start();
     let proxy = Proxy::start(redis.port()).await;
     proxy.delay(Duration::from_millis(900));
-    let said = doctor_output_within_bound(&[format!("--redis={}", proxy.url())]);
-    assert!(said.contains("too slow to finish all checks"), "{said}");
+    let output = doctor_output_within_bound(&[format!("--redis={}", proxy.url())]);
+    assert!(output.contains("too slow to finish all checks"), "{output}");
 }
 
 /// `doctor` checks Redis only, and accepts the settings of a node in every form.
@@ -193,9 +193,9 @@ fn the_doctor_accepts_the_settings_of_a_node() {
         vec![format!("--redis={}", redis.url()), "--http-listen=0.0.0.0:80".to_owned()],
         vec![format!("--config={}", config.display())],
     ] {
-        let (code, said) = doctor(&settings);
-        assert_eq!((code, said.contains("all commands of a node may be used")), (0, true), "{settings:?}: {said}");
+        let (code, output) = doctor(&settings);
+        assert_eq!((code, output.contains("all commands of a node may be used")), (0, true), "{settings:?}: {output}");
     }
-    let (code, said) = doctor(&["--redis=rediss://h/#insecure".to_owned()]);
-    assert!(code == 1 && said.starts_with("redis: ") && said.contains("#insecure"), "{said}");
+    let (code, output) = doctor(&["--redis=rediss://h/#insecure".to_owned()]);
+    assert!(code == 1 && output.starts_with("redis: ") && output.contains("#insecure"), "{output}");
 }

@@ -249,7 +249,7 @@ async fn accounts(routes: &Routes<'_>) {
         consume(&routes.nodes[0].grpc, call(api_key(secret), "model", &[])).await.map(|decision| allowed(&decision))
     };
     assert_eq!(verdict(&text(&rotated["secret"])).await.ok(), Some(true));
-    until("the old secret is no good", Duration::from_secs(20), async || {
+    until("the old secret is invalid", Duration::from_secs(20), async || {
         (!verdict(&secret).await.unwrap()).then_some(())
     })
     .await;
