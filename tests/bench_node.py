@@ -1,4 +1,4 @@
-"""Measures one node as it is shipped with h2load; see tests/bench-node."""
+"""Measures one node of the release profile with h2load; see tests/bench-node."""
 
 import pathlib
 import re

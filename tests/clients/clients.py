@@ -1,10 +1,10 @@
-"""Clients as a platform's customers have them, against a gateway that asks Tollgate.
+"""Clients of a platform's customers, against a gateway that asks Tollgate.
 
     clients.py CLIENT BASE_URL CALLS
 
 Each client makes CALLS calls, one after another, and follows the retry advice of its platform's documentation.
-It prints one JSON object: how many calls succeeded, how often it was refused, how long it waited, why it gave up, if
-it did, and what it has seen of its limits. A crash is an exit code.
+It prints one JSON object: the number of successful calls, of refusals, the time waited, the reason for giving up, if
+it did, and the limits reported to it. A crash is an exit code.
 """
 
 import json
@@ -24,7 +24,7 @@ class GaveUp(Exception):
 
 
 class Account:
-    """What happened."""
+    """The record of one client."""
 
     def __init__(self):
         self.refused = 0

@@ -1,4 +1,4 @@
-"""A client that was generated for Python: has it every operation, and does it call?
+"""Checks a generated Python client: it has every operation, and can call a node.
 
     call.py DESCRIPTION BASE_URL TOKEN
 """

@@ -1,4 +1,4 @@
-// A client that was generated for TypeScript: has it every operation, and does it call?
+// Checks a generated TypeScript client: it has every operation, and can call a node.
 //
 //     call.js DESCRIPTION BASE_URL TOKEN
 import { readFileSync } from 'node:fs';
@@ -7,8 +7,8 @@ import * as sdk from './generated/sdk.gen.js';
 
 const [description, baseUrl, token] = process.argv.slice(2);
 
-function check(holds: boolean, said: unknown): asserts holds {
-  if (!holds) throw new Error(JSON.stringify(said));
+function check(holds: boolean, detail: unknown): asserts holds {
+  if (!holds) throw new Error(JSON.stringify(detail));
 }
 
 const paths: Record<string, Record<string, { operationId: string }>> = JSON.parse(readFileSync(description, 'utf8')).paths;

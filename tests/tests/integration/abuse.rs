@@ -52,8 +52,8 @@ async fn report(node: &Node, caller: Caller, resource: &str, status: u32, ip: Op
     node.grpc.clone().report_outcome(request).await.unwrap().into_inner()
 }
 
-async fn used(node: &Node, who: &str, resource: &str) -> u64 {
-    quota(&peek(&node.grpc, call(account(who), resource, &[])).await.unwrap(), "requests_per_minute").used
+async fn used(node: &Node, account_id: &str, resource: &str) -> u64 {
+    quota(&peek(&node.grpc, call(account(account_id), resource, &[])).await.unwrap(), "requests_per_minute").used
 }
 
 /// The document: more than 20 failed requests in 30 seconds block further requests for 30 seconds.
@@ -163,8 +163,8 @@ async fn failures_count_against_the_scope_of_the_rule() {
     assert!(allowed(&by_key("free", "192.0.2.1").await.unwrap()));
     // The scope is the address, for any caller; IPv6 by /64.
     assert_eq!(report(&node, api_key(KEY), "free", 500, None).await.counted, 0, "no address, no failure");
-    for (who, ip) in [("a", "2001:db8::1"), ("b", "2001:db8::2:3")] {
-        assert_eq!(report(&node, account(who), "free", 502, Some(ip)).await.counted, 1);
+    for (account_id, ip) in [("a", "2001:db8::1"), ("b", "2001:db8::2:3")] {
+        assert_eq!(report(&node, account(account_id), "free", 502, Some(ip)).await.counted, 1);
     }
     let refused = by_key("free", "2001:db8:0:0:ffff::").await.unwrap();
     assert_eq!(refused.reason(), Reason::Blocked);
@@ -238,14 +238,14 @@ async fn an_address_that_guesses_keys_is_blocked() {
     for secret in ["sk-1", "sk-integration-revoked", "tg_mistyped", "sk-4"] {
         assert_ne!(guess(&node, "192.0.2.1", secret).await.reason(), Reason::Blocked, "{secret}");
     }
-    for who in [&node, &elsewhere] {
-        let refused = guess(who, "::ffff:192.0.2.1", KEY).await;
+    for each_node in [&node, &elsewhere] {
+        let refused = guess(each_node, "::ffff:192.0.2.1", KEY).await;
         assert_eq!((refused.verdict(), refused.reason()), (Verdict::Denied, Reason::Blocked));
         assert_eq!(refused.retry_after_ms, Some(300_000));
         assert!(refused.block_message.contains("(> 3) to authenticate"), "{}", refused.block_message);
         // From then on the node remembers the block, and does not look the key up.
-        assert!(guess(who, "192.0.2.1", "sk-5").await.account.is_empty());
-        assert_eq!(guess(who, "192.0.2.1", KEY).await.account, "", "the key is not looked up");
+        assert!(guess(each_node, "192.0.2.1", "sk-5").await.account.is_empty());
+        assert_eq!(guess(each_node, "192.0.2.1", KEY).await.account, "", "the key is not looked up");
     }
     assert!(allowed(&guess(&node, "192.0.2.2", KEY).await), "another address is not blocked");
     let vouched = from("192.0.2.1", call(api_key_id("good"), "free", &[]));
@@ -266,8 +266,8 @@ async fn an_address_that_guesses_keys_is_blocked() {
     }
     assert_eq!(commands(), before, "a flood from a blocked address does not reach Redis");
 
-    for who in [&node, &elsewhere] {
-        who.clock.advance_ms(300_000);
+    for each_node in [&node, &elsewhere] {
+        each_node.clock.advance_ms(300_000);
     }
     assert!(allowed(&guess(&node, "192.0.2.1", KEY).await));
     assert_eq!(guess(&node, "192.0.2.1", "sk-6").await.reason(), Reason::UnknownKey);
@@ -324,7 +324,7 @@ fn check_blocks_against_model(runtime: &tokio::runtime::Runtime, node: &Node, ca
     let outcome =
         proptest::test_runner::TestRunner::new(config).run(&prop::collection::vec((pause, act), 1..80), |steps| {
             case.set(case.get() + 1);
-            let who = || account(format!("case-{}", case.get()));
+            let case_account = || account(format!("case-{}", case.get()));
             let mut model = Model::default();
             runtime.block_on(async {
                 for (pause, act) in steps {
@@ -332,7 +332,7 @@ fn check_blocks_against_model(runtime: &tokio::runtime::Runtime, node: &Node, ca
                     let now = tollgate_store::clock::Clock::now(&node.clock).as_ms();
                     match act {
                         Step::Consume => {
-                            let decision = consume(&node.grpc, call(who(), "chat", &[])).await.unwrap();
+                            let decision = consume(&node.grpc, call(case_account(), "chat", &[])).await.unwrap();
                             let used = quota(&decision, "requests_per_minute").used;
                             assert_eq!((decision.reason(), used), model.consume(now));
                             if decision.reason() == Reason::Blocked {
@@ -345,7 +345,7 @@ fn check_blocks_against_model(runtime: &tokio::runtime::Runtime, node: &Node, ca
                             if status >= 400 {
                                 model.fail(now);
                             }
-                            let reported = report(node, who(), "chat", status, None).await;
+                            let reported = report(node, case_account(), "chat", status, None).await;
                             assert_eq!(reported.counted, u32::from(status >= 400 && !blocked_before));
                             let until = (model.blocked_until > now).then_some(model.blocked_until);
                             assert_eq!(reported.blocked_until.as_ref().map(ms), until);

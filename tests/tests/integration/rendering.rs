@@ -115,13 +115,13 @@ async fn an_unknown_dialect_and_a_bad_upload_are_refused_before_anything_is_char
 #[tokio::test]
 async fn names_cannot_break_a_rendered_response() {
     let node = memory_node(&shop_with_a_dialect()).await;
-    let (prompt, who) = (r#"prompt/{limit}","wait":0,"é%"#, r#"a "b\ {retry_after}"#);
-    let call = || call(account(who), prompt, &[("requests", 2)]);
+    let (prompt, account_id) = (r#"prompt/{limit}","wait":0,"é%"#, r#"a "b\ {retry_after}"#);
+    let call = || call(account(account_id), prompt, &[("requests", 2)]);
     let admitted = rendered(&node, call()).await;
     assert_eq!(header(&admitted, "X-Own-Resource"), Some(r#"prompt/{limit}","wait":0,"%C3%A9%25"#));
     let refused = rendered(&node, call()).await;
     let body: Value = serde_json::from_str(&refused.body).unwrap();
-    assert_eq!(body, json!({ "what": format!("{prompt} of {who}"), "wait": 60 }));
+    assert_eq!(body, json!({ "what": format!("{prompt} of {account_id}"), "wait": 60 }));
     assert_eq!(body.as_object().unwrap().len(), 2);
 }
 

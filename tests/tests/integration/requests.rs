@@ -15,8 +15,8 @@ use tonic::Request;
 use crate::harness::{P99_SLACK, Process, ProcessBuilder, account, allowed, call, folder_with, hash_of, shop};
 
 /// Tokens of a well-behaved service and of one that misbehaves.
-const HONEST: &str = "tgt_integration-token-of-the-honest-service-01234";
-const OTHER: &str = "tgt_integration-token-of-the-other-service-4711-8";
+const SERVICE_TOKEN: &str = "tgt_integration-token-of-the-first-service-01234";
+const OTHER_TOKEN: &str = "tgt_integration-token-of-the-other-service-4711-8";
 
 /// A node that accepts both tokens.
 fn node_with(arguments: &[&str], redis: Option<&str>) -> (TempDir, Process) {
@@ -24,8 +24,8 @@ fn node_with(arguments: &[&str], redis: Option<&str>) -> (TempDir, Process) {
     let tokens = folder.path().join("services.yaml");
     let text = format!(
         "tokens:\n- {{ name: honest, hash: '{}', domains: [shop] }}\n- {{ name: other, hash: '{}', domains: [shop] }}\n",
-        hash_of(HONEST),
-        hash_of(OTHER)
+        hash_of(SERVICE_TOKEN),
+        hash_of(OTHER_TOKEN)
     );
     std::fs::write(&tokens, text).unwrap();
     let builder = ProcessBuilder::new(&policy).arg("--service-tokens").arg(&tokens).args(arguments.iter().copied());
@@ -47,7 +47,7 @@ fn as_service<T>(token: &str, message: T) -> Request<T> {
 /// admitted.
 async fn p99_over_grpc(node: &Process) -> Duration {
     p99(async || {
-        let one = as_service(HONEST, ConsumeRequest { call: Some(call(account("a"), "bulk", &[])) });
+        let one = as_service(SERVICE_TOKEN, ConsumeRequest { call: Some(call(account("a"), "bulk", &[])) });
         let answer = node.grpc.clone().consume(one).await.expect("a valid call is decided");
         assert!(allowed(&answer.into_inner().decision.unwrap()));
     })
@@ -57,7 +57,7 @@ async fn p99_over_grpc(node: &Process) -> Duration {
 /// The same over REST.
 async fn p99_over_rest(node: &Process) -> Duration {
     p99(async || {
-        let request = node.rest.request(reqwest::Method::POST, "/v1/consume").bearer_auth(HONEST);
+        let request = node.rest.request(reqwest::Method::POST, "/v1/consume").bearer_auth(SERVICE_TOKEN);
         let request = request.header("content-type", "application/json");
         let answer = request.body(r#"{"caller":{"account":"a"},"resource":"bulk"}"#).send().await.unwrap();
         assert_eq!(answer.status(), reqwest::StatusCode::OK, "{}", answer.text().await.unwrap());

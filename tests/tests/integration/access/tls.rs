@@ -189,7 +189,7 @@ async fn get(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
 
 #[tokio::test]
 async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, other_authority) = (Authority::new(), Authority::new());
     let files = Files::new(&authority.node(), &authority.pem());
     let node = files.start();
     let ca = authority.pem();
@@ -221,7 +221,7 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
     // Signed by another authority: no connection at all, with or without a token.
-    let bad = stranger.issue("x", &[uri("spiffe://mesh/shop")]);
+    let bad = other_authority.issue("x", &[uri("spiffe://mesh/shop")]);
     assert!(code(Some(bad.clone()), Some(TOKEN)).await.is_some_and(|code| code != Code::Unauthenticated));
     let refused = match connect(&node.http_address, &ca, Some(&bad)).await {
         Ok(mut stream) => get(&mut stream).await.map(|answer| assert_eq!(answer, "")).is_err(),
@@ -305,9 +305,9 @@ fn a_node_with_invalid_certificates_does_not_start() {
 /// The command line sends its token only to a node that its authorities have certified.
 #[tokio::test]
 async fn the_command_line_trusts_the_authorities_it_is_given() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, other_authority) = (Authority::new(), Authority::new());
     let files = Files::new(&authority.node(), &authority.pem());
-    std::fs::write(files.path("stranger.pem"), stranger.pem()).unwrap();
+    std::fs::write(files.path("other-ca.pem"), other_authority.pem()).unwrap();
     let node = files.start();
     let port = node.http_address.rsplit(':').next().unwrap();
     // The system's authorities, and those of the flag.
@@ -320,14 +320,14 @@ async fn the_command_line_trusts_the_authorities_it_is_given() {
     };
     let url = format!("https://localhost:{port}");
     for (url, system, flag) in [
-        (&url, "stranger.pem", Some("ca.pem")),
-        (&format!("https://127.0.0.1:{port}"), "stranger.pem", Some("ca.pem")),
+        (&url, "other-ca.pem", Some("ca.pem")),
+        (&format!("https://127.0.0.1:{port}"), "other-ca.pem", Some("ca.pem")),
         (&url, "ca.pem", None),
     ] {
         let (good, stdout, stderr) = list(url, system, flag);
         assert!(good && stdout.contains("paid"), "{stdout} {stderr}");
     }
-    for (system, flag) in [("ca.pem", Some("stranger.pem")), ("stranger.pem", None)] {
+    for (system, flag) in [("ca.pem", Some("other-ca.pem")), ("other-ca.pem", None)] {
         let (good, stdout, stderr) = list(&url, system, flag);
         assert!(!good && stdout.is_empty(), "{stdout}");
         assert!(

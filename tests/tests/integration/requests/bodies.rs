@@ -22,7 +22,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{HONEST, OTHER, as_service, assert_latency_nearly_unchanged, node_with, p99_over_grpc, p99_over_rest};
+use super::{
+    OTHER_TOKEN, SERVICE_TOKEN, as_service, assert_latency_nearly_unchanged, node_with, p99_over_grpc, p99_over_rest,
+};
 use crate::harness::{Process, Proxy, account, call, quota, until};
 
 const CONSUME: &str = "/tollgate.v1.RateLimitService/Consume";
@@ -63,7 +65,7 @@ async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
     let before = p99_over_rest(&node).await;
     let mut slow = JoinSet::new();
     for _ in 0..1_030 {
-        let stream = half_a_call(&node, OTHER).await;
+        let stream = half_a_call(&node, OTHER_TOKEN).await;
         slow.spawn(rest_of(stream));
     }
     // Half of 2 MiB for bodies of 16 KiB and a little.
@@ -71,7 +73,7 @@ async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
         (refused(&node, "http", "unread_bodies").await >= 900).then_some(())
     })
     .await;
-    let held = half_a_call(&node, OTHER).await;
+    let held = half_a_call(&node, OTHER_TOKEN).await;
     let during = p99_over_rest(&node).await;
     for page in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(node.rest.text(page).await.0, StatusCode::OK, "{page}");
@@ -92,13 +94,13 @@ async fn slow_bodies_of_one_token_over_rest_do_not_block_others() {
 async fn an_unfinished_body_times_out_and_is_not_charged() {
     let (_folder, node) = node_with(&["--body-timeout-ms=300"], None);
     let started = Instant::now();
-    let answer = rest_of(half_a_call(&node, OTHER).await).await;
+    let answer = rest_of(half_a_call(&node, OTHER_TOKEN).await).await;
     assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
     assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("deadline_exceeded"), "{answer}");
     assert!(answer.contains("body: did not arrive within 300ms"), "{answer}");
     assert_eq!(refused(&node, "http", "slow_body").await, 1);
     let started = Instant::now();
-    let error = half_a_message(&channel(&node), OTHER, &[0, 0, 0, 0, 9, 10]).await.unwrap_err();
+    let error = half_a_message(&channel(&node), OTHER_TOKEN, &[0, 0, 0, 0, 9, 10]).await.unwrap_err();
     assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
     assert_eq!((error.code(), error.message().contains("within 300ms")), (Code::DeadlineExceeded, true), "{error:?}");
     assert_eq!(refused(&node, "grpc", "slow_body").await, 1);
@@ -151,7 +153,7 @@ async fn slow_messages_of_one_token_over_grpc_do_not_block_others() {
             slow.spawn(async move {
                 let mut codes = Vec::new();
                 for _ in 0..2 {
-                    codes.push(half_a_message(&channel, OTHER, LARGEST).await.unwrap_err().code());
+                    codes.push(half_a_message(&channel, OTHER_TOKEN, LARGEST).await.unwrap_err().code());
                 }
                 codes
             });
@@ -187,13 +189,13 @@ async fn one_token_holds_at_most_its_share_of_open_requests() {
         let calls = tokio_stream::pending::<ConsumeStreamRequest>();
         node.grpc.clone().consume_stream(as_service(token, calls)).await
     };
-    let held = [open(OTHER).await.unwrap(), open(OTHER).await.unwrap()];
-    let error = open(OTHER).await.unwrap_err();
+    let held = [open(OTHER_TOKEN).await.unwrap(), open(OTHER_TOKEN).await.unwrap()];
+    let error = open(OTHER_TOKEN).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
     assert!(error.message().contains("the caller has its maximum number of open streams"), "{error:?}");
-    let honest = [open(HONEST).await.unwrap(), open(HONEST).await.unwrap()];
+    let first_service_streams = [open(SERVICE_TOKEN).await.unwrap(), open(SERVICE_TOKEN).await.unwrap()];
     assert_eq!(refused(&node, "grpc", "streams").await, 1);
-    drop((held, honest));
+    drop((held, first_service_streams));
 
     let consume = async |token: &str| {
         let request = node.rest.request(Method::POST, "/v1/consume").bearer_auth(token);
@@ -201,11 +203,11 @@ async fn one_token_holds_at_most_its_share_of_open_requests() {
         let answer = request.body(r#"{"caller":{"account":"a"},"resource":"model"}"#).send().await.unwrap();
         (answer.status().as_u16(), answer.headers().contains_key(header::RETRY_AFTER))
     };
-    until("the node decides", PATIENCE, async || (consume(HONEST).await.0 == 200).then_some(())).await;
+    until("the node decides", PATIENCE, async || (consume(SERVICE_TOKEN).await.0 == 200).then_some(())).await;
     proxy.drop_traffic(true);
-    let (others, honest, pages) = tokio::join!(
-        async { tokio::join!(consume(OTHER), consume(OTHER), consume(OTHER), consume(OTHER)) },
-        async { tokio::join!(consume(HONEST), consume(HONEST)) },
+    let (others, first_service, pages) = tokio::join!(
+        async { tokio::join!(consume(OTHER_TOKEN), consume(OTHER_TOKEN), consume(OTHER_TOKEN), consume(OTHER_TOKEN)) },
+        async { tokio::join!(consume(SERVICE_TOKEN), consume(SERVICE_TOKEN)) },
         async {
             let mut statuses = Vec::new();
             for _ in 0..5 {
@@ -217,12 +219,12 @@ async fn one_token_holds_at_most_its_share_of_open_requests() {
     let others: &mut [(u16, bool)] = &mut [others.0, others.1, others.2, others.3];
     others.sort_unstable();
     assert_eq!(*others, [(429, true), (429, true), (503, false), (503, false)]);
-    assert_eq!([honest.0, honest.1], [(503, false); 2]);
+    assert_eq!([first_service.0, first_service.1], [(503, false); 2]);
     assert!(pages.iter().all(|pair| *pair == (StatusCode::OK, StatusCode::OK)), "{pages:?}");
     proxy.drop_traffic(false);
     let used = until("the node decides again", PATIENCE, async || {
         let one = tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) };
-        node.grpc.clone().check(as_service(HONEST, one)).await.ok()
+        node.grpc.clone().check(as_service(SERVICE_TOKEN, one)).await.ok()
     });
     let decision = used.await.into_inner().decision.unwrap();
     assert!(quota(&decision, "requests_per_minute").used >= 1);

@@ -15,7 +15,7 @@ use tokio::{
 use tollgate_proto::v1::ConsumeRequest;
 use tonic::Code;
 
-use super::{HONEST, node_with};
+use super::{SERVICE_TOKEN, node_with};
 use crate::{
     grpc::{error_of, raw_as},
     harness::{Process, account, call, http, memory_node, peek, quota, shop},
@@ -53,13 +53,15 @@ async fn first_answer(address: &str, request: &str) -> (u16, String, bool) {
 
 fn post(path: &str, headers: &str, body: &str) -> String {
     format!(
-        "POST {path} HTTP/1.1\r\nauthorization: Bearer {HONEST}\r\ncontent-type: application/json\r\n{headers}\r\n{body}"
+        "POST {path} HTTP/1.1\r\nauthorization: Bearer {SERVICE_TOKEN}\r\ncontent-type: application/json\r\n{headers}\r\n{body}"
     )
 }
 
 async fn used(node: &Process) -> u64 {
-    let request =
-        super::as_service(HONEST, tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) });
+    let request = super::as_service(
+        SERVICE_TOKEN,
+        tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) },
+    );
     let decision = node.grpc.clone().check(request).await.unwrap().into_inner().decision.unwrap();
     quota(&decision, "requests_per_minute").used
 }

@@ -80,9 +80,9 @@ async fn end(node: &Node, protocol: Protocol, id: &str, end: ReservationEnd, sta
     }
 }
 
-async fn decide(node: &Node, who: Caller, resource: &str, ip: &str) -> Decision {
+async fn decide(node: &Node, caller: Caller, resource: &str, ip: &str) -> Decision {
     let attributes = BTreeMap::from([("ip".to_owned(), ip.to_owned())]);
-    let call = Call { attributes, ..call(who, resource, &[("tokens", 10)]) };
+    let call = Call { attributes, ..call(caller, resource, &[("tokens", 10)]) };
     reserve(&node.grpc, call, &[], 0).await.expect("a decision")
 }
 
@@ -141,8 +141,8 @@ async fn failures_block(node: &Node, protocol: Protocol) {
         "{protocol:?}: {refused:?}"
     );
     // The key of the reservation is blocked, not its account or the other key.
-    for who in [account("acme"), api_key_id("two")] {
-        let others = decide(node, who, "chat", "192.0.2.1").await;
+    for caller in [account("acme"), api_key_id("two")] {
+        let others = decide(node, caller, "chat", "192.0.2.1").await;
         ended(&id_of(&others), None, 0).await;
     }
     // Open reservations can be ended, and do not lengthen the block.

@@ -44,16 +44,16 @@ const ROWS: [(&str, &str, [bool; 5]); 8] = [
 const SCOPES: [&[&str]; 5] =
     [&["api_key"], &["account"], &["resource"], &["api_key", "resource"], &["account", "resource"]];
 
-async fn decide(node: &Node, who: &str, resource: &str) -> Decision {
-    let caller: Caller = who.strip_prefix("account ").map_or_else(|| api_key_id(who), account);
+async fn decide(node: &Node, caller_name: &str, resource: &str) -> Decision {
+    let caller: Caller = caller_name.strip_prefix("account ").map_or_else(|| api_key_id(caller_name), account);
     reserve(&node.grpc, call(caller, resource, &[]), &[], 0).await.expect("a decision")
 }
 
 async fn check_slot_scope(node: &Node, at: usize) {
     let held = id_of(&decide(node, "one", "chat").await);
-    for (who, resource, shares) in ROWS {
-        let what = format!("{who} at {resource} by {:?}", SCOPES[at]);
-        let decision = decide(node, who, resource).await;
+    for (caller_name, resource, shares) in ROWS {
+        let what = format!("{caller_name} at {resource} by {:?}", SCOPES[at]);
+        let decision = decide(node, caller_name, resource).await;
         assert_eq!(!allowed(&decision), shares[at], "{what}: {decision:?}");
         if shares[at] {
             let slots = quota(&decision, "concurrent_requests");
@@ -63,9 +63,9 @@ async fn check_slot_scope(node: &Node, at: usize) {
         }
     }
     cancel(&node.grpc, &held).await.expect("it is given back");
-    for (who, resource, _) in ROWS {
-        let decision = decide(node, who, resource).await;
-        assert!(allowed(&decision), "{who} at {resource} by {:?}, when no slot is held", SCOPES[at]);
+    for (caller_name, resource, _) in ROWS {
+        let decision = decide(node, caller_name, resource).await;
+        assert!(allowed(&decision), "{caller_name} at {resource} by {:?}, when no slot is held", SCOPES[at]);
         cancel(&node.grpc, &id_of(&decision)).await.expect("it is given back");
     }
 }
