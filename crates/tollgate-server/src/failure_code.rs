@@ -5,6 +5,8 @@ use tollgate_core::store::StoreError;
 use tollgate_service::service::CallError;
 use tonic::Code;
 
+use crate::auth::AuthError;
+
 /// A kind of failure in the terms of each protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FailureCode {
@@ -28,16 +30,33 @@ impl FailureCode {
     pub(crate) const ENDED: Self = Self::new(StatusCode::CONFLICT, Code::FailedPrecondition, "failed_precondition");
     pub(crate) const LATE: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
     pub(crate) const UNAVAILABLE: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unavailable");
-    /// An account has as many counters as it may: waiting a second does not help.
-    pub(crate) const COUNTER_CAP: Self =
+    /// A bound of the caller is reached: its counters, or its failed logins. Waiting a second does not help.
+    pub(crate) const EXHAUSTED: Self =
         Self::new(StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted, "resource_exhausted");
-    pub(crate) const OVERLOADED: Self = Self { retry_soon: true, ..Self::COUNTER_CAP };
+    pub(crate) const OVERLOADED: Self = Self { retry_soon: true, ..Self::EXHAUSTED };
     /// The body did not arrive in time.
     pub(crate) const SLOW_BODY: Self =
         Self::new(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
     pub(crate) const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::OutOfRange, "payload_too_large");
     pub(crate) const UNSUPPORTED: Self =
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "unsupported_media_type");
+
+    pub(crate) const UNAUTHENTICATED: Self =
+        Self::new(StatusCode::UNAUTHORIZED, Code::Unauthenticated, "unauthenticated");
+    /// gRPC has no hosts to choose from.
+    pub(crate) const WRONG_HOST: Self =
+        Self::new(StatusCode::MISDIRECTED_REQUEST, Code::InvalidArgument, "misdirected_request");
+
+    /// That of a failed authentication. How long too many failures keep a caller out is in the error itself.
+    pub(crate) const fn of_auth(error: &AuthError) -> Self {
+        match error {
+            AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
+                Self::UNAUTHENTICATED
+            }
+            AuthError::TooManyFailures { .. } => Self::EXHAUSTED,
+            AuthError::WrongHost => Self::WRONG_HOST,
+        }
+    }
 
     /// That of a call that was not decided.
     pub(crate) const fn of(error: &CallError) -> Self {
@@ -48,7 +67,7 @@ impl FailureCode {
             CallError::Ended { .. } => Self::ENDED,
             CallError::Late | CallError::Expired => Self::LATE,
             CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
-            CallError::Store(StoreError::CounterCapReached(_)) => Self::COUNTER_CAP,
+            CallError::Store(StoreError::CounterCapReached(_)) => Self::EXHAUSTED,
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
                 Self::UNAVAILABLE
             }

@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
+use tollgate_api::v1::{self, rate_limit_service_server::RateLimitService};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -23,7 +24,6 @@ use tollgate_policy::{
     reason::{InvalidKey, Reason},
     uploads::Upload,
 };
-use tollgate_proto::v1::{self, rate_limit_service_server::RateLimitService};
 use tollgate_service::{
     scope::DomainScope,
     service::{

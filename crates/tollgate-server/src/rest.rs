@@ -4,40 +4,40 @@ pub(crate) mod admin;
 mod batch;
 mod bounds;
 mod decide;
-mod entries;
 mod guard;
 mod health;
 mod limits;
 mod list;
-mod number;
 mod plain_error;
 mod report;
 mod reservation;
 mod reserve;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, MatchedPath, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, FromRequest, rejection::JsonRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tollgate_api::json::error::{ErrorBody, ErrorDetail};
 use tollgate_service::{
     admin::Admin,
     service::{CallError, DecisionService},
 };
 use tower::{ServiceBuilder, timeout::TimeoutLayer};
-use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa::{IntoResponses, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
 
 pub(crate) use self::bounds::RequestBounds;
+use self::guard::RouteAccess;
 use crate::{auth::Authenticator, failure_code::FailureCode};
 
 /// What the handlers share.
@@ -74,12 +74,14 @@ pub(crate) enum RouteSet {
 )]
 struct Description;
 
-fn described(offer: RouteSet) -> (Router<Shared>, utoipa::openapi::OpenApi) {
-    let api = OpenApiRouter::with_openapi(Description::openapi())
+/// The routes of a listener, in groups of the same access.
+fn groups(offer: RouteSet) -> Vec<(RouteAccess, OpenApiRouter<Shared>)> {
+    let of_keys = OpenApiRouter::new()
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
         .routes(routes!(limits::log::get_log))
-        .routes(routes!(limits::log::get_log_v1))
+        .routes(routes!(limits::log::get_log_v1));
+    let of_services = OpenApiRouter::new()
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
@@ -88,20 +90,30 @@ fn described(offer: RouteSet) -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(reserve::cancel))
         .routes(routes!(reserve::extend))
         .routes(routes!(report::report_outcome))
-        .routes(routes!(list::list_rate_limits))
-        .merge(admin::routes());
+        .routes(routes!(list::list_rate_limits));
+    let api = [(RouteAccess::Key, of_keys), (RouteAccess::Service, of_services), (RouteAccess::Admin, admin::routes())];
     let operations = OpenApiRouter::new()
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics));
-    let (routes, mut description) = match offer {
-        RouteSet::Api => api,
-        RouteSet::Operations => operations,
-        RouteSet::Everything => api.merge(operations),
+    let operations = (RouteAccess::Open, operations);
+    match offer {
+        RouteSet::Api => api.into(),
+        RouteSet::Operations => vec![operations],
+        RouteSet::Everything => api.into_iter().chain([operations]).collect(),
     }
-    .split_for_parts();
-    guard::describe(&mut description);
-    (routes, description)
+}
+
+/// The description of all routes.
+fn description() -> utoipa::openapi::OpenApi {
+    let mut description = Description::openapi();
+    guard::describe_credentials(&mut description);
+    for (access, routes) in groups(RouteSet::Everything) {
+        let mut of_group = routes.into_openapi();
+        guard::describe(&mut of_group, access);
+        description.merge(of_group);
+    }
+    description
 }
 
 /// The description of the API, as `/openapi.json` serves it.
@@ -109,38 +121,45 @@ fn described(offer: RouteSet) -> (Router<Shared>, utoipa::openapi::OpenApi) {
 /// # Errors
 /// None in practice; that of the JSON writer.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
-    described(RouteSet::Everything).1.to_pretty_json()
+    description().to_pretty_json()
 }
 
 /// The routes of a listener, within these bounds.
 ///
 /// # Errors
 /// None in practice; that of the JSON writer.
-pub(crate) fn router(shared: Shared, bounds: Arc<RequestBounds>, offer: RouteSet) -> Result<Router, serde_json::Error> {
-    let (routes, _) = described(offer);
-    let page = DescriptionPage::new(&described(RouteSet::Everything).1)?;
-    let openapi = get(move |headers: HeaderMap| async move { page.answer(&headers) });
-    let bounds_layer = ServiceBuilder::new()
-        .layer(axum::error_handling::HandleErrorLayer::new(
-            |route: Option<MatchedPath>, _: tower::BoxError| async move {
-                guard::route_error(route.as_ref(), FailureCode::LATE, "the call took too long")
-            },
-        ))
-        .layer(TimeoutLayer::new(shared.timeout));
-    let gate = guard::Gate { auth: Arc::clone(&shared.auth), bounds };
-    let routes = if offer == RouteSet::Operations { routes } else { routes.route("/openapi.json", openapi) };
-    let routes = routes
-        .fallback(|| async { ErrorBody::new("not_found", "there is no such route").with(StatusCode::NOT_FOUND) })
-        .method_not_allowed_fallback(|| async {
-            ErrorBody::new("method_not_allowed", "the route has no such method").with(StatusCode::METHOD_NOT_ALLOWED)
-        })
-        .layer(bounds_layer)
-        // The guard has read the body, and so bounded it.
-        .layer(DefaultBodyLimit::disable())
-        // Last, and so first on the way in: whoever may not enter costs nothing more.
-        .layer(axum::middleware::from_fn_with_state(gate, guard::guard))
-        .with_state(shared);
-    Ok(routes)
+pub(crate) fn router(
+    shared: Shared,
+    bounds: &Arc<RequestBounds>,
+    offer: RouteSet,
+) -> Result<Router, serde_json::Error> {
+    let guarded = |access: RouteAccess, routes: Router<Shared>| {
+        let late =
+            move |_: tower::BoxError| async move { guard::error(access, FailureCode::LATE, "the call took too long") };
+        let bounded = ServiceBuilder::new()
+            .layer(axum::error_handling::HandleErrorLayer::new(late))
+            .layer(TimeoutLayer::new(shared.timeout));
+        let gate = guard::Gate { access, auth: Arc::clone(&shared.auth), bounds: Arc::clone(bounds) };
+        routes
+            .method_not_allowed_fallback(|| async {
+                let code = "method_not_allowed";
+                error_answer(StatusCode::METHOD_NOT_ALLOWED, code, "the route has no such method")
+            })
+            .layer(bounded)
+            // The guard has read the body, and so bounded it.
+            .layer(DefaultBodyLimit::disable())
+            // Last, and so first on the way in: a caller that may not enter costs nothing more.
+            .layer(axum::middleware::from_fn_with_state(gate, guard::guard))
+    };
+    let mut open =
+        Router::new().fallback(|| async { error_answer(StatusCode::NOT_FOUND, "not_found", "there is no such route") });
+    if offer != RouteSet::Operations {
+        let page = DescriptionPage::new(&description())?;
+        open = open.route("/openapi.json", get(move |headers: HeaderMap| async move { page.answer(&headers) }));
+    }
+    let groups = groups(offer).into_iter().map(|(access, routes)| guarded(access, routes.into()));
+    let routes = groups.fold(guarded(RouteAccess::Open, open), Router::merge);
+    Ok(routes.with_state(shared))
 }
 
 /// The description of the API, written once: every answer has the same bytes.
@@ -192,29 +211,9 @@ enum Failures {
     Late(ErrorBody),
 }
 
-/// An error of `/v1` and `/admin/v1`.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub(crate) struct ErrorBody {
-    pub(crate) error: ErrorDetail,
-}
-
-/// An error.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub(crate) struct ErrorDetail {
-    /// A code for programs: `invalid_argument`, `not_found`, `unavailable`, `resource_exhausted` …
-    pub(crate) code: Cow<'static, str>,
-    /// A sentence for people; if the request is wrong, it starts with the name of the field.
-    pub(crate) message: String,
-}
-
-impl ErrorBody {
-    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self { error: ErrorDetail { code: code.into(), message: message.into() } }
-    }
-
-    fn with(self, status: StatusCode) -> Response {
-        failure(status, self)
-    }
+/// An error as an answer.
+fn error_answer(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {
+    failure(status, ErrorBody::new(code, message))
 }
 
 fn failure(status: StatusCode, body: impl Serialize) -> Response {
@@ -231,16 +230,15 @@ fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
     result.map_or_else(|error| failed(&error), |body| Json(body).into_response())
 }
 
-impl ErrorDetail {
-    fn of(error: &CallError) -> Self {
-        Self { code: FailureCode::of(error).word.into(), message: error.message() }
-    }
+/// A failed call, as a batch reports it.
+fn detail(error: &CallError) -> ErrorDetail {
+    ErrorDetail { code: FailureCode::of(error).word.into(), message: error.message() }
 }
 
 /// The answer to a failed call.
 fn failed(error: &CallError) -> Response {
     let code = FailureCode::of(error);
-    let mut answer = ErrorBody { error: ErrorDetail::of(error) }.with(code.http);
+    let mut answer = failure(code.http, ErrorBody { error: detail(error) });
     if code.retry_soon {
         retry_soon(&mut answer);
     }
@@ -266,7 +264,7 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
                     StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
                     status => status,
                 };
-                Err(ErrorBody::new(code, mistake_of(&rejection)).with(status))
+                Err(error_answer(status, code, mistake_of(&rejection)))
             }
         }
     }

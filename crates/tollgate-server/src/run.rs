@@ -8,8 +8,8 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
+use tollgate_api::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_core::store::Store;
-use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_service::{
     admin::Admin,
     directory::Accounts,

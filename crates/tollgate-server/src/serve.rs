@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
-use tollgate_proto::v1::rate_limit_service_server::RateLimitServiceServer;
+use tollgate_api::v1::rate_limit_service_server::RateLimitServiceServer;
 use tollgate_service::{admin::Admin, metrics::Metrics, service::DecisionService};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -40,7 +40,7 @@ impl Servers {
     pub(crate) fn grpc(&self, listener: TcpListener, health: HealthServer<impl Health>) -> Result<Server, RunError> {
         let settings = &self.settings;
         let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tollgate_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tollgate_api::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         let open = Arc::new(grpc::OpenCalls::default());
@@ -106,7 +106,7 @@ impl Servers {
             pages: rest::RequestBounds::pages(),
             metrics: Arc::clone(&self.metrics),
         };
-        Ok(rest::router(shared, Arc::new(bounds), offer)?)
+        Ok(rest::router(shared, &Arc::new(bounds), offer)?)
     }
 
     fn server(&self, name: &'static str, listener: TcpListener, protocols: Protocols, router: Router) -> Server {

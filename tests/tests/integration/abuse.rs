@@ -5,7 +5,7 @@ mod domains;
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, Caller, Decision, GetRateLimitsRequest, Reason, ReportOutcomeRequest, ReportOutcomeResponse, Verdict,
 };
 use tollgate_store::testing::RedisServer;

@@ -10,7 +10,7 @@ mod pages;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
-use tollgate_proto::v1::{Call, GetRateLimitsRequest, Reason};
+use tollgate_api::v1::{Call, GetRateLimitsRequest, Reason};
 use tonic::Code;
 
 use crate::harness::{KEY, Node, account, allowed, api_key, api_key_id, call, consume, memory_node, peek, shop};
@@ -79,7 +79,7 @@ fn wrong_calls() -> Vec<(&'static str, Call)> {
 
 /// The call as JSON; `None` if JSON cannot express it.
 fn to_json(call: &Call) -> Option<Value> {
-    use tollgate_proto::v1::caller::By;
+    use tollgate_api::v1::caller::By;
     let caller = match call.caller.as_ref()?.by.as_ref()? {
         By::ApiKey(secret) => json!({ "api_key": secret }),
         By::ApiKeyId(id) => json!({ "api_key_id": id }),

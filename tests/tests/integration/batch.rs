@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, CallResult, ConsumeBatchRequest, ConsumeStreamRequest, ConsumeStreamResponse, Decision, Reason,
     call_result::Result as Of, rate_limit_service_client::RateLimitServiceClient,
 };

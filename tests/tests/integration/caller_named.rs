@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use reqwest::{Method, header};
-use tollgate_proto::v1::{Call, Decision};
+use tollgate_api::v1::{Call, Decision};
 use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status};
 

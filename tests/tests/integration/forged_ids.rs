@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, Caller, CancelRequest, CheckRequest, ConsumeRequest, Decision, ExtendRequest, GetRateLimitsRequest, Reason,
     ReserveRequest, SettleRequest,
 };

@@ -151,7 +151,7 @@ async fn a_client_deadline_is_kept_when_redis_hangs() {
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let _suspended = SuspendedRedis::suspend(&redis);
-    let request = tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
+    let request = tollgate_api::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
     let message = prost::Message::encode_to_vec(&request);
     let started = Instant::now();
     let (code, text) =
@@ -168,7 +168,7 @@ async fn a_client_deadline_ends_its_call() {
     let (_folder, node) = node_on(&redis, 20_000);
     assert!(allowed(&consume(&node.grpc, call(account("a"), "model", &[])).await.unwrap()));
     let _suspended = SuspendedRedis::suspend(&redis);
-    let mut request = Request::new(tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) });
+    let mut request = Request::new(tollgate_api::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) });
     request.set_timeout(Duration::from_millis(300));
     let started = Instant::now();
     node.grpc.clone().consume(request).await.unwrap_err();

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     CancelRequest, CheckRequest, ConsumeBatchRequest, ConsumeRequest, ConsumeStreamRequest, ExtendRequest,
     GetRateLimitsRequest, ReportOutcomeRequest, ReserveRequest, SettleRequest,
 };

@@ -43,11 +43,11 @@ fn each_crate_depends_only_on_the_crates_below_it() {
         ("tollgate-core", &[]),
         ("tollgate-policy", &["tollgate-core"]),
         ("tollgate-store", &["tollgate-core"]),
-        ("tollgate-proto", &[]),
+        ("tollgate-api", &[]),
         ("tollgate-service", &["tollgate-core", "tollgate-policy", "tollgate-store"]),
         (
             "tollgate-server",
-            &["tollgate-core", "tollgate-policy", "tollgate-proto", "tollgate-service", "tollgate-store"],
+            &["tollgate-api", "tollgate-core", "tollgate-policy", "tollgate-service", "tollgate-store"],
         ),
     ];
     for (name, allowed) in allowed {
@@ -62,11 +62,12 @@ fn crates_below_the_server_use_no_protocol_and_core_and_policy_use_no_io() {
     let dependencies = dependencies();
     let protocols = ["axum", "hyper", "prost", "reqwest", "tonic", "tower", "utoipa"];
     let io = ["clap", "metrics", "notify", "redis", "rustls", "tokio", "tracing"];
-    let forbidden: [(&str, &[&[&str]]); 4] = [
+    let forbidden: [(&str, &[&[&str]]); 5] = [
         ("tollgate-core", &[&protocols, &io, &["parking_lot", "rand", "serde", "serde_json"]]),
         ("tollgate-policy", &[&protocols, &io]),
         ("tollgate-store", &[&protocols, &["clap", "metrics", "notify"]]),
         ("tollgate-service", &[&protocols, &["clap", "notify", "redis", "rustls"]]),
+        ("tollgate-api", &[&["axum", "hyper", "reqwest"], &io]),
     ];
     for (name, forbidden) in forbidden {
         for forbidden in forbidden.iter().copied().flatten() {

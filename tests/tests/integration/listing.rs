@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tollgate_proto::v1::{GetRateLimitsRequest, GetRateLimitsResponse};
+use tollgate_api::v1::{GetRateLimitsRequest, GetRateLimitsResponse};
 use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 

@@ -10,7 +10,7 @@ use std::{
 
 use reqwest::Method;
 use serde_json::Value;
-use tollgate_proto::v1::{Call, ConsumeRequest};
+use tollgate_api::v1::{Call, ConsumeRequest};
 use tollgate_store::testing::RedisServer;
 
 use crate::harness::{

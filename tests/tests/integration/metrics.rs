@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tollgate_proto::v1::Call;
+use tollgate_api::v1::Call;
 use tollgate_store::testing::RedisServer;
 
 use crate::harness::{

@@ -11,7 +11,7 @@ use std::{
 use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tollgate_api::v1::rate_limit_service_client::RateLimitServiceClient;
 use tollgate_store::testing::RedisServer;
 use tonic::{
     Code,

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, path::Path};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate_proto::v1::{Call, Caller, ConsumeRequest, Decision, Upload, caller::By};
+use tollgate_api::v1::{Call, Caller, ConsumeRequest, Decision, Upload, caller::By};
 use tollgate_server::settings::Options;
 use tollgate_store::{clock::Clock as _, testing::RedisServer};
 

@@ -1,6 +1,6 @@
 //! Pools with priorities, through the API.
 
-use tollgate_proto::v1::{Caller, CancelRequest, Decision, ReserveRequest, SettleRequest, SettledUnit};
+use tollgate_api::v1::{Caller, CancelRequest, Decision, ReserveRequest, SettleRequest, SettledUnit};
 use tollgate_store::testing::{RedisServer, topologies::RedisCluster};
 
 use crate::harness::{

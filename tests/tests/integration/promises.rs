@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tollgate_proto::v1::{Call, Decision};
+use tollgate_api::v1::{Call, Decision};
 use tollgate_store::testing::RedisServer;
 
 use crate::harness::{

@@ -24,7 +24,7 @@ fn replace(policy: &Path, text: &str) {
     std::fs::rename(&beside, policy).expect("the policy is replaced");
 }
 
-fn one() -> tollgate_proto::v1::Call {
+fn one() -> tollgate_api::v1::Call {
     call(account("a"), "model", &[("tokens", 10)])
 }
 

@@ -1,7 +1,7 @@
 //! Rendered responses: on request, in the dialect of the call or of its domain.
 
 use serde_json::{Value, json};
-use tollgate_proto::v1::{Call, Caller, Decision, RenderedResponse, Upload};
+use tollgate_api::v1::{Call, Caller, Decision, RenderedResponse, Upload};
 use tonic::Code;
 
 use crate::harness::{KEY, Node, account, api_key, call, consume, memory_node, peek, shop};
@@ -145,7 +145,7 @@ async fn a_bad_key_is_a_rendered_401() {
 /// A batch renders the calls that request it.
 #[tokio::test]
 async fn a_batch_renders_the_calls_that_ask() {
-    use tollgate_proto::v1::{ConsumeBatchRequest, call_result::Result as Of};
+    use tollgate_api::v1::{ConsumeBatchRequest, call_result::Result as Of};
     let node = memory_node(&shop_with_a_dialect()).await;
     let one = |render| Call { render, ..call(Caller { by: account("a").by }, "model", &[]) };
     let calls = vec![one(false), one(true)];

@@ -5,8 +5,8 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use serde_json::Value;
+use tollgate_api::v1::{Call, Decision, GetRateLimitsRequest, Reason};
 use tollgate_core::time::Timestamp;
-use tollgate_proto::v1::{Call, Decision, GetRateLimitsRequest, Reason};
 use tollgate_store::{
     clock::{Clock, SystemClock},
     testing::{Program, RedisServer},
@@ -182,5 +182,5 @@ async fn details_are_included_on_request_only() {
     assert_eq!((&*details.label, &*details.unit), ("TPM", "tokens"));
     assert_eq!(details.scope, ["account", "resource"]);
     let window = details.window.as_ref().and_then(|window| window.kind.as_ref());
-    assert_eq!(window, Some(&tollgate_proto::v1::window::Kind::SlidingMs(60_000)));
+    assert_eq!(window, Some(&tollgate_api::v1::window::Kind::SlidingMs(60_000)));
 }

@@ -9,7 +9,7 @@ mod pages;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tollgate_proto::v1::ConsumeRequest;
+use tollgate_api::v1::ConsumeRequest;
 use tonic::Request;
 
 use crate::harness::{P99_SLACK, Process, ProcessBuilder, account, allowed, call, folder_with, hash_of, shop};

@@ -14,11 +14,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tollgate_core::time::Timestamp;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, CancelRequest, Decision, ExtendRequest, ReserveRequest, SettleRequest, SettledUnit, Settlement,
     rate_limit_service_client::RateLimitServiceClient,
 };
+use tollgate_core::time::Timestamp;
 use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status, transport::Channel};
 

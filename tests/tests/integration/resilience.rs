@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tollgate_proto::v1::Decision;
+use tollgate_api::v1::Decision;
 use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;

@@ -1,6 +1,6 @@
 //! Shadow quotas through the API: what is reported, counted and logged.
 
-use tollgate_proto::v1::Call;
+use tollgate_api::v1::Call;
 
 use crate::harness::{
     KEY, ProcessBuilder, account, allowed, call, consume, folder_with, memory_node, peek, quota, shop,

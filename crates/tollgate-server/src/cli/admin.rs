@@ -8,6 +8,7 @@ mod people;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
+use tollgate_api::json::admin::{OverrideBody, TierList};
 use tollgate_policy::file;
 
 pub(super) use self::{account::AccountVerb, key::KeyVerb};
@@ -15,10 +16,7 @@ use self::{
     client::{ApiRequest, Client, Failure},
     people::{Show, shown},
 };
-use crate::{
-    rest::admin::shapes::{OverrideBody, TierList},
-    settings::{ClientOptions, TOKEN_VARIABLE},
-};
+use crate::settings::{ClientOptions, TOKEN_VARIABLE};
 
 /// What is to be done, and at which node.
 #[derive(Args)]
@@ -154,7 +152,7 @@ impl ApiRequest {
     }
 
     fn body(self, body: &impl Serialize) -> Self {
-        // The shapes have no values that JSON lacks.
+        // The bodies have no values that JSON lacks.
         Self { body: serde_json::to_value(body).ok(), ..self }
     }
 

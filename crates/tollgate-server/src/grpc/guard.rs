@@ -20,6 +20,7 @@ use tonic::{
 use super::body::{BodyBounds, CallBody};
 use crate::{
     auth::{AuthError, Authenticator, ServiceGrant},
+    failure_code::FailureCode,
     listener::Peer,
     request_body::is_plain,
     shares::Holder,
@@ -147,19 +148,11 @@ fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
 }
 
 impl From<AuthError> for Status {
-    fn from(refusal: AuthError) -> Self {
-        let text = refusal.to_string();
-        // The HTTP statuses stand in rest/guard.rs, in the same order.
-        match refusal {
-            AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
-                Self::unauthenticated(text)
-            }
-            AuthError::TooManyFailures { retry_after_s } => {
-                let mut status = Self::resource_exhausted(text);
-                status.metadata_mut().insert("retry-after", MetadataValue::from(retry_after_s));
-                status
-            }
-            AuthError::WrongHost => Self::invalid_argument(text),
+    fn from(error: AuthError) -> Self {
+        let mut status = Self::new(FailureCode::of_auth(&error).grpc, error.to_string());
+        if let AuthError::TooManyFailures { retry_after_s } = error {
+            status.metadata_mut().insert("retry-after", MetadataValue::from(retry_after_s));
         }
+        status
     }
 }

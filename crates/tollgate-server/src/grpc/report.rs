@@ -1,6 +1,6 @@
 //! `ReportOutcome` on the wire.
 
-use tollgate_proto::v1;
+use tollgate_api::v1;
 use tollgate_service::{
     scope::DomainScope,
     service::{Rejection, Report, ReportOutcome},

@@ -1,8 +1,8 @@
 //! `Reserve`, `Settle`, `Cancel` and `Extend` on the wire.
 
 use tokio::time::Instant;
+use tollgate_api::v1;
 use tollgate_core::time::Timestamp;
-use tollgate_proto::v1;
 use tollgate_service::{
     scope::DomainScope,
     service::{Call, CallError, Reserve, Settle, Settlement},

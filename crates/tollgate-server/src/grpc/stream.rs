@@ -12,8 +12,8 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+use tollgate_api::v1;
 use tollgate_core::claim::Mode;
-use tollgate_proto::v1;
 use tollgate_service::{metrics::Metrics, scope::DomainScope};
 use tonic::{Status, Streaming};
 

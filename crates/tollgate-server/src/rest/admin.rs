@@ -1,8 +1,8 @@
 //! `/admin/v1`: accounts and keys of the store, for administrators.
 
 mod accounts;
+mod bodies;
 mod keys;
-pub(crate) mod shapes;
 mod status;
 mod tiers;
 
@@ -13,11 +13,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tollgate_api::json::error::ErrorBody;
 use tollgate_service::{admin::AdminError, page_token::List, service::CallError};
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{ErrorBody, Shared, failed};
+use super::{Shared, error_answer, failed};
 
 /// The most that a page of a list has.
 const LARGEST_PAGE: usize = 100;
@@ -107,7 +108,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Checked
 }
 
 fn invalid(message: String) -> Response {
-    ErrorBody::new("invalid_argument", message).with(StatusCode::BAD_REQUEST)
+    error_answer(StatusCode::BAD_REQUEST, "invalid_argument", message)
 }
 
 /// The version that the caller last saw, from `If-Match` (RFC 9110, 13.1.1), if it insists on one.
@@ -192,6 +193,6 @@ impl IntoResponse for Failed {
             AdminError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             AdminError::Contended => (StatusCode::CONFLICT, "aborted"),
         };
-        ErrorBody::new(code, self.0.to_string()).with(status)
+        error_answer(status, code, self.0.to_string())
     }
 }

@@ -7,49 +7,26 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tollgate_api::json::{
+    batch::{BatchBody, BatchResultBody, CallResultBody},
+    call::CallBody,
+    error::ErrorBody,
+};
 use tollgate_service::{
     scope::DomainScope,
     service::{Answer, Call, CallError, check_batch},
 };
-use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, ErrorDetail, Shared,
-    decide::{CallBody, DecisionBody, decision},
-    failed, mistake,
+    Body, Shared,
+    decide::{call, decision},
+    detail, failed, mistake,
 };
 use crate::auth::ServiceGrant;
 
 /// How much earlier than the request as a whole its calls are late.
 const EARLIER: Duration = Duration::from_millis(50);
-
-/// Many calls.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct BatchBody {
-    /// Read one by one, so that a wrong one spoils no other.
-    #[schema(value_type = Vec<CallBody>, min_items = 1, max_items = 256)]
-    calls: Vec<Box<RawValue>>,
-}
-
-/// The results of the calls.
-#[derive(Debug, Serialize, ToSchema)]
-struct BatchResultBody {
-    /// One for each call, in the order of the calls.
-    results: Vec<CallResultBody>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "nearly every result is the large one")]
-enum CallResultBody {
-    /// A decision; a refusal is a decision too.
-    Decision(DecisionBody),
-    /// The error that `/v1/consume` would have returned.
-    Error(ErrorDetail),
-}
 
 /// Consumes for 1 to 256 calls, of any callers. Each call is decided on its own, all or nothing on its own quotas. A
 /// wrong call gets its own error. The calls are decided concurrently, in no particular order.
@@ -77,7 +54,7 @@ pub(super) async fn consume_batch(
     let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
     let results = decided.await.into_iter().map(|decided| match decided {
         Ok(decision) => CallResultBody::Decision(decision),
-        Err(error) => CallResultBody::Error(ErrorDetail::of(&error)),
+        Err(error) => CallResultBody::Error(detail(&error)),
     });
     Json(BatchResultBody { results: results.collect() }).into_response()
 }
@@ -91,6 +68,6 @@ fn read(call: &RawValue) -> Result<CallBody, Mistake> {
 }
 
 fn to_call<'a>(within: &'a DomainScope, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
-    let read = read.as_ref().map(|call| call.to_call(within));
+    let read = read.as_ref().map(|body| call(body, within));
     read.map_err(|error| CallError::field("call", mistake("body", error)))
 }

@@ -1,4 +1,4 @@
-//! The auth of REST: which route is behind which, and what whoever may not enter is told.
+//! What stands before every route of REST: authentication, bounds on the request, and the answers to those who fail them.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use utoipa::openapi::{
 };
 
 use super::{
-    ErrorBody,
     bounds::{CountedBody, RejectedRequest, RequestBounds, check_host},
+    error_answer,
     plain_error::PlainError,
     retry_soon,
 };
@@ -29,7 +29,7 @@ use crate::{
     shares::{Holder, Permit},
 };
 
-/// What a route asks of a caller.
+/// What a route asks of a caller. Each route is declared in the group of its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RouteAccess {
     /// Nothing: health, metrics, and the description of the API.
@@ -42,27 +42,15 @@ pub(super) enum RouteAccess {
     Admin,
 }
 
-impl RouteAccess {
-    /// The access of the route with this pattern. What is not named here is for administrators, so that no route
-    /// is open by accident.
-    fn of(route: &str) -> Self {
-        match route {
-            "/healthz" | "/readyz" | "/metrics" | "/openapi.json" => Self::Open,
-            _ if route.starts_with("/api_keys/") || route.starts_with("/api/v1/api_keys/") => Self::Key,
-            _ if route.starts_with("/v1/") => Self::Service,
-            _ => Self::Admin,
-        }
-    }
-}
-
 /// Marks an answer that was given because the API key in the request is invalid: a guess, unlike a valid key that
 /// asks for what it may not see.
 #[derive(Clone, Copy)]
 pub(super) struct BadKey;
 
-/// Who gets in, and what a request may cost.
+/// What the guard of a group of routes needs.
 #[derive(Clone)]
 pub(super) struct Gate {
+    pub(super) access: RouteAccess,
     pub(super) auth: Arc<Authenticator>,
     pub(super) bounds: Arc<RequestBounds>,
 }
@@ -74,12 +62,9 @@ pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next
 }
 
 async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
-    // By the route that matched, not by the path, which can be written in many ways. Where none matched there
-    // is nothing to enter.
-    let access =
-        request.extensions().get::<MatchedPath>().map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str()));
+    let access = gate.access;
     let ends_with_its_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
-    let (mut answer, was_read) = match admit(gate, access, request).await {
+    let (mut answer, was_read) = match admit(gate, request).await {
         Ok(Admitted { request, was_read, from, place }) => {
             let shown = access == RouteAccess::Key && token(request.headers()).is_some();
             let mut answer = next.run(request).await;
@@ -131,8 +116,9 @@ impl From<RejectedRequest> for NotAdmitted {
     }
 }
 
-async fn admit(gate: &Gate, access: RouteAccess, mut request: Request) -> Result<Admitted, NotAdmitted> {
-    let Gate { auth, bounds } = gate;
+async fn admit(gate: &Gate, mut request: Request) -> Result<Admitted, NotAdmitted> {
+    let Gate { access, auth, bounds } = gate;
+    let access = *access;
     check_host(&request)?;
     if access == RouteAccess::Open {
         let place = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
@@ -197,12 +183,8 @@ async fn authenticate(
     Ok((from, holder))
 }
 
-/// An error that is not of the route's own making, in the shape that the errors of the route have.
-pub(super) fn route_error(route: Option<&MatchedPath>, code: FailureCode, message: &str) -> Response {
-    error(route.map_or(RouteAccess::Open, |route| RouteAccess::of(route.as_str())), code, message)
-}
-
-fn error(access: RouteAccess, code: FailureCode, message: &str) -> Response {
+/// An error of a route of this access that its handler did not make.
+pub(super) fn error(access: RouteAccess, code: FailureCode, message: &str) -> Response {
     let mut answer = shaped(access, code.http, code.word, message);
     if code.retry_soon {
         retry_soon(&mut answer);
@@ -216,25 +198,18 @@ fn error(access: RouteAccess, code: FailureCode, message: &str) -> Response {
 fn shaped(access: RouteAccess, status: StatusCode, code: &'static str, message: &str) -> Response {
     match access {
         RouteAccess::Key => PlainError::new(message).with(status),
-        RouteAccess::Open | RouteAccess::Service | RouteAccess::Admin => ErrorBody::new(code, message).with(status),
+        RouteAccess::Open | RouteAccess::Service | RouteAccess::Admin => error_answer(status, code, message),
     }
 }
 
-pub(super) fn auth_failure(access: RouteAccess, refusal: AuthError) -> Response {
-    // The gRPC statuses stand in grpc/guard.rs, in the same order.
-    let (status, code) = match refusal {
-        AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
-            (StatusCode::UNAUTHORIZED, "unauthenticated")
-        }
-        AuthError::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "resource_exhausted"),
-        AuthError::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "misdirected_request"),
-    };
-    let mut response = shaped(access, status, code, &refusal.to_string());
+pub(super) fn auth_failure(access: RouteAccess, error: AuthError) -> Response {
+    let code = FailureCode::of_auth(&error);
+    let mut response = shaped(access, code.http, code.word, &error.to_string());
     let headers = response.headers_mut();
-    if status == StatusCode::UNAUTHORIZED {
+    if code == FailureCode::UNAUTHENTICATED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if let AuthError::TooManyFailures { retry_after_s } = refusal {
+    if let AuthError::TooManyFailures { retry_after_s } = error {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
     }
     response
@@ -271,10 +246,10 @@ impl<S: Send + Sync> FromRequestParts<S> for ClientAddr {
     }
 }
 
-/// Adds to the description of every route which credentials it needs, and how their absence is answered.
-pub(super) fn describe(description: &mut OpenApi) {
+/// Adds to the description of the API which credentials there are.
+pub(super) fn describe_credentials(description: &mut OpenApi) {
     let components = description.components.get_or_insert_default();
-    for (access, said) in [
+    for (access, text) in [
         (RouteAccess::Key, "The API key of an end user"),
         (
             RouteAccess::Service,
@@ -282,11 +257,14 @@ pub(super) fn describe(description: &mut OpenApi) {
         ),
         (RouteAccess::Admin, "A token of an administrator (`--admin-tokens`)"),
     ] {
-        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(said)).build();
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text)).build();
         components.add_security_scheme(scheme_of(access), SecurityScheme::Http(scheme));
     }
-    for (route, item) in &mut description.paths.paths {
-        let access = RouteAccess::of(route);
+}
+
+/// Adds to the description of a group of routes which credentials they need, and how their absence is answered.
+pub(super) fn describe(description: &mut OpenApi, access: RouteAccess) {
+    for item in description.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
             describe_access(operation, access);

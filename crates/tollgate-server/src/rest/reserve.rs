@@ -1,95 +1,19 @@
 //! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`: the RPCs in JSON.
 
 use axum::{extract::State, response::Response};
-use serde::{Deserialize, Serialize};
+use tollgate_api::json::{
+    decision::DecisionBody,
+    error::ErrorBody,
+    reservation::{CancelBody, ExtendBody, ReservationBody, ReserveBody, SettleBody, SettledUnitBody, SettlementBody},
+};
 use tollgate_service::service::{Reserve, Settle, Settlement};
-use utoipa::ToSchema;
 
 use super::{
-    Body, ErrorBody, Failures, Shared, answer,
-    decide::{CallBody, DecisionBody, decision},
-    entries::Entries,
-    number::{Whole, whole, whole_or_null},
-    reservation::ReservationBody,
+    Body, Failures, Shared, answer,
+    decide::{call, decision},
+    reservation::reservation,
 };
 use crate::auth::ServiceGrant;
-
-/// A call whose usage is known only afterwards.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ReserveBody {
-    /// For units that its `usage` does not name, the policy's estimate is reserved.
-    call: CallBody,
-    /// Inputs of the estimates, such as the length of the prompt and `max_tokens`; at most 16.
-    #[serde(default)]
-    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    inputs: Entries<Whole>,
-    /// Lifetime of the reservation unless it is extended; the node's default if absent (10 minutes).
-    #[serde(default, deserialize_with = "whole")]
-    #[schema(minimum = 1000, maximum = 3_600_000)]
-    ttl_ms: u32,
-}
-
-/// The settlement of a reservation with the actual usage.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SettleBody {
-    reservation_id: String,
-    /// The actual usage by unit; 0 is allowed. Units that are not named keep the reserved amount, and so do `requests`.
-    #[serde(default)]
-    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    usage: Entries<Whole>,
-    /// The HTTP status that the call was answered with, for the abuse rules of the policy.
-    #[serde(default, deserialize_with = "whole_or_null")]
-    #[schema(minimum = 100, maximum = 599)]
-    status: Option<u32>,
-}
-
-/// The cancellation of a reservation, which gives everything back.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct CancelBody {
-    reservation_id: String,
-    /// As for a settlement.
-    #[serde(default, deserialize_with = "whole_or_null")]
-    #[schema(minimum = 100, maximum = 599)]
-    status: Option<u32>,
-}
-
-/// The extension of a reservation.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ExtendBody {
-    reservation_id: String,
-    /// Its lifetime from now on; the original lifetime if absent.
-    #[serde(default, deserialize_with = "whole")]
-    #[schema(minimum = 1000, maximum = 3_600_000)]
-    ttl_ms: u32,
-}
-
-/// The end of a reservation.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SettlementBody {
-    /// The time by the clock of the counters' store, RFC 3339.
-    settled_at: String,
-    /// All units that were reserved or used.
-    units: Vec<SettledUnitBody>,
-    /// Whether the reservation had already ended like this, so that the first answer is repeated.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    replayed: bool,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct SettledUnitBody {
-    unit: String,
-    reserved: u64,
-    /// The amount that is charged now.
-    actual: u64,
-    /// The largest amount given back in one of the windows.
-    returned: u64,
-    /// The usage above the reservation, charged at the settlement.
-    debt: u64,
-}
 
 /// Like `consume`, for a call whose usage is known only afterwards: charges an estimate, takes a slot of every quota of
 /// concurrent requests, and returns a reservation.
@@ -104,7 +28,7 @@ pub(super) async fn reserve(
     Body(body): Body<ReserveBody>,
 ) -> Response {
     let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
-    let call = body.call.to_call(grant.scope());
+    let call = call(&body.call, grant.scope());
     let reserved = shared.service.reserve(call, &reserve, |outcome| decision(outcome, body.call.render));
     answer(reserved.await)
 }
@@ -158,7 +82,7 @@ pub(super) async fn extend(
 ) -> Response {
     let extended = shared.service.extend(grant.scope(), &body.reservation_id, body.ttl_ms);
     let extended = extended.await;
-    answer(extended.map(|ends_at| ReservationBody::of(&body.reservation_id, ends_at)))
+    answer(extended.map(|ends_at| reservation(&body.reservation_id, ends_at)))
 }
 
 fn settlement(settlement: Settlement) -> SettlementBody {

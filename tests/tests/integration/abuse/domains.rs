@@ -1,6 +1,6 @@
 //! Failed authentications without a domain count for callers with the same domains, and for no others.
 
-use tollgate_proto::v1::{ConsumeRequest, Decision, Reason};
+use tollgate_api::v1::{ConsumeRequest, Decision, Reason};
 use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 

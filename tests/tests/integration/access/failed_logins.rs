@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_proto::v1::ConsumeRequest;
+use tollgate_api::v1::ConsumeRequest;
 use tollgate_server::settings::Options;
 use tollgate_store::testing::RedisServer;
 use tonic::Code;

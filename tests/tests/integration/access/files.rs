@@ -220,8 +220,7 @@ async fn a_hanging_mount_is_reported_and_delays_nothing_else() {
     std::fs::remove_file(&mark).unwrap();
     // No event reports that the mount answers again.
     detail_is(&node, "policies", None).await;
-    let mut call =
-        tonic::Request::new(tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) });
+    let mut call = tonic::Request::new(tollgate_api::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) });
     call.metadata_mut().insert("authorization", format!("Bearer {NEW}").parse().unwrap());
     let decision = node.grpc.clone().check(call).await.unwrap().into_inner().decision.unwrap();
     assert_eq!(decision.quotas[0].limit, Some(20), "what changed meanwhile is in force");

@@ -132,7 +132,7 @@ fn no_authorization_header_breaks_the_node() {
                 let status = status(&node, method, path, Some(&value)).await;
                 prop_assert!(!status.is_server_error(), "{} {}: {}", method, path, status);
             }
-            let mut request = tonic::Request::new(tollgate_proto::v1::ConsumeRequest {
+            let mut request = tonic::Request::new(tollgate_api::v1::ConsumeRequest {
                 call: Some(crate::harness::call(crate::harness::account("a"), "free", &[])),
             });
             if let Ok(text) = std::str::from_utf8(&value)

@@ -38,7 +38,7 @@ async fn no_secret_is_logged() {
                 node.rest.request(method, &format!("{route}?key={secret}")).send().await.unwrap();
             }
             let _ = consume(&node.grpc, call(api_key(secret), "model", &[])).await;
-            let mut request = tonic::Request::new(tollgate_proto::v1::ConsumeRequest {
+            let mut request = tonic::Request::new(tollgate_api::v1::ConsumeRequest {
                 call: Some(call(api_key(secret), "model", &[])),
             });
             request.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().unwrap());

@@ -20,7 +20,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tollgate_proto::v1::{ConsumeRequest, rate_limit_service_client::RateLimitServiceClient};
+use tollgate_api::v1::{ConsumeRequest, rate_limit_service_client::RateLimitServiceClient};
 use tonic::{
     Code, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Identity},

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use tempfile::TempDir;
-use tollgate_proto::v1::{Call, GetRateLimitsRequest, Reason};
+use tollgate_api::v1::{Call, GetRateLimitsRequest, Reason};
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
 use crate::harness::{
@@ -70,8 +70,8 @@ fn with_token<T>(token: &str, message: T) -> Request<T> {
     request
 }
 
-async fn consume(node: &Process, token: &str, call: Call) -> Result<tollgate_proto::v1::Decision, Status> {
-    let message = tollgate_proto::v1::ConsumeRequest { call: Some(call) };
+async fn consume(node: &Process, token: &str, call: Call) -> Result<tollgate_api::v1::Decision, Status> {
+    let message = tollgate_api::v1::ConsumeRequest { call: Some(call) };
     Ok(node.grpc.clone().consume(with_token(token, message)).await?.into_inner().decision.unwrap())
 }
 
@@ -145,7 +145,7 @@ async fn calls_without_a_valid_token_are_refused() {
     let folder = folder();
     let node = start(&folder);
     let body = r#"{"domain":"shop","caller":{"account":"a"},"resource":"model"}"#;
-    let message = || tollgate_proto::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
+    let message = || tollgate_api::v1::ConsumeRequest { call: Some(call(account("a"), "model", &[])) };
     let refused = node.grpc.clone().consume(message()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     let (status, answer) = node.rest.post("/v1/consume", body).await;
@@ -263,7 +263,7 @@ fn generated_tokens_are_unique_and_can_be_stored_as_a_hash() {
 /// The token's domains apply to every call of a batch or stream.
 #[tokio::test]
 async fn the_domains_of_a_token_hold_for_every_call_of_a_batch_and_a_stream() {
-    use tollgate_proto::v1::{ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of};
+    use tollgate_api::v1::{ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of};
     let folder = folder();
     let node = start(&folder);
     let calls = || ["shop", "other"].map(|domain| within(domain, call(account("a"), "model", &[])));

@@ -7,7 +7,7 @@ use std::{
 
 use reqwest::{Method, StatusCode};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
-use tollgate_proto::v1::ConsumeRequest;
+use tollgate_api::v1::ConsumeRequest;
 use tonic::{Code, Request, metadata::MetadataValue};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{

@@ -2,7 +2,7 @@
 
 use reqwest::StatusCode;
 use serde_json::json;
-use tollgate_proto::v1::ConsumeRequest;
+use tollgate_api::v1::ConsumeRequest;
 use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
@@ -43,7 +43,7 @@ async fn new_accounts_are_bounded_for_each_domain_and_known_ones_are_not() {
         assert!((5..=12).contains(&names.len()), "{names:?}");
         assert!(keys() - before <= 2 * names.len(), "what is refused brings nothing into the store");
         let request = ConsumeRequest {
-            call: Some(tollgate_proto::v1::Call { domain: "shop".into(), ..call(account("one more"), "model", &[]) }),
+            call: Some(tollgate_api::v1::Call { domain: "shop".into(), ..call(account("one more"), "model", &[]) }),
         };
         if let Err(refused) = node.grpc.clone().consume(request).await {
             assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 use reqwest::StatusCode;
-use tollgate_proto::v1::{Call, ConsumeRequest, rate_limit_service_client::RateLimitServiceClient};
+use tollgate_api::v1::{Call, ConsumeRequest, rate_limit_service_client::RateLimitServiceClient};
 use tonic::Code;
 
 use super::{good, node, nothing_charged, wrong_calls};

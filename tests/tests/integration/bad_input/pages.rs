@@ -2,7 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use tollgate_proto::v1::{Caller, GetRateLimitsRequest};
+use tollgate_api::v1::{Caller, GetRateLimitsRequest};
 use tonic::Code;
 
 use super::{TOO_LONG, bad_texts, node, nothing_charged};

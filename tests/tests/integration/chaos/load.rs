@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{task::JoinSet, time::MissedTickBehavior};
-use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tollgate_api::v1::rate_limit_service_client::RateLimitServiceClient;
 use tonic::{Code, Status, transport::Channel};
 
 use super::node_resources::{ResourceGrowth, ResourceUsage, check_steady_resources};

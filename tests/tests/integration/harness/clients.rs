@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, Caller, CheckRequest, ConsumeRequest, Decision, QuotaStatus, Verdict, caller::By,
     rate_limit_service_client::RateLimitServiceClient,
 };

@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tollgate_api::v1::rate_limit_service_client::RateLimitServiceClient;
 use tollgate_core::{store::Store, time::Timestamp};
-use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
 use tollgate_server::{
     run::{Backend, Listeners, RunError, run},
     settings::{Options, Settings},

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tollgate_proto::v1::rate_limit_service_client::RateLimitServiceClient;
+use tollgate_api::v1::rate_limit_service_client::RateLimitServiceClient;
 use tonic::transport::Channel;
 
 use super::{Rest, until};

@@ -1,7 +1,7 @@
 //! "Limits & Quotas" of deAPI.
 
 use serde_json::json;
-use tollgate_proto::v1::{Call, Reason, Upload, caller::By};
+use tollgate_api::v1::{Call, Reason, Upload, caller::By};
 
 use super::{Answer, Platforms, answer, changed, on_every_store, on_every_store_with};
 

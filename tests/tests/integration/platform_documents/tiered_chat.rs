@@ -1,6 +1,6 @@
 //! "Rate Limits" of the tiered chat platform.
 
-use tollgate_proto::v1::{Call, caller::By};
+use tollgate_api::v1::{Call, caller::By};
 
 use super::{Answer, Platforms, answer, on_every_store};
 

@@ -1,7 +1,7 @@
 //! "Rate Limits" of the Venice API.
 
 use serde_json::json;
-use tollgate_proto::v1::{Call, ReportOutcomeRequest, caller::By};
+use tollgate_api::v1::{Call, ReportOutcomeRequest, caller::By};
 
 use super::{Answer, Platforms, answer, changed, on_every_store, on_every_store_with};
 

@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tollgate_proto::v1::ConsumeStreamRequest;
+use tollgate_api::v1::ConsumeStreamRequest;
 use tollgate_store::testing::RedisServer;
 use tonic::{
     Code, Status,
@@ -223,7 +223,7 @@ async fn one_token_holds_at_most_its_share_of_open_requests() {
     assert!(pages.iter().all(|pair| *pair == (StatusCode::OK, StatusCode::OK)), "{pages:?}");
     proxy.drop_traffic(false);
     let used = until("the node decides again", PATIENCE, async || {
-        let one = tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) };
+        let one = tollgate_api::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) };
         node.grpc.clone().check(as_service(SERVICE_TOKEN, one)).await.ok()
     });
     let decision = used.await.into_inner().decision.unwrap();

@@ -13,7 +13,7 @@ use std::{
 use axum::body::{Bytes, HttpBody};
 use hyper::body::Frame;
 use prost::Message;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     ConsumeBatchRequest, ConsumeRequest, GetRateLimitsRequest, ReportOutcomeRequest, ReserveRequest, SettleRequest,
 };
 use tollgate_store::testing::RedisServer;

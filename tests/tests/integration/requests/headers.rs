@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tollgate_proto::v1::ConsumeRequest;
+use tollgate_api::v1::ConsumeRequest;
 use tonic::Code;
 
 use super::{SERVICE_TOKEN, node_with};
@@ -60,7 +60,7 @@ fn post(path: &str, headers: &str, body: &str) -> String {
 async fn used(node: &Process) -> u64 {
     let request = super::as_service(
         SERVICE_TOKEN,
-        tollgate_proto::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) },
+        tollgate_api::v1::CheckRequest { call: Some(call(account("a"), "model", &[])) },
     );
     let decision = node.grpc.clone().check(request).await.unwrap().into_inner().decision.unwrap();
     quota(&decision, "requests_per_minute").used

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tollgate_proto::v1::{Call, Caller, Decision, Reason};
+use tollgate_api::v1::{Call, Caller, Decision, Reason};
 use tollgate_store::testing::RedisServer;
 
 use super::{CancelRequest, SettleRequest, id_of, reserve, usage};

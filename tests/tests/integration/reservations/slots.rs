@@ -1,7 +1,7 @@
 //! The scope of a slot: the calls that are refused while a reservation holds the only slot.
 
 use serde_json::json;
-use tollgate_proto::v1::{Caller, Decision};
+use tollgate_api::v1::{Caller, Decision};
 use tollgate_store::testing::RedisServer;
 
 use super::{cancel, id_of, reserve};

@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, ConsumeBatchRequest, ConsumeStreamRequest, call_result::Result as Of,
     rate_limit_service_client::RateLimitServiceClient,
 };

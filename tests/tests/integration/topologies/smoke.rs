@@ -7,7 +7,7 @@ use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_stream::StreamExt;
-use tollgate_proto::v1::{
+use tollgate_api::v1::{
     Call, CancelRequest, ConsumeBatchRequest, ConsumeStreamRequest, ExtendRequest, GetRateLimitsRequest,
     ReportOutcomeRequest, ReserveRequest, SettleRequest, call_result::Result as Of,
 };
@@ -118,7 +118,7 @@ async fn decisions([node, other]: &[Process; 2]) {
     assert_eq!(listed.resources.len(), 3);
 
     // This file covers every RPC of the API.
-    let files = FileDescriptorSet::decode(tollgate_proto::DESCRIPTORS).unwrap().file;
+    let files = FileDescriptorSet::decode(tollgate_api::DESCRIPTORS).unwrap().file;
     let services = files.iter().flat_map(|file| &file.service).filter(|service| service.name() == "RateLimitService");
     let mut rpcs: Vec<&str> = services.flat_map(|service| &service.method).map(MethodDescriptorProto::name).collect();
     rpcs.sort_unstable();

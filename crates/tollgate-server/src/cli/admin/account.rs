@@ -3,12 +3,12 @@
 use clap::Subcommand;
 use indexmap::IndexMap;
 use reqwest::Method;
-
-use super::{ApiRequest, OverrideArgs, Page, Verb, VersionArgs, people};
-use crate::rest::admin::shapes::{
+use tollgate_api::json::admin::{
     AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, UsageResetAnswer,
     UsageResetBody,
 };
+
+use super::{ApiRequest, OverrideArgs, Page, Verb, VersionArgs, people};
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum AccountVerb {

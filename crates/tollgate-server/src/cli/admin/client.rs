@@ -6,7 +6,9 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header, redirec
 use rustls::crypto::ring;
 use serde_json::Value;
 
-use crate::{rest::ErrorBody, settings::ClientSettings};
+use tollgate_api::json::error::ErrorBody;
+
+use crate::settings::ClientSettings;
 
 /// The largest answer that is read, in bytes; a page of accounts with all the overrides that fit has a few MiB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;

@@ -1,10 +1,26 @@
 //! `tollgate key`.
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use reqwest::Method;
+use tollgate_api::json::admin::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, Kind, NewKeyBody, RotationBody};
 
 use super::{ApiRequest, OverrideArgs, Page, Verb, VersionArgs};
-use crate::rest::admin::shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, Kind, NewKeyBody, RotationBody};
+
+/// The kind of a key, as the command line names it.
+#[derive(Clone, Copy, ValueEnum)]
+pub(in crate::cli) enum KindArg {
+    Inference,
+    Admin,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Inference => Self::Inference,
+            KindArg::Admin => Self::Admin,
+        }
+    }
+}
 
 #[derive(Subcommand)]
 pub(in crate::cli) enum KeyVerb {
@@ -14,8 +30,8 @@ pub(in crate::cli) enum KeyVerb {
         account: String,
 
         /// `inference`: it can call; `admin`: it can also read what concerns the whole account
-        #[arg(long, value_enum, default_value_t = Kind::Inference)]
-        kind: Kind,
+        #[arg(long, value_enum, default_value_t = KindArg::Inference)]
+        kind: KindArg,
 
         /// Its description
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -119,7 +135,7 @@ impl Verb for KeyVerb {
         let keys = |account: String| ["accounts".to_owned(), account, "keys".to_owned()];
         match self {
             Self::Create { account, kind, description, expires_at, upon } => {
-                let new = NewKeyBody { kind, description, expires_at };
+                let new = NewKeyBody { kind: kind.into(), description, expires_at };
                 ApiRequest::new::<IssuedBody>(Method::POST, keys(account)).body(&new).upon(&upon)
             }
             Self::List { account, page } => ApiRequest::get::<KeyPage>(keys(account)).page(page),

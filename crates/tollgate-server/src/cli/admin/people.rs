@@ -3,15 +3,13 @@
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tollgate_api::json::admin::{
+    AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody, TierList,
+    UsageResetAnswer,
+};
 use tollgate_core::text::{has_hidden, is_hidden};
 
-use crate::{
-    escape,
-    rest::admin::shapes::{
-        AccountBody, AccountPage, EventAnswer, IssuedBody, KeyBody, KeyPage, Kind, OverrideBody, State, TierBody,
-        TierList, UsageResetAnswer,
-    },
-};
+use crate::escape;
 
 /// Something that can be shown.
 pub(super) trait Show: DeserializeOwned {

@@ -6,18 +6,19 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use tollgate_api::json::admin::{
+    AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, OverrideBody, Promoted,
+    UsageResetAnswer, UsageResetBody,
+};
 use tollgate_service::{
     admin::{AccountPatch, NewAccount, OverrideTarget},
     page_token::List,
 };
 
 use super::{
-    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery, if_match,
-    shapes::{
-        AccountBody, AccountPage, AccountPatchBody, EventAnswer, EventBody, NewAccountBody, OverrideBody, Promoted,
-        UsageResetAnswer, UsageResetBody,
-    },
-    versioned,
+    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery,
+    bodies::{account_body, override_record},
+    if_match, versioned,
 };
 use crate::{
     auth::AdminGrant,
@@ -35,7 +36,7 @@ pub(super) async fn create(
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.create_account(NewAccount { id: new.id, tier: new.tier, balances: new.balances }).await?;
-    Ok(versioned(StatusCode::CREATED, record.version, AccountBody::of(&record, session.now())))
+    Ok(versioned(StatusCode::CREATED, record.version, account_body(&record, session.now())))
 }
 
 /// List accounts.
@@ -50,7 +51,7 @@ pub(super) async fn list(
     let list = List::Accounts { domain: session.domain().policy.domain() };
     let page = session.accounts(&part.position(list)?, part.take()?).await?;
     let now = session.now();
-    let accounts = page.accounts.iter().map(|record| AccountBody::of(record, now)).collect();
+    let accounts = page.accounts.iter().map(|record| account_body(record, now)).collect();
     Ok(Json(AccountPage {
         accounts,
         unreadable: page.unreadable,
@@ -70,7 +71,7 @@ pub(super) async fn get(
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.account(&account).await?;
-    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, session.now())))
+    Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
 }
 
 /// Change an account's tier or balances.
@@ -88,7 +89,7 @@ pub(super) async fn patch(
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let patch = AccountPatch { tier: patch.tier, balances: patch.balances };
     let record = session.patch_account(&account, patch, if_match(&headers)?).await?;
-    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, session.now())))
+    Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
 }
 
 /// Delete an account and its keys. What it used stays counted until its windows end.
@@ -119,9 +120,10 @@ pub(super) async fn put_override(
     Body(over): Body<OverrideBody>,
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    let record =
-        session.put_override(OverrideTarget::Account(&account), &name, over.record()?, if_match(&headers)?).await?;
-    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, session.now())))
+    let record = session
+        .put_override(OverrideTarget::Account(&account), &name, override_record(over)?, if_match(&headers)?)
+        .await?;
+    Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
 }
 
 /// Clear an override of the account.
@@ -137,7 +139,7 @@ pub(super) async fn clear_override(
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.clear_override(OverrideTarget::Account(&account), &name, if_match(&headers)?).await?;
-    Ok(versioned(StatusCode::OK, record.version, AccountBody::of(&record, session.now())))
+    Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
 }
 
 /// Report an event of an account, such as a payment, which may move it to another tier.
@@ -154,7 +156,7 @@ pub(super) async fn tell(
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let told = session.record_event(&account, &event.id, &event.r#type).await?;
     let answer = EventAnswer {
-        account: told.account.as_ref().map(|record| AccountBody::of(record, session.now())),
+        account: told.account.as_ref().map(|record| account_body(record, session.now())),
         promoted: told.promoted.map(|(from, to)| Promoted { from, to }),
         repeated: told.repeated,
     };

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
+use tollgate_api::json::admin::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody};
 use tollgate_core::time::Timestamp;
 use tollgate_service::{
     admin::{AccountKey, AdminError, IssuedKey, KeyPatch, NewKey, OverrideTarget},
@@ -14,9 +15,9 @@ use tollgate_service::{
 };
 
 use super::{
-    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery, if_match,
-    shapes::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody, time},
-    versioned,
+    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery,
+    bodies::{key_body, key_kind, override_record, time},
+    if_match, versioned,
 };
 use crate::{
     auth::AdminGrant,
@@ -37,7 +38,7 @@ pub(super) async fn create(
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
-    let new = NewKey { kind: new.kind.into(), description: new.description, expires_at };
+    let new = NewKey { kind: key_kind(new.kind), description: new.description, expires_at };
     let issued = session.create_key(&account, new, if_match(&headers)?).await?;
     issued_answer(StatusCode::CREATED, issued, session.now())
 }
@@ -60,7 +61,7 @@ pub(super) async fn list(
     let page: Vec<_> = record.keys.iter().skip(skip).take(take).collect();
     let more = skip + page.len() < record.keys.len();
     let next_cursor = page.last().filter(|_| more).map(|(id, _)| list.token(id));
-    let keys = page.into_iter().map(|(id, key)| KeyBody::of(&record, id, key, now)).collect();
+    let keys = page.into_iter().map(|(id, key)| key_body(&record, id, key, now)).collect();
     Ok(versioned(StatusCode::OK, record.version, KeyPage { keys, next_cursor }))
 }
 
@@ -140,7 +141,8 @@ pub(super) async fn put_override(
     Body(over): Body<OverrideBody>,
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    let account = session.put_override(OverrideTarget::Key(&key), &name, over.record()?, if_match(&headers)?).await?;
+    let account =
+        session.put_override(OverrideTarget::Key(&key), &name, override_record(over)?, if_match(&headers)?).await?;
     answer(&AccountKey { account, id: key }, session.now())
 }
 
@@ -162,7 +164,7 @@ pub(super) async fn clear_override(
 
 fn body(key: &AccountKey, now: Timestamp) -> Result<KeyBody, AdminError> {
     let gone = || AdminError::NotFound(format!("key: there is no key {:?}", key.id));
-    Ok(KeyBody::of(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
+    Ok(key_body(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
 }
 
 fn answer(key: &AccountKey, now: Timestamp) -> Result<Response, Failed> {

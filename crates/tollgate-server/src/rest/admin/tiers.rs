@@ -6,7 +6,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{Checked, DomainQuery, Failed, Failures, shapes::TierList};
+use tollgate_api::json::admin::TierList;
+
+use super::{Checked, DomainQuery, Failed, Failures, bodies::tier_list};
 use crate::{auth::AdminGrant, rest::Shared};
 
 /// List the tiers of a domain.
@@ -18,5 +20,5 @@ pub(super) async fn list(
     Checked(at): Checked<DomainQuery>,
 ) -> Result<Response, Failed> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    Ok(Json(TierList::of(session.domain())).into_response())
+    Ok(Json(tier_list(session.domain())).into_response())
 }

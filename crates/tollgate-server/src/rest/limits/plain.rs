@@ -1,12 +1,13 @@
 //! A caller's limits as Tollgate itself puts them.
 
 use serde::Serialize;
+use tollgate_api::json::decision::QuotaBody;
 use tollgate_core::time::Timestamp;
 use tollgate_policy::decision::Decision;
 use tollgate_service::{directory::Identity, domains::Domain};
 use utoipa::ToSchema;
 
-use super::super::decide::{QuotaBody, quota};
+use super::super::decide::quota;
 
 /// A caller's limits and their current usage.
 #[derive(Debug, Serialize, ToSchema)]

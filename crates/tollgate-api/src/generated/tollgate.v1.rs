@@ -579,6 +579,7 @@ impl Reason {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "client")]
 pub mod rate_limit_service_client {
     #![allow(
         unused_variables,
@@ -943,6 +944,7 @@ pub mod rate_limit_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "server")]
 pub mod rate_limit_service_server {
     #![allow(
         unused_variables,

@@ -6,18 +6,19 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Visitor},
 };
-use tollgate_service::service::MAX_ENTRIES;
 
 use super::number::Whole;
 
-/// A map whose keys come once each. In JSON the last of several would win, and the others be charged to
-/// nobody.
+/// The most entries among which a repeated key is looked for. A node refuses maps with more than 16.
+const MAX_COMPARED: usize = 16;
+
+/// A map without repeated keys. Of repeated keys a JSON parser would keep the last, and the others would not be charged.
 #[derive(Debug)]
-pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
+pub struct Entries<T>(pub Vec<(String, T)>);
 
 impl Entries<Whole> {
     /// The names and their numbers.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, Whole(number))| (name.as_str(), *number))
     }
 }
@@ -46,8 +47,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
         let mut entries: Vec<(String, T)> = Vec::new();
         while let Some(entry) = map.next_entry::<String, T>()? {
-            // More than that are too many anyway, as the service will say.
-            if entries.len() <= MAX_ENTRIES && entries.iter().any(|(known, _)| *known == entry.0) {
+            if entries.len() <= MAX_COMPARED && entries.iter().any(|(known, _)| *known == entry.0) {
                 return Err(A::Error::custom(format_args!("{} is named twice", entry.0)));
             }
             entries.push(entry);

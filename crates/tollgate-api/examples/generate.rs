@@ -1,6 +1,6 @@
 //! Generates the code of the gRPC API from `proto/`, with a compiler in Rust, so that no `protoc` need be installed:
 //!
-//!     cargo run -p tollgate-proto --example generate
+//!     cargo run -p tollgate-api --example generate
 //!
 //! The result is checked in, as compiling the generator takes longer than compiling what it generates. A test compares both.
 
@@ -34,6 +34,8 @@ fn generate(folder: &Path) -> Result<(), Box<dyn Error>> {
         .boxed(".tollgate.v1.Decision.reservation")
         .skip_debug([".tollgate.v1.Caller"])
         .codec_path("crate::codec::Codec")
+        .client_mod_attribute(".", "#[cfg(feature = \"client\")]")
+        .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
         .compile_fds(files)?;
     Ok(())
 }
@@ -55,7 +57,7 @@ mod tests {
         for name in names(&checked_in) {
             let read = |folder: &Path| std::fs::read(folder.join(&name)).unwrap();
             let same = read(fresh.path()) == read(&checked_in);
-            assert!(same, "{name:?} is out of date: cargo run -p tollgate-proto --example generate");
+            assert!(same, "{name:?} is out of date: cargo run -p tollgate-api --example generate");
         }
     }
 }

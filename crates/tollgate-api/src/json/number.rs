@@ -1,4 +1,4 @@
-//! Numbers of JSON bodies, whose mistakes are said in words.
+//! Numbers of JSON bodies, with error messages in plain words.
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,30 +10,26 @@ use serde::{
 
 /// A whole number. JSON would have `1e3` and `1000.0` for one, and readers in other languages cut it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Whole<T = u64>(pub(super) T);
+pub struct Whole<T = u64>(pub T);
 
 /// Reads a field that is a whole number.
-pub(in crate::rest) fn whole<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+pub fn whole<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     Whole::deserialize(from).map(|Whole(number)| number)
 }
 
 /// Reads a field that is a whole number or `null`.
-pub(in crate::rest) fn whole_or_null<'de, T: TryFrom<u64>, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<T>, D::Error> {
+pub fn whole_or_null<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<Whole<T>>::deserialize(from)?.map(|Whole(number)| number))
 }
 
 /// Reads a field that is a map of numbers.
-pub(in crate::rest) fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<IndexMap<String, f64>, D::Error> {
+pub fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<IndexMap<String, f64>, D::Error> {
     let all = IndexMap::<String, Number>::deserialize(from)?;
     Ok(all.into_iter().map(|(name, Number(number))| (name, number)).collect())
 }
 
 /// Reads a field that is a map of numbers or `null`.
-pub(in crate::rest) fn numbers_or_null<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<IndexMap<String, f64>>, D::Error> {
+pub fn numbers_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IndexMap<String, f64>>, D::Error> {
     let all = Option::<IndexMap<String, Number>>::deserialize(from)?;
     Ok(all.map(|all| all.into_iter().map(|(name, Number(number))| (name, number)).collect()))
 }
