@@ -123,7 +123,8 @@ impl Length {
 /// others. For each chain the first rule with a quota of it wins, in this order: the tier's rule for
 /// the resource (by name, then by the longest wildcard), for its provider class, for its class; the
 /// resource's own quotas; those of its provider class; those of its class; the tier's default. An
-/// empty list of quotas says for both chains: not limited. Overrides of the account and the key then
+/// empty list of quotas says for both chains: not limited. The quotas of `also` of the tier, the
+/// resource and its classes apply in addition, whatever rule wins. Overrides of the account and the key then
 /// replace limits or add quotas.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -247,6 +248,10 @@ pub(crate) struct Class {
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(crate) quotas: Option<Quotas>,
+    /// Quotas that apply in addition, whatever rule wins: for every resource of the class.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) also: Option<Quotas>,
     /// What reservations of the class take of a unit where the call does not say, by unit.
     #[serde(default)]
     pub(crate) estimates: estimates::Estimates,
@@ -268,6 +273,10 @@ pub(crate) struct Resource {
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(crate) quotas: Option<Quotas>,
+    /// Quotas that apply in addition, whatever rule wins: such as a pool of the resource's capacity.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) also: Option<Quotas>,
     /// Whether the matches of a wildcard share one counter (the default), or each have their own.
     #[serde(default)]
     pub(crate) counter: Counter,
@@ -328,6 +337,10 @@ pub(crate) struct Tier {
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(crate) quotas: Option<Quotas>,
+    /// Quotas that apply in addition, whatever rule wins: for every call of the tier, such as a monthly budget.
+    #[serde(default)]
+    #[schemars(with = "Quotas")]
+    pub(crate) also: Option<Quotas>,
     /// The tier's own rules for resources, by name or wildcard.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]

@@ -9,7 +9,7 @@ use crate::{
     dialect::Dialects,
     file::{AccountRules, BootstrapAccount, PolicyError, PolicyErrors, bootstrap, placed, structure, yaml},
     format::{self, PolicyFile, SelfService},
-    policy::{Place, Policy},
+    policy::{CompileError, Compiled, Place, Policy},
     redaction::{self, Redactor},
     uploads::Uploads,
 };
@@ -35,15 +35,14 @@ pub struct LoadedPolicy {
     pub uploads: Uploads,
     /// How its callers read their limits.
     pub self_service: SelfService,
+    /// What is valid, and probably not meant, such as quotas that no call ever reaches; in the order of the lines.
+    pub warnings: Vec<PolicyError>,
 }
 
 impl LoadedPolicy {
     /// Checks the text of a policy file. `file` only names it in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, PolicyErrors> {
-        check(text).map_err(|mut errors| {
-            errors.sort_by_key(|error| error.line);
-            PolicyErrors { file: file.to_owned(), errors, stuck: false }
-        })
+        check(text).map_err(|errors| PolicyErrors { file: file.to_owned(), errors, stuck: false })
     }
 }
 
@@ -67,7 +66,10 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     // The rest of a file with structural mistakes is checked too, if it can still be read.
     match serde_json::from_value::<PolicyFile>(checked.rest.clone()) {
         Ok(file) => match compile(&file, &checked.rest) {
-            Ok(loaded) if errors.is_empty() => return Ok(loaded),
+            Ok((mut loaded, warnings)) if errors.is_empty() => {
+                loaded.warnings = located(warnings, &redactor, &lines);
+                return Ok(loaded);
+            }
             Ok(_) => {}
             Err(found) => {
                 let known: HashSet<Place> = errors.iter().map(|(place, _)| place.clone()).collect();
@@ -78,22 +80,33 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
         Err(error) if errors.is_empty() => errors.push((Place::root(), format!("cannot be understood: {error}"))),
         Err(_) => {}
     }
-    Err(errors
-        .into_iter()
-        .map(|(place, message)| {
-            let redacted = placed(&redactor.place(&place), &redactor.message(&message));
-            PolicyError { line: lines.line_of(&place), place, message, redacted }
-        })
-        .collect())
+    Err(located(errors, &redactor, &lines))
 }
 
-fn compile(file: &PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Place, String)>> {
+/// Mistakes or warnings with their lines, in the order of the lines.
+fn located(found: Vec<(Place, String)>, redactor: &Redactor, lines: &yaml::Lines) -> Vec<PolicyError> {
+    let found = found.into_iter().map(|(place, message)| {
+        let redacted = placed(&redactor.place(&place), &redactor.message(&message));
+        PolicyError { line: lines.line_of(&place), place, message, redacted }
+    });
+    let mut found: Vec<PolicyError> = found.collect();
+    found.sort_by_key(|found| found.line);
+    found
+}
+
+/// The compiled file, and its warnings.
+type CompiledFile = (LoadedPolicy, Vec<(Place, String)>);
+
+fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Place, String)>> {
     let dialect = file.dialect.as_ref().map(|name| &*name.0);
     let default = if dialect == Some("venice") { SelfService::Venice } else { SelfService::Plain };
     let self_service = file.self_service.unwrap_or(default);
     // Names are checked against the policy also where a part of it is wrong.
-    let (policy, wrong) = Policy::compile_in_part(file);
-    let wrong = wrong.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>();
+    let Compiled { policy, errors: wrong, warnings } = Policy::compile_in_part(file);
+    let texts = |found: Vec<CompileError>| {
+        found.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>()
+    };
+    let wrong = texts(wrong);
     let bootstrap = bootstrap::check(&file.bootstrap, &written["bootstrap"]["accounts"], &policy);
     let dialects = Dialects::of(&file.dialects, dialect, &policy);
     let uploads = Uploads::of(&file.uploads, &policy);
@@ -101,7 +114,17 @@ fn compile(file: &PolicyFile, written: &Value) -> Result<LoadedPolicy, Vec<(Plac
     match (bootstrap, accounts, dialects, uploads) {
         (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
             let (policy, fingerprint) = (Arc::new(policy), fingerprint(written));
-            Ok(LoadedPolicy { policy, fingerprint, bootstrap, accounts, dialects, uploads, self_service })
+            let loaded = LoadedPolicy {
+                policy,
+                fingerprint,
+                bootstrap,
+                accounts,
+                dialects,
+                uploads,
+                self_service,
+                warnings: Vec::new(),
+            };
+            Ok((loaded, texts(warnings)))
         }
         (bootstrap, accounts, dialects, uploads) => {
             let mistakes = [Some(wrong), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];

@@ -196,7 +196,8 @@ mod tests {
     fn uploads(limits: &serde_json::Value) -> Uploads {
         let section = serde_json::from_value(serde_json::json!({ "limits": limits })).unwrap();
         let resources = ["aud2video", "aud2txt", "txt2img"].map(|name| (name.to_owned(), Resource::default()));
-        let (policy, _) = Policy::compile_in_part(&PolicyFile { resources: resources.into(), ..PolicyFile::default() });
+        let file = PolicyFile { resources: resources.into(), ..PolicyFile::default() };
+        let policy = Policy::compile_in_part(&file).policy;
         Uploads::of(&section, &policy).unwrap()
     }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod explain;
 #[cfg(test)]
 mod tests;
 
@@ -42,11 +43,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check policy files, or folders of them, and print every mistake
+    /// Check policy files, or folders of them: print every mistake, and warnings of what is valid but probably not meant
     CheckPolicy {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
+
+        /// Fail if there are warnings
+        #[arg(long)]
+        strict: bool,
+
+        /// Print a table of all tiers and resources with their limits
+        #[arg(long)]
+        matrix: bool,
     },
+    /// Explain the quotas of a call: which rule of a policy wins, which lose, and what names the counters
+    Explain(Box<explain::ExplainArgs>),
     /// Check the Redis of the settings: print what is wrong and what to do, and fail if a node cannot rely on it
     Doctor(Box<Options>),
     /// Print the JSON Schema of policy files
@@ -77,10 +88,8 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         None => cli.options.settle(cli.config.as_deref()).and_then(serve),
-        Some(Command::CheckPolicy { paths }) => match policies::check(&paths) {
-            Ok(summaries) => print(&summaries.join("\n")),
-            Err(errors) => Err(policies::join_errors(&errors)),
-        },
+        Some(Command::CheckPolicy { paths, strict, matrix }) => check_policy(&paths, strict, matrix),
+        Some(Command::Explain(args)) => args.run().and_then(|text| print(&text)),
         Some(Command::Doctor(options)) => {
             options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
         }
@@ -110,6 +119,20 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check_policy(paths: &[PathBuf], strict: bool, matrix: bool) -> Result<(), String> {
+    let checked = policies::check(paths).map_err(|errors| policies::join_errors(&errors))?;
+    print(&if matrix { checked.matrix() } else { checked.summary() })?;
+    let warnings = checked.warnings();
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    if strict {
+        return Err(warnings);
+    }
+    eprintln!("{}", escape::hidden(&warnings));
+    Ok(())
 }
 
 fn examine(configs: &[RedisConfig]) -> Result<(), String> {

@@ -44,7 +44,9 @@ pub struct PolicyFiles {
 impl PolicyFiles {
     /// Reads the files.
     pub fn load(source: Source, demo: bool, metrics: Arc<Metrics>) -> Result<Self, Vec<PolicyErrors>> {
-        let domains = Domains::of(read_all(&source)?, demo, &metrics);
+        let policies = read_all(&source)?;
+        log_warnings(&policies);
+        let domains = Domains::of(policies, demo, &metrics);
         metrics.reload_stuck("policies", false);
         let domains = Arc::new(CurrentDomains::new(domains));
         Ok(Self { source, demo, metrics, domains, last_failure: LastFailure::default() })
@@ -75,7 +77,10 @@ impl Reload for PolicyFiles {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = read_all(&self.source).map_err(|errors| failure(&errors));
-        let outcome = read.map(|policies| self.domains.replace(Domains::of(policies, self.demo, &self.metrics)));
+        let outcome = read.map(|policies| {
+            log_warnings(&policies);
+            self.domains.replace(Domains::of(policies, self.demo, &self.metrics));
+        });
         // Only now: whoever reads that the reload succeeded may rely on the new policies.
         self.metrics.policy_reloads(outcome.is_ok());
         self.metrics.reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
@@ -96,6 +101,16 @@ pub(crate) fn failure(errors: &[PolicyErrors]) -> Failure {
 /// Everything that is wrong, a line each, with all that stands in the files: for who holds them.
 pub fn join_errors(errors: &[PolicyErrors]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Logs what policies say that is probably not meant, a line for each domain.
+fn log_warnings(policies: &BTreeMap<Arc<str>, LoadedPolicy>) {
+    for (domain, LoadedPolicy { warnings, .. }) in policies {
+        if let Some(first) = warnings.first() {
+            let (count, first) = (warnings.len(), format!("line {}: {}", first.line, first.redacted));
+            tracing::warn!(domain = &**domain, count, first, "policy has warnings; `tollgate check-policy` shows them");
+        }
+    }
 }
 
 /// Reads every file before it says which are wrong.
@@ -161,14 +176,41 @@ fn whole_file(file: String, message: String) -> PolicyErrors {
     PolicyErrors { file, errors: vec![PolicyError::new(1, place, message)], stuck: false }
 }
 
+/// Policy files that hold, checked without running them.
+pub struct CheckedPolicies {
+    domains: BTreeMap<Arc<str>, LoadedPolicy>,
+}
+
 /// Checks policy files without running them.
-pub fn check(paths: &[PathBuf]) -> Result<Vec<String>, Vec<PolicyErrors>> {
-    let loaded = read_all(&Source::Paths(paths.to_vec()))?;
-    let summary = |(domain, loaded): (&Arc<str>, &LoadedPolicy)| {
-        let (tiers, resources) = (loaded.policy.tiers().len(), loaded.policy.resources().len());
-        format!("{domain}: {tiers} tiers, {resources} resources, {} accounts", loaded.bootstrap.len())
-    };
-    Ok(loaded.iter().map(summary).collect())
+pub fn check(paths: &[PathBuf]) -> Result<CheckedPolicies, Vec<PolicyErrors>> {
+    Ok(CheckedPolicies { domains: read_all(&Source::Paths(paths.to_vec()))? })
+}
+
+impl CheckedPolicies {
+    /// A line for each domain.
+    pub fn summary(&self) -> String {
+        let line = |(domain, loaded): (&Arc<str>, &LoadedPolicy)| {
+            let (tiers, resources) = (loaded.policy.tiers().len(), loaded.policy.resources().len());
+            format!("{domain}: {tiers} tiers, {resources} resources, {} accounts", loaded.bootstrap.len())
+        };
+        self.domains.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// For each domain, a table of its tiers and resources with their limits.
+    pub fn matrix(&self) -> String {
+        let tables = self.domains.iter().map(|(domain, loaded)| format!("{domain}\n{}", loaded.policy.matrix()));
+        tables.collect::<Vec<_>>().join("\n\n")
+    }
+
+    /// A line for each warning; empty if there is none.
+    pub fn warnings(&self) -> String {
+        let lines = self.domains.iter().flat_map(|(domain, loaded)| {
+            loaded.warnings.iter().map(move |warning| {
+                format!("warning: {domain}: line {}: {}: {}", warning.line, warning.place, warning.message)
+            })
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ mod caller_named;
 #[cfg(test)]
 mod chaos;
 #[cfg(test)]
+mod explain;
+#[cfg(test)]
 mod failure_modes;
 #[cfg(test)]
 mod forged_ids;

@@ -17,7 +17,7 @@ use crate::{
         pattern::Pattern,
         pool::Pool,
         quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
-        rules::{CompiledResource, RuleId, TierRules},
+        rules::{ClassRules, ResourceRules, Rule, RuleId, RuleSource, TierRules},
     },
 };
 
@@ -32,7 +32,7 @@ pub(super) struct Builder {
     pub(super) scopes: Scopes,
     /// The scope of the rules' quotas that name none, if the file gives one.
     quota_scope: Option<format::Scope>,
-    pub(super) rules: Vec<Vec<Quota>>,
+    pub(super) rules: Vec<Rule>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
     /// What quotas that do not say it do while the store cannot answer.
@@ -83,23 +83,36 @@ impl Builder {
         result.map_err(|problem| self.error(place, problem)).ok()
     }
 
+    /// An error that several plans may meet: reported once.
+    pub(super) fn error_once(&mut self, place: Place, problem: Problem) {
+        let error = CompileError { place, problem };
+        if !self.errors.contains(&error) {
+            self.errors.push(error);
+        }
+    }
+
+    /// The lists of a tier, a class or a resource at `place`.
+    fn source(&mut self, quotas: Option<&format::Quotas>, also: Option<&format::Quotas>, place: &Place) -> RuleSource {
+        let rule = quotas.map(|quotas| self.rule(quotas, place.at("quotas")));
+        RuleSource { rule, also: also.map(|quotas| self.rule(quotas, place.at("also"))) }
+    }
+
     /// The rules of classes, by name.
-    pub(super) fn class_rules(
-        &mut self,
-        classes: &IndexMap<String, format::Class>,
-        place: &Place,
-    ) -> HashMap<String, RuleId> {
-        let rules = classes.iter().filter_map(|(name, class)| Some((name, class.quotas.as_ref()?)));
-        rules.map(|(name, quotas)| (name.clone(), self.rule(quotas, &place.at(&**name)))).collect()
+    pub(super) fn class_rules(&mut self, classes: &IndexMap<String, format::Class>, place: &Place) -> ClassRules {
+        let classes = classes.iter();
+        let source = |(name, class): (&String, &format::Class)| {
+            (name.clone(), self.source(class.quotas.as_ref(), class.also.as_ref(), &place.at(&**name)))
+        };
+        classes.map(source).collect()
     }
 
     /// The rules that a tier has for classes, by name.
     fn tier_rules(&mut self, rules: &IndexMap<String, format::Rule>, place: &Place) -> HashMap<String, RuleId> {
-        rules.iter().map(|(name, rule)| (name.clone(), self.rule(&rule.quotas, &place.at(&**name)))).collect()
+        let rules = rules.iter();
+        rules.map(|(name, rule)| (name.clone(), self.rule(&rule.quotas, place.at(&**name).at("quotas")))).collect()
     }
 
-    fn rule(&mut self, written: &format::Quotas, place: &Place) -> RuleId {
-        let place = place.at("quotas");
+    fn rule(&mut self, written: &format::Quotas, place: Place) -> RuleId {
         let default_scope = self.quota_scope.clone();
         let mut quotas: Vec<(usize, Quota)> = Vec::with_capacity(written.0.len());
         for (at, quota) in written.0.iter().enumerate() {
@@ -111,7 +124,7 @@ impl Builder {
                 None => quotas.push((at, quota)),
             }
         }
-        self.rules.push(quotas.into_iter().map(|(_, quota)| quota).collect());
+        self.rules.push(Rule { place, quotas: quotas.into_iter().map(|(_, quota)| quota).collect() });
         self.rules.len() - 1
     }
 
@@ -221,16 +234,16 @@ impl Builder {
     }
 
     /// Every resource, and at the end what unknown names are.
-    pub(super) fn resources(&mut self, file: &PolicyFile) -> Vec<CompiledResource> {
+    pub(super) fn resources(&mut self, file: &PolicyFile) -> (Vec<Resource>, Vec<ResourceRules>) {
         let place = Place::root().at("resources");
         let listed = file.resources.iter();
-        let mut resources: Vec<CompiledResource> =
+        let mut resources: Vec<(Resource, ResourceRules)> =
             listed.map(|(name, resource)| self.resource(name, resource, file, place.at(&**name))).collect();
         if let Some(unknown) = file.unknown_resources.resource() {
             let place = Place::root().at("unknown_resources");
             resources.push(self.resource(UNKNOWN, unknown, file, place));
         }
-        resources
+        resources.into_iter().unzip()
     }
 
     fn resource(
@@ -239,8 +252,8 @@ impl Builder {
         resource: &format::Resource,
         file: &PolicyFile,
         place: Place,
-    ) -> CompiledResource {
-        let format::Resource { class, provider_class, quotas, counter, estimates } = resource;
+    ) -> (Resource, ResourceRules) {
+        let format::Resource { class, provider_class, quotas, also, counter, estimates } = resource;
         let before = self.errors.len();
         if let Some(class) = class.as_ref().filter(|class| !file.classes.contains_key(&class.0)) {
             self.unknown("class", &class.0, file.classes.keys(), place.at("class"));
@@ -249,11 +262,10 @@ impl Builder {
             self.unknown("provider class", &class.0, file.provider_classes.keys(), place.at("provider_class"));
         }
         let pattern = self.pattern(name, place.clone());
-        let mut rule = quotas.as_ref().map(|quotas| self.rule(quotas, &place));
-        if rule.is_none() && self.errors.len() > before {
+        let mut source = self.source(quotas.as_ref(), also.as_ref(), &place);
+        if source.rule.is_none() && self.errors.len() > before {
             // A class that does not exist is one mistake. Its missing quotas are not reported as another.
-            self.rules.push(Vec::new());
-            rule = Some(self.rules.len() - 1);
+            source.rule = Some(self.rule(&format::Quotas(Vec::new()), place.at("quotas")));
         }
         let arc = |name: &Option<format::Name>| name.as_ref().map(|name| name.0.as_str().into());
         let estimates = self.estimates(estimates, &place.at("estimates"));
@@ -264,14 +276,14 @@ impl Builder {
             counter: *counter,
             estimates,
         };
-        CompiledResource { known, pattern, rule, place }
+        (known, ResourceRules { pattern, source, place })
     }
 
     pub(super) fn tier(
         &mut self,
         tier: &format::Tier,
         file: &PolicyFile,
-        resources: &[CompiledResource],
+        resources: &[ResourceRules],
         place: &Place,
     ) -> TierRules {
         if tier.priority.is_some_and(|priority| !(1..=4).contains(&priority.0)) {
@@ -281,7 +293,7 @@ impl Builder {
         let mut rules: Vec<(Pattern, RuleId)> = Vec::new();
         for (text, rule) in &tier.resources {
             let place = of_resources.at(&**text);
-            let rule = self.rule(&rule.quotas, &place);
+            let rule = self.rule(&rule.quotas, place.at("quotas"));
             let Some(pattern) = self.pattern(text, place.clone()) else { continue };
             if !resources.iter().filter_map(|known| known.pattern.as_ref()).any(|known| pattern.covers(known)) {
                 self.error(place, Problem::CoversNothing(text.clone()));
@@ -297,7 +309,7 @@ impl Builder {
             self.unknown("provider class", class, file.provider_classes.keys(), place);
         }
         TierRules {
-            default: tier.quotas.as_ref().map(|quotas| self.rule(quotas, place)),
+            source: self.source(tier.quotas.as_ref(), tier.also.as_ref(), place),
             resources: rules,
             classes: self.tier_rules(&tier.classes, &place.at("classes")),
             provider_classes: self.tier_rules(&tier.provider_classes, &place.at("provider_classes")),

@@ -1,6 +1,9 @@
 //! From a policy file to a policy, with every mistake at once.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     format::PolicyFile,
@@ -10,43 +13,53 @@ use crate::{
         estimate::{ClassEstimates, inputs_of},
         footprint::LedgerFootprint,
         plan::Plans,
-        rules::{Rules, TierRules},
+        reach,
+        rules::{RuleBook, TierRules},
     },
 };
+
+/// A file, compiled.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The policy; a policy of the rest if there are errors, which must not decide calls.
+    pub policy: Policy,
+    /// Every mistake.
+    pub errors: Vec<CompileError>,
+    /// What is valid, and probably not meant: rules that no call ever reaches, and pools that tiers describe differently.
+    /// Empty if there are errors, which hide what they concern.
+    pub warnings: Vec<CompileError>,
+}
 
 impl Policy {
     /// Checks and compiles a file. On failure the list holds every mistake that could be seen.
     pub fn compile(file: &PolicyFile) -> Result<Self, Vec<CompileError>> {
-        let (policy, errors) = Self::compile_in_part(file);
+        let Compiled { policy, errors, .. } = Self::compile_in_part(file);
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 
     /// Every mistake of a file, and a policy of the rest. If there is a mistake, the policy must not decide calls. It serves
     /// to check the other sections, which refer to its names, so that their mistakes are reported at the same time.
-    pub fn compile_in_part(file: &PolicyFile) -> (Self, Vec<CompileError>) {
+    pub fn compile_in_part(file: &PolicyFile) -> Compiled {
         let root = Place::root();
         let mut builder = Builder::new(file);
         let classes = builder.class_rules(&file.classes, &root.at("classes"));
         let provider_classes = builder.class_rules(&file.provider_classes, &root.at("provider_classes"));
-        let mut resources = builder.resources(file);
-        let class_estimates: ClassEstimates = file
-            .classes
-            .iter()
-            .map(|(name, class)| {
-                let place = root.at("classes").at(&**name).at("estimates");
-                (name.clone(), builder.estimates(&class.estimates, &place))
-            })
-            .collect();
+        let (mut resources, of_resources) = builder.resources(file);
+        let class_estimates = builder.class_estimates(&file.classes, &root.at("classes"));
+        let provider_estimates = builder.class_estimates(&file.provider_classes, &root.at("provider_classes"));
         let estimates = builder.estimates(&file.estimates, &root.at("estimates"));
-        for Resource { class, estimates: of, .. } in resources.iter_mut().map(|resource| &mut resource.known) {
-            let of_class = class.as_deref().and_then(|class| class_estimates.get(class));
-            Builder::inherit(of, of_class.map_or(&[], Vec::as_slice));
-            Builder::inherit(of, &estimates);
+        for Resource { class, provider_class, estimates: own, .. } in &mut resources {
+            let of = |estimates: &ClassEstimates, name: &Option<Arc<str>>| {
+                name.as_deref().and_then(|name| estimates.get(name)).cloned().unwrap_or_default()
+            };
+            Builder::inherit(own, &of(&provider_estimates, provider_class));
+            Builder::inherit(own, &of(&class_estimates, class));
+            Builder::inherit(own, &estimates);
         }
         let tiers: Vec<TierRules> = file
             .tiers
             .iter()
-            .map(|(name, tier)| builder.tier(tier, file, &resources, &root.at("tiers").at(&**name)))
+            .map(|(name, tier)| builder.tier(tier, file, &of_resources, &root.at("tiers").at(&**name)))
             .collect();
         let default_tier = file.tiers.get_index_of(&file.default_tier.0);
         if default_tier.is_none() {
@@ -55,10 +68,11 @@ impl Policy {
         let mut plans = Plans::default();
         let mut footprint = LedgerFootprint::default();
         let mut counted = HashSet::new();
-        for ((name, _), tier) in file.tiers.iter().zip(&tiers) {
+        let rules = std::mem::take(&mut builder.rules);
+        let book = RuleBook { rules, tiers, resources: of_resources, classes, provider_classes };
+        for (tier, name) in file.tiers.keys().enumerate() {
             for (at, resource) in resources.iter().enumerate() {
-                let rules = Rules { tier, resource, classes: &classes, provider_classes: &provider_classes };
-                let plan = plans.add(&mut builder, &rules, name);
+                let plan = plans.add(&mut builder, &book, (tier, name), (at, resource));
                 if counted.insert((plan, at)) {
                     plans.distinct[plan].quotas.iter().for_each(|quota| footprint.add(quota, at));
                 }
@@ -70,11 +84,11 @@ impl Policy {
             (0..each).for_each(|resource| footprint.add_rule(rule, resource));
         }
         for (resource, problem) in footprint.too_large() {
-            let place = resource.map_or_else(|| root.at("tiers"), |at| resources[at].place.clone());
+            let place = resource.map_or_else(|| root.at("tiers"), |at| book.resources[at].place.clone());
             builder.error(place, problem);
         }
         let Builder { errors, units, scopes, .. } = builder;
-        let resources: Vec<Resource> = resources.into_iter().map(|resource| resource.known).collect();
+        let warnings = if errors.is_empty() { reach::warnings(&book, &plans.reach) } else { Vec::new() };
         let inputs = inputs_of(&resources);
         let policy = Self {
             domain: file.domain.0.as_str().into(),
@@ -88,6 +102,7 @@ impl Policy {
             prefix_lengths: Vec::new(),
             plans: plans.distinct,
             plan_of: plans.table,
+            book,
             scopes,
             footprint,
             inputs,
@@ -96,7 +111,7 @@ impl Policy {
             shadow: file.shadow,
             on_failure: file.on_failure.into(),
         };
-        (policy.with_lookup(), errors)
+        Compiled { policy: policy.with_lookup(), errors, warnings }
     }
 
     fn with_lookup(mut self) -> Self {

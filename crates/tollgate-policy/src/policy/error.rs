@@ -8,7 +8,9 @@ use tollgate_core::{
     window::{BadWindowLength, UnknownTimeZone},
 };
 
-use crate::policy::{MAX_ABUSE_RULES, MAX_OVERRIDES, MAX_RULE_QUOTAS, pattern::BadPattern, pool::MAX_POOLS};
+use crate::policy::{
+    MAX_ABUSE_RULES, MAX_OVERRIDES, MAX_RULE_QUOTAS, QuotaLevel, pattern::BadPattern, pool::MAX_POOLS,
+};
 
 /// One mistake in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +96,34 @@ pub enum Problem {
     /// No rule applies to the resource.
     #[error("no rule gives it quotas in tier {0:?}; write `quotas: []` where it is not limited")]
     NoRule(String),
+    /// A quota of `also` on a counter that has another quota already.
+    #[error(
+        "{0} has the same unit, window and scope as a quota of {1}, and both apply to some call; keep one of the two"
+    )]
+    AddedTwice(String, Place),
+    /// A list of quotas that nothing has.
+    #[error("no resource has these quotas; give a resource the class, or remove them")]
+    Unused,
+    /// A list of quotas that never wins.
+    #[error(
+        "no call ever reaches {}: {}{} {} instead; write what is to apply in addition as `also`",
+        match .of_level { None => "these quotas", Some(QuotaLevel::Account) => "the account's quotas here", Some(QuotaLevel::Key) => "the key's quotas here" },
+        listed(.winners), if *.more > 0 { format!(" and {} more", .more) } else { String::new() },
+        if .winners.len() + .more > 1 { "apply" } else { "applies" }
+    )]
+    NeverWins {
+        /// Of which quotas, if not of all.
+        of_level: Option<QuotaLevel>,
+        /// What wins instead.
+        winners: Vec<Place>,
+        /// How many more win instead.
+        more: usize,
+    },
+    /// Quotas of one pool that differ.
+    #[error(
+        "describes the same pool as {0}, with another limit or other shares: each call is decided by those of its own tier"
+    )]
+    DifferentPool(Place),
     /// More quotas than a call may have.
     #[error("has {0} quotas in tier {1:?}; at most {MAX_RULE_QUOTAS} can apply to one call")]
     TooManyQuotas(usize, String),
@@ -144,6 +174,10 @@ pub enum Problem {
     },
 }
 
+fn listed(places: &[Place]) -> String {
+    places.iter().map(Place::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// A place in a policy: the keys and indexes that lead there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place(Vec<Step>);
@@ -181,6 +215,12 @@ impl Place {
         let mut steps = self.0.clone();
         steps.push(step.into());
         Self(steps)
+    }
+
+    /// The place that `inner` is within this one.
+    #[must_use]
+    pub fn join(&self, inner: &Self) -> Self {
+        Self(self.0.iter().chain(&inner.0).cloned().collect())
     }
 
     /// The steps from the root.

@@ -69,6 +69,19 @@ pub(super) fn inputs_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -
 }
 
 impl Builder {
+    /// The estimates of classes, by name.
+    pub(super) fn class_estimates(
+        &mut self,
+        classes: &IndexMap<String, format::Class>,
+        place: &Place,
+    ) -> ClassEstimates {
+        let classes = classes.iter();
+        let estimates = |(name, class): (&String, &format::Class)| {
+            (name.clone(), self.estimates(&class.estimates, &place.at(&**name).at("estimates")))
+        };
+        classes.map(estimates).collect()
+    }
+
     /// The estimates found at `place`.
     pub(super) fn estimates(&mut self, written: &format::estimates::Estimates, place: &Place) -> Vec<Estimate> {
         let mut estimates = Vec::with_capacity(written.0.len());
@@ -111,5 +124,5 @@ impl Builder {
     }
 }
 
-/// The estimates of every class, by name.
+/// The estimates of every class, or of every provider class, by name.
 pub(super) type ClassEstimates = IndexMap<String, Vec<Estimate>>;

@@ -15,12 +15,14 @@ mod builder;
 mod compile;
 mod error;
 mod estimate;
+mod explain;
 mod footprint;
 mod overrides;
 mod pattern;
 mod plan;
 pub mod pool;
 mod quota;
+mod reach;
 mod resolve;
 mod rules;
 mod scope;
@@ -31,8 +33,10 @@ mod usage;
 
 pub(crate) use abuse::block_of;
 pub use abuse::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, MAX_ABUSE_RULES, Statuses};
+pub use compile::Compiled;
 pub use error::{CompileError, Place, Problem, Step};
 pub use estimate::Estimate;
+pub use explain::{Explanation, QuotaExplanation, RuleExplanation, RuleOutcome};
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{BadPattern, MAX_NAME_BYTES};
 pub use quota::{CONCURRENT_REQUESTS, DecidedBy, Quota, Unit};
@@ -63,6 +67,8 @@ pub struct Policy {
     plans: Vec<Plan>,
     /// Indexes into `plans`: a row for each tier, a column for each resource.
     plan_of: Vec<usize>,
+    /// Where the plans come from.
+    book: rules::RuleBook,
     scopes: Scopes,
     footprint: footprint::LedgerFootprint,
     inputs: Vec<Arc<str>>,

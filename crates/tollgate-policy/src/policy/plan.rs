@@ -3,56 +3,113 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::policy::{
-    MAX_RULE_QUOTAS, Place, Plan, Problem, Quota, QuotaLevel,
+    MAX_RULE_QUOTAS, Place, Plan, Problem, Quota, QuotaLevel, Resource,
     builder::Builder,
     pool::MAX_POOLS,
-    rules::{RuleId, Rules, applies_to},
+    rules::{RuleBook, RuleId},
 };
+
+/// The rules that a plan is made of: the winner of the account's quotas, that of the key's, and the additions.
+type PlanRules = (Option<RuleId>, Option<RuleId>, Vec<RuleId>);
 
 /// The plans found so far.
 #[derive(Default)]
 pub(super) struct Plans {
     /// The resources that some tier gives no quotas, each reported once.
     without_rule: HashSet<Place>,
-    /// The plan of each pair of winning rules: the account's and the key's.
-    of_rules: HashMap<(Option<RuleId>, Option<RuleId>), usize>,
+    of_rules: HashMap<PlanRules, usize>,
     pub(super) distinct: Vec<Plan>,
     /// For every tier and resource, in that order.
     pub(super) table: Vec<usize>,
+    pub(super) reach: Reach,
+}
+
+/// Which rules some call reaches.
+#[derive(Default)]
+pub(super) struct Reach {
+    /// The rules that win somewhere, and the level whose quotas they decide there.
+    pub(super) winners: HashSet<(RuleId, QuotaLevel)>,
+    /// The rules that lose somewhere, and what wins instead.
+    pub(super) losers: HashMap<(RuleId, QuotaLevel), Vec<RuleId>>,
+    /// The rules that add quotas somewhere.
+    pub(super) additions: HashSet<RuleId>,
 }
 
 impl Plans {
-    /// Adds the plan of the next resource of a tier, and returns its index. Most resources share
-    /// theirs with the others of their class.
-    pub(super) fn add(&mut self, builder: &mut Builder, rules: &Rules<'_>, tier: &str) -> usize {
-        let winner = |chain| rules.in_order().find(|rule| applies_to(&builder.rules[*rule], chain));
-        let (of_account, of_key) = (winner(QuotaLevel::Account), winner(QuotaLevel::Key));
-        let place = || rules.resource.place.clone();
+    /// Adds the plan of the next resource of a tier, and returns its index. Most resources share theirs with the others
+    /// of their class.
+    pub(super) fn add(
+        &mut self,
+        builder: &mut Builder,
+        book: &RuleBook,
+        (tier, tier_name): (usize, &str),
+        (resource, known): (usize, &Resource),
+    ) -> usize {
+        let candidates = book.candidates(tier, resource, known);
+        let additions = book.additions(tier, resource, known);
+        let of_account = self.reach.judge(book, &candidates, QuotaLevel::Account);
+        let of_key = self.reach.judge(book, &candidates, QuotaLevel::Key);
+        self.reach.additions.extend(&additions);
+        let place = || book.resources[resource].place.clone();
         // Once for each resource: what is missing in one tier is mostly missing in all.
-        if of_account.is_none() && of_key.is_none() && self.without_rule.insert(place()) {
-            builder.error(place(), Problem::NoRule(tier.to_owned()));
+        let nothing = of_account.is_none() && of_key.is_none() && additions.is_empty();
+        if nothing && self.without_rule.insert(place()) {
+            builder.error(place(), Problem::NoRule(tier_name.to_owned()));
         }
-        let known = self.of_rules.get(&(of_account, of_key)).copied();
-        let at = known.unwrap_or_else(|| {
-            let quotas_of = |rule: Option<RuleId>, chain| {
-                let quotas = rule.into_iter().flat_map(|rule| &builder.rules[rule]);
-                quotas.filter(move |quota| quota.scope.chain() == chain).cloned()
-            };
-            let mut quotas: Vec<Quota> = quotas_of(of_account, QuotaLevel::Account).collect();
-            let key_from = quotas.len();
-            quotas.extend(quotas_of(of_key, QuotaLevel::Key));
-            if quotas.len() > MAX_RULE_QUOTAS {
-                builder.error(place(), Problem::TooManyQuotas(quotas.len(), tier.to_owned()));
-            }
-            let pools = quotas.iter().filter(|quota| quota.pool.is_some()).count();
-            if pools > MAX_POOLS {
-                builder.error(place(), Problem::TooManyPools(pools, tier.to_owned()));
-            }
-            self.of_rules.insert((of_account, of_key), self.distinct.len());
-            self.distinct.push(Plan { quotas, key_from });
-            self.distinct.len() - 1
-        });
+        let rules = (of_account, of_key, additions);
+        if let Some(at) = self.of_rules.get(&rules) {
+            self.table.push(*at);
+            return *at;
+        }
+        let mut quotas = quotas_of(builder, book, &rules, QuotaLevel::Account);
+        let key_from = quotas.len();
+        quotas.extend(quotas_of(builder, book, &rules, QuotaLevel::Key));
+        if quotas.len() > MAX_RULE_QUOTAS {
+            builder.error(place(), Problem::TooManyQuotas(quotas.len(), tier_name.to_owned()));
+        }
+        let pools = quotas.iter().filter(|quota| quota.pool.is_some()).count();
+        if pools > MAX_POOLS {
+            builder.error(place(), Problem::TooManyPools(pools, tier_name.to_owned()));
+        }
+        let at = self.distinct.len();
+        self.of_rules.insert(rules, at);
+        self.distinct.push(Plan { quotas, key_from });
         self.table.push(at);
         at
+    }
+}
+
+/// The quotas of a level: those of the rule that wins, and the additions.
+fn quotas_of(builder: &mut Builder, book: &RuleBook, rules: &PlanRules, level: QuotaLevel) -> Vec<Quota> {
+    let (of_account, of_key, additions) = rules;
+    let winner = if level == QuotaLevel::Account { of_account } else { of_key };
+    let mut quotas: Vec<(RuleId, Quota)> = Vec::new();
+    for rule in winner.iter().chain(additions) {
+        for quota in book.rules[*rule].of_level(level) {
+            let same = |(_, before): &&(RuleId, Quota)| before.same_counter(quota) && before.shadow == quota.shadow;
+            match quotas.iter().find(same) {
+                Some((first, _)) => {
+                    let problem = Problem::AddedTwice(quota.name.to_string(), book.rules[*first].place.clone());
+                    builder.error_once(book.rules[*rule].place.clone(), problem);
+                }
+                None => quotas.push((*rule, quota.clone())),
+            }
+        }
+    }
+    quotas.into_iter().map(|(_, quota)| quota).collect()
+}
+
+impl Reach {
+    /// The rule that wins the quotas of a level; remembers it, and what loses to it.
+    fn judge(&mut self, book: &RuleBook, candidates: &[RuleId], level: QuotaLevel) -> Option<RuleId> {
+        let winner = book.winner(candidates, level)?;
+        self.winners.insert((winner, level));
+        for loser in candidates.iter().filter(|rule| **rule != winner && book.rules[**rule].decides(level)) {
+            let winners = self.losers.entry((*loser, level)).or_default();
+            if !winners.contains(&winner) {
+                winners.push(winner);
+            }
+        }
+        Some(winner)
     }
 }

@@ -78,6 +78,17 @@ impl Unit {
 }
 
 impl Quota {
+    /// The length of a sliding window as policy files write it: `minute`, `30s`. Empty for other windows.
+    pub(super) fn length_text(&self) -> String {
+        match &self.window {
+            Window::Sliding(sliding) => match named_length(sliding.ms()) {
+                Some(unit) => unit.name().to_owned(),
+                None => short_length(sliding.ms()),
+            },
+            Window::Calendar(_) | Window::Concurrent => String::new(),
+        }
+    }
+
     /// Whether both are one counter.
     pub(super) fn same_counter(&self, other: &Self) -> bool {
         self.same_measure(other) && self.scope == other.scope

@@ -28,7 +28,7 @@ pub enum Attribute {
 }
 
 /// Which chain of rules a quota belongs to. Both chains apply, so that neither loosens the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuotaLevel {
     /// Quotas whose scope does not contain the API key.
     Account,

@@ -12,6 +12,7 @@ use super::*;
 use crate::format::{self, Length, PolicyFile, Quotas, Rule};
 
 mod abuse;
+mod explain;
 mod written;
 
 fn compiled(file: &PolicyFile) -> Policy {
