@@ -1,4 +1,4 @@
-//! Admissions and reservations: what one atomic step of a store means that remembers what it did.
+//! Admissions and reservations: the atomic steps of a store that keep a record of what they did.
 
 use crate::{
     amount::Amount,
@@ -63,7 +63,7 @@ pub fn admit(
     Ok(Admission::Decided(applied))
 }
 
-/// What became of a reservation.
+/// The state of a reservation.
 pub fn look(
     books: &mut impl ReservationRecords,
     home: Partition,
@@ -157,8 +157,8 @@ pub fn slots_of(claims: &[Claim]) -> Vec<LedgerKey> {
     slots
 }
 
-/// Tells lists of counters apart: FNV-1a, 64 bits, over scopes, windows and units in their order. When a policy
-/// changed between two calls of one request id, the statuses of the first are not those of the second.
+/// Distinguishes lists of counters: FNV-1a, 64 bits, over scopes, windows and units in their order. If a policy changes
+/// between two calls with one request id, the statuses of the first call do not fit the second.
 pub fn claims_fingerprint(claims: &[Claim]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {

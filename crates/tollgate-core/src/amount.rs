@@ -59,12 +59,12 @@ impl fmt::Display for Amount {
     }
 }
 
-/// What a quota allows in one window.
+/// The limit of a quota in one window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// At most this much. Zero is legal and means never.
     Finite(Amount),
-    /// No limit; what is used is counted all the same, so that a limit set later knows the past.
+    /// No limit. Usage is counted nevertheless, so a limit that is set later knows the past usage.
     Unlimited,
 }
 
@@ -78,8 +78,8 @@ impl Limit {
     }
 }
 
-/// What is counted, by a stable number derived from its name, so that every node and every version
-/// of a policy writes the same unit into the same column of a counter.
+/// A unit, as a stable number derived from its name. So every node and every version of a policy writes the same unit
+/// into the same column of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnitId(u32);
 

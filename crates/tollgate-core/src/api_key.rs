@@ -1,16 +1,16 @@
-//! API keys: what they may do, and the hash that stands for their secret everywhere behind the look-up.
+//! API keys: their kinds, and the hash that replaces their secret after the look-up.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// What a key may do.
+/// The rights of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
-    /// Call, and read what concerns itself.
+    /// Make calls, and read the key's own limits.
     Inference,
-    /// Also read what concerns the whole account.
+    /// Also read the data of the whole account.
     Admin,
 }
 

@@ -1,4 +1,4 @@
-//! Claims: what a call asks of the counters, and what the counters answer.
+//! Claims: the counters that a call needs, and the store's answers about them.
 
 use std::{
     cmp::Ordering,
@@ -17,8 +17,8 @@ use crate::{
 /// The most claims one request to a store may carry.
 pub const MAX_CLAIMS: usize = 64;
 
-/// What must live in one place: all ledgers of a partition share a slot of a Redis Cluster. 96 bits
-/// of a SHA-256 over length-prefixed names, so that no name can forge another's partition.
+/// A group of ledgers that share a slot of a Redis Cluster. 96 bits of a SHA-256 over length-prefixed names, so no name
+/// can forge another's partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Partition {
     bytes: [u8; 12],
@@ -103,8 +103,8 @@ impl LedgerKey {
         Self { partition, scope: closed(digest(parts)) }
     }
 
-    /// The same, where callers choose what they are named by. A partition has a bounded number of these, and all that one
-    /// call charges are in one partition.
+    /// The same for a ledger whose name callers choose. A partition has a bounded number of these, and all caller-named
+    /// ledgers of one call are in one partition.
     pub fn caller_named<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut key = Self::of(partition, parts);
         key.scope[0] |= OPEN_ENDED;
@@ -131,13 +131,13 @@ impl LedgerKey {
         Self { partition: self.partition, scope: closed(digest(names)) }
     }
 
-    /// The bytes stores build their keys from, behind the partition's.
+    /// The bytes that stores append to the partition's to build their keys.
     pub const fn scope_bytes(self) -> [u8; 8] {
         self.scope
     }
 }
 
-/// The bit of a scope's first byte that tells caller-named ones.
+/// The bit of a scope's first byte that marks caller-named ledgers.
 const OPEN_ENDED: u8 = 0x80;
 
 const fn closed(mut scope: [u8; 8]) -> [u8; 8] {
@@ -158,7 +158,7 @@ fn digest<const N: usize>(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> 
     cut
 }
 
-/// One counter, the limit it is judged by, and what the call costs there.
+/// One counter, the limit that is enforced there, and the cost of the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Whose counters.
@@ -167,7 +167,7 @@ pub struct Claim {
     pub span: WindowInstance,
     /// Of which unit.
     pub unit: UnitId,
-    /// What the call adds. Zero adds nothing and is never refused.
+    /// The cost of the call. Zero adds nothing and is never refused.
     pub cost: Amount,
     /// The limit in force.
     pub limit: Limit,
@@ -178,17 +178,17 @@ pub struct Claim {
 /// The claims of one request. Few calls have more than four, which need no memory of their own.
 pub type Claims = SmallVec<[Claim; 4]>;
 
-/// What a claim does to its counter.
+/// The effect of a claim on its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The cost is charged as the [`Mode`] says.
+    /// The cost is charged as the [`Mode`] defines.
     Charge,
     /// The cost has to fit like any other, and is never charged, in whatever mode: a guard that one
     /// call sets and others run into.
     CheckOnly,
 }
 
-/// What a quota does while the store cannot answer.
+/// The behaviour of a quota during an outage of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
     /// The call is not decided.
@@ -196,12 +196,12 @@ pub enum OnFailure {
     Deny,
     /// The call may pass, unless its cost is above the limit itself.
     Allow,
-    /// Each node enforces the quota alone, in its memory, with its share of the limit.
+    /// Each node enforces the quota locally, in its memory, with its share of the limit.
     Local,
 }
 
 impl Claim {
-    /// What this claim adds to its counter when the claims are charged. Slots are held, not charged.
+    /// The amount that this claim adds to its counter when the claims are charged. Slots are held, not charged.
     pub const fn charge(&self) -> Amount {
         match (self.effect, self.span) {
             (Effect::CheckOnly, _) | (_, WindowInstance::Slots) => Amount::ZERO,
@@ -210,14 +210,14 @@ impl Claim {
     }
 }
 
-/// What to do with a list of claims.
+/// How a list of claims is processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Charge every claim ([`Effect::Charge`]) if every claim fits, otherwise none.
     Try,
-    /// Charge every claim whatever the limits say, up to [`Amount::MAX`].
+    /// Charge every claim regardless of the limits, up to [`Amount::MAX`].
     Force,
-    /// Say what [`Mode::Try`] would, and charge nothing.
+    /// Return the decision of [`Mode::Try`], and charge nothing.
     Peek,
 }
 
@@ -235,7 +235,7 @@ pub enum Fit {
 /// The counter of one claim, after the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimStatus {
-    /// What is in the window now, this call included if it was charged.
+    /// The usage in the window now, including this call if it was charged.
     pub used: Amount,
     /// When the counter is back at zero if nothing else is charged: for a trailing window once its
     /// last event has left, for a calendar window at the end of the period.
@@ -244,7 +244,7 @@ pub struct ClaimStatus {
     pub fit: Fit,
 }
 
-/// What a store decided.
+/// The decision of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimsDecision {
     /// The store's own time, by which it decided.
@@ -265,7 +265,7 @@ pub enum ApplyResult {
     OutsidePeriod(Timestamp),
 }
 
-/// Names a reservation within its partition: 128 random bits, so that nobody guesses one.
+/// The id of a reservation within its partition: 128 random bits, so that it cannot be guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReservationId(pub [u8; 16]);
 

@@ -28,7 +28,7 @@ pub trait LedgerMap {
     }
 }
 
-/// How many caller-named ledgers a partition may have unless it is said otherwise: counters of one account whose names
+/// The default for the maximum number of caller-named ledgers in a partition: counters of one account whose names
 /// callers choose.
 pub const MAX_OPEN_ENDED: u32 = 10_000;
 
@@ -47,7 +47,7 @@ impl<S: BuildHasher> LedgerMap for HashMap<LedgerKey, Ledger, S> {
     }
 }
 
-/// Decides `claims` against `ledgers` at `now`: this is what one atomic step of a store means.
+/// Decides `claims` against `ledgers` at `now`. This function defines the atomic step of every store.
 ///
 /// The caller has made sure that `now` lies in every calendar period of the claims. Counters named
 /// by several claims are charged once, and judged by every limit. In [`Mode::Try`] an admission is an error if it
@@ -61,7 +61,7 @@ pub fn decide(
     decide_for(ledgers, claims, mode, now, None)
 }
 
-/// Who takes slots and wants to know where it was charged.
+/// The reservation that takes the slots, and the charges that its record needs.
 pub(crate) struct ReservationCapture<'a> {
     pub(crate) id: ReservationId,
     pub(crate) ttl_ms: u32,
@@ -112,7 +112,7 @@ pub(crate) fn decide_for(
             ledgers.get_or_new(&claim.ledger).slots.take(holder.id, holder.ttl_ms, now);
         }
     }
-    // What was charged changes how much is used and when it is gone, not whether it fitted.
+    // A charge changes the usage and the reset time, not whether the call fitted.
     let after = if charged { read(ledgers, claims, now) } else { readings.clone() };
     let statuses = readings.iter().zip(&after).map(|(before, after)| ClaimStatus {
         used: Amount::try_from(after.used).unwrap_or(Amount::MAX),
@@ -200,7 +200,7 @@ impl Ledger {
         Amount::try_from(taken.unwrap_or(0)).unwrap_or(Amount::MAX)
     }
 
-    /// Who holds slots.
+    /// The holders of slots.
     pub(crate) fn slots(&mut self) -> &mut Slots {
         &mut self.slots
     }
@@ -236,7 +236,7 @@ impl Ledger {
         }
     }
 
-    /// Takes out what has left the windows of the claims.
+    /// Removes the entries that have left the windows of the claims.
     fn settle<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
         for window in &mut self.windows {
             if let Some(claim) = claims().find(|claim| window.log.is_of(claim.span)) {
@@ -245,8 +245,8 @@ impl Ledger {
         }
     }
 
-    /// Charges the claims, those of one window as one event, and drops windows that hold nothing. `noted` is
-    /// told of every counter that was charged, with the number of its entry and the amount.
+    /// Charges the claims, those of one window as one event, and removes windows without entries. Calls `noted` for
+    /// every charged counter, with the number of its entry and the amount.
     fn charge<'a, I: Iterator<Item = &'a Claim>>(
         &mut self,
         now: Timestamp,

@@ -1,8 +1,8 @@
 //! The decision engine: amounts, windows, claims, the algorithm that decides them, reservations, and the port to the
 //! counters ([`store`]).
 //!
-//! It may know nothing of Tollgate besides itself. It must not know I/O, a clock (every function that depends on the time
-//! takes it), a lock, serde, a policy, or a protocol.
+//! It may use no other crate of Tollgate. It must not know I/O, a clock (every function that depends on the time takes
+//! it as an argument), a lock, serde, a policy, or a protocol.
 
 pub mod admission;
 pub mod amount;

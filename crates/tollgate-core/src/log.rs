@@ -23,8 +23,8 @@ pub const MOST_ENTRIES: usize = 2 * EXACT_ENTRIES;
 /// One value for each unit a window counts, in the order in which the units first came.
 pub(crate) type Costs = SmallVec<[u64; 2]>;
 
-/// What happened in one window, for every unit counted there. Looking at a log never changes it:
-/// what has left a window is taken out only when something is charged.
+/// The events of one window, for every unit counted there. Reading a log never changes it: expired entries are removed
+/// only when something is charged.
 #[derive(Clone, Debug)]
 pub(crate) enum Log {
     Sliding(SlidingLog),
@@ -40,8 +40,8 @@ pub(crate) struct Reading {
 }
 
 impl Log {
-    /// An empty log; `None` for what has no window. Its numbers begin with the time, so that they are not
-    /// those of a log that was here before and is over: no log takes more than one number a millisecond.
+    /// An empty log; `None` for slots. Entry numbers start at the current time in milliseconds, so they differ from
+    /// those of an earlier log of the same counter: no log uses more than one number per millisecond.
     pub(crate) fn new(span: WindowInstance, now: Timestamp) -> Option<Self> {
         let number = now.as_ms();
         match span {
@@ -108,7 +108,7 @@ impl Log {
         Reading { used, resets_at, fit }
     }
 
-    /// Whether the clock went back behind what stands in the log.
+    /// Whether the log has entries later than `now`, because the clock went back.
     pub(crate) fn is_ahead_of(&self, now: Timestamp) -> bool {
         matches!(self, Self::Sliding(log) if log.entries.back().is_some_and(|latest| latest.at > now))
     }
@@ -120,7 +120,7 @@ impl Log {
         }
     }
 
-    /// Whether the calendar went back behind the period of the log, and something counts there.
+    /// Whether the log counts usage in a later calendar period, because the clock went back.
     pub(crate) fn is_ahead_of_period(&self, span: WindowInstance) -> bool {
         match (self, span) {
             (Self::Calendar(count), WindowInstance::Calendar { period, .. }) => {
@@ -130,7 +130,7 @@ impl Log {
         }
     }
 
-    /// Takes out what is no longer in the window.
+    /// Removes the entries that are no longer in the window.
     pub(crate) fn roll_window(&mut self, span: WindowInstance, now: Timestamp) {
         match (self, span) {
             (Self::Sliding(log), _) => log.expire(now),
@@ -171,7 +171,8 @@ impl Log {
         }
     }
 
-    /// What a settled log has room for in `column` before the sum could no longer be counted.
+    /// The amount that can still be added to `column` before its sum exceeds the largest amount. The log must be rolled
+    /// to the current window.
     pub(crate) fn room(&self, column: usize) -> u64 {
         let totals = match self {
             Self::Sliding(log) => &log.totals,
@@ -271,19 +272,18 @@ impl SlidingLog {
     }
 }
 
-/// What was used in one calendar period.
+/// The usage in one calendar period.
 #[derive(Clone, Debug)]
 pub(crate) struct CalendarCount {
     id: u32,
-    /// Another one whenever the count began anew.
+    /// Changes whenever the count starts again at zero.
     number: u64,
     period: Period,
     totals: Costs,
 }
 
 impl CalendarCount {
-    /// What was used in an earlier period is over; what was used in a later one (the clock went back)
-    /// counts in this one.
+    /// Usage of an earlier period is over. Usage of a later one (the clock went back) counts in this period.
     fn totals_in(&self, period: Period) -> Costs {
         if self.period.start < period.start { Costs::new() } else { self.totals.clone() }
     }

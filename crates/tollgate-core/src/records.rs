@@ -1,4 +1,4 @@
-//! What a store keeps of reservations and of calls with a request id, until their time is over.
+//! The records of reservations and of calls with a request id, until they expire.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// What is remembered of reservations and requests.
+/// The records of reservations and requests.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     pub(crate) reservations: IndexMap<(Partition, ReservationId), (Life, State)>,

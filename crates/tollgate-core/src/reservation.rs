@@ -16,7 +16,7 @@ pub const MAX_SLOTS: u32 = 10_000;
 /// The longest metadata beside a reservation, in bytes.
 pub const MAX_NOTE_BYTES: usize = 16_384;
 
-/// What an admission leaves behind, besides its charges.
+/// The records that an admission writes besides its charges.
 #[derive(Clone, Copy, Debug)]
 pub struct AdmitOptions<'a> {
     /// Where it is remembered: the caller's partition.
@@ -34,7 +34,7 @@ pub struct NewReservation<'a> {
     pub id: ReservationId,
     /// How long it lives unless it is extended, from 1 to [`MAX_RESERVATION_TTL_MS`].
     pub ttl_ms: u32,
-    /// What whoever settles it wants to know, up to [`MAX_NOTE_BYTES`].
+    /// Data for the settlement, up to [`MAX_NOTE_BYTES`].
     pub metadata: &'a [u8],
 }
 
@@ -74,7 +74,7 @@ impl From<ApplyResult> for Admission {
 /// An admission of before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// What was answered.
+    /// The answer.
     pub applied: ClaimsDecision,
     /// The [`crate::admission::claims_fingerprint`] its claims.
     pub shape: u64,
@@ -89,11 +89,11 @@ pub struct Reservation {
     pub charges: Vec<Charge>,
     /// The scopes in which it holds a slot.
     pub slots: Vec<LedgerKey>,
-    /// What stood in [`NewReservation::metadata`].
+    /// The value of [`NewReservation::metadata`].
     pub metadata: Box<[u8]>,
 }
 
-/// What became of a reservation.
+/// The state of a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReservationState {
     /// There is none of this id, or it has ended.
@@ -104,7 +104,7 @@ pub enum ReservationState {
         now: Timestamp,
         /// When it ends unless it is extended.
         expires_at: Timestamp,
-        /// What it holds.
+        /// The charges and slots of the reservation.
         reservation: Reservation,
     },
     /// It was settled or cancelled.
@@ -114,15 +114,15 @@ pub enum ReservationState {
 /// The end of a reservation.
 #[derive(Clone, Copy, Debug)]
 pub struct CloseRequest<'a> {
-    /// Tells this end from others; the same end may be asked for again.
+    /// Identifies this end. A request with the same digest is a repetition.
     pub digest: [u8; 16],
-    /// What is to be given back: charges of the reservation, with the amounts to take out.
+    /// The refunds: charges of the reservation, with the amounts to give back.
     pub refunds: &'a [Charge],
-    /// What is charged whatever the limits say, in partitions where the reservation was charged; nothing on slots.
+    /// Charged regardless of the limits, in partitions where the reservation was charged; nothing on slots.
     pub debts: &'a [Claim],
-    /// The reservation itself, as it was told. Its slots are released.
+    /// The reservation, as the store returned it. Its slots are released.
     pub reservation: &'a Reservation,
-    /// What is remembered of the end until the reservation would have ended, up to [`MAX_NOTE_BYTES`].
+    /// Data that is kept until the reservation would have expired, up to [`MAX_NOTE_BYTES`].
     pub metadata: &'a [u8],
 }
 
@@ -131,11 +131,11 @@ pub struct CloseRequest<'a> {
 pub struct ClosedReservation {
     /// When.
     pub at: Timestamp,
-    /// What stood in [`CloseRequest::digest`].
+    /// The value of [`CloseRequest::digest`].
     pub digest: [u8; 16],
-    /// What was given back for each of [`CloseRequest::refunds`].
+    /// The amount given back for each of [`CloseRequest::refunds`].
     pub refunded: Vec<Amount>,
-    /// What stood in [`CloseRequest::metadata`].
+    /// The value of [`CloseRequest::metadata`].
     pub metadata: Box<[u8]>,
 }
 
@@ -146,7 +146,7 @@ pub enum CloseResult {
     Done(ClosedReservation),
     /// It was closed before; nothing changed now.
     Before(ClosedReservation),
-    /// There is none of this id, or it has ended. What it charged stays.
+    /// There is no reservation with this id, or it has expired. Its charges stay.
     Unknown,
     /// As [`crate::claim::ApplyResult::OutsidePeriod`].
     OutsidePeriod(Timestamp),

@@ -1,5 +1,4 @@
-//! Slots: what reservations hold of a concurrency quota. As with the windows' algorithm, this is the
-//! specification.
+//! Slots: how reservations use a concurrency quota. Like the algorithm of windows, this is the specification.
 
 use crate::{
     amount::{Amount, Limit},
@@ -8,7 +7,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Who holds a slot of one scope, and until when. A reservation holds one slot at most.
+/// The reservations that hold a slot of one scope, each with its expiry. A reservation holds at most one slot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slots(Vec<Held>);
 
@@ -26,13 +25,13 @@ impl Held {
 }
 
 impl Slots {
-    /// Whether nobody holds a slot at `now` or later.
+    /// Whether no slot is held at `now` or later.
     pub(crate) fn is_free(&self, now: Timestamp) -> bool {
         self.0.iter().all(|held| held.ends_at() <= now)
     }
 
-    /// When the clock went back: what was taken later counts as taken now, so that nothing is held for longer
-    /// than its time to live.
+    /// When the clock went back: slots taken at a later time count as taken now, so nothing is held longer than its
+    /// time to live.
     pub(crate) fn clamp_future_entries(&mut self, now: Timestamp) {
         self.0.iter_mut().for_each(|held| held.taken_at = held.taken_at.min(now));
     }

@@ -33,13 +33,13 @@ pub enum StoreError {
 /// Something that keeps a store from charging.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
-    /// What it is, in words that anybody may read: no address, no name of a key, no text of the system.
+    /// The cause, in words that are safe for everybody: no address, no name of a key, no text of the operating system.
     pub reason: String,
-    /// The same for operators: with the server, and what it or the system said.
+    /// The cause for operators: with the server, and its message or that of the operating system.
     pub error: String,
 }
 
-/// What a store says of itself when it is asked whether it can charge.
+/// The result of a store's health check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreHealth {
     /// Of how many servers it is.
@@ -48,8 +48,8 @@ pub struct StoreHealth {
     pub obstacles: Vec<Obstacle>,
     /// The rule by which a server gives up counters when it is full, if one does.
     pub eviction: Option<String>,
-    /// How far the clock of the store is ahead of this node's, in milliseconds; of several servers the one that is
-    /// furthest off. Less than nothing if it is behind.
+    /// How far the clock of the store is ahead of this node's, in milliseconds; negative if it is behind. Of several
+    /// servers, the largest difference.
     pub clock_skew_ms: Option<i64>,
 }
 
@@ -94,9 +94,9 @@ pub type AnswerFuture<'a> = StoreFuture<'a, ApplyResult>;
 /// [`Store::close`] and [`Store::extend`]. An answer, or an error, comes within a bound that the
 /// store states.
 ///
-/// A store that cannot reach several partitions in one step takes a step for each of them, the
-/// `home` of the call last. No limit is exceeded then either, and what a refused call was charged is
-/// given back, except by a node that dies or loses its way in between: that stays for its window.
+/// A store that cannot reach several partitions in one step uses a step for each of them, with the `home` of the call
+/// last. No limit is exceeded in this case either. What a refused call was charged is given back, unless the node dies
+/// or loses its connection in between: then it stays for its window.
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`crate::claim::MAX_CLAIMS`] claims: [`crate::ledger::decide`]. Those in
     /// [`crate::window::WindowInstance::Slots`] are judged, and nothing is held. `home` is the caller's
@@ -112,7 +112,7 @@ pub trait Store: Send + Sync + 'static {
     /// Admits up to [`crate::claim::MAX_CLAIMS`] claims and remembers it: [`crate::admission::admit`].
     fn admit<'a>(&'a self, claims: &'a [Claim], terms: &'a AdmitOptions<'a>) -> StoreFuture<'a, Admission>;
 
-    /// What became of a reservation: [`crate::admission::look`].
+    /// The state of a reservation: [`crate::admission::look`].
     fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState>;
 
     /// Ends a reservation: [`crate::admission::close`]. Refunds and debts together are at most
@@ -124,7 +124,7 @@ pub trait Store: Send + Sync + 'static {
         closing: &'a CloseRequest<'a>,
     ) -> StoreFuture<'a, CloseResult>;
 
-    /// Lets a reservation, which [`Store::look`] told, live on: [`crate::admission::extend`].
+    /// Extends the lifetime of a reservation that [`Store::look`] returned: [`crate::admission::extend`].
     fn extend<'a>(
         &'a self,
         home: Partition,
@@ -133,12 +133,13 @@ pub trait Store: Send + Sync + 'static {
         reservation: &'a Reservation,
     ) -> StoreFuture<'a, Extension>;
 
-    /// Removes these ledgers of `home` with their slots, and with `caller_named` every caller-named ledger there, whatever they
-    /// hold: they begin anew. Reservations stay, and give nothing back to what is gone. Returns how many there were. Not
-    /// one step: a call in between may find some of them.
+    /// Removes these ledgers of `home` with their slots, and with `caller_named` every caller-named ledger there,
+    /// whatever they contain: their counters start at zero. Reservations stay, and give nothing back to removed
+    /// counters. Returns the number of removed ledgers. This is not one atomic step: a concurrent call may still find
+    /// some of them.
     fn reset<'a>(&'a self, home: Partition, ledgers: &'a [LedgerKey], caller_named: bool) -> StoreFuture<'a, usize>;
 
-    /// Whether a charge is possible now, found out by writing something that counts for nobody, the way calls go. A
-    /// server that only reads does not pass. For readiness, not for the way of a call.
+    /// Whether the store can charge now. The check writes a value that no counter reads, in the same way as a call, so
+    /// a read-only server fails it. For readiness, not for calls.
     fn health(&self) -> HealthFuture<'_>;
 }

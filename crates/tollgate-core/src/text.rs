@@ -1,4 +1,4 @@
-//! Which characters of a text people do not see, or which change what they see.
+//! Characters of a text that are invisible, or that change how the text around them is shown.
 
 use icu_properties::{
     CodePointMapData, CodePointSetData,
@@ -12,9 +12,8 @@ const HIDDEN: GeneralCategoryGroup = GeneralCategoryGroup::Control
     .union(GeneralCategoryGroup::LineSeparator)
     .union(GeneralCategoryGroup::ParagraphSeparator);
 
-/// Whether a character is one that a name cannot have, as it is not seen where the name is shown, or changes how the text
-/// around it is shown: the general categories `Cc`, `Cf`, `Zl` and `Zp`, and what Unicode says is shown as nothing
-/// (`Default_Ignorable_Code_Point`, UAX #44).
+/// Whether a name must not contain this character, because it is invisible or changes how the text around it is shown:
+/// the general categories `Cc`, `Cf`, `Zl` and `Zp`, and the property `Default_Ignorable_Code_Point` (UAX #44).
 pub fn is_hidden(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -25,7 +24,7 @@ pub fn is_hidden(c: char) -> bool {
 
 /// Whether a text has such a character.
 pub fn has_hidden(text: &str) -> bool {
-    // Nearly every name is of ASCII alone.
+    // Nearly all names are ASCII.
     if text.is_ascii() { text.bytes().any(|byte| byte.is_ascii_control()) } else { text.chars().any(is_hidden) }
 }
 

@@ -7,8 +7,8 @@ use jiff::{ToSpan, Unit, civil::Weekday, tz::TimeZone};
 
 use crate::{amount::stable_id, time::Timestamp};
 
-/// A trailing window: what happened in the last `ms` milliseconds counts, what is exactly `ms` old
-/// has left.
+/// A trailing window: events of the last `ms` milliseconds count; an event that is exactly `ms` old has left the
+/// window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlidingWindow {
     ms: u32,
@@ -37,9 +37,8 @@ impl SlidingWindow {
         self.ms
     }
 
-    /// Two events of a crowded window may be kept as one entry when both fall into the same cell of
-    /// this many milliseconds, counted from the epoch. They are then at most `cell - 1` ms apart,
-    /// which is at most window/1024.
+    /// In a full window, two events may share an entry if both are in the same cell of this many milliseconds, counted
+    /// from the epoch. They are then at most `cell - 1` ms apart, which is at most window/1024.
     pub const fn cell_ms(self) -> u64 {
         self.ms as u64 / 1024 + 1
     }
@@ -98,8 +97,8 @@ impl Period {
     }
 }
 
-/// Calendar periods of a time zone: days from midnight to midnight there, 23 or 25 hours long when
-/// daylight saving says so.
+/// Calendar periods of a time zone: days from midnight to midnight there, 23 or 25 hours long on days when daylight
+/// saving time begins or ends.
 #[derive(Debug)]
 pub struct CalendarWindow {
     unit: CalendarUnit,
@@ -137,8 +136,7 @@ impl CalendarWindow {
         self.zone.iana_name().unwrap_or("UTC")
     }
 
-    /// The period that contains `now`. The last answer is remembered, as almost every call asks for
-    /// the same one.
+    /// The period that contains `now`. The last result is cached, because almost every call needs the same one.
     pub fn period_at(&self, now: Timestamp) -> Period {
         if let Some(period) = self.latest.load().as_deref()
             && period.contains(now)
@@ -199,11 +197,11 @@ pub enum Window {
     Sliding(SlidingWindow),
     /// From one calendar boundary to the next.
     Calendar(Arc<CalendarWindow>),
-    /// No window: what is held at this moment, by reservations that have neither ended nor run out.
+    /// No window: the slots that are held now, by reservations that have neither ended nor expired.
     Concurrent,
 }
 
-/// What a store needs to know of a window to count in it now.
+/// The part of a window that a store needs to count at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowInstance {
     /// A trailing window.
@@ -212,7 +210,7 @@ pub enum WindowInstance {
     Calendar {
         /// The same for the same unit and time zone, on every node.
         id: u32,
-        /// Outside it, the store charges nothing and says what time it is.
+        /// Outside it, the store charges nothing and returns its time.
         period: Period,
     },
     /// The slots that reservations hold.

@@ -1,4 +1,4 @@
-//! What it takes to find the claims of a call: a policy of 200 resources, two quotas each.
+//! The cost of finding the claims of a call, with a policy of 200 resources and two quotas each.
 
 use std::hint::black_box;
 

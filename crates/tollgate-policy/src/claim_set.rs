@@ -1,4 +1,4 @@
-//! A call's claims: what it asks of the counters, and the decision that their answer means.
+//! The claims of a call, and the decision that follows from the store's answer.
 
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -15,10 +15,10 @@ use crate::{
     },
 };
 
-/// What one call asks of the counters: its quotas, the abuse rules that may block it, and its draws from pools.
+/// The claims of one call: for its quotas, for the abuse rules that may block it, and for its pools.
 ///
-/// It is made once for a call; [`ClaimSet::claims`] has the claims of one moment, and [`ClaimSet::decide`] reads the answer
-/// to them. Nothing else knows in which order they stand.
+/// It is created once for a call. [`ClaimSet::claims`] returns the claims of one moment, and [`ClaimSet::decide`] reads
+/// the answer to them. No other code knows their order.
 #[derive(Debug)]
 pub struct ClaimSet<'r, 'a> {
     resolved: &'r Resolved<'a>,
@@ -30,8 +30,9 @@ pub struct ClaimSet<'r, 'a> {
 }
 
 impl<'a> Resolved<'a> {
-    /// The claims of a call with this usage. `attributes` is asked for what scopes name besides account, key and resource;
-    /// `address_check` guards the call by its client address, where a rule asks for that.
+    /// The claims of a call with this usage. `attributes` returns the values of attributes in scopes other than
+    /// account, key and resource; `address_check` checks for a block of the client address, if there is a rule for
+    /// that.
     pub fn claim_set<'r, 'v>(
         &'r self,
         usage: &'r Usage,
@@ -69,7 +70,7 @@ impl<'a> ClaimSet<'_, 'a> {
         self.resolved.quotas()
     }
 
-    /// What the call uses.
+    /// The usage of the call.
     pub fn usage(&self) -> &Usage {
         self.usage
     }
@@ -95,8 +96,8 @@ impl<'a> ClaimSet<'_, 'a> {
         claims
     }
 
-    /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and what it says about the pools. `can_ask_again` says
-    /// whether the store can be asked once more; if not, the numbers it decided by have to do.
+    /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and the outcome for the pools. `can_ask_again`
+    /// says whether the store can be asked once more; if not, the numbers that it used are final.
     pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
         let (drawn, rooms) = settle(&self.draws, mode, can_ask_again, &mut applied);
         self.resolved.judge_shadow(self.usage, self.rules(), mode, &mut applied);
@@ -104,7 +105,7 @@ impl<'a> ClaimSet<'_, 'a> {
         (decision, drawn)
     }
 
-    /// The claims of the quotas alone, at `now`: what a node can decide without the store.
+    /// The claims of the quotas only, at `now`: those that a node can decide without the store.
     pub fn quota_claims(&self, now: Timestamp) -> impl Iterator<Item = Claim> {
         self.resolved.quotas().iter().zip(&self.ledgers).map(move |(active, ledger)| Claim {
             ledger: *ledger,
@@ -116,16 +117,16 @@ impl<'a> ClaimSet<'_, 'a> {
         })
     }
 
-    /// What each of [`ClaimSet::quota_claims`] does while the store cannot answer.
+    /// The behaviour of each of [`ClaimSet::quota_claims`] during an outage of the store.
     pub fn on_failure(&self) -> SmallVec<[OnFailure; 4]> {
-        // A shadow refuses nobody, and so keeps nobody waiting.
+        // A shadow refuses no call, so no call must wait for it.
         let of =
             |active: &ActiveQuota<'_>| if active.quota.shadow { OnFailure::Allow } else { active.quota.on_failure };
         self.resolved.quotas().iter().map(of).collect()
     }
 
-    /// Reads the answer of this node alone to [`ClaimSet::quota_claims`]. `share` is this node's part of a limit, which is in
-    /// force for quotas that nodes enforce alone.
+    /// Reads this node's own answer to [`ClaimSet::quota_claims`]. `share` returns this node's part of a limit, which
+    /// applies to quotas that nodes enforce locally.
     pub fn decide_locally(
         &self,
         mode: Mode,

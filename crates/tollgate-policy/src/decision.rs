@@ -16,7 +16,7 @@ use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
 pub enum Verdict {
     /// It may.
     Allowed,
-    /// Not now, but from this moment on if nobody else calls.
+    /// Not now, but from this moment on if nobody else calls in between.
     RetryAt(Timestamp),
     /// Not ever: its cost is above a limit itself.
     Never,
@@ -29,11 +29,11 @@ pub struct QuotaStatus<'a> {
     pub quota: &'a Quota,
     /// The limit in force.
     pub limit: Limit,
-    /// What is in the window now, this call included if it was charged.
+    /// The usage in the window now, including this call if it was charged.
     pub used: Amount,
     /// See [`ClaimStatus::resets_at`].
     pub resets_at: Timestamp,
-    /// Of a pool, what is left of the part that is the caller's.
+    /// For a pool, the remaining part of the caller's fair share.
     pub room: Option<Amount>,
     /// Whether the call fitted. A shadow quota does not deny a call that did not.
     pub fit: Fit,
@@ -51,12 +51,12 @@ pub struct Decision<'a> {
     /// Which of them is binding: of those that deny, the one that denies for longest; if none denies,
     /// the one with the smallest part of its limit left. `None` if no quota applies.
     pub binding: Option<usize>,
-    /// The block that is on: of several, the one that lasts longest. The caller is refused because of it,
-    /// whatever the quotas say; the verdict's wait includes it.
+    /// The active block: of several, the one that ends last. It refuses the call whatever the quotas say, and the
+    /// verdict's wait includes it.
     pub block: Option<Block<'a>>,
     /// The block of a shadow rule that would have been on.
     pub shadow_block: Option<Block<'a>>,
-    /// Who decided.
+    /// The origin of the decision.
     pub decided_by: DecidedBy,
 }
 
@@ -71,7 +71,7 @@ impl QuotaStatus<'_> {
         self.fit != Fit::Now && self.quota.shadow
     }
 
-    /// What could be admitted now; `None` if unlimited.
+    /// The amount that could be admitted now; `None` if unlimited.
     pub fn remaining(&self) -> Option<Amount> {
         match self.limit {
             Limit::Finite(limit) => {
@@ -84,8 +84,7 @@ impl QuotaStatus<'_> {
 }
 
 impl<'a> Decision<'a> {
-    /// Merges what the store said of the claims, which stand in the order of `quotas` and, behind them,
-    /// `guards`.
+    /// Merges the statuses of the claims, which are in the order of `quotas` followed by `guards`.
     pub(crate) fn merge(
         quotas: &[ActiveQuota<'a>],
         guards: impl IntoIterator<Item = &'a AbuseRule>,
@@ -104,7 +103,7 @@ impl<'a> Decision<'a> {
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
         let blocked = block.map(|block| Fit::At(block.until));
-        // What a store refused is refused, and be it by a shadow that has no more slots.
+        // A call that the store refused is refused, even if only a shadow has no more slots.
         let refused = |quota: &QuotaStatus<'_>| !quota.quota.shadow && quota.fit != Fit::Now;
         let by_shadow = !applied.allowed && block.is_none() && !quotas.iter().any(refused);
         let counts = |quota: &&QuotaStatus<'_>| by_shadow || !quota.quota.shadow;
@@ -129,7 +128,7 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Puts in what is left of the caller's parts of pools, with the places of their quotas.
+    /// Sets the remaining parts of the caller's fair shares, given with the indexes of their quotas.
     #[must_use]
     pub(crate) fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
         for (at, room) in rooms {
@@ -161,7 +160,7 @@ impl<'a> Decision<'a> {
         self.verdict == Verdict::Allowed
     }
 
-    /// What would have refused the call, were it no shadow: the names of quotas and abuse rules.
+    /// The names of the shadow quotas and shadow rules that would have refused the call.
     pub fn shadow_refusals(&self) -> impl Iterator<Item = &'a Arc<str>> {
         let rule = self.shadow_block.map(|block| &block.rule.name);
         self.quotas.iter().filter(|status| status.would_deny()).map(|status| &status.quota.name).chain(rule)
@@ -172,8 +171,8 @@ impl<'a> Decision<'a> {
         self.binding.and_then(|at| self.quotas.get(at))
     }
 
-    /// How long to wait before the same call is admitted, if nobody else calls. `None` if it was
-    /// allowed, and if it never will be.
+    /// How long to wait until the same call is admitted, if nobody else calls. `None` if it was allowed, and if it can
+    /// never be admitted.
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self.verdict {
             Verdict::RetryAt(at) => Some(at.ms_since(self.decided_at)),
@@ -188,7 +187,7 @@ fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         Fit::At(at) => Some(at.as_ms()),
         Fit::Never => Some(u64::MAX),
     };
-    // A shadow says nothing aloud.
+    // Shadows are not in rendered answers.
     let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
     let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
     // The first of equals, as the policy's order is the reader's.
@@ -203,7 +202,8 @@ fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
     })
 }
 
-/// What is left, of how much. An unlimited quota has all of one left, a limit of zero nothing.
+/// The remaining fraction, as remaining amount and limit. An unlimited quota has all of one remaining, a limit of zero
+/// has nothing.
 fn left(quota: &QuotaStatus<'_>) -> (u64, u64) {
     match (quota.limit, quota.remaining()) {
         (Limit::Finite(limit), Some(remaining)) if limit > Amount::ZERO => (remaining.get(), limit.get()),

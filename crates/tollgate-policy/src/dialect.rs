@@ -1,10 +1,10 @@
-//! Dialects: how a decision becomes a status, headers and a body. A dialect is a table, the same for the built-in
-//! ones (`dialect/tables/`) and for those of a policy file. It is compiled once, with the policy; rendering parses
-//! nothing, and happens only where a call asks for it.
+//! Dialects: how a decision becomes a status, headers and a body. A dialect is a table, in the same form for the
+//! built-in ones (`dialect/tables/`) and for those of a policy file. It is compiled once, with the policy. Rendering
+//! parses nothing, and is done only if a call requests it.
 //!
-//! Names from outside cannot break a response: header values are percent-encoded where they
-//! are not printable ASCII (`header::encoded`), and bodies are JSON trees in which values only ever stand inside
-//! strings that are escaped on the way out.
+//! Names from outside cannot break a response: in header values everything that is not printable ASCII is
+//! percent-encoded (`header::encoded`), and bodies are JSON trees in which values are only inside strings, which are
+//! escaped when they are written.
 
 mod body;
 mod built_in;

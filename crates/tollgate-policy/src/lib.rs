@@ -1,4 +1,4 @@
-//! Policies: the content of one platform's policy file, and what is computed from it.
+//! Policies: the content of one platform's policy file, and the values that are computed from it.
 //!
 //! [`mod@format`] has the types of a policy file, and [`mod@file`] reads them. [`LoadedPolicy::parse`] checks all of a file at once.
 //! [`Policy`] is compiled from it: a lookup from a call to its claims. [`decision`] merges the answers of a store into one

@@ -35,7 +35,7 @@ pub struct LoadedPolicy {
     pub uploads: Uploads,
     /// How its callers read their limits.
     pub self_service: SelfService,
-    /// What is valid, and probably not meant, such as quotas that no call ever reaches; in the order of the lines.
+    /// What is valid, but probably not intended, such as quotas that no call ever reaches; in the order of the lines.
     pub warnings: Vec<PolicyError>,
 }
 

@@ -38,7 +38,7 @@ impl Reason {
         Self::InvalidKey(InvalidKey::Expired),
     ];
 
-    /// Where it stands in [`Reason::ALL`].
+    /// Its index in [`Reason::ALL`].
     pub const fn index(self) -> usize {
         match self {
             Self::QuotaExceeded => 0,

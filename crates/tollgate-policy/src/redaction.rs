@@ -1,8 +1,8 @@
 //! Redaction: which text of a file a node repeats in its log and to administrators.
 //!
-//! A secret may stand where its hash, a name or a path should. So any text that may be a secret is replaced by its length.
-//! Names that look like words are shown, because they help to find the mistake. `tollgate check-policy` shows everything to
-//! the person that has the file.
+//! A secret may be at the place of its hash, a name or a path. So any text that may be a secret is replaced by its
+//! length. Names that look like words are shown, because they help to find the mistake. `tollgate check-policy` shows
+//! everything, because its user has the file.
 
 use std::{borrow::Cow, collections::HashSet, path::Path};
 
@@ -20,7 +20,7 @@ const TOO_LONG: usize = 20;
 const SHORT: usize = 3;
 /// How secrets, and hashes of them, begin.
 const BEGINNINGS: [&str; 9] = ["tg_", "tgt_", "sk-", "sk_", "pk-", "pk_", "rk_", "sha256:", "bearer"];
-/// Keys beside which a secret is expected: nothing that stands there is shown.
+/// Keys whose values may be secrets: these values are never shown.
 const BESIDE_SECRETS: [&str; 6] = ["hash", "file", "secret", "token", "password", "key"];
 /// The most different texts that are searched in messages. If a file has more, its messages repeat none of its text.
 const MAX_TEXTS: usize = 1_000;
@@ -67,7 +67,7 @@ fn may_be_secret(text: &str) -> bool {
         || !text.split(|c: char| !c.is_alphanumeric()).all(is_word)
 }
 
-/// What a character is.
+/// The kind of a character.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Digit,
@@ -147,7 +147,7 @@ impl Redactor {
         redactor
     }
 
-    /// Hides these values too, whatever they look like, because they stand in the wrong place.
+    /// Hides these values too, whatever they look like, because they are at the wrong place.
     pub fn add(&mut self, wrong: &[Value]) {
         for value in wrong {
             match value {
@@ -164,7 +164,7 @@ impl Redactor {
         }
     }
 
-    /// The place without what is hidden.
+    /// The place, with hidden parts replaced.
     pub fn place(&self, place: &Place) -> Place {
         let step = |step: &Step| match step {
             Step::Key(key) if self.hidden.contains(key) => Step::Key(length_of(key)),
@@ -173,7 +173,7 @@ impl Redactor {
         place.steps().iter().map(step).collect()
     }
 
-    /// The message without what is hidden.
+    /// The message, with hidden parts replaced.
     pub fn message(&self, message: &str) -> String {
         if self.hidden.len() > MAX_TEXTS {
             return "is wrong; `tollgate check-policy` says how".to_owned();
@@ -198,8 +198,7 @@ fn escaped(text: &str) -> String {
     quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
 }
 
-/// Calls `with` for every text and every long number in the value, and the name of every key, each with the key that it
-/// stands at.
+/// Calls `with` for every text, every long number and every key in the value, each with its key.
 fn each_text(value: &Value, key: &str, with: &mut impl FnMut(&str, &str)) {
     match value {
         Value::Null | Value::Bool(_) => {}

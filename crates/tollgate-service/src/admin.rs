@@ -31,7 +31,7 @@ use crate::{
     service::{CallError, check_name, find_domain},
 };
 
-/// How often a change is tried anew when somebody else changed the account meanwhile.
+/// How often a change is repeated if another client changed the account in between.
 const ATTEMPTS: usize = 8;
 
 /// Administers the accounts of the store.
@@ -43,7 +43,7 @@ pub struct Admin {
     clock: Arc<dyn Clock>,
 }
 
-/// Who administers, and where.
+/// The administrator, and the domains of its token.
 pub struct AdminSession<'a> {
     admin: &'a Admin,
     by: &'a str,
@@ -80,7 +80,7 @@ impl From<StoreError> for AdminError {
 }
 
 impl Admin {
-    /// Administers `store`, of which this node remembers what is `known`, and the `counters` of its accounts.
+    /// Administers `store`, of which this node caches `known`, and the `counters` of its accounts.
     pub fn new(
         domains: Arc<CurrentDomains>,
         store: Arc<dyn AccountStore>,
@@ -91,7 +91,7 @@ impl Admin {
         Self { domains, store, counters, known, clock }
     }
 
-    /// The desk of an administrator in a domain; no name stands for the only one within reach.
+    /// The session of an administrator in a domain. An empty name means the only domain of the token.
     pub fn session<'a>(
         &'a self,
         by: &'a str,
@@ -109,12 +109,12 @@ impl AdminSession<'_> {
         self.admin.clock.now()
     }
 
-    /// Where it stands.
+    /// Its place in the list.
     pub fn domain(&self) -> &Domain {
         &self.domain
     }
 
-    /// Changes an account as `change` says, upon whatever others changed meanwhile.
+    /// Changes an account with `change`, based on its current record.
     async fn change<T>(
         &self,
         id: &str,
@@ -146,8 +146,8 @@ impl AdminSession<'_> {
     ) -> Result<SaveResult, StoreError> {
         let change = Change { domain: self.name(), id, before, after, event };
         let saved = self.admin.store.save(change).await;
-        // This node need not wait to hear of it, so that whoever made it sees it here at once; it may have been made
-        // even if it failed.
+        // This node forgets the account at once instead of waiting for the feed, so that the client sees its change
+        // here. The change may have been made even if the request failed.
         self.admin.known.forget(&change.told());
         saved
     }
@@ -189,7 +189,7 @@ impl AdminSession<'_> {
     }
 }
 
-/// Checks a name that is to stand in the paths of this API.
+/// Checks a name that becomes part of a path of this API.
 fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
     check_name(field, name)?;
     tollgate_policy::file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))

@@ -1,4 +1,4 @@
-//! What a node knows by itself about abuse: how addresses are counted, and which blocks are on.
+//! The node's own knowledge of abuse: how addresses are counted, and which blocks are active.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use tollgate_core::{claim::LedgerKey, time::Timestamp};
 
-/// The most blocks a node remembers; any further ones are the store's alone to know.
+/// The maximum number of blocks that a node remembers; the store knows all of them.
 const MAX_BLOCKS: usize = 16_384;
 /// How long a full memory is not searched for blocks that are over.
 const SEARCH_EVERY_MS: u64 = 1_000;
@@ -31,8 +31,8 @@ pub fn counted_address(address: IpAddr) -> String {
     }
 }
 
-/// Blocks that are known to be on, so that a flood from a blocked address does not reach the store. What is not
-/// known here may be blocked all the same.
+/// Blocks that are known to be active, so that a flood from a blocked address does not reach the store. An address may
+/// be blocked without being known here.
 #[derive(Default)]
 pub struct KnownBlocks {
     known: AtomicUsize,
@@ -60,7 +60,7 @@ impl KnownBlocks {
         self.known.store(blocks.on.len(), Ordering::Relaxed);
     }
 
-    /// Until when the block of `ledger` lasts. A clock that went back ends what it knew.
+    /// When the block of `ledger` ends. If the clock went back, the remembered blocks are dropped.
     pub fn until(&self, ledger: impl FnOnce() -> Option<LedgerKey>, now: Timestamp) -> Option<Timestamp> {
         if self.known.load(Ordering::Relaxed) == 0 {
             return None;

@@ -1,4 +1,4 @@
-//! Who is who: accounts and their keys. Those of policy files are in a [`Directory`] of their domain; those of the
+//! Identities: accounts and their keys. Those of policy files are in a [`Directory`] of their domain; those of the
 //! store are read through [`Accounts`].
 
 mod cache;
@@ -33,7 +33,7 @@ pub struct Account {
     /// Its tier.
     pub tier: TierId,
     overrides: Arc<[Override]>,
-    /// What it has to spend, by currency; shown, never judged by.
+    /// Its balances, by currency; shown, and never used for decisions.
     pub balances: IndexMap<String, f64>,
 }
 
@@ -42,7 +42,7 @@ pub struct Account {
 pub struct Key {
     /// Its id, unique in the domain.
     pub id: Arc<str>,
-    /// What it may do.
+    /// The rights of the key.
     pub kind: KeyKind,
     /// When it expires.
     pub expires_at: Option<Timestamp>,
@@ -50,7 +50,7 @@ pub struct Key {
     overrides: Arc<[Override]>,
 }
 
-/// What a node knows of a secret without asking the store.
+/// What a node knows about a secret without a look-up in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CachedKey {
     /// It is that of a good key, as far as the node last heard.
@@ -68,8 +68,8 @@ pub struct Identity {
     pub account: Arc<Account>,
     /// The key, if the call came by one.
     pub key: Option<Arc<Key>>,
-    /// Why the store of accounts could not be asked. The identity is what was last known then, and good for saying
-    /// what is wrong with a call, not for deciding it.
+    /// Why the store of accounts could not be read. The identity is then the last known one: good enough to report
+    /// mistakes of a call, but not to decide it.
     stale: Option<StoreError>,
 }
 
@@ -83,8 +83,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The accounts of a policy file. Demo keys, whose secrets the world knows, come along only if
-    /// `demo` says so.
+    /// The accounts of a policy file. Demo keys, whose secrets are public, are included only if `demo` is set.
     pub fn of(bootstrap: Vec<BootstrapAccount>, demo: bool) -> Self {
         let mut directory = Self::default();
         for mut from in bootstrap {
@@ -115,8 +114,8 @@ impl Directory {
         directory
     }
 
-    /// The key with this secret's hash. Hashes that share their first bytes are compared in constant
-    /// time; which of those exist tells nothing about a secret.
+    /// The key with this secret's hash. Hashes with the same first bytes are compared in constant time; which first
+    /// bytes exist says nothing about a secret.
     pub fn by_secret(&self, hash: &KeyHash) -> Option<&Identity> {
         let candidates = self.secrets.get(&hash.bucket())?;
         candidates.iter().find(|(known, _)| known.matches(hash)).map(|(_, identity)| identity)
@@ -157,8 +156,8 @@ impl Identity {
         Self { account, key, stale: None }
     }
 
-    /// Fails if the store of accounts could not be asked. Whatever decides, or shows what concerns the caller, asks
-    /// this first.
+    /// Fails if the store of accounts could not be read. Call this before deciding, or before showing data of the
+    /// caller.
     pub fn check(&self) -> Result<(), StoreError> {
         self.stale.clone().map_or(Ok(()), Err)
     }

@@ -24,7 +24,7 @@ pub struct Domain {
     pub policy: Arc<Policy>,
     /// The accounts and keys that its policy file has.
     pub directory: Directory,
-    /// What the policy says of accounts in the store.
+    /// The policy's rules for accounts in the store.
     pub accounts: AccountRules,
     /// Its metrics.
     pub metrics: DomainMetrics,
@@ -62,7 +62,7 @@ impl CurrentDomains {
 }
 
 impl Domains {
-    /// The domains of these policies. Demo keys, whose secrets the world knows, come along only if `demo` says so.
+    /// The domains of these policies. Demo keys, whose secrets are public, are included only if `demo` is set.
     pub fn of(policies: BTreeMap<Arc<str>, LoadedPolicy>, demo: bool, metrics: &Arc<Metrics>) -> Self {
         let domains = policies.into_iter().map(|(name, loaded)| {
             let of_domain = DomainMetrics::of(metrics, &loaded.policy);
@@ -77,7 +77,7 @@ impl Domains {
         Self(domains.collect())
     }
 
-    /// The domain of this name. No name stands for the only one within reach.
+    /// The domain with this name. An empty name means the only domain of the token.
     pub fn get(&self, name: &str, within: &DomainScope) -> Option<&Arc<Domain>> {
         if name.is_empty() {
             let mut all = self.within(within);

@@ -1,8 +1,8 @@
-//! Failures of the store as callers are told of them: the reason in plain words, and the id of an incident under which the
-//! log has the whole error.
+//! Failures of the store, as callers see them: the reason in plain words, and the id of an incident under which the log
+//! has the whole error.
 //!
-//! Callers never see what a store said, as that names keys, addresses and lines of scripts. Equal errors of one period
-//! are one incident, so that the log stays small while every id that was given out stands in it.
+//! Callers never see a store's message, because it names keys, addresses and lines of scripts. Equal errors of one
+//! period are one incident, so the log stays small while it contains every id that callers got.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,8 @@ use tollgate_core::store::StoreError;
 
 /// How long equal errors are one incident.
 const PERIOD: Duration = Duration::from_secs(10);
-/// The most errors that have an incident of their own in a period. What comes on top is one incident for each kind.
+/// The maximum number of errors with an incident of their own in a period. Further ones share an incident for each
+/// kind.
 const MAX_APART: usize = 32;
 /// The longest error in the log, in bytes.
 const MAX_ERROR_BYTES: usize = 1024;
@@ -28,7 +29,7 @@ static INCIDENTS: LazyLock<Incidents> = LazyLock::new(Incidents::default);
 pub fn describe(error: &StoreError) -> String {
     let reason = reason(error);
     match error {
-        // The account's own doing, and said in full.
+        // Caused by the account itself, so it is reported in full.
         StoreError::CounterCapReached(_) => reason.to_owned(),
         _ => format!("{reason} ({})", incident(error)),
     }
@@ -39,7 +40,7 @@ pub fn incident(error: &StoreError) -> String {
     format!("incident {}", INCIDENTS.id_of(error, Instant::now()))
 }
 
-/// Why the store did not decide, without what it said.
+/// Why the store did not decide, without its message.
 pub const fn reason(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unreachable(_) => "the store cannot be reached; nothing was charged or changed",

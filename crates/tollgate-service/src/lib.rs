@@ -1,8 +1,8 @@
-//! The application: what a node does with a call, a reservation, a report, and a change of an account.
+//! The application: how a node processes a call, a reservation, a report, and a change of an account.
 //!
-//! It may know `tollgate-core`, `tollgate-policy`, and the ports of `tollgate-store` (accounts, the log of refusals, the
-//! clock). It must not know a protocol (no axum, no tonic, no protobuf, no header), how callers authenticate themselves,
-//! a file, or which store is behind a port.
+//! It may know `tollgate-core`, `tollgate-policy`, and the ports of `tollgate-store` (accounts, the log of refusals,
+//! the clock). It must not know a protocol (no axum, no tonic, no protobuf, no header), how callers authenticate
+//! themselves, a file, or which store implements a port.
 
 pub mod admin;
 pub mod blocks;

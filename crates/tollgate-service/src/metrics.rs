@@ -60,7 +60,7 @@ const CONNECTIONS: &str = "tollgate_connections";
 const CONNECTIONS_CUT: &str = "tollgate_connections_closed_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
-/// What requests are refused for.
+/// Why requests are refused.
 const REFUSED_FOR: [(&str, &str); 8] = [
     ("http", "calls"),
     ("http", "end_user_calls"),
@@ -72,7 +72,7 @@ const REFUSED_FOR: [(&str, &str); 8] = [
     ("grpc", "streams"),
 ];
 
-/// The metrics of one node. Nodes of one process keep theirs apart.
+/// The metrics of one node. Several nodes in one process have separate metrics.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -182,8 +182,8 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Moves what histograms collected into their buckets, so that their memory stays bounded when
-    /// nobody scrapes.
+    /// Moves the samples of histograms into their buckets, so that their memory stays bounded even if they are never
+    /// scraped.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -212,7 +212,7 @@ impl Metrics {
         .increment(1);
     }
 
-    /// Counts a call to the store. A store that goes away or comes back is logged once.
+    /// Counts a call to the store. A store that becomes unavailable or available again is logged once.
     pub fn store_answered<T>(&self, time: Duration, result: &Result<T, tollgate_core::store::StoreError>) {
         use tollgate_core::store::StoreError;
         self.store_seconds.record(time);
@@ -248,7 +248,7 @@ impl Metrics {
         let _ = self.store_connections.set(Box::new(read));
     }
 
-    /// Reads what became of the admissions without the store with `read` whenever the metrics are rendered.
+    /// Reads the results of admissions without the store with `read` whenever the metrics are rendered.
     pub fn observe_replayed(&self, read: impl Fn() -> ReplayStatus + Send + Sync + 'static) {
         let _ = self.replayed.set(Box::new(read));
     }

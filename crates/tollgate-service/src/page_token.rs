@@ -36,7 +36,7 @@ pub enum List<'a> {
 }
 
 impl List<'_> {
-    /// The token of the page that begins behind `position`.
+    /// The token of the page that begins after `position`.
     pub fn token(self, position: &str) -> String {
         URL_SAFE_NO_PAD.encode([&self.binding(position)[..], position.as_bytes()].concat())
     }
@@ -74,7 +74,7 @@ impl List<'_> {
 mod tests {
     use super::*;
 
-    /// Seen to fail with a binding of the position alone.
+    /// Seen to fail if only the position is bound.
     #[test]
     fn a_token_is_good_for_its_own_list_only() {
         let lists = |domain, account, key| {

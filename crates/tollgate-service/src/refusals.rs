@@ -17,15 +17,15 @@ const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// How long to wait after the store did not take a refusal.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The log of refusals, and what waits to be written there.
+/// The log of refusals, and its queue.
 ///
-/// Of each account at most as many wait as are kept, so that one that floods takes nobody else's place. When the
-/// queue is full, what comes is dropped and counted.
+/// For each account at most as many refusals wait as the log keeps, so that an account with many refusals takes no
+/// place of others. When the queue is full, further refusals are dropped and counted.
 pub struct Refusals {
     log: Arc<dyn RefusalLog>,
     waiting: Mutex<WaitingRefusals>,
     wake: Notify,
-    /// Held by who writes, so that the last to do so ends after all others.
+    /// Held during a write, so that the last writer ends after all others.
     writing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     most: usize,
@@ -39,7 +39,7 @@ struct WaitingRefusals {
 }
 
 impl Refusals {
-    /// What waits to be written to `log`.
+    /// The refusals that wait to be written to `log`.
     pub fn new(log: Arc<dyn RefusalLog>, metrics: Arc<Metrics>) -> Self {
         // So that both series are there before anything is lost.
         for reason in ["full", "store"] {
@@ -78,7 +78,7 @@ impl Refusals {
         self.log.latest(account).await
     }
 
-    /// Writes what waits, for as long as the node runs.
+    /// Writes waiting refusals for as long as the node runs.
     pub async fn keep_writing(self: Arc<Self>) {
         loop {
             self.wake.notified().await;
@@ -87,7 +87,7 @@ impl Refusals {
         }
     }
 
-    /// Writes what waits, once more before the node ends.
+    /// Writes waiting refusals once more before the node ends.
     pub async fn flush(&self) {
         if let Err(error) = self.write_all().await {
             let lost = self.waiting.lock().refusals;
@@ -96,10 +96,10 @@ impl Refusals {
         }
     }
 
-    /// Writes account by account. What the store did not take waits on.
+    /// Writes account by account. Refusals that the store did not accept stay in the queue.
     async fn write_all(&self) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
-        // As many as there are now; who is refused meanwhile has its turn the next time.
+        // Only the accounts that are waiting now; later ones are written next time.
         let accounts = self.waiting.lock().accounts.len();
         for _ in 0..accounts {
             let Some((account, mut refusals)) = self.waiting.lock().take() else { return Ok(()) };
@@ -121,7 +121,7 @@ impl Refusals {
         let beyond = refusals.len().saturating_sub(MAX_REFUSALS);
         let dropped = refusals.len().saturating_sub(room);
         refusals.drain(..dropped);
-        // What the log would forget at once is no loss.
+        // Refusals that the log would remove at once are no loss.
         self.metrics.refusals_dropped("full", (dropped - beyond) as u64);
         waiting.refusals += refusals.len();
         if !refusals.is_empty() {
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// A log that can be told to fail, or to take its time.
+    /// A log that can be made to fail or to be slow.
     struct Fragile {
         inner: MemoryRefusals,
         broken: AtomicBool,
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(kept(2).await.unwrap().len(), 20);
     }
 
-    /// The node ends with the flush, whoever else was writing.
+    /// The node ends after the flush, even if another writer was active.
     #[tokio::test]
     async fn a_flush_waits_for_what_is_being_written() {
         let (refusals, log, _) = refusals(120);

@@ -21,7 +21,7 @@ pub struct DomainSet {
 }
 
 impl DomainScope {
-    /// These domains alone.
+    /// Only these domains.
     pub fn only(names: impl IntoIterator<Item = String>) -> Self {
         let names: BTreeSet<Box<str>> = names.into_iter().map(String::into_boxed_str).collect();
         // Each name with its length, so that no two sets are written alike.
@@ -46,8 +46,8 @@ impl DomainScope {
         }
     }
 
-    /// Under which name its failures are counted where no domain is known, so that they block nobody whom it does not
-    /// reach. No domain has such a name, as none has a space in it.
+    /// The name under which failures are counted if no domain is known, so that they block no caller of other domains.
+    /// It contains a space, so no domain has this name.
     pub fn counted_as(&self) -> &str {
         match self {
             Self::All => "all domains",

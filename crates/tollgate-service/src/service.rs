@@ -74,13 +74,13 @@ pub struct ServiceParts {
     pub counters: Counters,
     /// Accounts and keys.
     pub accounts: Arc<Accounts>,
-    /// The clock that says which calendar period it probably is, and whether a key has expired.
+    /// The clock that predicts the current calendar period, and tells whether a key has expired.
     pub clock: Arc<dyn Clock>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The log of refusals.
     pub refusals: Arc<Refusals>,
-    /// What happens while the store does not answer.
+    /// The behaviour during an outage of the store.
     pub outage: OutagePolicy,
     /// How long reservations and request ids are remembered.
     pub lifetimes: Lifetimes,
@@ -94,7 +94,8 @@ impl DecisionService {
         Self { domains, counters, accounts, clock, metrics, refusals, blocks, outage, lifetimes, pools }
     }
 
-    /// Decides a call; `render` makes of the answer what the protocol wants, while the policy that decided is still at hand.
+    /// Decides a call. `render` makes the protocol's response of the answer while the policy that decided is still
+    /// available.
     pub fn decide<'a, R>(
         &'a self,
         call: Call<'a>,
@@ -114,7 +115,7 @@ impl DecisionService {
         self.perform(call, Operation::Reserve(reserve), render)
     }
 
-    /// On the heap from the start: each layer around would hold it, and what it is made of, once more.
+    /// On the heap from the start: otherwise each layer around it would contain the future and its parts once more.
     fn perform<'a, R>(
         &'a self,
         call: Call<'a>,
@@ -139,7 +140,7 @@ impl DecisionService {
         operation: Operation<'_>,
         render: impl FnOnce(&Answer<'_>) -> R,
     ) -> Result<R, CallError> {
-        // Before anything is looked at: what a bound in time holds is tried once, however late it is.
+        // Before anything else: a call with an outer deadline is polled once, even if it is late.
         if call.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
             return Err(CallError::Expired);
         }
@@ -164,7 +165,7 @@ impl DecisionService {
 
         let (resolved, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
         let address_check = Self::address_check(domain, call.caller, &attributes);
-        // Of an upload that may not pass nothing is charged, and the answer still says where the caller stands.
+        // If the upload is refused nothing is charged, and the answer still contains the caller's current usage.
         let nothing = Usage::none();
         let (asked, mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, operation.mode()) };
         let claims = resolved.claim_set(asked, |name| attributes.get(name), address_check)?;
@@ -178,7 +179,7 @@ impl DecisionService {
             Err(stale) => Err(stale.into()),
         };
         let decision = match decided {
-            // A node alone can hold nothing for a reservation.
+            // A node without the store cannot hold slots for a reservation.
             Err(CallError::Store(error)) if !reserves => self.decide_locally(&claims, mode, now, error)?,
             decided => decided?,
         };
@@ -205,7 +206,7 @@ impl DecisionService {
         Ok(render(&answer))
     }
 
-    /// The quotas of a call, what it would use, and whether its upload is too large.
+    /// The quotas of a call, its usage, and whether its upload is too large.
     fn resolve<'a>(
         domain: &'a Domain,
         identity: &'a Identity,
@@ -225,7 +226,7 @@ impl DecisionService {
         Ok((resolved, usage, too_large))
     }
 
-    /// Asks the store, once more where its answer shows that it was asked with numbers of pools that are no longer true.
+    /// Asks the store, and asks once more if its answer shows that the request had stale numbers of pools.
     async fn ask_store<'a>(
         &self,
         domain: &Domain,

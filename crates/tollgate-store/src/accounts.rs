@@ -19,17 +19,17 @@ pub use record::{AccountRecord, KeyRecord, OverrideRecord, PreviousSecret};
 /// The future of one answer.
 pub type AccountFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// How many changes may wait for a node that listens. One that falls further behind must start anew.
+/// The maximum number of changes that wait for a listening node. A node that falls further behind loses its feed and
+/// must subscribe again.
 const MAX_WAITING_CHANGES: usize = 4096;
 
 /// Keeps accounts.
 ///
-/// The promise: the record is the truth, and [`AccountStore::save`] replaces it in one atomic step, if nobody
-/// else did since it was read. Every listener of [`AccountStore::changes`] hears of a change once it can be
-/// read, or its feed ends. What finds an account (by a secret, by a key) is a hint: it may lead to a record
-/// that has no such key any more, or to none, but it is there for every key of every record. An answer, or an
-/// error, comes within a bound that the store states. After [`StoreError::Indeterminate`] a change may
-/// have been made.
+/// The promise: the record is authoritative, and [`AccountStore::save`] replaces it in one atomic step, if nobody else
+/// did since it was read. Every listener of [`AccountStore::changes`] hears of a change once it can be read, or its
+/// feed ends. An index entry (from a secret, from a key) is a hint: it may lead to a record without such a key, or to
+/// no record, but every key of every record has one. An answer, or an error, comes within a bound that the store
+/// states. After [`StoreError::Indeterminate`] a change may have been made.
 pub trait AccountStore: Send + Sync + 'static {
     /// The account's record.
     fn load<'a>(&'a self, domain: &'a str, id: &'a str) -> AccountFuture<'a, Option<AccountRecord>>;
@@ -43,13 +43,13 @@ pub trait AccountStore: Send + Sync + 'static {
     /// Makes a change.
     fn save<'a>(&'a self, change: Change<'a>) -> AccountFuture<'a, SaveResult>;
 
-    /// Up to `take` accounts of a domain whose ids come behind `after`, by the order of their bytes.
+    /// Up to `take` accounts of a domain whose ids follow `after`, in the order of their bytes.
     fn list<'a>(&'a self, domain: &'a str, after: &'a str, take: usize) -> AccountFuture<'a, Page>;
 
     /// Hears of all changes from now on.
     fn changes(&self) -> AccountFuture<'_, Changes>;
 
-    /// Whether accounts can be read and changed now, found out by writing something that is nobody's account.
+    /// Whether accounts can be read and changed now. The check writes a value that belongs to no account.
     fn health(&self) -> HealthFuture<'_>;
 }
 
@@ -75,11 +75,11 @@ pub struct Change<'a> {
     pub before: Option<&'a AccountRecord>,
     /// The record as it is to be, of a later version; `None` if there is to be none.
     pub after: Option<&'a AccountRecord>,
-    /// What brought the change about, if it must do so once only.
+    /// The event that caused the change, if the change must be made only once.
     pub event: Option<Event<'a>>,
 }
 
-/// Something that happened once, and may be told more than once.
+/// An event that happened once, and may be reported more than once.
 #[derive(Clone, Copy)]
 pub struct Event<'a> {
     /// Its id, unique within the account.
@@ -88,7 +88,7 @@ pub struct Event<'a> {
     pub remember: Duration,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveResult {
     /// It was made.
@@ -106,7 +106,7 @@ pub struct Page {
     pub accounts: Vec<AccountRecord>,
     /// The ids of accounts between them whose records cannot be read.
     pub unreadable: Vec<String>,
-    /// What the next page comes behind; `None` on the last one.
+    /// The position of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
@@ -136,7 +136,7 @@ impl Changes {
 }
 
 impl Change<'_> {
-    /// What listeners are told.
+    /// The messages for listeners.
     pub fn told(&self) -> AccountChange {
         let new = self.after.into_iter().flat_map(|after| &after.keys);
         let known = |id: &str| self.before.is_some_and(|before| before.keys.contains_key(id));

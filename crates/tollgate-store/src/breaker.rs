@@ -1,4 +1,4 @@
-//! What keeps calls away from a server that does not answer, and what spaces out attempts.
+//! Keeps calls away from a server that does not answer, and spaces out new attempts.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -37,7 +37,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Lets a call through, or says after how long it is worth coming back.
+    /// Lets a call through, or returns after how long a new attempt makes sense.
     pub fn enter(&self, now: Instant) -> Result<Permit<'_>, Duration> {
         if !self.is_open() {
             return Ok(Permit { breaker: self, probe: false });
@@ -69,7 +69,7 @@ impl Breaker {
     fn failed(&self, probe: bool, now: Instant) -> bool {
         let enough = self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_TO_OPEN;
         if !probe && (!enough || self.is_open()) {
-            // Calls from before it opened say nothing new.
+            // Calls that began before it opened carry no new information.
             return false;
         }
         let mut rest = self.rest.lock();
@@ -91,7 +91,7 @@ pub struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// The server answered, whatever it said.
+    /// The server answered, whether with success or an error.
     pub fn succeeded(self) {
         self.breaker.close();
     }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tollgate_core::time::Timestamp;
 
-/// Says what time it is.
+/// Returns the time.
 pub trait Clock: Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> Timestamp;
@@ -24,14 +24,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands where it is put, for tests.
+/// A clock that tests set, and that does not run by itself.
 #[cfg(feature = "testing")]
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicU64);
 
 #[cfg(feature = "testing")]
 impl ManualClock {
-    /// A clock that stands at `now`.
+    /// A clock that is set to `now`.
     pub fn at(now: Timestamp) -> Self {
         Self(AtomicU64::new(now.as_ms()))
     }

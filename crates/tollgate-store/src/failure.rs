@@ -1,6 +1,6 @@
-//! Deciding without the store: what each quota asks for while the store cannot answer.
+//! Decisions without the store: the behaviour that each quota defines for an outage.
 //!
-//! The bounds, in any trailing window or calendar period, for a limit L on n nodes that are told of N:
+//! The bounds, in any trailing window or calendar period, for a limit L on n nodes that are configured for N:
 //!
 //! - `deny`: L. Nothing is admitted without the store.
 //! - `local`: L + n · max(1, ⌊L / N⌋). The store never admits more than L, and no node more than its share by
@@ -33,7 +33,7 @@ pub const MAX_WAITING: usize = 65_536;
 /// So many of them are charged at once.
 const AT_ONCE: usize = 32;
 
-/// Decides alone, on one node.
+/// Decides locally, on one node.
 pub struct Fallback {
     local: MemoryStore<Arc<dyn Clock>>,
     clock: Arc<dyn Clock>,
@@ -41,7 +41,7 @@ pub struct Fallback {
     waiting: Mutex<VecDeque<PendingCharge>>,
     /// How many more are being charged. Written with `waiting` locked, so that none is missing from both.
     at_hand: AtomicUsize,
-    /// Held by who charges the store, so that the last to do so ends after all others.
+    /// Held while the store is charged, so that the last replay ends after all others.
     replaying: tokio::sync::Mutex<()>,
     charged: AtomicU64,
     dropped: AtomicU64,
@@ -53,15 +53,15 @@ struct PendingCharge {
     claims: Box<[Claim]>,
 }
 
-/// What became of the admissions made without the store, since the start.
+/// The results of the admissions made without the store, since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayStatus {
     /// How many wait to be charged to the store.
     pub waiting: usize,
     /// How many were.
     pub charged: u64,
-    /// How many were not and never will be: their windows ended, too many waited, or the store did not say
-    /// whether it charged them.
+    /// The number of admissions that will never be charged: their windows ended, too many waited, or the store did not
+    /// say whether it charged them.
     pub dropped: u64,
 }
 
@@ -86,7 +86,7 @@ impl Fallback {
         Self { local: self.local.with_max_open_ended(most), ..self }
     }
 
-    /// This node's part of a limit: at least one of what may be used at all.
+    /// This node's part of a limit: at least one if the limit is not zero.
     pub fn share(&self, limit: Limit) -> Limit {
         match limit {
             Limit::Unlimited | Limit::Finite(Amount::ZERO) => limit,
@@ -94,8 +94,8 @@ impl Fallback {
         }
     }
 
-    /// Decides `claims`, of which each does what stands beside it in `modes`; claims behind the last mode are
-    /// guards, which nothing is known of. `None` if one of them must not be decided without the store.
+    /// Decides `claims`, each with its behaviour in `modes`; the claims after those are guards, whose counters are not
+    /// known here. `None` if one of them must not be decided without the store.
     pub fn decide(&self, claims: &[Claim], modes: &[OnFailure], mode: Mode) -> Option<Result<ApplyResult, StoreError>> {
         if modes.contains(&OnFailure::Deny) {
             return None;
@@ -132,7 +132,7 @@ impl Fallback {
         Some(Ok(ApplyResult::Applied(applied)))
     }
 
-    /// Charges `store` with what was admitted without it, for as long as it answers.
+    /// Charges `store` for admissions made without it, for as long as it answers.
     pub async fn replay(&self, store: &dyn Store) {
         let _replaying = self.replaying.lock().await;
         loop {
@@ -168,7 +168,7 @@ impl Fallback {
         }
     }
 
-    /// What became of the admissions made without the store.
+    /// The results of the admissions made without the store.
     pub fn replayed(&self) -> ReplayStatus {
         let waiting = self.waiting.lock();
         ReplayStatus {
@@ -178,7 +178,7 @@ impl Fallback {
         }
     }
 
-    /// Forgets what no longer counts.
+    /// Forgets expired counters.
     pub fn sweep(&self) {
         self.local.sweep();
     }
@@ -286,7 +286,7 @@ mod tests {
     }
 
     proptest! {
-        /// The promised bound of `local`, with a store that comes and goes at random.
+        /// The promised bound of `local`, with a store that fails and recovers at random.
         #[test]
         fn local_never_admits_more_than_its_bound(
             limit in 0_u64..20,
@@ -393,7 +393,7 @@ mod tests {
         }
     }
 
-    /// A node ends with its last replay, whoever else was at it.
+    /// A node ends after its last replay, even if another replay was active.
     #[tokio::test]
     async fn a_replay_waits_for_one_that_is_under_way() {
         let (fallback, clock) = fallback(1);

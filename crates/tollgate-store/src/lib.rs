@@ -2,7 +2,7 @@
 //! [`redis`], shared between any number of nodes, which runs the scripts of `lua/`; [`accounts`] and their keys
 //! likewise, and the log of refusals.
 //!
-//! They may know `tollgate-core`, Redis, and the wall clock ([`clock`] alone reads it). They must not know a policy or a
+//! They may know `tollgate-core`, Redis, and the wall clock (only [`clock`] reads it). They must not know a policy or a
 //! protocol.
 
 pub mod accounts;

@@ -26,17 +26,16 @@ use tollgate_core::{
 use crate::clock::Clock;
 
 const SHARDS: usize = 64;
-/// An owner may have so many times the ledgers, and the records, of a shard that are free: one has three quarters of a store at most, two
-/// three sevenths each, and whoever has few finds room.
+/// The largest number of ledgers and of records of one owner in a shard, as a multiple of the free ones: a single owner
+/// can use three quarters of a store, each of two three sevenths, and an owner with few of them always finds space.
 const SHARE_OF_FREE: usize = 3;
 
-/// A store in memory. Ledgers are spread over shards by their partition, each behind its own lock;
-/// a decision holds the locks of its partitions, in one order for everybody, and never across an
-/// await. Every call looks at a few ledgers and drops those that hold nothing any more, so that
-/// expired counters leave by themselves.
+/// A store in memory. Ledgers are distributed over shards by their partition, each with its own lock. A decision holds
+/// the locks of its partitions, taken in a fixed order, and never across an await. Every call also checks a few ledgers
+/// and removes expired ones, so no other task has to.
 pub struct MemoryStore<C> {
     clock: C,
-    /// Drawn for each store, so that nobody can choose names that fall into one shard.
+    /// Random for each store, so that nobody can choose names that fall into one shard.
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     shard_capacity: usize,
@@ -53,7 +52,7 @@ struct Shard {
     full_until: Timestamp,
 }
 
-/// Who has a place among the caller-named ledgers of its partition.
+/// The caller-named ledgers of each partition.
 struct KeyCap {
     taken: IndexSet<LedgerKey>,
     by_partition: HashMap<Partition, usize>,
@@ -99,7 +98,7 @@ impl<C: Clock> MemoryStore<C> {
         self
     }
 
-    /// A store that forgets nothing, so that a clock that goes back finds what Redis would still hold.
+    /// A store that forgets nothing, so that after the clock went back it has the same counters as Redis.
     #[cfg(feature = "testing")]
     pub fn that_forgets_nothing(clock: C) -> Self {
         Self::with_shards(clock, usize::MAX, MAX_OPEN_ENDED, false)
@@ -170,8 +169,8 @@ impl<C: Clock> MemoryStore<C> {
         Ok(admission::close(&mut locked, home, id, closing, now))
     }
 
-    /// Locks the shards of these partitions, looks after them, and says what time it is: under the locks, so
-    /// that time does not run backwards between two decisions.
+    /// Locks the shards of these partitions, removes expired ledgers, and reads the time: with the locks held, so that
+    /// time does not go backwards between two decisions.
     fn lock(&self, partitions: impl Iterator<Item = Partition>) -> (Locked<'_>, Timestamp) {
         let mut shards: SmallVec<[usize; 4]> = partitions.map(|partition| shard_of(&self.hasher, partition)).collect();
         shards.sort_unstable();
@@ -322,7 +321,7 @@ struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Makes room in every shard for what `claims` charge or hold, and for so many records.
+    /// Makes space in every shard for the counters of `claims`, and for this many records.
     fn make_room(&mut self, claims: &[Claim], records: usize, now: Timestamp, most: usize) -> Result<(), StoreError> {
         let charging =
             || claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == WindowInstance::Slots);
@@ -333,7 +332,7 @@ impl Locked<'_> {
             if shard.fits(wanted, most) {
                 return Ok(());
             }
-            // What is there already needs no room.
+            // Existing ledgers need no new space.
             let is_new = |claim: &&Claim| {
                 shard_of(hasher, claim.ledger.partition) == *number && !shard.ledgers.contains_key(&claim.ledger)
             };

@@ -43,7 +43,7 @@ pub use self::{
 const MAX_RESET: usize = 250;
 
 /// A store in Redis. One decision is one `EVALSHA` in one round trip over a [`RedisClient`], and so is every other
-/// operation; what is in several slots of a Redis Cluster takes one for each of them. Clones share everything.
+/// operation; an operation over several slots of a Redis Cluster takes one for each slot. Clones share everything.
 #[derive(Clone)]
 pub struct RedisStore {
     link: RedisClient,
@@ -66,8 +66,8 @@ impl RedisStore {
 
     /// A store at the other end of `link`, which others may use too.
     ///
-    /// Must be called within a Tokio runtime that goes on: calls from threads without a runtime of the link's are sent by
-    /// a task on this one.
+    /// Must be called within a Tokio runtime that keeps running: calls from threads without a runtime of their own are
+    /// sent by a task on this one.
     pub fn on(link: RedisClient) -> Self {
         Self::behind(templates::part("clock.lua"), link, None)
     }
@@ -139,7 +139,7 @@ impl RedisStore {
         self.read(keys, wire::bytes_of(&reply).and_then(|mut reply| request.read_reply(&mut reply)))
     }
 
-    /// What a script is asked that decides.
+    /// The request to a deciding script.
     fn request(&self, claims: &[Claim], mode: Mode, validity: Validity) -> Request {
         let prefix = self.link.key_prefix();
         Request::within(prefix, claims, mode, validity).with_places(prefix, self.link.max_open_ended())
@@ -154,7 +154,7 @@ impl RedisStore {
         self.read(&admit.keys(), wire::bytes_of(&reply).and_then(|reply| admit.read_reply(reply)))
     }
 
-    /// Closes the record of a reservation in one partition, and with it what lives there.
+    /// Closes the record of a reservation in one partition, and its charges and slots there.
     async fn close_at_once(
         &self,
         home: Partition,
@@ -191,7 +191,7 @@ impl RedisStore {
         self.read(&[&record], wire::bytes_of(&reply).and_then(records::read_extension))
     }
 
-    /// Passes on what was read of a reply; of one that cannot be read, the keys are logged.
+    /// Returns the decoded reply; if it cannot be decoded, the keys are logged.
     fn read<T>(&self, keys: &[&[String]], read: Result<T, StoreError>) -> Result<T, StoreError> {
         read.inspect_err(|error| self.link.log_unreadable(keys, &error.to_string()))
     }
@@ -210,8 +210,8 @@ impl RedisStore {
             .await
     }
 
-    /// The time that a script is to take for now, where a test says it. It is read when the call of a script is made, as the
-    /// specification reads its clock, and not when the script is sent: by then, a test may have moved the clock on.
+    /// The time that a script uses instead of the clock, in tests. It is read when the call is made, like the clock of
+    /// the specification, and not when the script is sent: a test may have moved the clock in between.
     fn injected_ms(&self) -> Option<u64> {
         self.clock.as_ref().map(|clock| clock().as_ms())
     }
@@ -224,7 +224,7 @@ fn writes_by(mode: Mode) -> Writes {
     }
 }
 
-/// What all scripts of one call share.
+/// Shared by all scripts of one call.
 #[derive(Clone, Copy)]
 struct Bounds {
     validity: Validity,
@@ -339,7 +339,7 @@ pub mod raw {
         (request, fast)
     }
 
-    /// The script that decides calls like this one, behind a clock of the bench's own.
+    /// The script that decides calls like this one, with the clock of a bench.
     pub fn script(clock: &str, claims: &[Claim], mode: Mode) -> String {
         let scripts = Scripts::behind(clock);
         let fast = requests("", claims, mode).1.and_then(|fast| scripts.fast_path.get(&fast));

@@ -20,7 +20,7 @@ pub struct Refusal {
     /// The id of the key that it came by, if it came by one.
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What was called.
+    /// The called resource.
     #[serde(rename = "r")]
     pub resource: String,
     /// The tier of the account at that time.
@@ -42,7 +42,7 @@ pub type RefusalFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError
 /// An answer, or an error, comes within a bound that the store states. After an error it is not known whether
 /// refusals were added.
 pub trait RefusalLog: Send + Sync + 'static {
-    /// Adds refusals of one account, oldest first; those of a call stand side by side.
+    /// Adds refusals of one account, oldest first; those of one call are consecutive.
     fn append<'a>(&'a self, account: Partition, refusals: &'a [Refusal]) -> RefusalFuture<'a, ()>;
 
     /// The account's refusals, newest first.

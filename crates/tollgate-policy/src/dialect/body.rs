@@ -37,7 +37,7 @@ pub(super) struct Placeholder {
 }
 
 impl Template {
-    /// Compiles a body. `check` says what is wrong with a placeholder here; every mistake is found.
+    /// Compiles a body. `check` returns the problem of a placeholder; every mistake is found.
     pub(super) fn parse(
         body: &Value,
         choice: QuotaChoice,
@@ -48,7 +48,7 @@ impl Template {
         if mistakes.is_empty() { Ok(Self { choice, tree }) } else { Err(mistakes) }
     }
 
-    /// The body as JSON text. Values stand inside strings of the tree, so that no value can end one.
+    /// The body as JSON text. Values are inserted into strings of the tree, so no value can end a string.
     pub(super) fn fill(&self, context: &RenderContext<'_>) -> String {
         self.tree.fill(context, self.choice).to_string()
     }

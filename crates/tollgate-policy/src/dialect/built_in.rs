@@ -11,7 +11,7 @@ use super::{
 };
 use crate::policy::Place;
 
-/// A table with a mistake is left out, and a test says why.
+/// A table with a mistake is omitted, and a test reports why.
 static COMPILED: LazyLock<BTreeMap<&'static str, Arc<Dialect>>> = LazyLock::new(|| {
     let names = TABLES.iter().map(|(name, _)| *name);
     names.filter_map(|name| Some((name, Arc::new(compiled(name).ok()?)))).collect()

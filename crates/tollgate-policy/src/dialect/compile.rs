@@ -194,7 +194,7 @@ impl Compiler {
         let place = own.map_or_else(Place::root, |(refusal, _)| place.at(name_of(refusal)));
         let [own, inherited] =
             [own, inherited].map(|found| found.map(|(_, answer)| answer.clone()).unwrap_or_default());
-        // What is inherited has been checked where it was written.
+        // Inherited parts were checked at the place where they are written.
         let body_is_own = own.body.is_some();
         let selector = own.quota.or(inherited.quota);
         let choice = match &selector {

@@ -1,4 +1,4 @@
-//! What a dialect can render: a decision, and the call that it is about.
+//! The facts that a dialect can render: a decision, and its call.
 
 use tollgate_core::time::Timestamp;
 
@@ -13,9 +13,9 @@ pub enum ResponseKind {
     Refused(Reason),
 }
 
-/// What a dialect can render.
+/// The facts that a dialect can render.
 pub struct Facts<'a> {
-    /// What is answered.
+    /// The kind of response.
     pub kind: ResponseKind,
     /// The time of the decision.
     pub now: Timestamp,
@@ -25,13 +25,13 @@ pub struct Facts<'a> {
     pub quotas: &'a [QuotaStatus<'a>],
     /// The index of the binding quota.
     pub binding: Option<usize>,
-    /// What the call would use.
+    /// The usage of the call.
     pub usage: Option<&'a Usage>,
-    /// What there is to say about a block, or about an upload that is too large.
+    /// The message about a block, or about an upload that is too large.
     pub message: Option<String>,
     /// The domain.
     pub domain: Option<&'a str>,
-    /// What is called.
+    /// The called resource.
     pub resource: Option<&'a str>,
     /// The tier of the account.
     pub tier: Option<&'a str>,

@@ -100,8 +100,8 @@ fn needs_limit(word: ValueWord) -> bool {
     matches!(word, ValueWord::Limit | ValueWord::Remaining | ValueWord::Reset | ValueWord::ResetsAt)
 }
 
-/// A text as a header may carry it: what is not printable ASCII, a `%`, and spaces at the ends are percent-encoded
-/// byte by byte, so that no name can end a header or begin another, and decoding gives the name back.
+/// A text that is safe in a header: everything that is not printable ASCII, `%`, and spaces at the ends are
+/// percent-encoded byte by byte. So no name can end a header or begin another, and decoding restores the name.
 pub(super) fn encoded(text: &str) -> String {
     let last = text.len().saturating_sub(1);
     let plain = |at: usize, byte: u8| match byte {

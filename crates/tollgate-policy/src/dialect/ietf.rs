@@ -30,8 +30,8 @@ pub(super) fn policies(facts: &Facts<'_>) -> Option<String> {
     list.finish()
 }
 
-/// Where they stand: `"requests_per_minute";r=99;t=60`. On a refusal `t` is the wait of each quota that refuses, and
-/// is left out for the others, so that none is later than Retry-After.
+/// The state of the quotas: `"requests_per_minute";r=99;t=60`. On a refusal `t` is the wait of each refusing quota, and
+/// is omitted for the others, so that none is later than Retry-After.
 pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
     let mut list = ListSerializer::new();
     for status in limiting(facts) {
@@ -51,7 +51,8 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
     list.finish()
 }
 
-/// The quotas that are limited, and no shadows. A name stands for one policy only, so of several the strictest.
+/// The limited quotas, without shadows. A name must identify one policy, so of several quotas with one name only the
+/// strictest is shown.
 fn limiting<'f>(facts: &'f Facts<'f>) -> impl Iterator<Item = &'f QuotaStatus<'f>> {
     let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited && !status.quota.shadow;
     facts.quotas.iter().enumerate().filter(move |(_, status)| limited(status)).filter_map(move |(at, status)| {

@@ -16,7 +16,7 @@ pub(super) const TABLES: [(&str, &str); 7] = [
     ("none", include_str!("tables/none.yaml")),
 ];
 
-/// A table that cannot be read is left out, and a test says why.
+/// A table that cannot be read is omitted, and a test reports why.
 static PARSED: LazyLock<BTreeMap<&'static str, Table>> =
     LazyLock::new(|| TABLES.iter().filter_map(|(name, text)| Some((*name, read_yaml(text).ok()?))).collect());
 

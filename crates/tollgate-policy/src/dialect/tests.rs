@@ -47,7 +47,7 @@ fn quotas(policy: &Policy) -> Vec<&Quota> {
     policy.resolve(&caller, "chat").unwrap().quotas().iter().map(|active| active.quota).collect()
 }
 
-/// Where a quota stands: its limit, what is used, when it is empty, and when it admits the call.
+/// The state of a quota: its limit, its usage, its reset time, and when it admits the call.
 fn status(quota: &Quota, limit: Option<u32>, used: u32, resets_ms: u64, fit: Fit) -> QuotaStatus<'_> {
     let limit = limit.map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::from(limit)));
     QuotaStatus { quota, limit, used: Amount::from(used), resets_at: NOW.plus_ms(resets_ms), room: None, fit }
@@ -78,7 +78,7 @@ fn shown(rendered: &Rendered) -> String {
     lines.join("\n") + "\n"
 }
 
-/// What a dialect makes of every kind of answer.
+/// The rendering of every kind of answer in a dialect.
 fn every_answer(dialect: &Dialect) -> String {
     let loaded = policy("");
     let [minute, tokens, day] = quotas(&loaded.policy)[..] else { panic!("three quotas") };
@@ -211,8 +211,8 @@ dialects:
     assert_snapshot!(every_answer(loaded.dialects.choose("").unwrap()));
 }
 
-/// Where waiting is of no use, or takes longer than SDKs wait, they are told so; deAPI's page has no such header, and a
-/// few lines add it.
+/// If waiting is useless, or takes longer than SDKs wait, the answer tells SDKs not to retry. deAPI's page has no such
+/// header; a few lines add it.
 #[test]
 fn sdks_are_told_when_not_to_try_again() {
     let loaded = policy(
@@ -301,7 +301,7 @@ fn of_several_quotas_the_strictest_is_meant() {
     assert_eq!(selector.choose(&[]), None);
 }
 
-/// Shadows refuse nobody, and callers do not hear of them.
+/// Shadows refuse no call, and callers do not see them.
 #[test]
 fn shadow_quotas_are_not_rendered() {
     let loaded = policy("shadow: true\n");
@@ -315,7 +315,7 @@ fn shadow_quotas_are_not_rendered() {
     }
 }
 
-/// A policy with a dialect that says every name there is.
+/// A policy with a dialect that renders every name.
 static SHOP: LazyLock<LoadedPolicy> = LazyLock::new(|| {
     policy(
         r#"
@@ -341,8 +341,7 @@ fn numbers() -> impl Strategy<Value = (Option<u32>, u32, u64, Option<u64>)> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever was decided, and whatever the names are: headers are valid, nobody is told to come too early, and
-    /// bodies are JSON.
+    /// For all decisions and names: headers are valid, no caller is told to retry too early, and bodies are JSON.
     #[test]
     fn every_answer_is_valid_http(
         numbers in prop::collection::vec(numbers(), 3),

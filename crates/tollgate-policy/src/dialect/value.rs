@@ -12,7 +12,7 @@ use crate::{
     format::dialect::{Format, ValueWord},
 };
 
-/// What a dialect renders: the facts, and the quotas that its selectors choose.
+/// The values that a dialect renders: the facts, and the quotas that its selectors choose.
 pub(super) struct RenderContext<'f> {
     pub(super) facts: &'f Facts<'f>,
     /// For each selector of the dialect, the index of the quota that it chooses.
@@ -84,8 +84,8 @@ impl<'f> RenderContext<'f> {
         }
     }
 
-    /// Whether a client should not try again by itself: the call will never be admitted as it is, or only after the
-    /// longest wait that clients honour. A client that is told a longer wait uses a short one of its own.
+    /// Whether a client should not retry by itself: the call can never be admitted, or only after the longest wait that
+    /// clients honour. A client that gets a longer wait uses a shorter one of its own.
     fn retry_is_useless(&self) -> bool {
         let wait = self.facts.retry_at.map(|at| at.ms_since(self.facts.now));
         match (self.facts.kind, wait) {

@@ -1,11 +1,11 @@
-//! What a policy says of accounts and keys that are kept in the store, checked.
+//! A policy's rules for accounts and keys in the store, checked.
 
 use crate::{
     format::accounts as format,
     policy::{Place, Policy},
 };
 
-/// How many keys of an account may be good at once, unless the policy says.
+/// The default for the maximum number of valid keys of an account.
 const DEFAULT_MAX_ACTIVE_KEYS: usize = 500;
 
 /// The rules for the accounts of one domain.

@@ -28,7 +28,7 @@ pub struct BootstrapAccount {
     pub overrides: Arc<[Override]>,
     /// Its own limits as they are written.
     pub written: Vec<Value>,
-    /// What it has to spend, by currency.
+    /// Its balances, by currency.
     pub balances: IndexMap<String, f64>,
     /// Its keys.
     pub keys: Vec<BootstrapKey>,
@@ -41,7 +41,7 @@ pub struct BootstrapKey {
     pub id: Arc<str>,
     /// The SHA-256 of the secret.
     pub hash: [u8; 32],
-    /// What it may do.
+    /// The rights of the key.
     pub kind: KeyKind,
     /// When it expires.
     pub expires_at: Option<Timestamp>,
@@ -158,8 +158,8 @@ impl Checker<'_> {
     }
 }
 
-/// What is wrong with a name that cannot be a segment of a path of the admin API. Clients resolve `.` and `..` as relative
-/// paths, however they are escaped.
+/// The problem of a name that cannot be a path segment of the admin API. Clients resolve `.` and `..` as relative
+/// paths, even if they are escaped.
 pub fn not_a_segment(name: &str) -> Option<&'static str> {
     matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", which no URL can name")
 }

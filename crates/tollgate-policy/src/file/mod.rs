@@ -1,5 +1,5 @@
 //! Reading policy files: YAML with its lines, the check against the schema, and the sections about accounts. Every
-//! mistake is reported with its place, its line, and what would be right.
+//! mistake is reported with its place, its line, and a correction.
 
 use std::{fmt, path::Path};
 
@@ -39,7 +39,7 @@ pub struct PolicyError {
     pub line: usize,
     /// Where in the structure of the file.
     pub place: Place,
-    /// What is wrong, and what would be right.
+    /// The mistake, and how to correct it.
     pub message: String,
     /// The place and the message for logs, without text that may be a secret.
     pub redacted: String,
@@ -85,20 +85,20 @@ pub fn read_override(written: &Value) -> Option<format::Override> {
     serde_json::from_value(written.clone()).ok()
 }
 
-/// What is wrong with the structure of an override in the format of policy files.
+/// The mistakes in the structure of an override that is written as in policy files.
 pub fn check_override(written: &Value) -> Vec<(Place, String)> {
     structure::check(written.clone(), &format::override_schema()).mistakes
 }
 
-/// Reads YAML that somebody typed, or that is part of the program, with the same bounds.
+/// Reads YAML from a command line, or from the program itself, with the same bounds.
 pub fn read_yaml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let document = yaml::read(text, "it must hold something")
         .map_err(|error| format!("line {}: {}", error.line, error.message))?;
     serde_json::from_value(document.value).map_err(|error| error.to_string())
 }
 
-/// Reads a YAML file of another kind with the same bounds: a map with these keys, some of them perhaps within others. What
-/// stands in the file is not repeated, as it may be a secret in the wrong place. `what` says what the file should be.
+/// Reads a YAML file of another kind with the same bounds: a map with these keys, perhaps nested. Errors do not repeat
+/// the contents of the file, which may be a secret in the wrong place. `what` describes the expected file.
 pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&str) -> bool) -> Result<T, String> {
     let document = yaml::read(text, what).map_err(|error| format!("line {}: {}", error.line, error.message))?;
     // A struct could be read from a list too, field by field.

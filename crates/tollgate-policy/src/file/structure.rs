@@ -23,7 +23,7 @@ pub(crate) struct StructureCheck {
 }
 
 impl StructureCheck {
-    /// The place in the file of a place of the rest: items behind one that was left out have moved up.
+    /// The place in the file for a place in the rest: items after an omitted item have moved up.
     pub(crate) fn original(&self, place: &Place) -> Place {
         place.steps().iter().fold(Place::root(), |around, step| match step {
             Step::Key(key) => around.at(&**key),
@@ -80,10 +80,10 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
     StructureCheck { mistakes, rest: value, wrong, left_out }
 }
 
-/// The keyword that stands beside `"type": "integer"`, by which JSON Schema takes `1000.0`, and so `1e3`, for an integer.
+/// The keyword beside `"type": "integer"`. Without it JSON Schema accepts `1000.0`, and so `1e3`, as an integer.
 const WHOLE: &str = "x-whole-number";
 
-/// The schema with [`WHOLE`] wherever it asks for an integer.
+/// The schema with [`WHOLE`] beside every integer type.
 fn with_whole_numbers(schema: &Value) -> Value {
     match schema {
         Value::Object(part) => {
@@ -99,7 +99,7 @@ fn with_whole_numbers(schema: &Value) -> Value {
     }
 }
 
-/// Refuses numbers without a fraction that are written as if they had one; what has one is no integer anyway.
+/// Refuses whole numbers that are written like fractions. Real fractions are no integers anyway.
 struct WholeNumber;
 
 impl<'i> jsonschema::Keyword<'i> for WholeNumber {

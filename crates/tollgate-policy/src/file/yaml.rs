@@ -15,7 +15,7 @@ const MAX_NODES: usize = 100_000;
 /// The deepest nesting; the format itself needs less than half of it.
 const MAX_DEPTH: usize = 24;
 
-/// A file as JSON, and where everything in it stood.
+/// A file as JSON, with the line of everything in it.
 #[derive(Debug)]
 pub(crate) struct Document {
     pub(crate) value: Value,
@@ -34,7 +34,7 @@ impl Lines {
     }
 }
 
-/// Reads the one document in `text`. `what` says what it should be.
+/// Reads the only document in `text`. `what` describes the expected document.
 pub(crate) fn read(text: &str, what: &str) -> Result<Document, PolicyError> {
     let mut documents = documents(text)?;
     let root = match (documents.pop(), documents.is_empty()) {

@@ -92,8 +92,8 @@ bootstrap:
     "#);
 }
 
-/// Names are checked against a policy that does not compile as well. Tried by checking them against an empty one, and by
-/// blaming the override of an hour for what is too large without it.
+/// Names are also checked if the policy does not compile. Tried by checking them against an empty policy, and by
+/// reporting the override of an hour for a ledger that is too large without it.
 #[test]
 fn every_semantic_mistake_is_reported_at_once() {
     // `costarring` and `liquid` are the standard example of an FNV-1a collision.

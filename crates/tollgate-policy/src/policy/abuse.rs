@@ -40,7 +40,7 @@ pub struct AbuseRule {
     pub window: SlidingWindow,
     /// How long a block lasts.
     pub block: SlidingWindow,
-    /// Whose failures are counted together, and who is blocked.
+    /// The attributes whose failures are counted together, and which are blocked together.
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it reports the calls that it would refuse, and refuses none.
     pub shadow: bool,
@@ -98,9 +98,9 @@ impl AbuseRule {
         text
     }
 
-    /// The counters of the rule in `domain` for the caller with these values, whose account, if the scope names one,
-    /// lives in `account`. `None` if the scope names an attribute without a value: there is nobody to hold the failure
-    /// against.
+    /// The counters of the rule in `domain` for the caller with these values, in the account's partition `account` if
+    /// the scope names the account. `None` if the call has no value for an attribute of the scope: then the failure
+    /// cannot be counted.
     pub fn watch<'v>(
         &self,
         domain: &str,
@@ -111,7 +111,7 @@ impl AbuseRule {
         Some(AbuseCounter { rule: self, ledger })
     }
 
-    /// What the rule counts, for the weight of ledgers.
+    /// The counters of the rule, for the weight of ledgers.
     pub(super) fn counters(&self) -> [(SlidingWindow, UnitId); 2] {
         [(self.window, self.failures), (self.block, self.blocks)]
     }
@@ -211,7 +211,7 @@ const AUTHENTICATION_MESSAGE: &str =
 
 /// The fields of a rule, of both kinds.
 struct RuleFields<'a> {
-    /// The statuses that are failures; none stands for all from 400 on.
+    /// The statuses that are failures; if there are none, all from 400 on.
     statuses: SmallVec<[RangeInclusive<u16>; 2]>,
     counts_refusals: bool,
     limit: Failures,

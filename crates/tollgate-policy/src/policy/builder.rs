@@ -35,7 +35,7 @@ pub(super) struct Builder {
     pub(super) rules: Vec<Rule>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
-    /// What quotas that do not say it do while the store cannot answer.
+    /// The behaviour during an outage of the store, for quotas that do not define their own.
     on_failure: OnFailure,
     /// Each calendar window once, because it caches its current period.
     calendars: Vec<Arc<CalendarWindow>>,
@@ -233,7 +233,7 @@ impl Builder {
         self.checked(Pattern::parse(text), place)
     }
 
-    /// Every resource, and at the end what unknown names are.
+    /// Every resource, followed by the one for unknown names.
     pub(super) fn resources(&mut self, file: &PolicyFile) -> (Vec<Resource>, Vec<ResourceRules>) {
         let place = Place::root().at("resources");
         let listed = file.resources.iter();

@@ -25,8 +25,8 @@ pub struct Compiled {
     pub policy: Policy,
     /// Every mistake.
     pub errors: Vec<CompileError>,
-    /// What is valid, and probably not meant: rules that no call ever reaches, and pools that tiers describe differently.
-    /// Empty if there are errors, which hide what they concern.
+    /// What is valid, but probably not intended: rules that no call ever reaches, and pools that tiers describe
+    /// differently. Empty if there are errors, because they can hide these cases.
     pub warnings: Vec<CompileError>,
 }
 

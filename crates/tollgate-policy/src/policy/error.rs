@@ -1,4 +1,4 @@
-//! What can be wrong with a policy, and where.
+//! Mistakes in a policy, and their places.
 
 use std::fmt;
 
@@ -18,18 +18,18 @@ use crate::policy::{
 pub struct CompileError {
     /// Where in the file.
     pub place: Place,
-    /// What is wrong, and what would be right.
+    /// The mistake, and how to correct it.
     pub problem: Problem,
 }
 
-/// What is wrong, and what would be right.
+/// The mistake, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// A name that nothing in the policy has.
     #[error("there is no {what} {name:?}; there is: {known}")]
     Unknown {
-        /// What kind of thing is missing.
+        /// The kind of the missing thing.
         what: &'static str,
         /// The name.
         name: String,
@@ -114,7 +114,7 @@ pub enum Problem {
     NeverWins {
         /// Of which quotas, if not of all.
         of_level: Option<QuotaLevel>,
-        /// What wins instead.
+        /// The rules that win instead.
         winners: Vec<Place>,
         /// How many more win instead.
         more: usize,
@@ -136,7 +136,7 @@ pub enum Problem {
     /// A range of statuses that holds none.
     #[error("{0}-{1} holds no status; write the smaller one first")]
     EmptyRange(u16, u16),
-    /// A placeholder that nothing stands for.
+    /// A placeholder without a value.
     #[error("{{{0}}} stands for nothing; there is: {{limit}}, {{window_seconds}}, {{block_seconds}}, {{wait_seconds}}")]
     Placeholder(String),
     /// A rule with the name of the rule about failed authentications.
@@ -167,9 +167,9 @@ pub enum Problem {
     LedgerTooLarge {
         /// The scope.
         scope: String,
-        /// What it weighs.
+        /// The weight.
         weight: usize,
-        /// What it may weigh.
+        /// The largest weight.
         most: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! Estimates: what a call will use, before that is known.
+//! Estimates: the expected usage of a call, before the actual usage is known.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::{
 /// The most inputs that one estimate adds up.
 const MAX_INPUTS: usize = 8;
 
-/// How much of a unit a reservation takes where the call does not say: the sum of what its inputs say.
+/// The amount of a unit that a reservation takes if the call does not name it: the sum of the values of its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Estimate {
-    /// Of what.
+    /// The unit.
     pub unit: UnitId,
     inputs: Vec<Input>,
 }
@@ -36,9 +36,9 @@ impl Estimate {
 }
 
 impl Resolved<'_> {
-    /// The usage of a reservation: what the call says, and for units of which it says nothing the estimate of the
-    /// policy from the call's `inputs`. An estimate is at most the smallest limit that it is judged by, so that no
-    /// call is refused for ever because of an estimate.
+    /// The usage of a reservation: the usage that the call names, and for other units the estimate of the policy from
+    /// the call's `inputs`. An estimate is at most the smallest limit that applies, so no call is refused permanently
+    /// because of an estimate.
     #[must_use]
     pub fn estimated(&self, mut usage: Usage, inputs: impl Fn(&str) -> Option<u64>) -> Usage {
         for estimate in self.estimates() {

@@ -1,4 +1,4 @@
-//! Explanations: which rules give a call its quotas, which do not, and what names the counters.
+//! Explanations: which rules give a call its quotas, which do not, and which attributes name the counters.
 
 use std::fmt::{self, Write};
 
@@ -34,7 +34,7 @@ pub struct Explanation {
     pub quotas: Vec<QuotaExplanation>,
 }
 
-/// A rule, and what it means for a call.
+/// A rule, and its outcome for a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleExplanation {
     /// Its place in the policy file.
@@ -43,7 +43,7 @@ pub struct RuleExplanation {
     pub outcome: RuleOutcome,
 }
 
-/// What a rule means for a call.
+/// The outcome of a rule for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleOutcome {
@@ -60,7 +60,7 @@ pub enum RuleOutcome {
 pub struct QuotaExplanation {
     /// Its name.
     pub name: String,
-    /// What is counted.
+    /// The unit.
     pub unit: String,
     /// The window, as `minute` or `calendar day in UTC`; absent for concurrent requests.
     pub window: Option<String>,
@@ -68,7 +68,7 @@ pub struct QuotaExplanation {
     pub limit: Option<u64>,
     /// The limit that an override replaced, if one did: a number, or `unlimited`.
     pub replaced_limit: Option<String>,
-    /// What names the counter: attributes, with their values where the policy knows them.
+    /// The attributes that name the counter, with their values where the policy knows them.
     pub counter: Vec<String>,
     /// Where it comes from: its place in the policy file, or `override`.
     pub source: String,
@@ -79,7 +79,7 @@ pub struct QuotaExplanation {
 }
 
 impl Policy {
-    /// Explains a call of `resource`: what [`Policy::resolve`] finds, and why.
+    /// Explains the result of [`Policy::resolve`] for a call of `resource`.
     pub fn explain(&self, caller: &Caller<'_>, resource: &str) -> Result<Explanation, ResolveError> {
         let resolved = self.resolve(caller, resource)?;
         let at = self.find(resource).ok_or(ResolveError::UnknownResource)?;
@@ -124,8 +124,8 @@ impl Policy {
         })
     }
 
-    /// A table of all tiers and resources: the limits of each tier, a line for each resource. Resources with the same limits
-    /// as the one before stand on its line.
+    /// A table of all tiers and resources: a column for each tier, a line for each resource. Consecutive resources with
+    /// the same limits share a line.
     pub fn matrix(&self) -> String {
         let limits = |tier: TierId, resource: usize| {
             let plan = self.plan(tier, resource);

@@ -1,6 +1,6 @@
-//! The largest size of the ledgers of a policy. One scope's value in the store must fit in 64 KiB,
-//! and a sliding window takes room in it for its entries, whatever its limit. (What a pool keeps for its priorities has
-//! ledgers of its own, each with one window of four units, which fits.)
+//! The largest size of the ledgers of a policy. The value of one scope in the store must fit in 64 KiB, and a sliding
+//! window reserves space in it for its entries, whatever its limit. (The counters of a pool's priorities are in ledgers
+//! of their own, each with one window of four units, which fits.)
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,14 +16,14 @@ use crate::policy::{AbuseRule, Problem, Quota, Scope, quota::REQUESTS};
 const MAX_WEIGHT: usize = 30;
 /// The weight of a window: the time of an entry.
 const WINDOW: usize = 4;
-/// The weight of units that are counted one by one: requests, and what an abuse rule counts.
+/// The weight of units that are counted one by one: requests, and the counters of abuse rules.
 const COUNT: usize = 2;
 /// The weight of any other unit in a window.
 const AMOUNT: usize = 4;
 
-/// What is counted in each ledger that a policy can name: for every scope, and for every resource if
-/// the scope names it. Over all tiers, as what was counted stays when an account changes its tier,
-/// and as some scopes are shared between accounts of several tiers.
+/// The counters in each ledger that a policy can name: for every scope, and for every resource if the scope names it.
+/// They are collected over all tiers, because usage stays when an account changes its tier, and because accounts of
+/// several tiers share some scopes.
 #[derive(Debug, Default)]
 pub(super) struct LedgerFootprint {
     counted: Vec<(Arc<Scope>, ByResource)>,
@@ -46,7 +46,7 @@ impl LedgerFootprint {
         count(self.counters_of(&quota.scope, resource), quota);
     }
 
-    /// Counts what an abuse rule keeps for a resource.
+    /// Adds the counters of an abuse rule for a resource.
     pub(super) fn add_rule(&mut self, rule: &AbuseRule, resource: usize) {
         let counters = self.counters_of(&rule.scope, resource);
         for (window, unit) in rule.counters() {
@@ -70,8 +70,8 @@ impl LedgerFootprint {
         })
     }
 
-    /// What would be wrong if `quotas` were added to every ledger of their scope. A ledger that is too large without
-    /// them is not their mistake.
+    /// The problem if `quotas` were added to every ledger of their scope. A ledger that is too large without them is
+    /// not reported here.
     pub(super) fn too_large_with(&self, quotas: &[&Quota]) -> Option<Problem> {
         quotas.iter().find_map(|quota| {
             let added = || quotas.iter().filter(|other| other.scope == quota.scope);

@@ -47,7 +47,8 @@ pub use usage::{Usage, UsageError};
 /// The most quotas a resolved call may have, overrides included.
 pub const MAX_QUOTAS: usize = 32;
 
-/// The most quotas that rules may give one call. The rest of [`MAX_QUOTAS`] is for what overrides add.
+/// The maximum number of quotas that rules may give one call. The rest of [`MAX_QUOTAS`] is for quotas that overrides
+/// add.
 const MAX_RULE_QUOTAS: usize = 16;
 
 /// One platform's policy, compiled.
@@ -57,7 +58,7 @@ pub struct Policy {
     units: Vec<Unit>,
     tiers: Vec<Tier>,
     default_tier: TierId,
-    /// The resources in the order of the file; behind them what unknown names fall to, if anything.
+    /// The resources in the order of the file, followed by the one for unknown names, if the policy has it.
     resources: Vec<Resource>,
     listed: usize,
     exact: HashMap<Box<str>, usize>,
@@ -96,7 +97,7 @@ pub struct Tier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TierId(usize);
 
-/// What is called: a model or an endpoint, or a wildcard for several.
+/// A resource: a model or an endpoint, or a wildcard for several.
 #[derive(Debug)]
 pub struct Resource {
     /// The name, or the wildcard with its `*`.
@@ -107,7 +108,7 @@ pub struct Resource {
     pub provider_class: Option<Arc<str>>,
     /// The counters of a wildcard's matches.
     pub(crate) counter: Counter,
-    /// What reservations take where the call does not say.
+    /// The amounts that reservations take if the call does not name them.
     pub estimates: Vec<Estimate>,
 }
 
@@ -132,12 +133,12 @@ impl Policy {
         &self.domain
     }
 
-    /// What is counted; `requests` comes first.
+    /// The units; `requests` comes first.
     pub fn units(&self) -> &[Unit] {
         &self.units
     }
 
-    /// What estimates are made from, by name, sorted.
+    /// The inputs of estimates, by name, sorted.
     pub fn inputs(&self) -> &[Arc<str>] {
         &self.inputs
     }
@@ -191,7 +192,7 @@ impl Policy {
         sorted(quotas.map(|quota| &*quota.name).chain(rules))
     }
 
-    /// Who is blocked for failing too often, in the order of the file.
+    /// The abuse rules, in the order of the file.
     pub fn abuse_rules(&self) -> &[AbuseRule] {
         &self.abuse
     }
@@ -206,8 +207,7 @@ impl Policy {
         Partition::of([&*self.domain, "account", account_id])
     }
 
-    /// The index of the resource that `name` is: the name itself, the longest wildcard, or what
-    /// unknown names fall to.
+    /// The index of the resource for `name`: the exact name, the longest wildcard, or the one for unknown names.
     fn find(&self, name: &str) -> Option<usize> {
         let unknown = || (self.listed < self.resources.len()).then_some(self.listed);
         self.exact.get(name).copied().or_else(|| self.find_wildcard(name)).or_else(unknown)

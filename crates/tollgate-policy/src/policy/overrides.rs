@@ -17,7 +17,7 @@ const MAX_COUNTERS: usize = 8;
 pub struct Override {
     pattern: Option<Pattern>,
     scope_given: bool,
-    /// What is added where there is nothing to patch.
+    /// The quota that is added if there is none to change.
     pub(super) quota: Quota,
 }
 

@@ -15,7 +15,7 @@ pub(super) enum Pattern {
 /// The text is neither a name nor a wildcard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
-    /// A `*` elsewhere than at the end.
+    /// A `*` that is not at the end.
     #[error("a `*` may only stand at the end, as in `prompt/*`")]
     InnerStar,
     /// Empty, too long, or with hidden characters.
@@ -57,7 +57,7 @@ impl Pattern {
         }
     }
 
-    /// Orders patterns: a longer wildcard says more than a shorter one, a name more than any.
+    /// Orders patterns: a longer wildcard is more specific than a shorter one, and a name more than any wildcard.
     pub(super) fn specificity(&self) -> usize {
         match self {
             Self::Prefix(prefix) => prefix.len(),

@@ -29,7 +29,7 @@ pub(super) struct Plans {
 pub(super) struct Reach {
     /// The rules that win somewhere, and the level whose quotas they decide there.
     pub(super) winners: HashSet<(RuleId, QuotaLevel)>,
-    /// The rules that lose somewhere, and what wins instead.
+    /// The rules that lose somewhere, and the rules that win instead.
     pub(super) losers: HashMap<(RuleId, QuotaLevel), Vec<RuleId>>,
     /// The rules that add quotas somewhere.
     pub(super) additions: HashSet<RuleId>,
@@ -51,7 +51,7 @@ impl Plans {
         let of_key = self.reach.judge(book, &candidates, QuotaLevel::Key);
         self.reach.additions.extend(&additions);
         let place = || book.resources[resource].place.clone();
-        // Once for each resource: what is missing in one tier is mostly missing in all.
+        // Once for each resource: a rule that is missing in one tier is usually missing in all.
         let nothing = of_account.is_none() && of_key.is_none() && additions.is_empty();
         if nothing && self.without_rule.insert(place()) {
             builder.error(place(), Problem::NoRule(tier_name.to_owned()));
@@ -100,7 +100,7 @@ fn quotas_of(builder: &mut Builder, book: &RuleBook, rules: &PlanRules, level: Q
 }
 
 impl Reach {
-    /// The rule that wins the quotas of a level; remembers it, and what loses to it.
+    /// Returns the rule that wins the quotas of a level, and records it and the rules that lose to it.
     fn judge(&mut self, book: &RuleBook, candidates: &[RuleId], level: QuotaLevel) -> Option<RuleId> {
         let winner = book.winner(candidates, level)?;
         self.winners.insert((winner, level));

@@ -1,8 +1,9 @@
 //! Pools: counters that callers of several priorities share, such as an upstream's capacity for a model.
 //!
-//! The quota itself counts all of them, and its limit is never exceeded. Beside it, in the same atomic step, every
-//! priority has a counter of its own, limited to its **part**: as much of the limit as is its due while the others
-//! want what they want. Their parts are what the numbers of the last answer say, so that nobody has to ask twice.
+//! The quota itself counts the usage of all callers, and its limit is never exceeded. In the same atomic step, each
+//! priority has a counter of its own, limited to its **fair share**: the part of the limit that it may use, given the
+//! current demand of the other priorities. The fair share is computed from the numbers of the last answer, so usually
+//! one request to the store is enough.
 
 use std::array;
 
@@ -25,7 +26,7 @@ pub const PRIORITIES: usize = 4;
 /// A priority that is not at its share has an eighth of its use kept free, to grow.
 const GROWTH: u64 = 8;
 
-/// What was refused for want of room is kept free for an eighth of the window.
+/// Refused demand reserves capacity for an eighth of the window.
 const PATIENCE: u32 = 8;
 
 // No unit of a policy has a dot in its name.
@@ -41,17 +42,17 @@ pub struct Pool {
     pub shares: [u8; PRIORITIES],
 }
 
-/// What the priorities have of a pool at one moment.
+/// The usage and the unmet demand of a pool at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolUse {
-    /// What is in the window, by priority.
+    /// The usage in the window, by priority.
     pub used: [Amount; PRIORITIES],
-    /// What was lately refused, though it was due, by priority.
+    /// The demand that was refused recently although it was within the fair share, by priority.
     pub wanted: [Amount; PRIORITIES],
 }
 
 impl Pool {
-    /// What is wrong with this pool on counters of `scope` over `window`.
+    /// The problem with this pool on counters of `scope` over `window`, if there is one.
     pub(super) fn problem_in(self, scope: &Scope, window: &Window) -> Option<Problem> {
         let sum = self.shares.iter().map(|share| u32::from(*share)).sum::<u32>();
         if scope.within_account() {
@@ -63,9 +64,11 @@ impl Pool {
         }
     }
 
-    /// The part of `limit` that is `priority`'s, counted from 0: all that the others leave, and when together they
-    /// want more than the limit, as much as its share among theirs. What another wants is what it uses and an
-    /// eighth more, or what it was refused; what it does not want is divided among the rest by their shares.
+    /// The fair share of `priority` (counted from 0) of `limit`. The demand of another priority is its usage and an
+    /// eighth more, or its usage and its unmet demand, whichever is larger. If all demands fit into the limit, the fair
+    /// share is everything that the others leave. Otherwise the limit is divided in proportion to the configured
+    /// shares; a priority that demands less than its part gets its demand, and the rest is divided again among the
+    /// others.
     pub fn part(&self, limit: Amount, priority: usize, at: &PoolUse) -> Amount {
         let wants = |other: usize| {
             let used = at.used[other].get();
@@ -94,7 +97,7 @@ impl Pool {
 /// A call's draw from one pool: the counters beside that of the quota.
 #[derive(Clone, Debug)]
 pub struct PoolClaim<'a> {
-    /// Where the quota stands among those of the call.
+    /// The index of the quota among those of the call.
     pub quota: usize,
     pool: Pool,
     active: ActiveQuota<'a>,
@@ -103,14 +106,14 @@ pub struct PoolClaim<'a> {
     uses: LedgerKey,
 }
 
-/// What an answer says about a call's draws.
+/// The part of a store's answer that concerns the pools of a call.
 #[derive(Debug, Default)]
 pub struct PoolOutcome {
-    /// What the pools look like now, in the order of the draws.
+    /// The current state of the pools, in the order of the claims.
     pub pools: SmallVec<[PoolUse; 1]>,
     /// The call was refused only by numbers that are no longer true: ask again with these.
     pub again: bool,
-    /// Which draws were refused what is their due, for want of room and for nothing else.
+    /// The pool claims that were within their fair share and were refused only because the pool was full.
     pub wanting: SmallVec<[usize; 1]>,
 }
 
@@ -138,12 +141,12 @@ impl<'a> Resolved<'a> {
     }
 }
 
-/// How many claims a draw makes: each priority's use, and what each other wants.
+/// The number of claims for one pool: the usage of each priority, and the unmet demand of each other priority.
 fn rows(window: &Window) -> usize {
     if want_window(window).is_some() { 2 * PRIORITIES - 1 } else { PRIORITIES }
 }
 
-/// How long what was wanted is remembered. `None` where nothing gets free before all does.
+/// How long unmet demand is remembered. `None` for windows in which capacity returns all at once.
 fn want_window(window: &Window) -> Option<SlidingWindow> {
     match window {
         Window::Sliding(sliding) => SlidingWindow::from_ms(u64::from(sliding.ms() / PATIENCE).max(100)).ok(),
@@ -152,12 +155,12 @@ fn want_window(window: &Window) -> Option<SlidingWindow> {
 }
 
 impl PoolClaim<'_> {
-    /// What names the pool in a memory of pools.
+    /// The key of the pool in a cache of pools.
     pub fn key(&self) -> LedgerKey {
         self.uses
     }
 
-    /// The counter of what its priority has used, which goes with that of the quota.
+    /// The counter of the usage of its priority, which is charged together with the quota.
     pub fn share(&self) -> (LedgerKey, UnitId) {
         (self.uses, USED[self.priority])
     }
@@ -188,7 +191,7 @@ impl PoolClaim<'_> {
         uses.chain(wanted.filter_map(move |priority| self.wanted(priority, Amount::ZERO).map(look)))
     }
 
-    /// Says that the draw was refused what is its due: to be charged whatever the limit.
+    /// Records unmet demand: it is charged regardless of the limit.
     pub fn want(&self) -> Option<Claim> {
         self.wanted(self.priority, self.cost)
     }
@@ -212,8 +215,8 @@ impl PoolClaim<'_> {
         }
     }
 
-    /// When a part that had no room will have. What is above the part may still fit into a larger one: it grows until
-    /// nobody uses or wants anything of the pool.
+    /// When a fair share that was full will have capacity. A cost above the fair share may fit later: the share grows
+    /// until no other priority uses or demands anything of the pool.
     fn fit_of(&self, own: &ClaimStatus, rows: &[ClaimStatus], quota: &ClaimStatus, limit: Amount) -> Fit {
         match own.fit {
             Fit::At(at) => Fit::At(at),
@@ -237,13 +240,13 @@ impl PoolClaim<'_> {
     }
 }
 
-/// What is left of the parts, with the place of the quota among those of the call.
+/// The remaining part of each fair share, with the index of the quota among those of the call.
 pub(crate) type Rooms = SmallVec<[(usize, Amount); 1]>;
 
-/// Reads what the store said of the claims of `draws`, the last of `applied`, and takes them off; puts into the
-/// statuses of the quotas where a part had no room, and into the rooms what is left of each part.
+/// Reads the statuses of the claims of `draws`, which are the last ones of `applied`, and removes them. Updates the
+/// statuses of quotas whose fair share was full, and returns the remaining part of each fair share.
 ///
-/// `again` says whether the store can be asked once more. If it cannot, the numbers it decided by have to do.
+/// `again` says whether the store can be asked once more. If not, the numbers that it used are final.
 pub(crate) fn settle(
     draws: &[PoolClaim<'_>],
     mode: Mode,

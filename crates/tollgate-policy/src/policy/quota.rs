@@ -10,13 +10,13 @@ use tollgate_core::{
 
 use crate::policy::{pool::Pool, scope::Scope};
 
-/// The unit of calls, which every domain has: a call uses one of it, if it does not say otherwise.
+/// The unit of calls, which every domain has. The default cost of a call is one.
 pub(super) const REQUESTS: &str = "requests";
 
 /// The unit of slots: a quota of it has no window, and every reservation holds one.
 pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
 
-/// What is counted.
+/// The unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     /// The number that stores write down.
@@ -32,7 +32,7 @@ pub struct Quota {
     pub name: Arc<str>,
     /// Such as `RPM`, unless the policy gives another.
     pub label: Arc<str>,
-    /// What is counted.
+    /// The unit.
     pub unit: Unit,
     /// Over which window.
     pub window: Window,
@@ -42,7 +42,7 @@ pub struct Quota {
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
-    /// What it does while the store cannot answer.
+    /// The behaviour during an outage of the store.
     pub on_failure: OnFailure,
     /// How its callers share it, by their priorities.
     pub pool: Option<Pool>,
@@ -56,7 +56,7 @@ pub enum DecidedBy {
     Store,
     /// Nobody: [`OnFailure::Allow`].
     Allow,
-    /// The node alone: [`OnFailure::Local`].
+    /// This node, without the store: [`OnFailure::Local`].
     Local,
 }
 

@@ -1,4 +1,4 @@
-//! Warnings: what a valid policy says that no call ever meets, or that tiers say differently of one pool.
+//! Warnings: rules of a valid policy that no call ever reaches, and pools that tiers describe differently.
 
 use std::collections::HashSet;
 
@@ -26,7 +26,7 @@ pub(super) fn warnings(book: &RuleBook, reach: &Reach) -> Vec<CompileError> {
     unreached.chain(different_pools(book)).collect()
 }
 
-/// What is wrong with a rule that wins nowhere, or not for all levels that it has quotas of.
+/// The problem of a rule that wins nowhere, or that has quotas of a level in which it never wins.
 fn unreached(book: &RuleBook, reach: &Reach, id: RuleId, rule: &Rule) -> Option<Problem> {
     let levels = [QuotaLevel::Account, QuotaLevel::Key].into_iter().filter(|level| rule.decides(*level));
     let (won, lost): (Vec<QuotaLevel>, Vec<_>) = levels.partition(|level| reach.winners.contains(&(id, *level)));

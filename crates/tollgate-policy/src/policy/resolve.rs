@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// Who calls.
+/// The caller of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
-    /// What [`Policy::account_partition`] gave for the account.
+    /// The value of [`Policy::account_partition`] for the account.
     pub partition: Partition,
     /// The account's tier.
     pub tier: TierId,
@@ -58,7 +58,7 @@ pub struct MissingAttribute {
     pub name: String,
 }
 
-/// A call's quotas, and what else the policy says about it.
+/// The quotas of a call, and its other properties in the policy.
 #[derive(Debug)]
 pub struct Resolved<'a> {
     pub(super) policy: &'a Policy,
@@ -80,9 +80,9 @@ pub struct ActiveQuota<'a> {
 }
 
 impl Policy {
-    /// The quotas of a call. For each chain apart, the first rule that applies to it wins: the
-    /// tier's for the resource, its wildcards, its provider class, its class; then the resource's
-    /// own, the provider class's, the class's; then the tier's default. Overrides patch the result.
+    /// The quotas of a call. For the account's and the key's quotas separately, the first rule that applies wins: the
+    /// tier's for the resource, its wildcards, its provider class, its class; then the resource's own, the provider
+    /// class's, the class's; then the tier's default. Overrides change the result.
     pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
         if !is_name(resource) {
             return Err(ResolveError::BadResource);
@@ -186,7 +186,7 @@ impl<'a> Resolved<'a> {
         self.resource.class.as_deref()
     }
 
-    /// What a reservation takes where the call does not say.
+    /// The amounts that a reservation takes if the call does not name them.
     pub(super) fn estimates(&self) -> &'a [Estimate] {
         &self.resource.estimates
     }
@@ -248,9 +248,9 @@ impl<'a> Resolved<'a> {
         same.map(|(_, ledger)| *ledger)
     }
 
-    /// Names the counters of the account's own behind this call: `found` is told each quota and abuse rule, or those
-    /// called `name`, and its ledger. Returns whether there are such whose ledgers callers name: `found` is told these
-    /// without a ledger, where an attribute of the call is missing.
+    /// Names the account's own counters for this call: calls `found` with each quota and abuse rule (or only those
+    /// called `name`) and its ledger. Returns whether some ledgers are named by callers; if the call lacks an attribute
+    /// of such a ledger, `found` gets the quota without a ledger.
     pub fn own_ledgers(&self, name: Option<&str>, mut found: impl FnMut(&str, Option<LedgerKey>)) -> bool {
         let quotas = self.quotas.iter().map(|active| (&active.quota.name, &active.quota.scope));
         let rules = self.policy.abuse_rules().iter().map(|rule| (&rule.name, &rule.scope));
@@ -281,7 +281,7 @@ impl<'a> Resolved<'a> {
         scope.ledger(&self.policy.domain, self.partition, is_open, value)
     }
 
-    /// What names the counter of `attribute`; the account is told apart by its partition.
+    /// The value that names the counter of `attribute`. The account is already in the partition.
     pub(super) fn value<'v>(
         &self,
         attribute: &Attribute,

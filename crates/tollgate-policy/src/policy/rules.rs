@@ -38,7 +38,7 @@ pub(super) struct ResourceRules {
 /// The rules of one tier.
 #[derive(Debug)]
 pub(super) struct TierRules {
-    /// The tier's default, and what applies to all its calls.
+    /// The tier's default, and the quotas that apply to all its calls.
     pub(super) source: RuleSource,
     /// The most specific first.
     pub(super) resources: Vec<(Pattern, RuleId)>,

@@ -109,9 +109,9 @@ impl Scope {
         self.attributes.contains(&Attribute::Resource)
     }
 
-    /// The ledger of the scope: named by attributes and values alone, so that what was used stays
-    /// when a limit or a tier changes. `value` is asked for every attribute but the account, which
-    /// the partition already tells apart. `is_open` says whether the caller chose the resource's name.
+    /// The ledger of the scope. Only attributes and their values name it, so usage stays when a limit or a tier
+    /// changes. `value` is called for every attribute except the account, which the partition contains. `is_open` says
+    /// whether the caller chose the resource's name.
     pub(super) fn ledger<'v, E>(
         &self,
         domain: &str,

@@ -1,7 +1,7 @@
-//! Shadow mode: quotas, or a whole policy, that count and say whom they would have refused, and refuse nobody.
+//! Shadow mode: quotas, or a whole policy, that count and report the calls that they would refuse, and refuse none.
 //!
-//! A store is asked without the limit of a shadow quota, so that it never denies and is charged whenever the
-//! call passes. What it says was used, in the same step, is judged here by the limit.
+//! The store gets no limit for a shadow quota, so the quota never refuses and is charged whenever the call is allowed.
+//! The usage in the store's answer, from the same step, is compared with the limit here.
 
 use tollgate_core::{
     amount::{Amount, Limit},
@@ -24,9 +24,9 @@ impl ActiveQuota<'_> {
 }
 
 impl Resolved<'_> {
-    /// Judges shadow quotas, and the guards of shadow rules, by what the store said of their claims. As a store
-    /// does not say when there will be room under a limit that it does not know, a fit that is not now stands for
-    /// the time when nothing of now counts any more.
+    /// Applies the limits of shadow quotas and shadow rules to the store's statuses of their claims. The store does not
+    /// know these limits, so it cannot say when there will be capacity: instead of that time, the status has the time
+    /// when all current usage has left the window.
     pub(crate) fn judge_shadow<'r>(
         &self,
         usage: &Usage,

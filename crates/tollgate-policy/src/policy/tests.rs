@@ -78,7 +78,7 @@ fn number(limit: Limit) -> String {
     }
 }
 
-/// What one source of rules says.
+/// The quotas of one source of rules.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum RuleSource {
     Nothing,
@@ -154,7 +154,7 @@ proptest! {
         prop_assert_eq!(Client::plain().sees(&compiled(&file), "chat/a"), expected);
     }
 
-    /// Names and usages from outside never panic, and what is refused is not resolved.
+    /// Names and usages from outside never cause a panic, and refused ones are not resolved.
     #[test]
     fn any_input_is_answered(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
         let policy = compiled(&file([("é*", with_rule(Some(vec![per_minute(1)])))], None));
@@ -235,7 +235,7 @@ fn overrides_patch_and_never_cross_chains() {
         [over(Some("chat/b"), MINUTE, 3, &[]), over(None, MINUTE, 1, &[]), over(Some("chat/*"), MINUTE, 2, &[])];
     assert_eq!(sees(&nested, &[], "chat/b"), base.replace("10 ", "3 "));
     assert_eq!(sees(&nested, &[], "chat/a"), base.replace("10 ", "2 "));
-    // A caller without a key has no quotas of a key, whatever the overrides say.
+    // A caller without a key has no key quotas, whatever overrides there are.
     let who = Client::with(&policy, &[], &[over(None, DAY, 7, &[])]);
     let caller = Caller { key: None, account_overrides: &who.key, ..who.caller(&policy) };
     let resolved = policy.resolve(&caller, "chat/a").unwrap();
@@ -248,7 +248,7 @@ fn ledgers_are_named_by_scope_alone() {
         [&["resource", "account"], &["account"], &["api_key"], &["account", "api_key"], &["resource"], &["ip"]];
     let quotas = scopes.iter().enumerate().map(|(at, scope)| quota("requests", MINUTE, at as u64, scope));
     let mut quotas: Vec<format::Quota> = quotas.collect();
-    // `account` beside `api_key` says nothing more, so these two were one counter.
+    // `account` beside `api_key` adds nothing, so these two scopes were one counter.
     let twice = file([("chat", with_rule(Some(quotas.clone())))], None);
     assert!(
         mistakes(&twice)[0].starts_with("resources.chat.quotas[3]: has the same unit, window and scope as number 2")
@@ -262,7 +262,7 @@ fn ledgers_are_named_by_scope_alone() {
     assert_eq!(within, [true, true, false, false, true]);
     let distinct: std::collections::HashSet<_> = ledgers.iter().collect();
     assert_eq!(distinct.len(), ledgers.len());
-    // Only what the scope names makes a difference.
+    // Only attributes in the scope change the counter.
     let differ = |other: Vec<LedgerKey>| ledgers.iter().zip(other).map(|(a, b)| *a != b).collect::<Vec<_>>();
     assert_eq!(differ(who.ledgers(&policy, "b", "192.0.2.1")), [true, false, true, false, false]);
     assert_eq!(differ(who.ledgers(&policy, "chat", "192.0.2.2")), [false, false, false, true, false]);
@@ -337,11 +337,11 @@ fn ledgers_that_would_not_fit_are_refused() {
     };
     let quotas = windows(5).chain([day("requests"), day("tokens")]).collect();
     let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
-    // What is shared over resources adds up over them.
+    // A scope shared over resources contains the counters of all of them.
     let one = |ms: u64| with_rule(Some(vec![quota("requests", &format!("{ms}ms"), 1, &["account"])]));
     let spread = file([("a", one(1)), ("b", one(2)), ("c", one(3)), ("d", one(4)), ("e", one(5)), ("f", one(6))], None);
     assert_eq!(mistakes(&spread).len(), 1);
-    // An override must fit beside what the rules count.
+    // An override must fit together with the counters of the rules.
     let one_more = [over(None, DAY, 1, &["account"])];
     let refused = policy.overrides(&one_more, QuotaLevel::Account, &Place::root()).unwrap_err();
     assert!(matches!(refused[0].problem, Problem::LedgerTooLarge { weight: 36, .. }));

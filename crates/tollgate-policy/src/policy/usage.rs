@@ -1,4 +1,4 @@
-//! What a call uses, checked once at the edge.
+//! The usage of a call, validated once at the edge.
 
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -20,7 +20,7 @@ pub enum UsageError {
     /// No such unit.
     #[error("usage.{unit}: there is no such unit; the units are: {known}")]
     UnknownUnit {
-        /// What was named, cut to 64 characters that can be printed.
+        /// The name, cut to 64 printable characters.
         unit: String,
         /// The units of the policy.
         known: String,
@@ -60,7 +60,7 @@ impl Usage {
         self
     }
 
-    /// What is used, by unit.
+    /// The usage, by unit.
     pub fn amounts(&self) -> &[(UnitId, Amount)] {
         &self.amounts
     }

@@ -19,26 +19,26 @@ pub struct NewAccount {
     pub id: String,
     /// The default tier if absent.
     pub tier: Option<String>,
-    /// What it has to spend, by currency.
+    /// Its balances, by currency.
     pub balances: IndexMap<String, f64>,
 }
 
-/// What is to be different of an account.
+/// The changes of an account.
 #[derive(Clone, Default)]
 pub struct AccountPatch {
     /// The name of its tier.
     pub tier: Option<String>,
-    /// What it has to spend, by currency; replaces all that it had.
+    /// Its balances, by currency; they replace all previous ones.
     pub balances: Option<IndexMap<String, f64>>,
 }
 
-/// What an event did.
+/// The result of an event.
 pub struct EventOutcome {
     /// The account; `None` if it is not in the store.
     pub account: Option<AccountRecord>,
     /// The tiers that it moved from and to.
     pub promoted: Option<(String, String)>,
-    /// Whether it was told before, and so did nothing now.
+    /// Whether the event was recorded before, and so changed nothing now.
     pub repeated: bool,
 }
 

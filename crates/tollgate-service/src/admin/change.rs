@@ -21,7 +21,7 @@ const MAX_ENDED_KEYS: usize = 500;
 /// The longest time for which a rotated key has two secrets.
 pub(super) const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
-/// Marks a record as changed, and leaves out what has ended.
+/// Sets the time of the change, and removes expired data.
 pub(super) fn touch(record: &mut AccountRecord, now: Timestamp) {
     record.version = (record.version + 1).max(now.as_ms());
     record.changed_at = now;
@@ -106,7 +106,7 @@ pub(super) fn rotate(
     Ok(())
 }
 
-/// Checks what people write of a key.
+/// Checks the texts of a key.
 pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: Timestamp) -> Result<(), AdminError> {
     if description.chars().count() > MAX_DESCRIPTION || has_hidden(description) {
         let wrong =

@@ -10,18 +10,18 @@ use super::{AdminError, AdminSession, change, policy_file};
 /// A key to be made.
 #[derive(Clone)]
 pub struct NewKey {
-    /// What it may do.
+    /// The rights of the key.
     pub kind: KeyKind,
-    /// What it is for, in words.
+    /// A description for people.
     pub description: String,
     /// When it expires.
     pub expires_at: Option<Timestamp>,
 }
 
-/// What is to be different of a key.
+/// The changes of a key.
 #[derive(Clone, Default)]
 pub struct KeyPatch {
-    /// What it is for, in words.
+    /// A description for people.
     pub description: Option<String>,
     /// `Some(None)`: it does not end.
     pub expires_at: Option<Option<Timestamp>>,

@@ -8,8 +8,8 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 
 use crate::domains::Domain;
 
-/// Their version, and the time of what happened at a time that nobody knows. An account of the store has a time for
-/// its version, and so never this.
+/// The version of accounts in policy files, and the time of their events, which is not known. The version of an account
+/// in the store is a time, so never this value.
 const UNKNOWN: u64 = 0;
 
 /// Whether the policy file defines it.

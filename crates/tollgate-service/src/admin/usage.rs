@@ -1,4 +1,4 @@
-//! The usage of an account: its counters begin anew.
+//! The usage of an account: resetting its counters.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,12 +8,12 @@ use tollgate_policy::Caller;
 use super::{AdminError, AdminSession};
 use crate::{directory::Identity, service::check_name};
 
-/// What began anew.
+/// The counters that were reset.
 #[derive(Debug)]
 pub struct UsageReset {
     /// How many keys of the store were removed. The counters of a scope are one, and its slots another.
     pub counters: usize,
-    /// The quotas and abuse rules whose counters began anew, by name.
+    /// The names of the quotas and abuse rules whose counters were reset.
     pub quotas: Vec<String>,
 }
 
@@ -48,8 +48,8 @@ impl AdminSession<'_> {
         Ok(UsageReset { counters, quotas: names.into_iter().collect() })
     }
 
-    /// The account by its name and by each of its keys. An account that nobody made, or whose record cannot be read, has
-    /// counters too.
+    /// The account by its name and by each of its keys. An account that was never created, or whose record cannot be
+    /// read, has counters too.
     async fn identities(&self, id: &str) -> Vec<Identity> {
         let (policy, now) = (&self.domain.policy, self.now());
         if let Some(account) = self.domain.directory.account(id) {

@@ -1,10 +1,10 @@
-//! What a node remembers of the store's accounts, so that a call need not wait for the store.
+//! A node's cache of the store's accounts, so that calls need not wait for the store.
 //!
-//! What is remembered is trusted as long as the node hears of changes: every change takes away what it touches. When
-//! the feed of changes ends, one may be missed, so nothing is trusted (every call reads the store) until there is a
-//! new feed, and then everything is forgotten. Each entry carries the generation of trust in which its reading began;
-//! only those of the present generation count. An entry that is being read while a change takes it away is not kept
-//! (the cache gives its placeholder up). As the last net, entries end after a while.
+//! Entries are trusted as long as the node hears of changes: every change removes the entries that it concerns. When
+//! the feed of changes ends, a change may be missed, so nothing is trusted (every call reads the store) until there is
+//! a new feed; then everything is forgotten. Each entry has the generation of trust in which its read began, and only
+//! entries of the current generation count. An entry that is removed while it is being read is not stored (the cache
+//! gives up its placeholder). As a last safety measure, entries expire after a while.
 
 use std::{
     future::Future,
@@ -34,7 +34,7 @@ pub struct CacheBounds {
     pub entries: usize,
     /// How long an entry is believed if nothing is heard of it.
     pub lifetime: Duration,
-    /// How long a call waits for what is not remembered, in all.
+    /// How long a call waits for look-ups in total.
     pub deadline: Duration,
     /// How many new accounts are accepted a minute, for each domain and reach of tokens; unbounded if 0.
     pub max_new_accounts: u32,
@@ -123,8 +123,8 @@ impl Accounts {
         found.map_err(|(error, _)| error)
     }
 
-    /// What is known of this secret without asking the store. That a key is good is also taken from what is not
-    /// believed any more: it says only that a look-up is worth its cost.
+    /// What is known about this secret without a look-up in the store. That a key is valid is also taken from untrusted
+    /// entries, because here it only means that a look-up is worth its cost.
     pub fn cached_key(&self, hash: &KeyHash, now: Timestamp) -> CachedKey {
         let Some(place) = self.places.peek(hash) else { return CachedKey::Unknown };
         let generation = self.generation.load(Ordering::Acquire);
@@ -193,13 +193,13 @@ impl Accounts {
         }
     }
 
-    /// The same for who brings no new account.
+    /// The same for callers that bring no new account.
     pub async fn by_name(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
         self.by_vouched_name(id, policy, now, None).await
     }
 
-    /// The account, and why the store could not be asked if this is what was last known. If the calling service is given,
-    /// an account without a record counts as new.
+    /// The account, and why the store could not be read if this is the last known state. If the calling service is
+    /// given, an account without a record counts as new.
     async fn known(
         &self,
         id: &str,
@@ -240,8 +240,8 @@ impl Accounts {
         }
     }
 
-    /// What `cache` has for `key` if it is to be believed, or else what `read` finds. Of many who miss the same, one
-    /// reads. With an error comes what was last known.
+    /// The trusted entry of `cache` for `key`, or otherwise the result of `read`. If many callers miss the same key,
+    /// one of them reads. If the read fails, the last known value is returned with the error.
     async fn through<K, Q, V, W>(
         &self,
         cache: &Cache<K, Entry<V>, W>,
@@ -327,7 +327,7 @@ impl Accounts {
         }
     }
 
-    /// From now on every change is heard; what was read before does not count.
+    /// From now on every change is heard; entries that were read before do not count.
     fn mark_consistent(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.places.clear();
@@ -342,7 +342,7 @@ impl Accounts {
         self.metrics.account_feed(false);
     }
 
-    /// Forgets what a change touches.
+    /// Forgets the entries that a change concerns.
     pub fn forget(&self, change: &AccountChange) {
         self.known.remove(&NameRef { domain: &change.domain, name: &change.account });
         for hash in &change.secrets {

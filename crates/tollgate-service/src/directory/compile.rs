@@ -1,4 +1,4 @@
-//! From an account's record to what calls are decided with, under the policy of this moment.
+//! From an account's record to the form that calls are decided with, under the current policy.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,9 +14,9 @@ use super::{Account, Key};
 pub(super) struct CompiledAccount {
     pub(super) account: Arc<Account>,
     pub(super) keys: HashMap<Box<str>, KnownKey>,
-    /// What it was compiled under.
+    /// The policy that it was compiled for.
     pub(super) policy: Arc<Policy>,
-    /// From when on it must be compiled anew, as an override ends.
+    /// When it must be compiled again, because an override ends.
     pub(super) good_until: Option<Timestamp>,
     /// Overrides that do not fit the policy any more.
     pub(super) left_out: usize,
@@ -63,8 +63,8 @@ impl CompiledAccount {
         }
     }
 
-    /// The account of `record`. What does not fit the policy any more is left out: an override, or the tier, for
-    /// which the default stands in.
+    /// The account of `record`. Parts that do not fit the policy any more are omitted: overrides, or the tier, which is
+    /// replaced by the default.
     pub(super) fn of(record: &AccountRecord, policy: &Arc<Policy>, now: Timestamp) -> Self {
         let mut compiler = Compiler { policy, now, good_until: None, left_out: 0 };
         let tier = policy.tier_named(&record.tier).unwrap_or_else(|| {
@@ -91,7 +91,7 @@ impl CompiledAccount {
         Self { account: Arc::new(account), keys, policy: Arc::clone(policy), good_until, left_out }
     }
 
-    /// What it weighs in the cache.
+    /// Its weight in the cache.
     pub(super) fn weight(&self) -> u64 {
         1 + (self.keys.len() + self.account.overrides.len()) as u64 / 16
     }

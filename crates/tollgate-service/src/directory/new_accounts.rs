@@ -25,7 +25,7 @@ pub(super) struct NewAccounts {
     buckets: Mutex<HashMap<(Arc<str>, u64), Bucket>>,
 }
 
-/// What is left of a minute's accounts.
+/// The remaining new accounts of a minute.
 #[derive(Clone, Copy)]
 struct Bucket {
     left: f64,
@@ -59,7 +59,7 @@ impl NewAccounts {
     }
 }
 
-/// Tells reaches apart within this process.
+/// Identifies the scope of a token within this process.
 fn fingerprint(within: &DomainScope) -> u64 {
     let mut hasher = DefaultHasher::new();
     within.counted_as().hash(&mut hasher);

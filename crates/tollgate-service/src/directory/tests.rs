@@ -1,8 +1,8 @@
-//! What a node remembers of accounts, and when it must not believe it.
+//! What a node caches of accounts, and when it must not trust it.
 //!
-//! Tried by breaking the cache, one thing at a time: what is read while a change takes it away is kept all the same,
-//! entries of another generation are believed, a new key does not take away what was known of its secret, an override's
-//! end is not looked at. Each fails here.
+//! Tried by breaking the cache in four ways: an entry that is removed while it is being read is stored nevertheless,
+//! entries of another generation are trusted, a new key does not remove the cached result for its secret, the end of an
+//! override is ignored. The test fails for each.
 
 use std::{
     sync::{
@@ -145,7 +145,7 @@ impl Node {
         panic!("never {line}: {}", self.metrics.render());
     }
 
-    /// Who has this secret, if the store can tell.
+    /// The holder of this secret, if the store can tell.
     async fn secret(&self, secret: &str) -> Result<Result<Identity, InvalidKey>, StoreError> {
         let hash = KeyHash::of(secret);
         let Some(place) = self.accounts.place_of(&hash).await? else { return Ok(Err(InvalidKey::Unknown)) };
@@ -291,7 +291,7 @@ async fn while_no_change_is_heard_nothing_is_believed() {
     node.store.save(None, &record).await;
     node.until_metric("tollgate_account_invalidations_total", 1).await;
     assert_eq!(node.tier("acme").await, "paid");
-    // Another memory with other contents, whose changes nobody heard; the old one's feed ends.
+    // Another store with other contents, whose changes were not heard; the feed of the old one ends.
     node.store.down.store(true, Ordering::SeqCst);
     let other = Arc::new(MemoryAccounts::new(100));
     let moved = account("free", 1);
@@ -313,7 +313,7 @@ async fn while_no_change_is_heard_nothing_is_believed() {
     assert_eq!(node.store.reads(), 1, "what was remembered before is forgotten, and nothing else");
 }
 
-/// Whoever asks for ever more names and secrets takes no more memory.
+/// A caller that sends ever more names and secrets uses no more memory.
 #[tokio::test]
 async fn no_more_is_remembered_than_fits() {
     let node = Node::start().await;

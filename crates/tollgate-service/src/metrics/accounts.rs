@@ -1,4 +1,4 @@
-//! What a node remembers of accounts, and how it hears of their changes.
+//! The node's cache of accounts, and the feed of their changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,7 +32,7 @@ pub enum CacheResult {
     Hit,
     /// It was read from the store.
     Miss,
-    /// It was read from the store, as what the node remembers is not to be trusted.
+    /// It was read from the store, because the cache cannot be trusted now.
     Bypass,
 }
 

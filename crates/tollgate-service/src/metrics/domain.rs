@@ -14,7 +14,7 @@ pub struct DomainMetrics {
     /// Reports that no rule counted, and those that one did.
     reports: [Counter; 2],
     blocks: HashMap<Box<str>, Counter>,
-    /// What becomes of reservations.
+    /// The outcomes of reservations.
     pub reservations: ReservationMetrics,
 }
 
@@ -38,7 +38,7 @@ impl DomainMetrics {
     pub fn of(metrics: &Metrics, policy: &Policy) -> Self {
         let mut quotas = policy.quota_names();
         let rules = policy.abuse_rules().iter().chain(policy.authentication_rule()).map(|rule| &*rule.name);
-        // What denies a call is a quota or a rule.
+        // A quota or an abuse rule can deny a call.
         quotas.extend(rules.clone());
         let shadows = policy.shadow_names();
         let mut classes: Vec<&str> = policy.class_names();

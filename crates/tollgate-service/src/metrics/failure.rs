@@ -1,4 +1,4 @@
-//! What was decided without the store, counted and logged.
+//! Decisions without the store, counted and logged.
 
 use std::{
     sync::Mutex,
@@ -47,7 +47,7 @@ impl FailureMetrics {
 
     fn met(&self, which: usize, mode: &'static str, error: &StoreError) {
         self.counters[which].increment(1);
-        // Whoever holds the lock is about to write a line.
+        // The holder of the lock is about to write a line.
         let Ok(mut log) = self.log.try_lock() else { return };
         if log.last.is_some_and(|last| last.elapsed() < EVERY) {
             log.unsaid += 1;

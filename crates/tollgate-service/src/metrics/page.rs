@@ -8,12 +8,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How often the page is rendered on average while it is asked for all the time.
+/// The average interval between renderings if the page is requested continuously.
 const RENDER_EVERY: Duration = Duration::from_millis(250);
 /// How many renderings may follow each other at once after a time without any.
 const BURST: u32 = 16;
 
-/// The last rendered page. Whoever asks has one that was rendered since; those who ask while one has to wait share it.
+/// The last rendered page. Every request gets a page that was rendered after it arrived; requests that wait for the
+/// next rendering share it.
 pub(super) struct Page(Mutex<Option<Rendered>>);
 
 struct Rendered {
@@ -66,7 +67,8 @@ mod tests {
         }
         let started = Instant::now();
         let answers = join_all((0..1_000).map(|_| ask())).await;
-        // The first renders its own; all others asked before the next was rendered, unless the machine slept in between.
+        // The first request renders its own page. All others arrived before the next rendering, unless the machine
+        // slept in between.
         let slept = started.elapsed().as_millis() / RENDER_EVERY.as_millis();
         let renderings = rendered.load(Ordering::Relaxed);
         assert!(u128::from(renderings) <= u128::from(BURST) + 2 + slept, "{renderings} renderings");

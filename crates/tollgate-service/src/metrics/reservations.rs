@@ -1,4 +1,4 @@
-//! What becomes of reservations, and the debt of settlements.
+//! The outcomes of reservations, and the debt of settlements.
 
 use std::collections::HashMap;
 

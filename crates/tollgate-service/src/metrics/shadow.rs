@@ -1,4 +1,4 @@
-//! What shadow quotas and abuse rules would have refused, counted and logged.
+//! Calls that shadow quotas and abuse rules would have refused, counted and logged.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use tollgate_policy::TierId;
 const EVERY: Duration = Duration::from_secs(1);
 
 impl DomainMetrics {
-    /// Counts what would have refused a call, were it no shadow, and logs some of it.
+    /// Counts the shadows that would have refused a call, and logs some of them.
     pub fn count_shadows<'q>(
         &self,
         account: &str,
@@ -62,7 +62,7 @@ impl ShadowLog {
     }
 
     fn is_due(&self) -> bool {
-        // Whoever holds the lock is about to write a line.
+        // The holder of the lock is about to write a line.
         let Ok(mut last) = self.last.try_lock() else { return false };
         let due = last.is_none_or(|last| last.elapsed() >= EVERY);
         if due {

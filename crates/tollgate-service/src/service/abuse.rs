@@ -1,5 +1,4 @@
-//! Failures: what is reported, what the quotas refused, and invalid keys; and the blocks that too many
-//! of them bring.
+//! Failures: reported ones, refusals by quotas, and invalid keys; and the blocks that too many of them cause.
 
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
@@ -24,17 +23,17 @@ pub struct Report<'a> {
     pub within: &'a DomainScope,
     /// The policy's domain; the only one in scope if empty.
     pub domain: &'a str,
-    /// Who called.
+    /// The caller.
     pub caller: CallerRef<'a>,
-    /// What was called.
+    /// The called resource.
     pub resource: &'a str,
-    /// What scopes name besides account, key and resource.
+    /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
     /// The HTTP status that the call was answered with.
     pub status: u32,
 }
 
-/// What became of a report.
+/// The result of a report.
 pub struct ReportOutcome<'a> {
     /// How many rules counted it.
     pub counted: usize,
@@ -84,7 +83,7 @@ impl DecisionService {
         let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
         for watch in counting {
             let failed = match self.count_failure(domain, watch, now).await {
-                // Whoever takes all places of an account is not spared by its other rules.
+                // A caller that uses all counters of an account is still subject to its other rules.
                 Err(CallError::Store(StoreError::CounterCapReached(_))) => continue,
                 failed => failed?,
             };
@@ -102,8 +101,8 @@ impl DecisionService {
         Ok(render(Ok(&ReportOutcome { counted, block, at })))
     }
 
-    /// What counts a refusal of this node as the failure that it is for the caller, if it is one. Whatever becomes
-    /// of that, the refusal stands.
+    /// Counts a refusal by this node as a failure of the caller, if a rule says so. The refusal stands whatever the
+    /// result is.
     pub(super) fn count_refusal<'a>(
         &'a self,
         answer: &'a Answer<'_>,
@@ -136,7 +135,7 @@ impl DecisionService {
         watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
     }
 
-    /// The block of the address that a call comes from, for what asks no other counter.
+    /// The block of the call's client address, for requests that read no other counter.
     pub(super) async fn address_block<'d>(
         &self,
         domain: &'d Domain,
@@ -191,8 +190,8 @@ impl DecisionService {
         failed.block.filter(|_| !failed.counted)
     }
 
-    /// The rule about invalid keys, and the domain it counts in. Where the domain is not known, it is the
-    /// strictest of all domains within reach, and counts for callers with this reach alone.
+    /// The rule about invalid keys, and the domain in which it counts. If the domain is not known, the strictest rule
+    /// of all domains in scope is used, and it counts only for callers with the same scope.
     pub(super) fn authentication_rule_of<'d>(
         domains: &'d Domains,
         within: &'d DomainScope,
@@ -220,8 +219,8 @@ impl DecisionService {
         Ok(failed)
     }
 
-    /// Counts one failure, unless a block is on: what was under way when it began must neither lengthen it nor
-    /// bring the next. One failure too many sets the block, as nobody else can while it is on.
+    /// Counts one failure, unless a block is active: calls that were in progress when it began must neither extend it
+    /// nor cause the next. One failure above the limit sets the block; no other can set it while it is active.
     async fn count_in_store<'a>(&self, watch: AbuseCounter<'a>, now: Timestamp) -> Result<FailureCount<'a>, CallError> {
         let home = watch.ledger.partition;
         let applied = self.counters.apply(home, |_| Claims::from_iter(watch.failure()), Mode::Try, now).await?;
@@ -249,7 +248,7 @@ impl DecisionService {
 
 type AbuseCounters<'a> = SmallVec<[AbuseCounter<'a>; 2]>;
 
-/// What became of a failure.
+/// The result of counting a failure.
 struct FailureCount<'a> {
     /// Whether it was counted.
     counted: bool,

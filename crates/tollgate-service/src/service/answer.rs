@@ -15,25 +15,25 @@ use crate::{directory::Identity, domains::Domain, service::AdmissionRecord};
 pub struct Answer<'a> {
     /// The dialect that the call or its domain chose.
     pub dialect: &'a Dialect,
-    /// What was decided, or why the caller was rejected before its call was looked at.
+    /// The decision, or why the caller was rejected before its call was examined.
     pub outcome: Result<Outcome<'a>, Rejection<'a>>,
 }
 
-/// What was decided about a call.
+/// The decision about a call.
 pub struct Outcome<'a> {
     /// Where the call is.
     pub domain: &'a Domain,
-    /// Who calls.
+    /// The caller.
     pub identity: &'a Identity,
     /// The quotas of the call.
     pub resolved: Resolved<'a>,
-    /// What the call would use.
+    /// The usage of the call.
     pub usage: Usage,
-    /// What the quotas and abuse rules say.
+    /// The decision by quotas and abuse rules.
     pub decision: Decision<'a>,
-    /// An upload that may not pass, whatever the quotas say.
+    /// An upload that is refused whatever the quotas say.
     pub too_large: Option<TooLarge>,
-    /// What the admission left behind.
+    /// The records of the admission.
     pub record: AdmissionRecord,
 }
 
@@ -84,7 +84,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// The quota that decides; `None` where no quota was asked, or something else decides.
+    /// The binding quota; `None` if no quota was read, or something else decides.
     pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
         self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.binding_quota()
     }
@@ -94,7 +94,7 @@ impl<'a> Answer<'a> {
         self.dialect.render(&self.facts())
     }
 
-    /// What a dialect can say about it.
+    /// The facts for a dialect.
     fn facts(&self) -> Facts<'_> {
         let kind = self.reason().map_or(ResponseKind::Allowed, ResponseKind::Refused);
         let outcome = match &self.outcome {

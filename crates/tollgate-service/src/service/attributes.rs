@@ -1,4 +1,4 @@
-//! What a call says about itself besides caller, resource and usage.
+//! The attributes of a call other than caller, resource and usage.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Authentication: who calls, and in which domain.
+//! Authentication: the caller and its domain.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl DecisionService {
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<Result<(&'d Domain, Identity), Rejection<'d>>, CallError> {
-        // Whoever brings an id or a name has authenticated the caller by other means.
+        // A service that names an id or an account has authenticated the caller by other means.
         let by_secret = matches!(caller, CallerRef::Secret(_));
         let ip = attributes.ip().filter(|_| by_secret);
         let named = domains.get(domain, within).map(|domain| &**domain);
@@ -100,7 +100,7 @@ impl DecisionService {
         }))
     }
 
-    /// What the node knows of the API key with this secret, in whatever domain, without asking the store of accounts.
+    /// What the node knows about the API key with this secret, in any domain, without reading the store of accounts.
     pub fn cached_key(&self, secret: &str) -> CachedKey {
         let Ok(Some(hash)) = check_secret(secret) else { return CachedKey::Invalid };
         let now = self.clock.now();

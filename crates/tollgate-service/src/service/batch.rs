@@ -23,8 +23,8 @@ pub fn check_batch(calls: usize) -> Result<(), CallError> {
 }
 
 impl DecisionService {
-    /// Consumes for each call that is one, several at a time and in no order; the answers stand in the order
-    /// of the calls. A call that is not decided within `timeout` from now is late; the others have their answers.
+    /// Consumes for each valid call, several at a time and in no particular order; the answers are in the order of the
+    /// calls. A call that is not decided within `timeout` from now is late; the others get their answers.
     pub async fn consume_each<'a, R>(
         &'a self,
         calls: Vec<Result<Call<'a>, CallError>>,

@@ -1,4 +1,4 @@
-//! What is asked of the service, its bounds, and what may be wrong with it.
+//! Requests to the service, their bounds, and the errors of a call.
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ const MAX_NAME_BYTES: usize = 128;
 /// The most units in a usage, and the most attributes.
 pub const MAX_ENTRIES: usize = 16;
 
-/// Who calls, as the call says it.
+/// The caller, as the call names it.
 #[derive(Clone, Copy)]
 pub enum CallerRef<'a> {
     /// By the secret of a key.
@@ -33,17 +33,17 @@ pub struct Call<'a> {
     pub within: &'a DomainScope,
     /// The policy's domain; the only one in scope if empty.
     pub domain: &'a str,
-    /// Who calls.
+    /// The caller.
     pub caller: CallerRef<'a>,
-    /// What is called.
+    /// The called resource.
     pub resource: &'a str,
-    /// What the call uses, by unit.
+    /// The usage of the call, by unit.
     pub usage: SmallVec<[(&'a str, u64); 4]>,
-    /// What scopes name besides account, key and resource.
+    /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
     /// The dialect of the answer; the domain's if empty.
     pub dialect: &'a str,
-    /// What the call uploads.
+    /// The upload of the call.
     pub upload: Option<Upload<'a>>,
     /// Names the call, so that it is charged once however often it comes; none if empty.
     pub request_id: &'a str,
@@ -51,7 +51,7 @@ pub struct Call<'a> {
     pub deadline: Option<Instant>,
 }
 
-/// What a caller's listing asks for.
+/// A request for a caller's limits.
 pub struct Listing<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
@@ -59,7 +59,7 @@ pub struct Listing<'a> {
     pub domain: &'a str,
     /// Whose limits.
     pub caller: CallerRef<'a>,
-    /// What scopes name besides account, key and resource.
+    /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
     /// The token of the page, as an answer carried it; empty for the first page.
     pub page_token: &'a str,
@@ -104,7 +104,8 @@ pub enum CallError {
     /// Its deadline was over before the work on it began.
     #[error("the deadline has passed; nothing was charged")]
     Expired,
-    /// The store did not decide. What it said is for the log alone; [`CallError::message`] says where it stands there.
+    /// The store did not decide. Its message is only for the log; [`CallError::message`] gives the id under which it is
+    /// logged.
     #[error("{}", incidents::reason(.0))]
     Store(#[from] StoreError),
 }
@@ -148,7 +149,7 @@ impl CallError {
         }
     }
 
-    /// What the caller is told.
+    /// The message for the caller.
     pub fn message(&self) -> String {
         match self {
             Self::Store(error) => incidents::describe(error),

@@ -1,4 +1,4 @@
-//! The store of the counters, asked in the calendar period that its clock is in.
+//! The store of the counters, with claims in the calendar period of its clock.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,10 +10,11 @@ use tollgate_core::{
 
 use crate::{metrics::Metrics, service::CallError};
 
-/// How often the store is asked about one call. A node whose clock is behind the store's learns it from the first answer.
+/// How often the store is asked about one call. A node whose clock is behind the store's learns it from the first
+/// answer.
 pub(super) const PERIOD_ATTEMPTS: usize = 3;
 
-/// What a store answers where claims are in calendar periods.
+/// The answer of a store about the periods of claims.
 pub(super) enum Period<T> {
     /// Its clock is in these periods.
     Inside(T),
@@ -33,7 +34,7 @@ impl Counters {
         Self { store, metrics }
     }
 
-    /// The store itself, for what is not measured.
+    /// The store itself, for calls that are not measured.
     pub(super) fn store(&self) -> &dyn Store {
         &*self.store
     }

@@ -1,4 +1,4 @@
-//! Listings: a caller's limits, and where it stands.
+//! Listings: a caller's limits and current usage.
 
 use tollgate_core::{
     claim::{ClaimsDecision, Mode},
@@ -16,11 +16,11 @@ use crate::{
 /// Maximum number of counters in one request of a listing to the store.
 const COUNTERS_AT_ONCE: usize = 16;
 
-/// How many resources a service is listed that does not say.
+/// The default page size for services.
 const DEFAULT_PAGE: usize = 50;
 const LARGEST_PAGE: usize = 100;
 
-/// How many resources a page has, as a service asks for it.
+/// The page size that a service requests.
 pub fn page_size(size: u32) -> Result<usize, CallError> {
     match usize::try_from(size).unwrap_or(usize::MAX) {
         0 => Ok(DEFAULT_PAGE),
@@ -35,9 +35,9 @@ pub struct LimitsPage<'a> {
     pub identity: &'a Identity,
     /// In which domain.
     pub domain: &'a Domain,
-    /// The resources, each with where its quotas stand.
+    /// The resources, each with the state of its quotas.
     pub resources: Vec<(&'a str, Decision<'a>)>,
-    /// When, by the store's clock; by the node's where no counter was asked.
+    /// The time of the store's clock; of the node's if no counter was read.
     pub decided_at: Timestamp,
     /// The token of the next page.
     pub next: Option<String>,
@@ -52,7 +52,7 @@ pub enum ListError {
 }
 
 impl ListError {
-    /// As an error of a call in which the page token stands in `field`.
+    /// The same as an error of a call that has the page token in `field`.
     pub fn in_field(self, field: &str) -> CallError {
         match self {
             Self::Call(error) => error,
@@ -68,7 +68,7 @@ impl<E: Into<CallError>> From<E> for ListError {
 }
 
 impl DecisionService {
-    /// Lists limits and where the caller stands, from the same counters as the decisions.
+    /// Lists limits and current usage, from the same counters as the decisions.
     pub async fn list<R>(
         &self,
         listing: Listing<'_>,
@@ -128,7 +128,7 @@ impl DecisionService {
                 counters += claims.len();
                 counters <= COUNTERS_AT_ONCE
             });
-            // One resource alone may have more; a call to it asks for as many.
+            // A single resource may have more; a call to it reads as many.
             let (together, later) = rest.split_at(fitting.count().max(1));
             let claims_at = |now| together.iter().flat_map(|claims| claims.claims(now, &[])).collect();
             let applied = self.counters.apply(first.partition(), claims_at, Mode::Peek, now).await?;

@@ -1,4 +1,4 @@
-//! The log of refusals: what goes into it, and who reads it.
+//! The log of refusals: its content and its readers.
 
 use tollgate_core::api_key::KeyKind;
 use tollgate_policy::reason::{InvalidKey, Reason};
@@ -18,7 +18,7 @@ const FAILED_REQUESTS: &str = "FAILED_REQUESTS";
 pub enum RefusalsError<'a> {
     /// The caller is rejected.
     Rejected(Rejection<'a>),
-    /// The key may not read what it asked for.
+    /// The key does not have the right to read this.
     NotAdmin,
 }
 

@@ -12,7 +12,7 @@ use tollgate_store::failure::Fallback;
 
 use super::{CallError, DecisionService, counters::PERIOD_ATTEMPTS, is_outage};
 
-/// What holds while the store does not answer.
+/// Decisions during an outage of the store.
 pub struct OutagePolicy {
     /// How long a call waits for accounts and counters in all.
     pub patience: Duration,

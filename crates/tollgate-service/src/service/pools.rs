@@ -1,4 +1,4 @@
-//! Pools: what the node knows of them from the last answers of the store.
+//! Pools: the node's knowledge of them from the last answers of the store.
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use tollgate_policy::pool::{PRIORITIES, PoolClaim, PoolOutcome, PoolUse};
 
 /// Maximum number of pools that are remembered. One that is forgotten is known again after its next answer.
 const MOST_KNOWN: usize = 4_096;
-/// How often the store is asked: once more where a call was refused because of stale numbers.
+/// How often the store is asked: once more if a call was refused because of stale numbers.
 pub(super) const ATTEMPTS: usize = 2;
 /// How often a node reports unmet demand, in the time for which a report is remembered.
 const WANTS: u64 = 4;
@@ -23,7 +23,7 @@ pub(super) struct Pools(Mutex<IndexMap<LedgerKey, PoolObservation>>);
 #[derive(Clone, Copy, Default)]
 struct PoolObservation {
     pool: PoolUse,
-    /// When what each priority wanted was last made known.
+    /// When the unmet demand of each priority was last recorded.
     wanted_at: [Option<Timestamp>; PRIORITIES],
 }
 
@@ -36,7 +36,7 @@ impl Pools {
         draws.iter().map(|draw| seen.get(&draw.key()).map(|seen| seen.pool)).collect()
     }
 
-    /// Keeps what an answer said, and returns what has to be made known.
+    /// Caches the numbers of an answer, and returns the unmet demand that must be recorded.
     pub(super) fn learn(&self, draws: &[PoolClaim<'_>], found: &PoolOutcome, at: Timestamp) -> SmallVec<[Claim; 1]> {
         let mut wants = SmallVec::new();
         if draws.is_empty() {

@@ -1,4 +1,4 @@
-//! Reservations: what is asked beside a call, what a reservation remembers, and how it ends.
+//! Reservations: the parameters of a request, the data that a reservation keeps, and its end.
 
 mod end;
 mod token;
@@ -31,10 +31,10 @@ use crate::{
     },
 };
 
-/// The shortest life of a reservation that may be asked for.
+/// The shortest lifetime that can be requested for a reservation.
 const MIN_TTL_MS: u32 = 1_000;
 
-/// How long things are remembered that do not say it themselves.
+/// The default lifetimes of records.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     /// A reservation.
@@ -43,15 +43,15 @@ pub struct Lifetimes {
     pub request_id_ms: u32,
 }
 
-/// What a reservation asks for besides the call, decoded but not yet checked.
+/// The parameters of a reservation besides the call, decoded but not yet checked.
 pub struct Reserve<'a> {
-    /// What estimates are made from.
+    /// The inputs of estimates.
     pub inputs: Vec<(&'a str, u64)>,
     /// The life of the reservation; the node's default if 0.
     pub ttl_ms: u32,
 }
 
-/// What is done with a call.
+/// The operation that a call requests.
 #[derive(Clone, Copy)]
 pub(super) enum Operation<'a> {
     /// It is decided.
@@ -60,7 +60,7 @@ pub(super) enum Operation<'a> {
     Reserve(&'a Reserve<'a>),
 }
 
-/// What an admission left behind.
+/// The records of an admission.
 #[derive(Debug, Default)]
 pub struct AdmissionRecord {
     /// The reservation that was made: its id, and when it expires.
@@ -69,10 +69,10 @@ pub struct AdmissionRecord {
     pub replayed: bool,
 }
 
-/// What an admission is to leave behind.
+/// The records that an admission must write.
 pub(super) struct AdmissionPlan {
     home: Partition,
-    /// What a reservation holds; without it only the request id is remembered.
+    /// The reservation; without it only the request id is recorded.
     hold: Option<(ReservationId, u32, Vec<u8>)>,
     request: Option<IdempotencyKey>,
 }
@@ -90,10 +90,10 @@ impl AdmissionPlan {
     }
 }
 
-/// What a reservation remembers of its call, so that any node can end it under whatever policy.
+/// The data of its call that a reservation keeps, so that any node can end it under any policy.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Note {
-    /// What was reserved, by unit.
+    /// The reserved amounts, by unit.
     #[serde(rename = "u")]
     reserved: Vec<(String, u64)>,
     /// The counters of priorities' shares of pools: of which unit, and which, by ledger and id.
@@ -105,7 +105,7 @@ pub(super) struct Note {
     /// How long it lives.
     #[serde(rename = "l")]
     ttl_ms: u32,
-    /// Who called what, for the abuse rules.
+    /// The caller and the resource, for the abuse rules.
     #[serde(rename = "a")]
     account: String,
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
@@ -128,7 +128,7 @@ impl Note {
 }
 
 impl Operation<'_> {
-    /// How the counters are asked.
+    /// The mode in which the counters are asked.
     pub(super) fn mode(self) -> Mode {
         match self {
             Self::Decide(mode) => mode,
@@ -136,7 +136,8 @@ impl Operation<'_> {
         }
     }
 
-    /// What a call uses when it is asked so: estimates where it does not say, and the slot it takes.
+    /// The usage of a call for this operation: with estimates for units that it does not name, and the slot that it
+    /// takes.
     pub(super) fn usage_of(self, resolved: &Resolved<'_>, usage: Usage, domain: &Domain) -> Result<Usage, CallError> {
         let concurrent = resolved.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
         match (self, concurrent) {
@@ -157,7 +158,7 @@ impl Operation<'_> {
 }
 
 impl Reserve<'_> {
-    /// What estimates are made from, by name.
+    /// The inputs of estimates, by name.
     fn checked_inputs(&self, domain: &Domain) -> Result<HashMap<&str, u64>, CallError> {
         if self.inputs.len() > MAX_ENTRIES {
             return Err(CallError::field("inputs", format_args!("has more than {MAX_ENTRIES} entries")));
@@ -179,7 +180,7 @@ impl Reserve<'_> {
 }
 
 impl DecisionService {
-    /// What the admission of a call is to leave behind; `None` if nothing.
+    /// The records that the admission of a call must write; `None` if there are none.
     pub(super) fn admission_plan(
         &self,
         operation: Operation<'_>,
@@ -309,7 +310,7 @@ fn note_of(
     Ok(bytes)
 }
 
-/// What tells one call from another, and is the same whenever the same call comes again.
+/// Identifies the call: equal for repetitions of the same call.
 fn digest_of(operation: Operation<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
     let mut hasher = Sha256::new();
     let mut add = |text: &str| {

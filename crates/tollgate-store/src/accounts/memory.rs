@@ -108,7 +108,7 @@ impl State {
         }
     }
 
-    /// A listener that has fallen behind loses its feed, and so learns that it missed something.
+    /// A listener that has fallen behind loses its feed, and so learns that it missed changes.
     fn tell(&mut self, change: &AccountChange) {
         self.listeners.retain(|listener| listener.try_send(change.clone()).is_ok());
     }

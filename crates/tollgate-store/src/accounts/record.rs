@@ -1,4 +1,4 @@
-//! What is stored of an account. Of a secret only its hash is stored.
+//! The record of an account in the store. Of a secret only the hash is stored.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use indexmap::IndexMap;
@@ -19,7 +19,7 @@ pub struct AccountRecord {
     pub version: u64,
     /// The name of its tier.
     pub tier: String,
-    /// What it has to spend, by currency; shown, never judged by.
+    /// Its balances, by currency; shown, and never used for decisions.
     #[serde(default)]
     pub balances: IndexMap<String, f64>,
     /// Its own limits, by name.
@@ -34,7 +34,7 @@ pub struct AccountRecord {
     /// When it was last changed.
     #[serde(with = "time")]
     pub changed_at: Timestamp,
-    /// What a later version knows of it besides, kept as it is.
+    /// Fields of a later version, kept unchanged.
     #[serde(flatten)]
     pub later: serde_json::Map<String, serde_json::Value>,
 }
@@ -48,12 +48,12 @@ pub struct KeyRecord {
     /// The secret before the last rotation, while it is still good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousSecret>,
-    /// What the key may do.
+    /// The rights of the key.
     #[serde(with = "StoredKeyKind")]
     pub kind: KeyKind,
     /// How the secret begins, for people to know it by.
     pub prefix: String,
-    /// What it is for.
+    /// Its description.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// When it was made.
@@ -71,7 +71,7 @@ pub struct KeyRecord {
     /// Its own limits, by name.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub overrides: IndexMap<String, OverrideRecord>,
-    /// What a later version knows of it besides, kept as it is.
+    /// Fields of a later version, kept unchanged.
     #[serde(flatten)]
     pub later: serde_json::Map<String, serde_json::Value>,
 }

@@ -1,9 +1,9 @@
 //! Accounts in Redis, shared by any number of nodes.
 //!
-//! `tg{<partition>}account` is an account's record, beside its counters; `tg{<partition>}<event>` an event of
-//! it. `tg{<hash>}secret` and `tg{<name>}key` lead to the account of a key, `tg{<domain>}accounts` is the sorted
-//! set of a domain's accounts. Whatever leads to a record is written before the record and taken away after it,
-//! so that a crash in between leaves at most what leads to nothing.
+//! `tg{<partition>}account` is an account's record, in the slot of its counters; `tg{<partition>}<event>` is one of its
+//! events. `tg{<hash>}secret` and `tg{<name>}key` lead to the account of a key, and `tg{<domain>}accounts` is the
+//! sorted set of a domain's accounts. Index entries are written before the record and removed after it, so a crash in
+//! between leaves at most entries that lead to nothing.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl RedisAccounts {
             self.ask::<()>(Cmd::new().arg("SET").arg(self.secret_key(&hash)).arg(place)).await?;
         }
         let saved = self.replace(change).await?;
-        // What is left to do is to tidy up; the change is made or not whatever becomes of it.
+        // Only index entries remain to be removed; the result of the change does not depend on that.
         let _ = match saved {
             SaveResult::Done if creates => self.enlist(change).await,
             SaveResult::Done => self.tidy(change).await,
@@ -142,13 +142,13 @@ impl RedisAccounts {
         }
     }
 
-    /// Puts the account into the list of its domain: before it is made, so that it is never missing there, and
-    /// after, as somebody who deleted it just before may be about to take it off.
+    /// Adds the account to the list of its domain: before it is created, so that the list always contains it, and
+    /// after, because a client that deleted it just before may be about to remove it from the list.
     async fn enlist(&self, change: &Change<'_>) -> Result<(), StoreError> {
         self.ask(Cmd::new().arg("ZADD").arg(self.list_key(change.domain)).arg(0).arg(change.id)).await
     }
 
-    /// Takes away what leads to secrets, keys and accounts that are gone.
+    /// Removes the index entries of deleted secrets, keys and accounts.
     async fn tidy(&self, change: &Change<'_>) -> Result<(), StoreError> {
         for (hash, _) in change.gone() {
             self.ask::<()>(Cmd::new().arg("DEL").arg(self.secret_key(&hash))).await?;
@@ -167,7 +167,8 @@ impl RedisAccounts {
         Ok(())
     }
 
-    /// Takes away what leads to secrets and keys that did not come to be. They are random, so nobody else has them.
+    /// Removes the index entries of secrets and keys that were not created. They are random, so no other account has
+    /// them.
     async fn take_back(&self, change: &Change<'_>) -> Result<(), StoreError> {
         let told = change.told();
         for hash in &told.secrets {
@@ -200,7 +201,7 @@ impl RedisAccounts {
             .map_err(|error| StoreError::Refused(format!("its answer cannot be read: {error}")))?;
         let more = ids.len() > take;
         ids.truncate(take);
-        // No account can have a name that is no text, and none could be asked for by it.
+        // The id of an account is valid UTF-8, so no account can be requested by any other bytes.
         let mut ids: Vec<String> = ids.into_iter().filter_map(|id| String::from_utf8(id).ok()).collect();
         if more && ids.is_empty() {
             return Err(StoreError::Refused("the list of accounts holds names that are no text".into()));
@@ -228,8 +229,8 @@ impl RedisAccounts {
     }
 }
 
-/// Passes on what is heard until the connection breaks, something is not understood, or nobody listens any more; or until
-/// the server has become a replica, which need not hear of what changes elsewhere.
+/// Forwards messages until the connection breaks, a message cannot be understood, or there is no listener any more; or
+/// until the server has become a replica, which may miss changes made elsewhere.
 async fn pass_on(link: RedisClient, heard: PubSub, tell: mpsc::Sender<AccountChange>) {
     let (mut ping, mut messages) = heard.split();
     let heartbeat = async {

@@ -41,8 +41,8 @@ fn expired_ledgers_leave_by_themselves_and_live_ones_are_never_dropped() {
     assert_eq!(store.ledgers(), 0);
 }
 
-/// However many names one domain chooses, and wherever they fall, others find room. Seen to fail with an unkeyed hash
-/// whose shard a name tells, and without shares.
+/// However many names one domain chooses, and in whichever shard they are, others find space. Seen to fail with an
+/// unkeyed hash, which lets a name determine its shard, and without bounds for each owner.
 #[test]
 fn one_owner_leaves_room_for_the_others() {
     let clock = Arc::new(ManualClock::at(Timestamp::from_ms(1_000_000)));
@@ -72,6 +72,6 @@ fn one_owner_leaves_room_for_the_others() {
     };
     let remembered = (0..1_000).filter(|number| admit("third", *number)).count();
     assert!((100..=193).contains(&remembered), "{remembered} of 256 records of one shard");
-    // What is known goes on.
+    // Existing counters still work.
     assert!(store.apply_now(&[of("shop", 1_000_000)], Mode::Force).is_ok());
 }

@@ -1,4 +1,4 @@
-//! What crosses the wire to `lua/admit.lua` and back. The layouts are stated there.
+//! Requests of `lua/admit.lua` and its replies. Their layouts are described there.
 
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -15,7 +15,7 @@ use super::{
     wire::{Request, Validity, put, take, unreadable},
 };
 
-/// What the admission script is asked: a decision with claims on slots, or one that leaves something behind.
+/// A request to the admission script: a decision with claims on slots, or one that writes records.
 pub(super) struct AdmitRequest<'a> {
     pub(super) claims: &'a [Claim],
     pub(super) mode: Mode,
@@ -23,18 +23,18 @@ pub(super) struct AdmitRequest<'a> {
     pub(super) terms: Option<&'a AdmitOptions<'a>>,
     /// The shape of the whole call, for a request's record.
     pub(super) shape: u64,
-    /// Whether to say where it was charged; with [`Mode::Try`].
+    /// Whether to return the charges; with [`Mode::Try`].
     pub(super) tells: bool,
-    /// What was admitted in other slots before, for the records.
+    /// Admissions in other slots, for the records.
     pub(super) elsewhere: &'a OtherPartitions,
 }
 
-/// What the admission script said.
+/// The reply of the admission script.
 #[derive(Clone)]
 pub(super) struct AdmitReply {
     /// Of these claims only.
     pub(super) admission: Admission,
-    /// Every counter of theirs that a reservation is judged by, and where it was charged, if that was asked.
+    /// Every counter of the reservation, and its charges, if they were requested.
     pub(super) charges: Vec<Charge>,
     /// [`OtherPartitions::statuses`] of then, if the request was admitted before.
     pub(super) statuses: Vec<u8>,
@@ -49,7 +49,7 @@ impl AdmitReply {
         matches!(self.admission, Admission::Decided(ClaimsDecision { allowed: true, .. }))
     }
 
-    /// What was decided, where no request was admitted before.
+    /// The decision, if no request with this id was admitted before.
     pub(super) fn into_answer(self) -> Option<ApplyResult> {
         match self.admission {
             Admission::Decided(applied) => Some(ApplyResult::Applied(applied)),

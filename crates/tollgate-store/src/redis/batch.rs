@@ -1,5 +1,5 @@
-//! Batches: calls on the fast path that arrive together are decided by one run of their script. No call waits for others:
-//! a batch is what arrived while the thread was busy with earlier calls.
+//! Batches: calls on the fast path that arrive together are decided by one run of their script. No call waits for
+//! others: a batch contains the calls that arrived while the thread was busy with earlier ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +29,7 @@ const NEAR: Duration = Duration::from_millis(20);
 /// Maximum number of waiting calls that are sorted into batches at once.
 const MOST_AT_ONCE: usize = 512;
 
-/// The ways into the batches: one for each runtime that connections live on, and one for calls from elsewhere.
+/// The queues of the batches: one for each runtime with connections, and one for calls from other threads.
 pub(super) struct Batches(Box<[mpsc::Sender<Waiting>]>);
 
 /// A call to be sent, and the channel to the caller that waits for the reply.
@@ -84,7 +84,7 @@ impl Batches {
     }
 }
 
-/// What the task that sends batches needs.
+/// The state of the task that sends batches.
 #[derive(Clone)]
 struct Sending {
     link: RedisClient,
@@ -213,7 +213,7 @@ impl Group {
 mod tests {
     use super::{super::RedisConfig, *};
 
-    /// A call that differs from another in its deadline and its time alone.
+    /// A call that differs from another only in its deadline and its time.
     fn call(script: &Arc<Script>, deadline: Instant, injected_ms: Option<u64>) -> BatchedCall {
         BatchedCall {
             script: Arc::clone(script),

@@ -1,4 +1,5 @@
-//! The way to Redis: who serves, a few connections that all calls share, a deadline, a bound on what is under way.
+//! The client of Redis: it finds the master, shares a few connections among all calls, and bounds their time and
+//! number.
 
 mod cluster;
 mod dial;
@@ -39,7 +40,7 @@ const MOST_HOPS: usize = 5;
 /// How long a request waits before it tries a slot on the move again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
-/// How to reach Redis, and what to bear. Without `Debug`, as it may hold passwords and keys.
+/// The address of Redis, and the bounds. Without `Debug`, because it may contain passwords and keys.
 #[derive(Clone)]
 pub struct RedisConfig {
     /// `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix:///path`,
@@ -56,7 +57,7 @@ pub struct RedisConfig {
     pub sentinel_password: Option<String>,
     /// Certificates for TLS; without them the system's authorities are trusted.
     pub tls: Option<RedisTls>,
-    /// What every key begins with, so that several deployments can share a server.
+    /// The prefix of every key, so that several deployments can share a server.
     pub key_prefix: String,
     /// How many connections to each server the calls of this node share. Each carries any number of calls
     /// at once, in pipelines.
@@ -69,7 +70,7 @@ pub struct RedisConfig {
     pub max_in_flight: usize,
     /// How many caller-named ledgers a partition may have.
     pub max_open_ended: u32,
-    /// How many replicas must have what a call wrote before it is answered; 0 to wait for none.
+    /// The number of replicas that must have a call's writes before it is answered; 0 for none.
     pub wait_replicas: usize,
     /// How long a call waits for them.
     pub wait: Duration,
@@ -98,10 +99,10 @@ impl RedisConfig {
 }
 
 impl RedisConfig {
-    /// Whether the URL, and what goes with it, can be read.
+    /// Whether the URL and its options are valid.
     ///
     /// # Errors
-    /// What is wrong, without anything that may be a password.
+    /// The mistake, without text that may be a password.
     pub fn check(&self) -> Result<(), String> {
         Target::of(self).and_then(|_| Dialer::of(self)).map(drop).map_err(|error| match error {
             StoreError::Refused(what) => what,
@@ -110,7 +111,7 @@ impl RedisConfig {
     }
 }
 
-/// Whether a command writes what replicas must have before it is answered, if the configuration wants that.
+/// Whether a command's writes must be on replicas before it is answered, if the configuration requires that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writes {
     /// A charge.
@@ -138,9 +139,9 @@ impl Script {
     }
 }
 
-/// The way to one Redis, Sentinel group or Redis Cluster. Concurrent calls share pipelines on a few connections,
-/// which reconnect by themselves, behind a breaker for each server. Nothing is sent twice except what the server
-/// said it did not run: a script it does not know, a redirection, a slot on the move. Clones share everything.
+/// The client of one Redis, Sentinel group or Redis Cluster. Concurrent calls share pipelines on a few connections,
+/// which reconnect by themselves, with a breaker for each server. Nothing is sent twice except commands that the server
+/// says it did not run: an unknown script, a redirection, a slot that is being moved. Clones share everything.
 ///
 /// Every answer or error comes within the deadline.
 #[derive(Clone)]
@@ -156,21 +157,21 @@ struct Shared {
     config: RedisConfig,
 }
 
-/// Who serves.
+/// The current server or servers.
 enum Route {
     Single(Arc<Node>),
     Sentinel(Sentinels),
     Cluster(Cluster),
 }
 
-/// What a link has seen, for metrics.
+/// The state of a client, for metrics.
 #[derive(Clone, Debug)]
 pub struct RedisClientStatus {
     /// How often each fault was met since the start.
     pub faults: Vec<(Fault, u64)>,
     /// How many servers the link talks to.
     pub servers: usize,
-    /// How many of them are left alone because they did not answer.
+    /// The number of them whose breaker is open.
     pub resting: usize,
     /// How many connections to them are up.
     pub connections: usize,
@@ -201,7 +202,7 @@ impl RedisClient {
         Ok(Self(Arc::new(Shared { route, in_flight, faults, unreadable, probe, dialer, config })))
     }
 
-    /// What every key begins with.
+    /// The prefix of every key.
     pub(crate) fn key_prefix(&self) -> &str {
         &self.0.config.key_prefix
     }
@@ -226,7 +227,7 @@ impl RedisClient {
         self.0.config.max_in_flight - self.0.in_flight.available_permits()
     }
 
-    /// What the link has seen.
+    /// The state of the client.
     pub fn status(&self) -> RedisClientStatus {
         let nodes = self.0.nodes();
         RedisClientStatus {
@@ -252,12 +253,12 @@ impl RedisClient {
         self.0.permit()
     }
 
-    /// Counts a fault that a script told of, and does what it asks for.
+    /// Counts a fault that a script reported, and starts its remedy.
     pub(super) fn met(&self, failure: &Failure) {
         self.0.met(failure);
     }
 
-    /// Logs that a call with these keys failed on what they hold.
+    /// Logs that a call failed because of the values of these keys.
     pub(crate) fn log_unreadable(&self, keys: &[&[String]], error: &str) {
         self.0.unreadable.write(keys.iter().copied().flatten().map(String::as_bytes), error);
     }
@@ -300,7 +301,7 @@ impl RedisClient {
     ) -> Result<Value, Failure> {
         let mut sent = command("EVALSHA", &script.sha);
         let mut result = self.0.send(&sent, writes, deadline).await;
-        // The server says that it ran nothing, so this cannot charge twice.
+        // The server says that it did not run the command, so this cannot charge twice.
         if matches!(&result, Err(failure) if failure.fault == Fault::NoScript) {
             sent = command("EVAL", &script.code);
             result = self.0.send(&sent, writes, deadline).await;
@@ -313,7 +314,7 @@ impl RedisClient {
         result
     }
 
-    /// A connection of its own that hears what is published on `channel` from now on, until it breaks.
+    /// A separate connection that receives messages published on `channel` from now on, until it breaks.
     pub async fn subscribe(&self, channel: &str) -> Result<PubSub, StoreError> {
         let deadline = self.deadline();
         let mut command = redis::cmd("SUBSCRIBE");
@@ -381,7 +382,7 @@ impl Shared {
         Err(Failure::new(Fault::Moved, "the cluster sends the request from node to node"))
     }
 
-    /// Counts a fault and does what it asks for besides an answer.
+    /// Counts a fault and starts its remedy.
     fn met(&self, failure: &Failure) {
         if let Some(at) = Fault::ALL.iter().position(|fault| *fault == failure.fault) {
             self.faults[at].fetch_add(1, Ordering::Relaxed);
@@ -390,8 +391,8 @@ impl Shared {
             return;
         }
         if failure.fault == Fault::ReadOnly {
-            // A name may lead to another server by now. And what a replica answers is not to be believed: a connection to
-            // one is not used.
+            // The name may lead to another server by now. Answers of a replica may be stale, so a connection to one is
+            // not used.
             for node in self.nodes() {
                 node.reconnect();
             }
@@ -414,7 +415,7 @@ fn keys_of(command: &Cmd) -> impl Iterator<Item = &[u8]> {
     arguments.take(number.unwrap_or(0))
 }
 
-/// The first key of a command: behind the number of keys for a script, else the first argument.
+/// The first key of a command: after the number of keys for a script, otherwise the first argument.
 fn key_of(command: &Cmd) -> Option<&[u8]> {
     let argument = |at| match command.args_iter().nth(at) {
         Some(Arg::Simple(bytes)) => Some(bytes),

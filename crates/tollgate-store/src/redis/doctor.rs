@@ -1,4 +1,4 @@
-//! Looks at a Redis from the outside: whether it can do what a node asks of it, and what will hurt later.
+//! Examines a Redis: whether it can do what a node needs, and which of its settings will cause trouble.
 
 mod reach;
 mod rights;
@@ -28,11 +28,12 @@ pub struct Finding {
     pub server: String,
     /// How good it is.
     pub verdict: Severity,
-    /// What was found, and, if it is not good, what to do.
+    /// The finding, and its remedy if there is a problem.
     pub text: String,
 }
 
-/// Examines every master behind `config`, all at once, within 8 seconds. Keys it writes are its own and live for a second.
+/// Examines every master of `config`, all at once, within 8 seconds. It writes only keys of its own, which live for a
+/// second.
 pub async fn examine(config: &RedisConfig) -> Vec<Finding> {
     let until = Instant::now() + IN_ALL;
     let dialer = match Dialer::of(config) {
@@ -86,7 +87,7 @@ impl<'a> Server<'a> {
     }
 
     async fn examine(&mut self, info: &ConnectionInfo) {
-        // Nothing else is asked of what cannot be reached, is no Redis, or does not answer.
+        // If a server cannot be reached, is no Redis, or does not answer, the other checks are skipped.
         match reach::reach(info, &self.dialer).await {
             Ok(connection) => {
                 self.say(Severity::Ok, "connection: answers");
@@ -270,7 +271,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// What only an administrator may read; a node's own user is not allowed to, which is as it should be.
+    /// Settings that only an administrator may read. A node's own user should not have this right.
     async fn check_settings(&mut self, connection: &mut MultiplexedConnection) {
         let mut get = async |name: &str| match ask(connection, Cmd::new().arg("CONFIG").arg("GET").arg(name)).await {
             Ok(Value::Array(pair)) => match pair.into_iter().nth(1) {

@@ -22,7 +22,8 @@ use super::{
     wire::{Request, Row, Validity, put, window_of},
 };
 
-/// Entries of a log that stand in its fields: the pending group without the latest, and the group of the oldest.
+/// The entries of a log that are in its fields: the pending group without the latest entry, and the group of the
+/// oldest.
 const ENTRIES_IN_FIELDS: usize = 2 * GROUP - 1;
 /// Maximum number of entries that leave a log on the fast path; the general script is faster when more do.
 const MOST_LEAVING: usize = 8;
@@ -33,7 +34,7 @@ const MOST_WINDOWS: usize = 4;
 const MOST_ROWS: usize = 8;
 const MOST_GUARDS: usize = 4;
 
-/// What the text of the script depends on.
+/// The values that determine the text of the script.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Form {
     /// Per window that is charged its ledger, its kind, and its number of units.
@@ -116,7 +117,7 @@ impl FastPathRequest {
 
 /// The scripts, one for each form that was met.
 pub(super) struct FastPathScripts {
-    /// What stands in front of the fast path.
+    /// The part before the fast path.
     front: String,
     /// The general script, which decides where the fast path cannot.
     apply: String,
@@ -148,7 +149,7 @@ impl FastPathScripts {
     }
 }
 
-/// What the template asks for.
+/// The values that the template needs.
 #[derive(Serialize)]
 struct Context<'a> {
     ledgers: Vec<Ledger>,
@@ -166,7 +167,7 @@ struct Context<'a> {
     apply_at: usize,
     /// The general script.
     apply: &'a str,
-    /// What makes plain text of errors.
+    /// The part that makes plain text of errors.
     plain: &'a str,
     #[serde(rename = "MOST_LEAVING")]
     most_leaving: usize,
@@ -181,9 +182,9 @@ struct Ledger {
     fields_at: usize,
     /// Where the fields end, as long as costs take two bytes each.
     usual_end: usize,
-    /// How long what stands behind them is.
+    /// The length of the parts after them.
     statics_format: usize,
-    /// The format of what stands in front of the fields.
+    /// The format of the part before the fields.
     front: String,
 }
 
@@ -230,7 +231,7 @@ impl Window {
         size_of(LOG_FIELDS) + columns + if self.sliding { columns + ENTRIES_IN_FIELDS * entry } else { 0 }
     }
 
-    /// A format that reads of the statics what the fast path needs: a sliding log's ring and format of an entry.
+    /// A format that reads the statics that the fast path needs: a sliding log's ring and its entry format.
     fn reads(&self) -> String {
         let columns = "x".repeat(size_of(COLUMN) * self.rows.len());
         if self.sliding {

@@ -68,7 +68,7 @@ constants! {
     LINE: &str = "I4";
     /// How many bytes of a value are read at first: the header of two windows usually takes no more.
     HEADER_READ: usize = 400;
-    /// No value is as large; what claims to be is refused.
+    /// No value is as large; larger ones are refused as corrupt.
     MAX_VALUE_BYTES: usize = 1 << 20;
     /// Rings of this capacity and more shrink ...
     SHRINK_FROM: usize = 64;
@@ -79,7 +79,7 @@ constants! {
     /// ... and so many ms, so that most calls need not renew its life.
     LIFE_MORE: u64 = 1_000;
 
-    // What is asked and answered.
+    // Requests and replies.
 
     /// A request: mode, start and end of the time in which it may be decided. Its [`ROW`]s follow.
     REQUEST: &str = "BI6I6";
@@ -100,10 +100,11 @@ constants! {
     RECORD_VERSION: u8 = 1;
     /// The largest record.
     MAX_RECORD_BYTES: usize = 65_536;
-    /// What a record begins with: `4 * version + state`, from when and for how long it counts.
+    /// The first bytes of a record: `4 * version + state`, since when and how long it is valid.
     RECORD: &str = "BI6I4";
-    /// What a call leaves behind: whether a reservation, its id and time to live; whether a request, its digest, for how
-    /// long, the claims' fingerprint; whether to say where it was charged; number of scopes of slots. [`SLOT_ROW`]s follow.
+    /// The records of a call: whether a reservation, its id and time to live; whether a request, its digest, its time
+    /// to live, the claims' fingerprint; whether to return the charges; number of scopes of slots. [`SLOT_ROW`]s
+    /// follow.
     ADMISSION: &str = "Bc16I4Bc16I4c8BB";
     /// A claim on slots: scope, cost, limit.
     SLOT_ROW: &str = "BI7I7";
@@ -144,13 +145,13 @@ pub(crate) const fn entry_format_bytes(columns: usize) -> usize {
     1 + ENTRY.len() + 2 * columns
 }
 
-/// What a log of a calendar has in place of an entry's format.
+/// A calendar's log has this instead of an entry format.
 pub(crate) const NO_ENTRIES: &str = "-";
 
 /// In the array `h` of a counter that was read: the statics, the fields' format and offset, until when the key lives.
 const COUNTER: [&str; 4] = ["STATICS", "FIELDS_FORMAT", "FIELDS_AT", "LIVES_UNTIL"];
 
-/// In the array `g` of the statics: the first log's, behind their number.
+/// In the array `g` of the statics: the index of the first log, after their number.
 const FIRST_LOG: usize = 2;
 
 /// The statics of a log, from `g[s]` on. Per column its unit and width follow.

@@ -1,5 +1,5 @@
-//! What crosses the wire to `lua/look.lua`, `close.lua`, `refund.lua` and `extend.lua` and back, and how a reservation is
-//! written down. The layouts are stated there; what the scripts only keep is stated here.
+//! Requests of `lua/look.lua`, `close.lua`, `refund.lua` and `extend.lua`, their replies, and the layout of
+//! reservations. Layouts that scripts read are described there; those that scripts only store are described here.
 
 use smallvec::SmallVec;
 use tollgate_core::{
@@ -21,7 +21,7 @@ const SLOTS_KEY: &str = "s";
 const RESERVATION_KEY: &str = "r";
 const REQUEST_KEY: &str = "q";
 
-/// What the other parts of a call did, each in a slot of its own.
+/// The results of the other parts of a call, each in a slot of its own.
 #[derive(Default)]
 pub(super) struct OtherPartitions {
     /// Where they were charged.
@@ -47,11 +47,11 @@ pub(super) fn slots_key(prefix: &str, scope: &LedgerKey) -> String {
     key_in(prefix, scope.partition, SLOTS_KEY, &scope.scope_bytes())
 }
 
-/// What a reservation's record begins with: number of ledgers u8, the ledgers; number of rows u8, and for each of
-/// the script's rows whether it is a counter of the reservation u8 and, if so, ledger u8, kind u8, id u32, unit
-/// u32; number of charges in other slots u8, the charges as refund.lua has them; number of scopes of slots u8, the
-/// scopes; length of the metadata u16, the metadata. A ledger or scope is a u8, 1 if its partition of 12 bytes follows, as it
-/// is not the record's own, and its 8 bytes. Behind it the script writes, for each row, where and how much was charged.
+/// The first part of a reservation's record: number of ledgers u8, the ledgers; number of rows u8, and for each of the
+/// script's rows whether it is a counter of the reservation u8 and, if so, ledger u8, kind u8, id u32, unit u32; number
+/// of charges in other slots u8, the charges in the layout of refund.lua; number of scopes of slots u8, the scopes;
+/// length of the metadata u16, the metadata. A ledger or scope is a u8, 1 if its partition of 12 bytes follows because
+/// it is not the record's own, and its 8 bytes. After it the script appends the place and amount of each row's charge.
 pub(super) fn write_body(
     home: Partition,
     claims: &[Claim],
@@ -222,7 +222,7 @@ pub(super) fn read_closure(bytes: &[u8]) -> Result<CloseResult, StoreError> {
     .ok_or_else(unreadable)
 }
 
-/// Reads how a reservation was closed: what closed.lua wrote, and behind it what [`Close`] gave it.
+/// Reads how a reservation was closed: the part written by closed.lua, followed by the part given by [`Close`].
 fn read_closed(mut rest: &[u8]) -> Option<ClosedReservation> {
     let rest = &mut rest;
     let (at, refunds) = (take(rest, 6)?, take(rest, 1)?);
@@ -238,21 +238,21 @@ fn read_closed(mut rest: &[u8]) -> Option<ClosedReservation> {
     Some(ClosedReservation { at: Timestamp::from_ms(at), digest, refunded, metadata: (*rest).into() })
 }
 
-/// What was given back in other slots: for each refund there its place among all of them, and how much.
+/// The refunds in other slots: for each its index among all refunds, and the amount.
 pub(super) type Returned = Vec<(usize, Amount)>;
 
 /// One call of the closing script.
 pub(super) struct Close {
     debts: Request,
-    /// The ledgers of refunds alone, the scopes of slots, the record.
+    /// The ledgers of refunds only, the scopes of slots, the record.
     more_keys: Vec<String>,
     refunds: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl Close {
-    /// `elsewhere` is in the order of the places, and not among the closing's own refunds. The script keeps, behind
-    /// the digest: number of them u8, for each its place u8 and amount u56; the metadata.
+    /// `elsewhere` is in the order of the indexes, and not among the closing's own refunds. The script stores, after
+    /// the digest: their number u8, for each its index u8 and amount u56; the metadata.
     pub(super) fn new(
         prefix: &str,
         home: Partition,

@@ -2,7 +2,7 @@
 
 use super::{Script, fast_path::FastPathScripts, templates::part};
 
-// The scripts of a store, each of parts that are put one behind the other.
+// The scripts of a store, each composed of consecutive parts.
 const APPLY: &[&str] = &["ledger.lua", "apply.lua", "answer.lua"];
 const ADMIT: &[&str] =
     &["block.lua", "ledger.lua", "record.lua", "slots.lua", "admit.lua", "apply.lua", "admitted.lua"];
@@ -21,7 +21,7 @@ pub(crate) fn script(name: &str) -> Script {
     Script::new(part(name).to_owned())
 }
 
-/// The scripts of a store of counters, behind the clock that goes in front.
+/// The scripts of a store of counters; the clock is their first part.
 pub(super) struct Scripts {
     pub(super) fast_path: FastPathScripts,
     pub(super) apply: Script,
@@ -59,7 +59,7 @@ fn guarded(clock: &str, code: &str) -> String {
 mod tests {
     use super::{super::templates::PARTS, *};
 
-    /// Tried by putting `block.lua` behind `apply.lua`, and a part without the two lines.
+    /// Tried by putting `block.lua` after `apply.lua`, and a part without the two lines.
     #[test]
     fn a_part_stands_behind_the_parts_that_it_uses() {
         let decide = [&["block.lua"], APPLY].concat();

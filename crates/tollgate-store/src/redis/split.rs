@@ -1,13 +1,13 @@
 //! Calls over several slots of a Redis Cluster, where one script reaches only one of them. A **part** is the claims
 //! of one partition.
 //!
-//! All parts are looked at first, and if one has no room the call is refused and nothing was charged. Then the others
-//! are charged, and the home last: it is the commit point. Of calls that race for the last room, some are refused
-//! after another part was charged; what was charged there is given back. Only what a node that dies in between has
-//! charged, or one that cannot reach the part any more, stays for its window, on the safe side of the limit.
+//! All parts are checked first; if one has no capacity the call is refused and nothing was charged. Then the others are
+//! charged, and the home last: it is the commit point. Of calls that compete for the last capacity, some are refused
+//! after another part was charged; that charge is given back. Only charges of a node that dies in between, or that
+//! cannot reach the part any more, stay for their window, which is the safe side of the limit.
 //!
-//! Of a reservation, each part leaves a record of its own in its partition, under the one id, so that each is closed
-//! once. That of the home names them all, and is closed last: whoever repeats an end completes it ([`end`]).
+//! For a reservation, each part writes a record in its partition, under the same id, so that each is closed once. The
+//! record of the home names all of them and is closed last: a client that repeats an end completes it ([`end`]).
 
 mod end;
 
@@ -34,10 +34,10 @@ use super::{
     wire::{put_status, read_status, unreadable},
 };
 
-/// What could not be given back because it never reached the server is tried again after so long.
+/// The delay before refunds that did not reach the server are tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// The claims of one partition, and where each stands in the call.
+/// The claims of one partition, and their indexes in the call.
 struct Part {
     partition: Partition,
     claims: Vec<Claim>,
@@ -162,7 +162,7 @@ impl Call {
             Admission::Decided(ClaimsDecision { allowed: true, .. }) => {}
             refused => return self.or_replay(refused).await,
         }
-        // A caller that loses patience must not leave the call half done, so it goes on without it.
+        // A caller that gives up must not leave the call incomplete, so the call continues without it.
         let deadline = self.bounds.deadline;
         match timeout_at(deadline, tokio::spawn(self.charge(looked, last))).await {
             Ok(Ok(decided)) => decided,
@@ -192,7 +192,7 @@ impl Call {
         self.refusal(made, last, (looked, looked_last), is_back).await
     }
 
-    /// A refusal, unless the request was admitted in the meantime: then its answer stands.
+    /// A refusal, unless the request was admitted in the meantime: then the answer of that admission counts.
     async fn or_replay(&self, refused: Admission) -> Result<Admission, StoreError> {
         if self.request.is_some() && matches!(refused, Admission::Decided(_)) {
             let said = self.admit_home(Mode::Peek, &OtherPartitions::default()).await?;
@@ -203,7 +203,7 @@ impl Call {
         Ok(refused)
     }
 
-    /// What is answered instead of an admission; `is_back` is whether nothing is charged any more.
+    /// The answer in place of an admission; `is_back` says whether nothing is charged any more.
     async fn refusal(
         &self,
         made: Vec<Result<AdmitReply, StoreError>>,
@@ -225,7 +225,8 @@ impl Call {
         {
             return self.whole(Vec::new(), said.clone());
         }
-        // Others were faster. Who refused has spoken; the rest is as it is now that it was given back.
+        // Another call was faster. The refusing part keeps its status; the statuses of the others are read again after
+        // their charges were given back.
         let mut answers = looked;
         answers.extend(looked_last.into_answer());
         let now = self.parts().zip(&mut answers).zip(made.iter().map(Some).chain([last.as_ref()]));
@@ -324,7 +325,7 @@ impl Call {
         self.store.ask(ask, self.bounds.deadline).await
     }
 
-    /// What the records of the home say of the other parts.
+    /// The data about other parts in the records of the home.
     fn elsewhere(&self, made: &[AdmitReply]) -> OtherPartitions {
         let mut elsewhere = OtherPartitions::default();
         for (part, said) in self.others.iter().zip(made) {

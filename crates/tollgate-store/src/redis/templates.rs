@@ -20,7 +20,7 @@ pub(super) const PARTS: [(&str, &str); 23] = files!(
 /// Parts that are rendered for each form of call, and their macros.
 const TEMPLATES: [(&str, &str); 3] = files!("fast_path.lua.jinja" "fast_path_steps.lua.jinja" "together.lua.jinja");
 
-/// What all parts are rendered in.
+/// The environment in which all parts are rendered.
 #[expect(clippy::expect_used, reason = "the files are part of the program, and a test renders each")]
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();

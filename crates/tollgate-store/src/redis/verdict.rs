@@ -1,4 +1,4 @@
-//! How good what was found of a server is.
+//! The severity of a finding about a server.
 
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

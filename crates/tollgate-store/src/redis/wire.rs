@@ -1,4 +1,4 @@
-//! What crosses the wire to `lua/apply.lua` and `lua/admit.lua` and back. The layouts are stated there.
+//! Requests of `lua/apply.lua` and `lua/admit.lua`, and their replies. Their layouts are described there.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use redis::{Cmd, Value};
@@ -15,7 +15,7 @@ use super::layout::{CALENDAR, NEVER, REQUEST, ROW, SLIDING, size_of};
 
 /// The key of the names of a partition's caller-named ledgers.
 const PLACES_KEY: &str = "o";
-/// What is said of a reply that is none of the script's.
+/// The error for a reply that the script cannot have sent.
 pub(super) const UNREADABLE: &str = "the script's reply cannot be read";
 
 /// The keys and the packed claims of one decision.
@@ -28,7 +28,7 @@ pub(super) struct Request {
     pub(super) on_slots: SmallVec<[usize; 2]>,
 }
 
-/// Where a claim's row stands, and which earlier row charges the same counter.
+/// The index of a claim's row, and of an earlier row with the same counter.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     pub(super) claim: usize,
@@ -107,7 +107,7 @@ impl Request {
         for row in &self.rows {
             let mut status = read_status(rest).ok_or_else(unreadable)?;
             if let Some(first) = row.same_as {
-                // Only the first row of a counter carries what was charged there.
+                // Only the first row of a counter has the charged amount.
                 let ClaimStatus { used, resets_at, .. } = statuses[self.rows[first].claim];
                 status = ClaimStatus { used, resets_at, ..status };
             }
@@ -225,7 +225,7 @@ pub(super) fn ledger_key(prefix: &str, ledger: &LedgerKey) -> String {
     key_in(prefix, ledger.partition, "", &ledger.scope_bytes())
 }
 
-/// A key in a partition: `kind` tells what it is of from the ledgers, which have none.
+/// A key in a partition: `kind` distinguishes it from keys of ledgers, which have none.
 pub(super) fn key_in(prefix: &str, partition: Partition, kind: &str, name: &[u8]) -> String {
     let mut key = String::with_capacity(prefix.len() + 41);
     key.push_str(prefix);

@@ -8,8 +8,8 @@ use tollgate_core::claim::Partition;
 
 use super::{MAX_REFUSALS, Refusal, RefusalFuture, RefusalLog};
 
-/// A log in memory, gone with the process. When it has as many accounts as it takes, the one that was refused
-/// longest ago is forgotten.
+/// A log in memory, which is lost when the process ends. At its maximum number of accounts, it forgets the account with
+/// the oldest last refusal.
 pub struct MemoryRefusals {
     max_accounts: usize,
     /// The account that was refused last comes last.

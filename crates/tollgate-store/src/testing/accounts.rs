@@ -1,4 +1,4 @@
-//! What every store of accounts must do: generated sequences, played on all of them side by side, and what
+//! The requirements for every store of accounts: generated sequences, played on all of them in parallel, and cases that
 //! sequences do not reach.
 
 use std::{
@@ -20,7 +20,7 @@ use crate::accounts::{
 };
 
 const DOMAINS: [&str; 2] = ["shop", "other"];
-/// The second has what must not be taken for a part of a key's name.
+/// The second contains characters that must not be confused with a part of a key's name.
 const ACCOUNTS: [&str; 3] = ["acme", "a}{b:\"c\n", "zoë"];
 const REMEMBER: Duration = Duration::from_hours(1);
 
@@ -30,7 +30,7 @@ pub struct Step {
     domain: usize,
     account: usize,
     what: What,
-    /// Whether it is made upon what was read before the account's latest change.
+    /// Whether the change is based on a version before the account's latest change.
     outdated: bool,
     event: Option<u8>,
 }
@@ -59,7 +59,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// A record as the tests make them: `number` tells versions and secrets apart.
+/// A record for tests: `number` distinguishes versions and secrets.
 fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: What, number: u64) -> Option<AccountRecord> {
     let now = Timestamp::from_ms(1_740_960_000_000 + number);
     let mut record = before.cloned().unwrap_or_else(|| AccountRecord {
@@ -125,12 +125,12 @@ fn key(number: u64, now: Timestamp) -> KeyRecord {
     }
 }
 
-/// Plays `steps` on every store, and compares what each says with a plain list of what should be there.
+/// Plays `steps` on every store, and compares each answer with a plain list of the expected contents.
 ///
 /// # Panics
 /// Where a store differs.
 pub async fn play(stores: &[&dyn AccountStore], steps: &[Step]) {
-    // What is there, and what was there before the latest change.
+    // The current record, and the one before the latest change.
     let mut truth: BTreeMap<(usize, usize), (Option<AccountRecord>, Option<AccountRecord>)> = BTreeMap::new();
     let mut events = BTreeSet::new();
     let mut feeds = Vec::new();
@@ -255,7 +255,7 @@ pub async fn nothing_is_lost(stores: &[Arc<dyn AccountStore>]) {
     nothing_else_is_usable(stores[0].as_ref(), 32).await;
 }
 
-/// Adds a key, as often as somebody else was faster. Whether it was added.
+/// Adds a key, and repeats this while other changes are faster. Returns whether it was added.
 async fn add_key(store: Arc<dyn AccountStore>, domain: &str, id: &str, writer: u64, event: Option<&str>) -> bool {
     loop {
         let before = store.load(domain, id).await.expect("read").expect("it is there");

@@ -55,7 +55,7 @@ pub struct ClaimSpec {
 #[derive(Clone, Copy, Debug)]
 enum WindowSpec {
     Sliding(u64),
-    /// Periods of this many milliseconds; `late` ones are of a node whose clock is behind.
+    /// Periods of this many milliseconds; `late` ones are those of a node whose clock is behind.
     Calendar {
         ms: u64,
         late: bool,
@@ -110,9 +110,9 @@ pub enum Placement {
     Slots,
 }
 
-/// Plays `steps` on the specification and on `others`, which take turns and so stand for several nodes on
-/// one set of counters, and compares every answer. Returns the most that the first claim of a call had used,
-/// so that a suite can make sure that it got anywhere.
+/// Plays `steps` on the specification and on `others`, which take turns like several nodes on one set of counters, and
+/// compares every answer. Returns the highest usage of the first claim of a call, so that a suite can check that the
+/// sequence had an effect.
 ///
 /// # Panics
 /// On the first difference.
@@ -127,8 +127,8 @@ pub async fn compare(
 }
 
 /// Plays `steps` on all of `references`, each of which decides one call after the other, and on `others`, which take
-/// turns. Compares every answer, and calls `after_step` with a description of each step that is done. Returns what
-/// [`compare`] returns.
+/// turns. Compares every answer, and calls `after_step` with a description of each step. Returns the result of
+/// [`compare`].
 ///
 /// # Panics
 /// On the first difference.
@@ -234,9 +234,9 @@ pub async fn play(
     most_used
 }
 
-/// A store in slots knows that a call repeats another one when it has asked the home, and looks at the other parts at the
-/// same time. To look at a counter changes it where the clock went back: entries dated later count as of now, for good. So
-/// the specification, which asks the home alone, looks at them too.
+/// A store over several slots learns that a call repeats another one from the home, and reads the other parts at the
+/// same time. Reading a counter changes it if the clock went back: later-dated entries count as of now from then on. So
+/// the specification, which asks only the home, reads them too.
 async fn look_besides(specification: &dyn Store, home: Partition, claims: &[Claim], now: Timestamp) {
     if !outside_period(claims, now) {
         let mut others = claims.to_vec();
@@ -245,7 +245,7 @@ async fn look_besides(specification: &dyn Store, home: Partition, claims: &[Clai
     }
 }
 
-/// Closes a reservation by what the store itself said of it.
+/// Closes a reservation with the data that the store itself returned.
 async fn end(
     store: &dyn Store,
     (home, id): (Partition, ReservationId),
@@ -306,8 +306,8 @@ fn place_of(charge: &Charge) -> (LedgerKey, tollgate_core::window::WindowId, Uni
     (charge.ledger, charge.window, charge.unit)
 }
 
-/// Short sequences of everything: windows from 1 ms to 31 days, calendars, several scopes, units and limits
-/// at once, costs up to 2^53 - 1, every mode and effect, and a clock that goes both ways.
+/// Short sequences of all operations: windows from 1 ms to 31 days, calendars, several scopes, units and limits at
+/// once, costs up to 2^53 - 1, every mode and effect, and a clock that goes forward and back.
 pub fn mixed() -> impl Strategy<Value = Vec<Step>> {
     mixed_in(CLOSED_SCOPES)
 }
@@ -330,8 +330,8 @@ fn mixed_in(scopes: u8) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
-/// Sequences of reservations on one account: few counters, so that refunds meet shared and coalesced entries,
-/// expired ones, other reservations' slots, and a clock that goes both ways.
+/// Sequences of reservations on one account: few counters, so that refunds concern shared and coalesced entries,
+/// expired ones, and other reservations' slots, and a clock that goes forward and back.
 pub fn reserved() -> impl Strategy<Value = Vec<Step>> {
     let claims = |slots: bool, tokens: u64, limit: u64, window: u64| {
         let claim = |unit, window, cost, limit| ClaimSpec {
@@ -443,10 +443,11 @@ pub fn paced() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-/// Calls that come at the same moment and go to a store together: of several forms, on few counters and on many, on some
-/// that are not there yet and some that no place is left for, with and without room, more of them than go at once, a
-/// moment apart from the next or long, with a clock that goes both ways. A store may decide calls of the same moment in
-/// any order; these come in one that leaves no choice: those of a form side by side, and so those of a counter.
+/// Calls that arrive at the same moment and go to a store together: of several forms, on few counters and on many, on
+/// new ones and on some beyond the cap, with and without capacity, more of them than one batch takes, a short or a long
+/// time before the next, with a clock that goes forward and back. A store may decide calls of the same moment in any
+/// order; these are ordered so that the result does not depend on it: calls of one form, and so of one counter, are
+/// consecutive.
 pub fn together() -> impl Strategy<Value = Vec<Step>> {
     let windows = prop::sample::select(vec![
         [WindowSpec::Sliding(1_000), WindowSpec::Sliding(20)],

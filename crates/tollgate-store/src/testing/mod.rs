@@ -1,5 +1,5 @@
-//! What tests of stores share: the conformance suite, and Redis servers of their own. Compiled only
-//! with the feature `testing`.
+//! Shared by tests of stores: the conformance suite, and private Redis servers. Compiled only with the feature
+//! `testing`.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "test code: to stop at the first surprise is what it is for")]
 

@@ -1,4 +1,4 @@
-//! Properties: what must be so of every generated input.
+//! Properties: conditions that hold for every generated input.
 
 use std::{cell::Cell, fmt};
 
@@ -10,8 +10,8 @@ use proptest::{
 /// Shrinking a failure plays the whole input again each time.
 const MOST_SHRINKS: u32 = 400;
 
-/// Checks `property` on `cases` inputs, and gives it a number with each that no other has. A failure says by which seed it comes again, `PROPTEST_RNG_SEED` in the
-/// environment. `TOLLGATE_TEST_FACTOR=10` there has ten times as many inputs played.
+/// Checks `property` on `cases` inputs, each with a unique number. A failure names its seed, for `PROPTEST_RNG_SEED` in
+/// the environment. `TOLLGATE_TEST_FACTOR=10` there plays ten times as many inputs.
 ///
 /// # Panics
 /// On the smallest input for which the property does not hold.

@@ -16,10 +16,10 @@ pub fn patient(url: String) -> RedisConfig {
     RedisConfig { deadline: PATIENCE, ..RedisConfig::new(url) }
 }
 
-/// How long tests wait for what must come. Long, as it is the time of a machine that others use too.
+/// How long tests wait for an expected event. It is long, because other work may share the machine.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What can be started as a Redis server.
+/// The programs that can be started as a Redis server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// The `redis-server` that is installed.
@@ -46,8 +46,7 @@ impl Program {
     }
 }
 
-/// A Redis server of the test's own: on a free loopback port, with a temporary folder, gone when
-/// dropped.
+/// A private Redis server: on a free loopback port, with a temporary folder, ended when dropped.
 pub struct RedisServer {
     program: Program,
     child: Child,
@@ -92,7 +91,7 @@ impl RedisServer {
         Self::try_start(Program::Installed, port, &[]).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A loopback port that nobody listens on.
+    /// A loopback port without a listener.
     ///
     /// # Panics
     /// When there is none.
@@ -121,10 +120,10 @@ impl RedisServer {
         self.folder.path()
     }
 
-    /// A blocking connection for looking behind the store's back.
+    /// A blocking connection for reading and changing data without the store.
     ///
     /// # Panics
-    /// When the server is gone.
+    /// If the server has ended.
     pub fn connection(&self) -> redis::Connection {
         redis::Client::open(self.url()).and_then(|client| client.get_connection()).expect("the server answers")
     }
@@ -132,15 +131,15 @@ impl RedisServer {
     /// Runs a command, such as `"CONFIG SET maxmemory 1"`, and returns its reply.
     ///
     /// # Panics
-    /// When the server is gone or refuses.
+    /// If the server has ended or refuses the connection.
     pub fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
         self.try_run(command).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    /// The same, for a server that may be gone, and for one that takes part in a failover, which ends connections.
+    /// The same for a server that may have ended, or that takes part in a failover, which closes connections.
     ///
     /// # Errors
-    /// When the server is gone, refuses, or ends the connection.
+    /// If the server has ended, refuses, or closes the connection.
     pub fn try_run<T: redis::FromRedisValue>(&self, command: &str) -> redis::RedisResult<T> {
         let mut words = redis::Cmd::new();
         command.split(' ').for_each(|word| {
@@ -186,7 +185,7 @@ impl RedisServer {
     /// Stops the server as it is, as a stalled machine does; [`RedisServer::resume`] lets it go on.
     ///
     /// # Panics
-    /// When the server is gone.
+    /// If the server has ended.
     pub fn pause(&self) {
         self.signal("STOP");
     }
@@ -194,7 +193,7 @@ impl RedisServer {
     /// Lets a paused server go on.
     ///
     /// # Panics
-    /// When the server is gone.
+    /// If the server has ended.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -202,7 +201,7 @@ impl RedisServer {
     /// Sets the clock of [`Program::OwnClock`] to so many seconds after the real one, or before.
     ///
     /// # Panics
-    /// When the server's folder is gone.
+    /// If the server's folder is missing.
     pub fn set_clock(&self, ahead_s: i64) {
         set_clock(self.folder.path(), ahead_s);
     }

@@ -1,4 +1,4 @@
-//! What two Redis servers store, compared byte by byte: the fast path must leave what the general script leaves.
+//! The stored bytes of two Redis servers, compared: the fast path must store the same as the general script.
 
 use redis::Connection;
 
@@ -18,7 +18,7 @@ for _, key in ipairs(keys) do
 end
 return found";
 
-/// What the servers of the fast path and of the general script store.
+/// The stored values of the servers of the fast path and of the general script.
 pub struct StoredValues {
     fast: Connection,
     general: Connection,
@@ -62,9 +62,10 @@ fn read_all(redis: &mut Connection, prefix: &str) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// Overwrites with zeros the one part of a counter's value that may differ: in each sliding log, the header's copy of the
-/// group of the oldest entry, while that group is the pending one or the log is empty. Nobody reads the copy then, and
-/// each path leaves in it what it read last: the fast path the last group that it passed, the general script an older one.
+/// Overwrites with zeros the one part of a counter's value that may differ: in each sliding log, the header's copy of
+/// the oldest entry's group, while that group is the pending one or the log is empty. The copy is not read then, and
+/// each path leaves the group there that it read last: the fast path the last group that it passed, the general script
+/// an older one.
 fn clear_unused_group(value: &mut [u8]) {
     let number = |at: usize, size: usize| {
         value[at..at + size].iter().rev().fold(0, |sum: usize, byte| sum << 8 | usize::from(*byte))

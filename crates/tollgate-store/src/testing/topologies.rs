@@ -1,4 +1,4 @@
-//! Redis as production runs it: a cluster, a group under sentinels, a server behind TLS and an ACL.
+//! Redis as in production: a cluster, a group with sentinels, a server with TLS and an ACL.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use rcgen::{
 use super::{PATIENCE, Program, RedisServer, patient};
 use crate::redis::{RedisConfig, RedisTls};
 
-/// The rights of a node, and no more: the line of `docs/operations.md`, with the user and the rules apart.
+/// Exactly the rights of a node: the line of `docs/operations.md`, with the user and the rules separately.
 pub const ACL: &str = include_str!("../../../../deploy/redis/tollgate.acl");
 
 const PASSWORD: &str = "a-password-for-tests";
@@ -24,7 +24,7 @@ fn rights() -> String {
     line.replace("<PASSWORD>", PASSWORD)
 }
 
-/// The options of a server that knows the user of [`ACL`], besides the one that may do everything.
+/// The options of a server that has the user of [`ACL`], besides the default user with all rights.
 fn start_with_user(program: Program, options: &[&str]) -> RedisServer {
     let user = rights();
     let user = std::iter::once("--user").chain(user.split(' ').skip(1));
@@ -51,7 +51,7 @@ impl OtherServer {
     /// Runs a command as [`RedisServer::run`] does, without the user's bounds.
     ///
     /// # Panics
-    /// When the server is gone or refuses.
+    /// If the server has ended or refuses the connection.
     pub fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
         self.0.run(command)
     }
@@ -62,7 +62,7 @@ impl OtherServer {
     }
 }
 
-/// How long a server may be silent until it counts as gone, where a test wants a failover.
+/// How long a server may be silent before it counts as failed, if a test wants a failover.
 const SILENCE_MS: u32 = 1_000;
 /// The same where none is wanted: a server that a busy machine lets wait must not lose its place.
 const PATIENT_SILENCE_MS: u32 = 600_000;
@@ -102,9 +102,9 @@ impl RedisCluster {
             let _: () = cluster.servers[at + 3].run(&format!("CLUSTER REPLICATE {id}"));
         }
         cluster.wait_until_whole();
-        // With the short time, which also says how often servers speak to each other, the start is faster.
+        // With the short time, which also sets how often servers contact each other, the start is faster.
         cluster.set_silence(PATIENT_SILENCE_MS);
-        // Whoever was missed until then is not any more.
+        // Servers that were missing before are known now.
         cluster.wait_until_whole();
         cluster
     }
@@ -112,7 +112,7 @@ impl RedisCluster {
     /// From now on a replica takes over from a master that is silent for a second.
     ///
     /// # Panics
-    /// When a server is gone.
+    /// If a server has ended.
     pub fn allow_failover(&self) {
         self.set_silence(SILENCE_MS);
     }
@@ -210,7 +210,7 @@ impl SentinelTrio {
         let sentinels = (0..3).map(|_| Self::sentinel(&port)).collect();
         let trio = Self { servers, sentinels };
         trio.wait_until_whole();
-        // With the short time, which also says how often sentinels ask, the start is faster.
+        // With the short time, which also sets how often sentinels ask, the start is faster.
         trio.set_silence(PATIENT_SILENCE_MS);
         trio.wait_until_whole();
         trio
@@ -219,7 +219,7 @@ impl SentinelTrio {
     /// From now on a replica takes over from a master that is silent for a second.
     ///
     /// # Panics
-    /// When a sentinel is gone.
+    /// If a sentinel has ended.
     pub fn allow_failover(&self) {
         self.set_silence(SILENCE_MS);
     }
@@ -239,7 +239,7 @@ impl SentinelTrio {
         let (before, mut next_try) = (self.master(), Instant::now());
         let mut now = None;
         wait("another master", || {
-            // A sentinel refuses where it did not hear from a replica lately, and where an attempt is under way.
+            // A sentinel refuses if it has not heard from a replica recently, and while another attempt is active.
             if Instant::now() >= next_try {
                 let _ = self.sentinels[0].try_run::<()>("SENTINEL FAILOVER tollgate");
                 next_try = Instant::now() + Duration::from_secs(10);
@@ -306,7 +306,7 @@ impl SentinelTrio {
         format!("redis+sentinel://{}/tollgate", hosts.join(","))
     }
 
-    /// The same, as the user of [`ACL`] at the servers; the sentinels ask for nobody.
+    /// The same, as the user of [`ACL`] at the servers; the sentinels ask for no password.
     pub fn url_of_user(&self) -> String {
         as_user(&self.url())
     }
@@ -328,7 +328,7 @@ impl Drop for SentinelTrio {
 pub struct SecureRedis {
     server: RedisServer,
     _folder: tempfile::TempDir,
-    /// What a client needs.
+    /// The settings of a client.
     pub tls: RedisTls,
 }
 
@@ -371,13 +371,13 @@ impl SecureRedis {
         format!("rediss://tollgate:{}@127.0.0.1:{}", Self::PASSWORD, self.server.port())
     }
 
-    /// What a node needs to reach it.
+    /// The settings that a node needs to reach it.
     pub fn config(&self) -> RedisConfig {
         RedisConfig { tls: Some(self.tls.clone()), ..patient(self.url()) }
     }
 }
 
-/// An authority of the test's own, and what it vouches for.
+/// A private certificate authority, and its certificates.
 pub struct Certificates {
     /// The authority's certificate, PEM.
     pub ca: String,
@@ -422,7 +422,7 @@ impl Certificates {
     }
 }
 
-/// Waits until so many replicas of each master have what it has written by now.
+/// Waits until this many replicas of each master have its current writes.
 fn wait_until_replicated(servers: &[RedisServer], replicas: usize) {
     for master in servers.iter().filter(|server| server.says("INFO replication", "role:master")) {
         let Some((written, _)) = master.replication() else { continue };

@@ -1,11 +1,11 @@
-//! Mistakes of one kind, wherever in a file they may stand.
+//! Mistakes of one kind, at every place of a file.
 
 use insta::assert_snapshot;
 
 use super::{GOOD, format::schema, report};
 
-/// Every whole number of the format, at its place, with all that is none. Tried by breaking it: with the keyword that tells
-/// fractions left out of the schema, `1e3` is "cannot be understood" at line 1.
+/// Every whole number of the format, at its place, with values that are no whole numbers. Tried by breaking it: without
+/// the keyword that detects fractions in the schema, `1e3` is "cannot be understood" at line 1.
 #[test]
 fn a_number_that_is_none_is_named_with_its_place_and_what_would_be_right() {
     let quota = "quotas: [{unit: requests, per: minute, limit: 5}]";
@@ -61,7 +61,7 @@ fn a_number_that_is_none_is_named_with_its_place_and_what_would_be_right() {
             "dialects.mine.answers.quota_exceeded.status",
         ),
     ];
-    // All there are: one for each place in the schema that asks for a whole number, of which a limit stands in five.
+    // All of them: one for each place in the schema with a whole number; a limit is at five places.
     let wanted = schema().to_string().matches(r#""type":"integer""#).count();
     assert_eq!(fields.len(), wanted + 5, "a new number of the format wants a line above");
     for (text, written, place) in fields {
@@ -102,7 +102,7 @@ fn a_number_that_is_none_is_named_with_its_place_and_what_would_be_right() {
     assert_snapshot!(report(&GOOD.replace("quotas: []", &quota.replace('5', "1e3"))), @"policy.yaml:3: tiers.t.quotas[0].limit: 1000.0 must be a whole number, such as 1000, written without a point or an exponent");
 }
 
-/// Tried by breaking it: with the pattern for control characters alone.
+/// Tried by breaking it: with the pattern for control characters only.
 #[test]
 fn names_with_characters_that_are_not_seen_are_refused() {
     let names = [

@@ -1,4 +1,4 @@
-//! Abuse rules: which guard a call, what they count, what they say.
+//! Abuse rules: which of them guard a call, what they count, and their messages.
 
 use tollgate_core::{
     amount::Limit,
@@ -183,7 +183,7 @@ fn failed_authentications_are_counted_by_address() {
     assert_eq!(compiled(&file).authentication_rule().unwrap().scope.to_string(), "ip");
 }
 
-/// What rules count takes room in the ledgers too.
+/// The counters of abuse rules take space in the ledgers too.
 #[test]
 fn rules_weigh_in_their_ledgers() {
     let quotas = ["1s", "2s", "3s", "4s"].map(|length| quota("requests", length, 10, &[]));

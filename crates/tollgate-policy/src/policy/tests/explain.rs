@@ -47,7 +47,7 @@ fn explained(loaded: &LoadedPolicy, tier: &str, resource: &str, overrides: &[Ove
     loaded.policy.explain(&caller, resource).unwrap().to_string()
 }
 
-/// The first rule wins as a whole, so a budget of a tier and a pool of a class say nothing where another list applies.
+/// The first rule wins as a whole, so a tier's budget and a class's pool have no effect where another list applies.
 #[test]
 fn quotas_that_no_call_reaches_are_warned_of_with_what_wins_instead() {
     let loaded = policy(&format!("quotas: {BUDGET}"), &format!("quotas: {POOL}"), MINUTELY);

@@ -24,13 +24,13 @@ use crate::{
     },
 };
 
-/// What a reservation is ended with, decoded but not yet checked.
+/// The parameters of an end, decoded but not yet checked.
 pub struct Settle<'a> {
     /// Where the calling service may act.
     pub within: &'a DomainScope,
     /// The id that the reservation was answered with.
     pub reservation_id: &'a str,
-    /// What was used; `None` cancels.
+    /// The actual usage; `None` cancels.
     pub usage: Option<SmallVec<[(&'a str, u64); 4]>>,
     /// How the call was answered, for the abuse rules.
     pub status: Option<u32>,
@@ -41,7 +41,7 @@ pub struct Settle<'a> {
 pub struct Settlement {
     /// When, by the store's clock.
     pub settled_at: Timestamp,
-    /// What became of each unit.
+    /// The result for each unit.
     pub units: Vec<SettledUnit>,
     /// Whether this was done before.
     pub replayed: bool,
@@ -53,21 +53,22 @@ pub struct SettledUnit {
     /// The unit.
     #[serde(rename = "u")]
     pub unit: String,
-    /// What was reserved.
+    /// The reserved amount.
     #[serde(rename = "r")]
     pub reserved: u64,
-    /// What was used.
+    /// The actual usage.
     #[serde(rename = "a")]
     pub actual: u64,
-    /// What was given back, in the window where that was most. Not in the metadata: the store knows it.
+    /// The amount given back, in the window in which it was largest. It is not in the metadata, because the store knows
+    /// it.
     #[serde(skip)]
     pub returned: u64,
-    /// What was used beyond the reservation, and is charged now.
+    /// The usage above the reservation, which is charged now.
     #[serde(rename = "d")]
     pub debt: u64,
 }
 
-/// What is remembered of an end.
+/// The record of an end.
 #[derive(Debug, Serialize, Deserialize)]
 struct EndNote {
     #[serde(rename = "c")]
@@ -142,7 +143,7 @@ impl DecisionService {
         }
     }
 
-    /// Reports how the call of a reservation was answered. Whatever becomes of that, the settlement stands.
+    /// Reports how the call of a reservation was answered. The settlement stands whatever the result is.
     async fn report_of(&self, within: &DomainScope, domain: &Domain, metadata: &Note, status: u32) {
         let report = Report {
             within,
@@ -198,7 +199,7 @@ fn unknown(domain: &Domain) -> CallError {
     CallError::NoReservation
 }
 
-/// What an open reservation remembers of its call, if the token names that reservation in this domain.
+/// The data that an open reservation keeps of its call, if the token names this reservation in this domain.
 fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<Note, CallError> {
     // In a Redis Cluster the parts of a reservation outside the account's slot remember nothing of the call.
     if reservation.metadata.is_empty() {
@@ -208,7 +209,7 @@ fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<N
     if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
 }
 
-/// What is remembered of an end, if the token names that reservation in this domain.
+/// The record of an end, if the token names this reservation in this domain.
 fn end_note_of(token: Token, domain: &Domain, closed: &ClosedReservation) -> Result<EndNote, CallError> {
     let metadata: EndNote = read_note(&closed.metadata)?;
     if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
@@ -296,7 +297,7 @@ fn printable(name: &str) -> String {
     name.chars().filter(|c| !is_hidden(*c)).take(64).collect()
 }
 
-/// What is given back, with the number of its unit.
+/// The refunds, each with the index of its unit.
 fn refunds_of(reservation: &Reservation, metadata: &Note, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
     let mut refunds = Vec::new();
     for (at, unit) in units.iter().enumerate() {
@@ -312,7 +313,7 @@ fn refunds_of(reservation: &Reservation, metadata: &Note, units: &[SettledUnit])
     refunds
 }
 
-/// What is charged now, on every counter of the reservation.
+/// The debts, on every counter of the reservation.
 fn debts_of(
     reservation: &Reservation,
     metadata: &Note,
@@ -341,7 +342,7 @@ fn span_of(metadata: &Note, id: u32, now: Timestamp) -> Result<WindowInstance, C
     Ok(WindowInstance::Calendar { id, period: window.period_at(now) })
 }
 
-/// What tells one end from another.
+/// Identifies an end.
 fn digest_of(usage: Option<&[(&str, u64)]>) -> [u8; 16] {
     let mut hasher = Sha256::new();
     hasher.update(if usage.is_some() { "settle" } else { "cancel" });

@@ -1,8 +1,8 @@
 //! The ids of reservations, as callers hold them.
 //!
-//! A token carries what finds the record, and no proof. What a token may do is decided by the record: it names its
-//! account, and [`Token::is_bound_to`] compares domain and account with the token. So a token that is put together from
-//! parts of others names no reservation.
+//! A token contains what is needed to find the record, and no proof. The record decides what the token may do: it names
+//! its account, and [`Token::is_bound_to`] compares domain and account with the token. So a token that is assembled
+//! from parts of others names no reservation.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::Rng;
@@ -25,7 +25,7 @@ impl Token {
         Self { domain: tag(domain), home, id }
     }
 
-    /// An id that nobody guesses: 128 bits of the thread's generator, which is cryptographic.
+    /// An id that cannot be guessed: 128 bits of the thread's generator, which is cryptographic.
     pub(super) fn draw() -> ReservationId {
         ReservationId(rand::rng().random())
     }

@@ -21,7 +21,7 @@ use crate::breaker::Backoff;
 pub(super) const SLOTS: usize = 16_384;
 /// How often the map is read while all is well.
 const READ_EVERY: Duration = Duration::from_secs(10);
-/// How long one node may take to say what it knows.
+/// The time limit for one node to return its cluster map.
 const READ_WITHIN: Duration = Duration::from_millis(500);
 /// The same of a node that has to be connected to, unless calls wait longer than that.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
@@ -268,8 +268,8 @@ fn question() -> redis::Cmd {
     command
 }
 
-/// Reads `CLUSTER SLOTS` (<https://redis.io/docs/latest/commands/cluster-slots/>): per range its first and last
-/// slot, then its master, whose host may be missing and is then the one that was asked.
+/// Reads `CLUSTER SLOTS` (<https://redis.io/docs/latest/commands/cluster-slots/>): for each range its first and last
+/// slot, then its master. If the master's host is missing, it is the node that was asked.
 fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
     let Value::Array(ranges) = answer else { return None };
     let read = |range: &Value| {

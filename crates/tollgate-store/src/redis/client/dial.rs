@@ -25,7 +25,7 @@ pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 #[derive(Clone, Default)]
 pub(crate) struct Dialer(Option<Named>);
 
-/// Who has to be at the other end, and whom to trust.
+/// The expected server, and the trusted certificates.
 #[derive(Clone)]
 struct Named {
     name: ServerName<'static>,
@@ -55,7 +55,7 @@ impl Dialer {
         Ok(connection)
     }
 
-    /// A connection that hears of what is published.
+    /// A connection that receives published messages.
     pub(crate) async fn listen(&self, info: &ConnectionInfo) -> RedisResult<PubSub> {
         match &self.0 {
             None => Client::open(info.clone())?.get_async_pubsub().await,
@@ -77,7 +77,7 @@ impl Named {
                 roots.add(certificate).map_err(|error| unusable(&error))?;
             }
         } else {
-            // As the client does: those that cannot be read vouch for nobody.
+            // As in the client: certificates that cannot be read are not trusted.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,4 +1,4 @@
-//! What a server says of itself, and the write that shows whether charges are possible.
+//! Facts that a server reports about itself, and the write that shows whether charges are possible.
 
 use std::time::Instant as Started;
 
@@ -15,19 +15,19 @@ use crate::redis::scripts;
 
 /// How long the key that is written lives: longer than the pause between two probes.
 const KEY_TTL_MS: u32 = 10_000;
-/// What a link asks servers.
+/// The questions to servers.
 pub(super) struct Probe {
     script: Script,
     /// Apart from that of every other link.
     id: u64,
 }
 
-/// What a server said of itself.
+/// The answers of a server about itself.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     /// Its `maxmemory-policy`, if that lets it give up keys.
     pub(super) eviction: Option<String>,
-    /// When it was asked.
+    /// The time of the question.
     pub(super) asked: Option<Started>,
     /// How far its clock is ahead of this node's, in milliseconds.
     pub(super) skew_ms: Option<i64>,
@@ -60,8 +60,8 @@ impl Facts {
     }
 }
 
-/// Asks a server that was just connected to who it is. Calls may use the connection if it is a master, or a node of a
-/// cluster: there a replica sends calls on by itself.
+/// Asks a newly connected server for its role. Calls may use the connection if it is a master, or a node of a cluster,
+/// where a replica redirects calls.
 pub(super) async fn meet(
     connection: &mut MultiplexedConnection,
     in_cluster: bool,
@@ -89,7 +89,7 @@ pub(super) async fn meet(
     Ok((facts, !is_replica || in_cluster))
 }
 
-/// How far `theirs`, told at some time from `before` to `after`, is ahead.
+/// How far `theirs`, read at some time between `before` and `after`, is ahead.
 pub(super) fn skew(theirs: u64, before: u64, after: u64) -> i64 {
     let behind = before.saturating_sub(theirs);
     let ahead = theirs.saturating_sub(after);

@@ -1,4 +1,4 @@
-//! What can go wrong on the way to Redis, by name, and what each means for the charge.
+//! Faults on the way to Redis, by name, and what each means for the charge.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tollgate_core::{
@@ -6,7 +6,7 @@ use tollgate_core::{
     store::{Obstacle, StoreError},
 };
 
-/// What went wrong with one request.
+/// The failure of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// There is no connection, and none came to be in time: nothing was sent.
@@ -55,18 +55,18 @@ pub enum Fault {
     CounterCapReached,
     /// Fewer replicas than are waited for had the charge in time. It was made.
     Unreplicated,
-    /// Anything else that the server said no to.
+    /// Any other error reply of the server.
     Refused,
 }
 
-/// What to do about a fault besides telling the caller.
+/// The remedy of a fault besides reporting it to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
     /// Nothing.
     None,
-    /// Connect anew.
+    /// Reconnect.
     Reconnect,
-    /// Find out anew who serves, and connect there.
+    /// Find the current master again, and connect to it.
     Relocate,
 }
 
@@ -129,7 +129,7 @@ impl Fault {
         }
     }
 
-    /// The same in words for anybody, without what operators alone should see.
+    /// The same in words for everybody, without the details that only operators may see.
     const fn reason(self) -> &'static str {
         match self {
             Self::Unconnected => "cannot be reached",
@@ -152,7 +152,7 @@ impl Fault {
         }
     }
 
-    /// Whether the server gave no sign that it works, which is what a breaker counts.
+    /// Whether the server gave no sign that it works. The breaker counts these faults.
     pub(super) const fn is_silence(self) -> bool {
         matches!(
             self,
@@ -224,7 +224,7 @@ impl Fault {
         }
     }
 
-    /// That of an error whose code stands in a text, behind a dash.
+    /// The fault of an error whose code follows a dash in a text.
     fn of_text(text: &str) -> Self {
         let code = text.split_ascii_whitespace().find_map(|word| word.strip_prefix('-'));
         code.map_or(Self::Refused, Self::of_code)
@@ -248,14 +248,14 @@ impl Fault {
     }
 }
 
-/// A fault and what the server or the system said of it.
+/// A fault, with the message of the server or the operating system.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(super) fault: Fault,
     pub(super) text: String,
-    /// What the server said behind the name of its error.
+    /// The server's message after the name of its error.
     pub(super) detail: String,
-    /// What to tell anybody.
+    /// The message for everybody.
     reason: &'static str,
 }
 

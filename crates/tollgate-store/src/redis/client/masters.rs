@@ -1,4 +1,4 @@
-//! Who serves at this moment, for those who want to look at the servers themselves.
+//! The current masters, for code that examines the servers directly.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tollgate_core::store::StoreError;
 use super::{RedisConfig, cluster, dial::Dialer, sentinel, target, target::Target};
 use crate::redis::verdict::Severity;
 
-/// What can be said of the URL as a whole, and the masters behind it.
+/// Findings about the URL as a whole, and its masters.
 pub(super) type Masters = Result<(Vec<(Severity, String)>, Vec<ConnectionInfo>), StoreError>;
 
 /// How long the sentinels, or one node of a cluster, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The masters behind `config`, and what is to be said of how they were found.
+/// The masters of `config`, and findings about how they were found.
 pub(crate) async fn masters(config: &RedisConfig) -> Masters {
     match Target::of(config)? {
         Target::Single(info) => Ok((Vec::new(), vec![info])),

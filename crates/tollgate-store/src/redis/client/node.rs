@@ -1,4 +1,4 @@
-//! One Redis server: a few connections that all calls share, kept up by themselves, behind a breaker.
+//! One Redis server: a few connections that all calls share, which reconnect by themselves, with a breaker.
 
 use std::{
     cell::Cell,
@@ -33,7 +33,7 @@ use crate::breaker::{Backoff, Breaker};
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// The pauses between attempts to connect.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
-/// A connection that lived for less is not made anew at once.
+/// A connection that lived for less time than this is not replaced at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -47,7 +47,7 @@ pub fn prefer_connection(runtime: usize) {
     PREFERRED.set(Some(runtime));
 }
 
-/// What this thread said by [`prefer_connection`].
+/// The preference of this thread, set by [`prefer_connection`].
 pub(crate) fn preferred_runtime() -> Option<usize> {
     PREFERRED.get()
 }
@@ -65,23 +65,23 @@ pub(crate) struct Node {
     facts: Arc<Mutex<Facts>>,
 }
 
-/// How many replicas must have what was written, and how long that may take.
+/// The number of replicas that must have the writes, and how long that may take.
 #[derive(Clone, Copy)]
 struct Wait {
     replicas: usize,
     within: Duration,
 }
 
-/// What goes in one message with a command, as other calls share the connection.
+/// Commands that are sent in one message with a command, because other calls share the connection.
 #[derive(Clone, Copy, Default)]
 struct Around {
     /// `ASKING` in front, which is for the next command only.
     asking: bool,
-    /// `WAIT` behind, which is for what was written before on this connection.
+    /// A `WAIT` after it, for the writes before it on this connection.
     wait: Option<Wait>,
 }
 
-/// One connection, and the task that makes it anew when it is lost.
+/// One connection, and the task that replaces it when it is lost.
 struct Line {
     state: watch::Receiver<State>,
     /// The number of the latest connection that is lost.
@@ -89,7 +89,7 @@ struct Line {
     task: AbortHandle,
 }
 
-/// What a connection is held to.
+/// The bounds of a connection.
 #[derive(Clone, Copy)]
 struct Bounds {
     /// How long one attempt to connect may take.
@@ -127,7 +127,7 @@ impl Node {
         Arc::new(Self { info, lines, runtimes, next: AtomicUsize::new(0), breaker, wait, facts })
     }
 
-    /// Sends one command, once, behind `ASKING` if the server is only about to get the slot.
+    /// Sends one command once, after `ASKING` if the server is only importing the slot.
     pub(super) async fn send(
         &self,
         command: &Cmd,
@@ -145,8 +145,9 @@ impl Node {
         match &result {
             Err(failure) if failure.fault.is_silence() => {
                 let opened = pass.failed(Instant::now());
-                // The way may be gone without a sign of it, and new connections find another. And what broke one
-                // connection has mostly broken all, of which some would not be used, and so not noticed, for long.
+                // The network path may have failed without an error, while new connections work. And a fault that broke
+                // one connection has usually broken all of them; some are not used for a long time, so their failure
+                // would not be noticed.
                 if opened && failure.fault == Fault::NoAnswer || failure.fault == Fault::Broken {
                     self.reconnect();
                 }
@@ -167,12 +168,12 @@ impl Node {
         first + turn * apart
     }
 
-    /// Sends a command that calls do not wait for, whatever the breaker says.
+    /// Sends a command that calls do not wait for, regardless of the breaker.
     pub(super) async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
         self.lines[0].send(command, Around::default(), deadline).await
     }
 
-    /// Writes what `probe` writes, as a charge is written, over the first connection that lets it.
+    /// Writes the value of `probe`, in the same way as a charge, over the first connection that works.
     pub(super) async fn write(&self, probe: &Probe, key: &str, deadline: Instant) -> Result<Value, Failure> {
         let around = Around { asking: false, wait: self.wait };
         let mut first = None;
@@ -192,7 +193,7 @@ impl Node {
         Err(first.unwrap_or_else(|| Failure::new(Fault::Unconnected, "no connection")))
     }
 
-    /// What is known of the server.
+    /// The known state of the server.
     pub(super) fn facts(&self) -> Facts {
         self.facts.lock().clone()
     }

@@ -16,7 +16,7 @@ use crate::clock::{Clock, SystemClock};
 
 /// How long all servers together may take, if calls do not wait for less.
 const WITHIN: Duration = Duration::from_secs(1);
-/// How often a server is asked anew what is looked at besides.
+/// How often the other facts of a server are read again.
 const FACTS_EVERY: Duration = Duration::from_secs(10);
 
 /// A server to ask, and a key that lives there.
@@ -54,7 +54,7 @@ impl RedisClient {
         health
     }
 
-    /// Who has to take charges, and what is wrong if there is more to take than these can.
+    /// The servers that must accept charges, and the problem if there are more than these can handle.
     async fn servers(&self, deadline: Instant) -> Result<(Vec<ProbedServer>, Option<Failure>), Failure> {
         let key = |tag| self.0.probe.key(self.key_prefix(), tag);
         match &self.0.route {
@@ -79,7 +79,7 @@ impl RedisClient {
 }
 
 impl Node {
-    /// Whether the server takes a charge, asked whatever the breaker says. The answer tells the breaker.
+    /// Whether the server accepts a charge, asked regardless of the breaker. The breaker counts the answer.
     pub(super) async fn probe(&self, probe: &Probe, key: &str, deadline: Instant) -> Result<(), Failure> {
         let before = SystemClock.now().as_ms();
         let time = self.write(probe, key, deadline).await?;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::breaker::Backoff;
 
-/// How often the sentinels are asked while all is well.
+/// How often the sentinels are asked while everything works.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How long one round of questions may take.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -121,8 +121,8 @@ pub(super) fn client(
     builder.build()
 }
 
-/// Hears of a failover as soon as one sentinel does. A failover by command leaves the old master writable for some
-/// seconds, and what it takes in by then is lost.
+/// Reacts to a failover as soon as one sentinel reports it. A failover by command leaves the old master writable for
+/// some seconds, and its writes in this time are lost.
 async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
     let mut pauses = Backoff::between(PAUSES.0, ASK_EVERY);
     for sentinel in sentinels.iter().cycle() {
@@ -133,7 +133,7 @@ async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
         });
         if let Ok(Ok(mut heard)) = heard.await {
             pauses.reset();
-            // What happened before this moment.
+            // Events before this moment.
             doubt.notify_one();
             let mut news = heard.on_message();
             while news.next().await.is_some() {
@@ -144,7 +144,7 @@ async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
     }
 }
 
-/// Asks again and again. The client checks that who is named thinks itself a master, too.
+/// Asks repeatedly. The client also checks that the named server considers itself a master.
 async fn ask(
     mut client: SentinelClient,
     master: watch::Sender<Option<Master>>,

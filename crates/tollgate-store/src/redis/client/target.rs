@@ -16,7 +16,7 @@ pub struct RedisTls {
     pub server_name: Option<String>,
 }
 
-/// What a URL names.
+/// The target of a URL.
 pub(super) enum Target {
     /// One server.
     Single(ConnectionInfo),
@@ -56,7 +56,7 @@ impl Target {
             }
             other => {
                 let known = "redis, rediss, unix, redis+sentinel, rediss+sentinel, redis+cluster, rediss+cluster";
-                // What is no scheme at all may be a password.
+                // Text that is no scheme may be a password.
                 let is_scheme = other.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
                 let named = if is_scheme { format!("has the scheme {other:?}") } else { "has a scheme".to_owned() };
                 return Err(wrong(&format!("{named}, not one of {known}")));
@@ -111,7 +111,7 @@ impl Target {
 
 /// The certificates as the client wants them.
 pub(super) fn certificates(tls: Option<&RedisTls>) -> Option<TlsCertificates> {
-    // The client takes the process's provider of cryptography, and nobody may have named one yet.
+    // The client uses the process's provider of cryptography, which may not be set yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tls.map(|tls| TlsCertificates {
         client_tls: tls.identity.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
@@ -121,7 +121,8 @@ pub(super) fn certificates(tls: Option<&RedisTls>) -> Option<TlsCertificates> {
 
 /// A server and how to log in there.
 fn info(url: &str, config: &RedisConfig, certificates: Option<&TlsCertificates>) -> Result<ConnectionInfo, StoreError> {
-    // The client says of most only that they "did not parse". Neither repeats what may be a password.
+    // The client says of most mistakes only that they "did not parse". Neither message repeats text that may be a
+    // password.
     if let Err(error) = url::Url::parse(url) {
         return Err(wrong(&format!("cannot be read: {error}; in a user or password write / ? @ : as %2F %3F %40 %3A")));
     }
@@ -149,7 +150,7 @@ fn info(url: &str, config: &RedisConfig, certificates: Option<&TlsCertificates>)
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
 }
 
-/// The same login at another address; what `MOVED` and `CLUSTER SLOTS` name.
+/// The same login at another address, such as that of `MOVED` and `CLUSTER SLOTS`.
 pub(super) fn elsewhere(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     let addr = match info.addr() {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {

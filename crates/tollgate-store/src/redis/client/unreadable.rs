@@ -1,4 +1,4 @@
-//! What is logged of counters and records that cannot be read: their keys, at most one line a second.
+//! The log of counters and records that cannot be read: their keys, at most one line per second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ const APART_MS: u64 = 1_000;
 const MAX_KEYS: usize = 4;
 const MAX_KEY_BYTES: usize = 128;
 
-/// Writes the keys of calls that failed on what they read. Whoever fails in between is counted, and named in no line.
+/// Logs the keys of calls that failed because of their values. Calls that fail between two lines are only counted.
 pub(super) struct UnreadableLog {
     started: Instant,
     /// When the next line may be written, in milliseconds from the start.
@@ -23,7 +23,7 @@ impl UnreadableLog {
         Self { started: Instant::now(), next_ms: AtomicU64::new(0), left_out: AtomicU64::new(0) }
     }
 
-    /// Writes a line about a call with these keys, one of which holds what cannot be read; or counts it.
+    /// Logs a call with these keys, one of which has an unreadable value; or counts it.
     pub(super) fn write<'a>(&self, keys: impl Iterator<Item = &'a [u8]>, error: &str) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let next = self.next_ms.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Whether a server can be reached, is a Redis, and answers: in this order, so that each is called what it is.
+//! Whether a server can be reached, is a Redis, and answers: in this order, so that each problem gets the right name.
 
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value, aio::MultiplexedConnection,
@@ -13,7 +13,7 @@ use super::{
     PATIENCE,
 };
 
-/// A connection to a Redis that answers, or what is wrong.
+/// A connection to a Redis that answers, or the problem.
 pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<MultiplexedConnection, String> {
     let opened = timeout(PATIENCE, async {
         match info.addr() {
@@ -21,7 +21,7 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
                 TcpStream::connect((host.as_str(), *port)).await.map(drop)
             }
-            // The client says what is wrong with others.
+            // The client's message describes other problems.
             _ => Ok(()),
         }
     });
@@ -59,7 +59,7 @@ pub(super) async fn reach(info: &ConnectionInfo, dialer: &Dialer) -> Result<Mult
     }
 }
 
-/// What it means that there is no connection, or no good answer.
+/// The meaning of a failed connection or a bad answer.
 fn refusal(info: &ConnectionInfo, error: &RedisError) -> String {
     let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
     let what = match Failure::of(error).fault() {

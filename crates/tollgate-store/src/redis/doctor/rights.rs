@@ -1,4 +1,4 @@
-//! What the user of a node may do, tried command by command.
+//! The rights of a node's user, tested command by command.
 
 use redis::{Cmd, ConnectionInfo, aio::MultiplexedConnection};
 use tokio::time::timeout;
@@ -8,8 +8,8 @@ use super::{
     PATIENCE, Server, Severity, ask,
 };
 
-/// What a node needs to be allowed, each tried once; the test beside compares them with the ACL line. What is in angle
-/// brackets is put in.
+/// The rights that a node needs, each tested once; the test below compares them with the ACL line. Text in angle
+/// brackets is replaced.
 pub(super) const NEEDED: &[&str] = &[
     "PING",
     "SELECT <db>",
@@ -40,13 +40,13 @@ pub(super) const NEEDED: &[&str] = &[
     "DEL <text> <set> <list>",
     "PUBLISH <channel> a",
 ];
-/// What it needs besides to follow a master under sentinels.
+/// Further rights for following a master with sentinels.
 pub(super) const NEEDED_UNDER_SENTINELS: &[&str] = &["ROLE"];
-/// What it needs besides in a cluster. `ASKING` holds for the command behind it.
+/// Further rights in a cluster. `ASKING` applies to the command after it.
 pub(super) const NEEDED_IN_A_CLUSTER: &[&str] = &["CLUSTER SLOTS", "ASKING", "GET <text>"];
 
 impl Server<'_> {
-    /// Does once what nodes do, with keys of its own.
+    /// Runs each command of a node once, with keys of its own.
     pub(super) async fn check_rights(
         &mut self,
         info: &ConnectionInfo,
@@ -85,7 +85,7 @@ impl Server<'_> {
                 Err(failure) if matches!(failure.fault(), Fault::NoPermission | Fault::Refused) => {
                     wrong.push(format!("{} ({})", name_of(words), failure.text()));
                 }
-                // What is wrong with the server is said once.
+                // A problem of the server is reported once.
                 Err(failure) => {
                     if failed.iter().all(|(fault, _)| *fault != failure.fault()) {
                         failed.push((failure.fault(), format!("{} ({})", name_of(words), failure.text())));
@@ -113,13 +113,13 @@ impl Server<'_> {
     }
 }
 
-/// What the ACL calls the command, in capitals.
+/// The ACL's name of the command, in capitals.
 pub(super) fn name_of(words: &str) -> &str {
     let words = words.split_once(" <").map_or(words, |(name, _)| name);
     if words.starts_with("CLUSTER ") { words } else { words.split(' ').next().unwrap_or(words) }
 }
 
-/// Listens once, on a connection of its own as nodes do. Returns what went wrong.
+/// Subscribes once, on a separate connection as nodes do. Returns the failure, if there is one.
 async fn not_heard(info: &ConnectionInfo, dialer: &Dialer, channel: &str) -> Option<String> {
     let heard = timeout(PATIENCE, async {
         let mut heard = dialer.listen(info).await?;

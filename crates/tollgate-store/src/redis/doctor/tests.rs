@@ -5,7 +5,7 @@ use super::{
     rights::{NEEDED, NEEDED_IN_A_CLUSTER, NEEDED_UNDER_SENTINELS, name_of},
 };
 
-/// What is looked at apart from the others: without `INFO` a node works, `WAIT` is for those who ask for it.
+/// These are checked separately from the others: a node works without `INFO`, and only some configurations need `WAIT`.
 const APART: [&str; 4] = ["info", "wait", "subscribe", "unsubscribe"];
 
 #[test]

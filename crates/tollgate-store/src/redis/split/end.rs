@@ -12,8 +12,8 @@ use tollgate_core::{
 use super::half_done;
 use crate::redis::{RedisStore, records::Returned};
 
-/// Ends a reservation. The first of the other parts, in an order that is the same for everybody, decides between ends
-/// that come at the same time. A part that has run out keeps what it was charged.
+/// Ends a reservation. The first of the other parts, in a fixed order, decides between ends at the same time. A part
+/// whose record has expired keeps its charges.
 pub(in crate::redis) async fn close(
     store: &RedisStore,
     home: Partition,
@@ -64,7 +64,7 @@ pub(in crate::redis) async fn extend(
     extend(home).await.map_err(|error| if others.is_empty() { error } else { half_done(error) })
 }
 
-/// Where a reservation has parts besides its home.
+/// The parts of a reservation besides its home.
 fn others(reservation: &Reservation, home: Partition) -> Vec<Partition> {
     let charged = reservation.charges.iter().map(|charge| charge.ledger);
     let all = charged.chain(reservation.slots.iter().copied()).map(|ledger| ledger.partition);
@@ -74,7 +74,7 @@ fn others(reservation: &Reservation, home: Partition) -> Vec<Partition> {
     others
 }
 
-/// What is done in one partition at the end.
+/// The work in one partition at the end.
 struct Part {
     /// For each refund its place among all of them.
     places: Vec<usize>,
