@@ -38,8 +38,8 @@ where
     }
 }
 
-/// What a message is read into or written to at first. Calls and decisions have 100 to 400 bytes; with the 8 KiB that are
-/// usual, a call takes 16 KiB from the allocator for them.
+/// The first size of the buffers of messages. Calls and decisions have 100 to 400 bytes; with the usual 8 KiB, a call
+/// would allocate 16 KiB.
 fn buffer() -> BufferSettings {
     BufferSettings::new(512, 32 * 1024)
 }

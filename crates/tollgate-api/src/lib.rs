@@ -1,7 +1,8 @@
 //! The wire types of Tollgate's API: gRPC messages and services, generated from `proto/`, whose comments are their
 //! documentation, and the JSON bodies of REST ([`json`]).
 //!
-//! It may know prost, tonic, serde and utoipa. It must not know what the messages mean: the front doors convert them.
+//! It may know prost, tonic, serde and utoipa. It must not know the meaning of the messages: the front doors convert
+//! them.
 
 mod codec;
 #[expect(missing_docs, reason = "fields without a description say in their names what they are")]

@@ -1,4 +1,4 @@
-//! The format of a policy file: what the compiler reads, as it is written.
+//! The format of a policy file: the input of the compiler, as it is written.
 //!
 //! The JSON Schema is generated from these types and their doc comments. The description of a scalar type completes the
 //! sentence "it should be: …" in error messages.
@@ -117,15 +117,14 @@ impl Length {
     }
 }
 
-/// One platform's limits: its tiers, its classes of resources, their quotas, and who calls.
+/// One platform's limits: its tiers, its classes of resources, their quotas, and its callers.
 ///
-/// For a call, two chains of rules apply side by side: quotas whose scope contains `api_key`, and all
-/// others. For each chain the first rule with a quota of it wins, in this order: the tier's rule for
-/// the resource (by name, then by the longest wildcard), for its provider class, for its class; the
-/// resource's own quotas; those of its provider class; those of its class; the tier's default. An
-/// empty list of quotas says for both chains: not limited. The quotas of `also` of the tier, the
-/// resource and its classes apply in addition, whatever rule wins. Overrides of the account and the key then
-/// replace limits or add quotas.
+/// For a call, two lists of rules apply separately: quotas whose scope contains `api_key`, and all others. For each of
+/// the two, the first rule with such a quota wins, in this order: the tier's rule for the resource (by name, then by
+/// the longest wildcard), for its provider class, for its class; the resource's own quotas; those of its provider
+/// class; those of its class; the tier's default. An empty list of quotas applies to both and means: not limited. The
+/// quotas of `also` of the tier, the resource and its classes apply in addition, whatever rule wins. Overrides of the
+/// account and the key then replace limits or add quotas.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
@@ -135,7 +134,7 @@ pub struct PolicyFile {
     pub(crate) version: u32,
     /// The name that callers choose this policy by.
     pub(crate) domain: Domain,
-    /// What is counted besides `requests`, such as `tokens`.
+    /// Units that are counted besides `requests`, such as `tokens`.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) units: Vec<Word>,
@@ -150,13 +149,11 @@ pub struct PolicyFile {
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("Name"), "maxProperties" = 256))]
     pub(crate) provider_classes: IndexMap<String, Class>,
-    /// What can be called, by name, or by a wildcard with a trailing `*`. A name goes before the
-    /// longest wildcard.
+    /// The resources, by name, or by a wildcard with a trailing `*`. A name has precedence over the longest wildcard.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("ResourceName"), "maxProperties" = 5000))]
     pub(crate) resources: IndexMap<String, Resource>,
-    /// What becomes of a resource that is not listed. They all share one counter, unless `counter`
-    /// says otherwise.
+    /// The treatment of resources that are not listed. They all share one counter, unless `counter` says otherwise.
     #[serde(default)]
     pub(crate) unknown_resources: UnknownResources,
     /// The tiers of accounts.
@@ -164,8 +161,8 @@ pub struct PolicyFile {
     pub(crate) tiers: IndexMap<String, Tier>,
     /// The tier of a new account.
     pub(crate) default_tier: Name,
-    /// Whether every quota and abuse rule of the policy is a shadow: it counts, says whom it would refuse, and refuses
-    /// nobody.
+    /// Whether every quota and abuse rule of the policy is a shadow: it counts and reports the calls that it would
+    /// refuse, and refuses none.
     #[serde(default)]
     pub(crate) shadow: bool,
     /// How callers read their limits at `/api_keys/rate_limits`: `venice`, as at the Venice API, or `plain`.
@@ -173,10 +170,10 @@ pub struct PolicyFile {
     #[serde(default)]
     #[schemars(with = "SelfService")]
     pub(crate) self_service: Option<SelfService>,
-    /// What quotas that do not say it do while the store cannot answer.
+    /// The behaviour of quotas without `on_failure` while the store cannot answer.
     #[serde(default)]
     pub(crate) on_failure: OnFailure,
-    /// Who is blocked for failing too often.
+    /// The blocks of callers that fail too often.
     #[serde(default)]
     pub(crate) abuse: abuse::Abuse,
     /// The dialect that answers are rendered in, unless a call chooses another: one of `dialects`, or a built-in
@@ -184,15 +181,15 @@ pub struct PolicyFile {
     #[serde(default)]
     #[schemars(with = "dialect::DialectName")]
     pub(crate) dialect: Option<dialect::DialectName>,
-    /// Dialects of the platform's own. A name of a built-in one stands for the own one here.
+    /// The platform's own dialects. A dialect with the name of a built-in one replaces it here.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("DialectName"), "maxProperties" = 32))]
     pub(crate) dialects: IndexMap<String, dialect::Table>,
     /// How large uploads may be.
     #[serde(default)]
     pub(crate) uploads: uploads::Uploads,
-    /// What reservations take of a unit where neither the call says it nor the resource or its class has an
-    /// estimate of it, by unit.
+    /// The amounts that reservations take of a unit, by unit, if neither the call names it nor the resource or its
+    /// classes have an estimate of it.
     #[serde(default)]
     pub(crate) estimates: estimates::Estimates,
     /// Events that move accounts from one tier to another, such as payments.
@@ -221,7 +218,7 @@ pub enum SelfService {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DefaultScopes {
-    /// For quotas; that of `account` unless given. `[api_key, resource]` limits every key apart.
+    /// For quotas; that of `account` unless given. `[api_key, resource]` limits every key separately.
     #[serde(default)]
     #[schemars(with = "Scope")]
     pub(crate) quotas: Option<Scope>,
@@ -252,7 +249,7 @@ pub(crate) struct Class {
     #[serde(default)]
     #[schemars(with = "Quotas")]
     pub(crate) also: Option<Quotas>,
-    /// What reservations of the class take of a unit where the call does not say, by unit.
+    /// The amounts that reservations of the class take of a unit, by unit, if the call does not name it.
     #[serde(default)]
     pub(crate) estimates: estimates::Estimates,
 }
@@ -280,7 +277,8 @@ pub(crate) struct Resource {
     /// Whether the matches of a wildcard share one counter (the default), or each have their own.
     #[serde(default)]
     pub(crate) counter: Counter,
-    /// What its reservations take of a unit where the call does not say, by unit; other units as the class has it.
+    /// The amounts that its reservations take of a unit, by unit, if the call does not name it; for other units those
+    /// of its provider class, then of its class.
     #[serde(default)]
     pub(crate) estimates: estimates::Estimates,
 }
@@ -293,7 +291,7 @@ pub(crate) enum Counter {
     Each,
 }
 
-/// `refuse`, or what they are instead, such as `{class: text/small}`.
+/// `refuse`, or how they are treated, such as `{class: text/small}`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum UnknownResources {
@@ -314,7 +312,7 @@ impl Default for UnknownResources {
 }
 
 impl UnknownResources {
-    /// The resource that unknown names stand for; `None` if they are refused.
+    /// The resource that unknown names are treated as; `None` if they are refused.
     pub(crate) fn resource(&self) -> Option<&Resource> {
         match self {
             Self::Refuse(_) => None,

@@ -1,4 +1,4 @@
-//! Who gets in: service and admin callers, and the domains they may act in. It knows no protocol beyond the
+//! Authentication: of services and administrators, with the domains that each may use. It knows no protocol except the
 //! headers that REST and gRPC share.
 
 mod address;
@@ -29,11 +29,11 @@ use crate::{
     tls::{Tls, TlsSettings},
 };
 
-/// A calling service that showed who it is.
+/// An authenticated service.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceGrant(Grant, Holder);
 
-/// An administrator that showed who it is.
+/// An authenticated administrator.
 #[derive(Clone, Debug)]
 pub(crate) struct AdminGrant(Grant);
 
@@ -49,7 +49,7 @@ impl ServiceGrant {
         Self(grant, holder)
     }
 
-    /// As who it holds what callers share.
+    /// The holder of its part of shared capacity.
     pub(crate) fn holder(&self) -> Holder {
         self.1.clone()
     }
@@ -71,7 +71,7 @@ impl AdminGrant {
         &self.0.scope
     }
 
-    /// As who it holds what callers share.
+    /// The holder of its part of shared capacity.
     pub(crate) fn holder(&self) -> Holder {
         Holder::Admin(Arc::clone(&self.0.name))
     }
@@ -83,10 +83,10 @@ pub(crate) enum AuthError {
     /// It shows nothing.
     #[error("authorization: is missing; it must be `Bearer` and a {0} token")]
     Missing(&'static str),
-    /// What it shows is not known.
+    /// The token is unknown.
     #[error("authorization: is not a {0} token that this node knows")]
     Unknown(&'static str),
-    /// It shows a certificate that is nobody's.
+    /// The certificate belongs to no service.
     #[error("the client certificate is valid, but belongs to no service that this node knows")]
     UnknownCertificate,
     /// Nobody could get in.
@@ -111,14 +111,14 @@ pub struct AuthSettings {
     pub tls: Option<TlsSettings>,
     /// By which names REST is called.
     pub hosts: Hosts,
-    /// Who may name the callers behind it.
+    /// The proxies that may name the callers behind them.
     pub proxies: TrustedProxies,
     /// How many attempts of each kind of caller to log in may fail in 30 seconds from one address; 0 for any number.
     pub max_login_failures: u32,
 }
 
-/// Failed logins. Services, administrators and end users are counted apart: none is blocked for what another got
-/// wrong.
+/// Failed logins. Services, administrators and end users are counted separately, so that none is blocked because of
+/// another's mistakes.
 struct Throttles {
     services: Throttle,
     admins: Throttle,
@@ -167,7 +167,7 @@ impl Authenticator {
         }
     }
 
-    /// What may change while the node runs.
+    /// The parts that can change while the node runs.
     pub(crate) fn parts(&self) -> Vec<Arc<dyn Reload>> {
         let tokens = [&self.services, &self.admins].into_iter().flatten().map(|file| Arc::clone(file) as _);
         tokens.chain(self.tls.iter().map(|tls| Arc::clone(tls) as _)).collect()
@@ -183,8 +183,8 @@ impl Authenticator {
         if self.hosts.permit(host) { Ok(()) } else { Err(self.auth_failure("any", AuthError::WrongHost)) }
     }
 
-    /// The grant of a service. Without service tokens every caller has one for everything; the settings see
-    /// to it that such a node listens on loopback only, and has the embedded policy unless somebody said more.
+    /// The grant of a service. Without service tokens every caller has a grant for everything; the settings ensure that
+    /// such a node listens only on loopback, and has the embedded policy unless `--open-loopback` is set.
     pub(crate) async fn service(
         &self,
         headers: &HeaderMap,
@@ -196,7 +196,7 @@ impl Authenticator {
             return Ok(ServiceGrant(Grant { name: "loopback".into(), scope: DomainScope::All }, Holder::Anyone));
         };
         let found = match token(headers) {
-            // Whoever shows a token is judged by it, whatever else it shows.
+            // A caller with a token is authenticated by the token only, whatever certificate it has.
             Some(token) => login(services, token, "service", &self.throttles.services, from).await,
             None if peer.certificate.is_empty() => Err(AuthError::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(AuthError::UnknownCertificate),
@@ -216,9 +216,9 @@ impl Authenticator {
         found.map(AdminGrant).map_err(|refusal| self.auth_failure("admin", refusal))
     }
 
-    /// Whether the API key that an end user shows may be looked for. `recall` says what the node knows of it without
-    /// asking anybody, and is asked only where too many keys from this address were invalid: one that is known to be
-    /// good passes, one that is known to be none does not, and of the others some are looked up.
+    /// Whether an end user's API key may be looked up. `recall` returns what the node knows of the key without a
+    /// look-up, and is called only if too many keys from this address were invalid: a key known as valid passes, one
+    /// known as invalid does not, and of the others some are looked up.
     pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> CachedKey) -> Result<(), AuthError> {
         let standing = self.throttles.keys.standing(from).await;
         if standing == Standing::Free {
@@ -239,7 +239,8 @@ impl Authenticator {
         counted
     }
 
-    /// Says which tokens name domains that are not among these: such a token is good for less than it says.
+    /// Returns the tokens that name domains which are not among these: such a token has fewer rights than its file
+    /// says.
     pub(crate) fn warn_of_unknown_domains(&self, domains: &[&str]) {
         [&self.services, &self.admins].into_iter().flatten().for_each(|file| file.warn_of_unknown_domains(domains));
     }
@@ -262,8 +263,8 @@ impl Authenticator {
     }
 }
 
-/// The grant of whoever shows this token. It is compared first: a token that is right is never refused, whatever
-/// else came from its address.
+/// The grant of the caller with this token. The token is compared first: a valid token is never refused, whatever else
+/// came from its address.
 async fn login(
     tokens: &TokenFile,
     token: &str,
@@ -278,9 +279,8 @@ async fn login(
     Err(AuthError::Unknown(kind))
 }
 
-/// What stands in the one `Authorization` header: the token of `Bearer …` (RFC 6750); empty, and so good for
-/// nothing, if it is anything else. Several headers are as good as a wrong one: a proxy may have judged the
-/// other.
+/// The value of the only `Authorization` header: the token of `Bearer …` (RFC 6750), or empty, and so invalid, for any
+/// other value. Several headers are invalid too: a proxy may have checked the other one.
 pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let first = all.next()?;

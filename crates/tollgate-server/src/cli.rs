@@ -141,7 +141,7 @@ fn examine(configs: &[RedisConfig]) -> Result<(), String> {
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let (text, well) = runtime.block_on(crate::doctor::run(configs));
-    // A name that is still being looked up keeps nobody waiting.
+    // An address that is still being resolved must not delay the exit.
     runtime.shutdown_background();
     print(&text)?;
     if well { Ok(()) } else { Err("redis: see above".to_owned()) }
@@ -149,11 +149,11 @@ fn examine(configs: &[RedisConfig]) -> Result<(), String> {
 
 fn serve(settings: Settings) -> Result<(), String> {
     logs::start_logging(settings.log_format, &settings.log_filter)?;
-    // For what goes on beside the calls, which have threads of their own.
+    // For background work; calls have threads of their own.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let served = runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string());
-    // What is still under way beside the calls was given its time; a file system that does not answer holds no exit.
+    // Background work had its time; a file system that does not answer must not delay the exit.
     runtime.shutdown_background();
     served
 }
@@ -162,7 +162,7 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|error| RunError::Serve(format!("signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    // Held from the start: until somebody listens to it, SIGHUP ends a process.
+    // Kept from the start: without a handler, SIGHUP ends a process.
     let _hangup = listen(SignalKind::hangup())?;
     let backend = Backend::of(&settings)?;
     let listeners = Listeners::bind(&settings)?;
@@ -181,7 +181,7 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     .await
 }
 
-/// What to try first, ready to paste.
+/// The first commands to try, ready to paste.
 fn greeting(settings: &Settings, listeners: &Listeners) -> String {
     let address =
         |listener: &tokio::net::TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
@@ -218,7 +218,7 @@ fn read_secret() -> Result<String, String> {
     if secret.is_empty() { Err("standard input: the secret is missing".to_owned()) } else { Ok(secret.to_owned()) }
 }
 
-/// To standard output; whoever reads it may have gone.
+/// Writes to standard output; the reader may have closed it.
 fn print(text: &str) -> Result<(), String> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{}", escape::hidden(text)).map_err(|error| format!("standard output: {error}"))

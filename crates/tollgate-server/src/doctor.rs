@@ -1,9 +1,10 @@
-//! `tollgate doctor`: says what is wrong with a Redis, and what to do.
+//! `tollgate doctor`: reports the problems of a Redis, and their remedies.
 
 use futures_util::future::join_all;
 use tollgate_store::redis::{Finding, RedisConfig, Severity, examine};
 
-/// Examines every Redis of a node and prints what was found, a line each, the worst last. Returns whether a node can work with it.
+/// Examines every Redis of a node and prints the findings, one per line, the worst last. Returns whether a node can
+/// work with it.
 pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
     let mut findings: Vec<Finding> = join_all(configs.iter().map(examine)).await.into_iter().flatten().collect();
     findings.sort_by_key(|finding| finding.verdict);

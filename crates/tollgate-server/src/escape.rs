@@ -38,8 +38,8 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Writes a log, an event at a time. The colours of a terminal stay; what comes from others has none, as the log itself
-/// escapes its escapes.
+/// Writes a log, one event at a time. Colours of a terminal are kept; values from outside contain none, because the log
+/// escapes their control characters.
 pub(crate) struct Escaping<W>(pub(crate) W);
 
 impl<W: Write> Write for Escaping<W> {

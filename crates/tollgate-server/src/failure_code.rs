@@ -1,4 +1,4 @@
-//! What a failure is called in HTTP and in gRPC, in one place, so that the two cannot differ.
+//! The HTTP and the gRPC code of each failure, in one place, so that they cannot differ.
 
 use axum::http::StatusCode;
 use tollgate_core::store::StoreError;
@@ -14,8 +14,8 @@ pub(crate) struct FailureCode {
     pub(crate) grpc: Code,
     /// For programs that read JSON.
     pub(crate) word: &'static str,
-    /// Whether the node itself is what had no room, so that the same call may pass in a moment: `Retry-After` over HTTP,
-    /// pushback over gRPC.
+    /// Whether the node itself is overloaded, so that the same call may pass soon: `Retry-After` over HTTP, pushback
+    /// over gRPC.
     pub(crate) retry_soon: bool,
 }
 

@@ -1,9 +1,8 @@
 //! Files that people write and a node reads: settings, policies, tokens, passwords, certificates.
 //!
-//! Nothing here waits without a bound. Only regular files are read, as a FIFO or a device may block whoever opens it, and no
-//! more bytes than the caller allows. A file system that does not answer, such as that of a server that is gone, holds its
-//! request's own thread and nobody else: the caller is told after a while, and a path that holds a thread gets no second
-//! one.
+//! Every wait is bounded. Only regular files are read, because opening a FIFO or a device may block, and no more bytes
+//! than the caller allows. If a file system does not answer, such as that of a failed server, only the request's own
+//! thread waits: the caller gets an error after a while, and a path that blocks a thread gets no second one.
 
 use std::{
     collections::HashMap,
@@ -22,7 +21,7 @@ use parking_lot::Mutex;
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 /// How long a file system may take to answer a request.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long it may take beside a file for which there is no answer: what is healthy needs far less.
+/// The time limit for a file on a file system that does not answer; healthy ones need far less.
 const LITTLE_PATIENCE: Duration = Duration::from_millis(100);
 /// The most requests without an answer; each holds a thread.
 const MAX_STALLED: usize = 64;
@@ -33,7 +32,7 @@ static REQUESTS: LazyLock<Mutex<Requests>> = LazyLock::new(Mutex::default);
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// The system says no.
+    /// The operating system reports an error.
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// It is something else.
@@ -55,7 +54,7 @@ pub(crate) enum FileError {
 pub(crate) struct Failure {
     /// Everything that is wrong, a line each.
     pub(crate) text: String,
-    /// Whether a file system did not answer, so that it is not even known what the files say.
+    /// Whether a file system did not answer, so that the contents of the files are unknown.
     pub(crate) stuck: bool,
 }
 
@@ -65,7 +64,7 @@ impl Failure {
         Self { text: format!("{place}: {error}"), stuck: matches!(error, FileError::NoAnswer) }
     }
 
-    /// What it means for what was read before.
+    /// The consequence for the contents that were read before.
     pub(crate) fn state(&self) -> ReloadState {
         if self.stuck { ReloadState::Stuck } else { ReloadState::NotReloaded }
     }
@@ -84,12 +83,12 @@ impl From<String> for Failure {
     }
 }
 
-/// How what was read from files stands to what they say now; the worst last.
+/// The relation between the contents in force and the files now; the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ReloadState {
-    /// The files are wrong, and what was read before is in force.
+    /// The files have mistakes, and the previous contents are in force.
     NotReloaded,
-    /// A file system does not answer, and what was read before is in force.
+    /// A file system does not answer, and the previous contents are in force.
     Stuck,
 }
 
@@ -103,7 +102,7 @@ impl ReloadState {
     }
 }
 
-/// What stands in a file.
+/// The contents of a file.
 pub(crate) struct Contents {
     /// Its bytes.
     pub(crate) bytes: Vec<u8>,
@@ -118,10 +117,10 @@ impl Contents {
     }
 }
 
-/// What stands in the file at `path`, if that has at most so many bytes.
+/// The contents of the file at `path`, if it has at most this many bytes.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Contents, FileError> {
     in_time(path, move |path| {
-        // Before it is opened, as that alone may change something at a device.
+        // Before opening, because opening alone may change the state of a device.
         regular(&std::fs::metadata(path)?)?;
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
         let metadata = file.metadata()?;
@@ -146,7 +145,7 @@ pub(crate) fn is_folder(path: &Path) -> Result<bool, FileError> {
     in_time(path, |path| Ok(path.is_dir()))
 }
 
-/// What is in a folder.
+/// The entries of a folder.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     in_time(folder, |folder| {
         let entries = std::fs::read_dir(folder)?;
@@ -174,8 +173,8 @@ fn regular(metadata: &Metadata) -> Result<(), FileError> {
     Err(FileError::NotAFile(other))
 }
 
-/// What `ask` answers about `path`, unless that takes too long. `ask` then goes on, on its own thread, and what it
-/// answers is not heard.
+/// The result of `ask` for `path`, unless that takes too long. Then `ask` continues on its own thread, and its result
+/// is ignored.
 pub(crate) fn in_time<T: Send + 'static>(
     path: &Path,
     ask: impl FnOnce(&Path) -> Result<T, FileError> + Send + 'static,
@@ -249,7 +248,7 @@ mod tests {
         assert!(made.success());
     }
 
-    /// Seen to fail without the look at what is there: the FIFO is then read as an empty file.
+    /// Seen to fail without the check of the file type: the FIFO is then read as an empty file.
     #[test]
     fn only_regular_files_of_a_bounded_size_are_read() {
         let folder = tempfile::tempdir().unwrap();
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!(said(&at("file"), 4).unwrap_err(), "cannot be read: it is not text in UTF-8");
     }
 
-    /// Seen to fail by waiting for the answer whatever it takes, and without the look at what is stalled already.
+    /// Seen to fail with an unbounded wait, and without the check for a path that is already stalled.
     #[test]
     fn a_file_system_that_does_not_answer_holds_nobody() {
         let (mount, gone) = mpsc::channel::<()>();
@@ -290,7 +289,7 @@ mod tests {
         assert!(started.elapsed() >= PATIENCE);
         // No thread is spent on it again.
         assert!(matches!(in_time(path, |_| Ok(())), Err(FileError::NoAnswer)));
-        // What is beside it may be well, or not.
+        // Other files may be readable or not.
         let (number, patience) = REQUESTS.lock().begin(beside).unwrap();
         assert_eq!(patience, LITTLE_PATIENCE);
         drop(Request(number));

@@ -293,7 +293,7 @@ fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
     v1::CallResult { result: Some(result) }
 }
 
-/// `call` says how much of it.
+/// `call` returns the part of it.
 fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     let common = v1::Decision {
         verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),

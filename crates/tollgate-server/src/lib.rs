@@ -1,6 +1,6 @@
-//! The Tollgate node: the front doors (gRPC and REST), authentication of services and administrators, listeners, settings,
-//! files, the command line, and the wiring. [`run::run`] is all of it: listeners in, a running node out, until it is told
-//! to stop; the binary and the tests call the same function.
+//! The Tollgate node: the front doors (gRPC and REST), authentication of services and administrators, listeners,
+//! settings, files, the command line, and the wiring. [`run::run`] is the whole node, from open listeners until it is
+//! told to stop; the binary and the tests call the same function.
 //!
 //! It may know every other crate. A front door must not know another one, nor decide anything itself; only [`run`] chooses
 //! stores.

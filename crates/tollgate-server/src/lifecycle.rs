@@ -7,9 +7,9 @@ use tokio::sync::watch;
 pub(crate) enum Lifecycle {
     /// It takes calls in.
     Running,
-    /// It takes calls in, and says that nobody should send it more.
+    /// It accepts calls, and tells load balancers to send no more.
     Draining,
-    /// It takes nothing in any more, and finishes what is in work.
+    /// It accepts nothing any more, and finishes the calls in progress.
     Stopping,
 }
 

@@ -4,8 +4,8 @@ use tracing::Instrument;
 
 use crate::escape;
 
-/// Runs `work` under the caller's W3C trace, so that what it logs can be found there. Without a valid
-/// `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>) it runs as it is.
+/// Runs `work` under the caller's W3C trace, so that its log lines belong to that trace. Without a valid `traceparent`
+/// (<https://www.w3.org/TR/trace-context/#traceparent-header>) it runs without one.
 pub(crate) async fn traced<T>(traceparent: Option<&str>, work: impl Future<Output = T>) -> T {
     match traceparent.and_then(parse_traceparent) {
         Some((trace_id, parent_id)) => work.instrument(tracing::info_span!("call", trace_id, parent_id)).await,
@@ -37,7 +37,7 @@ pub enum LogFormat {
 /// Starts logging to standard error, once for the process.
 pub(crate) fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     use tracing_subscriber::{EnvFilter, fmt};
-    // Warnings of the HTTP/2 library are about what clients do, and so theirs to write; a filter may ask for them.
+    // Warnings of the HTTP/2 library are caused by clients, so they are off by default; a filter can enable them.
     let filter = EnvFilter::try_new(format!("h2=error,{filter}")).map_err(|error| format!("log-filter: {error}"))?;
     let builder = fmt().with_env_filter(filter).with_writer(|| escape::Escaping(std::io::stderr()));
     let started = match format {

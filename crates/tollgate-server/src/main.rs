@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// A call allocates here and there, often on one thread and freed on another; see `tests/bench-node` for what
-/// this one saves over the system's.
+/// A call allocates in several places, often on one thread and freed on another; `tests/bench-node` shows the gain over
+/// the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

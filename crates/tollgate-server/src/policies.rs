@@ -32,7 +32,7 @@ pub enum Source {
     Paths(Vec<PathBuf>),
 }
 
-/// The policy files of a node. What they say is put in force when they hold; otherwise what was in force stays.
+/// The policy files of a node. Valid contents are put in force; otherwise the previous ones stay.
 pub struct PolicyFiles {
     source: Source,
     demo: bool,
@@ -81,7 +81,7 @@ impl Reload for PolicyFiles {
             log_warnings(&policies);
             self.domains.replace(Domains::of(policies, self.demo, &self.metrics));
         });
-        // Only now: whoever reads that the reload succeeded may rely on the new policies.
+        // Only now: a client that sees a successful reload may rely on the new policies.
         self.metrics.policy_reloads(outcome.is_ok());
         self.metrics.reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
         self.last_failure.record(outcome.as_ref().err().cloned());
@@ -93,17 +93,17 @@ impl Reload for PolicyFiles {
     }
 }
 
-/// Everything that is wrong, a line each, without what may be a secret in the wrong place.
+/// All mistakes, one per line, without text that may be a secret in the wrong place.
 pub(crate) fn failure(errors: &[PolicyErrors]) -> Failure {
     Failure::join(errors.iter().map(|error| Failure { text: error.redacted(), stuck: error.stuck }))
 }
 
-/// Everything that is wrong, a line each, with all that stands in the files: for who holds them.
+/// All mistakes, one per line, with the contents of the files: for a user that has the files.
 pub fn join_errors(errors: &[PolicyErrors]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Logs what policies say that is probably not meant, a line for each domain.
+/// Logs the warnings of policies, one line for each domain.
 fn log_warnings(policies: &BTreeMap<Arc<str>, LoadedPolicy>) {
     for (domain, LoadedPolicy { warnings, .. }) in policies {
         if let Some(first) = warnings.first() {
@@ -113,7 +113,7 @@ fn log_warnings(policies: &BTreeMap<Arc<str>, LoadedPolicy>) {
     }
 }
 
-/// Reads every file before it says which are wrong.
+/// Reads every file before it reports the wrong ones.
 fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<PolicyErrors>> {
     let read = match source {
         Source::Embedded => vec![("venice.yaml".to_owned(), LoadedPolicy::parse("venice.yaml", EMBEDDED))],

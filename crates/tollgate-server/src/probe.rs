@@ -1,4 +1,4 @@
-//! Whether the stores can decide: asked once a second by the node itself, whoever else wants to know.
+//! Whether the stores can decide: the node itself asks once a second, and everybody else reads its result.
 
 use std::{
     sync::Arc,
@@ -17,7 +17,7 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 /// A clock that is further off than this is complained of, until it is closer than half of it.
 const MAX_SKEW_MS: u64 = 1_000;
 
-/// What is asked.
+/// The store that is asked.
 pub(crate) enum ProbeTarget {
     /// The store of the counters.
     Counters {
@@ -43,14 +43,14 @@ struct LastAnswer {
     skewed: bool,
 }
 
-/// What the last answer of a store means.
+/// The conclusion from a store's last answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoreState {
     /// Whether it is possible to write on every server.
     pub(crate) whole: bool,
     /// Whether it is on some.
     pub(crate) usable: bool,
-    /// What is wrong, or may hurt, in words for anybody.
+    /// The problems and risks, in words for everybody.
     pub(crate) detail: Option<String>,
 }
 
@@ -106,7 +106,7 @@ impl Probe {
         *last = Some(LastAnswer { at: Instant::now(), health, skewed });
     }
 
-    /// What it answered last.
+    /// Its last answer.
     pub(crate) fn state(&self) -> StoreState {
         match &*self.last.lock() {
             Some(last) if last.at.elapsed() < MAX_AGE => StoreState {

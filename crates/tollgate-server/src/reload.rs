@@ -1,4 +1,4 @@
-//! Hot reload: of whatever stands in files, when they change, and on SIGHUP.
+//! Hot reload of files, when they change and on SIGHUP.
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -13,12 +13,12 @@ use crate::files::{self, Failure, FileError, MAX_FILE_BYTES};
 
 /// Editors and volume mounts change a file in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How long a reload that is stuck is left alone: nothing says when the file system answers again.
+/// The interval of attempts while a reload is stuck: no event says when the file system answers again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Something that was read from files, and can be read anew.
+/// A part of a node that is read from files, and can be reloaded.
 pub(crate) trait Reload: Send + Sync + 'static {
-    /// What it is, for the log.
+    /// Its name in the log.
     fn what(&self) -> &'static str;
 
     /// The folders to watch for changes.
@@ -27,21 +27,21 @@ pub(crate) trait Reload: Send + Sync + 'static {
     /// The files that would be read now.
     fn files(&self) -> Vec<PathBuf>;
 
-    /// Reads the files anew. If anything is wrong, says everything that is, and stays as it was. Takes a bounded time,
-    /// also where a file system does not answer.
+    /// Reads the files again. If there are mistakes, returns all of them and changes nothing. Takes a bounded time,
+    /// even if a file system does not answer.
     fn reload(&self) -> Result<(), Failure>;
 
-    /// What was wrong with the files when they were last looked at, if anything was.
+    /// The mistakes found at the last reload, if there were any.
     fn last_failure(&self) -> Option<Failure>;
 }
 
-/// What was wrong with files when they were last read, if anything was.
+/// The mistakes found in files at the last reload, if there were any.
 #[derive(Default)]
 pub(crate) struct LastFailure(Mutex<Option<Failure>>);
 
 impl LastFailure {
-    /// Records how a reload ended. Called once its contents are in force: whoever reads that nothing is wrong may rely on
-    /// them.
+    /// Records the result of a reload. Called once its contents are in force, so that a client that sees no failure may
+    /// rely on them.
     pub(crate) fn record(&self, failure: Option<Failure>) {
         *self.0.lock() = failure;
     }
@@ -51,7 +51,7 @@ impl LastFailure {
     }
 }
 
-/// What was read from files when they were last valid.
+/// The contents of files when they were last valid.
 pub(crate) struct ReloadCell<T> {
     current: ArcSwap<T>,
     last_failure: LastFailure,
@@ -78,7 +78,7 @@ impl<T> ReloadCell<T> {
     }
 }
 
-/// What stands in files, told apart from what stood there before: the hash of each that can be read, by its path.
+/// Detects changed contents of files: the hash of each readable file, by its path.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Fingerprints(Vec<(PathBuf, Option<[u8; 32]>)>);
 
@@ -93,9 +93,9 @@ impl Fingerprints {
 
 /// Something whose files are watched.
 ///
-/// The folders are watched rather than the files, as a mounted configuration is replaced by renaming a
-/// link in its folder. What else is written there is none of its business: were it read anew for that, a log in the same
-/// folder, which gets a line for each reload, would never let it rest.
+/// The folders are watched instead of the files, because a mounted configuration is replaced by renaming a link in its
+/// folder. Changes of other files there are ignored: otherwise a log in the same folder, which gets a line for each
+/// reload, would cause endless reloads.
 pub(crate) struct FileWatcher {
     what: &'static str,
     changes: mpsc::Receiver<()>,
@@ -103,7 +103,7 @@ pub(crate) struct FileWatcher {
     after: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// What reads the files. It touches file systems, and so stays off the threads of the runtime.
+/// Reads the files. It waits for file systems, so it does not run on the threads of the runtime.
 struct Reader {
     part: Arc<dyn Reload>,
     watcher: Option<Arc<Mutex<RecommendedWatcher>>>,
@@ -127,7 +127,7 @@ impl FileWatcher {
             tracing::warn!(what = part.what(), %error, "files cannot be watched; SIGHUP still reloads them");
         };
         let watcher = watcher.inspect_err(failed).ok().map(|watcher| Arc::new(Mutex::new(watcher)));
-        // Before the folders are watched: what changes between the two differs from this at the next notice.
+        // Before the folders are watched: changes in between are detected at the next notice.
         let read = Fingerprints::of(&*part);
         let mut reader = Reader { part, watcher, watched: Vec::new(), read };
         reader.watch_new();
@@ -168,12 +168,12 @@ impl FileWatcher {
     }
 }
 
-/// Why files are read anew.
+/// Why files are read again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
     /// Something changed in their folders.
     Change,
-    /// An operator asked for it.
+    /// An operator requested it.
     Hangup,
     /// The last time a file system did not answer.
     Retry,
@@ -188,9 +188,9 @@ async fn look(reader: Arc<Mutex<Reader>>, asked: bool) -> Result<Option<Result<(
 }
 
 impl Reader {
-    /// Reads the files anew if they changed, or if somebody asked for it.
+    /// Reads the files again if they changed, or if an operator requested it.
     fn look(&mut self, asked: bool) -> Option<Result<(), Failure>> {
-        // Looked at before they are read: what changes in between is seen to differ the next time.
+        // The hashes are computed before the files are read: changes in between are detected the next time.
         let now = Fingerprints::of(&*self.part);
         let outcome = (asked || now != self.read).then(|| self.part.reload());
         self.read = now;
@@ -212,7 +212,7 @@ impl Reader {
                 watcher.lock().watch(folder, RecursiveMode::NonRecursive).map_err(failed)
             });
             match added {
-                // Tried again with the reload, which says it.
+                // Tried again with the reload, which reports it.
                 Err(FileError::NoAnswer) => continue,
                 Err(error) => {
                     let folder = shown_path(&folder);

@@ -1,8 +1,8 @@
-//! Bodies of requests, whatever the protocol: what one takes while it arrives, and how it may be encoded.
+//! Bodies of requests, for all protocols: the memory that one holds while it arrives, and its allowed encodings.
 
 use axum::http::{HeaderMap, header};
 
-/// What an unread body costs beside its bytes: the connection's stream, the task, and the headers.
+/// The cost of an unread body besides its bytes: the connection's stream, the task, and the headers.
 pub(crate) const UNREAD_BASE_BYTES: usize = 16 << 10;
 
 /// Whether the body is as it is sent. Nothing here unpacks one.

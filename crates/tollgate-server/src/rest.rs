@@ -40,7 +40,7 @@ pub(crate) use self::bounds::RequestBounds;
 use self::guard::RouteAccess;
 use crate::{auth::Authenticator, failure_code::FailureCode};
 
-/// What the handlers share.
+/// Shared by the handlers.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) service: Arc<DecisionService>,
@@ -51,12 +51,12 @@ pub(crate) struct Shared {
     pub(crate) timeout: Duration,
 }
 
-/// What a listener offers.
+/// The routes of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RouteSet {
-    /// The API alone.
+    /// Only the API.
     Api,
-    /// What operators read: health and metrics.
+    /// The routes for operators: health and metrics.
     Operations,
     /// Both.
     Everything,
@@ -220,12 +220,12 @@ fn failure(status: StatusCode, body: impl Serialize) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Says that the node itself has too much to do; a second is the shortest wait that HTTP can say.
+/// Says that the node itself is overloaded; a second is the shortest wait that HTTP can express.
 fn retry_soon(answer: &mut Response) {
     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
 }
 
-/// What a service is answered.
+/// The response to a service.
 fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
     result.map_or_else(|error| failed(&error), |body| Json(body).into_response())
 }
@@ -270,7 +270,7 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
     }
 }
 
-/// What is wrong with a JSON body, behind the name of the field where there is one.
+/// The mistake in a JSON body, after the name of the field if there is one.
 fn mistake_of(rejection: &JsonRejection) -> String {
     let mut source = std::error::Error::source(rejection);
     while let Some(error) = source {

@@ -42,16 +42,16 @@ use crate::{
     workers::Workers,
 };
 
-/// What the system may keep of answers on a connection that its client does not take, in bytes; Linux doubles it for its
-/// own use (tcp(7), socket(7)).
+/// The system's buffer for unread answers on a connection, in bytes; Linux doubles it for its own use (tcp(7),
+/// socket(7)).
 const SEND_BUFFER_BYTES: u32 = 128 << 10;
 /// Connections that wait to be taken in.
 const BACKLOG: u32 = 1_024;
-/// How long a node that stops may take to write what waits for it.
+/// How long a stopping node may take to write waiting data.
 const LAST_WRITES: Duration = Duration::from_secs(3);
 /// How often the stores are probed for `/readyz`, the health service and the metrics.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How often the store is tried with what was admitted without it.
+/// How often the node tries to charge the store for admissions made without it.
 const REPLAY_EVERY: Duration = Duration::from_millis(200);
 /// How often an idle node tidies up.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens where the settings say.
+    /// Listens at the addresses of the settings.
     pub fn bind(settings: &Settings) -> Result<Self, RunError> {
         let bind = |name, address| listen(address).map_err(|error| RunError::Listen { name, address, error });
         Ok(Self {
@@ -192,7 +192,7 @@ impl Backend {
         }
     }
 
-    /// What asks the store of the counters, and that of the accounts if it is another one.
+    /// The probes of the store of counters, and of the store of accounts if it is another one.
     fn probes(&self, metrics: &Arc<Metrics>) -> (Probe, Option<Probe>) {
         let probe = |probed| Probe::new(probed, Arc::clone(metrics));
         let (store, apart) = (Arc::clone(&self.store), self.accounts_apart);
@@ -264,9 +264,9 @@ pub async fn run(
     tracing::info!(store = backend.kind, domains = ?policies.domains().load().names(), "node starts");
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    // Before calls come, so that whoever sees the node answer may count on a change being seen.
+    // Before calls arrive, so that a client that gets an answer may rely on the node seeing changes.
     watch_files(&mut background, &policies, &auth, &hung_up);
-    // Before calls come, so that what they read of accounts is remembered.
+    // Before calls arrive, so that accounts that they read are cached.
     let (changes, ()) = tokio::join!(accounts.subscribe(), health.probe());
     background.spawn(accounts.run_invalidation(changes));
     background.spawn(Arc::clone(&refusals).keep_writing());
@@ -283,7 +283,7 @@ pub async fn run(
     let mut servers = JoinSet::new();
     servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
     servers.spawn(servers_of.rest(listeners.http)?.serve(stage));
-    // Operators see how the node drains: what they read ends with it.
+    // Operators can watch the node drain: their listener ends last.
     let (_running, never) = watch::channel(Lifecycle::Running);
     if let Some(ops) = listeners.ops {
         background.spawn(servers_of.ops(ops)?.serve(never));
@@ -297,7 +297,7 @@ pub async fn run(
     if early.is_none() {
         tracing::info!(delay = ?drain_delay, "node drains");
         let _ = to.send(Lifecycle::Draining);
-        // Those who look at its health send calls elsewhere by then.
+        // By then, clients that watch its health send calls to other nodes.
         tokio::time::sleep(drain_delay).await;
     }
     let _ = to.send(Lifecycle::Stopping);
@@ -312,7 +312,7 @@ pub async fn run(
         tracing::warn!(timeout = ?drain_timeout, "calls that have not finished are dropped");
         Ok(())
     });
-    // Whatever became of the calls: what is still to be written is not theirs to lose.
+    // Independent of the calls' results: waiting data must not be lost.
     let written = async {
         refusals.flush().await;
         if let Some(fallback) = &fallback {
@@ -338,7 +338,7 @@ fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError
     Ok(hung_up)
 }
 
-/// Reads files anew when they change, and on each of `hangups`.
+/// Reloads files when they change, and on each of `hangups`.
 fn watch_files(
     background: &mut JoinSet<()>,
     policies: &Arc<PolicyFiles>,
@@ -369,7 +369,7 @@ fn patience(settings: &Settings) -> Duration {
     }
 }
 
-/// Charges the store with what was admitted without it, as soon as it answers.
+/// Charges the store for admissions made without it, as soon as it answers.
 async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
     let mut ticks = tokio::time::interval(REPLAY_EVERY);
     loop {
@@ -388,16 +388,16 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
         };
         tokio::select! {
             () = probe => {}
-            // That the node drains is said at once.
+            // Draining is reported at once.
             () = Lifecycle::Draining.reached(health.stage.clone()), if !drains => drains = true,
         }
         let ready = !drains && health.may_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        // Those who watch hear of changes alone.
+        // Watchers receive only changes.
         if told.replace(status) == Some(status) {
             continue;
         }
-        // The empty name stands for the node as a whole.
+        // The empty name means the node as a whole.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {
             reporter.set_service_status(service, status).await;
         }

@@ -1,4 +1,4 @@
-//! What a node serves: gRPC, REST, and what operators read.
+//! The servers of a node: gRPC, REST, and the routes for operators.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
     workers::Workers,
 };
 
-/// What the servers of a node share.
+/// Shared by the servers of a node.
 pub(crate) struct Servers {
     pub(crate) settings: Settings,
     pub(crate) service: Arc<DecisionService>,
@@ -75,13 +75,13 @@ impl Servers {
         Ok(self.server("grpc", listener, Protocols::Http2, routes.into_axum_router()))
     }
 
-    /// REST; with what operators read, unless that has a listener of its own.
+    /// REST; with the routes for operators, unless they have a listener of their own.
     pub(crate) fn rest(&self, listener: TcpListener) -> Result<Server, RunError> {
         let offer = if self.settings.ops_listen.is_some() { RouteSet::Api } else { RouteSet::Everything };
         Ok(self.server("http", listener, Protocols::Http, self.router(offer)?))
     }
 
-    /// What operators read: in plain text and open to whoever reaches it, as scrapers and probes are.
+    /// The routes for operators: plain text and without authentication, for scrapers and probes.
     pub(crate) fn ops(&self, listener: TcpListener) -> Result<Server, RunError> {
         let router = self.router(RouteSet::Operations)?;
         Ok(Server { tls: None, ..self.server("ops", listener, Protocols::Http, router) })

@@ -38,7 +38,7 @@ pub struct Settings {
     pub store: StoreSettings,
     /// How many nodes share the limits.
     pub node_count: u64,
-    /// For how many scopes this node decides alone at most.
+    /// The maximum number of scopes that this node decides locally.
     pub local_max_scopes: usize,
     /// Accounts and keys.
     pub accounts: AccountSettings,
@@ -48,15 +48,15 @@ pub struct Settings {
     pub grpc_listen: SocketAddr,
     /// Where health and metrics listen, if not beside REST.
     pub ops_listen: Option<SocketAddr>,
-    /// Who gets in.
+    /// Authentication.
     pub auth: AuthSettings,
-    /// What connections may cost.
+    /// The bounds of connections.
     pub connections: ConnectionBounds,
     /// Whether gRPC reflection is open to everybody.
     pub open_reflection: bool,
     /// How many threads connections are spread over.
     pub threads: usize,
-    /// What requests may take.
+    /// The bounds of requests.
     pub requests: RequestSettings,
     /// How long a call may take in all.
     pub call_timeout: Duration,
@@ -64,17 +64,17 @@ pub struct Settings {
     pub stream_calls: usize,
     /// How long a stream may be idle.
     pub stream_idle_timeout: Duration,
-    /// How long a reservation lives that does not say it, in milliseconds.
+    /// The default lifetime of a reservation, in milliseconds.
     pub reservation_ttl_ms: u32,
     /// How long an admission is remembered by its request id, in milliseconds.
     pub request_id_ttl_ms: u32,
-    /// How long calls are still taken in after the node was told to stop.
+    /// How long calls are still accepted after the node was told to stop.
     pub drain_delay: Duration,
     /// How long calls may take to end after that.
     pub drain_timeout: Duration,
     /// How logs are written.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// The filter of the log.
     pub log_filter: String,
 }
 
@@ -92,14 +92,14 @@ pub enum StoreSettings {
     Redis(Box<tollgate_store::redis::RedisConfig>),
 }
 
-/// Where accounts and keys are, and what a node remembers of them.
+/// The store of accounts and keys, and the node's cache of it.
 #[derive(Clone)]
 pub struct AccountSettings {
     /// A Redis of their own.
     pub redis: Option<Box<tollgate_store::redis::RedisConfig>>,
     /// How many accounts memory keeps at most.
     pub max_in_memory: usize,
-    /// What a node remembers.
+    /// The node's cache.
     pub cache: CacheBounds,
 }
 
@@ -109,8 +109,8 @@ impl Options {
         Ok(self.or(file.map(read).transpose()?.unwrap_or_default()))
     }
 
-    /// Where the counters and the accounts are in Redis, as these options, the configuration file and the defaults say;
-    /// what they say of the rest of a node may be wrong or missing.
+    /// The Redis of the counters and that of the accounts, from these options, the configuration file and the defaults.
+    /// Other settings of a node may be wrong or missing.
     ///
     /// # Errors
     /// Everything that is wrong, a line each, with the name of the setting.
@@ -160,7 +160,7 @@ impl Options {
             numbers.within("request-id-ttl-ms", options.request_id_ttl_ms, 600_000, 1_000..=86_400_000);
         let drain_delay = numbers.time_or_none("drain-delay-ms", options.drain_delay_ms, 1_000);
         let drain_timeout = numbers.time_or_none("drain-timeout-ms", options.drain_timeout_ms, 10_000);
-        // Where two Redis are set, or a number has a rule beside, it would be said twice.
+        // If two Redis are set, or if a number has a rule beside it, the mistake would be reported twice.
         let mut said = std::collections::HashSet::new();
         wrong.retain(|line| said.insert(line.clone()));
         if !wrong.is_empty() {
@@ -195,7 +195,7 @@ impl Options {
     }
 }
 
-/// What the configuration file says.
+/// The contents of the configuration file.
 pub(crate) fn read(file: &Path) -> Result<Options, String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", shown_path(file));
     let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| named(&error))?;

@@ -5,16 +5,16 @@ use std::{collections::HashMap, mem, net::IpAddr, sync::Arc};
 use parking_lot::Mutex;
 use tollgate_service::blocks::customer_of;
 
-/// Who holds capacity.
+/// The holder of capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
-    /// Any service, where services do not say who they are: all of them are one, and so have no share.
+    /// Any service, if services are not authenticated: all of them count as one, so there are no parts.
     Anyone,
     /// The service with the token or certificate of this name.
     Service(Arc<str>),
     /// The administrator with the token of this name.
     Admin(Arc<str>),
-    /// Whoever calls from this address.
+    /// Every caller from this address.
     Address(IpAddr),
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Shares {
     held: Mutex<Usage>,
 }
 
-/// What is held now. Who holds nothing has no entry.
+/// The amounts that are held now. A holder of nothing has no entry.
 #[derive(Default)]
 struct Usage {
     all: usize,
@@ -86,7 +86,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Holds at least `amount` from now on; what is held already stays held where there is no more.
+    /// Holds at least `amount` from now on; if there is not enough, the amount held before stays held.
     pub(crate) fn grow_to(&mut self, amount: usize) -> Result<(), Exhausted> {
         if amount > self.amount {
             self.shares.take(&self.holder, amount - self.amount)?;
@@ -100,7 +100,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut held = self.shares.held.lock();
         held.all -= self.amount;
-        // A holder that has no more leaves no entry behind: addresses are a stranger's to choose.
+        // A holder that has returned everything leaves no entry: unauthenticated callers can use many addresses.
         let holder = mem::replace(&mut self.holder, Holder::Anyone);
         if let std::collections::hash_map::Entry::Occupied(mut own) = held.by_holder.entry(holder) {
             *own.get_mut() -= self.amount;

@@ -1,4 +1,4 @@
-//! TLS: certificates and keys in files, read anew when they change.
+//! TLS: certificates and keys in files, reloaded when they change.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use crate::{
 
 /// The setting that names the file of the key.
 const KEY: &str = "tls-key";
-/// What certificates are called in logs and metrics.
+/// The name of certificates in logs and metrics.
 const WHAT: &str = "certificates";
 
 /// Where the certificates are.
@@ -32,7 +32,7 @@ pub struct TlsSettings {
     pub certificate: PathBuf,
     /// The key of the node's certificate; PEM.
     pub key: PathBuf,
-    /// The authorities of client certificates; PEM. Without them no client is asked for one.
+    /// The authorities of client certificates; PEM. Without them no client certificate is requested.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -41,7 +41,7 @@ pub struct TlsSettings {
 pub(crate) enum Protocols {
     /// HTTP/1.1 and HTTP/2.
     Http,
-    /// HTTP/2 alone, as gRPC does.
+    /// Only HTTP/2, which gRPC requires.
     Http2,
 }
 
@@ -69,7 +69,7 @@ impl Tls {
         Ok(Self { settings, metrics, configs: ReloadCell::new(configs) })
     }
 
-    /// What takes in the next connection.
+    /// The acceptor for the next connection.
     pub(crate) fn acceptor(&self, protocols: Protocols) -> TlsAcceptor {
         let configs = self.configs.current();
         TlsAcceptor::from(Arc::clone(match protocols {
@@ -135,7 +135,7 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     let builder = match roots {
         None => builder.with_no_client_auth(),
         Some(roots) => {
-            // A caller may show a token instead; whoever shows a certificate must show a good one.
+            // A client may send a token instead of a certificate; but a certificate that it sends must be valid.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .allow_unauthenticated()
                 .build()

@@ -30,7 +30,7 @@ pub(crate) struct Worker {
     handle: Handle,
     /// Each connection holds one.
     seat: Arc<()>,
-    /// What its connections hold for calls in work and answers not yet written, in bytes.
+    /// The memory that its connections hold for calls in progress and answers not yet written, in bytes.
     pending_bytes: Arc<AtomicUsize>,
 }
 
@@ -59,7 +59,7 @@ impl Workers {
 }
 
 impl Worker {
-    /// Starts a thread that lasts until `ended` has nobody to hear from.
+    /// Starts a thread that runs until all senders of `ended` are gone.
     fn start(number: usize, mut ended: watch::Receiver<()>) -> io::Result<Self> {
         let (to, ready) = mpsc::channel();
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
@@ -79,7 +79,7 @@ impl Worker {
         Ok(Self { handle, seat: Arc::default(), pending_bytes: Arc::default() })
     }
 
-    /// The count of what its connections hold.
+    /// The number of its connections.
     pub(crate) fn pending_bytes(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.pending_bytes)
     }

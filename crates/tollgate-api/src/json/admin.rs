@@ -92,13 +92,13 @@ pub struct AccountPage {
     pub next_cursor: Option<String>,
 }
 
-/// What a key may do.
+/// The rights of a key.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// It can call, and read its own limits.
     Inference,
-    /// It can also read what concerns the whole account.
+    /// It can also read data of the whole account.
     Admin,
 }
 

@@ -37,7 +37,8 @@ pub struct DecisionBody {
     /// The tier's priority, from 1 (low) to 4 (critical).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
-    /// How the decision was made if the store did not answer: `allow` (allowed without counting) or `local` (by this node alone). Absent if the store decided.
+    /// How the decision was made if the store did not answer: `allow` (allowed without counting) or `local` (by this
+    /// node only). Absent if the store decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided_by: Option<&'static str>,
     /// The shadow quotas and abuse rules that would have refused the call.

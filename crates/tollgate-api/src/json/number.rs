@@ -46,7 +46,7 @@ impl<T: TryFrom<u64>> Visitor<'_> for WholeVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of 32 bits, or of what an amount may be.
+        // The largest number of 32 bits, or the largest amount.
         let most = if T::try_from(1 << 32).is_ok() { (1 << 53) - 1 } else { u64::from(u32::MAX) };
         write!(f, "a whole number from 0 to {most}, such as 1000, without quotes, a point or an exponent")
     }

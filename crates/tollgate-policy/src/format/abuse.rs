@@ -1,4 +1,4 @@
-//! The `abuse` section: who is blocked for failing too often.
+//! The `abuse` section: blocks of callers that fail too often.
 
 use std::ops::RangeInclusive;
 
@@ -8,12 +8,12 @@ use serde::Deserialize;
 
 use super::{Length, Message, Scope, StatusText, names};
 
-/// Who is blocked for failing too often.
+/// The blocks of callers that fail too often.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Abuse {
-    /// The rules, by names of your choice. All of them apply. The name is that of the counters: a rule that is
-    /// renamed starts anew.
+    /// The rules, by names of your choice. All of them apply. The name identifies the counters: a renamed rule starts
+    /// counting at zero.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("Word"), "maxProperties" = 8))]
     pub rules: IndexMap<String, AbuseRule>,
@@ -37,8 +37,8 @@ pub(crate) struct AbuseRule {
     pub per: Length,
     /// How long a block lasts.
     pub block: Length,
-    /// Whose failures are counted together, and who is blocked; that of the account's quotas unless given.
-    /// Calls without a value for one of its attributes are not counted.
+    /// The attributes whose failures are counted together, and which are blocked together; those of the account's
+    /// quotas unless given. Calls without a value for one of its attributes are not counted.
     #[serde(default)]
     #[schemars(with = "Scope")]
     pub scope: Option<Scope>,

@@ -1,4 +1,4 @@
-//! What a policy says of accounts and keys that are kept in the store.
+//! A policy's rules for accounts and keys in the store.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

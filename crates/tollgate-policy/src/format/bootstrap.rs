@@ -28,7 +28,7 @@ pub(crate) struct Account {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub overrides: Vec<Override>,
-    /// What it has to spend, by currency; only shown to the account, never used for decisions.
+    /// Its balances, by currency; only shown to the account, never used for decisions.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("Label"), "maxProperties" = 16))]
     pub balances: IndexMap<String, f64>,
@@ -46,7 +46,7 @@ pub(crate) struct Key {
     pub id: Name,
     /// The hash of the secret.
     pub hash: Hash,
-    /// What it may do: call (`inference`), or also read what concerns the whole account (`admin`).
+    /// Its rights: make calls (`inference`), or also read data of the whole account (`admin`).
     pub kind: Kind,
     /// When it expires.
     #[serde(default)]

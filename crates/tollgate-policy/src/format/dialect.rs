@@ -33,16 +33,16 @@ pub(crate) struct Table {
     #[schemars(with = "Note")]
     #[expect(dead_code, reason = "for the reader of the file")]
     description: Option<Note>,
-    /// A built-in dialect to start from. Headers of the same name and answers for the same reason are changed
-    /// by what is written here, others are added.
+    /// A built-in dialect to start from. Headers with the same name and answers for the same reason are changed by
+    /// those written here, others are added.
     #[serde(default)]
     #[schemars(with = "DialectName")]
     pub extends: Option<DialectName>,
-    /// The longest wait that clients honour by themselves; `should_retry` says `false` beyond.
+    /// The longest wait that clients honour by themselves; for longer waits `should_retry` is `false`.
     #[serde(default)]
     #[schemars(with = "Length")]
     pub retry_within: Option<Length>,
-    /// On which answers headers stand that do not say so themselves. `always` unless given.
+    /// The answers with those headers that have no `on`. `always` unless given.
     #[serde(default)]
     #[schemars(with = "KindFilter")]
     pub on: Option<KindFilter>,
@@ -66,31 +66,32 @@ pub(crate) struct HeaderRow {
     #[serde(default)]
     #[schemars(with = "Selector")]
     pub quota: Option<Selector>,
-    /// What it says; of a list, the first that there is.
+    /// Its value; of a list, the first one that exists.
     #[serde(default)]
     #[schemars(with = "Values")]
     pub value: Option<Values>,
-    /// How it says it.
+    /// The format of the value.
     #[serde(default)]
     #[schemars(with = "Format")]
     pub format: Option<Format>,
-    /// It always says this.
+    /// A fixed text.
     #[serde(default)]
     #[schemars(with = "HeaderText")]
     pub text: Option<HeaderText>,
-    /// It says the text of the first of these quotas that refuses the call.
+    /// The text of the first of these quotas that refuses the call.
     #[serde(default)]
     #[schemars(with = "Vec<RefusalText>", length(min = 1, max = 16))]
     pub first_refusing: Option<Vec<RefusalText>>,
-    /// On which answers it stands.
+    /// The answers with this header.
     #[serde(default)]
     #[schemars(with = "KindFilter")]
     pub on: Option<KindFilter>,
-    /// What it says instead of the limit, the rest and the reset of an unlimited quota. Left out unless given.
+    /// The text instead of the limit, the remaining amount and the reset of an unlimited quota. The header is omitted
+    /// unless given.
     #[serde(default)]
     #[schemars(with = "HeaderText")]
     pub unlimited: Option<HeaderText>,
-    /// What it says where there is nothing else to say. Left out unless given.
+    /// The text if there is no value. The header is omitted unless given.
     #[serde(default)]
     #[schemars(with = "HeaderText")]
     pub missing: Option<HeaderText>,
@@ -131,7 +132,7 @@ pub(crate) enum BindingQuota {
 #[schemars(extend("minProperties" = 1))]
 #[schemars(rename = "Which")]
 pub(crate) struct QuotaSelector {
-    /// What it counts.
+    /// Its unit.
     #[serde(default)]
     #[schemars(with = "Word")]
     pub unit: Option<Word>,
@@ -145,7 +146,8 @@ pub(crate) struct QuotaSelector {
     pub name: Option<Word>,
 }
 
-/// A value such as `limit`, `remaining` or `retry_after`, or a list of values of which the first is said that there is.
+/// A value such as `limit`, `remaining` or `retry_after`, or a list of values, of which the first one that exists is
+/// used.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Values {
@@ -225,7 +227,7 @@ pub(crate) enum KindName {
     ExpiredKey,
 }
 
-/// A kind of refusal. `bad_key` stands for the three kinds of invalid keys.
+/// A kind of refusal. `bad_key` means all three kinds of invalid keys.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {

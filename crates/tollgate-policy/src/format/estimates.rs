@@ -1,4 +1,4 @@
-//! Estimates: what reservations take before it is known.
+//! Estimates: the amounts that reservations take before the usage is known.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::{Word, names};
 
-/// By unit, the inputs whose sum is the estimate. It is at most the limit itself, so that a call is never refused
-/// for ever by what it did not say.
+/// By unit, the inputs whose sum is the estimate. It is at most the limit itself, so that no call is refused
+/// permanently because of an estimate.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(extend("propertyNames" = names("Word"), "maxProperties" = 16))]
@@ -20,7 +20,7 @@ pub(crate) struct Estimates(pub(crate) IndexMap<String, Vec<Input>>);
 pub(crate) struct Input {
     /// Its name among the inputs of the call, such as `max_tokens`.
     pub(crate) input: Word,
-    /// What it is where the call does not bring it; 0 unless given.
+    /// Its value if the call does not have it; 0 unless given.
     #[serde(default)]
     #[schemars(range(max = 9_007_199_254_740_991_u64))]
     pub(crate) default: u64,

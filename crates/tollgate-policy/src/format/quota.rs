@@ -12,7 +12,7 @@ use super::{Label, Length, ResourceName, Word, Zone};
 #[serde(transparent)]
 pub(crate) struct Scope(#[schemars(length(min = 1, max = 8))] pub Vec<Word>);
 
-/// A list of quotas; an empty one says: not limited.
+/// A list of quotas; an empty one means: not limited.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct Quotas(#[schemars(length(max = 16))] pub Vec<Quota>);
@@ -20,8 +20,8 @@ pub(crate) struct Quotas(#[schemars(length(max = 16))] pub Vec<Quota>);
 /// The counter that a quota or an override limits, and the limit.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct CounterLimit {
-    /// What is counted: `requests`, one of `units`, or `concurrent_requests`: those that hold a slot, from their
-    /// reservation until it is settled, cancelled or has run out.
+    /// The unit: `requests`, one of `units`, or `concurrent_requests`, which are held from the reservation until it is
+    /// settled or cancelled or expires.
     pub unit: Word,
     /// The window; `concurrent_requests` have none.
     #[serde(default)]
@@ -51,11 +51,11 @@ pub(crate) struct Quota {
     #[serde(default)]
     #[schemars(with = "Label")]
     pub label: Option<Label>,
-    /// Whether it only counts, and says whom it would refuse. A shadow may stand beside an enforced quota on the same
-    /// counter, to try another limit.
+    /// Whether it only counts, and reports the calls that it would refuse. A shadow may be on the same counter as an
+    /// enforced quota, to try another limit.
     #[serde(default)]
     pub shadow: bool,
-    /// What it does while the store cannot answer, if not what the policy says.
+    /// Its behaviour while the store cannot answer, if it differs from the policy's.
     #[serde(default)]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,
@@ -65,9 +65,8 @@ pub(crate) struct Quota {
     pub pool: Option<Pool>,
 }
 
-/// What quotas do while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow` lets it
-/// pass, `local` lets each node enforce the quota alone with its share of the limit. Of several quotas, any `deny`
-/// wins.
+/// The behaviour of quotas while the store cannot answer: `deny` leaves the call undecided (UNAVAILABLE, 503), `allow`
+/// allows it, `local` lets each node enforce the quota with its share of the limit. Of several quotas, any `deny` wins.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnFailure {
@@ -91,8 +90,8 @@ impl From<OnFailure> for claim::OnFailure {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
-    /// The shares of the tiers' priorities 1 (low, or none), 2, 3 and 4 (critical), in percent of the limit: what is
-    /// theirs while all demand theirs. What one does not demand is lent to the others. At most 100 in all.
+    /// The shares of the tiers' priorities 1 (low, or none), 2, 3 and 4 (critical), in percent of the limit: their
+    /// parts if all demand theirs. Parts that are not demanded are lent to the others. At most 100 in all.
     pub shares: [Share; 4],
 }
 

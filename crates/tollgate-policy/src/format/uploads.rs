@@ -18,11 +18,11 @@ text! {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Uploads {
-    /// How many bytes `KB` stands for; `MB` is as many KB, `GB` as many MB.
+    /// The number of bytes of a `KB`; an `MB` has as many KB, a `GB` as many MB.
     #[serde(default)]
     pub kilobyte: Kilobyte,
-    /// The limits. For an upload's size the most specific limit that names a size counts: a resource goes before a
-    /// wildcard and a wildcard before none, then a media type goes before `audio`. For its length likewise.
+    /// The limits. For an upload's size the most specific limit with a size counts: a resource has precedence over a
+    /// wildcard and a wildcard over none, then a media type over `audio`. The same holds for its length.
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub limits: Vec<UploadLimit>,

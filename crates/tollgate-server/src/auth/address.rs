@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tollgate_service::blocks::counted_address;
 
-/// The address of a caller, behind all proxies that are trusted to name it.
+/// The address of a caller, found through all trusted proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClientAddr(IpAddr);
 
@@ -48,8 +48,8 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Who called: the peer, or, if it is trusted, whom it names, and so on from the last hop to the first that
-    /// is not trusted. What a caller itself wrote stands before all that, and is never reached.
+    /// The caller's address: the peer, or, if the peer is trusted, the address that it names, and so on from the last
+    /// hop to the first untrusted one. Entries that the caller itself wrote come before that one, and are never used.
     pub(crate) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> ClientAddr {
         let mut client = peer.ip().to_canonical();
         if !self.trusts(client) {

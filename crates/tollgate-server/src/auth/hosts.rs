@@ -6,13 +6,13 @@ use axum::http::uri::Authority;
 
 /// The names that a request's `Host` may have.
 ///
-/// A page on the web can give its own name the address of somebody's loopback (DNS rebinding), and then talk to
-/// whatever listens there, with its own name as the host.
+/// A web page can let its own name resolve to a visitor's loopback address (DNS rebinding), and then talk to every
+/// service that listens there, with its own name as the host.
 #[derive(Clone, Debug)]
 pub struct Hosts {
     /// Whether the names of loopback are good, and others are not.
     pub loopback: bool,
-    /// Names that are good besides, without a port. If there are any, no others are good beyond loopback either.
+    /// Further accepted names, without a port. If there are any, no others are accepted beyond loopback either.
     pub allowed: Vec<String>,
 }
 

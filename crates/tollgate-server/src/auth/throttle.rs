@@ -1,4 +1,4 @@
-//! How often an address may fail to log in, and what its guesses may cost once it has.
+//! How often logins from an address may fail, and how many look-ups its guesses may cost after that.
 
 use std::sync::{
     Arc,
@@ -19,7 +19,7 @@ use super::{AuthError, ClientAddr};
 const WINDOW_MS: u64 = 30_000;
 /// The most addresses that are counted at once.
 const MAX_ADDRESSES: usize = 16_384;
-/// What an address has: its failures, its block, and the look-ups of the keys that it shows meanwhile.
+/// The state of an address: its failures, its block, and the look-ups of keys that it sends during the block.
 const COUNTERS_PER_ADDRESS: usize = 3;
 /// Look-ups are counted over so long.
 const LOOK_UP_WINDOW_MS: u64 = 1_000;
@@ -28,14 +28,14 @@ const LOOK_UPS_PER_ADDRESS: u32 = 10;
 /// Look-ups of all addresses that are blocked, or not counted, in that time.
 const LOOK_UPS: u32 = 100;
 
-/// Counts the failed logins of one kind of caller by address, in this node's memory. Its counters are sliding windows
-/// as those of any quota. What is right is never asked for here: a block concerns only what fails.
+/// Counts the failed logins of one kind of caller by address, in this node's memory. Its counters are sliding windows,
+/// like those of quotas. Successful logins are not checked here: a block concerns only failing ones.
 pub(crate) struct Throttle {
     store: MemoryStore<Arc<dyn Clock>>,
     clock: Arc<dyn Clock>,
     /// `None` if failures are not bounded.
     bounds: Option<Bounds>,
-    /// When the last block ends: while there is none, nobody is looked up.
+    /// When the last block ends: while there is no block, no address needs a check.
     blocked_until_ms: AtomicU64,
     /// Until when it is likely that an address is not counted, as there is no room for it.
     full_until_ms: AtomicU64,
@@ -43,7 +43,7 @@ pub(crate) struct Throttle {
     look_ups: MemoryStore<Arc<dyn Clock>>,
 }
 
-/// How an address stands.
+/// The state of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Its failures are within the bound.
@@ -84,7 +84,7 @@ impl Throttle {
         }
     }
 
-    /// How the address stands now.
+    /// The current state of the address.
     pub(crate) async fn standing(&self, from: ClientAddr) -> Standing {
         let Some(bounds) = self.bounds else { return Standing::Free };
         let now_ms = self.clock.now().as_ms();
@@ -100,8 +100,8 @@ impl Throttle {
         if self.full_until_ms.load(Ordering::Relaxed) > now_ms { Standing::Uncounted } else { Standing::Free }
     }
 
-    /// Counts a failure, unless the address is blocked: then it says so. Where so many addresses fail that another one
-    /// finds no room, it is not counted; those that are counted stay so.
+    /// Counts a failure, unless the address is blocked: then it returns the block. If the table of failing addresses is
+    /// full, a new address is not counted; addresses in the table stay counted.
     pub(crate) async fn count_failure(&self, from: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
         if let Standing::Blocked(refusal) = self.standing(from).await {
@@ -142,7 +142,7 @@ impl Throttle {
     }
 }
 
-/// What the store decides; nothing if it has no room.
+/// The store's decision; nothing if it has no space.
 async fn apply(store: &MemoryStore<Arc<dyn Clock>>, claims: &[Claim], mode: Mode) -> Option<ClaimsDecision> {
     match store.apply(claims, mode).await {
         Ok(ApplyResult::Applied(applied)) => Some(applied),

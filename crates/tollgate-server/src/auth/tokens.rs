@@ -1,4 +1,4 @@
-//! Files of tokens: who is known by which token, and where it may act.
+//! Files of tokens: the name and the domains of each token.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +23,7 @@ use crate::{
     reload::{Reload, ReloadCell},
 };
 
-/// What the file of the administrators is called.
+/// The name of the administrators' file in logs and metrics.
 pub(super) const ADMINS: &str = "admin_tokens";
 /// The most tokens of a file.
 const MAX_TOKENS: usize = 1_000;
@@ -59,16 +59,16 @@ struct Tokens {
 }
 
 impl TokenFile {
-    /// Reads the file at `path`. `what` names it for metrics and logs.
+    /// Reads the file at `path`. `what` is its name in metrics and logs.
     pub(crate) fn load(what: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         metrics.reload_stuck(what, false);
         let tokens = ReloadCell::new(Tokens::read(what, path)?);
         Ok(Self { what, path: path.to_owned(), metrics, tokens })
     }
 
-    /// The grant of whoever presents `token`, whose cost does not depend on how many tokens there are.
+    /// The grant of the holder of `token`. The time does not depend on the number of tokens.
     ///
-    /// Hashes that share their first bytes are compared in constant time; which of those exist tells nothing about a
+    /// Hashes with the same first bytes are compared in constant time; which first bytes exist says nothing about a
     /// token.
     pub(super) fn find(&self, token: &str) -> Option<Grant> {
         if token.is_empty() || token.len() > MAX_SECRET_BYTES {

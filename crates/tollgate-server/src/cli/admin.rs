@@ -18,7 +18,7 @@ use self::{
 };
 use crate::settings::{ClientOptions, TOKEN_VARIABLE};
 
-/// What is to be done, and at which node.
+/// The command, and the node that it is for.
 #[derive(Args)]
 pub(super) struct Admin<V: Subcommand> {
     #[command(subcommand)]
@@ -32,7 +32,7 @@ pub(super) struct Admin<V: Subcommand> {
     node: ClientOptions,
 }
 
-/// Something that a node can be asked for.
+/// A request to a node.
 pub(super) trait Verb: Subcommand {
     fn ask(self) -> ApiRequest;
 }
@@ -52,7 +52,7 @@ impl Verb for TierVerb {
 }
 
 impl<V: Verb> Admin<V> {
-    /// What is to be printed, or why it failed.
+    /// The text to print, or why the command failed.
     pub(super) fn run(self, file: Result<ClientOptions, String>) -> Result<String, String> {
         let json = self.json;
         self.answer(file).map_err(|failure| if json { failure.to_json() } else { failure.to_string() })

@@ -1,4 +1,4 @@
-//! `tollgate explain`: where the quotas of a call come from, by a policy file alone.
+//! `tollgate explain`: the origin of a call's quotas, from a policy file only.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ fn written(text: &str) -> Result<Value, String> {
 }
 
 impl ExplainArgs {
-    /// The explanation, or what is wrong.
+    /// The explanation, or the mistakes.
     pub(super) fn run(self) -> Result<String, String> {
         let loaded = policies::load(&self.policy).map_err(|errors| errors.to_string())?;
         let policy = &*loaded.policy;
@@ -76,7 +76,7 @@ impl ExplainArgs {
     }
 }
 
-/// The overrides, compiled; or everything that is wrong with them, behind the name of the option.
+/// The overrides, compiled; or all mistakes in them, each after the name of the option.
 fn overrides(policy: &Policy, written: &[Value], level: QuotaLevel, option: &str) -> Result<Vec<Override>, String> {
     let root = Place::root().at(option);
     let mut mistakes = Vec::new();

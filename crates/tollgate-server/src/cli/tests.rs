@@ -18,7 +18,7 @@ fn value(at: usize, arg: &Arg, set: usize) -> String {
     let number = 1_000 * (1 + set) + at;
     let few = arg.get_possible_values();
     match arg.get_value_names().and_then(|names| names.first()).map(Str::as_str) {
-        // Those with few values take turns; the two that are true or false stand at an even and an odd place.
+        // Settings with few values take turns; the two booleans are at an even and an odd index.
         _ if !few.is_empty() => few[(at + set) % few.len()].get_name().to_owned(),
         Some("N" | "MS") => number.to_string(),
         Some("ADDR") => format!("127.0.0.1:{number}"),
@@ -99,7 +99,7 @@ fn every_option_by_flag_variable_and_file() {
     for (arg, _) in table(0) {
         let variable = arg.get_env().unwrap_or_else(|| panic!("--{} has no variable", long(&arg)));
         assert!(variable.to_string_lossy().starts_with("TOLLGATE_"), "{}", variable.display());
-        // All of it is in what is compared below.
+        // All of it is in the values compared below.
         assert!(said(0).contains(&format!("{}: ", arg.get_id())), "{}", arg.get_id());
     }
     let default = format!("{:#?}", Options::default());

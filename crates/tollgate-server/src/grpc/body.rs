@@ -1,4 +1,4 @@
-//! The body of a call while it arrives: what it takes of the node is bounded in time and memory.
+//! The body of a call while it arrives: its time and memory are bounded.
 
 use std::{
     pin::Pin,
@@ -21,7 +21,7 @@ use crate::{
 /// The bytes of a message's flag and length (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 const PREFIX_BYTES: usize = 5;
 
-/// What bodies may take until they are there.
+/// The bounds of bodies until they have arrived.
 #[derive(Clone)]
 pub(crate) struct BodyBounds {
     /// How long the body of a call with one message may take to arrive.
@@ -33,13 +33,13 @@ pub(crate) struct BodyBounds {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// The body of a call. What is there already costs nothing; a body that keeps the node waiting holds memory for what
-/// its message says that it will have, as that much is set aside for it.
+/// The body of a call. Bytes that have arrived cost nothing here; a body that keeps the node waiting holds as much
+/// memory as its message's length says, because that much is allocated for it.
 pub(crate) struct CallBody {
     body: Body,
     bounds: Option<Arc<BodyBounds>>,
     holder: Holder,
-    /// The first bytes of the message, which say its length.
+    /// The first bytes of the message, which contain its length.
     prefix: [u8; PREFIX_BYTES],
     seen: usize,
     waiting: Option<Waiting>,
@@ -73,11 +73,11 @@ impl CallBody {
     fn cost(&self, bounds: &BodyBounds) -> usize {
         let [_, length @ ..] = self.prefix;
         let said = if self.seen < PREFIX_BYTES { 0 } else { u32::from_be_bytes(length) as usize };
-        // More than the largest is refused as soon as it is said.
+        // A message above the largest size is refused as soon as its length is known.
         UNREAD_BASE_BYTES + said.min(bounds.message_bytes).max(self.seen)
     }
 
-    /// Holds what it costs to wait, within the time for it.
+    /// Holds the memory of a waiting body, within its time limit.
     fn poll_wait(&mut self, context: &mut Context<'_>, bounds: &BodyBounds) -> Poll<Status> {
         let cost = self.cost(bounds);
         let held = match &mut self.waiting {

@@ -1,4 +1,4 @@
-//! Authentication of gRPC calls: whoever may not call is answered before a message is read.
+//! Authentication of gRPC calls: a caller without a valid token is answered before a message is read.
 
 use std::{
     convert::Infallible,
@@ -98,7 +98,7 @@ where
     }
 }
 
-/// Whether the body is said to be what this server reads: gRPC's frames with protobuf in them.
+/// Whether the content type is one that this server reads: gRPC frames with protobuf.
 fn is_grpc(headers: &http::HeaderMap) -> bool {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim_ascii);
@@ -125,7 +125,7 @@ async fn enter(
     auth.service(headers, peer, from).await
 }
 
-/// Who calls, and since when.
+/// The caller, and when its request arrived.
 #[derive(Clone)]
 struct Caller {
     grant: ServiceGrant,

@@ -1,4 +1,4 @@
-//! gRPC services that whoever reaches the node may call: how many of their calls there may be, and for how long.
+//! gRPC services without authentication: the number of their concurrent calls, and their duration, are bounded.
 
 use std::{
     convert::Infallible,
@@ -31,14 +31,14 @@ use crate::{
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1_024;
 /// How long a call may take until its answer is there; its message is there at once.
 const CALL: Duration = Duration::from_secs(5);
-/// How long `Watch` lasts; clients then watch anew.
+/// How long `Watch` lasts; after that, clients watch again.
 pub(crate) const WATCH: Duration = Duration::from_mins(10);
 /// How long a conversation of reflection lasts.
 pub(crate) const REFLECTION: Duration = Duration::from_mins(1);
 /// How much longer than that the connection of a client may stay that does not take the end of a stream.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// How many calls there may be at once, and of one address; trusted proxies are bounded by the first alone.
+/// The maximum number of concurrent calls, and of one address; for trusted proxies only the first applies.
 const CALLS: (usize, usize) = (4_096, 512);
 const STREAMS: (usize, usize) = (256, 32);
 
@@ -120,7 +120,7 @@ where
             Err(status) => return Box::pin(async { Ok(status.into_http()) }),
         };
         let request = match &lifetime {
-            // Whoever reads the requests of a stream stops with it.
+            // The reader of a stream's requests stops together with it.
             Some(Lifetime { length, .. }) => request.map(|body| Body::new(Bounded::new(body, *length, ()))),
             None => request,
         };
@@ -151,7 +151,7 @@ impl Drop for CutAtLast {
     }
 }
 
-/// A body that ends after some time, and what is held as long as it lasts.
+/// A body that ends after some time, with the resources that are held until then.
 struct Bounded<T> {
     body: Body,
     end: Pin<Box<Sleep>>,

@@ -25,7 +25,7 @@ use crate::{
 
 type Answer = Result<v1::ConsumeStreamResponse, Status>;
 
-/// What streams are given.
+/// The resources of streams.
 #[derive(Clone)]
 pub(crate) struct Bounds {
     /// A place for each open stream.
@@ -39,7 +39,7 @@ pub(crate) struct Bounds {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// The answers of one stream. Its place is free when the client has them all, or is gone.
+/// The answers of one stream. Its slot is free when the client has read them all, or is gone.
 pub(crate) struct Answers {
     answers: mpsc::Receiver<Answer>,
     _place: Permit,
@@ -71,9 +71,9 @@ impl Bounds {
 
 /// Decides the calls of one stream until it ends.
 ///
-/// Every call has a place in the channel of answers before it is read. So what a client that takes no answers
-/// can make the node keep is bounded, no call in work ever waits for the client, and HTTP/2's flow control makes
-/// the client stop sending.
+/// Every call reserves a place in the channel of answers before it is read. So the memory for a client that reads no
+/// answers is bounded, no call in progress waits for the client, and HTTP/2's flow control stops the client from
+/// sending.
 pub(super) async fn serve(
     api: Api,
     within: DomainScope,

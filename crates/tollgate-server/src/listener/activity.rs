@@ -1,4 +1,5 @@
-//! What a connection has in work, what it holds in memory for its client, and since when it does nothing.
+//! The activity of a connection: its calls in progress, the memory that it holds for its client, and how long it has
+//! been idle.
 
 use std::{
     pin::Pin,
@@ -25,17 +26,17 @@ use super::{
     thread_memory::{MemoryRelief, ThreadMemory},
 };
 
-/// What a call in work, or an answer that is not written yet, takes in memory beside its headers and its body, in
-/// bytes: what a node (built for tests) was seen to take for each of 1,000 answers that nobody reads.
+/// The memory of a call in progress, or of an answer that is not written yet, besides its headers and body, in bytes:
+/// measured on a node (built for tests) with 1,000 unread answers.
 const CALL_BYTES: usize = 16 << 10;
-/// What a connection goes on to take for each call of the most that it had at once, in bytes: HTTP/2 gives no room of its
-/// streams back before the connection ends. Seen in the same way.
+/// The memory that a connection keeps for each call of its highest number of concurrent ones, in bytes: HTTP/2 frees
+/// the state of streams only when the connection ends. Measured in the same way.
 const STREAM_BYTES: usize = 6 << 10;
-/// Answers are told apart by age in steps of half the time they may take.
+/// The age of answers is tracked in steps of half the time limit.
 const AGES: usize = 8;
 
-/// Marks the response of a call that streams: its answers come as long as there are any, and it bounds itself what a
-/// client that does not read can make it keep.
+/// Marks the response of a streaming call: its answers have no time limit, and its own bound limits the memory for a
+/// client that does not read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Streaming;
 
@@ -61,9 +62,9 @@ struct State {
     last_ms: AtomicU64,
     /// Whether a request has come.
     asked: AtomicBool,
-    /// Whether somebody who may call has shown who it is.
+    /// Whether an authenticated caller uses it.
     known: AtomicBool,
-    /// What it holds in memory.
+    /// The memory that it holds.
     bytes: AtomicUsize,
     /// Answers that are not written yet, by the step in which they were ready.
     unread: [AtomicU32; AGES],
@@ -109,12 +110,12 @@ impl Activity {
         self.0.asked.load(Ordering::Relaxed)
     }
 
-    /// It is of somebody who may call, and has shown so.
+    /// An authenticated caller uses it.
     pub(crate) fn mark_known(&self) {
         self.0.known.store(true, Ordering::Relaxed);
     }
 
-    /// Whether nobody on it has shown that it may call.
+    /// Whether no caller on it is authenticated.
     pub(super) fn is_of_stranger(&self) -> bool {
         !self.0.known.load(Ordering::Relaxed)
     }
@@ -124,7 +125,7 @@ impl Activity {
         self.0.calls.load(Ordering::Relaxed) > 0
     }
 
-    /// The transport took something of what is to be sent, or, if not `taken`, nothing.
+    /// The transport accepted some bytes, or, if not `taken`, none.
     pub(super) fn wrote(&self, taken: bool) {
         let state = &*self.0;
         if taken {
@@ -141,7 +142,7 @@ impl Activity {
         is_unread && self.last_active().elapsed() > Duration::from_secs(1)
     }
 
-    /// What it holds in memory, in bytes.
+    /// The memory that it holds, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.0.bytes.load(Ordering::Relaxed)
     }
@@ -158,7 +159,7 @@ impl Activity {
 
     /// Ends the connection at once, whatever it does.
     pub(super) fn cut(&self, why: CloseReason) {
-        // The first reason is the one that is told.
+        // The first reason is the one that is reported.
         let _ = self.0.cut.compare_exchange(0, why as u8, Ordering::Relaxed, Ordering::Relaxed);
         self.0.cutting.notify_one();
     }
@@ -220,8 +221,8 @@ impl Activity {
         let state = &*self.0;
         let held = state.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let on_thread = state.thread.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // What ends already counts until it is gone; where that is too much as well, whoever adds to it ends too, and
-        // strangers first.
+        // An ending connection still counts until it is gone; if its memory is too much as well, the connection that
+        // adds more ends too, unauthenticated ones first.
         let ceiling = if self.is_of_stranger() { 2 } else { 3 } * state.thread.most;
         if held > state.thread.most_of_connection() || on_thread > ceiling {
             self.cut(CloseReason::Memory);
@@ -281,7 +282,7 @@ impl CallInWork {
         self.connection.hold(bytes);
     }
 
-    /// The headers and all else but the call itself are gone.
+    /// The headers and everything else except the call itself have been freed.
     fn release_request(&mut self) {
         let gone = self.bytes.saturating_sub(CALL_BYTES);
         self.bytes -= gone;
@@ -362,8 +363,8 @@ impl HttpBody for Answer {
     }
 }
 
-/// A piece of an answer, which counts until the last of it was handed to the transport: HTTP/2 keeps what a client does
-/// not take in queues of its own, where nothing else sees it.
+/// A part of an answer, which counts until its last byte was handed to the transport: HTTP/2 queues unread bytes
+/// internally, where no other code sees them.
 pub(super) struct Chunk {
     data: Bytes,
     _unwritten: CallInWork,

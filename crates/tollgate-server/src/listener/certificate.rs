@@ -1,4 +1,4 @@
-//! What a client certificate says of its holder. That it is a good one, TLS has seen to.
+//! The identity in a client certificate. TLS has already verified the certificate.
 
 use serde::Deserialize;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};

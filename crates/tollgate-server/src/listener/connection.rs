@@ -43,12 +43,12 @@ use crate::lifecycle::Lifecycle;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a new connection may take until its first request, or the preface of HTTP/2, is there.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
-/// How long calls may come on a connection after it was told that the node stops.
+/// How long calls may arrive on a connection after it was told that the node stops.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long an idle connection has to end after it was told to.
+/// How long an idle connection may take to end after it was told to.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// What the connections of a listener share.
+/// Shared by the connections of a listener.
 pub(super) struct Listening {
     pub(super) name: &'static str,
     pub(super) builder: auto::Builder<TokioExecutor>,
@@ -129,7 +129,7 @@ impl Connection {
         acceptor: TlsAcceptor,
     ) -> Result<TlsStream<TcpStream>, CloseReason> {
         self.read_proxy_header(&mut stream).await?;
-        // A turn is taken for whoever has begun: one that says nothing costs nothing but its place.
+        // A turn is taken only after the client has sent something: a silent connection costs nothing except its place.
         let readable = timeout(self.shared.first_words(), stream.readable()).await;
         readable.map_err(|_| CloseReason::Silent)?.map_err(|_| CloseReason::Handshake)?;
         self.shared.handshakes.wait(self.source).await.ok_or(CloseReason::Handshake)?;
@@ -175,11 +175,11 @@ impl Connection {
             }
         };
         tokio::select! {
-            // How it ended is between hyper and the client: most often somebody just closed it.
+            // The cause of the end is not reported: usually the client just closed the connection.
             _ = connection.as_mut() => return Ok(()),
             () = &mut ending => {
                 connection.as_mut().graceful_shutdown();
-                // One without a call ends soon, as not every client answers that it was told to.
+                // A connection without a call ends soon, because not every client reacts to being told.
                 let idle = async {
                     sleep(FAREWELL).await;
                     activity.idle_for(FAREWELL / 10).await;

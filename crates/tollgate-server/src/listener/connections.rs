@@ -1,4 +1,4 @@
-//! Who has a connection: how many there may be, of one address and in all, and which one has to go for another.
+//! The table of connections: how many there may be, of one address and in total, and which one is closed for a new one.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -10,10 +10,10 @@ use super::{
     thread_memory::{MemoryRelief, ThreadMemory},
 };
 
-/// What a connection takes without any call, in bytes, rounded up: with TLS and HTTP/2 a node was seen to take 40 KB.
+/// The memory of a connection without any call, in bytes, rounded up: measured 40 KB with TLS and HTTP/2.
 const CONNECTION_BYTES: usize = 64 << 10;
 
-/// What connections may cost.
+/// The bounds of connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionBounds {
     /// How many there may be on each listener. Where there are as many, one that has no call in work ends for the next.
@@ -116,8 +116,8 @@ impl Open {
 
     /// Ends the connection among these that is missed least.
     fn displace(&mut self, among: impl Fn(&Entry) -> bool) -> Option<()> {
-        // Those on which no request came, strangers without a call, strangers who do not take their answers, and then
-        // whoever may call and does not.
+        // The order: connections without any request, unauthenticated ones without a call, unauthenticated ones that do
+        // not read their answers, and then authenticated ones without a call.
         let rank = |activity: &Activity| match (activity.is_busy(), activity.is_of_stranger()) {
             (false, _) if !activity.has_asked() => Some(0),
             (false, true) => Some(1),
@@ -253,12 +253,13 @@ mod tests {
         drop(call);
         assert!(listener.connect("192.0.2.5").is_some());
         assert!(is_cut(&busy));
-        // Whoever was displaced gives no place back that is another's.
+        // A closed connection does not give back a place that belongs to another one.
         drop((idle, silent, busy));
         assert_eq!(listener.table.0.lock().of_listener["http"], 2);
     }
 
-    /// Seen to fail with a bound that counts each IPv6 address, and with one that displaces whoever is idle.
+    /// Seen to fail with a bound that counts each IPv6 address separately, and with one that closes any idle
+    /// connection.
     #[test]
     fn one_address_takes_places_from_itself_alone() {
         let listener = Listener::new(bounds(100, 2));
@@ -267,7 +268,7 @@ mod tests {
             (1..=5).map(|n| listener.connect(&format!("2001:db8::{n}")).unwrap()).collect();
         assert_eq!(places.iter().filter(|place| !is_cut(place)).count(), 2);
         assert!(!is_cut(&other));
-        // A trusted proxy counts for nobody, until it names somebody.
+        // A trusted proxy counts for no address until it names one.
         let proxied: Vec<ConnectionSlot> = (0..5).map(|_| listener.connect("").unwrap()).collect();
         assert!(!proxied.iter().any(is_cut));
         for place in &proxied {
@@ -290,7 +291,7 @@ mod tests {
         assert_eq!(places.iter().filter(|place| is_cut(place)).count(), 1);
         assert!(is_cut(&places[2]));
         drop((calls, places));
-        // Of whoever has shown that it may call, only where no stranger holds much.
+        // Of an authenticated caller, only if no unauthenticated connection holds much.
         let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
         places[0].activity().mark_known();
         let mut calls: Vec<_> = (0..8).map(|_| places[0].activity().begin(&Request::new(()))).collect();
@@ -300,7 +301,7 @@ mod tests {
         assert!(!is_cut(&places[0]));
         drop((calls, places));
         assert_eq!(listener.thread.bytes.load(Ordering::Relaxed), 0);
-        // One alone may hold a quarter.
+        // A single connection may hold a quarter.
         let places = [listener.connect("192.0.2.1").unwrap()];
         let calls: Vec<_> = (0..12).map(|_| places[0].activity().begin(&Request::new(()))).collect();
         assert!(!is_cut(&places[0]));

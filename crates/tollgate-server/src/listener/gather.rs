@@ -27,7 +27,7 @@ pub(super) struct CoalescedWrites<I> {
     expects_preface: bool,
 }
 
-/// What a client that speaks HTTP/2 sends first (RFC 9113, section 3.4).
+/// The first bytes of a client that uses HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How much of the preface of HTTP/2 has come.
@@ -35,12 +35,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) struct Preface(Arc<AtomicUsize>);
 
 impl Preface {
-    /// Whether the client speaks HTTP/2, and has said so.
+    /// Whether the client uses HTTP/2, and has sent the preface.
     pub(super) fn is_complete(&self) -> bool {
         self.0.load(Ordering::Relaxed) == PREFACE.len()
     }
 
-    /// Compares what came next; whether more is to come.
+    /// Compares the next bytes; returns whether more are expected.
     fn compare(&self, bytes: &[u8]) -> bool {
         let seen = self.0.load(Ordering::Relaxed);
         let expected = &PREFACE[seen..];
@@ -54,7 +54,7 @@ impl Preface {
 }
 
 impl<I> CoalescedWrites<I> {
-    /// This transport, and what is seen of the preface on it.
+    /// This transport, and the part of the preface that arrived on it.
     pub(super) fn new(io: I, connection: Activity) -> (Self, Preface) {
         let preface = Preface::default();
         (Self { io, waited: false, connection, preface: preface.clone(), expects_preface: true }, preface)

@@ -32,13 +32,13 @@ impl HandshakeTurns {
         Self { interval: Duration::from_secs(1) / turns.max(1), turns: Mutex::default() }
     }
 
-    /// Waits for a turn; `None` if it would come too late. A trusted proxy has no `source`, and waits for the turns of all
-    /// alone.
+    /// Waits for a turn; `None` if it would come too late. A trusted proxy has no `source`, and waits only for the
+    /// turns of all.
     pub(super) async fn wait(&self, source: Option<IpAddr>) -> Option<()> {
         if let Some(source) = source {
             sleep_until(self.turn_of(source, Instant::now())?).await;
         }
-        // Taken only now: a turn far ahead would be one that nobody else can have before.
+        // Taken only now: a turn reserved far ahead could be used by no other connection before.
         sleep_until(self.turn(Instant::now())?).await;
         Some(())
     }
@@ -65,7 +65,7 @@ impl HandshakeTurns {
     }
 }
 
-/// When the turn is that comes after `next`, and what comes after that.
+/// The time of the turn after `next`, and the state after that.
 fn take(next: Option<Instant>, interval: Duration, now: Instant) -> Option<(Instant, Instant)> {
     let next = next.map_or(now, |next| next.max(now)) + interval;
     let begin = next.checked_sub(Duration::from_secs(1)).map_or(now, |begin| begin.max(now));

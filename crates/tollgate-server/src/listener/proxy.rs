@@ -8,25 +8,25 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The longest header that is read, in bytes: version 1 has at most 107, version 2 is as long as its extensions.
 const MAX_BYTES: usize = 4_096;
-/// The least a header has: as much as says which version it is, and in version 2 how long it is.
+/// The shortest part of a header that contains its version, and in version 2 its length.
 const LEAST_BYTES: usize = 16;
 const V2_SIGNATURE: &[u8] = parse::V2_SIGNATURE;
 
-/// Reads the header and nothing of what follows; the client it names. `None` for a connection of the balancer's own,
-/// such as a health check.
+/// Reads only the header, and returns the client that it names. `None` for a connection of the balancer itself, such as
+/// a health check.
 ///
 /// # Errors
 /// There is no header, it is malformed or too long, or the connection broke.
 pub(super) async fn read_client(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ()> {
     let mut header = Vec::with_capacity(LEAST_BYTES);
-    // No header of either version is shorter than this one, which names nobody.
+    // No header of either version is shorter than this one, which names no client.
     read_exactly(stream, &mut header, "PROXY UNKNOWN\r\n".len()).await?;
     if header.starts_with(V2_SIGNATURE) {
         read_exactly(stream, &mut header, LEAST_BYTES).await?;
         let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
         read_exactly(stream, &mut header, LEAST_BYTES + length).await?;
     } else {
-        // A line, whose end nothing else tells.
+        // A line; only its end marks its length.
         while header.last() != Some(&b'\n') {
             let length = header.len();
             if !header.starts_with(b"PROXY ") || length >= 107 {

@@ -1,4 +1,4 @@
-//! A listener and its connections, from the first byte to the last: TLS, and what a connection may cost.
+//! A listener and its connections, from the first byte to the last: TLS, and the bounds of a connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,9 +34,9 @@ use crate::{
 
 /// How long accepting rests after an error that is the node's own, such as too many open files.
 const REST: Duration = Duration::from_millis(100);
-/// How long those who connected as the node stopped have to make a call.
+/// How long clients that connected while the node stopped may take to send a call.
 const FIRST_WORD: Duration = Duration::from_millis(50);
-/// How often HTTP/2 clients are asked whether they are still there, and how long they may take to answer.
+/// How often HTTP/2 clients are pinged, and how long they may take to answer.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// How many bytes of an HTTP/2 stream, and of all streams of a connection, are taken in before they are read. Small
 /// messages cost more than their bytes, and h2 ends a connection (`ENHANCE_YOUR_CALM`) that has buffered frames
@@ -46,7 +46,7 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 /// The most bytes of a request's headers.
 const MAX_HEADER_BYTES: u16 = 16 * 1024;
 
-/// A listener, and what answers on it.
+/// A listener, and the service behind it.
 pub(crate) struct Server {
     /// For metrics and logs.
     pub(crate) name: &'static str,
@@ -65,9 +65,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves until the node stops, then finishes what is in work.
+    /// Serves until the node stops, then finishes the calls in progress.
     pub(crate) async fn serve(self, stage: watch::Receiver<Lifecycle>) {
-        // Connections are told to end when nobody can connect any more: whoever does so because of it is refused.
+        // Connections are told to end only when the listener is closed: a client that reconnects because of it is
+        // refused.
         let (end, ending) = watch::channel(false);
         let open = self.metrics.connections(self.name);
         let builder = self.builder();
@@ -86,7 +87,7 @@ impl Server {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
-                    // Whoever came before is served.
+                    // Clients that connected before are served.
                     Some(accepted) => accepted,
                     None => break,
                 },
@@ -95,7 +96,7 @@ impl Server {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Clients that went away again are nothing; what is left is that files or memory ran out.
+                    // A client that disconnected again is no error; the remaining causes are a lack of files or memory.
                     if !is_of_the_client(&error) {
                         tracing::warn!(listener = name, %error, "connection not accepted");
                         sleep(REST).await;

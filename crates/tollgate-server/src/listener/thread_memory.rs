@@ -1,11 +1,11 @@
-//! What the connections of a thread hold in memory, and who ends one where that is too much.
+//! The memory of a thread's connections, and which connection is closed if that is too much.
 
 use std::{
     fmt,
     sync::{Arc, atomic::AtomicUsize},
 };
 
-/// What the connections of one thread hold in memory. Clones are of the same thread.
+/// The memory of one thread's connections. Clones belong to the same thread.
 #[derive(Clone, Debug)]
 pub(crate) struct ThreadMemory {
     pub(super) bytes: Arc<AtomicUsize>,

@@ -66,7 +66,7 @@ struct PageQuery {
 }
 
 impl PageQuery {
-    /// What the page comes behind; empty for the first page.
+    /// The position where the page starts; empty for the first page.
     fn position(&self, list: List<'_>) -> Result<String, AdminError> {
         if self.cursor.is_empty() {
             return Ok(String::new());

@@ -1,5 +1,4 @@
-//! What one request may cost before its call begins: the headers that say how its body is to be read, and the time
-//! and memory that reading it takes.
+//! The bounds of a request before its call begins: the headers about its body, and the time and memory for reading it.
 
 use std::{
     future::poll_fn,
@@ -37,7 +36,7 @@ pub(crate) struct RequestBounds {
     pub(crate) unread: Arc<Shares>,
     /// Calls of services and administrators in work.
     pub(crate) calls: Arc<Shares>,
-    /// Calls of end users in work, apart, as strangers may make them.
+    /// Calls of end users in progress, counted separately because everybody may make them.
     pub(crate) end_user_calls: Arc<Shares>,
     /// Answers with a page that is open to all.
     pub(crate) pages: Arc<Shares>,
@@ -81,13 +80,13 @@ impl RequestBounds {
         RejectedRequest { code: FailureCode::TOO_LARGE, said: format!("body: has more than {} bytes", self.body_bytes) }
     }
 
-    /// Whether the body, by what is said of it, can be one that is read.
+    /// Whether the headers describe a body that this node reads.
     pub(super) fn check_body(&self, request: &Request) -> Result<(), RejectedRequest> {
         if !is_plain(request.headers()) {
             let said = "content-encoding: must be identity, or absent".to_owned();
             return Err(RejectedRequest { code: FailureCode::UNSUPPORTED, said });
         }
-        // The length that the headers give, before a byte of it is asked for.
+        // The length in the headers, known before a byte of the body is read.
         if request.body().size_hint().lower() > self.body_bytes as u64 {
             return Err(self.too_large());
         }
@@ -100,7 +99,7 @@ pub(super) fn check_host(request: &Request) -> Result<(), RejectedRequest> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (first, more) = (hosts.next(), hosts.next());
     let unlike = match (request.uri().authority().map(Authority::as_str), first) {
-        // In HTTP/1 a whole URL goes before the header; in HTTP/2 the two must agree (RFC 9113, 8.3.1).
+        // In HTTP/1 a whole URL has precedence over the header; in HTTP/2 the two must agree (RFC 9113, 8.3.1).
         (Some(authority), Some(host)) if request.version() >= Version::HTTP_2 => {
             !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
         }
@@ -113,7 +112,7 @@ pub(super) fn check_host(request: &Request) -> Result<(), RejectedRequest> {
     Ok(())
 }
 
-/// A request that is refused for what it is or takes.
+/// A request that is refused because of its form or its cost.
 pub(super) struct RejectedRequest {
     pub(super) code: FailureCode,
     pub(super) said: String,
@@ -133,7 +132,7 @@ struct Reading {
     body: Body,
     /// The body, if it comes as one piece, and is not copied.
     first: Bytes,
-    /// What came, once that is several pieces.
+    /// The bytes that arrived, if there were several pieces.
     bytes: Vec<u8>,
     /// The memory that is held, once the body kept the node waiting.
     permit: Option<Permit>,
@@ -142,7 +141,7 @@ struct Reading {
 impl Reading {
     async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, RejectedRequest> {
         while let Some(frame) = poll_fn(|context| self.poll_frame(context, bounds, &holder)).await {
-            // Trailers say nothing here.
+            // Trailers are ignored here.
             let Ok(data) = frame?.into_data() else { continue };
             if self.len() + data.len() > bounds.body_bytes {
                 return Err(bounds.too_large());
@@ -163,7 +162,8 @@ impl Reading {
         self.first.len() + self.bytes.len()
     }
 
-    /// The next piece. What is there already costs nothing; while there is none, memory is held for what came.
+    /// The next piece. Bytes that have arrived cost nothing here; while there are none, memory is held for those that
+    /// came before.
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
@@ -197,7 +197,7 @@ const PIECE: usize = 8 << 10;
 /// The body of an answer that holds a place until it was sent, or given up.
 pub(super) struct CountedBody {
     body: Body,
-    /// What came of it and is not given to the connection yet.
+    /// The part of it that was not given to the connection yet.
     rest: Bytes,
     _place: Permit,
 }

@@ -1,4 +1,5 @@
-//! What stands before every route of REST: authentication, bounds on the request, and the answers to those who fail them.
+//! The guard of every route of REST: authentication, bounds on the request, and the responses to requests that fail
+//! them.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ use crate::{
     shares::{Holder, Permit},
 };
 
-/// What a route asks of a caller. Each route is declared in the group of its access.
+/// The credentials that a route needs. Each route is declared in the group of its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RouteAccess {
     /// Nothing: health, metrics, and the description of the API.
@@ -42,12 +43,12 @@ pub(super) enum RouteAccess {
     Admin,
 }
 
-/// Marks an answer that was given because the API key in the request is invalid: a guess, unlike a valid key that
-/// asks for what it may not see.
+/// Marks a response given because the API key in the request is invalid: this counts as a guess, unlike a valid key
+/// without the right to read something.
 #[derive(Clone, Copy)]
 pub(super) struct BadKey;
 
-/// What the guard of a group of routes needs.
+/// The state of the guard of a group of routes.
 #[derive(Clone)]
 pub(super) struct Gate {
     pub(super) access: RouteAccess,
@@ -83,14 +84,14 @@ async fn pass(gate: &Gate, request: Request, next: Next) -> Response {
         Err(NotAdmitted::Refused(refusal)) => (auth_failure(access, refusal), false),
         Err(NotAdmitted::RejectedRequest(RejectedRequest { code, said })) => (error(access, code, &said), false),
     };
-    // What follows on the connection would be the rest of the body; so it ends here, and the caller is told.
+    // The rest of the body would follow on the connection, so the connection ends here, and the caller is told.
     if ends_with_its_body && !was_read {
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
 }
 
-/// A request that goes on to its route.
+/// A request that is passed to its route.
 struct Admitted {
     request: Request,
     /// Whether its body is all there.
@@ -122,7 +123,7 @@ async fn admit(gate: &Gate, mut request: Request) -> Result<Admitted, NotAdmitte
     check_host(&request)?;
     if access == RouteAccess::Open {
         let place = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
-            // Probes are never refused: whoever could have them refused could have the node taken out of service.
+            // Probes are never refused: otherwise a client could take the node out of service by having them refused.
             Some("/metrics" | "/openapi.json") => {
                 let address = client(auth, &request)?.ip();
                 Some(bounds.place(&bounds.pages, Holder::address(address), "open_pages")?)
@@ -133,14 +134,14 @@ async fn admit(gate: &Gate, mut request: Request) -> Result<Admitted, NotAdmitte
     }
     let (from, holder) = authenticate(auth, access, &mut request).await?;
     if access == RouteAccess::Key {
-        // Nothing in the body of a `GET` means anything and is read, and who calls is not known yet.
+        // The body of a `GET` has no meaning and is not read, and the caller is not known yet.
         let place = bounds.place(&bounds.end_user_calls, holder, "end_user_calls")?;
         return Ok(Admitted { request, was_read: false, from: Some(from), place: Some(place) });
     }
     bounds.check_body(&request)?;
     let (parts, body) = request.into_parts();
     let body = bounds.read(body, holder.clone()).await?;
-    // Only now, so that whoever sends slowly keeps nobody out.
+    // Only now, so that a caller that sends slowly takes no place of others.
     let place = bounds.place(&bounds.calls, holder, "calls")?;
     let request = Request::from_parts(parts, Body::from(body));
     Ok(Admitted { request, was_read: true, from: Some(from), place: Some(place) })
@@ -151,7 +152,7 @@ fn client(auth: &Authenticator, request: &Request) -> Result<ClientAddr, AuthErr
     Ok(auth.client(peer, request.headers()))
 }
 
-/// From where the caller calls, and as who it counts.
+/// The caller's address, and the holder of its part of shared capacity.
 async fn authenticate(
     auth: &Authenticator,
     access: RouteAccess,
@@ -215,7 +216,7 @@ pub(super) fn auth_failure(access: RouteAccess, error: AuthError) -> Response {
     response
 }
 
-/// Where the access of a route does not fit what its handler asks for.
+/// Used if the access of a route does not fit the grant that its handler needs.
 impl IntoResponse for AuthError {
     fn into_response(self) -> Response {
         auth_failure(RouteAccess::Admin, self)

@@ -67,8 +67,8 @@ struct Part {
 }
 
 impl Part {
-    /// Of what is read from files: whether it is what the files say. It is not said here what is wrong, as this is open to
-    /// strangers, and a file may hold a secret in the wrong place.
+    /// For files: whether the current contents are in force. The mistakes are not shown, because this response is
+    /// public, and a file may contain a secret in the wrong place.
     fn reloaded(failures: impl IntoIterator<Item = Option<Failure>>) -> Self {
         let worst = failures.into_iter().flatten().map(|failure| failure.state()).max();
         Self { ok: worst.is_none(), detail: worst.map(|state| state.name().to_owned()) }
@@ -91,8 +91,8 @@ impl Health {
         *self.stage.borrow() > Lifecycle::Running
     }
 
-    /// Whether some call can be decided: some charge is possible, or a policy bears that none is. To take all nodes out
-    /// of service would undo what their policies ask for.
+    /// Whether some call can be decided: a charge is possible somewhere, or a policy tolerates an outage. Taking all
+    /// nodes out of service would prevent what their policies want for an outage.
     pub(crate) fn may_decide(&self) -> bool {
         self.counters.state().usable || (self.decides_alone && self.policies.domains().load().tolerate_outage())
     }
@@ -101,7 +101,7 @@ impl Health {
         let heard = self.metrics.hears_of_accounts();
         let StoreState { whole, detail, .. } = match &self.accounts {
             Some(accounts) => accounts.state(),
-            // They are where the counters are, of which `store` tells.
+            // They are in the store of the counters, which `store` describes.
             None => StoreState { whole: true, ..StoreState::default() },
         };
         let unheard = "not subscribed to account changes: every call reads its account from the store";

@@ -1,4 +1,4 @@
-//! Self-service: a caller reads its limits, where it stands, and what was refused.
+//! Self-service: a caller reads its limits, its current usage, and its last refusals.
 
 pub(super) mod log;
 mod plain;

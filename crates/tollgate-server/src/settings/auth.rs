@@ -1,4 +1,4 @@
-//! Where a node listens, and who gets in: settings that only together are right or wrong.
+//! The addresses of a node, and its authentication: settings whose validity depends on each other.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ pub(super) struct CheckedSettings {
     pub(super) connections: ConnectionBounds,
 }
 
-/// Settles them; adds what is wrong to `wrong`, a line each.
+/// Resolves the options; adds their mistakes to `wrong`, one per line.
 pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSettings {
     let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
@@ -96,7 +96,7 @@ fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds
     }
 }
 
-/// Services may go unknown only where nothing is at stake but the embedded policy, or where somebody said so.
+/// Services may be unauthenticated only with the embedded policy, or if an operator allowed it.
 fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut Vec<String>) {
     let beyond = listen.iter().find(|(_, address)| !address.ip().is_loopback());
     match (options.open_loopback, beyond) {
@@ -111,7 +111,7 @@ fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut V
                 "open-loopback: cannot be combined with {name}, because {address} is not a loopback address"
             ));
         }
-        // Loopback is closed: what is missing is said once, where there is no address that needs it anyway.
+        // Loopback is closed: what is missing is reported once, and not if another address needs it anyway.
         (said, None) if options.service_tokens.is_none() && !said.unwrap_or(options.policy.is_empty()) => {
             wrong.push(
                 "service-tokens: is missing; only a node with the embedded policy is open to services by default: \
@@ -153,7 +153,7 @@ fn tls(options: &Options, wrong: &mut Vec<String>) -> Option<TlsSettings> {
 
 fn host_name(host: &str, wrong: &mut Vec<String>) -> Option<String> {
     let parsed = host.parse::<Authority>().ok();
-    // An authority is a name alone if nothing stands before or behind it.
+    // An authority is only a name if nothing comes before or after it.
     let name = parsed.filter(|authority| authority.host() == host);
     if name.is_none() {
         wrong.push(format!("allowed-hosts: {:?} must be a host name without a port", shown(host)));
@@ -221,7 +221,7 @@ mod tests {
         ] {
             assert_eq!(wrong(good), [""; 0], "{good}");
         }
-        // Beyond loopback it is the address that asks for tokens, and says so.
+        // Beyond loopback the address requires tokens, and the message says so.
         let beyond = wrong("{ policy: [p], http-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }");
         assert!(beyond.len() == 1 && beyond[0].starts_with("http-listen: "), "{beyond:?}");
     }

@@ -46,7 +46,8 @@ pub struct ClientOptions {
     pub timeout_ms: Option<u64>,
 
     /// Send the token beyond loopback without TLS, because something else encrypts, such as a service mesh
-    // Under an id of its own: clap hands what is global down by id, and a node's setting has the id of this field's name.
+    // With an id of its own: clap passes global arguments down by id, and a node's setting has the id of this field's
+    // name.
     #[arg(
         id = "client_plaintext_beyond_loopback",
         long = "plaintext-beyond-loopback",
@@ -74,8 +75,8 @@ pub(crate) struct ClientSettings {
 }
 
 impl ClientOptions {
-    /// These options, completed by those of the configuration file and by the defaults. `token` is what
-    /// [`TOKEN_VARIABLE`] holds; a file that a flag or a variable names goes before it.
+    /// These options, completed by those of the configuration file and by the defaults. `token` is the value of
+    /// [`TOKEN_VARIABLE`]; a file named by a flag or a variable has precedence over it.
     ///
     /// # Errors
     /// Everything that is wrong, a line each, with the name of the setting.
@@ -126,7 +127,7 @@ fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The token, and where it is from. What stands there is never repeated.
+/// The token, and its source. The contents of the source are never repeated.
 fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, String), String> {
     let (text, from) = match (file, variable) {
         (Some(file), _) => {

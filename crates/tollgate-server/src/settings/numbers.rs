@@ -9,7 +9,7 @@ pub(super) const MAX_THREADS: usize = 1_024;
 /// The longest time, in milliseconds: a day.
 const MAX_MS: u64 = 86_400_000;
 
-/// Collects what is wrong, a line each.
+/// Collects mistakes, one per line.
 pub(super) struct Numbers<'a>(pub(super) &'a mut Vec<String>);
 
 impl Numbers<'_> {
@@ -43,7 +43,7 @@ impl Numbers<'_> {
         Duration::from_millis(self.within(name, value, default_ms, 0..=MAX_MS))
     }
 
-    /// How much of `total` one caller may hold: a part of it, and half unless it is said.
+    /// The largest amount of `total` that one caller may hold: the configured part, or half by default.
     pub(super) fn share(&mut self, name: &str, value: Option<usize>, total: usize) -> usize {
         self.within(name, value, total.div_ceil(2), 1..=total.max(1))
     }

@@ -1,4 +1,4 @@
-//! The settings of Redis, read into what the store wants.
+//! The settings of Redis, converted to the store's configuration.
 
 use std::{path::Path, time::Duration};
 
@@ -25,7 +25,7 @@ pub(super) fn both(
 ) -> (Option<RedisConfig>, Option<RedisConfig>) {
     let mut read = |setting: &str, url: Option<&str>| {
         let redis = config(url?, options, threads, wrong);
-        // What is wrong with files, or with bounds, is said by their own names.
+        // Mistakes of files and bounds are reported under their own names.
         if let Err(what) = redis.check() {
             wrong.push(format!("{setting}: {what}"));
         }
@@ -37,7 +37,7 @@ pub(super) fn both(
     both
 }
 
-/// What the options say about the Redis at `url`.
+/// The configuration of the Redis at `url` by these options.
 fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>) -> RedisConfig {
     let mut redis = RedisConfig::new(url);
     if let Some(prefix) = &options.redis_key_prefix {

@@ -1,4 +1,4 @@
-//! What requests may take of a node, in all and by one caller.
+//! The bounds of requests, in total and for one caller.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use super::{Options, numbers::Numbers};
 /// The memory of unread bodies, in bytes: enough for some to be on their way whatever is set.
 const MIN_UNREAD_BYTES: usize = 1 << 20;
 const MAX_UNREAD_BYTES: usize = 1 << 36;
-/// The largest request: its length stands in 32 bits over gRPC.
+/// The largest request: over gRPC its length has 32 bits.
 const MAX_REQUEST_BYTES: usize = 1 << 30;
 /// The most places: HTTP/2 counts the streams of a connection in 31 bits.
 const MAX_PLACES: usize = 1 << 20;
 
-/// What requests may take.
+/// The bounds of requests.
 #[derive(Clone, Debug)]
 pub struct RequestSettings {
     /// The largest request, in bytes.

@@ -1,4 +1,4 @@
-//! Stores of accounts: memory and Redis side by side, and what only Redis can suffer.
+//! Stores of accounts: memory and Redis in parallel, and cases that only Redis can have.
 //!
 //! Tried by breaking them, one thing at a time: the version not compared, the event not remembered, a secret's
 //! place written after the record. Each fails here.

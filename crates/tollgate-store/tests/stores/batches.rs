@@ -1,4 +1,4 @@
-//! Calls that come at the same moment: decided by one run of the script, each as if it had come alone.
+//! Calls that arrive at the same moment: decided by one run of the script, each as if it had arrived alone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ fn store(server: &RedisServer) -> RedisStore {
     RedisStore::with_injected_clock(RedisConfig::new(server.url()), Arc::new(ManualClock::at(START))).unwrap()
 }
 
-/// What a call had used, and whether it was admitted.
+/// The usage of a call's counters, and whether it was admitted.
 fn said(answer: Result<ApplyResult, StoreError>) -> Result<(u64, bool), StoreError> {
     match answer? {
         ApplyResult::Applied(applied) => Ok((applied.statuses[0].used.get(), applied.allowed)),
@@ -52,7 +52,7 @@ fn runs(server: &RedisServer, command: &str) -> usize {
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
-/// Tried with a batch that takes one call, and with calls of one account that are put apart.
+/// Tried with a batch of one call, and with calls of one account that are not grouped.
 #[tokio::test]
 async fn simultaneous_calls_share_one_script_run_and_one_counter_read() {
     let server = RedisServer::start();
@@ -73,7 +73,7 @@ async fn simultaneous_calls_share_one_script_run_and_one_counter_read() {
     assert_eq!((runs(&server, "evalsha"), runs(&server, "getrange"), runs(&server, "setrange")), (2, 8, 4));
 }
 
-/// No caller waits for what is wrong with another's counter. Tried with a script that stops at the first error.
+/// A broken counter fails only its own callers. Tried with a script that stops at the first error.
 #[tokio::test]
 async fn a_broken_counter_in_a_batch_fails_its_own_calls_only() {
     let server = RedisServer::start();
@@ -106,7 +106,7 @@ async fn a_broken_counter_in_a_batch_fails_its_own_calls_only() {
     assert_eq!((met(Fault::OtherVersion.name()), met(Fault::Unreadable.name())), (Some(3), Some(3)));
 }
 
-/// At the end of its memory Redis charges nobody whom it refuses.
+/// At its memory limit Redis charges no caller that it refuses.
 #[tokio::test]
 async fn a_redis_without_memory_charges_nothing() {
     let server = RedisServer::start();
@@ -125,7 +125,7 @@ async fn a_redis_without_memory_charges_nothing() {
     assert_eq!(used, [2, 1, 2]);
 }
 
-/// Tried without the look at who still waits.
+/// Tried without the check whether the caller still waits.
 #[tokio::test]
 async fn a_caller_that_left_before_its_call_is_sent_is_not_charged() {
     let server = RedisServer::start();
@@ -133,7 +133,7 @@ async fn a_caller_that_left_before_its_call_is_sent_is_not_charged() {
     let claims = call("a", 100);
     said(store.apply(&claims, Mode::Try).await).unwrap();
     let (mut goes, mut stays) = (store.apply(&claims, Mode::Try), store.apply(&claims, Mode::Try));
-    // Both have come, and the one is gone before anything else runs.
+    // Both calls have arrived, and one is gone before anything else runs.
     assert!((&mut goes).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
     drop(goes);
     assert_eq!(said(stays.await), Ok((2, true)));
@@ -152,13 +152,13 @@ async fn a_stalled_redis_fails_calls_at_their_deadline() {
     for answer in at_once(&store, &calls).await {
         assert!(matches!(answer, Err(StoreError::Indeterminate(_))), "{answer:?}");
     }
-    // What was sent is decided when Redis goes on, once.
+    // A call that was sent is decided when Redis continues, once.
     server.resume();
     let used: Vec<_> = at_once(&store, &calls[..2]).await.into_iter().map(|answer| answer.unwrap().0).collect();
     assert_eq!(used, [21, 21]);
 }
 
-/// The name of a server may lead to another one by now. Tried with a fault that a call tells of and nobody acts upon.
+/// The name of a server may lead to another one by now. Tried with a reported fault whose remedy is not started.
 #[tokio::test]
 async fn a_read_only_server_is_connected_to_again() {
     let server = RedisServer::start();

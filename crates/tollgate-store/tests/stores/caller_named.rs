@@ -63,12 +63,12 @@ async fn fill(store: &dyn Store) {
     store.apply(&of_session("x")[..1], Mode::Try).await.unwrap();
     let admitted = store.admit(&of_session("b"), &terms).await.unwrap();
     assert!(matches!(admitted, Admission::Decided(applied) if applied.allowed));
-    // What is charged whatever the limits say, such as a debt, is not bounded here either.
+    // Charges regardless of the limits, such as debts, are not bounded here either.
     store.apply(&of_session("forced"), Mode::Force).await.unwrap();
     assert_eq!(used(store, &of_session("forced")).await, [8, 1]);
 }
 
-/// Broken to try it: names that are not gone through again, names of live counters that are taken out.
+/// Tried by breaking it: names are not checked again; names of live counters are removed.
 #[tokio::test]
 async fn in_redis_an_expired_counter_frees_its_place() {
     let server = RedisServer::start();
@@ -85,8 +85,9 @@ async fn in_redis_an_expired_counter_frees_its_place() {
     };
     let known = names(&mut connection);
     assert_eq!((places.len(), known.len()), (1, 3));
-    // One counter ends, as Redis ends it. It is gone through when the time has come to look at all of them again, and
-    // when that time is far ahead, as the clock went back. Not before: that would be a look at every name each time.
+    // One counter expires, as Redis expires it. Its name is removed when the time for the next check of all names has
+    // come, and also when that time is far ahead because the clock went back. Not before: otherwise every call would
+    // check every name.
     let mut known = known;
     for (when, session) in [(1, "d"), (i64::MAX >> 12, "e")] {
         let () = redis::cmd("DEL").arg(&known[1]).query(&mut connection).unwrap();

@@ -17,8 +17,8 @@ use tollgate_store::clock::Clock;
 
 use self::world::{TTL_MS, WINDOW_MS, World, applied, decided, dies, until, used};
 
-/// Many callers at once on two nodes, of which each part admits a different number: what is admitted is what the
-/// tightest one has room for, in each part stands what was admitted, and no part was ever above its limit.
+/// Many concurrent callers on two nodes, with a different limit for each part: the number of admissions is the capacity
+/// of the tightest part, each part counts exactly the admissions, and no part ever exceeds its limit.
 #[test]
 fn a_call_that_loses_a_race_is_charged_in_no_slot() {
     const CALLS: usize = 60;
@@ -62,7 +62,8 @@ fn a_call_that_loses_a_race_is_charged_in_no_slot() {
     }
 }
 
-/// The last room goes between the look and the charge: the refusal says how things stand without the call.
+/// Another call takes the last capacity between the check and the charge: the refusal reports the usage without this
+/// call.
 #[test]
 fn a_refusal_after_a_partial_charge_refunds_it_and_reports_the_true_use() {
     let world = Arc::new(World::start());
@@ -70,7 +71,8 @@ fn a_refusal_after_a_partial_charge_refunds_it_and_reports_the_true_use() {
     for hold in [false, true] {
         for full in [0, 1, 2] {
             world.clock.advance_ms(2 * WINDOW_MS);
-            // Of the three looks and the two charges before the account's, the last charge elsewhere is the fifth.
+            // After three checks and two charges before the account's, the last charge in another slot is the fifth
+            // step.
             let rival = (Arc::clone(&world), Arc::clone(&other));
             node.at(4, move || {
                 let (world, other) = (Arc::clone(&rival.0), Arc::clone(&rival.1));
@@ -156,8 +158,8 @@ fn a_reservation_over_several_slots_is_closed_in_all_of_them() {
     assert_eq!(world.used(&one), [before[0], before[1], 0, before[3] + 1, 0, before[5] + 1]);
 }
 
-/// A node dies before each step of a settlement. What was done of it is done once, and the same end, sent again by
-/// another node, does the rest; another end comes too late as soon as one part is closed.
+/// A node dies before each step of a settlement. The completed steps count once, and the same end, repeated by another
+/// node, completes the rest; a different end is too late as soon as one part is closed.
 #[test]
 fn an_interrupted_settlement_is_completed_by_its_repetition() {
     let world = World::start();
@@ -183,7 +185,8 @@ fn an_interrupted_settlement_is_completed_by_its_repetition() {
     }
 }
 
-/// A part that cannot be written stops a settlement. The error says whether anything was done, and repeating it is safe.
+/// A part that cannot be written stops a settlement. The error says whether something was changed, and repeating it is
+/// safe.
 #[test]
 fn a_settlement_that_one_slot_refused_can_be_repeated() {
     let world = World::alone();
@@ -226,7 +229,7 @@ fn a_repeated_request_id_gets_the_whole_first_answer() {
         let terms = AdmitOptions { hold: terms.hold.filter(|_| hold), ..terms };
         let first = decided(one.run(one.store.admit(claims, &terms)).unwrap());
         let stands = world.used(&one);
-        // A hold drawn anew, as whoever repeats a call does.
+        // A reservation with a new id, as in a repeated call.
         let again = AdmitOptions { hold: world.terms(id + 100).hold.filter(|_| hold), ..terms };
         let Admission::Replayed(replay) = other.run(other.store.admit(claims, &again)).unwrap() else { panic!() };
         assert_eq!((&replay.applied, replay.held.map(|held| held.0)), (&first, terms.hold.map(|hold| hold.id)));
@@ -236,9 +239,9 @@ fn a_repeated_request_id_gets_the_whole_first_answer() {
     }
 }
 
-/// The clock went back, and a call is repeated: the other slots are looked at before it is known to be a repetition. To look
-/// at a counter has what is dated later count as of now, so that what the call charged there leaves earlier than what it
-/// charged at home, which is not looked at. (A store that is one place looks at none of them.)
+/// The clock went back, and a call is repeated: the other slots are read before the home says that it is a repetition.
+/// Reading a counter makes its later-dated entries count as of now, so the charges there leave earlier than the charge
+/// at home, which is not read. (A store in one place reads none of them.)
 #[test]
 fn a_repeated_call_redates_later_entries_in_other_slots() {
     let world = World::start();
@@ -298,8 +301,8 @@ fn two_simultaneous_calls_with_one_request_id_are_charged_once() {
     }
 }
 
-/// A node dies before any of its steps. Only what is charged elsewhere by then stays: for its window, and its slot for
-/// its time to live; the account pays nothing, and nobody else is held up.
+/// A node dies before any of its steps. Only the charges in other slots by then stay, for their window, and their slots
+/// for the time to live; the account is charged nothing, and no other caller waits.
 #[test]
 fn a_node_that_dies_between_slots_leaves_charges_that_expire() {
     let world = World::start();
@@ -327,7 +330,7 @@ fn a_node_that_dies_between_slots_leaves_charges_that_expire() {
     }
 }
 
-/// A caller that no longer waits leaves nothing half done: its node goes on without it.
+/// A caller that gives up leaves nothing incomplete: its node continues without it.
 #[test]
 fn a_call_is_completed_when_its_caller_leaves() {
     let world = World::start();

@@ -1,14 +1,15 @@
 //! Redis against the specification, with the time injected.
 //!
-//! Tried by breaking the scripts, one thing at a time: a group not flushed to the ring, a stale copy of the
-//! oldest group after a flush, a block summed without its first entry, a column too narrow for its cost,
-//! later-dated entries left as they are. Each fails here; and, on the fast path, cells of another size, a directory line
-//! that is not written, a wait from the oldest entry where it is not enough, a group flushed to another place, a stale copy
-//! of the oldest group. And of calls that come together: what earlier ones charged not written before a later one goes the
-//! long way, or not read anew after it; a place taken before all are known to be there; another call's shape not looked at.
+//! Tried by breaking the scripts, one change at a time: a group that is not flushed to the ring, a stale copy of the
+//! oldest group after a flush, a block sum without its first entry, a column too narrow for its cost, later-dated
+//! entries left unchanged. The test fails for each; and, on the fast path, for cells of another size, a directory line
+//! that is not written, a wait from the oldest entry where it is not enough, a group flushed to another place, a stale
+//! copy of the oldest group. And for calls that arrive together: charges of earlier calls that are not written before a
+//! later one uses the general script, or not read again after it; a place taken before all are known to exist; the
+//! shape of another call not compared.
 //!
-//! And by one that no answer shows: the fast path leaves the pending group as it is where it begins a log anew. That fails
-//! here as the stored values are compared.
+//! And for one change that no answer shows: the fast path leaves the pending group unchanged where it begins a log
+//! again. The comparison of the stored values fails.
 
 use std::sync::Arc;
 
@@ -36,9 +37,9 @@ use crate::harness::store_with_clock;
 /// The stored values are compared after each step of this number, and after the last one of a sequence.
 const COMPARED_STEP: usize = 16;
 
-/// Plays `cases` generated sequences, each on a fresh specification and a fresh key prefix, and looks at
-/// what is left in Redis. A store that decides all calls by the general script plays along on a server of its own: what
-/// that stores and what the others store is the same. Returns the most that the first claim of a call had used.
+/// Plays `cases` generated sequences, each on a new specification and a new key prefix, and checks the remaining keys
+/// in Redis. A store that decides all calls by the general script plays along on a server of its own, and both servers
+/// must store the same values. Returns the highest usage of the first claim of a call.
 fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
     check_within(MAX_OPEN_ENDED, strategy, cases)
 }
@@ -60,7 +61,7 @@ fn check_within(most: u32, strategy: impl Strategy<Value = Vec<Step>>, cases: u3
         };
         let nodes: Vec<Box<dyn Store>> = (0..3).map(|_| Box::new(node(&server)) as _).collect();
         let general = node(&of_general).without_fast_path();
-        // The brace keeps case1 apart from case10.
+        // The brace separates case1 from case10.
         let prefix = format!("{key_prefix}{{");
         let mut step = 0;
         let after_step = |place: &dyn Fn() -> String| {
@@ -138,9 +139,9 @@ fn redis_agrees_on_full_second_and_day_windows() {
     assert!(check(crowded(86_400_000, 50_000, 7_000), 4) > 1_500);
 }
 
-/// At the end of counting a forced charge is cut to nothing, and then it changes nothing: what has left another window
-/// of the ledger is still there when the clock goes back. Broken to try it: a memory store that drops what is over with
-/// any forced call.
+/// At the largest amount a forced charge is cut to zero, and changes nothing: entries that have left another window of
+/// the ledger are still stored when the clock goes back. Tried by breaking it: a memory store that removes expired
+/// entries with any forced call.
 #[test]
 fn a_charge_cut_to_zero_removes_no_entry() {
     let server = RedisServer::start();

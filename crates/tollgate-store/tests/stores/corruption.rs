@@ -25,7 +25,7 @@ use tollgate_store::{
 
 const HOUR: u32 = 3_600_000;
 const ID: ReservationId = ReservationId([7; 16]);
-/// Zero, the ends of ASCII, the ends of what is no ASCII, and what formats of `struct` are made of.
+/// Zero, the bounds of ASCII and of other bytes, and the characters of `struct` formats.
 const HOSTILE: [u8; 10] = [0x00, 0x01, 0x10, 0x7f, 0x80, 0xfe, 0xff, b'c', b'9', b'!'];
 
 /// Far more than any value of ours has.
@@ -77,7 +77,8 @@ impl Bystander<'_> {
     }
 }
 
-/// What may become of a call on a broken counter: an answer, or an error that concerns it alone and is plain.
+/// The possible results of a call on a broken counter: an answer, or an error that concerns only this call and is plain
+/// text.
 fn concerns_itself<T>(what: &str, answer: Result<T, StoreError>) -> Option<T> {
     match answer {
         Ok(answer) => Some(answer),
@@ -218,7 +219,7 @@ async fn corrupt_records_and_slots_fail_their_own_callers_only() {
                 all_ways(&mut bystander, &mut redis, &what, &|redis| put(redis, key, &bad)).await;
             }
         }
-        // What is none of ours.
+        // A value that no version has written.
         let what = format!("{key} is a list");
         let other = |redis: &mut Connection| {
             redis::cmd("DEL").arg(key).exec(redis).unwrap();

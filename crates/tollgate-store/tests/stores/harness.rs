@@ -1,4 +1,4 @@
-//! What the tests of stores share.
+//! Shared by the tests of stores.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The tests of stores: in memory and in Redis, which each test starts for itself. One binary; every test may run beside
-//! every other. `tests/README.md` says where to find what.
+//! The tests of stores: in memory and in Redis, which each test starts for itself. One binary; all tests may run in
+//! parallel. `tests/README.md` says which test is where.
 
 #[cfg(test)]
 mod accounts;

@@ -1,5 +1,5 @@
-//! Pools by priority on every store, as several nodes draw from them: never over the limit, whoever demands how
-//! much; and with the shares that the policy gives.
+//! Pools by priority on every store, with several nodes: never above the limit, whatever the demand; and with the
+//! shares of the policy.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -46,7 +46,7 @@ fn policy(limit: u64, shares: [u8; 4]) -> Policy {
     Policy::compile(&file.unwrap()).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
-/// Some nodes before one store. Each knows of the pool what its own last answer said.
+/// Several nodes on one store. Each knows the pool only from its own last answer.
 struct Bench<'a> {
     runtime: &'a tokio::runtime::Runtime,
     store: &'a dyn Store,
@@ -67,7 +67,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Decides as a node does: the verdict, and what remains.
+    /// Decides like a node: the verdict, and the remaining amount.
     fn decide(&mut self, node: usize, priority: usize, tokens: u64, mode: Mode) -> (Verdict, u64) {
         let account = format!("account {priority}");
         let policy = Arc::clone(&self.policy);
@@ -115,8 +115,8 @@ impl Bench<'_> {
         self.log.iter().rev().take_while(move |(at, ..)| at + WINDOW_MS > now)
     }
 
-    /// Load in calls a window, by priority, spread evenly over the time and the nodes; `calls` windows long.
-    /// Returns what was admitted, by priority.
+    /// Load in calls per window, by priority, spread evenly over time and nodes, for `calls` windows. Returns the
+    /// admitted amounts, by priority.
     fn load(&mut self, offered: [u64; 4], tokens: u64, windows_ms: u64, nodes: usize) -> [u64; 4] {
         let (start, from) = (self.clock.now(), self.log.len());
         let mut calls: Vec<(u64, usize)> = Vec::new();
@@ -172,7 +172,7 @@ fn both(
     }
 }
 
-/// Promises 1 and 4, for pools: never over, and admitted when it was said, if nobody else calls.
+/// Promises 1 and 4, for pools: never over, and admitted at the promised time, if nobody else calls.
 #[test]
 fn a_pool_is_never_exceeded_and_retry_after_is_true() {
     let server = RedisServer::start();
@@ -197,7 +197,7 @@ fn a_pool_is_never_exceeded_and_retry_after_is_true() {
                 bench.clock.set(at);
                 assert_eq!(bench.decide(node, priority, tokens, Mode::Try).0, Verdict::Allowed, "when it was promised");
             }
-            // What remains to a priority can be admitted, and not one more.
+            // The remaining amount of a priority can be admitted, and not one more.
             let (_, remaining) = bench.decide(node, priority, 1, Mode::Peek);
             if remaining > 0 {
                 assert_ne!(bench.decide(node, priority, remaining + 1, Mode::Peek).0, Verdict::Allowed);
@@ -240,8 +240,8 @@ fn a_single_priority_gets_the_whole_pool() {
     }
 }
 
-/// Up to eight ninths of the limit nobody is refused, whoever demands how much of it. As demand grows alike, it
-/// is the lowest that is refused first, then the next.
+/// Up to eight ninths of the limit no call is refused, whatever the demands. When demand grows equally, the lowest
+/// priority is refused first, then the next.
 #[test]
 fn below_saturation_all_borrow_and_the_lowest_priority_is_refused_first() {
     for offered in [[130; 4], [400, 50, 50, 30], [10, 10, 500, 10], [0, 520, 10, 0]] {
@@ -267,8 +267,8 @@ fn below_saturation_all_borrow_and_the_lowest_priority_is_refused_first() {
     }
 }
 
-/// A pool full of Lows, who ask for more: a Critical that comes has what it demands of its part within the time in
-/// which that much is freed anyway, and a single large call gets in too.
+/// A pool full of calls with the lowest priority, which demand more: a critical caller gets its demand within the time
+/// in which that much capacity returns anyway, and a single large call is admitted too.
 #[test]
 fn a_higher_priority_gets_its_share_of_a_full_pool() {
     on_both(6_000, SHARES, |mut bench| {

@@ -1,5 +1,5 @@
-//! The promises of the README, each driven by random load on every store, against an exact log kept by the
-//! test. What was broken on purpose, to see each fail, stands at each.
+//! The promises of the README, each tested with random load on every store, against an exact log kept by the test. Each
+//! test says which deliberate defects make it fail.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use tollgate_store::{
 
 use crate::harness::store_with_clock;
 
-/// A store and its clock, and the exact log of what was charged.
+/// A store and its clock, and the exact log of its charges.
 struct Bench<'a> {
     store: &'a dyn Store,
     clock: &'a ManualClock,
@@ -74,7 +74,7 @@ impl Bench<'_> {
         applied
     }
 
-    /// What the exact log has in the trailing `ms`: requests, tokens, events.
+    /// The usage in the trailing `ms` by the exact log: requests, tokens, events.
     fn exact(&self, ms: u64) -> (u64, u64, usize) {
         self.exact_since(Timestamp::from_ms(self.clock.now().as_ms() + 1 - ms))
     }
@@ -149,9 +149,9 @@ fn a_limit_is_never_exceeded_no_refusal_is_false_and_charges_are_all_or_nothing(
     });
 }
 
-/// Promises 1 to 5 and 7 in calendar periods. The exact log says every status in full, as a period ends for all that is
-/// in it at once. What the node's own clock says, which is not the store's, never counts. Broken to try it: usage that
-/// outlives its period, periods that a store does not check or that have their end in them, `cost >= limit` for never,
+/// Promises 1 to 5 and 7 in calendar periods. The exact log predicts every status completely, because a period ends for
+/// all its usage at once. The node's own clock, which is not the store's, never counts. Tried by breaking it: usage
+/// that outlives its period, periods that a store does not check or that include their end, `cost >= limit` for never,
 /// one more that fits, unlimited claims not charged.
 #[test]
 fn calendar_periods_keep_the_promises_with_any_node_clock() {
@@ -311,11 +311,11 @@ fn remaining_and_retry_after_are_true() {
         bench.clock.set(retry_at);
         let now = bench.apply(&claims(limits, *tokens), Mode::Peek);
         assert!(now.allowed, "admitted when it was promised");
-        // What remains is what can be admitted, and not one more.
+        // The remaining amount can be admitted, and not one more.
         let remaining = limits[1] - now.statuses[1].used.get();
         assert!(bench.apply(&claims([1 << 40, limits[1], 1 << 40], remaining), Mode::Try).allowed);
         assert!(!bench.apply(&claims([1 << 40, limits[1], 1 << 40], 1), Mode::Try).allowed);
-        // And when it says it is empty, it is.
+        // And it is empty at the promised time.
         let resets_at = bench.apply(&claims(limits, 1), Mode::Peek).statuses[1].resets_at;
         bench.clock.set(resets_at);
         assert_eq!(bench.apply(&claims(limits, 1), Mode::Peek).statuses[1].used, Amount::ZERO);
@@ -376,9 +376,9 @@ fn limits_change_at_once_and_usage_stays() {
     });
 }
 
-/// Promise 8, for a counter's memory; the conformance suite checks TTLs and sizes after all its sequences. The heaviest
-/// ledgers that one policy may have, with what README.md says of costs. Broken to try it: no coalescing, and costs that all take
-/// seven bytes, or requests four.
+/// Promise 8, for a counter's memory; the conformance suite checks expiry and sizes after all its sequences. The
+/// heaviest ledgers of one policy, with the costs of README.md. Tried by breaking it: no coalescing, and costs that all
+/// have seven bytes, or requests four.
 #[test]
 fn a_counter_never_outgrows_64_kib() {
     let server = RedisServer::start();
@@ -392,7 +392,7 @@ fn a_counter_never_outgrows_64_kib() {
             .map(|at| Claim {
                 ledger: LedgerKey::of(Partition::of(["bound"]), ["account"]),
                 span: WindowInstance::Sliding(SlidingWindow::from_ms(60_000 + at / units * 100).unwrap()),
-                // The first stands for requests.
+                // The first is requests.
                 unit: UnitId::of(&format!("unit {}", at % units)),
                 cost: Amount::try_from(if is_wide { 1_u64 << 49 } else { narrow(at % units) }).unwrap(),
                 limit: Limit::Unlimited,

@@ -79,7 +79,7 @@ fn everything(server: &RedisServer) -> Vec<(String, Vec<u8>)> {
     keys.into_iter().map(|key| (key.clone(), redis::cmd("DUMP").arg(key).query(&mut redis).unwrap())).collect()
 }
 
-/// How often a server was asked to wait.
+/// The number of `WAIT` commands on a server.
 fn waits(server: &RedisServer) -> u64 {
     let stats: String = server.run("INFO commandstats");
     let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_wait:calls="));
@@ -134,7 +134,7 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
     }
     is_by_name(reserve(&store).await, "0 of 1 replicas");
     assert_eq!((faults(&store, "unreplicated"), store.link().status().resting), (7, 0));
-    // What does not charge goes on, and says that the charges were made.
+    // Operations that charge nothing still work, and show that the charges were made.
     let looked = apply(&store, Mode::Peek).await.unwrap();
     assert_eq!(looked.statuses[0].used.get(), 8);
     let ReservationState::Open { reservation, .. } = store.look(home(), ID).await.unwrap() else {
@@ -161,7 +161,7 @@ async fn without_the_replica_a_charge_is_indeterminate_by_name_and_nothing_else_
         }
     }
     assert!(passed, "the replica is back");
-    // The end was made, and whoever repeats it is told so.
+    // The end was made, and a repetition reports this.
     assert!(matches!(store.close(home(), ID, &closing).await.unwrap(), CloseResult::Before(_)));
 }
 
@@ -175,9 +175,9 @@ async fn without_the_right_to_wait_a_charge_is_indeterminate_by_name() {
     assert_eq!((faults(&store, "unreplicated"), faults(&store, "noperm")), (1, 0));
 }
 
-/// A failover under load, in its worst order: the replica becomes master while the old one still takes calls. Nothing that
-/// was answered is lost, and what the new master has besides is of calls whose charge was not known. Broken to try it:
-/// a store that waits for no replica.
+/// A failover under load, in its worst order: the replica becomes master while the old one still accepts calls. No
+/// answered charge is lost, and additional charges on the new master belong to calls whose result was unknown. Tried by
+/// breaking it: a store that waits for no replica.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_loses_no_answered_charge() {
     const CALLERS: u64 = 4;

@@ -79,8 +79,9 @@ fn the_promises_hold_for_reservations() {
     assert!(lost > 20 && done > 20, "of the calls under way when a node died {lost} were lost and {done} done");
 }
 
-/// A refund at the very moment when its charge leaves a window finds nothing there, and one a millisecond before finds
-/// it; with an entry behind it, so that the log is not over. Broken to try it: entries as old as the window that count.
+/// A refund at the moment when its charge leaves a window finds nothing there, and one a millisecond earlier finds it;
+/// with a later entry, so that the log is not expired. Tried by breaking it: entries exactly as old as the window that
+/// still count.
 #[test]
 fn a_refund_when_its_charge_leaves_the_window_refunds_nothing() {
     let server = RedisServer::start();

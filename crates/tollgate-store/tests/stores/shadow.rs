@@ -1,7 +1,7 @@
-//! Shadow mode on every store: it admits what would be admitted without it, and what it says it would have
-//! refused is what an exact log of the calls that happened would.
+//! Shadow mode on every store: it admits the same calls as without it, and reports exactly the refusals that follow
+//! from an exact log of the calls.
 //!
-//! Tried by breaking the core: shadow quotas that are asked with their limit, and judged with the call's own cost
+//! Tried by breaking the core: shadow quotas that are sent with their limit, and judged with the call's own cost
 //! counted twice.
 
 use std::sync::Arc;

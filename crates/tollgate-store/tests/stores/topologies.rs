@@ -1,4 +1,4 @@
-//! The conformance suite on Redis as production runs it, and what a failover and a move of slots do to calls.
+//! The conformance suite on Redis as in production, and the effects of a failover and of moving slots on calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -90,8 +90,8 @@ fn a_valkey_conforms() {
     other_conforms(Program::Valkey);
 }
 
-/// Within the rights of the documentation. What the server refuses
-/// is known by name, though an older one has other words for it.
+/// With the rights of the documentation. A refusal by the server has a name here, even if an older version words it
+/// differently.
 fn other_conforms(program: Program) {
     let server = OtherServer::start(program);
     conforms(&patient(server.url()), 60, allowed_key);
@@ -245,7 +245,7 @@ async fn calls_follow_a_failover_of_the_sentinels() {
     one_each(&store, 3).await;
 }
 
-/// All or nothing across slots, as far as it goes: a refusal by any part that is seen beforehand charges nothing.
+/// All or nothing across slots, within its bounds: a refusal that a part reports at the check charges nothing.
 #[tokio::test]
 async fn a_refusal_by_one_slot_charges_no_other() {
     let cluster = RedisCluster::start();
@@ -258,7 +258,7 @@ async fn a_refusal_by_one_slot_charges_no_other() {
     }
 }
 
-/// Wrong credentials, a wrong authority and a missing right are said by name, and nothing hangs.
+/// Wrong credentials, a wrong authority and a missing right are reported by name, and nothing waits without a bound.
 #[tokio::test]
 async fn errors_of_a_secure_server_name_their_cause() {
     let secure = SecureRedis::start();

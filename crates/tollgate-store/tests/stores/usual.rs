@@ -95,7 +95,7 @@ async fn a_counter_in_use_lives_on() {
     assert_eq!(calls(&server.run::<String>("INFO commandstats"), "pexpire"), 1);
 }
 
-/// Nodes with another layout may run beside this one: what they wrote is refused by name, and left as it is.
+/// Nodes with another layout may run in parallel: their values are refused by name, and left unchanged.
 #[tokio::test]
 async fn a_counter_of_another_version_is_refused_and_left_alone() {
     let (server, _clock, store) = store();

@@ -1,5 +1,5 @@
-//! Two versions of a node on one Redis, as while a new one is rolled out. What is laid out alike is shared, whatever the
-//! text of the scripts; what is laid out otherwise is refused by name and left alone; JSON may hold more.
+//! Two versions of a node on one Redis, as during a rollout. Values with the same layout are shared, whatever the text
+//! of the scripts; values with another layout are refused by name and left unchanged; JSON may contain more fields.
 
 use std::sync::Arc;
 
@@ -222,7 +222,7 @@ async fn a_slot_with_unknown_fields_is_counted() {
     assert!(!fourth.allowed, "three of three slots are held");
 }
 
-/// Adds fields to the JSON behind the first bytes of a value, as a later version would have written it.
+/// Adds fields to the JSON after the first bytes of a value, as a later version would write it.
 fn with_more(written: &[u8], skip: usize, more: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut value: Value = serde_json::from_slice(&written[skip..]).unwrap();
     more(&mut value);

@@ -1,4 +1,4 @@
-//! Asks a node, and understands what it answers.
+//! Sends requests to a node, and reads its answers.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ use crate::settings::ClientSettings;
 /// The largest answer that is read, in bytes; a page of accounts with all the overrides that fit has a few MiB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 
-/// What is asked of a node.
+/// A request to a node.
 pub(in crate::cli) struct ApiRequest {
     pub(super) method: Method,
     /// Below `/admin/v1`, a segment each.
@@ -29,17 +29,17 @@ pub(in crate::cli) struct ApiRequest {
 /// Why there is no good answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The settings, or what was given on the command line.
+    /// The settings, or the arguments of the command line.
     #[error("{0}")]
     Wrong(String),
-    /// The node said no.
+    /// The node refused the request.
     #[error("{message} ({} {code}){}{}", .status.as_u16(), after(*.retry_after_s), said_of(.token_from.as_deref()))]
     Refused {
         status: StatusCode,
         code: String,
         message: String,
         retry_after_s: Option<u64>,
-        /// Where the token is from, if that is what is wrong.
+        /// The source of the token, if the token is the problem.
         token_from: Option<String>,
     },
     /// Something else answered.
@@ -94,7 +94,7 @@ impl Client {
             .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")))
             .timeout(settings.timeout)
             .connect_timeout(settings.timeout)
-            // The token goes to the node alone, and once.
+            // The token is sent to this node only, and once.
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy();
@@ -162,7 +162,7 @@ impl Client {
             }
             bytes.extend_from_slice(&chunk);
         }
-        // What is not UTF-8 is no JSON, and found to be none.
+        // Bytes that are not UTF-8 are not JSON either, and are reported as such.
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -195,7 +195,7 @@ fn put_path(url: &mut Url, segments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is behind an error that others are wrapped around.
+/// The innermost cause of an error.
 fn innermost(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

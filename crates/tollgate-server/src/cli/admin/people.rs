@@ -18,11 +18,11 @@ pub(super) trait Show: DeserializeOwned {
 
 /// The text of an answer with a `T` in it, for people.
 pub(super) fn shown<T: Show>(answer: &str) -> String {
-    // A node of another version may say what is not understood here; nothing of it is to be lost.
+    // A node of another version may send values that this program does not know; nothing is left out.
     serde_json::from_str(answer).map_or_else(|_| answer.to_owned(), |answer: T| answer.show())
 }
 
-/// What is said when a node has nothing more to say.
+/// The text for an answer without a body.
 pub(super) fn deleted(_: &str) -> String {
     "deleted".to_owned()
 }
@@ -202,7 +202,7 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&
     lines.join("\n")
 }
 
-/// On one line, and without what people do not see or a terminal would obey.
+/// On one line, with invisible characters and terminal commands escaped.
 fn plain(text: &str) -> String {
     escape::line(text).into_owned()
 }

@@ -92,7 +92,7 @@ pub(super) async fn patch(
     Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
 }
 
-/// Delete an account and its keys. What it used stays counted until its windows end.
+/// Delete an account and its keys. Its usage stays counted until its windows end.
 #[utoipa::path(delete, operation_id = "delete_account", path = "/admin/v1/accounts/{account}", params(("account" = String, Path), DomainQuery), responses(
     (status = 204, description = "The account is deleted"), Failures))]
 pub(super) async fn delete(

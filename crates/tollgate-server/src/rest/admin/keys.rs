@@ -55,7 +55,7 @@ pub(super) async fn list(
     let session = shared.admin.session(grant.name(), grant.scope(), &part.domain)?;
     let (take, now) = (part.take()?, session.now());
     let record = session.account(&account).await?;
-    // The key of the cursor may be gone by now; then the list begins anew.
+    // The key of the cursor may be deleted by now; then the list starts at the beginning.
     let list = List::Keys { domain: &record.domain, account: &record.id };
     let skip = record.keys.get_index_of(&part.position(list)?).map_or(0, |at| at + 1);
     let page: Vec<_> = record.keys.iter().skip(skip).take(take).collect();

@@ -1,4 +1,4 @@
-//! The node itself: whether it goes by what its files say, and what is wrong with those.
+//! The node itself: whether the current contents of its files are in force, and the mistakes in them.
 
 use axum::{
     Json,
@@ -38,7 +38,7 @@ struct FilesBody {
     what: &'static str,
     /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then the contents read before are in force.
     state: &'static str,
-    /// What is wrong, one per line, without values that may be a secret in the wrong place. Only for a token of all
+    /// The mistakes, one per line, without values that may be a secret in the wrong place. Only for a token of all
     /// domains, because files concern all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,

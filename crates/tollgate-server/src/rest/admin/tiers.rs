@@ -1,4 +1,4 @@
-//! Tiers: what a domain offers. They are changed in its policy file.
+//! Tiers of a domain. They are changed in its policy file.
 
 use axum::{
     Json,

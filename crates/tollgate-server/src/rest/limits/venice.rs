@@ -1,4 +1,4 @@
-//! A caller's limits in the shape of the Venice API's own endpoint, with what a caller wants besides.
+//! A caller's limits in the shape of the Venice API's own endpoint, with some additional fields.
 
 use indexmap::IndexMap;
 use serde::Serialize;

@@ -28,7 +28,7 @@ use tollgate_store::{
 pub(crate) const WINDOW_MS: u64 = 60_000;
 pub(crate) const TTL_MS: u32 = 5_000;
 
-/// What happens when a node is about to send a script.
+/// Called when a node is about to send a script.
 type Before = Box<dyn Fn() + Send>;
 
 /// A clock that a node looks at before each script it sends, and so knows which one is next.
@@ -49,7 +49,7 @@ impl Clock for Steps {
     }
 }
 
-/// A node of its own: when it goes, all that it had under way goes with it.
+/// A separate node: when it is dropped, all its work in progress ends with it.
 pub(crate) struct Node {
     pub(crate) store: RedisStore,
     pub(crate) steps: Arc<Steps>,
@@ -137,7 +137,7 @@ impl World {
         ]
     }
 
-    /// What is used of [`World::claims`]: the pool, its share, its slots; the account, its slots; the address.
+    /// The usage of [`World::claims`]: the pool, its share, its slots; the account, its slots; the address.
     pub(crate) fn used(&self, node: &Node) -> Vec<u64> {
         used(&applied(node.run(node.store.apply_at(self.homes[0], &self.claims(0), Mode::Peek)).unwrap()))
     }

@@ -58,11 +58,11 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Does `work` on a node that dies after so many turns of the runtime, or as the answer comes, and waits until what
-    /// it had sent by then is done or lost. Nobody sees an answer.
+    /// Does `work` on a node that dies after this number of turns of the runtime, or when the answer arrives, and waits
+    /// until everything that it sent is done or lost. Nobody sees an answer.
     pub(crate) fn crash(&self, node: Node, after: Option<usize>, work: impl AsyncFnOnce(&dyn Store)) {
         match self {
-            // What one step in memory has begun is done.
+            // A step that has begun in memory completes.
             Self::Memory(store) => {
                 let here = Runtime::new().unwrap();
                 here.block_on(work(&**store));
@@ -84,7 +84,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// What is kept has an end and a bound.
+    /// All stored data expires and is bounded.
     pub(crate) fn every_key_is_bounded(&self) {
         let Self::Redis { watcher, config, .. } = self else { return };
         let mut redis = watcher.borrow_mut();
@@ -101,7 +101,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Who is connected to Redis.
+    /// The clients that are connected to Redis.
     fn clients(&self) -> Vec<u64> {
         let Self::Redis { watcher, .. } = self else { return Vec::new() };
         let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut *watcher.borrow_mut()).unwrap();

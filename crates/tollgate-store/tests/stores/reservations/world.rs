@@ -1,4 +1,4 @@
-//! What the nodes do, and what an exact log that the test keeps itself says of it.
+//! The steps of the nodes, and the expected results from an exact log that the test keeps.
 
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
@@ -24,11 +24,11 @@ pub(crate) const PERIOD: u64 = 15_000;
 pub(crate) const SLOTS: u64 = 3;
 pub(crate) const REMEMBERED_MS: u64 = 5_000;
 
-/// What happens next. Reservations are named by how many were made after them.
+/// The next step. Reservations are identified by the number of later ones.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Pause(u64),
-    /// The clock goes back, so far that nothing that has ended would count again.
+    /// The clock goes back, by so much that nothing that has expired would count again.
     Back(u64),
     Reserve {
         tokens: u64,
@@ -56,7 +56,7 @@ pub(crate) enum Event {
     },
 }
 
-/// What was under way when a node died.
+/// The operation in progress when a node died.
 #[derive(Clone, Debug)]
 pub(crate) enum Under {
     Reserve { tokens: u64, ttl_ms: u32 },
@@ -134,7 +134,7 @@ impl World<'_> {
         self.clock.now()
     }
 
-    /// The next node: each call goes to another.
+    /// The next node: each call goes to another one.
     fn node(&mut self) -> &dyn Store {
         self.turn += 1;
         &*self.nodes[self.turn % self.nodes.len()].store
@@ -148,7 +148,7 @@ impl World<'_> {
         self.nodes.push(self.place.node());
     }
 
-    /// What a node says of a reservation.
+    /// A node's answer about a reservation.
     fn look(&mut self, id: ReservationId) -> ReservationState {
         let runtime = self.runtime;
         runtime.block_on(self.node().look(home(), id)).unwrap()
@@ -220,13 +220,13 @@ impl World<'_> {
         self.known[at].closed = Some(wanted);
     }
 
-    /// What the exact log has in a window: requests, tokens.
+    /// The usage in a window by the exact log: requests, tokens.
     fn inside(&self, window_ms: u64) -> (u64, u64) {
         let inside = self.log.iter().filter(|(at, ..)| at.plus_ms(window_ms) > self.now());
         inside.fold((0, 0), |sum, (_, requests, tokens)| (sum.0 + requests, sum.1 + tokens))
     }
 
-    /// Who holds a slot.
+    /// The holders of slots.
     fn holders(&self) -> impl Iterator<Item = &Known> {
         self.known.iter().filter(|known| known.closed.is_none() && known.ends_at > self.now())
     }
@@ -238,7 +238,7 @@ impl World<'_> {
         [requests, tokens, self.inside(WINDOWS[1]).1, in_period, self.holders().count() as u64]
     }
 
-    /// What the store says of each counter, and when a call fits, is exactly what the log says.
+    /// The store's status of each counter, and whether a call fits, match the log exactly.
     fn check(&mut self) {
         for tokens in [1, TOKENS, TOKENS + 1] {
             let claims = claims(tokens, TOKENS, self.now());
@@ -379,8 +379,8 @@ impl World<'_> {
         }
     }
 
-    /// A node dies with a call under way, which is then done as a whole or not at all: the record tells which, and the
-    /// counters have to agree with it.
+    /// A node dies with a call in progress, which is then completed as a whole or not at all: the record tells which,
+    /// and the counters must agree with it.
     fn crash_during(&mut self, after: Option<usize>, under: &Under) {
         match *under {
             Under::Reserve { tokens, ttl_ms } => {
@@ -423,7 +423,7 @@ impl World<'_> {
         }
     }
 
-    /// Promise 6: what is dated later than now counts as of now, for good.
+    /// Promise 6: later-dated entries count as of now from then on.
     fn go_back(&mut self, ms: u64) {
         let now = self.now();
         let left = self.log.iter().flat_map(|(at, ..)| WINDOWS.map(|window_ms| at.plus_ms(window_ms)));
@@ -435,7 +435,7 @@ impl World<'_> {
         self.clock.set(to);
         self.log.iter_mut().for_each(|(at, ..)| *at = to.min(*at));
         for at in 0..self.known.len() {
-            // A record is dated anew by whoever looks at it next.
+            // The next read of a record gives it a new date.
             let known = &mut self.known[at];
             if known.from > to {
                 let ttl_ms = known.ends_at.ms_since(known.from);
@@ -485,7 +485,7 @@ impl World<'_> {
     }
 }
 
-/// A request, told apart by what it asks for.
+/// A request, identified by its content.
 pub(crate) fn mark(number: u8, tokens: u64) -> IdempotencyKey {
     let digest = [u8::try_from(tokens % 251).unwrap(); 16];
     IdempotencyKey { id: [number; 16], digest, ttl_ms: u32::try_from(REMEMBERED_MS).unwrap() }
@@ -495,7 +495,7 @@ pub(crate) fn digest_of(actual: Option<u64>) -> [u8; 16] {
     [actual.map_or(255, |tokens| u8::try_from(tokens % 251).unwrap()); 16]
 }
 
-/// What a settlement to `actual` tokens gives back and what it charges; `None` cancels.
+/// The refunds and charges of a settlement to `actual` tokens; `None` cancels.
 pub(crate) fn corrections(
     reservation: &Reservation,
     reserved: u64,
