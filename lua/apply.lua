@@ -213,11 +213,11 @@ for _ = 1, 2 do
   if not needs_rebuild then break end
   local places = {{ 1 + bytes(REQUEST) }} + rows * {{ bytes(ROW) }}
   if #request > places and mode ~= FORCE then
-    local most, set = unpack_bytes('<{{ OPEN_ENDED }}', request, places)
+    local most, set = unpack_bytes('<{{ CALLER_NAMED }}', request, places)
     local made = {}
     set = KEYS[set]
     for k in pairs(needs_rebuild) do
-      local bits = string.byte(request, places + {{ bytes(OPEN_ENDED) }} + math.floor((k - 1) / 8))
+      local bits = string.byte(request, places + {{ bytes(CALLER_NAMED) }} + math.floor((k - 1) / 8))
       if not ledgers[k] and math.floor(bits / 2 ^ ((k - 1) % 8)) % 2 == 1 and not call('ZSCORE', set, KEYS[k]) then
         made[#made + 1] = KEYS[k]
       end

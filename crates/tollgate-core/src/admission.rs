@@ -4,7 +4,7 @@ use crate::{
     amount::Amount,
     claim::{Charge, Claim, Effect, LedgerKey, Mode, Partition, ReservationId},
     ledger::{CounterCapReached, LedgerMap, ReservationCapture, decide, decide_for, outside_period},
-    records::{AdmittedRequest, Life, Records, State},
+    records::{AdmittedRequest, RecordLifetime, Records, State},
     reservation::{
         Admission, AdmitOptions, CloseRequest, CloseResult, ClosedReservation, Extension, IdempotencyKey,
         NewReservation, Replay, Reservation, ReservationState,
@@ -51,13 +51,13 @@ pub fn admit(
     let records = books.records(terms.home);
     if let Some(NewReservation { id, ttl_ms, metadata }) = terms.hold {
         let reservation = Reservation { charges, slots: slots_of(claims), metadata: metadata.into() };
-        let life = Life { from: now, ttl_ms };
+        let life = RecordLifetime { from: now, ttl_ms };
         records.insert_reservation(terms.home, id, (life, State::Open(reservation)));
     }
     if let Some(IdempotencyKey { id, digest, ttl_ms }) = terms.request {
         let held = terms.hold.map(|hold| (hold.id, now.plus_ms(u64::from(hold.ttl_ms))));
         let replay = Replay { applied: applied.clone(), shape: claims_fingerprint(claims), held };
-        let admitted = AdmittedRequest { life: Life { from: now, ttl_ms }, digest, replay };
+        let admitted = AdmittedRequest { life: RecordLifetime { from: now, ttl_ms }, digest, replay };
         records.insert_request(terms.home, id, admitted);
     }
     Ok(Admission::Decided(applied))
@@ -123,7 +123,7 @@ pub fn extend(
     match books.records(home).reservation(home, id, now) {
         None => return Extension::Unknown,
         Some((_, State::Closed(closed))) => return Extension::Closed(closed.clone()),
-        Some((life, State::Open(_))) => *life = Life { from: now, ttl_ms },
+        Some((life, State::Open(_))) => *life = RecordLifetime { from: now, ttl_ms },
     }
     for ledger in &reservation.slots {
         if let Some(ledger) = books.get(ledger) {

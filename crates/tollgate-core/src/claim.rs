@@ -107,13 +107,13 @@ impl LedgerKey {
     /// ledgers of one call are in one partition.
     pub fn caller_named<'a>(partition: Partition, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut key = Self::of(partition, parts);
-        key.scope[0] |= OPEN_ENDED;
+        key.scope[0] |= CALLER_NAMED;
         key
     }
 
     /// Whether it is one of [`LedgerKey::caller_named`].
     pub const fn is_caller_named(&self) -> bool {
-        self.scope[0] & OPEN_ENDED != 0
+        self.scope[0] & CALLER_NAMED != 0
     }
 
     /// The ledger of these bytes, which were [`LedgerKey::scope_bytes`] of one in `partition`.
@@ -138,10 +138,10 @@ impl LedgerKey {
 }
 
 /// The bit of a scope's first byte that marks caller-named ledgers.
-const OPEN_ENDED: u8 = 0x80;
+const CALLER_NAMED: u8 = 0x80;
 
 const fn closed(mut scope: [u8; 8]) -> [u8; 8] {
-    scope[0] &= !OPEN_ENDED;
+    scope[0] &= !CALLER_NAMED;
     scope
 }
 

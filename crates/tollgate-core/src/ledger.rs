@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::{
     amount::{Amount, UnitId},
     claim::{Charge, Claim, ClaimStatus, ClaimsDecision, Fit, LedgerKey, Mode, ReservationId},
-    log::{Costs, Log, Reading},
+    log::{ColumnReading, Costs, Log},
     slots::Slots,
     time::Timestamp,
     window::{WindowId, WindowInstance},
@@ -30,7 +30,7 @@ pub trait LedgerMap {
 
 /// The default for the maximum number of caller-named ledgers in a partition: counters of one account whose names
 /// callers choose.
-pub const MAX_OPEN_ENDED: u32 = 10_000;
+pub const MAX_CALLER_NAMED: u32 = 10_000;
 
 /// A call would make a caller-named ledger in a partition that has as many as it may. Nothing was charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,7 +84,7 @@ pub(crate) fn decide_for(
         Mode::Peek => false,
     };
     if charged && mode == Mode::Try {
-        let new = new_open_ended(ledgers, claims, &readings);
+        let new = new_caller_named(ledgers, claims, &readings);
         if !new.is_empty() && !ledgers.admit_new_keys(&new) {
             return Err(CounterCapReached);
         }
@@ -96,7 +96,7 @@ pub(crate) fn decide_for(
         }
         let mine = || from_here.iter().filter(|other| other.ledger == claim.ledger);
         // At the end of counting a charge is cut to nothing, and changes no more than a look does.
-        let adds = |(other, reading): (&Claim, &Reading)| other.ledger == claim.ledger && adds(other, reading);
+        let adds = |(other, reading): (&Claim, &ColumnReading)| other.ledger == claim.ledger && adds(other, reading);
         if charged && from_here.iter().zip(&readings[at..]).any(adds) {
             ledgers.get_or_new(&claim.ledger).charge(now, mine, |span, unit, number, amount| {
                 if let (Some(ReservationCapture { charges, .. }), Some(window)) = (&mut holder, WindowId::of(span)) {
@@ -123,12 +123,16 @@ pub(crate) fn decide_for(
 }
 
 /// Whether a charge changes its counter.
-fn adds(claim: &Claim, reading: &Reading) -> bool {
+fn adds(claim: &Claim, reading: &ColumnReading) -> bool {
     claim.charge() > Amount::ZERO && reading.used < Amount::MAX.get()
 }
 
 /// The caller-named ledgers that claims are about to be charged to and that were never charged before, each once.
-fn new_open_ended(ledgers: &mut impl LedgerMap, claims: &[Claim], readings: &[Reading]) -> SmallVec<[LedgerKey; 2]> {
+fn new_caller_named(
+    ledgers: &mut impl LedgerMap,
+    claims: &[Claim],
+    readings: &[ColumnReading],
+) -> SmallVec<[LedgerKey; 2]> {
     let mut new: SmallVec<[LedgerKey; 2]> = SmallVec::new();
     for (claim, reading) in claims.iter().zip(readings).filter(|(claim, _)| claim.ledger.is_caller_named()) {
         let is_known = |ledger: &mut Ledger| ledger.was_charged;
@@ -153,7 +157,7 @@ fn record_charge(charges: &mut [Charge], made: Charge) {
     }
 }
 
-fn read(ledgers: &mut impl LedgerMap, claims: &[Claim], now: Timestamp) -> SmallVec<[Reading; 4]> {
+fn read(ledgers: &mut impl LedgerMap, claims: &[Claim], now: Timestamp) -> SmallVec<[ColumnReading; 4]> {
     let nothing = Ledger::default();
     let readings = claims.iter().map(|claim| match ledgers.get(&claim.ledger) {
         Some(ledger) => {
@@ -205,7 +209,7 @@ impl Ledger {
         &mut self.slots
     }
 
-    fn read(&self, claim: &Claim, now: Timestamp) -> Reading {
+    fn read(&self, claim: &Claim, now: Timestamp) -> ColumnReading {
         let Claim { span, cost, limit, .. } = *claim;
         match self.windows.iter().find(|window| window.log.is_of(span)) {
             Some(window) => window.log.read(window.column(claim.unit), span, now, cost, limit),

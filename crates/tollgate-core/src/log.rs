@@ -33,7 +33,7 @@ pub(crate) enum Log {
 
 /// A unit's column in a log, at one time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reading {
+pub(crate) struct ColumnReading {
     pub(crate) used: u64,
     pub(crate) resets_at: Timestamp,
     pub(crate) fit: Fit,
@@ -80,7 +80,7 @@ impl Log {
         now: Timestamp,
         cost: Amount,
         limit: Limit,
-    ) -> Reading {
+    ) -> ColumnReading {
         let live = match (self, span) {
             (Self::Sliding(log), _) => log.totals_at(now),
             (Self::Calendar(count), WindowInstance::Calendar { period, .. }) => count.totals_in(period),
@@ -105,7 +105,7 @@ impl Log {
             };
             at.map_or(Fit::Never, Fit::At)
         };
-        Reading { used, resets_at, fit }
+        ColumnReading { used, resets_at, fit }
     }
 
     /// Whether the log has entries later than `now`, because the clock went back.

@@ -13,7 +13,7 @@ use crate::{
 /// The records of reservations and requests.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
-    pub(crate) reservations: IndexMap<(Partition, ReservationId), (Life, State)>,
+    pub(crate) reservations: IndexMap<(Partition, ReservationId), (RecordLifetime, State)>,
     pub(crate) requests: IndexMap<(Partition, [u8; 16]), AdmittedRequest>,
     /// How many each owner has.
     owned: HashMap<Owner, usize>,
@@ -22,7 +22,7 @@ pub struct Records {
 
 #[derive(Clone, Debug)]
 pub(crate) struct AdmittedRequest {
-    pub(crate) life: Life,
+    pub(crate) life: RecordLifetime,
     pub(crate) digest: [u8; 16],
     pub(crate) replay: Replay,
 }
@@ -34,12 +34,12 @@ pub(crate) enum State {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Life {
+pub(crate) struct RecordLifetime {
     pub(crate) from: Timestamp,
     pub(crate) ttl_ms: u32,
 }
 
-impl Life {
+impl RecordLifetime {
     pub(crate) fn ends_at(self) -> Timestamp {
         self.from.plus_ms(u64::from(self.ttl_ms))
     }
@@ -62,7 +62,7 @@ impl Records {
         self.owned.get(&owner).copied().unwrap_or(0)
     }
 
-    pub(crate) fn insert_reservation(&mut self, home: Partition, id: ReservationId, made: (Life, State)) {
+    pub(crate) fn insert_reservation(&mut self, home: Partition, id: ReservationId, made: (RecordLifetime, State)) {
         if self.reservations.insert((home, id), made).is_none() {
             *self.owned.entry(home.owner()).or_default() += 1;
         }
@@ -108,7 +108,7 @@ impl Records {
     /// Drops all that have ended.
     pub fn sweep(&mut self, now: Timestamp) {
         let owned = &mut self.owned;
-        let mut stays = |home: Partition, life: &mut Life| {
+        let mut stays = |home: Partition, life: &mut RecordLifetime| {
             let lasts = life.lasts(now);
             if !lasts {
                 disown(owned, home);
@@ -126,7 +126,7 @@ impl Records {
         home: Partition,
         id: ReservationId,
         now: Timestamp,
-    ) -> Option<&mut (Life, State)> {
+    ) -> Option<&mut (RecordLifetime, State)> {
         let known = self.reservations.get_mut(&(home, id))?;
         known.0.lasts(now).then_some(known)
     }

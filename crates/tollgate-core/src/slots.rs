@@ -3,22 +3,22 @@
 use crate::{
     amount::{Amount, Limit},
     claim::{Fit, ReservationId},
-    log::Reading,
+    log::ColumnReading,
     time::Timestamp,
 };
 
 /// The reservations that hold a slot of one scope, each with its expiry. A reservation holds at most one slot.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Slots(Vec<Held>);
+pub(crate) struct Slots(Vec<SlotHolder>);
 
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct SlotHolder {
     by: ReservationId,
     taken_at: Timestamp,
     ttl_ms: u32,
 }
 
-impl Held {
+impl SlotHolder {
     fn ends_at(&self) -> Timestamp {
         self.taken_at.plus_ms(u64::from(self.ttl_ms))
     }
@@ -37,8 +37,9 @@ impl Slots {
     }
 
     /// Reads how many are held at `now`, for a call that wants `cost`.
-    pub(crate) fn read(&self, now: Timestamp, cost: Amount, limit: Limit) -> Reading {
-        let mut ends: Vec<Timestamp> = self.0.iter().map(Held::ends_at).filter(|ends_at| *ends_at > now).collect();
+    pub(crate) fn read(&self, now: Timestamp, cost: Amount, limit: Limit) -> ColumnReading {
+        let mut ends: Vec<Timestamp> =
+            self.0.iter().map(SlotHolder::ends_at).filter(|ends_at| *ends_at > now).collect();
         ends.sort_unstable();
         let (used, cost, ceiling) = (ends.len() as u64, cost.get(), limit.ceiling().get());
         let resets_at = ends.last().copied().unwrap_or(now);
@@ -51,13 +52,13 @@ impl Slots {
             let freeing = usize::try_from(used + cost - ceiling - 1).ok().and_then(|at| ends.get(at));
             freeing.map_or(Fit::Never, |at| Fit::At(*at))
         };
-        Reading { used, resets_at, fit }
+        ColumnReading { used, resets_at, fit }
     }
 
     /// Takes a slot for `ttl_ms`. Those that have ended leave.
     pub(crate) fn take(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
         self.0.retain(|held| held.ends_at() > now && held.by != by);
-        self.0.push(Held { by, taken_at: now, ttl_ms });
+        self.0.push(SlotHolder { by, taken_at: now, ttl_ms });
     }
 
     /// Holds on to a slot for `ttl_ms` more, unless it has ended already. Then it stays lost, as others may have

@@ -11,7 +11,7 @@ use crate::{
     decision::Decision,
     policy::{
         AbuseCounter, AbuseRule, ActiveQuota, DecidedBy, MissingAttribute, Resolved, Usage,
-        pool::{PoolClaim, PoolOutcome, PoolUse, settle},
+        pool::{PoolClaim, PoolOutcome, PoolUse, read_outcome},
     },
 };
 
@@ -26,7 +26,7 @@ pub struct ClaimSet<'r, 'a> {
     /// The counters of the quotas, in their order.
     ledgers: SmallVec<[LedgerKey; 4]>,
     guards: SmallVec<[AbuseCounter<'a>; 2]>,
-    draws: SmallVec<[PoolClaim<'a>; 1]>,
+    pool_claims: SmallVec<[PoolClaim<'a>; 1]>,
 }
 
 impl<'a> Resolved<'a> {
@@ -44,8 +44,8 @@ impl<'a> Resolved<'a> {
     {
         let ledgers = self.quota_ledgers(&attributes)?;
         let guards = self.guards(&ledgers, &attributes).chain(address_check).collect();
-        let draws = self.draws(usage, &ledgers);
-        Ok(ClaimSet { resolved: self, usage, ledgers, guards, draws })
+        let pool_claims = self.pool_claims(usage, &ledgers);
+        Ok(ClaimSet { resolved: self, usage, ledgers, guards, pool_claims })
     }
 }
 
@@ -57,7 +57,7 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// How many claims there are.
     pub fn len(&self) -> usize {
-        self.ledgers.len() + self.guards.len() + self.draws.iter().map(PoolClaim::rows).sum::<usize>()
+        self.ledgers.len() + self.guards.len() + self.pool_claims.iter().map(PoolClaim::rows).sum::<usize>()
     }
 
     /// Whether there is nothing to ask.
@@ -80,18 +80,18 @@ impl<'a> ClaimSet<'_, 'a> {
         &self.guards
     }
 
-    /// The draws from pools.
-    pub fn draws(&self) -> &[PoolClaim<'a>] {
-        &self.draws
+    /// The claims on pools.
+    pub fn pool_claims(&self) -> &[PoolClaim<'a>] {
+        &self.pool_claims
     }
 
-    /// The claims at `now`, where the pools were last seen as `pools`, in the order of the draws.
+    /// The claims at `now`, where the pools were last seen as `pools`, in the order of [`ClaimSet::pool_claims`].
     pub fn claims(&self, now: Timestamp, pools: &[Option<PoolUse>]) -> Claims {
         let mut claims = Claims::with_capacity(self.len());
         claims.extend(self.quota_claims(now));
         claims.extend(self.guards.iter().map(AbuseCounter::block_check));
-        for (at, draw) in self.draws.iter().enumerate() {
-            claims.extend(draw.claims(pools.get(at).and_then(Option::as_ref), now));
+        for (at, pool_claim) in self.pool_claims.iter().enumerate() {
+            claims.extend(pool_claim.claims(pools.get(at).and_then(Option::as_ref), now));
         }
         claims
     }
@@ -99,10 +99,10 @@ impl<'a> ClaimSet<'_, 'a> {
     /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and the outcome for the pools. `can_ask_again`
     /// says whether the store can be asked once more; if not, the numbers that it used are final.
     pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
-        let (drawn, rooms) = settle(&self.draws, mode, can_ask_again, &mut applied);
+        let (pools, remaining) = read_outcome(&self.pool_claims, mode, can_ask_again, &mut applied);
         self.resolved.judge_shadow(self.usage, self.rules(), mode, &mut applied);
-        let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_rooms(&rooms);
-        (decision, drawn)
+        let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_pool_remaining(&remaining);
+        (decision, pools)
     }
 
     /// The claims of the quotas only, at `now`: those that a node can decide without the store.

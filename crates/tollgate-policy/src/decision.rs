@@ -34,7 +34,7 @@ pub struct QuotaStatus<'a> {
     /// See [`ClaimStatus::resets_at`].
     pub resets_at: Timestamp,
     /// For a pool, the remaining part of the caller's fair share.
-    pub room: Option<Amount>,
+    pub pool_remaining: Option<Amount>,
     /// Whether the call fitted. A shadow quota does not deny a call that did not.
     pub fit: Fit,
 }
@@ -76,7 +76,7 @@ impl QuotaStatus<'_> {
         match self.limit {
             Limit::Finite(limit) => {
                 let left = limit.saturating_sub(self.used);
-                Some(self.room.map_or(left, |room| room.min(left)))
+                Some(self.pool_remaining.map_or(left, |pool_remaining| pool_remaining.min(left)))
             }
             Limit::Unlimited => None,
         }
@@ -99,7 +99,7 @@ impl<'a> Decision<'a> {
         }
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
-            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, room: None, fit }
+            QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, pool_remaining: None, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
         let blocked = block.map(|block| Fit::At(block.until));
@@ -130,13 +130,13 @@ impl<'a> Decision<'a> {
 
     /// Sets the remaining parts of the caller's fair shares, given with the indexes of their quotas.
     #[must_use]
-    pub(crate) fn with_rooms(mut self, rooms: &[(usize, Amount)]) -> Self {
-        for (at, room) in rooms {
+    pub(crate) fn with_pool_remaining(mut self, remaining: &[(usize, Amount)]) -> Self {
+        for (at, pool_remaining) in remaining {
             if let Some(status) = self.quotas.get_mut(*at) {
-                status.room = Some(*room);
+                status.pool_remaining = Some(*pool_remaining);
             }
         }
-        if !rooms.is_empty() {
+        if !remaining.is_empty() {
             self.binding = binding(&self.quotas);
         }
         self

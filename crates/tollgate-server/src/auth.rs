@@ -18,7 +18,7 @@ pub use self::{
     hosts::Hosts,
 };
 use self::{
-    throttle::{Standing, Throttle},
+    throttle::{AddressState, Throttle},
     tokens::TokenFile,
 };
 use crate::{
@@ -221,12 +221,12 @@ impl Authenticator {
     /// known as invalid does not, and of the others some are looked up.
     pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> CachedKey) -> Result<(), AuthError> {
         let standing = self.throttles.keys.standing(from).await;
-        if standing == Standing::Free {
+        if standing == AddressState::Free {
             return Ok(());
         }
         let permitted = match (recall(), standing) {
             (CachedKey::Unknown, _) => self.throttles.keys.permit_look_up(from).await,
-            (CachedKey::Invalid, Standing::Blocked(refusal)) => Err(refusal),
+            (CachedKey::Invalid, AddressState::Blocked(refusal)) => Err(refusal),
             (CachedKey::Valid | CachedKey::Invalid, _) => Ok(()),
         };
         permitted.map_err(|refusal| self.auth_failure("end_user", refusal))

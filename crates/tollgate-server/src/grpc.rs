@@ -35,7 +35,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming, metadata::Metadata
 
 pub(crate) use self::{
     body::BodyBounds,
-    guard::Guarded,
+    guard::GuardedService,
     open::{MAX_MESSAGE_BYTES, Open, OpenCalls, REFLECTION, WATCH},
     stream::Bounds as StreamBounds,
 };

@@ -132,8 +132,8 @@ impl Backend {
             }
         };
         match &settings.store {
-            StoreSettings::Memory { max_scopes, max_open_ended } => {
-                let store = MemoryStore::new(SystemClock, *max_scopes).with_max_open_ended(*max_open_ended);
+            StoreSettings::Memory { max_scopes, max_caller_named } => {
+                let store = MemoryStore::new(SystemClock, *max_scopes).with_max_caller_named(*max_caller_named);
                 let store = Arc::new(store);
                 let sweep = Box::new({
                     let store = Arc::clone(&store);
@@ -160,7 +160,7 @@ impl Backend {
                 let refusals = Arc::new(RedisRefusals::on(link.clone()));
                 let nodes = settings.node_count;
                 let fallback = Fallback::new(Arc::clone(&clock), nodes, settings.local_max_scopes);
-                let fallback = Arc::new(fallback.with_max_open_ended(config.max_open_ended));
+                let fallback = Arc::new(fallback.with_max_caller_named(config.max_caller_named));
                 let sweep = Box::new({
                     let fallback = Arc::clone(&fallback);
                     move || fallback.sweep()

@@ -62,13 +62,14 @@ impl Servers {
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.requests.max_bytes);
-        let api = grpc::Guarded::new(api, Arc::clone(&self.auth), settings.call_timeout, bodies.clone());
+        let api = grpc::GuardedService::new(api, Arc::clone(&self.auth), settings.call_timeout, bodies.clone());
         let routes = Routes::new(health).add_service(api);
         let conversation = ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", grpc::REFLECTION);
         let routes = if settings.open_reflection {
             routes.add_service(grpc::Open::new(reflection, open, conversation))
         } else {
-            let reflection = grpc::Guarded::new(reflection, Arc::clone(&self.auth), settings.call_timeout, bodies);
+            let reflection =
+                grpc::GuardedService::new(reflection, Arc::clone(&self.auth), settings.call_timeout, bodies);
             routes.add_service(grpc::Open::new(reflection, open, conversation))
         };
         let routes = routes.prepare();

@@ -15,7 +15,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use tollgate_core::{ledger::MAX_OPEN_ENDED, reservation::MAX_RESERVATION_TTL_MS};
+use tollgate_core::{ledger::MAX_CALLER_NAMED, reservation::MAX_RESERVATION_TTL_MS};
 use tollgate_policy::{file::read_map, redaction::shown_path};
 use tollgate_service::directory::CacheBounds;
 
@@ -86,7 +86,7 @@ pub enum StoreSettings {
         /// How many scopes at most.
         max_scopes: usize,
         /// How many counters of one account whose names callers choose.
-        max_open_ended: u32,
+        max_caller_named: u32,
     },
     /// Redis.
     Redis(Box<tollgate_store::redis::RedisConfig>),
@@ -136,8 +136,12 @@ impl Options {
         let mut numbers = Numbers(&mut wrong);
         let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
         let max_scopes = numbers.count("memory-max-scopes", options.memory_max_scopes, 1_000_000);
-        let max_open_ended =
-            numbers.within("max-counters-per-account", options.max_counters_per_account, MAX_OPEN_ENDED, 0..=u32::MAX);
+        let max_caller_named = numbers.within(
+            "max-counters-per-account",
+            options.max_counters_per_account,
+            MAX_CALLER_NAMED,
+            0..=u32::MAX,
+        );
         let deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
         let accounts = AccountSettings {
             redis: accounts_redis,
@@ -171,7 +175,7 @@ impl Options {
             accounts,
             node_count: node_count as u64,
             local_max_scopes: max_scopes,
-            store: redis.map_or(StoreSettings::Memory { max_scopes, max_open_ended }, |redis| {
+            store: redis.map_or(StoreSettings::Memory { max_scopes, max_caller_named }, |redis| {
                 StoreSettings::Redis(Box::new(redis))
             }),
             http_listen: settled.http_listen,

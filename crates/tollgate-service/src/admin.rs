@@ -148,7 +148,7 @@ impl AdminSession<'_> {
         let saved = self.admin.store.save(change).await;
         // This node forgets the account at once instead of waiting for the feed, so that the client sees its change
         // here. The change may have been made even if the request failed.
-        self.admin.known.forget(&change.told());
+        self.admin.known.forget(&change.notice());
         saved
     }
 

@@ -149,13 +149,13 @@ mod tests {
     use super::*;
 
     /// A log that can be made to fail or to be slow.
-    struct Fragile {
+    struct FailingLog {
         inner: MemoryRefusals,
         broken: AtomicBool,
         gate: tokio::sync::Semaphore,
     }
 
-    impl RefusalLog for Fragile {
+    impl RefusalLog for FailingLog {
         fn append<'a>(&'a self, account: Partition, refusals: &'a [Refusal]) -> RefusalFuture<'a, ()> {
             if self.broken.load(Ordering::SeqCst) {
                 return Box::pin(std::future::ready(Err(StoreError::Unreachable("told to fail".into()))));
@@ -180,9 +180,9 @@ mod tests {
         Refusal { key: None, resource: "model".into(), tier: "paid".into(), label: "RPM".into(), at_ms }
     }
 
-    fn refusals(most: usize) -> (Refusals, Arc<Fragile>, Arc<Metrics>) {
+    fn refusals(most: usize) -> (Refusals, Arc<FailingLog>, Arc<Metrics>) {
         let gate = tokio::sync::Semaphore::new(1);
-        let log = Arc::new(Fragile { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false), gate });
+        let log = Arc::new(FailingLog { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false), gate });
         let metrics = Arc::new(Metrics::new("memory").unwrap());
         let mut refusals = Refusals::new(Arc::clone(&log) as _, Arc::clone(&metrics));
         refusals.most = most;

@@ -239,21 +239,21 @@ impl DecisionService {
         let mut attempts = 1..=pools::ATTEMPTS;
         loop {
             let can_ask_again = attempts.next().is_some_and(|attempt| attempt < pools::ATTEMPTS);
-            let known = self.pools.known(claims.draws());
+            let known = self.pools.known(claims.pool_claims());
             let claims_at = |now| claims.claims(now, &known);
             let applied = match plan {
                 None => self.counters.apply(claims.partition(), claims_at, mode, now).await?,
                 Some(plan) => Some(Box::pin(self.admit(domain, plan, claims_at, record, now)).await?),
             };
             let Some(applied) = applied else { return Ok(Decision::unlimited(now)) };
-            let (decision, drawn) = claims.decide(mode, can_ask_again, applied);
-            let wants = self.pools.learn(claims.draws(), &drawn, decision.decided_at);
-            if drawn.again {
+            let (decision, pools) = claims.decide(mode, can_ask_again, applied);
+            let unmet = self.pools.learn(claims.pool_claims(), &pools, decision.decided_at);
+            if pools.again {
                 continue;
             }
-            if !wants.is_empty() {
+            if !unmet.is_empty() {
                 // Whether it is known or not, the call is decided.
-                let _ = self.counters.force(&wants).await;
+                let _ = self.counters.force(&unmet).await;
             }
             return Ok(decision);
         }

@@ -137,7 +137,7 @@ impl Changes {
 
 impl Change<'_> {
     /// The messages for listeners.
-    pub fn told(&self) -> AccountChange {
+    pub fn notice(&self) -> AccountChange {
         let new = self.after.into_iter().flat_map(|after| &after.keys);
         let known = |id: &str| self.before.is_some_and(|before| before.keys.contains_key(id));
         AccountChange {

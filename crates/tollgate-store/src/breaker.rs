@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// So many failures in a row, with no success between them, open a breaker.
 const FAILURES_TO_OPEN: u32 = 5;
 /// How long an open breaker rests before its first probe, and at most.
-const REST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 /// Stops calling a server that fails. While it is open, calls are refused at once. From time to time one
 /// call is let through as a probe; its success closes the breaker, its failure doubles the rest.
@@ -19,11 +19,11 @@ const REST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_m
 pub struct Breaker {
     failures: AtomicU32,
     open: AtomicBool,
-    rest: Mutex<Rest>,
+    pause: Mutex<Pause>,
 }
 
 #[derive(Debug)]
-struct Rest {
+struct Pause {
     until: Instant,
     probing: bool,
     backoff: Backoff,
@@ -31,22 +31,22 @@ struct Rest {
 
 impl Default for Breaker {
     fn default() -> Self {
-        let rest = Rest { until: Instant::now(), probing: false, backoff: Backoff::between(REST.0, REST.1) };
-        Self { failures: AtomicU32::new(0), open: AtomicBool::new(false), rest: Mutex::new(rest) }
+        let pause = Pause { until: Instant::now(), probing: false, backoff: Backoff::between(PAUSE.0, PAUSE.1) };
+        Self { failures: AtomicU32::new(0), open: AtomicBool::new(false), pause: Mutex::new(pause) }
     }
 }
 
 impl Breaker {
     /// Lets a call through, or returns after how long a new attempt makes sense.
-    pub fn enter(&self, now: Instant) -> Result<Permit<'_>, Duration> {
+    pub fn try_acquire(&self, now: Instant) -> Result<Permit<'_>, Duration> {
         if !self.is_open() {
             return Ok(Permit { breaker: self, probe: false });
         }
-        let mut rest = self.rest.lock();
-        if rest.probing || now < rest.until {
-            return Err(rest.until.saturating_duration_since(now));
+        let mut pause = self.pause.lock();
+        if pause.probing || now < pause.until {
+            return Err(pause.until.saturating_duration_since(now));
         }
-        rest.probing = true;
+        pause.probing = true;
         Ok(Permit { breaker: self, probe: true })
     }
 
@@ -59,8 +59,8 @@ impl Breaker {
     pub fn close(&self) {
         self.failures.store(0, Ordering::Relaxed);
         if self.is_open() {
-            let mut rest = self.rest.lock();
-            rest.backoff.reset();
+            let mut pause = self.pause.lock();
+            pause.backoff.reset();
             self.open.store(false, Ordering::Relaxed);
         }
     }
@@ -72,11 +72,11 @@ impl Breaker {
             // Calls that began before it opened carry no new information.
             return false;
         }
-        let mut rest = self.rest.lock();
+        let mut pause = self.pause.lock();
         if !probe && self.is_open() {
             return false;
         }
-        rest.until = now + rest.backoff.pause();
+        pause.until = now + pause.backoff.pause();
         self.open.store(true, Ordering::Relaxed);
         !probe
     }
@@ -105,7 +105,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.probe {
-            self.breaker.rest.lock().probing = false;
+            self.breaker.pause.lock().probing = false;
         }
     }
 }
@@ -144,7 +144,7 @@ mod tests {
 
     fn open(breaker: &Breaker, now: Instant) {
         for failure in 1..=FAILURES_TO_OPEN {
-            let opened = breaker.enter(now).unwrap().failed(now);
+            let opened = breaker.try_acquire(now).unwrap().failed(now);
             assert_eq!(opened, failure == FAILURES_TO_OPEN);
         }
         assert!(breaker.is_open());
@@ -155,52 +155,52 @@ mod tests {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..10 {
             for _ in 1..FAILURES_TO_OPEN {
-                assert!(!breaker.enter(now).unwrap().failed(now));
+                assert!(!breaker.try_acquire(now).unwrap().failed(now));
             }
-            breaker.enter(now).unwrap().succeeded();
+            breaker.try_acquire(now).unwrap().succeeded();
         }
         open(&breaker, now);
-        assert!(breaker.enter(now).is_err(), "an open breaker refuses");
+        assert!(breaker.try_acquire(now).is_err(), "an open breaker refuses");
     }
 
     #[tokio::test]
     async fn one_probe_at_a_time_and_longer_rests() {
         let (breaker, mut now) = (Breaker::default(), Instant::now());
         open(&breaker, now);
-        let mut rests = Vec::new();
+        let mut pauses = Vec::new();
         for _ in 0..12 {
-            let rest = breaker.enter(now).unwrap_err();
-            rests.push(rest);
-            now += rest;
-            let probe = breaker.enter(now).expect("the rest is over");
-            assert!(breaker.enter(now).is_err(), "one probe at a time");
+            let pause = breaker.try_acquire(now).unwrap_err();
+            pauses.push(pause);
+            now += pause;
+            let probe = breaker.try_acquire(now).expect("the pause is over");
+            assert!(breaker.try_acquire(now).is_err(), "one probe at a time");
             assert!(!probe.failed(now));
         }
-        assert!(rests.iter().all(|rest| *rest >= REST.0 / 2 && *rest <= REST.1), "{rests:?}");
-        assert!(rests.iter().rev().take(8).all(|rest| *rest >= REST.1 / 2), "they grow: {rests:?}");
-        now += REST.1;
-        breaker.enter(now).unwrap().succeeded();
+        assert!(pauses.iter().all(|pause| *pause >= PAUSE.0 / 2 && *pause <= PAUSE.1), "{pauses:?}");
+        assert!(pauses.iter().rev().take(8).all(|pause| *pause >= PAUSE.1 / 2), "they grow: {pauses:?}");
+        now += PAUSE.1;
+        breaker.try_acquire(now).unwrap().succeeded();
         assert!(!breaker.is_open());
-        let (_a, _b) = (breaker.enter(now).unwrap(), breaker.enter(now).unwrap());
+        let (_a, _b) = (breaker.try_acquire(now).unwrap(), breaker.try_acquire(now).unwrap());
     }
 
     #[tokio::test]
     async fn a_probe_whose_caller_went_away_leaves_room_for_the_next() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         open(&breaker, now);
-        let later = now + REST.1;
-        drop(breaker.enter(later).unwrap());
-        assert!(breaker.enter(later).is_ok());
+        let later = now + PAUSE.1;
+        drop(breaker.try_acquire(later).unwrap());
+        assert!(breaker.try_acquire(later).is_ok());
     }
 
     #[tokio::test]
     async fn late_failures_do_not_lengthen_the_rest() {
         let (breaker, now) = (Breaker::default(), Instant::now());
-        let late: Vec<Permit<'_>> = (0..100).map(|_| breaker.enter(now).unwrap()).collect();
+        let late: Vec<Permit<'_>> = (0..100).map(|_| breaker.try_acquire(now).unwrap()).collect();
         open(&breaker, now);
         for pass in late {
-            assert!(!pass.failed(now + REST.1));
+            assert!(!pass.failed(now + PAUSE.1));
         }
-        assert!(breaker.enter(now + REST.1).is_ok());
+        assert!(breaker.try_acquire(now + PAUSE.1).is_ok());
     }
 }

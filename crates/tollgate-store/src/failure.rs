@@ -82,8 +82,8 @@ impl Fallback {
 
     /// The same, with room for so many caller-named ledgers in each partition.
     #[must_use]
-    pub fn with_max_open_ended(self, most: u32) -> Self {
-        Self { local: self.local.with_max_open_ended(most), ..self }
+    pub fn with_max_caller_named(self, most: u32) -> Self {
+        Self { local: self.local.with_max_caller_named(most), ..self }
     }
 
     /// This node's part of a limit: at least one if the limit is not zero.
@@ -347,9 +347,9 @@ mod tests {
     }
 
     /// A store that answers when it is let.
-    struct Slow(MemoryStore<Arc<ManualClock>>, tokio::sync::Semaphore);
+    struct SlowStore(MemoryStore<Arc<ManualClock>>, tokio::sync::Semaphore);
 
-    impl Store for Slow {
+    impl Store for SlowStore {
         fn apply_at<'a>(&'a self, home: Partition, claims: &'a [Claim], mode: Mode) -> AnswerFuture<'a> {
             Box::pin(async move {
                 drop(self.1.acquire().await);
@@ -397,7 +397,7 @@ mod tests {
     #[tokio::test]
     async fn a_replay_waits_for_one_that_is_under_way() {
         let (fallback, clock) = fallback(1);
-        let slow = Slow(MemoryStore::new(clock, 1_000), tokio::sync::Semaphore::new(0));
+        let slow = SlowStore(MemoryStore::new(clock, 1_000), tokio::sync::Semaphore::new(0));
         assert!(allowed(fallback.decide(&[claim(1, 10)], &[OnFailure::Local], Mode::Try)));
         let (mut first, mut last) = (pin!(fallback.replay(&slow)), pin!(fallback.replay(&slow)));
         assert!(first.as_mut().now_or_never().is_none());

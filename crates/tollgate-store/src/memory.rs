@@ -15,7 +15,7 @@ use tollgate_core::{
     admission::{self, ReservationRecords},
     amount::Amount,
     claim::{ApplyResult, Claim, LedgerKey, MAX_CLAIMS, Mode, Owner, Partition, ReservationId},
-    ledger::{Ledger, LedgerMap, MAX_OPEN_ENDED, decide, outside_period},
+    ledger::{Ledger, LedgerMap, MAX_CALLER_NAMED, decide, outside_period},
     records::Records,
     reservation::{Admission, AdmitOptions, CloseRequest, CloseResult, Extension, Reservation, ReservationState},
     store::{AnswerFuture, HealthFuture, Store, StoreError, StoreFuture, StoreHealth},
@@ -88,12 +88,12 @@ impl<C: Clock> MemoryStore<C> {
     /// reservations and request ids. A call that would bring in one more is an error, as dropping a live
     /// counter would lift its limit.
     pub fn new(clock: C, max_ledgers: usize) -> Self {
-        Self::with_shards(clock, max_ledgers, MAX_OPEN_ENDED, true)
+        Self::with_shards(clock, max_ledgers, MAX_CALLER_NAMED, true)
     }
 
     /// The same, with room for so many caller-named ledgers in each partition.
     #[must_use]
-    pub fn with_max_open_ended(self, most: u32) -> Self {
+    pub fn with_max_caller_named(self, most: u32) -> Self {
         self.shards.iter().for_each(|shard| shard.lock().seats.most = most);
         self
     }
@@ -101,7 +101,7 @@ impl<C: Clock> MemoryStore<C> {
     /// A store that forgets nothing, so that after the clock went back it has the same counters as Redis.
     #[cfg(feature = "testing")]
     pub fn that_forgets_nothing(clock: C) -> Self {
-        Self::with_shards(clock, usize::MAX, MAX_OPEN_ENDED, false)
+        Self::with_shards(clock, usize::MAX, MAX_CALLER_NAMED, false)
     }
 
     fn with_shards(clock: C, max_ledgers: usize, most: u32, forgets: bool) -> Self {
@@ -171,12 +171,12 @@ impl<C: Clock> MemoryStore<C> {
 
     /// Locks the shards of these partitions, removes expired ledgers, and reads the time: with the locks held, so that
     /// time does not go backwards between two decisions.
-    fn lock(&self, partitions: impl Iterator<Item = Partition>) -> (Locked<'_>, Timestamp) {
+    fn lock(&self, partitions: impl Iterator<Item = Partition>) -> (LockedShards<'_>, Timestamp) {
         let mut shards: SmallVec<[usize; 4]> = partitions.map(|partition| shard_of(&self.hasher, partition)).collect();
         shards.sort_unstable();
         shards.dedup();
         let held = shards.iter().map(|shard| (*shard, self.shards[*shard].lock())).collect();
-        let mut locked = Locked { held, hasher: &self.hasher };
+        let mut locked = LockedShards { held, hasher: &self.hasher };
         let now = self.clock.now();
         locked.held.iter_mut().for_each(|(_, shard)| shard.sweep_some(now));
         (locked, now)
@@ -269,7 +269,7 @@ impl Shard {
         self.ledgers.shrink_to(self.ledgers.len() * 2);
     }
 
-    fn fits(&self, Wanted { owner, ledgers, records }: Wanted, capacity: usize) -> bool {
+    fn fits(&self, RequiredSpace { owner, ledgers, records }: RequiredSpace, capacity: usize) -> bool {
         let fits = |wanted: usize, used: usize, owned: &dyn Fn() -> usize| {
             let free = capacity.saturating_sub(used);
             wanted == 0 || wanted <= free && owned().saturating_add(wanted) <= free.saturating_mul(SHARE_OF_FREE)
@@ -280,7 +280,7 @@ impl Shard {
 
     /// Makes sure that `wanted` new ledgers and as many records fit. A shard that is full of live ones is swept at most
     /// every 100 ms, so that a flood of new counters does not buy a full sweep with every call.
-    fn make_room(&mut self, now: Timestamp, wanted: Wanted, capacity: usize) -> Result<(), StoreError> {
+    fn make_room(&mut self, now: Timestamp, wanted: RequiredSpace, capacity: usize) -> Result<(), StoreError> {
         if self.fits(wanted, capacity) {
             return Ok(());
         }
@@ -298,7 +298,7 @@ impl Shard {
 
 /// The room that a call wants in a shard.
 #[derive(Clone, Copy)]
-struct Wanted {
+struct RequiredSpace {
     owner: Owner,
     ledgers: usize,
     records: usize,
@@ -315,18 +315,18 @@ fn disown(counts: &mut HashMap<Owner, usize>, owner: Owner) {
     }
 }
 
-struct Locked<'a> {
+struct LockedShards<'a> {
     held: SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>,
     hasher: &'a RandomState,
 }
 
-impl Locked<'_> {
+impl LockedShards<'_> {
     /// Makes space in every shard for the counters of `claims`, and for this many records.
     fn make_room(&mut self, claims: &[Claim], records: usize, now: Timestamp, most: usize) -> Result<(), StoreError> {
         let charging =
             || claims.iter().filter(|claim| claim.charge() > Amount::ZERO || claim.span == WindowInstance::Slots);
         let owner = claims.first().map_or_else(Owner::default, |claim| claim.ledger.partition.owner());
-        let wanted = Wanted { owner, ledgers: charging().count(), records };
+        let wanted = RequiredSpace { owner, ledgers: charging().count(), records };
         let hasher = self.hasher;
         self.held.iter_mut().try_for_each(|(number, shard)| {
             if shard.fits(wanted, most) {
@@ -337,7 +337,7 @@ impl Locked<'_> {
                 shard_of(hasher, claim.ledger.partition) == *number && !shard.ledgers.contains_key(&claim.ledger)
             };
             let ledgers = charging().filter(is_new).count();
-            shard.make_room(now, Wanted { ledgers, ..wanted }, most)
+            shard.make_room(now, RequiredSpace { ledgers, ..wanted }, most)
         })
     }
 
@@ -348,7 +348,7 @@ impl Locked<'_> {
     }
 }
 
-impl LedgerMap for Locked<'_> {
+impl LedgerMap for LockedShards<'_> {
     fn get(&mut self, key: &LedgerKey) -> Option<&mut Ledger> {
         self.shard(key.partition).ledgers.get_mut(key)
     }
@@ -367,7 +367,7 @@ impl LedgerMap for Locked<'_> {
     }
 }
 
-impl ReservationRecords for Locked<'_> {
+impl ReservationRecords for LockedShards<'_> {
     fn records(&mut self, home: Partition) -> &mut Records {
         &mut self.shard(home).records
     }

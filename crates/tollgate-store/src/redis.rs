@@ -25,12 +25,12 @@ use tollgate_core::{
     window::WindowInstance,
 };
 
-pub(crate) use self::client::{Script, Writes};
+pub(crate) use self::client::{Durability, Script};
 use self::{
     admit::{Admit, AdmitReply, AdmitRequest},
     batch::{BatchedCall, Batches},
     fast_path::FastPathRequest,
-    records::{Close, OtherPartitions, Returned},
+    records::{Close, OtherPartitions, RefundedAmounts},
     scripts::Scripts,
     wire::{Request, Validity},
 };
@@ -142,7 +142,7 @@ impl RedisStore {
     /// The request to a deciding script.
     fn request(&self, claims: &[Claim], mode: Mode, validity: Validity) -> Request {
         let prefix = self.link.key_prefix();
-        Request::within(prefix, claims, mode, validity).with_places(prefix, self.link.max_open_ended())
+        Request::within(prefix, claims, mode, validity).with_places(prefix, self.link.max_caller_named())
     }
 
     /// Runs the admission script.
@@ -160,18 +160,19 @@ impl RedisStore {
         home: Partition,
         id: ReservationId,
         closing: &CloseRequest<'_>,
-        elsewhere: &Returned,
+        elsewhere: &RefundedAmounts,
         deadline: Instant,
     ) -> Result<CloseResult, StoreError> {
         let close = Close::new(self.link.key_prefix(), home, id, closing, elsewhere);
-        let reply = self.script(&self.scripts.close, Writes::Charge, &close.keys(), &close.args(), deadline).await?;
+        let reply =
+            self.script(&self.scripts.close, Durability::Charge, &close.keys(), &close.args(), deadline).await?;
         self.read(&close.keys(), wire::bytes_of(&reply).and_then(records::read_closure))
     }
 
     /// Gives back charges that are part of no reservation. Not to be done twice.
     async fn refund(&self, charges: &[Charge], deadline: Instant) -> Result<(), StoreError> {
         let (keys, packed) = records::refund(self.link.key_prefix(), charges);
-        self.script(&self.scripts.refund, Writes::Charge, &[&keys], &[b"", &packed], deadline).await.map(drop)
+        self.script(&self.scripts.refund, Durability::Charge, &[&keys], &[b"", &packed], deadline).await.map(drop)
     }
 
     /// Extends the record of a reservation in one partition, and the slots that it holds there.
@@ -187,7 +188,8 @@ impl RedisStore {
         let record = [records::reservation_key(prefix, home, id)];
         let slots: Vec<String> = reservation.slots.iter().map(|scope| records::slots_key(prefix, scope)).collect();
         let terms = [id.0.as_slice(), &ttl_ms.to_le_bytes()].concat();
-        let reply = self.script(&self.scripts.extend, Writes::Charge, &[&record, &slots], &[&terms], deadline).await?;
+        let reply =
+            self.script(&self.scripts.extend, Durability::Charge, &[&record, &slots], &[&terms], deadline).await?;
         self.read(&[&record], wire::bytes_of(&reply).and_then(records::read_extension))
     }
 
@@ -199,7 +201,7 @@ impl RedisStore {
     async fn script(
         &self,
         script: &Script,
-        writes: Writes,
+        writes: Durability,
         keys: &[&[String]],
         args: &[&[u8]],
         deadline: Instant,
@@ -217,10 +219,10 @@ impl RedisStore {
     }
 }
 
-fn writes_by(mode: Mode) -> Writes {
+fn writes_by(mode: Mode) -> Durability {
     match mode {
-        Mode::Try | Mode::Force => Writes::Charge,
-        Mode::Peek => Writes::Nothing,
+        Mode::Try | Mode::Force => Durability::Charge,
+        Mode::Peek => Durability::Nothing,
     }
 }
 
@@ -260,7 +262,8 @@ impl Store for RedisStore {
     fn look(&self, home: Partition, id: ReservationId) -> StoreFuture<'_, ReservationState> {
         Box::pin(async move {
             let keys = [records::reservation_key(self.link.key_prefix(), home, id)];
-            let reply = self.script(&self.scripts.look, Writes::Nothing, &[&keys], &[], self.link.deadline()).await?;
+            let reply =
+                self.script(&self.scripts.look, Durability::Nothing, &[&keys], &[], self.link.deadline()).await?;
             self.read(&[&keys], wire::bytes_of(&reply).and_then(|reply| records::read_looked(home, reply)))
         })
     }
@@ -276,7 +279,7 @@ impl Store for RedisStore {
             if self.link.is_cluster() {
                 return Box::pin(split::close(self, home, id, closing, deadline)).await;
             }
-            self.close_at_once(home, id, closing, &Returned::new(), deadline).await
+            self.close_at_once(home, id, closing, &RefundedAmounts::new(), deadline).await
         })
     }
 
@@ -311,7 +314,8 @@ impl Store for RedisStore {
                 let caller_named: &[u8] = if caller_named && part == last { b"1" } else { b"0" };
                 let args = [front.as_bytes(), caller_named];
                 let deadline = self.link.deadline();
-                let reply = self.script(&self.scripts.reset, Writes::Charge, &[&keys, &names], &args, deadline).await?;
+                let reply =
+                    self.script(&self.scripts.reset, Durability::Charge, &[&keys, &names], &args, deadline).await?;
                 let Value::Int(here) = reply else { return Err(wire::unreadable()) };
                 gone += usize::try_from(here).unwrap_or(0);
             }

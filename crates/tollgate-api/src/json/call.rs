@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::{
     entries::Entries,
-    number::{Whole, whole},
+    number::{WholeNumber, whole},
 };
 
 /// A call to be decided.
@@ -23,7 +23,7 @@ pub struct CallBody {
     /// The usage by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    pub usage: Entries<Whole>,
+    pub usage: Entries<WholeNumber>,
     /// Values of the attributes in the policy's scopes other than account, `api_key` and resource, such as `ip`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]

@@ -7,7 +7,7 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 
-use super::number::Whole;
+use super::number::WholeNumber;
 
 /// The most entries among which a repeated key is looked for. A node refuses maps with more than 16.
 const MAX_COMPARED: usize = 16;
@@ -16,10 +16,10 @@ const MAX_COMPARED: usize = 16;
 #[derive(Debug)]
 pub struct Entries<T>(pub Vec<(String, T)>);
 
-impl Entries<Whole> {
+impl Entries<WholeNumber> {
     /// The names and their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(name, Whole(number))| (name.as_str(), *number))
+        self.0.iter().map(|(name, WholeNumber(number))| (name.as_str(), *number))
     }
 }
 

@@ -10,16 +10,16 @@ use serde::{
 
 /// A whole number. JSON would have `1e3` and `1000.0` for one, and readers in other languages cut it.
 #[derive(Clone, Copy, Debug)]
-pub struct Whole<T = u64>(pub T);
+pub struct WholeNumber<T = u64>(pub T);
 
 /// Reads a field that is a whole number.
 pub fn whole<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
-    Whole::deserialize(from).map(|Whole(number)| number)
+    WholeNumber::deserialize(from).map(|WholeNumber(number)| number)
 }
 
 /// Reads a field that is a whole number or `null`.
 pub fn whole_or_null<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    Ok(Option::<Whole<T>>::deserialize(from)?.map(|Whole(number)| number))
+    Ok(Option::<WholeNumber<T>>::deserialize(from)?.map(|WholeNumber(number)| number))
 }
 
 /// Reads a field that is a map of numbers.
@@ -34,15 +34,15 @@ pub fn numbers_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Inde
     Ok(all.map(|all| all.into_iter().map(|(name, Number(number))| (name, number)).collect()))
 }
 
-impl<'de, T: TryFrom<u64>> Deserialize<'de> for Whole<T> {
+impl<'de, T: TryFrom<u64>> Deserialize<'de> for WholeNumber<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_u64(WholeVisitor(PhantomData)).map(Self)
+        from.deserialize_u64(WholeNumberVisitor(PhantomData)).map(Self)
     }
 }
 
-struct WholeVisitor<T>(PhantomData<T>);
+struct WholeNumberVisitor<T>(PhantomData<T>);
 
-impl<T: TryFrom<u64>> Visitor<'_> for WholeVisitor<T> {
+impl<T: TryFrom<u64>> Visitor<'_> for WholeNumberVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

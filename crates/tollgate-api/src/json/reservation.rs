@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::{
     call::CallBody,
     entries::Entries,
-    number::{Whole, whole, whole_or_null},
+    number::{WholeNumber, whole, whole_or_null},
 };
 
 /// A call whose usage is known only afterwards.
@@ -18,7 +18,7 @@ pub struct ReserveBody {
     /// Inputs of the estimates, such as the length of the prompt and `max_tokens`; at most 16.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    pub inputs: Entries<Whole>,
+    pub inputs: Entries<WholeNumber>,
     /// Lifetime of the reservation unless it is extended; the node's default if absent (10 minutes).
     #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
@@ -33,7 +33,7 @@ pub struct SettleBody {
     /// The actual usage by unit; 0 is allowed. Units that are not named keep the reserved amount, and so do `requests`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
-    pub usage: Entries<Whole>,
+    pub usage: Entries<WholeNumber>,
     /// The HTTP status that the call was answered with, for the abuse rules of the policy.
     #[serde(default, deserialize_with = "whole_or_null")]
     #[schema(minimum = 100, maximum = 599)]

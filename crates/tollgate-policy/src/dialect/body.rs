@@ -18,13 +18,13 @@ enum Tree {
     Constant(Value),
     /// A string that is nothing but a placeholder: the value takes its place, numbers as numbers.
     Whole(Placeholder),
-    Text(Vec<Piece>),
+    Text(Vec<TemplatePart>),
     List(Vec<Tree>),
     Map(Vec<(String, Tree)>),
 }
 
 #[derive(Debug)]
-enum Piece {
+enum TemplatePart {
     Plain(String),
     Placeholder(Placeholder),
 }
@@ -69,8 +69,8 @@ impl Tree {
                 let mut text = String::new();
                 for piece in pieces {
                     match piece {
-                        Piece::Plain(plain) => text.push_str(plain),
-                        Piece::Placeholder(placeholder) => {
+                        TemplatePart::Plain(plain) => text.push_str(plain),
+                        TemplatePart::Placeholder(placeholder) => {
                             if let Some(value) = value(placeholder) {
                                 text.push_str(&value.text(placeholder.word, placeholder.format, now));
                             }
@@ -117,9 +117,9 @@ impl Parser<'_> {
                 && let Some((inside, behind)) = behind.split_once('}')
             {
                 if !plain.is_empty() {
-                    pieces.push(Piece::Plain(std::mem::take(&mut plain)));
+                    pieces.push(TemplatePart::Plain(std::mem::take(&mut plain)));
                 }
-                pieces.extend(self.placeholder(inside).map(Piece::Placeholder));
+                pieces.extend(self.placeholder(inside).map(TemplatePart::Placeholder));
                 rest = behind;
             } else {
                 self.mistakes.push(format!("{text:?} has a `{brace}` of its own; write `{brace}{brace}` for one"));
@@ -128,12 +128,12 @@ impl Parser<'_> {
         }
         plain.push_str(rest);
         if !plain.is_empty() {
-            pieces.push(Piece::Plain(plain));
+            pieces.push(TemplatePart::Plain(plain));
         }
         match pieces.as_slice() {
-            [Piece::Placeholder(placeholder)] => Tree::Whole(*placeholder),
+            [TemplatePart::Placeholder(placeholder)] => Tree::Whole(*placeholder),
             [] => Tree::Constant("".into()),
-            [Piece::Plain(plain)] => Tree::Constant(plain.as_str().into()),
+            [TemplatePart::Plain(plain)] => Tree::Constant(plain.as_str().into()),
             _ => Tree::Text(pieces),
         }
     }

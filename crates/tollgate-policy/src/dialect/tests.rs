@@ -50,7 +50,7 @@ fn quotas(policy: &Policy) -> Vec<&Quota> {
 /// The state of a quota: its limit, its usage, its reset time, and when it admits the call.
 fn status(quota: &Quota, limit: Option<u32>, used: u32, resets_ms: u64, fit: Fit) -> QuotaStatus<'_> {
     let limit = limit.map_or(Limit::Unlimited, |limit| Limit::Finite(Amount::from(limit)));
-    QuotaStatus { quota, limit, used: Amount::from(used), resets_at: NOW.plus_ms(resets_ms), room: None, fit }
+    QuotaStatus { quota, limit, used: Amount::from(used), resets_at: NOW.plus_ms(resets_ms), pool_remaining: None, fit }
 }
 
 fn facts<'a>(kind: ResponseKind, quotas: &'a [QuotaStatus<'a>], usage: &'a Usage) -> Facts<'a> {

@@ -84,14 +84,14 @@ impl AbuseRule {
         let mut text = String::new();
         for piece in &self.message.0 {
             let number = match piece {
-                Piece::Text(fixed) => {
+                MessagePart::Text(fixed) => {
                     text.push_str(fixed);
                     continue;
                 }
-                Piece::Limit => self.limit.get(),
-                Piece::WindowSeconds => u64::from(self.window.ms()).div_ceil(1000),
-                Piece::BlockSeconds => u64::from(self.block.ms()).div_ceil(1000),
-                Piece::WaitSeconds => wait_ms.div_ceil(1000),
+                MessagePart::Limit => self.limit.get(),
+                MessagePart::WindowSeconds => u64::from(self.window.ms()).div_ceil(1000),
+                MessagePart::BlockSeconds => u64::from(self.block.ms()).div_ceil(1000),
+                MessagePart::WaitSeconds => wait_ms.div_ceil(1000),
             };
             let _ = write!(text, "{number}");
         }
@@ -173,10 +173,10 @@ impl Statuses {
 
 /// Text with the numbers of a rule in it.
 #[derive(Clone, Debug)]
-struct Template(Vec<Piece>);
+struct Template(Vec<MessagePart>);
 
 #[derive(Clone, Debug)]
-enum Piece {
+enum MessagePart {
     Text(String),
     Limit,
     WindowSeconds,
@@ -190,16 +190,16 @@ impl Template {
         while let Some((before, rest)) = text.split_once('{') {
             let (name, after) = rest.split_once('}').unwrap_or((rest, ""));
             let piece = match name {
-                "limit" => Piece::Limit,
-                "window_seconds" => Piece::WindowSeconds,
-                "block_seconds" => Piece::BlockSeconds,
-                "wait_seconds" => Piece::WaitSeconds,
+                "limit" => MessagePart::Limit,
+                "window_seconds" => MessagePart::WindowSeconds,
+                "block_seconds" => MessagePart::BlockSeconds,
+                "wait_seconds" => MessagePart::WaitSeconds,
                 other => return Err(Problem::Placeholder(other.to_owned())),
             };
-            pieces.extend([Piece::Text(before.to_owned()), piece]);
+            pieces.extend([MessagePart::Text(before.to_owned()), piece]);
             text = after;
         }
-        pieces.push(Piece::Text(text.to_owned()));
+        pieces.push(MessagePart::Text(text.to_owned()));
         Ok(Self(pieces))
     }
 }

@@ -26,10 +26,10 @@ const AMOUNT: usize = 4;
 /// several tiers share some scopes.
 #[derive(Debug, Default)]
 pub(super) struct LedgerFootprint {
-    counted: Vec<(Arc<Scope>, ByResource)>,
+    counted: Vec<(Arc<Scope>, CountersByResource)>,
 }
 
-type ByResource = HashMap<Option<usize>, Counters>;
+type CountersByResource = HashMap<Option<usize>, Counters>;
 type Counters = Vec<Counter>;
 
 /// A counter, and the weight of its unit.
@@ -56,7 +56,7 @@ impl LedgerFootprint {
 
     fn counters_of(&mut self, scope: &Arc<Scope>, resource: usize) -> &mut Counters {
         let at = self.counted.iter().position(|(known, _)| known == scope).unwrap_or_else(|| {
-            self.counted.push((scope.clone(), ByResource::new()));
+            self.counted.push((scope.clone(), CountersByResource::new()));
             self.counted.len() - 1
         });
         self.counted[at].1.entry(scope.names_resource().then_some(resource)).or_default()

@@ -17,22 +17,22 @@ use tollgate_core::{
 
 use crate::policy::{ActiveQuota, Problem, Resolved, Scope, Usage};
 
-/// The most pools that one call may draw from.
+/// The maximum number of pools for one call.
 pub const MAX_POOLS: usize = 3;
 
 /// From 1 (low) to 4 (critical).
 pub const PRIORITIES: usize = 4;
 
 /// A priority that is not at its share has an eighth of its use kept free, to grow.
-const GROWTH: u64 = 8;
+const GROWTH_PART: u64 = 8;
 
 /// Refused demand reserves capacity for an eighth of the window.
-const PATIENCE: u32 = 8;
+const UNMET_PART: u32 = 8;
 
 // No unit of a policy has a dot in its name.
 const USED: [UnitId; PRIORITIES] =
     [UnitId::of("used.1"), UnitId::of("used.2"), UnitId::of("used.3"), UnitId::of("used.4")];
-const WANTED: [UnitId; PRIORITIES] =
+const UNMET: [UnitId; PRIORITIES] =
     [UnitId::of("wanted.1"), UnitId::of("wanted.2"), UnitId::of("wanted.3"), UnitId::of("wanted.4")];
 
 /// How the callers of a quota share it.
@@ -48,7 +48,7 @@ pub struct PoolUse {
     /// The usage in the window, by priority.
     pub used: [Amount; PRIORITIES],
     /// The demand that was refused recently although it was within the fair share, by priority.
-    pub wanted: [Amount; PRIORITIES],
+    pub unmet: [Amount; PRIORITIES],
 }
 
 impl Pool {
@@ -69,10 +69,10 @@ impl Pool {
     /// share is everything that the others leave. Otherwise the limit is divided in proportion to the configured
     /// shares; a priority that demands less than its part gets its demand, and the rest is divided again among the
     /// others.
-    pub fn part(&self, limit: Amount, priority: usize, at: &PoolUse) -> Amount {
-        let wants = |other: usize| {
+    pub fn fair_share(&self, limit: Amount, priority: usize, at: &PoolUse) -> Amount {
+        let demand = |other: usize| {
             let used = at.used[other].get();
-            used.saturating_add(used.div_ceil(GROWTH).max(at.wanted[other].get()))
+            used.saturating_add(used.div_ceil(GROWTH_PART).max(at.unmet[other].get()))
         };
         let mut left = limit.get();
         let mut open: SmallVec<[usize; PRIORITIES]> =
@@ -81,9 +81,9 @@ impl Pool {
         loop {
             let together = own + open.iter().map(|other| u128::from(self.shares[*other])).sum::<u128>();
             let level = |other: usize| u128::from(left) * u128::from(self.shares[other]);
-            let content = open.iter().position(|other| u128::from(wants(*other)) * together <= level(*other));
+            let content = open.iter().position(|other| u128::from(demand(*other)) * together <= level(*other));
             match content {
-                Some(at) => left = left.saturating_sub(wants(open.swap_remove(at))),
+                Some(at) => left = left.saturating_sub(demand(open.swap_remove(at))),
                 None if open.is_empty() => return Amount::try_from(left).unwrap_or(limit),
                 None => {
                     let due = u128::from(left) * own / together;
@@ -94,7 +94,7 @@ impl Pool {
     }
 }
 
-/// A call's draw from one pool: the counters beside that of the quota.
+/// The claims of a call on one pool: the counters besides that of the quota.
 #[derive(Clone, Debug)]
 pub struct PoolClaim<'a> {
     /// The index of the quota among those of the call.
@@ -114,14 +114,14 @@ pub struct PoolOutcome {
     /// The call was refused only by numbers that are no longer true: ask again with these.
     pub again: bool,
     /// The pool claims that were within their fair share and were refused only because the pool was full.
-    pub wanting: SmallVec<[usize; 1]>,
+    pub unmet: SmallVec<[usize; 1]>,
 }
 
 impl<'a> Resolved<'a> {
-    /// The pools that a call with this usage draws from. `ledgers` are the counters of its quotas.
-    pub(crate) fn draws(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[PoolClaim<'a>; 1]> {
+    /// The claims of a call with this usage on pools. `ledgers` are the counters of its quotas.
+    pub(crate) fn pool_claims(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[PoolClaim<'a>; 1]> {
         let pooled = self.quotas().iter().enumerate().zip(ledgers);
-        let draws = pooled.filter_map(|((quota, active), ledger)| {
+        let pool_claims = pooled.filter_map(|((quota, active), ledger)| {
             let pool = active.quota.pool?;
             let window = match &active.quota.window {
                 Window::Sliding(sliding) => format!("sliding {}", sliding.ms()),
@@ -137,19 +137,19 @@ impl<'a> Resolved<'a> {
                 uses: ledger.beside(["pool", &*active.quota.unit.name, &window]),
             })
         });
-        draws.collect()
+        pool_claims.collect()
     }
 }
 
 /// The number of claims for one pool: the usage of each priority, and the unmet demand of each other priority.
 fn rows(window: &Window) -> usize {
-    if want_window(window).is_some() { 2 * PRIORITIES - 1 } else { PRIORITIES }
+    if unmet_window(window).is_some() { 2 * PRIORITIES - 1 } else { PRIORITIES }
 }
 
 /// How long unmet demand is remembered. `None` for windows in which capacity returns all at once.
-fn want_window(window: &Window) -> Option<SlidingWindow> {
+fn unmet_window(window: &Window) -> Option<SlidingWindow> {
     match window {
-        Window::Sliding(sliding) => SlidingWindow::from_ms(u64::from(sliding.ms() / PATIENCE).max(100)).ok(),
+        Window::Sliding(sliding) => SlidingWindow::from_ms(u64::from(sliding.ms() / UNMET_PART).max(100)).ok(),
         Window::Calendar(_) | Window::Concurrent => None,
     }
 }
@@ -165,14 +165,15 @@ impl PoolClaim<'_> {
         (self.uses, USED[self.priority])
     }
 
-    /// Which priority draws, counted from 0.
+    /// The priority of the caller, counted from 0.
     pub fn priority(&self) -> usize {
         self.priority
     }
 
     /// The claims beside that of the quota, when the pool was last seen as `known`.
     pub fn claims(&self, known: Option<&PoolUse>, now: Timestamp) -> impl Iterator<Item = Claim> {
-        let part = known.zip(self.enforced()).map(|(known, limit)| self.pool.part(limit, self.priority, known));
+        let fair_share =
+            known.zip(self.enforced()).map(|(known, limit)| self.pool.fair_share(limit, self.priority, known));
         let span = self.active.quota.window.span_at(now);
         let uses = (0..PRIORITIES).map(move |priority| {
             let own = priority == self.priority;
@@ -181,29 +182,29 @@ impl PoolClaim<'_> {
                 span,
                 unit: USED[priority],
                 cost: if own { self.cost } else { Amount::ZERO },
-                limit: part.filter(|_| own).map_or(Limit::Unlimited, Limit::Finite),
+                limit: fair_share.filter(|_| own).map_or(Limit::Unlimited, Limit::Finite),
                 // The others' are only looked at, so that a reservation does not remember them.
                 effect: if own { Effect::Charge } else { Effect::CheckOnly },
             }
         });
-        let wanted = (0..PRIORITIES).filter(|priority| *priority != self.priority);
+        let others = (0..PRIORITIES).filter(|priority| *priority != self.priority);
         let look = |claim| Claim { effect: Effect::CheckOnly, ..claim };
-        uses.chain(wanted.filter_map(move |priority| self.wanted(priority, Amount::ZERO).map(look)))
+        uses.chain(others.filter_map(move |priority| self.unmet_claim(priority, Amount::ZERO).map(look)))
     }
 
     /// Records unmet demand: it is charged regardless of the limit.
-    pub fn want(&self) -> Option<Claim> {
-        self.wanted(self.priority, self.cost)
+    pub fn unmet_demand(&self) -> Option<Claim> {
+        self.unmet_claim(self.priority, self.cost)
     }
 
     /// How long that is remembered. `None` where nothing gets free before all does.
-    pub fn want_window(&self) -> Option<SlidingWindow> {
-        want_window(&self.active.quota.window)
+    pub fn unmet_window(&self) -> Option<SlidingWindow> {
+        unmet_window(&self.active.quota.window)
     }
 
-    fn wanted(&self, priority: usize, cost: Amount) -> Option<Claim> {
-        let span = WindowInstance::Sliding(self.want_window()?);
-        let (ledger, unit) = (self.uses.beside(["wanted"]), WANTED[priority]);
+    fn unmet_claim(&self, priority: usize, cost: Amount) -> Option<Claim> {
+        let span = WindowInstance::Sliding(self.unmet_window()?);
+        let (ledger, unit) = (self.uses.beside(["wanted"]), UNMET[priority]);
         Some(Claim { ledger, span, unit, cost, limit: Limit::Unlimited, effect: Effect::Charge })
     }
 
@@ -231,66 +232,68 @@ impl PoolClaim<'_> {
 
     fn read(&self, rows: &[ClaimStatus]) -> PoolUse {
         let used = |priority: usize| rows.get(priority).map_or(Amount::ZERO, |status| status.used);
-        let wanted = |priority: usize| {
+        let unmet = |priority: usize| {
             let before = usize::from(priority > self.priority);
             let at = (PRIORITIES + priority).checked_sub(before).filter(|_| priority != self.priority);
             at.and_then(|at| rows.get(at)).map_or(Amount::ZERO, |status| status.used)
         };
-        PoolUse { used: array::from_fn(used), wanted: array::from_fn(wanted) }
+        PoolUse { used: array::from_fn(used), unmet: array::from_fn(unmet) }
     }
 }
 
 /// The remaining part of each fair share, with the index of the quota among those of the call.
-pub(crate) type Rooms = SmallVec<[(usize, Amount); 1]>;
+pub(crate) type RemainingShares = SmallVec<[(usize, Amount); 1]>;
 
-/// Reads the statuses of the claims of `draws`, which are the last ones of `applied`, and removes them. Updates the
+/// Reads the statuses of the claims of `pool_claims`, which are the last ones of `applied`, and removes them. Updates the
 /// statuses of quotas whose fair share was full, and returns the remaining part of each fair share.
 ///
 /// `again` says whether the store can be asked once more. If not, the numbers that it used are final.
-pub(crate) fn settle(
-    draws: &[PoolClaim<'_>],
+pub(crate) fn read_outcome(
+    pool_claims: &[PoolClaim<'_>],
     mode: Mode,
     again: bool,
     applied: &mut ClaimsDecision,
-) -> (PoolOutcome, Rooms) {
-    let (mut found, mut rooms) = (PoolOutcome::default(), Rooms::new());
-    let behind: usize = draws.iter().map(PoolClaim::rows).sum();
+) -> (PoolOutcome, RemainingShares) {
+    let (mut found, mut remaining) = (PoolOutcome::default(), RemainingShares::new());
+    let of_pools: usize = pool_claims.iter().map(PoolClaim::rows).sum();
     let rows: SmallVec<[ClaimStatus; 4]> =
-        applied.statuses.drain(applied.statuses.len().saturating_sub(behind)..).collect();
+        applied.statuses.drain(applied.statuses.len().saturating_sub(of_pools)..).collect();
     let mut rest = &rows[..];
     let others_fit = applied.statuses.iter().all(|status| status.fit == Fit::Now);
     found.again = again && !applied.allowed && others_fit;
     let charged = mode == Mode::Force || (mode == Mode::Try && applied.allowed);
-    for (at, draw) in draws.iter().enumerate() {
-        let (mine, others) = rest.split_at(draw.rows().min(rest.len()));
+    for (at, pool_claim) in pool_claims.iter().enumerate() {
+        let (mine, others) = rest.split_at(pool_claim.rows().min(rest.len()));
         rest = others;
-        let pool = draw.read(mine);
+        let pool = pool_claim.read(mine);
         found.pools.push(pool);
-        let (Some(own), Some(quota)) = (mine.get(draw.priority), applied.statuses.get_mut(draw.quota)) else {
+        let (Some(own), Some(quota)) = (mine.get(pool_claim.priority), applied.statuses.get_mut(pool_claim.quota))
+        else {
             continue;
         };
-        let Limit::Finite(limit) = draw.active.limit else { continue };
-        let part = draw.pool.part(limit, draw.priority, &pool);
-        rooms.push((draw.quota, limit.saturating_sub(quota.used).min(part.saturating_sub(own.used))));
-        let before = own.used.saturating_sub(if charged { draw.cost } else { Amount::ZERO });
-        let is_due = draw.cost == Amount::ZERO || before.saturating_add(draw.cost) <= part;
+        let Limit::Finite(limit) = pool_claim.active.limit else { continue };
+        let fair_share = pool_claim.pool.fair_share(limit, pool_claim.priority, &pool);
+        remaining.push((pool_claim.quota, limit.saturating_sub(quota.used).min(fair_share.saturating_sub(own.used))));
+        let before = own.used.saturating_sub(if charged { pool_claim.cost } else { Amount::ZERO });
+        let is_due = pool_claim.cost == Amount::ZERO || before.saturating_add(pool_claim.cost) <= fair_share;
         let stale = own.fit != Fit::Now && is_due;
         found.again &= own.fit == Fit::Now || stale;
-        if quota.fit != Fit::Now && is_due && draw.cost <= limit {
-            found.wanting.push(at);
+        if quota.fit != Fit::Now && is_due && pool_claim.cost <= limit {
+            found.unmet.push(at);
         }
-        let refused = own.fit != Fit::Now || (draw.active.quota.shadow && !is_due);
+        let refused = own.fit != Fit::Now || (pool_claim.active.quota.shadow && !is_due);
         // Where something else refuses, numbers that are no longer true need not.
         if refused && (others_fit || !stale) {
-            quota.fit = later(quota.fit, draw.fit_of(own, mine, quota, limit));
+            quota.fit = later(quota.fit, pool_claim.fit_of(own, mine, quota, limit));
         }
     }
-    let pooled = |at: usize| draws.iter().any(|draw| draw.quota == at && !draw.active.quota.shadow);
+    let pooled =
+        |at: usize| pool_claims.iter().any(|pool_claim| pool_claim.quota == at && !pool_claim.active.quota.shadow);
     let by_pools = applied.statuses.iter().enumerate().all(|(at, status)| status.fit == Fit::Now || pooled(at));
     if mode != Mode::Try || applied.allowed || !by_pools {
-        found.wanting.clear();
+        found.unmet.clear();
     }
-    (found, rooms)
+    (found, remaining)
 }
 
 /// The later of two.
@@ -307,47 +310,47 @@ pub(super) fn later(a: Fit, b: Fit) -> Fit {
 mod tests {
     use super::*;
 
-    fn part(priority: usize, used: [u32; 4], wanted: [u32; 4]) -> u64 {
+    fn share_of(priority: usize, used: [u32; 4], unmet: [u32; 4]) -> u64 {
         let pool = Pool { shares: [10, 20, 30, 40] };
-        let at = PoolUse { used: used.map(Amount::from), wanted: wanted.map(Amount::from) };
-        pool.part(Amount::from(1_000), priority - 1, &at).get()
+        let at = PoolUse { used: used.map(Amount::from), unmet: unmet.map(Amount::from) };
+        pool.fair_share(Amount::from(1_000), priority - 1, &at).get()
     }
 
     #[test]
     fn whoever_is_alone_has_it_all() {
         for priority in 1..=4 {
-            assert_eq!(part(priority, [0; 4], [0; 4]), 1_000);
+            assert_eq!(share_of(priority, [0; 4], [0; 4]), 1_000);
         }
     }
 
     #[test]
     fn at_saturation_each_has_its_share() {
         for (priority, share) in [(1, 100), (2, 200), (3, 300), (4, 400)] {
-            assert_eq!(part(priority, [100, 200, 300, 400], [0; 4]), share);
-            assert_eq!(part(priority, [400, 300, 200, 100], [400; 4]), share, "whoever uses how much now");
+            assert_eq!(share_of(priority, [100, 200, 300, 400], [0; 4]), share);
+            assert_eq!(share_of(priority, [400, 300, 200, 100], [400; 4]), share, "whatever each uses now");
         }
         // Of two that demand, each in proportion to its share.
-        assert_eq!((part(1, [0, 900, 0, 0], [0; 4]), part(2, [900, 0, 0, 0], [0; 4])), (333, 666));
+        assert_eq!((share_of(1, [0, 900, 0, 0], [0; 4]), share_of(2, [900, 0, 0, 0], [0; 4])), (333, 666));
     }
 
     #[test]
     fn what_is_not_wanted_is_lent_and_a_little_is_kept_to_grow() {
-        assert_eq!(part(1, [0, 0, 0, 80], [0; 4]), 1_000 - 90);
-        assert_eq!(part(1, [0, 8, 80, 80], [0; 4]), 1_000 - 9 - 90 - 90);
-        assert_eq!(part(4, [80, 0, 0, 0], [0; 4]), 1_000 - 90);
-        assert_eq!(part(1, [0, 0, 0, 80], [0, 0, 0, 50]), 1_000 - 130, "what was refused is kept");
+        assert_eq!(share_of(1, [0, 0, 0, 80], [0; 4]), 1_000 - 90);
+        assert_eq!(share_of(1, [0, 8, 80, 80], [0; 4]), 1_000 - 9 - 90 - 90);
+        assert_eq!(share_of(4, [80, 0, 0, 0], [0; 4]), 1_000 - 90);
+        assert_eq!(share_of(1, [0, 0, 0, 80], [0, 0, 0, 50]), 1_000 - 130, "unmet demand is reserved");
         // As all grow alike, the lowest is the first that is held back.
-        assert_eq!(part(1, [260; 4], [0; 4]), 138);
-        assert!(part(2, [260; 4], [0; 4]) >= 200 && part(4, [260; 4], [0; 4]) >= 400);
+        assert_eq!(share_of(1, [260; 4], [0; 4]), 138);
+        assert!(share_of(2, [260; 4], [0; 4]) >= 200 && share_of(4, [260; 4], [0; 4]) >= 400);
     }
 
     #[test]
     fn a_priority_without_a_share_has_what_the_others_leave() {
         let pool = Pool { shares: [0, 0, 0, 100] };
         let at = |used: [u32; 4]| PoolUse { used: used.map(Amount::from), ..PoolUse::default() };
-        assert_eq!(pool.part(Amount::from(100), 0, &at([100, 0, 0, 0])).get(), 100);
-        assert_eq!(pool.part(Amount::from(100), 0, &at([50, 0, 0, 48])).get(), 46);
-        assert_eq!(pool.part(Amount::from(100), 0, &at([0, 0, 0, 100])).get(), 0);
-        assert_eq!(pool.part(Amount::from(100), 3, &at([100, 0, 0, 0])).get(), 100);
+        assert_eq!(pool.fair_share(Amount::from(100), 0, &at([100, 0, 0, 0])).get(), 100);
+        assert_eq!(pool.fair_share(Amount::from(100), 0, &at([50, 0, 0, 48])).get(), 46);
+        assert_eq!(pool.fair_share(Amount::from(100), 0, &at([0, 0, 0, 100])).get(), 0);
+        assert_eq!(pool.fair_share(Amount::from(100), 3, &at([100, 0, 0, 0])).get(), 100);
     }
 }

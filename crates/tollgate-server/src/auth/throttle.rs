@@ -45,7 +45,7 @@ pub(crate) struct Throttle {
 
 /// The state of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum AddressState {
     /// Its failures are within the bound.
     Free,
     /// Too many of its attempts failed; so a wrong secret is answered.
@@ -85,8 +85,8 @@ impl Throttle {
     }
 
     /// The current state of the address.
-    pub(crate) async fn standing(&self, from: ClientAddr) -> Standing {
-        let Some(bounds) = self.bounds else { return Standing::Free };
+    pub(crate) async fn standing(&self, from: ClientAddr) -> AddressState {
+        let Some(bounds) = self.bounds else { return AddressState::Free };
         let now_ms = self.clock.now().as_ms();
         if self.blocked_until_ms.load(Ordering::Relaxed) > now_ms {
             let claims = [claim(from, "block", bounds.window, one())];
@@ -94,17 +94,19 @@ impl Throttle {
             let fit = applied.as_ref().and_then(|applied| Some((applied.statuses.first()?.fit, applied.decided_at)));
             if let Some((Fit::At(until), now)) = fit {
                 let wait_ms = until.as_ms().saturating_sub(now.as_ms());
-                return Standing::Blocked(AuthError::TooManyFailures { retry_after_s: wait_ms.div_ceil(1000).max(1) });
+                return AddressState::Blocked(AuthError::TooManyFailures {
+                    retry_after_s: wait_ms.div_ceil(1000).max(1),
+                });
             }
         }
-        if self.full_until_ms.load(Ordering::Relaxed) > now_ms { Standing::Uncounted } else { Standing::Free }
+        if self.full_until_ms.load(Ordering::Relaxed) > now_ms { AddressState::Uncounted } else { AddressState::Free }
     }
 
     /// Counts a failure, unless the address is blocked: then it returns the block. If the table of failing addresses is
     /// full, a new address is not counted; addresses in the table stay counted.
     pub(crate) async fn count_failure(&self, from: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
-        if let Standing::Blocked(refusal) = self.standing(from).await {
+        if let AddressState::Blocked(refusal) = self.standing(from).await {
             return Err(refusal);
         }
         match apply(&self.store, &[claim(from, "failures", bounds.window, bounds.failures)], Mode::Try).await {
@@ -197,25 +199,25 @@ mod tests {
         for _ in 0..3 {
             let _ = throttle.count_failure(address(0)).await;
         }
-        assert!(matches!(throttle.standing(address(0)).await, Standing::Blocked(_)));
-        assert_eq!(throttle.standing(address(1)).await, Standing::Free);
+        assert!(matches!(throttle.standing(address(0)).await, AddressState::Blocked(_)));
+        assert_eq!(throttle.standing(address(1)).await, AddressState::Free);
         let mut number = 1;
-        while throttle.standing(address(number)).await == Standing::Free {
+        while throttle.standing(address(number)).await == AddressState::Free {
             let _ = throttle.count_failure(address(number)).await;
             number += 1;
             assert!(number < 100_000, "it is full some time");
         }
         let mut permitted = 0;
         for number in number..number + 1_000 {
-            if throttle.standing(address(number)).await == Standing::Free
+            if throttle.standing(address(number)).await == AddressState::Free
                 || throttle.permit_look_up(address(number)).await.is_ok()
             {
                 permitted += 1;
             }
         }
         assert_eq!(permitted, LOOK_UPS);
-        assert!(matches!(throttle.standing(address(0)).await, Standing::Blocked(_)));
+        assert!(matches!(throttle.standing(address(0)).await, AddressState::Blocked(_)));
         clock.0.fetch_add(WINDOW_MS, Ordering::Relaxed);
-        assert_eq!(throttle.standing(address(number)).await, Standing::Free);
+        assert_eq!(throttle.standing(address(number)).await, AddressState::Free);
     }
 }

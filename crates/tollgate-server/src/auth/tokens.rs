@@ -132,7 +132,7 @@ impl Reload for TokenFile {
 /// The file as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a map with the key `tokens`")]
-struct Written {
+struct TokenFileContents {
     tokens: Vec<WrittenToken>,
 }
 
@@ -256,7 +256,7 @@ impl Tokens {
     }
 }
 
-fn parse(text: &str) -> Result<Written, String> {
+fn parse(text: &str) -> Result<TokenFileContents, String> {
     file::read_map(text, "a token file is a map with the key `tokens`", |key| KEYS.contains(&key))
 }
 

@@ -14,7 +14,7 @@ use tollgate_policy::file;
 pub(super) use self::{account::AccountVerb, key::KeyVerb};
 use self::{
     client::{ApiRequest, Client, Failure},
-    people::{Show, shown},
+    people::{PlainText, shown},
 };
 use crate::settings::{ClientOptions, TOKEN_VARIABLE};
 
@@ -136,12 +136,12 @@ impl OverrideArgs {
 }
 
 impl ApiRequest {
-    fn new<T: Show>(method: reqwest::Method, path: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    fn new<T: PlainText>(method: reqwest::Method, path: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let path = path.into_iter().map(Into::into).collect();
         Self { method, path, query: Vec::new(), body: None, if_version: None, show: shown::<T> }
     }
 
-    fn get<T: Show>(path: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    fn get<T: PlainText>(path: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self::new::<T>(reqwest::Method::GET, path)
     }
 

@@ -42,11 +42,11 @@ pub(crate) struct CallBody {
     /// The first bytes of the message, which contain its length.
     prefix: [u8; PREFIX_BYTES],
     seen: usize,
-    waiting: Option<Waiting>,
+    waiting: Option<UnreadBody>,
 }
 
 /// A body that kept the node waiting.
-struct Waiting {
+struct UnreadBody {
     permit: Permit,
     timeout: Pin<Box<Sleep>>,
 }
@@ -83,7 +83,7 @@ impl CallBody {
         let held = match &mut self.waiting {
             Some(waiting) => waiting.permit.grow_to(cost),
             None => bounds.unread.acquire(self.holder.clone(), cost).map(|permit| {
-                self.waiting = Some(Waiting { permit, timeout: Box::pin(sleep(bounds.timeout)) });
+                self.waiting = Some(UnreadBody { permit, timeout: Box::pin(sleep(bounds.timeout)) });
             }),
         };
         if held.is_err() {

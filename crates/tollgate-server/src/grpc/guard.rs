@@ -35,14 +35,14 @@ const STREAMS: [&str; 2] = ["ConsumeStream", "ServerReflectionInfo"];
 /// A gRPC service that only services with a grant may call. The grant comes along as an extension of
 /// each request.
 #[derive(Clone)]
-pub(crate) struct Guarded<S> {
+pub(crate) struct GuardedService<S> {
     inner: S,
     auth: Arc<Authenticator>,
     timeout: Duration,
     bodies: Arc<BodyBounds>,
 }
 
-impl<S> Guarded<S> {
+impl<S> GuardedService<S> {
     /// `timeout` is how long a call may take once it was read.
     pub(crate) fn new(inner: S, auth: Arc<Authenticator>, timeout: Duration, bodies: BodyBounds) -> Self {
         let timeout = timeout.saturating_add(bodies.timeout).saturating_add(LONGER);
@@ -50,11 +50,11 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S: NamedService> NamedService for Guarded<S> {
+impl<S: NamedService> NamedService for GuardedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for Guarded<S>
+impl<S> Service<http::Request<Body>> for GuardedService<S>
 where
     S: Service<http::Request<CallBody>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -81,7 +81,7 @@ where
             if !is_plain(request.headers()) {
                 return Ok(unsupported_media_type("content-encoding: must be identity, or absent"));
             }
-            let grant = match enter(&auth, request.headers(), request.extensions()).await {
+            let grant = match authenticate(&auth, request.headers(), request.extensions()).await {
                 Ok(grant) => grant,
                 Err(refusal) => return Ok(Status::from(refusal).into_http()),
             };
@@ -115,7 +115,7 @@ fn unsupported_media_type(said: &str) -> http::Response<Body> {
     answer
 }
 
-async fn enter(
+async fn authenticate(
     auth: &Authenticator,
     headers: &http::HeaderMap,
     extensions: &http::Extensions,

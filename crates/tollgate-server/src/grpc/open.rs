@@ -121,7 +121,7 @@ where
         };
         let request = match &lifetime {
             // The reader of a stream's requests stops together with it.
-            Some(Lifetime { length, .. }) => request.map(|body| Body::new(Bounded::new(body, *length, ()))),
+            Some(Lifetime { length, .. }) => request.map(|body| Body::new(BoundedBody::new(body, *length, ()))),
             None => request,
         };
         let answer = self.inner.call(request);
@@ -136,36 +136,36 @@ where
                 sleep(length + GRACE).await;
                 connection.cut_as_unread();
             });
-            let held = (permit, CutAtLast(cut.abort_handle()));
-            Ok(answer.map(|body| Body::new(Bounded::new(body, length, held))))
+            let held = (permit, AbortOnDrop(cut.abort_handle()));
+            Ok(answer.map(|body| Body::new(BoundedBody::new(body, length, held))))
         })
     }
 }
 
 /// Ends the connection of a stream whose end the client does not take, unless this is dropped before.
-struct CutAtLast(AbortHandle);
+struct AbortOnDrop(AbortHandle);
 
-impl Drop for CutAtLast {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 /// A body that ends after some time, with the resources that are held until then.
-struct Bounded<T> {
+struct BoundedBody<T> {
     body: Body,
     end: Pin<Box<Sleep>>,
     has_ended: bool,
     _held: T,
 }
 
-impl<T> Bounded<T> {
+impl<T> BoundedBody<T> {
     fn new(body: Body, length: Duration, held: T) -> Self {
         Self { body, end: Box::pin(sleep(length)), has_ended: false, _held: held }
     }
 }
 
-impl<T: Unpin> HttpBody for Bounded<T> {
+impl<T: Unpin> HttpBody for BoundedBody<T> {
     type Data = Bytes;
     type Error = Status;
 

@@ -46,10 +46,10 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// How long calls may arrive on a connection after it was told that the node stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long an idle connection may take to end after it was told to.
-const GOODBYE: Duration = Duration::from_secs(5);
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
 /// Shared by the connections of a listener.
-pub(super) struct Listening {
+pub(super) struct ListenerContext {
     pub(super) name: &'static str,
     pub(super) builder: auto::Builder<TokioExecutor>,
     pub(super) router: Router,
@@ -60,7 +60,7 @@ pub(super) struct Listening {
     pub(super) ending: watch::Receiver<bool>,
 }
 
-impl Listening {
+impl ListenerContext {
     /// How long the first words of a client may take.
     fn first_words(&self) -> Duration {
         FIRST_WORDS.min(self.bounds.header_timeout)
@@ -69,7 +69,7 @@ impl Listening {
 
 /// A connection that was taken in.
 pub(super) struct Connection {
-    pub(super) shared: Arc<Listening>,
+    pub(super) shared: Arc<ListenerContext>,
     pub(super) place: ConnectionSlot,
     pub(super) address: SocketAddr,
     /// The address that it counts for; none for that of a trusted proxy.
@@ -195,11 +195,11 @@ impl Connection {
             () = activity.idle_for(shared.bounds.idle_timeout) => {}
         }
         connection.as_mut().graceful_shutdown();
-        let goodbye = timeout(GOODBYE, async {
+        let closing = timeout(CLOSE_GRACE, async {
             let _ = connection.as_mut().await;
         });
         // A call that came at the last moment is still answered.
-        if goodbye.await.is_err() && activity.is_busy() {
+        if closing.await.is_err() && activity.is_busy() {
             tokio::select! {
                 _ = connection => {}
                 () = activity.has_unread_answer() => return Err(CloseReason::Unread),

@@ -15,11 +15,11 @@ const MAX_SOURCES: usize = 16_384;
 pub(super) struct HandshakeTurns {
     /// The time between two turns.
     interval: Duration,
-    turns: Mutex<Turns>,
+    turns: Mutex<TurnSchedule>,
 }
 
 #[derive(Debug, Default)]
-struct Turns {
+struct TurnSchedule {
     /// When the next turn would be if no burst were allowed, of all and of each address (GCRA: the theoretical arrival
     /// time of <https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm>).
     all: Option<Instant>,

@@ -20,7 +20,7 @@ use tollgate_service::{blocks::customer_of, metrics::Metrics};
 use super::{
     activity::Activity,
     close_reason::CloseReason,
-    connection::{Connection, Listening},
+    connection::{Connection, ListenerContext},
     connections::{ConnectionBounds, ConnectionTable},
     handshakes::HandshakeTurns,
     thread_memory::ThreadMemory,
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How long accepting rests after an error that is the node's own, such as too many open files.
-const REST: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long clients that connected while the node stopped may take to send a call.
 const FIRST_WORD: Duration = Duration::from_millis(50);
 /// How often HTTP/2 clients are pinged, and how long they may take to answer.
@@ -73,7 +73,7 @@ impl Server {
         let open = self.metrics.connections(self.name);
         let builder = self.builder();
         let Self { name, listener, router, protocols, tls, bounds, metrics, workers, proxies, connections, .. } = self;
-        let shared = Arc::new(Listening {
+        let shared = Arc::new(ListenerContext {
             name,
             builder,
             router,
@@ -99,7 +99,7 @@ impl Server {
                     // A client that disconnected again is no error; the remaining causes are a lack of files or memory.
                     if !is_of_the_client(&error) {
                         tracing::warn!(listener = name, %error, "connection not accepted");
-                        sleep(REST).await;
+                        sleep(ACCEPT_BACKOFF).await;
                     }
                     continue;
                 }

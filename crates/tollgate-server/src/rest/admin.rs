@@ -169,21 +169,21 @@ enum Failures {
 }
 
 /// A request that failed, as its answer.
-struct Failed(AdminError);
+struct AdminFailure(AdminError);
 
-impl From<AdminError> for Failed {
+impl From<AdminError> for AdminFailure {
     fn from(error: AdminError) -> Self {
         Self(error)
     }
 }
 
-impl From<CallError> for Failed {
+impl From<CallError> for AdminFailure {
     fn from(error: CallError) -> Self {
         Self(error.into())
     }
 }
 
-impl IntoResponse for Failed {
+impl IntoResponse for AdminFailure {
     fn into_response(self) -> Response {
         let (status, code) = match &self.0 {
             AdminError::Call(error) => return failed(error),

@@ -63,7 +63,7 @@ impl RequestBounds {
 
     /// The whole body of a request, which `holder` sends.
     pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, RejectedRequest> {
-        let read = Reading { body, bytes: Vec::new(), first: Bytes::new(), permit: None }.read(self, holder);
+        let read = BodyReader { body, bytes: Vec::new(), first: Bytes::new(), permit: None }.read(self, holder);
         let refused = match tokio::time::timeout(self.body_timeout, read).await {
             Ok(Ok(bytes)) => return Ok(bytes),
             Ok(Err(unfit)) => unfit,
@@ -128,7 +128,7 @@ impl RejectedRequest {
     }
 }
 
-struct Reading {
+struct BodyReader {
     body: Body,
     /// The body, if it comes as one piece, and is not copied.
     first: Bytes,
@@ -138,7 +138,7 @@ struct Reading {
     permit: Option<Permit>,
 }
 
-impl Reading {
+impl BodyReader {
     async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, RejectedRequest> {
         while let Some(frame) = poll_fn(|context| self.poll_frame(context, bounds, &holder)).await {
             // Trailers are ignored here.

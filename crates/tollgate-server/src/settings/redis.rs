@@ -73,7 +73,7 @@ fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>)
         numbers.within("redis-connections", options.redis_connections, threads.clamp(1, MAX_THREADS), 1..=MAX_THREADS);
     redis.max_in_flight =
         numbers.within("store-max-in-flight", options.store_max_in_flight, redis.max_in_flight, 1..=MAX_IN_FLIGHT);
-    redis.max_open_ended = options.max_counters_per_account.unwrap_or(redis.max_open_ended);
+    redis.max_caller_named = options.max_counters_per_account.unwrap_or(redis.max_caller_named);
     redis.deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
     redis.wait_replicas =
         numbers.within("redis-wait-replicas", options.redis_wait_replicas, redis.wait_replicas, 0..=MAX_REPLICAS);

@@ -52,7 +52,7 @@ pub struct Accounts {
     generation: AtomicU64,
     places: Cache<KeyHash, Entry<Option<Arc<KeyLocation>>>>,
     keys: Cache<Name, Entry<Option<Arc<str>>>>,
-    known: Cache<Name, Entry<Arc<CompiledAccount>>, ByWeight>,
+    known: Cache<Name, Entry<Arc<CompiledAccount>>, EntryWeighter>,
     newcomers: NewAccounts,
     metrics: Arc<Metrics>,
 }
@@ -92,9 +92,9 @@ struct Entry<T> {
 }
 
 #[derive(Clone)]
-struct ByWeight;
+struct EntryWeighter;
 
-impl Weighter<Name, Entry<Arc<CompiledAccount>>> for ByWeight {
+impl Weighter<Name, Entry<Arc<CompiledAccount>>> for EntryWeighter {
     fn weight(&self, _: &Name, entry: &Entry<Arc<CompiledAccount>>) -> u64 {
         entry.value.weight()
     }
@@ -110,7 +110,7 @@ impl Accounts {
             generation: AtomicU64::new(1),
             places: Cache::new(entries),
             keys: Cache::new(entries),
-            known: Cache::with_weighter(entries, entries as u64, ByWeight),
+            known: Cache::with_weighter(entries, entries as u64, EntryWeighter),
             newcomers: NewAccounts::new(bounds.max_new_accounts),
             metrics,
         }

@@ -32,7 +32,7 @@ use crate::{directory::CacheBounds, metrics::Metrics};
 const NOW: Timestamp = Timestamp::from_ms(1_740_960_000_000);
 
 /// A store whose reads can be counted, held up, and made to fail.
-struct Watched {
+struct ControlledStore {
     memory: std::sync::Mutex<Arc<MemoryAccounts>>,
     reads: AtomicUsize,
     down: AtomicBool,
@@ -41,7 +41,7 @@ struct Watched {
     released: Semaphore,
 }
 
-impl Watched {
+impl ControlledStore {
     fn memory(&self) -> Arc<MemoryAccounts> {
         Arc::clone(&self.memory.lock().unwrap())
     }
@@ -69,7 +69,7 @@ impl Watched {
     }
 }
 
-impl AccountStore for Watched {
+impl AccountStore for ControlledStore {
     fn load<'a>(&'a self, domain: &'a str, id: &'a str) -> AccountFuture<'a, Option<AccountRecord>> {
         Box::pin(async move { self.read(self.memory().load(domain, id).await?).await })
     }
@@ -105,7 +105,7 @@ impl AccountStore for Watched {
 }
 
 struct Node {
-    store: Arc<Watched>,
+    store: Arc<ControlledStore>,
     accounts: Arc<Accounts>,
     policy: Arc<Policy>,
     metrics: Arc<Metrics>,
@@ -117,7 +117,7 @@ impl Node {
     }
 
     async fn with_lifetime(lifetime: Duration) -> Self {
-        let store = Arc::new(Watched {
+        let store = Arc::new(ControlledStore {
             memory: std::sync::Mutex::new(Arc::new(MemoryAccounts::new(100))),
             reads: AtomicUsize::new(0),
             down: AtomicBool::new(false),

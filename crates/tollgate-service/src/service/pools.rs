@@ -24,41 +24,46 @@ pub(super) struct Pools(Mutex<IndexMap<LedgerKey, PoolObservation>>);
 struct PoolObservation {
     pool: PoolUse,
     /// When the unmet demand of each priority was last recorded.
-    wanted_at: [Option<Timestamp>; PRIORITIES],
+    recorded_at: [Option<Timestamp>; PRIORITIES],
 }
 
 impl Pools {
-    pub(super) fn known(&self, draws: &[PoolClaim<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
-        if draws.is_empty() {
+    pub(super) fn known(&self, pool_claims: &[PoolClaim<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
+        if pool_claims.is_empty() {
             return SmallVec::new();
         }
         let seen = self.0.lock();
-        draws.iter().map(|draw| seen.get(&draw.key()).map(|seen| seen.pool)).collect()
+        pool_claims.iter().map(|pool_claim| seen.get(&pool_claim.key()).map(|seen| seen.pool)).collect()
     }
 
     /// Caches the numbers of an answer, and returns the unmet demand that must be recorded.
-    pub(super) fn learn(&self, draws: &[PoolClaim<'_>], found: &PoolOutcome, at: Timestamp) -> SmallVec<[Claim; 1]> {
-        let mut wants = SmallVec::new();
-        if draws.is_empty() {
-            return wants;
+    pub(super) fn learn(
+        &self,
+        pool_claims: &[PoolClaim<'_>],
+        found: &PoolOutcome,
+        at: Timestamp,
+    ) -> SmallVec<[Claim; 1]> {
+        let mut unmet = SmallVec::new();
+        if pool_claims.is_empty() {
+            return unmet;
         }
         let mut known = self.0.lock();
-        for (number, (draw, pool)) in draws.iter().zip(&found.pools).enumerate() {
-            if known.len() >= MOST_KNOWN && !known.contains_key(&draw.key()) {
+        for (number, (pool_claim, pool)) in pool_claims.iter().zip(&found.pools).enumerate() {
+            if known.len() >= MOST_KNOWN && !known.contains_key(&pool_claim.key()) {
                 known.swap_remove_index(0);
             }
-            let seen = known.entry(draw.key()).or_default();
+            let seen = known.entry(pool_claim.key()).or_default();
             seen.pool = *pool;
-            if let (true, Some(window)) = (found.wanting.contains(&number), draw.want_window()) {
-                let last = &mut seen.wanted_at[draw.priority()];
+            if let (true, Some(window)) = (found.unmet.contains(&number), pool_claim.unmet_window()) {
+                let last = &mut seen.recorded_at[pool_claim.priority()];
                 let recently =
                     last.is_some_and(|last| at.ms_since(last) < u64::from(window.ms()) / WANTS && last <= at);
                 if !recently {
                     *last = Some(at);
-                    wants.extend(draw.want());
+                    unmet.extend(pool_claim.unmet_demand());
                 }
             }
         }
-        wants
+        unmet
     }
 }

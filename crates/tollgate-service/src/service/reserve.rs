@@ -92,7 +92,7 @@ impl AdmissionPlan {
 
 /// The data of its call that a reservation keeps, so that any node can end it under any policy.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Note {
+pub(super) struct CallMetadata {
     /// The reserved amounts, by unit.
     #[serde(rename = "u")]
     reserved: Vec<(String, u64)>,
@@ -116,7 +116,7 @@ pub(super) struct Note {
     attributes: Vec<(String, String)>,
 }
 
-impl Note {
+impl CallMetadata {
     /// Whether a charge counts a unit: in the unit's own counter, or in that of a share of a pool.
     fn is_of(&self, charge: &Charge, unit: &str) -> bool {
         let ledger = u64::from_le_bytes(charge.ledger.scope_bytes());
@@ -203,7 +203,7 @@ impl DecisionService {
             Operation::Decide(_) => return Ok(None),
             Operation::Reserve(reserve) => {
                 let ttl_ms = checked_ttl(reserve.ttl_ms, self.lifetimes.reservation_ms)?;
-                Some((Token::draw(), ttl_ms, note_of((domain, identity), call, claims, ttl_ms)?))
+                Some((Token::generate(), ttl_ms, metadata_of((domain, identity), call, claims, ttl_ms)?))
             }
         };
         Ok(Some(AdmissionPlan { home: identity.caller().partition, hold, request }))
@@ -273,7 +273,7 @@ fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
     }
 }
 
-fn note_of(
+fn metadata_of(
     (domain, identity): (&Domain, &Identity),
     call: &Call<'_>,
     claims: &ClaimSet<'_, '_>,
@@ -286,12 +286,12 @@ fn note_of(
         Window::Calendar(window) => Some((window.id(), window.unit().name().to_owned(), window.zone().to_owned())),
         Window::Sliding(_) | Window::Concurrent => None,
     });
-    let shares = claims.draws().iter().filter_map(|draw| {
-        let (ledger, share) = draw.share();
-        let unit = &claims.quotas().get(draw.quota)?.quota.unit.name;
+    let shares = claims.pool_claims().iter().filter_map(|pool_claim| {
+        let (ledger, share) = pool_claim.share();
+        let unit = &claims.quotas().get(pool_claim.quota)?.quota.unit.name;
         Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
     });
-    let mut metadata = Note {
+    let mut metadata = CallMetadata {
         reserved: reserved.collect(),
         shares: shares.collect(),
         calendars: calendars.collect(),

@@ -65,7 +65,7 @@ impl MemoryAccounts {
             None => state.accounts.remove(&name),
         };
         if change.before.is_some() || change.after.is_some() {
-            state.tell(&change.told());
+            state.publish(&change.notice());
         }
         Ok(SaveResult::Done)
     }
@@ -109,7 +109,7 @@ impl State {
     }
 
     /// A listener that has fallen behind loses its feed, and so learns that it missed changes.
-    fn tell(&mut self, change: &AccountChange) {
+    fn publish(&mut self, change: &AccountChange) {
         self.listeners.retain(|listener| listener.try_send(change.clone()).is_ok());
     }
 }

@@ -125,13 +125,13 @@ impl RedisAccounts {
             let name = LedgerKey::of(partition, ["event", event.id]).scope_bytes();
             self.key(&tag(partition), &format!("event{}", URL_SAFE_NO_PAD.encode(name)))
         }));
-        let told = json(&change.told())?;
+        let notice = json(&change.notice())?;
         let remember = change.event.map_or(0, |event| event.remember.as_millis());
         let remember = u64::try_from(remember).unwrap_or(u64::MAX).clamp(1, 1 << 48);
         let reply = self.link.script(&self.script, |verb, script| {
             let mut command = Cmd::new();
             command.arg(verb).arg(script).arg(keys.len()).arg(&keys);
-            command.arg(&before).arg(&after).arg(self.channel()).arg(&told).arg(remember);
+            command.arg(&before).arg(&after).arg(self.channel()).arg(&notice).arg(remember);
             command
         });
         match reply.await? {
@@ -170,11 +170,11 @@ impl RedisAccounts {
     /// Removes the index entries of secrets and keys that were not created. They are random, so no other account has
     /// them.
     async fn take_back(&self, change: &Change<'_>) -> Result<(), StoreError> {
-        let told = change.told();
-        for hash in &told.secrets {
+        let notice = change.notice();
+        for hash in &notice.secrets {
             self.ask::<()>(Cmd::new().arg("DEL").arg(self.secret_key(hash))).await?;
         }
-        for key in &told.keys {
+        for key in &notice.keys {
             self.ask::<()>(Cmd::new().arg("DEL").arg(self.id_key(change.domain, key))).await?;
         }
         Ok(())

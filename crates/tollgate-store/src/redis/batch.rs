@@ -16,7 +16,7 @@ use tollgate_core::{claim::Partition, store::StoreError};
 
 use super::{
     Script,
-    client::{Failure, Fault, RedisClient, Writes, preferred_runtime},
+    client::{Durability, Failure, Fault, RedisClient, preferred_runtime},
     layout::ERROR,
     wire,
 };
@@ -30,10 +30,10 @@ const NEAR: Duration = Duration::from_millis(20);
 const MOST_AT_ONCE: usize = 512;
 
 /// The queues of the batches: one for each runtime with connections, and one for calls from other threads.
-pub(super) struct Batches(Box<[mpsc::Sender<Waiting>]>);
+pub(super) struct Batches(Box<[mpsc::Sender<QueuedCall>]>);
 
 /// A call to be sent, and the channel to the caller that waits for the reply.
-struct Waiting {
+struct QueuedCall {
     call: BatchedCall,
     caller: Caller,
 }
@@ -59,7 +59,7 @@ impl Batches {
         let start = |home: Option<&tokio::runtime::Handle>| {
             // Calls that have a place on the link wait here, so there is room for all of them.
             let (to, calls) = mpsc::channel(link.max_in_flight());
-            let sending = Sending { link: link.clone() }.send_all(calls);
+            let sending = BatchSender { link: link.clone() }.send_all(calls);
             match home {
                 Some(home) => drop(home.spawn(sending)),
                 None => drop(tokio::spawn(sending)),
@@ -71,11 +71,11 @@ impl Batches {
 
     /// Decides one call, and returns the script's reply.
     pub(super) async fn decide(&self, link: &RedisClient, call: BatchedCall) -> Result<Vec<u8>, StoreError> {
-        let _place = link.enter()?;
+        let _place = link.acquire_permit()?;
         let (caller, answer) = oneshot::channel();
         let elsewhere = self.0.len() - 1;
         let here = preferred_runtime().filter(|runtime| *runtime < elsewhere).unwrap_or(elsewhere);
-        self.0[here].try_send(Waiting { call, caller }).map_err(|error| match error {
+        self.0[here].try_send(QueuedCall { call, caller }).map_err(|error| match error {
             TrySendError::Full(_) => StoreError::Overloaded("too many calls wait to be sent".into()),
             TrySendError::Closed(_) => StoreError::Unreachable("the node ends".into()),
         })?;
@@ -86,18 +86,18 @@ impl Batches {
 
 /// The state of the task that sends batches.
 #[derive(Clone)]
-struct Sending {
+struct BatchSender {
     link: RedisClient,
 }
 
-impl Sending {
-    async fn send_all(self, mut calls: mpsc::Receiver<Waiting>) {
+impl BatchSender {
+    async fn send_all(self, mut calls: mpsc::Receiver<QueuedCall>) {
         let mut waiting = Vec::new();
         while calls.recv_many(&mut waiting, MOST_AT_ONCE).await > 0 {
             let mut batches: SmallVec<[Batch; 2]> = SmallVec::new();
             let now = Instant::now();
             // Callers that gave up are skipped, so nothing is charged for them.
-            for Waiting { call, caller } in waiting.drain(..).filter(|waiting| !waiting.caller.is_closed()) {
+            for QueuedCall { call, caller } in waiting.drain(..).filter(|waiting| !waiting.caller.is_closed()) {
                 if call.deadline <= now {
                     let _ = caller.send(Err(StoreError::Unreachable("no time is left to ask".into())));
                     continue;
@@ -119,7 +119,7 @@ impl Sending {
         let payload = batch.groups.iter().flat_map(|group| &group.calls).map(|(payload, _)| &**payload);
         let args: Vec<&[u8]> = [&*counts].into_iter().chain(payload).collect();
         let command = |verb: &str, script: &str| wire::command(verb, script, &keys, &args, batch.injected_ms);
-        let answer = self.link.run(batch.deadline, &batch.script, Writes::Charge, command).await;
+        let answer = self.link.run(batch.deadline, &batch.script, Durability::Charge, command).await;
         let mut replies = match answer {
             Ok(Value::Array(replies)) => Ok(replies.into_iter()),
             Ok(_) => Err(Failure::new(Fault::Refused, wire::UNREADABLE)),

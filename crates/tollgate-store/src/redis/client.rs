@@ -69,7 +69,7 @@ pub struct RedisConfig {
     /// How many calls may be under way at once; one more is refused at once.
     pub max_in_flight: usize,
     /// How many caller-named ledgers a partition may have.
-    pub max_open_ended: u32,
+    pub max_caller_named: u32,
     /// The number of replicas that must have a call's writes before it is answered; 0 for none.
     pub wait_replicas: usize,
     /// How long a call waits for them.
@@ -91,7 +91,7 @@ impl RedisConfig {
             runtimes: Vec::new(),
             deadline: Duration::from_millis(250),
             max_in_flight: 8192,
-            max_open_ended: tollgate_core::ledger::MAX_OPEN_ENDED,
+            max_caller_named: tollgate_core::ledger::MAX_CALLER_NAMED,
             wait_replicas: 0,
             wait: Duration::from_millis(100),
         }
@@ -113,7 +113,7 @@ impl RedisConfig {
 
 /// Whether a command's writes must be on replicas before it is answered, if the configuration requires that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Writes {
+pub(crate) enum Durability {
     /// A charge.
     Charge,
     /// Nothing of the kind.
@@ -208,8 +208,8 @@ impl RedisClient {
     }
 
     /// How many caller-named ledgers a partition may have.
-    pub(crate) fn max_open_ended(&self) -> u32 {
-        self.0.config.max_open_ended
+    pub(crate) fn max_caller_named(&self) -> u32 {
+        self.0.config.max_caller_named
     }
 
     /// Whether keys live in slots, so that one script reaches only those of one hash tag.
@@ -249,7 +249,7 @@ impl RedisClient {
     }
 
     /// A place among the calls under way.
-    pub(super) fn enter(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+    pub(super) fn acquire_permit(&self) -> Result<SemaphorePermit<'_>, StoreError> {
         self.0.permit()
     }
 
@@ -267,7 +267,7 @@ impl RedisClient {
     pub async fn query(&self, command: &Cmd) -> Result<Value, StoreError> {
         let deadline = self.deadline();
         let _permit = self.0.permit()?;
-        Ok(self.0.send(command, Writes::Nothing, deadline).await?)
+        Ok(self.0.send(command, Durability::Nothing, deadline).await?)
     }
 
     /// Runs `script`; `command` completes `EVALSHA sha` or `EVAL code` with the keys and arguments.
@@ -276,7 +276,7 @@ impl RedisClient {
         script: &Script,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
-        self.script_until(self.deadline(), script, Writes::Nothing, command).await
+        self.script_until(self.deadline(), script, Durability::Nothing, command).await
     }
 
     /// As [`RedisClient::script`], for one of several that share a deadline, or that waits for replicas.
@@ -284,7 +284,7 @@ impl RedisClient {
         &self,
         deadline: Instant,
         script: &Script,
-        writes: Writes,
+        writes: Durability,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, StoreError> {
         let _permit = self.0.permit()?;
@@ -296,7 +296,7 @@ impl RedisClient {
         &self,
         deadline: Instant,
         script: &Script,
-        writes: Writes,
+        writes: Durability,
         command: impl Fn(&str, &str) -> Cmd,
     ) -> Result<Value, Failure> {
         let mut sent = command("EVALSHA", &script.sha);
@@ -358,7 +358,7 @@ impl Shared {
     }
 
     /// Sends a command to whom it belongs, and where it is sent on to.
-    async fn send(&self, command: &Cmd, writes: Writes, deadline: Instant) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, writes: Durability, deadline: Instant) -> Result<Value, Failure> {
         let mut node = self.node(command, deadline).await?;
         let mut asking = false;
         for _ in 0..MOST_HOPS {
@@ -399,8 +399,8 @@ impl Shared {
         }
         match &self.route {
             Route::Single(_) => {}
-            Route::Sentinel(sentinels) => sentinels.doubt(),
-            Route::Cluster(cluster) => cluster.doubt(),
+            Route::Sentinel(sentinels) => sentinels.request_refresh(),
+            Route::Cluster(cluster) => cluster.request_refresh(),
         }
     }
 }

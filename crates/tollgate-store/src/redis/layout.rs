@@ -86,7 +86,7 @@ constants! {
     /// A claim: ledger, kind, id, start and end of the period, unit, cost, charge, limit.
     ROW: &str = "BBI4I6I6I4I7I7I7";
     /// Behind the rows, if there are caller-named ledgers: how many there may be, the set's key, a bit for each ledger.
-    OPEN_ENDED: &str = "I4B";
+    CALLER_NAMED: &str = "I4B";
     /// A reply: status, now. A [`STATUS`] for each row follows.
     REPLY: &str = "BI6";
     /// The status of a claim: used, when it is free again, when it fits.

@@ -239,7 +239,7 @@ fn read_closed(mut rest: &[u8]) -> Option<ClosedReservation> {
 }
 
 /// The refunds in other slots: for each its index among all refunds, and the amount.
-pub(super) type Returned = Vec<(usize, Amount)>;
+pub(super) type RefundedAmounts = Vec<(usize, Amount)>;
 
 /// One call of the closing script.
 pub(super) struct Close {
@@ -258,7 +258,7 @@ impl Close {
         home: Partition,
         id: ReservationId,
         closing: &CloseRequest<'_>,
-        elsewhere: &Returned,
+        elsewhere: &RefundedAmounts,
     ) -> Self {
         let debts = Request::within(prefix, closing.debts, Mode::Force, Validity::of(closing.debts));
         let slots = &closing.reservation.slots;

@@ -30,7 +30,7 @@ pub(super) use self::end::{close, extend};
 use super::{
     Bounds, RedisStore,
     admit::{AdmitReply, AdmitRequest},
-    records::{OtherPartitions, Returned},
+    records::{OtherPartitions, RefundedAmounts},
     wire::{put_status, read_status, unreadable},
 };
 
@@ -154,11 +154,11 @@ impl Call {
             let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Peek };
             let said: Vec<AdmitReply> = looked.iter().cloned().map(AdmitReply::of).collect();
             let last = self.admit_home(mode, &self.elsewhere(&said)).await?;
-            return self.whole(looked, last);
+            return self.combine(looked, last);
         }
         let nothing = OtherPartitions::default();
         let (looked, last) = try_join(looks, self.admit_home(Mode::Peek, &nothing)).await?;
-        match self.whole(looked.clone(), last.clone())? {
+        match self.combine(looked.clone(), last.clone())? {
             Admission::Decided(ClaimsDecision { allowed: true, .. }) => {}
             refused => return self.or_replay(refused).await,
         }
@@ -181,7 +181,7 @@ impl Call {
             let made: Vec<AdmitReply> = made.iter().flatten().cloned().collect();
             match self.admit_home(Mode::Try, &self.elsewhere(&made)).await {
                 Ok(said) if said.is_admitted() => {
-                    return self.whole(made.into_iter().filter_map(AdmitReply::into_answer).collect(), said);
+                    return self.combine(made.into_iter().filter_map(AdmitReply::into_answer).collect(), said);
                 }
                 // It may be admitted, and then needs all its parts.
                 Err(error @ StoreError::Indeterminate(_)) => return Err(error),
@@ -197,7 +197,7 @@ impl Call {
         if self.request.is_some() && matches!(refused, Admission::Decided(_)) {
             let said = self.admit_home(Mode::Peek, &OtherPartitions::default()).await?;
             if matches!(said.admission, Admission::Replayed(_) | Admission::IdempotencyConflict) {
-                return self.whole(Vec::new(), said);
+                return self.combine(Vec::new(), said);
             }
         }
         Ok(refused)
@@ -223,7 +223,7 @@ impl Call {
         if let Some(Ok(said)) = &last
             && matches!(said.admission, Admission::Replayed(_) | Admission::IdempotencyConflict)
         {
-            return self.whole(Vec::new(), said.clone());
+            return self.combine(Vec::new(), said.clone());
         }
         // Another call was faster. The refusing part keeps its status; the statuses of the others are read again after
         // their charges were given back.
@@ -261,7 +261,7 @@ impl Call {
         loop {
             let done = match self.hold {
                 Some((id, ..)) => {
-                    let none = Returned::new();
+                    let none = RefundedAmounts::new();
                     self.store.close_at_once(part.partition, id, &closing, &none, deadline).await.map(drop)
                 }
                 None => self.store.refund(&refunds, deadline).await,
@@ -339,7 +339,7 @@ impl Call {
     }
 
     /// The whole answer, with those of the other parts; a replay brings them along.
-    fn whole(&self, mut others: Vec<ApplyResult>, last: AdmitReply) -> Result<Admission, StoreError> {
+    fn combine(&self, mut others: Vec<ApplyResult>, last: AdmitReply) -> Result<Admission, StoreError> {
         match last.admission {
             Admission::Decided(applied) => {
                 let by = applied.decided_at;

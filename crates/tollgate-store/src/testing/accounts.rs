@@ -29,14 +29,14 @@ const REMEMBER: Duration = Duration::from_hours(1);
 pub struct Step {
     domain: usize,
     account: usize,
-    what: What,
+    what: AccountOp,
     /// Whether the change is based on a version before the account's latest change.
     outdated: bool,
     event: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum What {
+enum AccountOp {
     Put,
     Delete,
     AddKey,
@@ -47,11 +47,11 @@ enum What {
 /// Any sequence of changes.
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let what = prop_oneof![
-        4 => Just(What::Put),
-        1 => Just(What::Delete),
-        3 => Just(What::AddKey),
-        1 => Just(What::DropKey),
-        2 => Just(What::Rotate),
+        4 => Just(AccountOp::Put),
+        1 => Just(AccountOp::Delete),
+        3 => Just(AccountOp::AddKey),
+        1 => Just(AccountOp::DropKey),
+        2 => Just(AccountOp::Rotate),
     ];
     let event = prop_oneof![3 => Just(None), 1 => (0_u8..4).prop_map(Some)];
     let step = (0..DOMAINS.len(), 0..ACCOUNTS.len(), what, prop::bool::weighted(0.15), event)
@@ -60,7 +60,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// A record for tests: `number` distinguishes versions and secrets.
-fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: What, number: u64) -> Option<AccountRecord> {
+fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: AccountOp, number: u64) -> Option<AccountRecord> {
     let now = Timestamp::from_ms(1_740_960_000_000 + number);
     let mut record = before.cloned().unwrap_or_else(|| AccountRecord {
         domain: domain.to_owned(),
@@ -77,15 +77,15 @@ fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: What, numb
     record.version = now.as_ms();
     record.changed_at = now;
     match what {
-        What::Put => record.tier = format!("tier-{number}"),
-        What::Delete => return None,
-        What::AddKey => {
+        AccountOp::Put => record.tier = format!("tier-{number}"),
+        AccountOp::Delete => return None,
+        AccountOp::AddKey => {
             record.keys.insert(format!("key-{number}"), key(number, now));
         }
-        What::DropKey => {
+        AccountOp::DropKey => {
             record.keys.shift_remove_index(0);
         }
-        What::Rotate => {
+        AccountOp::Rotate => {
             if let Some((_, key)) = record.keys.first_mut() {
                 key.previous = Some(PreviousSecret { hash: key.hash, good_until: now });
                 key.hash = secret(number);
@@ -101,7 +101,7 @@ fn next(before: Option<&AccountRecord>, domain: &str, id: &str, what: What, numb
 /// # Panics
 /// Never.
 pub fn sample(domain: &str, id: &str) -> AccountRecord {
-    let (account, key) = (next(None, domain, id, What::Put, 1), What::AddKey);
+    let (account, key) = (next(None, domain, id, AccountOp::Put, 1), AccountOp::AddKey);
     next(account.as_ref(), domain, id, key, 2).expect("an account")
 }
 
@@ -157,7 +157,7 @@ pub async fn play(stores: &[&dyn AccountStore], steps: &[Step]) {
             if expected == SaveResult::Done && (before.is_some() || after.is_some()) {
                 let heard = tokio::time::timeout(Duration::from_secs(10), feed.next()).await;
                 let heard = heard.expect("heard in time").expect("the feed goes on");
-                assert_eq!(heard, told(domain, id, before.as_ref(), after.as_ref()), "step {number}");
+                assert_eq!(heard, expected_notice(domain, id, before.as_ref(), after.as_ref()), "step {number}");
             }
         }
         if expected == SaveResult::Done {
@@ -174,7 +174,12 @@ pub async fn play(stores: &[&dyn AccountStore], steps: &[Step]) {
     }
 }
 
-fn told(domain: &str, id: &str, before: Option<&AccountRecord>, after: Option<&AccountRecord>) -> AccountChange {
+fn expected_notice(
+    domain: &str,
+    id: &str,
+    before: Option<&AccountRecord>,
+    after: Option<&AccountRecord>,
+) -> AccountChange {
     let secrets = |record: Option<&AccountRecord>| -> Vec<KeyHash> {
         record.iter().flat_map(|record| record.keys.values()).flat_map(KeyRecord::secrets).copied().collect()
     };
@@ -236,7 +241,7 @@ async fn nothing_else_is_usable(store: &dyn AccountStore, numbers: u64) {
 /// Where that does not hold.
 pub async fn nothing_is_lost(stores: &[Arc<dyn AccountStore>]) {
     let (domain, id) = (DOMAINS[0], ACCOUNTS[0]);
-    let start = next(None, domain, id, What::Put, 0);
+    let start = next(None, domain, id, AccountOp::Put, 0);
     let made = Change { domain, id, before: None, after: start.as_ref(), event: None };
     assert_eq!(stores[0].save(made).await.expect("saved"), SaveResult::Done);
     let adding = |writers: std::ops::Range<u64>, event: Option<&'static str>| {

@@ -11,7 +11,7 @@ use proptest::{
 const MOST_SHRINKS: u32 = 400;
 
 /// Checks `property` on `cases` inputs, each with a unique number. A failure names its seed, for `PROPTEST_RNG_SEED` in
-/// the environment. `TOLLGATE_TEST_FACTOR=10` there plays ten times as many inputs.
+/// the environment. `TOLLGATE_TEST_PERCENT=1000` there plays ten times as many inputs.
 ///
 /// # Panics
 /// On the smallest input for which the property does not hold.
@@ -25,9 +25,9 @@ where
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => rand::random(),
     };
-    let factor = std::env::var("TOLLGATE_TEST_FACTOR").map_or(1, |factor| factor.parse().expect("a number"));
+    let percent = std::env::var("TOLLGATE_TEST_PERCENT").map_or(100, |percent| percent.parse().expect("a number"));
     let config = Config {
-        cases: cases.saturating_mul(factor),
+        cases: cases.saturating_mul(percent).div_ceil(100),
         rng_seed: RngSeed::Fixed(seed),
         // A file of failures would have to be written into the source.
         failure_persistence: None,

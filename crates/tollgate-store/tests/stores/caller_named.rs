@@ -72,7 +72,7 @@ async fn fill(store: &dyn Store) {
 #[tokio::test]
 async fn in_redis_an_expired_counter_frees_its_place() {
     let server = RedisServer::start();
-    let config = RedisConfig { max_open_ended: 3, ..RedisConfig::new(server.url()) };
+    let config = RedisConfig { max_caller_named: 3, ..RedisConfig::new(server.url()) };
     let store = RedisStore::connect(config).unwrap();
     fill(&store).await;
     let crowded = store.link().status().faults.into_iter().find(|(fault, _)| *fault == Fault::CounterCapReached);
@@ -113,7 +113,7 @@ async fn in_redis_an_expired_counter_frees_its_place() {
 #[tokio::test]
 async fn in_memory_an_expired_counter_frees_its_place() {
     let clock = Arc::new(ManualClock::at(START));
-    let store = MemoryStore::new(Arc::clone(&clock), 10_000).with_max_open_ended(3);
+    let store = MemoryStore::new(Arc::clone(&clock), 10_000).with_max_caller_named(3);
     fill(&store).await;
     clock.advance_ms(WINDOW_MS);
     store.sweep();

@@ -17,7 +17,7 @@ use proptest::strategy::Strategy;
 use tollgate_core::{
     amount::{Amount, Limit, UnitId},
     claim::{ApplyResult, Claim, Effect, LedgerKey, Mode, Partition},
-    ledger::MAX_OPEN_ENDED,
+    ledger::MAX_CALLER_NAMED,
     store::Store,
     window::{SlidingWindow, WindowInstance},
 };
@@ -41,7 +41,7 @@ const COMPARED_STEP: usize = 16;
 /// in Redis. A store that decides all calls by the general script plays along on a server of its own, and both servers
 /// must store the same values. Returns the highest usage of the first claim of a call.
 fn check(strategy: impl Strategy<Value = Vec<Step>>, cases: u32) -> u64 {
-    check_within(MAX_OPEN_ENDED, strategy, cases)
+    check_within(MAX_CALLER_NAMED, strategy, cases)
 }
 
 /// The same on stores that have so many places for caller-named ledgers in each partition.
@@ -53,10 +53,10 @@ fn check_within(most: u32, strategy: impl Strategy<Value = Vec<Step>>, cases: u3
     let most_used = std::cell::Cell::new(0);
     check_property(cases, &strategy, |case, steps| {
         let clock = Arc::new(ManualClock::at(START));
-        let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock)).with_max_open_ended(most);
+        let memory = MemoryStore::that_forgets_nothing(Arc::clone(&clock)).with_max_caller_named(most);
         let key_prefix = format!("case{case}");
         let node = |server: &RedisServer| {
-            let config = RedisConfig { key_prefix: key_prefix.clone(), max_open_ended: most, ..server.config() };
+            let config = RedisConfig { key_prefix: key_prefix.clone(), max_caller_named: most, ..server.config() };
             store_with_clock(config, &clock, &runtime)
         };
         let nodes: Vec<Box<dyn Store>> = (0..3).map(|_| Box::new(node(&server)) as _).collect();
@@ -97,7 +97,7 @@ fn every_key_is_bounded(server: &RedisServer, most: u32) {
             largest = names.max(largest);
         }
     }
-    assert!(largest == most || most == MAX_OPEN_ENDED && largest == 0, "{largest} of {most} places were taken");
+    assert!(largest == most || most == MAX_CALLER_NAMED && largest == 0, "{largest} of {most} places were taken");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn redis_agrees_on_mixed_sequences() {
 
 /// Broken to try it: a call that takes the last place twice, a refused call that takes one.
 #[test]
-fn redis_agrees_on_open_ended_ledgers() {
+fn redis_agrees_on_caller_named_ledgers() {
     check_within(3, caller_named(), 300);
 }
 

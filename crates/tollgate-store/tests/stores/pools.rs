@@ -53,7 +53,7 @@ struct Bench<'a> {
     clock: &'a ManualClock,
     policy: Arc<Policy>,
     known: HashMap<(usize, LedgerKey), PoolUse>,
-    wanted_at: HashMap<(usize, usize), Timestamp>,
+    recorded_at: HashMap<(usize, usize), Timestamp>,
     /// When how much was admitted, by priority from 0.
     log: Vec<(u64, usize, u64)>,
     limit: u64,
@@ -77,21 +77,21 @@ impl Bench<'_> {
         let resolved = policy.resolve(&caller, "model").unwrap();
         let usage = policy.usage([("tokens", tokens)]).unwrap();
         let claim_set = resolved.claim_set(&usage, |_| None, None).unwrap();
-        let draw = &claim_set.draws()[0];
+        let pool_claim = &claim_set.pool_claims()[0];
         let (decision, allowed) = [true, false]
             .into_iter()
             .find_map(|again| {
-                let known = self.known.get(&(node, draw.key())).copied();
+                let known = self.known.get(&(node, pool_claim.key())).copied();
                 let claims = claim_set.claims(self.clock.now(), &[known]);
                 let applied = self.apply(&claims, mode);
                 let allowed = applied.allowed;
                 let (decision, found) = claim_set.decide(mode, again, applied);
-                self.known.insert((node, draw.key()), found.pools[0]);
-                if !found.wanting.is_empty() {
-                    let last = self.wanted_at.get(&(node, priority));
+                self.known.insert((node, pool_claim.key()), found.pools[0]);
+                if !found.unmet.is_empty() {
+                    let last = self.recorded_at.get(&(node, priority));
                     if last.is_none_or(|last| self.clock.now().ms_since(*last) >= WINDOW_MS / 32) {
-                        self.wanted_at.insert((node, priority), self.clock.now());
-                        self.apply(&[draw.want().unwrap()], Mode::Force);
+                        self.recorded_at.insert((node, priority), self.clock.now());
+                        self.apply(&[pool_claim.unmet_demand().unwrap()], Mode::Force);
                     }
                 }
                 (!found.again).then_some((decision, allowed))
@@ -165,7 +165,7 @@ fn both(
             clock: &clock,
             policy: Arc::new(policy(limit, shares)),
             known: HashMap::new(),
-            wanted_at: HashMap::new(),
+            recorded_at: HashMap::new(),
             log: Vec::new(),
             limit,
         });

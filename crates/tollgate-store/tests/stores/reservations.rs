@@ -23,7 +23,7 @@ use tollgate_store::{
 
 use self::{
     place::Place,
-    world::{Event, TOKENS, Under, WINDOWS, claims, home, world},
+    world::{Event, Operation, TOKENS, WINDOWS, claims, home, world},
 };
 use crate::harness::store_with_clock;
 
@@ -37,10 +37,10 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let tokens = prop_oneof![12 => 0_u64..400, 1 => 900_u64..1_200];
     let limit = prop_oneof![9 => Just(TOKENS), 1 => 0_u64..2_000];
     let under = prop_oneof![
-        4 => (tokens.clone(), ttl.clone()).prop_map(|(tokens, ttl_ms)| Under::Reserve { tokens, ttl_ms }),
-        4 => (0_usize..6, 0_u64..500).prop_map(|(which, tokens)| Under::Settle { which, tokens }),
-        1 => (0_usize..6).prop_map(|which| Under::Cancel { which }),
-        1 => (0_usize..6, ttl.clone()).prop_map(|(which, ttl_ms)| Under::Extend { which, ttl_ms }),
+        4 => (tokens.clone(), ttl.clone()).prop_map(|(tokens, ttl_ms)| Operation::Reserve { tokens, ttl_ms }),
+        4 => (0_usize..6, 0_u64..500).prop_map(|(which, tokens)| Operation::Settle { which, tokens }),
+        1 => (0_usize..6).prop_map(|which| Operation::Cancel { which }),
+        1 => (0_usize..6, ttl.clone()).prop_map(|(which, ttl_ms)| Operation::Extend { which, ttl_ms }),
     ];
     let back = prop_oneof![1 => 1_u64..40, 1 => 1_u64..2_000];
     let event = prop_oneof![

@@ -12,12 +12,12 @@ use tollgate_core::text::{has_hidden, is_hidden};
 use crate::escape;
 
 /// Something that can be shown.
-pub(super) trait Show: DeserializeOwned {
+pub(super) trait PlainText: DeserializeOwned {
     fn show(&self) -> String;
 }
 
 /// The text of an answer with a `T` in it, for people.
-pub(super) fn shown<T: Show>(answer: &str) -> String {
+pub(super) fn shown<T: PlainText>(answer: &str) -> String {
     // A node of another version may send values that this program does not know; nothing is left out.
     serde_json::from_str(answer).map_or_else(|_| answer.to_owned(), |answer: T| answer.show())
 }
@@ -27,7 +27,7 @@ pub(super) fn deleted(_: &str) -> String {
     "deleted".to_owned()
 }
 
-impl Show for AccountBody {
+impl PlainText for AccountBody {
     fn show(&self) -> String {
         let balances = self.balances.iter().map(|(currency, sum)| format!("{currency} {sum}"));
         let rows = [
@@ -47,7 +47,7 @@ impl Show for AccountBody {
     }
 }
 
-impl Show for AccountPage {
+impl PlainText for AccountPage {
     fn show(&self) -> String {
         let row = |account: &AccountBody| {
             let (keys, overrides) = (account.active_keys.to_string(), account.overrides.len().to_string());
@@ -59,13 +59,13 @@ impl Show for AccountPage {
     }
 }
 
-impl Show for UsageResetAnswer {
+impl PlainText for UsageResetAnswer {
     fn show(&self) -> String {
         pairs([("counters removed", self.counters.to_string()), ("quotas", self.quotas.join(", "))])
     }
 }
 
-impl Show for KeyBody {
+impl PlainText for KeyBody {
     fn show(&self) -> String {
         let rows = [
             ("key", self.id.clone()),
@@ -88,7 +88,7 @@ impl Show for KeyBody {
     }
 }
 
-impl Show for KeyPage {
+impl PlainText for KeyPage {
     fn show(&self) -> String {
         let row = |key: &KeyBody| {
             let (kind, state) = (kind(key.kind).to_owned(), state(key.state).to_owned());
@@ -106,14 +106,14 @@ impl Show for KeyPage {
     }
 }
 
-impl Show for IssuedBody {
+impl PlainText for IssuedBody {
     fn show(&self) -> String {
         let secret = pairs([("secret", self.secret.clone())]);
         format!("{secret}\n{}\nThe secret is not shown again.", self.key.show())
     }
 }
 
-impl Show for EventAnswer {
+impl PlainText for EventAnswer {
     fn show(&self) -> String {
         let said = match (&self.promoted, self.repeated) {
             (_, true) => "The event was recorded before. Nothing changed.".to_owned(),
@@ -124,7 +124,7 @@ impl Show for EventAnswer {
     }
 }
 
-impl Show for TierList {
+impl PlainText for TierList {
     fn show(&self) -> String {
         let row = |tier: &TierBody| {
             let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();

@@ -16,7 +16,7 @@ use tollgate_service::{
 };
 
 use super::{
-    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery,
+    AccountPath, AdminFailure, Checked, DomainQuery, Failures, PageQuery,
     bodies::{account_body, override_record},
     if_match, versioned,
 };
@@ -33,7 +33,7 @@ pub(super) async fn create(
     grant: AdminGrant,
     Checked(at): Checked<DomainQuery>,
     Body(new): Body<NewAccountBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.create_account(NewAccount { id: new.id, tier: new.tier, balances: new.balances }).await?;
     Ok(versioned(StatusCode::CREATED, record.version, account_body(&record, session.now())))
@@ -46,7 +46,7 @@ pub(super) async fn list(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Checked(part): Checked<PageQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &part.domain)?;
     let list = List::Accounts { domain: session.domain().policy.domain() };
     let page = session.accounts(&part.position(list)?, part.take()?).await?;
@@ -68,7 +68,7 @@ pub(super) async fn get(
     grant: AdminGrant,
     AccountPath(account): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.account(&account).await?;
     Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
@@ -85,7 +85,7 @@ pub(super) async fn patch(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(patch): Body<AccountPatchBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let patch = AccountPatch { tier: patch.tier, balances: patch.balances };
     let record = session.patch_account(&account, patch, if_match(&headers)?).await?;
@@ -101,7 +101,7 @@ pub(super) async fn delete(
     AccountPath(account): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     session.delete_account(&account, if_match(&headers)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -118,7 +118,7 @@ pub(super) async fn put_override(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(over): Body<OverrideBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session
         .put_override(OverrideTarget::Account(&account), &name, override_record(over)?, if_match(&headers)?)
@@ -136,7 +136,7 @@ pub(super) async fn clear_override(
     AccountPath((account, name)): AccountPath<(String, String)>,
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let record = session.clear_override(OverrideTarget::Account(&account), &name, if_match(&headers)?).await?;
     Ok(versioned(StatusCode::OK, record.version, account_body(&record, session.now())))
@@ -152,7 +152,7 @@ pub(super) async fn tell(
     AccountPath(account): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
     Body(event): Body<EventBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let told = session.record_event(&account, &event.id, &event.r#type).await?;
     let answer = EventAnswer {
@@ -174,7 +174,7 @@ pub(super) async fn reset_usage(
     AccountPath(account): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
     Body(which): Body<UsageResetBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let reset = session.reset_usage(&account, which.quota.as_deref()).await?;
     Ok(Json(UsageResetAnswer { counters: reset.counters, quotas: reset.quotas }).into_response())

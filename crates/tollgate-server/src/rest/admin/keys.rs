@@ -15,7 +15,7 @@ use tollgate_service::{
 };
 
 use super::{
-    AccountPath, Checked, DomainQuery, Failed, Failures, PageQuery,
+    AccountPath, AdminFailure, Checked, DomainQuery, Failures, PageQuery,
     bodies::{key_body, key_kind, override_record, time},
     if_match, versioned,
 };
@@ -35,7 +35,7 @@ pub(super) async fn create(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(new): Body<NewKeyBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
     let new = NewKey { kind: key_kind(new.kind), description: new.description, expires_at };
@@ -51,7 +51,7 @@ pub(super) async fn list(
     grant: AdminGrant,
     AccountPath(account): AccountPath<String>,
     Checked(part): Checked<PageQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &part.domain)?;
     let (take, now) = (part.take()?, session.now());
     let record = session.account(&account).await?;
@@ -73,7 +73,7 @@ pub(super) async fn get(
     grant: AdminGrant,
     AccountPath(key): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     answer(&session.key(&key).await?, session.now())
 }
@@ -89,7 +89,7 @@ pub(super) async fn patch(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(patch): Body<KeyPatchBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let end = |text: Option<String>| text.as_deref().map(|text| time("expires_at", text)).transpose();
     let patch = KeyPatch { description: patch.description, expires_at: patch.expires_at.map(end).transpose()? };
@@ -107,7 +107,7 @@ pub(super) async fn rotate(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(rotation): Body<RotationBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let overlap = Duration::from_secs(rotation.overlap_s);
     let issued = session.rotate_key(&key, overlap, if_match(&headers)?).await?;
@@ -123,7 +123,7 @@ pub(super) async fn revoke(
     AccountPath(key): AccountPath<String>,
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     answer(&session.revoke_key(&key, if_match(&headers)?).await?, session.now())
 }
@@ -139,7 +139,7 @@ pub(super) async fn put_override(
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
     Body(over): Body<OverrideBody>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let account =
         session.put_override(OverrideTarget::Key(&key), &name, override_record(over)?, if_match(&headers)?).await?;
@@ -156,7 +156,7 @@ pub(super) async fn clear_override(
     AccountPath((key, name)): AccountPath<(String, String)>,
     Checked(at): Checked<DomainQuery>,
     headers: HeaderMap,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     let account = session.clear_override(OverrideTarget::Key(&key), &name, if_match(&headers)?).await?;
     answer(&AccountKey { account, id: key }, session.now())
@@ -167,11 +167,11 @@ fn body(key: &AccountKey, now: Timestamp) -> Result<KeyBody, AdminError> {
     Ok(key_body(&key.account, &key.id, key.record().ok_or_else(gone)?, now))
 }
 
-fn answer(key: &AccountKey, now: Timestamp) -> Result<Response, Failed> {
+fn answer(key: &AccountKey, now: Timestamp) -> Result<Response, AdminFailure> {
     Ok(versioned(StatusCode::OK, key.account.version, body(key, now)?))
 }
 
-fn issued_answer(status: StatusCode, issued: IssuedKey, now: Timestamp) -> Result<Response, Failed> {
+fn issued_answer(status: StatusCode, issued: IssuedKey, now: Timestamp) -> Result<Response, AdminFailure> {
     let IssuedKey { key, secret } = issued;
     Ok(versioned(status, key.account.version, IssuedBody { key: body(&key, now)?, secret }))
 }

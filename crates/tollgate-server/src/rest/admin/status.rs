@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tollgate_service::scope::DomainScope;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Checked, Failed, Failures};
+use super::{AdminFailure, Checked, Failures};
 use crate::{auth::AdminGrant, files::Failure, reload::Reload, rest::Shared};
 
 /// The domain of a status request.
@@ -59,7 +59,7 @@ pub(super) async fn status(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Checked(StatusQuery { domain }): Checked<StatusQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let policies = &shared.health.policies;
     let domains = if domain.is_empty() {
         let current = policies.domains().load();

@@ -8,7 +8,7 @@ use axum::{
 
 use tollgate_api::json::admin::TierList;
 
-use super::{Checked, DomainQuery, Failed, Failures, bodies::tier_list};
+use super::{AdminFailure, Checked, DomainQuery, Failures, bodies::tier_list};
 use crate::{auth::AdminGrant, rest::Shared};
 
 /// List the tiers of a domain.
@@ -18,7 +18,7 @@ pub(super) async fn list(
     State(shared): State<Shared>,
     grant: AdminGrant,
     Checked(at): Checked<DomainQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, AdminFailure> {
     let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
     Ok(Json(tier_list(session.domain())).into_response())
 }

@@ -14,7 +14,7 @@ use tollgate_core::{
 };
 use tollgate_policy::CONCURRENT_REQUESTS;
 
-use super::{Note, Token, checked_ttl, cut};
+use super::{CallMetadata, Token, checked_ttl, cut};
 use crate::{
     domains::{Domain, Domains},
     scope::DomainScope,
@@ -70,7 +70,7 @@ pub struct SettledUnit {
 
 /// The record of an end.
 #[derive(Debug, Serialize, Deserialize)]
-struct EndNote {
+struct EndRecord {
     #[serde(rename = "c")]
     cancelled: bool,
     #[serde(rename = "u")]
@@ -105,10 +105,10 @@ impl DecisionService {
             ReservationState::Closed(closed) => return before(token, domain, &closed, digest),
             ReservationState::Open { now, reservation, .. } => (now, reservation),
         };
-        let metadata = note_of(token, domain, &reservation)?;
+        let metadata = metadata_of(token, domain, &reservation)?;
         let units = units_of(domain, &metadata, settle.usage.as_deref())?;
         let refunds = refunds_of(&reservation, &metadata, &units);
-        let end = EndNote {
+        let end = EndRecord {
             cancelled: settle.usage.is_none(),
             refunds: refunds.iter().map(|(at, _)| *at).collect(),
             units,
@@ -116,12 +116,12 @@ impl DecisionService {
         };
         let bytes = serde_json::to_vec(&end).map_err(|error| StoreError::Refused(format!("a metadata: {error}")))?;
         let refunds: Vec<Charge> = refunds.into_iter().map(|(_, charge)| charge).collect();
-        let (reservation, refunds, note_of_end) = (&reservation, &refunds[..], &bytes[..]);
+        let (reservation, refunds, end_metadata) = (&reservation, &refunds[..], &bytes[..]);
         let closure = in_period(now, |now| {
             let debts = debts_of(reservation, &metadata, &end.units, now);
             async move {
                 let debts = debts?;
-                let closing = CloseRequest { digest, refunds, debts: &debts, reservation, metadata: note_of_end };
+                let closing = CloseRequest { digest, refunds, debts: &debts, reservation, metadata: end_metadata };
                 match self.counters.measure(self.counters.store().close(token.home, token.id, &closing)).await? {
                     CloseResult::OutsidePeriod(at) => Ok(Period::Outside(at)),
                     closure => Ok(Period::Inside(closure)),
@@ -144,7 +144,7 @@ impl DecisionService {
     }
 
     /// Reports how the call of a reservation was answered. The settlement stands whatever the result is.
-    async fn report_of(&self, within: &DomainScope, domain: &Domain, metadata: &Note, status: u32) {
+    async fn report_of(&self, within: &DomainScope, domain: &Domain, metadata: &CallMetadata, status: u32) {
         let report = Report {
             within,
             domain: domain.policy.domain(),
@@ -172,7 +172,7 @@ impl DecisionService {
             ReservationState::Closed(closed) => return Err(ended(token, domain, &closed)),
             ReservationState::Open { reservation, .. } => reservation,
         };
-        let ttl_ms = checked_ttl(ttl_ms, note_of(token, domain, &reservation)?.ttl_ms)?;
+        let ttl_ms = checked_ttl(ttl_ms, metadata_of(token, domain, &reservation)?.ttl_ms)?;
         match self.counters.store().extend(token.home, token.id, ttl_ms, &reservation).await? {
             Extension::Until(at) => {
                 domain.metrics.reservations.extended();
@@ -200,24 +200,24 @@ fn unknown(domain: &Domain) -> CallError {
 }
 
 /// The data that an open reservation keeps of its call, if the token names this reservation in this domain.
-fn note_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<Note, CallError> {
+fn metadata_of(token: Token, domain: &Domain, reservation: &Reservation) -> Result<CallMetadata, CallError> {
     // In a Redis Cluster the parts of a reservation outside the account's slot remember nothing of the call.
     if reservation.metadata.is_empty() {
         return Err(unknown(domain));
     }
-    let metadata: Note = read_note(&reservation.metadata)?;
+    let metadata: CallMetadata = read_note(&reservation.metadata)?;
     if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
 }
 
 /// The record of an end, if the token names this reservation in this domain.
-fn end_note_of(token: Token, domain: &Domain, closed: &ClosedReservation) -> Result<EndNote, CallError> {
-    let metadata: EndNote = read_note(&closed.metadata)?;
+fn end_metadata_of(token: Token, domain: &Domain, closed: &ClosedReservation) -> Result<EndRecord, CallError> {
+    let metadata: EndRecord = read_note(&closed.metadata)?;
     if token.is_bound_to(&domain.policy, &metadata.account) { Ok(metadata) } else { Err(unknown(domain)) }
 }
 
 fn ended(token: Token, domain: &Domain, closed: &ClosedReservation) -> CallError {
-    match end_note_of(token, domain, closed) {
-        Ok(EndNote { cancelled, .. }) => {
+    match end_metadata_of(token, domain, closed) {
+        Ok(EndRecord { cancelled, .. }) => {
             CallError::Ended { how: if cancelled { "cancelled" } else { "settled" }, at: closed.at }
         }
         Err(error) => error,
@@ -234,12 +234,12 @@ fn before(
     if closed.digest != digest {
         return Err(ended(token, domain, closed));
     }
-    let metadata = end_note_of(token, domain, closed)?;
+    let metadata = end_metadata_of(token, domain, closed)?;
     Ok(settlement_of(metadata, closed, true))
 }
 
-fn settlement_of(metadata: EndNote, closed: &ClosedReservation, replayed: bool) -> Settlement {
-    let EndNote { mut units, refunds, .. } = metadata;
+fn settlement_of(metadata: EndRecord, closed: &ClosedReservation, replayed: bool) -> Settlement {
+    let EndRecord { mut units, refunds, .. } = metadata;
     for (at, amount) in refunds.iter().zip(&closed.refunded) {
         if let Some(unit) = units.get_mut(*at) {
             unit.returned = unit.returned.max(amount.get());
@@ -254,7 +254,11 @@ fn read_note<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CallError> {
 }
 
 /// Every unit that was reserved or used.
-fn units_of(domain: &Domain, metadata: &Note, usage: Option<&[(&str, u64)]>) -> Result<Vec<SettledUnit>, CallError> {
+fn units_of(
+    domain: &Domain,
+    metadata: &CallMetadata,
+    usage: Option<&[(&str, u64)]>,
+) -> Result<Vec<SettledUnit>, CallError> {
     let unit = |unit: &str, reserved: u64, actual: u64| SettledUnit {
         unit: unit.to_owned(),
         reserved,
@@ -298,7 +302,7 @@ fn printable(name: &str) -> String {
 }
 
 /// The refunds, each with the index of its unit.
-fn refunds_of(reservation: &Reservation, metadata: &Note, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
+fn refunds_of(reservation: &Reservation, metadata: &CallMetadata, units: &[SettledUnit]) -> Vec<(usize, Charge)> {
     let mut refunds = Vec::new();
     for (at, unit) in units.iter().enumerate() {
         let over = unit.reserved.saturating_sub(unit.actual);
@@ -316,7 +320,7 @@ fn refunds_of(reservation: &Reservation, metadata: &Note, units: &[SettledUnit])
 /// The debts, on every counter of the reservation.
 fn debts_of(
     reservation: &Reservation,
-    metadata: &Note,
+    metadata: &CallMetadata,
     units: &[SettledUnit],
     now: Timestamp,
 ) -> Result<Vec<Claim>, CallError> {
@@ -335,7 +339,7 @@ fn debts_of(
     Ok(debts)
 }
 
-fn span_of(metadata: &Note, id: u32, now: Timestamp) -> Result<WindowInstance, CallError> {
+fn span_of(metadata: &CallMetadata, id: u32, now: Timestamp) -> Result<WindowInstance, CallError> {
     let calendar = metadata.calendars.iter().find(|(known, ..)| *known == id);
     let window = calendar.and_then(|(_, unit, zone)| CalendarWindow::new(CalendarUnit::named(unit)?, zone).ok());
     let window = window.ok_or_else(|| StoreError::Refused("a reservation in an unknown calendar".into()))?;

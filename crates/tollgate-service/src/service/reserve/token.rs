@@ -26,7 +26,7 @@ impl Token {
     }
 
     /// An id that cannot be guessed: 128 bits of the thread's generator, which is cryptographic.
-    pub(super) fn draw() -> ReservationId {
+    pub(super) fn generate() -> ReservationId {
         ReservationId(rand::rng().random())
     }
 
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn tokens_come_back_and_nothing_else_is_one() {
-        let token = Token::new("venice", Partition::of(["account"]), Token::draw());
+        let token = Token::new("venice", Partition::of(["account"]), Token::generate());
         let text = token.to_text();
         assert_eq!((text.len(), Token::parse(&text)), (51, Some(token)));
         assert!(token.is_of("venice") && !token.is_of("deapi"));

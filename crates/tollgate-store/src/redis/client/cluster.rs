@@ -44,7 +44,7 @@ struct Shared {
     connect: Box<dyn Fn(ConnectionInfo) -> Arc<Node> + Send + Sync>,
     /// How long a seed may take.
     within: Duration,
-    doubt: Notify,
+    stale: Notify,
 }
 
 /// Every slot's master, as a place in `nodes`.
@@ -65,8 +65,8 @@ impl Cluster {
         connect: impl Fn(ConnectionInfo) -> Arc<Node> + Send + Sync + 'static,
     ) -> Self {
         let map = Map { slots: Arc::from(vec![None; SLOTS]), nodes: Vec::new() };
-        let (connect, within, doubt) = (Box::new(connect), ASK_WITHIN.max(deadline), Notify::new());
-        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, dialer, connect, within, doubt });
+        let (connect, within, stale) = (Box::new(connect), ASK_WITHIN.max(deadline), Notify::new());
+        let shared = Arc::new(Shared { map: ArcSwap::from_pointee(map), seeds, dialer, connect, within, stale });
         let (to, known) = watch::channel(None);
         let task = tokio::spawn(keep_reading(Arc::clone(&shared), to)).abort_handle();
         Self { shared, known, task }
@@ -86,7 +86,7 @@ impl Cluster {
             None => map.nodes.iter().find(|node| !node.is_resting()).or(map.nodes.first()),
         };
         found.cloned().ok_or_else(|| {
-            self.doubt();
+            self.request_refresh();
             down("nobody has the slot")
         })
     }
@@ -133,8 +133,8 @@ impl Cluster {
     }
 
     /// Reads the map soon.
-    pub(super) fn doubt(&self) {
-        self.shared.doubt.notify_one();
+    pub(super) fn request_refresh(&self) {
+        self.shared.stale.notify_one();
     }
 }
 
@@ -230,7 +230,7 @@ async fn keep_reading(shared: Arc<Shared>, known: watch::Sender<Option<Result<()
     let mut pauses = Backoff::between(PAUSES.0, PAUSES.1);
     loop {
         let read = shared.read().await;
-        let in_doubt = read.is_err();
+        let is_stale = read.is_err();
         known.send_if_modified(|known| {
             // A stale map is better than none.
             let news = !matches!(known, Some(Ok(())));
@@ -239,12 +239,12 @@ async fn keep_reading(shared: Arc<Shared>, known: watch::Sender<Option<Result<()
             }
             news
         });
-        if !in_doubt {
+        if !is_stale {
             pauses.reset();
         }
         tokio::time::sleep(pauses.pause()).await;
-        if !in_doubt {
-            let _ = timeout(READ_EVERY, shared.doubt.notified()).await;
+        if !is_stale {
+            let _ = timeout(READ_EVERY, shared.stale.notified()).await;
         }
     }
 }

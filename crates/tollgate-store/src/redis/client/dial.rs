@@ -23,11 +23,11 @@ pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 
 /// Makes connections.
 #[derive(Clone, Default)]
-pub(crate) struct Dialer(Option<Named>);
+pub(crate) struct Dialer(Option<NamedServer>);
 
 /// The expected server, and the trusted certificates.
 #[derive(Clone)]
-struct Named {
+struct NamedServer {
     name: ServerName<'static>,
     connector: TlsConnector,
 }
@@ -35,7 +35,7 @@ struct Named {
 impl Dialer {
     pub(crate) fn of(config: &RedisConfig) -> Result<Self, StoreError> {
         let tls = config.tls.as_ref().filter(|tls| tls.server_name.is_some());
-        Ok(Self(tls.map(Named::of).transpose().map_err(StoreError::Refused)?))
+        Ok(Self(tls.map(NamedServer::of).transpose().map_err(StoreError::Refused)?))
     }
 
     /// A connection that calls share.
@@ -64,7 +64,7 @@ impl Dialer {
     }
 }
 
-impl Named {
+impl NamedServer {
     fn of(tls: &RedisTls) -> Result<Self, String> {
         let name = tls.server_name.clone().unwrap_or_default();
         let name =

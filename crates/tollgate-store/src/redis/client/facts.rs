@@ -24,7 +24,7 @@ pub(super) struct Probe {
 
 /// The answers of a server about itself.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct ServerFacts {
     /// Its `maxmemory-policy`, if that lets it give up keys.
     pub(super) eviction: Option<String>,
     /// The time of the question.
@@ -51,7 +51,7 @@ impl Probe {
     }
 }
 
-impl Facts {
+impl ServerFacts {
     pub(super) fn read_memory(&mut self, info: &Value) {
         self.asked = Some(Started::now());
         if let Some(policy) = field(info, "maxmemory_policy") {
@@ -65,7 +65,7 @@ impl Facts {
 pub(super) async fn meet(
     connection: &mut MultiplexedConnection,
     in_cluster: bool,
-) -> redis::RedisResult<(Facts, bool)> {
+) -> redis::RedisResult<(ServerFacts, bool)> {
     let mut questions = redis::pipe();
     // A stalled server takes connections in, too.
     questions.cmd("PING").cmd("INFO").arg("memory").cmd("INFO").arg("replication").cmd("ROLE");
@@ -77,7 +77,7 @@ pub(super) async fn meet(
         return Err(error);
     }
     let (memory, replication, role) = (next(), next(), next());
-    let mut facts = Facts::default();
+    let mut facts = ServerFacts::default();
     if let Ok(memory) = memory {
         facts.read_memory(&memory);
     }
@@ -133,7 +133,7 @@ mod tests {
     fn what_info_says() {
         let info = Value::BulkString(b"# Memory\r\nmaxmemory_policy:allkeys-lru\r\nrole:slave\r\n".to_vec());
         assert_eq!(field(&info, "role").as_deref(), Some("slave"));
-        let mut facts = Facts::default();
+        let mut facts = ServerFacts::default();
         facts.read_memory(&info);
         assert_eq!(facts.eviction.as_deref(), Some("allkeys-lru"));
         facts.read_memory(&Value::BulkString(b"maxmemory_policy:noeviction\r\n".to_vec()));

@@ -22,9 +22,9 @@ use tokio::{
 };
 
 use super::{
-    RedisConfig, Writes,
+    Durability, RedisConfig,
     dial::Dialer,
-    facts::{Facts, Probe, meet},
+    facts::{Probe, ServerFacts, meet},
     fault::{Failure, Fault, Remedy},
 };
 use crate::breaker::{Backoff, Breaker};
@@ -60,25 +60,25 @@ pub(crate) struct Node {
     runtimes: usize,
     next: AtomicUsize,
     breaker: Arc<Breaker>,
-    wait: Option<Wait>,
+    wait: Option<ReplicaWait>,
     /// Not for the way of a call.
-    facts: Arc<Mutex<Facts>>,
+    facts: Arc<Mutex<ServerFacts>>,
 }
 
 /// The number of replicas that must have the writes, and how long that may take.
 #[derive(Clone, Copy)]
-struct Wait {
+struct ReplicaWait {
     replicas: usize,
     within: Duration,
 }
 
 /// Commands that are sent in one message with a command, because other calls share the connection.
 #[derive(Clone, Copy, Default)]
-struct Around {
+struct CommandFraming {
     /// `ASKING` in front, which is for the next command only.
     asking: bool,
     /// A `WAIT` after it, for the writes before it on this connection.
-    wait: Option<Wait>,
+    wait: Option<ReplicaWait>,
 }
 
 /// One connection, and the task that replaces it when it is lost.
@@ -123,7 +123,8 @@ impl Node {
             Line::start(to, bounds, Arc::clone(&breaker), Arc::clone(&facts), home)
         };
         let lines = (0..config.connections.max(1)).map(start).collect();
-        let wait = (config.wait_replicas > 0).then_some(Wait { replicas: config.wait_replicas, within: config.wait });
+        let wait =
+            (config.wait_replicas > 0).then_some(ReplicaWait { replicas: config.wait_replicas, within: config.wait });
         Arc::new(Self { info, lines, runtimes, next: AtomicUsize::new(0), breaker, wait, facts })
     }
 
@@ -131,16 +132,16 @@ impl Node {
     pub(super) async fn send(
         &self,
         command: &Cmd,
-        writes: Writes,
+        writes: Durability,
         asking: bool,
         deadline: Instant,
     ) -> Result<Value, Failure> {
-        let pass = self.breaker.enter(Instant::now()).map_err(|rest| {
+        let pass = self.breaker.try_acquire(Instant::now()).map_err(|rest| {
             let text = format!("{} does not answer; next try in {} ms", self.info.addr(), rest.as_millis());
             Failure::new(Fault::Resting, text)
         })?;
         let line = &self.lines[self.next_line()];
-        let around = Around { asking, wait: self.wait.filter(|_| writes == Writes::Charge) };
+        let around = CommandFraming { asking, wait: self.wait.filter(|_| writes == Durability::Charge) };
         let result = line.send(command, around, deadline).await;
         match &result {
             Err(failure) if failure.fault.is_silence() => {
@@ -170,12 +171,12 @@ impl Node {
 
     /// Sends a command that calls do not wait for, regardless of the breaker.
     pub(super) async fn ask(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
-        self.lines[0].send(command, Around::default(), deadline).await
+        self.lines[0].send(command, CommandFraming::default(), deadline).await
     }
 
     /// Writes the value of `probe`, in the same way as a charge, over the first connection that works.
     pub(super) async fn write(&self, probe: &Probe, key: &str, deadline: Instant) -> Result<Value, Failure> {
-        let around = Around { asking: false, wait: self.wait };
+        let around = CommandFraming { asking: false, wait: self.wait };
         let mut first = None;
         for line in &self.lines {
             let mut sent = line.send(&probe.command("EVALSHA", key), around, deadline).await;
@@ -194,11 +195,11 @@ impl Node {
     }
 
     /// The known state of the server.
-    pub(super) fn facts(&self) -> Facts {
+    pub(super) fn facts(&self) -> ServerFacts {
         self.facts.lock().clone()
     }
 
-    pub(super) fn change_facts<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+    pub(super) fn change_facts<T>(&self, change: impl FnOnce(&mut ServerFacts) -> T) -> T {
         change(&mut self.facts.lock())
     }
 
@@ -231,7 +232,7 @@ impl Node {
     }
 }
 
-impl Around {
+impl CommandFraming {
     async fn send(self, connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, Failure> {
         let failed = |error: RedisError| Failure::of(&error);
         if !self.asking && self.wait.is_none() {
@@ -242,13 +243,13 @@ impl Around {
             message.cmd("ASKING");
         }
         message.add_command(command.clone());
-        if let Some(Wait { replicas, within }) = self.wait {
+        if let Some(ReplicaWait { replicas, within }) = self.wait {
             message.cmd("WAIT").arg(replicas).arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1));
         }
         let replies = connection.req_packed_commands(&message, 0, message.len()).await.map_err(failed)?;
         let mut replies = replies.into_iter().skip(usize::from(self.asking));
         let value = replies.next().unwrap_or(Value::Nil).extract_error().map_err(failed)?;
-        let Some(Wait { replicas, within }) = self.wait else { return Ok(value) };
+        let Some(ReplicaWait { replicas, within }) = self.wait else { return Ok(value) };
         // Whatever is wrong with the waiting, the command was run.
         let unreplicated = |what| Failure::new(Fault::Unreplicated, what);
         match replies.next().unwrap_or(Value::Nil).extract_error() {
@@ -267,7 +268,7 @@ impl Line {
         to_server: (ConnectionInfo, Dialer),
         bounds: Bounds,
         breaker: Arc<Breaker>,
-        facts: Arc<Mutex<Facts>>,
+        facts: Arc<Mutex<ServerFacts>>,
         home: Option<&Handle>,
     ) -> Self {
         let (to, state) = watch::channel(State::Connecting);
@@ -281,7 +282,7 @@ impl Line {
         Self { state, lost, task }
     }
 
-    async fn send(&self, command: &Cmd, around: Around, deadline: Instant) -> Result<Value, Failure> {
+    async fn send(&self, command: &Cmd, around: CommandFraming, deadline: Instant) -> Result<Value, Failure> {
         let (mut connection, number) = self.connection(deadline).await?;
         let failure = match timeout_at(deadline, around.send(&mut connection, command)).await {
             Ok(Ok(value)) => return Ok(value),
@@ -333,7 +334,7 @@ async fn keep(
     (info, dialer): (ConnectionInfo, Dialer),
     Bounds { within, buffer, in_cluster }: Bounds,
     breaker: Arc<Breaker>,
-    facts: Arc<Mutex<Facts>>,
+    facts: Arc<Mutex<ServerFacts>>,
     state: watch::Sender<State>,
     mut lost: watch::Receiver<u64>,
 ) {

@@ -8,7 +8,7 @@ use tollgate_core::store::{Obstacle, StoreHealth};
 
 use super::{
     RedisClient, Route,
-    facts::{Facts, Probe, milliseconds, skew},
+    facts::{Probe, ServerFacts, milliseconds, skew},
     fault::{Failure, Fault},
     node::Node,
 };
@@ -45,7 +45,7 @@ impl RedisClient {
         failures.retain(|failure| !matches!(failure.fault, Fault::Moved | Fault::Ask | Fault::TryAgain));
         let facts = servers.iter().map(|(node, _)| node.facts());
         let mut health = StoreHealth { servers: servers.len().max(failures.len()), ..StoreHealth::default() };
-        for Facts { eviction, skew_ms, .. } in facts {
+        for ServerFacts { eviction, skew_ms, .. } in facts {
             health.eviction = health.eviction.or(eviction);
             let skews = health.clock_skew_ms.into_iter().chain(skew_ms);
             health.clock_skew_ms = skews.max_by_key(|skew| skew.unsigned_abs());

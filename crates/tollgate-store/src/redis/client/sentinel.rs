@@ -32,7 +32,7 @@ type Master = Result<Arc<Node>, Failure>;
 /// Knows the master of the moment.
 pub(super) struct Sentinels {
     master: watch::Receiver<Option<Master>>,
-    doubt: Arc<Notify>,
+    stale: Arc<Notify>,
     tasks: [AbortHandle; 2],
 }
 
@@ -48,16 +48,16 @@ impl Sentinels {
             .map_err(|error| StoreError::Refused(format!("the Redis URL: {error}")))?;
         let login = login.clone();
         let (to, master) = watch::channel(None);
-        let doubt = Arc::new(Notify::new());
+        let stale = Arc::new(Notify::new());
         let connect = move |found: &ConnectionInfo| {
             let found = found.clone().set_redis_settings(login.redis_settings().clone());
             connect(found.set_tcp_settings(login.tcp_settings().clone()))
         };
         let tasks = [
-            tokio::spawn(ask(client, to, Arc::clone(&doubt), connect)).abort_handle(),
-            tokio::spawn(listen(sentinels, Arc::clone(&doubt))).abort_handle(),
+            tokio::spawn(ask(client, to, Arc::clone(&stale), connect)).abort_handle(),
+            tokio::spawn(listen(sentinels, Arc::clone(&stale))).abort_handle(),
         ];
-        Ok(Self { master, doubt, tasks })
+        Ok(Self { master, stale, tasks })
     }
 
     /// The master, waited for only before the first answer of the sentinels.
@@ -75,8 +75,8 @@ impl Sentinels {
     }
 
     /// Asks the sentinels soon.
-    pub(super) fn doubt(&self) {
-        self.doubt.notify_one();
+    pub(super) fn request_refresh(&self) {
+        self.stale.notify_one();
     }
 }
 
@@ -123,7 +123,7 @@ pub(super) fn client(
 
 /// Reacts to a failover as soon as one sentinel reports it. A failover by command leaves the old master writable for
 /// some seconds, and its writes in this time are lost.
-async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
+async fn listen(sentinels: Vec<ConnectionInfo>, stale: Arc<Notify>) {
     let mut pauses = Backoff::between(PAUSES.0, ASK_EVERY);
     for sentinel in sentinels.iter().cycle() {
         let heard = timeout(ASK_WITHIN, async {
@@ -134,10 +134,10 @@ async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
         if let Ok(Ok(mut heard)) = heard.await {
             pauses.reset();
             // Events before this moment.
-            doubt.notify_one();
+            stale.notify_one();
             let mut news = heard.on_message();
             while news.next().await.is_some() {
-                doubt.notify_one();
+                stale.notify_one();
             }
         }
         tokio::time::sleep(pauses.pause()).await;
@@ -148,7 +148,7 @@ async fn listen(sentinels: Vec<ConnectionInfo>, doubt: Arc<Notify>) {
 async fn ask(
     mut client: SentinelClient,
     master: watch::Sender<Option<Master>>,
-    doubt: Arc<Notify>,
+    stale: Arc<Notify>,
     connect: impl Fn(&ConnectionInfo) -> Arc<Node>,
 ) {
     let mut pauses = Backoff::between(PAUSES.0, PAUSES.1);
@@ -182,7 +182,7 @@ async fn ask(
         }
         tokio::time::sleep(pauses.pause()).await;
         if !in_doubt {
-            let _ = timeout(ASK_EVERY, doubt.notified()).await;
+            let _ = timeout(ASK_EVERY, stale.notified()).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use tollgate_core::{
 };
 
 use super::half_done;
-use crate::redis::{RedisStore, records::Returned};
+use crate::redis::{RedisStore, records::RefundedAmounts};
 
 /// Ends a reservation. The first of the other parts, in a fixed order, decides between ends at the same time. A part
 /// whose record has expired keeps its charges.
@@ -21,13 +21,14 @@ pub(in crate::redis) async fn close(
     closing: &CloseRequest<'_>,
     deadline: Instant,
 ) -> Result<CloseResult, StoreError> {
-    let mut returned = Returned::new();
+    let mut returned = RefundedAmounts::new();
     let others = others(closing.reservation, home);
     let (first, rest) = others.split_at(others.len().min(1));
     for (turn, together) in [first, rest].into_iter().enumerate() {
         let ends = together.iter().map(async |partition| {
             let part = Part::of(*partition, closing);
-            let closure = store.close_at_once(*partition, id, &part.closing(closing), &Returned::new(), deadline).await;
+            let closure =
+                store.close_at_once(*partition, id, &part.closing(closing), &RefundedAmounts::new(), deadline).await;
             (part.places, closure)
         });
         for (places, closure) in join_all(ends).await {

@@ -29,13 +29,13 @@ pub(crate) const WINDOW_MS: u64 = 60_000;
 pub(crate) const TTL_MS: u32 = 5_000;
 
 /// Called when a node is about to send a script.
-type Before = Box<dyn Fn() + Send>;
+type BeforeSend = Box<dyn Fn() + Send>;
 
 /// A clock that a node looks at before each script it sends, and so knows which one is next.
 pub(crate) struct Steps {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) sent: AtomicUsize,
-    before: Mutex<Option<(usize, Before)>>,
+    before: Mutex<Option<(usize, BeforeSend)>>,
 }
 
 impl Clock for Steps {

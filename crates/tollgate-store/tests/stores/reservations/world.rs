@@ -52,13 +52,13 @@ pub(crate) enum Event {
     /// The node dies with a call under way, after so many turns, or as the answer comes.
     Crash {
         after: Option<usize>,
-        during: Under,
+        during: Operation,
     },
 }
 
 /// The operation in progress when a node died.
 #[derive(Clone, Debug)]
-pub(crate) enum Under {
+pub(crate) enum Operation {
     Reserve { tokens: u64, ttl_ms: u32 },
     Settle { which: usize, tokens: u64 },
     Cancel { which: usize },
@@ -67,7 +67,7 @@ pub(crate) enum Under {
 
 /// One reservation by the exact log.
 #[derive(Clone, Debug)]
-pub(crate) struct Known {
+pub(crate) struct LoggedReservation {
     id: ReservationId,
     from: Timestamp,
     ends_at: Timestamp,
@@ -87,7 +87,7 @@ pub(crate) struct World<'a> {
     runtime: &'a tokio::runtime::Runtime,
     turn: usize,
     log: Log,
-    known: Vec<Known>,
+    known: Vec<LoggedReservation>,
     /// By request: since when it is remembered, its reservation, its tokens.
     requests: Vec<(u8, Timestamp, usize, u64)>,
     /// Of the calls that were under way when a node died: how many were not done, and how many were.
@@ -204,14 +204,14 @@ impl World<'_> {
         let now = self.now();
         self.log.push((now, 1, tokens));
         let (ends_at, entry) = (now.plus_ms(u64::from(ttl_ms)), self.log.len() - 1);
-        self.known.push(Known { id, from: now, ends_at, tokens, entry, closed: None });
+        self.known.push(LoggedReservation { id, from: now, ends_at, tokens, entry, closed: None });
         self.known.len() - 1
     }
 
     /// Writes the end of a reservation down.
     fn closed(&mut self, at: usize, actual: Option<u64>) {
         let wanted = actual.unwrap_or(0);
-        let Known { tokens, entry, .. } = self.known[at];
+        let LoggedReservation { tokens, entry, .. } = self.known[at];
         self.log[entry].2 -= tokens.saturating_sub(wanted);
         if actual.is_none() {
             self.log[entry].1 = 0;
@@ -227,7 +227,7 @@ impl World<'_> {
     }
 
     /// The holders of slots.
-    fn holders(&self) -> impl Iterator<Item = &Known> {
+    fn holders(&self) -> impl Iterator<Item = &LoggedReservation> {
         self.known.iter().filter(|known| known.closed.is_none() && known.ends_at > self.now())
     }
 
@@ -360,7 +360,7 @@ impl World<'_> {
     /// A node dies while it ends a reservation: that is done as a whole, or not at all.
     fn crash_closing(&mut self, after: Option<usize>, which: usize, actual: Option<u64>) {
         let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
-        let Known { id, tokens, .. } = self.known[at];
+        let LoggedReservation { id, tokens, .. } = self.known[at];
         let ReservationState::Open { reservation, .. } = self.look(id) else { return };
         let (refunds, debts) = corrections(&reservation, tokens, actual, self.now());
         let digest = digest_of(actual);
@@ -381,9 +381,9 @@ impl World<'_> {
 
     /// A node dies with a call in progress, which is then completed as a whole or not at all: the record tells which,
     /// and the counters must agree with it.
-    fn crash_during(&mut self, after: Option<usize>, under: &Under) {
+    fn crash_during(&mut self, after: Option<usize>, under: &Operation) {
         match *under {
-            Under::Reserve { tokens, ttl_ms } => {
+            Operation::Reserve { tokens, ttl_ms } => {
                 let id = self.next_id();
                 let terms = AdmitOptions {
                     home: home(),
@@ -403,11 +403,11 @@ impl World<'_> {
                     ReservationState::Closed(_) => panic!("nobody closed it"),
                 }
             }
-            Under::Settle { which, tokens } => self.crash_closing(after, which, Some(tokens)),
-            Under::Cancel { which } => self.crash_closing(after, which, None),
-            Under::Extend { which, ttl_ms } => {
+            Operation::Settle { which, tokens } => self.crash_closing(after, which, Some(tokens)),
+            Operation::Cancel { which } => self.crash_closing(after, which, None),
+            Operation::Extend { which, ttl_ms } => {
                 let Some(at) = self.known.len().checked_sub(which % 16 + 1) else { return };
-                let Known { id, ends_at, closed, .. } = self.known[at];
+                let LoggedReservation { id, ends_at, closed, .. } = self.known[at];
                 let slots = vec![LedgerKey::of(home(), ["resource"])];
                 let reservation = Reservation { slots, ..Reservation::default() };
                 self.crash(after, async |node| drop(node.extend(home(), id, ttl_ms, &reservation).await));
