@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use jiff::{ToSpan, Unit, civil::Weekday, tz::TimeZone};
+use jiff::{
+    ToSpan,
+    civil::{Date, Weekday},
+    tz::TimeZone,
+};
 
 use crate::{amount::stable_id, time::Timestamp};
 
@@ -98,7 +102,8 @@ impl Period {
 }
 
 /// Calendar periods of a time zone: days from midnight to midnight there, 23 or 25 hours long on days when daylight
-/// saving time begins or ends.
+/// saving time begins or ends. Each moment lies in exactly one period, and the next begins where one ends. A change of the
+/// clock by a part of an hour ends an hour: the hour before or after it is then shorter.
 #[derive(Debug)]
 pub struct CalendarWindow {
     unit: CalendarUnit,
@@ -150,44 +155,86 @@ impl CalendarWindow {
 
     /// `None` only within a period of the ends of jiff's range (the year 9999).
     fn compute(&self, now: Timestamp) -> Option<Period> {
-        let ms = i64::try_from(now.as_ms()).ok()?;
-        let here = jiff::Timestamp::from_millisecond(ms).ok()?.to_zoned(self.zone.clone());
-        let (start, end) = match self.unit {
-            CalendarUnit::Second => rounded(&here, Unit::Second, 1.second())?,
-            CalendarUnit::Minute => rounded(&here, Unit::Minute, 1.minute())?,
-            CalendarUnit::Hour => rounded(&here, Unit::Hour, 1.hour())?,
-            CalendarUnit::Day => {
-                let start = here.start_of_day().ok()?;
-                let end = here.tomorrow().ok()?.start_of_day().ok()?;
-                (start, end)
-            }
-            CalendarUnit::Week => {
-                let monday = here.date().tomorrow().ok()?.nth_weekday(-1, Weekday::Monday).ok()?;
-                let next = monday.checked_add(1.week()).ok()?;
-                (self.midnight(monday)?, self.midnight(next)?)
-            }
-            CalendarUnit::Month => {
-                let first = here.date().first_of_month();
-                let next = first.checked_add(1.month()).ok()?;
-                (self.midnight(first)?, self.midnight(next)?)
-            }
-        };
-        Some(Period { start: from_zoned(&start)?, end: from_zoned(&end)? })
+        let at = jiff::Timestamp::from_millisecond(i64::try_from(now.as_ms()).ok()?).ok()?;
+        match self.unit {
+            CalendarUnit::Second => self.part_of_day(at, 1),
+            CalendarUnit::Minute => self.part_of_day(at, 60),
+            CalendarUnit::Hour => self.part_of_day(at, 60 * 60),
+            CalendarUnit::Day | CalendarUnit::Week | CalendarUnit::Month => self.days(at),
+        }
     }
 
-    fn midnight(&self, date: jiff::civil::Date) -> Option<jiff::Zoned> {
-        date.to_zoned(self.zone.clone()).ok()?.start_of_day().ok()
+    /// The period of `unit_s` seconds on the local clock. A change of the clock by whole units moves no boundary. Any other
+    /// change ends one period and begins the next, so each of the two lasts at most `unit_s`.
+    fn part_of_day(&self, at: jiff::Timestamp, unit_s: i64) -> Option<Period> {
+        let (now_s, offset_s) = (at.as_second(), self.offset_s(at));
+        let mut start_s = now_s - (now_s + offset_s).rem_euclid(unit_s);
+        let mut end_s = start_s + unit_s;
+        let mut before_s = self.offset_s(jiff::Timestamp::from_second(start_s).ok()?);
+        for change in self.zone.following(jiff::Timestamp::from_second(start_s).ok()?) {
+            let (change_s, after_s) = (change.timestamp().as_second(), i64::from(change.offset().seconds()));
+            if change_s >= end_s {
+                break;
+            }
+            if (after_s - before_s) % unit_s != 0 {
+                if change_s > now_s {
+                    end_s = change_s;
+                    break;
+                }
+                start_s = change_s;
+            }
+            before_s = after_s;
+        }
+        period_of_seconds(start_s, end_s)
+    }
+
+    /// The day, week or month: from the first moment of its first date to that of the next one's. Where midnight comes twice,
+    /// the first counts, so what is left of the day before belongs to the new day.
+    fn days(&self, at: jiff::Timestamp) -> Option<Period> {
+        let mut first = self.first_date(at.to_zoned(self.zone.clone()).date())?;
+        let mut start = self.start_of(first)?;
+        loop {
+            let next = first.checked_add(self.length()).ok()?;
+            let end = self.start_of(next)?;
+            if at < end {
+                return period_of_seconds(start.as_second(), end.as_second());
+            }
+            (first, start) = (next, end);
+        }
+    }
+
+    /// The first date of the period that has `date` in it.
+    fn first_date(&self, date: Date) -> Option<Date> {
+        match self.unit {
+            CalendarUnit::Week => date.tomorrow().ok()?.nth_weekday(-1, Weekday::Monday).ok(),
+            CalendarUnit::Month => Some(date.first_of_month()),
+            _ => Some(date),
+        }
+    }
+
+    /// The length of a period in dates.
+    fn length(&self) -> jiff::Span {
+        match self.unit {
+            CalendarUnit::Week => 1.week(),
+            CalendarUnit::Month => 1.month(),
+            _ => 1.day(),
+        }
+    }
+
+    /// The first moment of a date; of a date that the zone skips, that of the next one.
+    fn start_of(&self, date: Date) -> Option<jiff::Timestamp> {
+        Some(date.to_zoned(self.zone.clone()).ok()?.start_of_day().ok()?.timestamp())
+    }
+
+    fn offset_s(&self, at: jiff::Timestamp) -> i64 {
+        i64::from(self.zone.to_offset(at).seconds())
     }
 }
 
-fn rounded(here: &jiff::Zoned, unit: Unit, step: jiff::Span) -> Option<(jiff::Zoned, jiff::Zoned)> {
-    let start = here.round(jiff::ZonedRound::new().smallest(unit).mode(jiff::RoundMode::Trunc)).ok()?;
-    let end = start.checked_add(step).ok()?;
-    Some((start, end))
-}
-
-fn from_zoned(at: &jiff::Zoned) -> Option<Timestamp> {
-    u64::try_from(at.timestamp().as_millisecond()).ok().map(Timestamp::from_ms)
+/// A period whose bounds are Unix times in seconds. One that began before 1970 begins there.
+fn period_of_seconds(start_s: i64, end_s: i64) -> Option<Period> {
+    let ms = |at_s: i64| u64::try_from(at_s.max(0) * 1000).ok().map(Timestamp::from_ms);
+    Some(Period { start: ms(start_s)?, end: ms(end_s)? })
 }
 
 /// The window of a quota.
@@ -296,6 +343,69 @@ mod tests {
         check(Week, "Europe/Berlin", "2025-03-30T12:00:00Z", "2025-03-23T23:00:00Z", "2025-03-30T22:00:00Z");
         // Midnight does not exist on this day in Beirut; the day starts at one.
         check(Day, "Asia/Beirut", "2025-03-30T12:00:00Z", "2025-03-29T22:00:00Z", "2025-03-30T21:00:00Z");
+    }
+
+    #[test]
+    fn a_change_by_half_an_hour_ends_a_period() {
+        use CalendarUnit::{Hour, Minute};
+        let howe = "Australia/Lord_Howe";
+        // At 2:00 the clock goes back to 1:30.
+        check(Hour, howe, "2026-04-04T14:59:59Z", "2026-04-04T14:00:00Z", "2026-04-04T15:00:00Z");
+        check(Hour, howe, "2026-04-04T15:00:00Z", "2026-04-04T15:00:00Z", "2026-04-04T15:30:00Z");
+        check(Hour, howe, "2026-04-04T15:30:00Z", "2026-04-04T15:30:00Z", "2026-04-04T16:30:00Z");
+        check(Minute, howe, "2026-04-04T15:00:30Z", "2026-04-04T15:00:00Z", "2026-04-04T15:01:00Z");
+        // At 2:00 the clock goes forward to 2:30.
+        check(Hour, howe, "2026-10-03T15:40:00Z", "2026-10-03T15:30:00Z", "2026-10-03T16:00:00Z");
+        // At 3:45 the clock goes back to 2:45: by a whole hour, so the hours stay as they are.
+        check(Hour, "Pacific/Chatham", "2026-04-04T14:10:00Z", "2026-04-04T13:15:00Z", "2026-04-04T14:15:00Z");
+    }
+
+    /// All zones of the database, at every change of their clocks from 1970 to 2100. Broken to try it: a change by half an
+    /// hour that ends no period, and a second midnight that is taken for the first.
+    #[test]
+    fn each_moment_lies_in_one_period_in_each_zone() {
+        use CalendarUnit::{Day, Hour, Minute, Month, Second, Week};
+        let (first, last) = (at("1970-01-01T00:00:00Z").as_ms(), at("2100-01-01T00:00:00Z").as_ms());
+        let mut seen = std::collections::HashSet::new();
+        for name in jiff::tz::db().available() {
+            let Ok(zone) = TimeZone::get(name.as_str()) else { panic!("{name} is listed and unknown") };
+            let after = jiff::Timestamp::from_second(0).unwrap();
+            let changes: Vec<(u64, i32)> = zone
+                .following(after)
+                .map(|change| (u64::try_from(change.timestamp().as_millisecond()).unwrap(), change.offset().seconds()))
+                .take_while(|(change, _)| *change < last)
+                .collect();
+            // Many names are those of one zone.
+            if !seen.insert((zone.to_offset(after).seconds(), changes.clone())) {
+                continue;
+            }
+            for (unit, unit_ms) in [
+                (Second, 1_000),
+                (Minute, 60_000),
+                (Hour, 3_600_000),
+                (Day, 86_400_000),
+                (Week, 7 * 86_400_000),
+                (Month, 31 * 86_400_000),
+            ] {
+                let window = CalendarWindow::new(unit, name.as_str()).unwrap();
+                let compute = |ms| window.compute(Timestamp::from_ms(ms)).unwrap();
+                for change in std::iter::once(first).chain(changes.iter().map(|(change, _)| *change)) {
+                    let mut now = compute(change.saturating_sub(unit_ms)).start.as_ms();
+                    while now <= change + unit_ms {
+                        let Period { start, end } = compute(now);
+                        let place = || format!("{unit:?} {name} {now}");
+                        assert_eq!(start.as_ms(), now, "the end of one is the start of the next: {}", place());
+                        let length = end.as_ms().saturating_sub(now);
+                        assert!(length > 0 && length <= unit_ms + 2 * 86_400_000, "{}", place());
+                        for inside in [end.as_ms() - 1, change.clamp(now, end.as_ms() - 1)] {
+                            assert_eq!(compute(inside), Period { start, end }, "{inside}: {}", place());
+                        }
+                        now = end.as_ms();
+                    }
+                }
+            }
+        }
+        assert!(seen.len() > 100, "only {} zones", seen.len());
     }
 
     #[test]
