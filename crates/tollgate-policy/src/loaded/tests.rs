@@ -83,7 +83,7 @@ bootstrap:
     policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, on_failure, pool
     policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`
     policy.yaml:17: resources.chat.counter: "mine" is not one of: "shared", "each"
-    policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or what they are instead, such as `{class: text/small}`
+    policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or how they are treated, such as `{class: text/small}`
     policy.yaml:20: tiers.paid.is_charged: "yes" must be true or false
     policy.yaml:20: tiers.paid.priority: 5 must be at most 4
     policy.yaml:26: bootstrap.accounts[0].keys[0].hash: "md5:00" is not right here; it should be: `sha256:` and the 64 lower-case hexadecimal digits of the key's SHA-256
