@@ -237,25 +237,22 @@ async fn an_overloaded_node_refuses_early_and_decides_what_it_accepted() {
 #[tokio::test]
 async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
     let redis = RedisServer::start();
-    let proxy = Proxy::start(redis.port()).await;
     let (_folder, policy) = folder_with(&shop(100));
-    let start = |flags: &[&'static str]| ProcessBuilder::new(&policy).redis(&proxy.url()).args(flags.to_vec()).start();
-    let nodes = [
-        (start(&["--store-deadline-ms=1000", "--max-concurrent-calls=1"]), [429, 503]),
-        (start(&["--store-deadline-ms=1000", "--store-max-in-flight=1"]), [429, 503]),
-        (start(&["--call-timeout-ms=500"]), [504, 504]),
-    ];
-    for (node, _) in &nodes {
-        until("the node decides", Duration::from_secs(10), async || {
-            let answer = node.rest.request(Method::GET, "/api_keys/rate_limits").bearer_auth(KEY).send().await.ok()?;
-            answer.status().is_success().then_some(())
-        })
-        .await;
-    }
-    proxy.drop_traffic(true);
-    for (node, expected) in &nodes {
+    for (flags, expected) in [
+        (&["--store-deadline-ms=1000", "--max-concurrent-calls=1"][..], [429, 503]),
+        (&["--store-deadline-ms=1000", "--store-max-in-flight=1"], [429, 503]),
+        (&["--call-timeout-ms=500"], [504, 504]),
+    ] {
         for route in ["/api_keys/rate_limits", "/api/v1/api_keys/rate_limits", "/api_keys/rate_limits/log"] {
+            // A node for each route: after some calls without an answer its breaker would refuse calls at once.
+            let proxy = Proxy::start(redis.port()).await;
+            let node = ProcessBuilder::new(&policy).redis(&proxy.url()).args(flags.to_vec()).start();
             let ask = || node.rest.request(Method::GET, route).bearer_auth(KEY).send();
+            until("the node decides", Duration::from_secs(10), async || {
+                ask().await.ok()?.status().is_success().then_some(())
+            })
+            .await;
+            proxy.drop_traffic(true);
             let started = Instant::now();
             let (one, other) = tokio::join!(ask(), ask());
             assert!(started.elapsed() < DEADLINE, "{route}: {:?}", started.elapsed());
@@ -267,7 +264,7 @@ async fn overload_errors_of_self_service_have_the_shape_of_the_domain() {
                 statuses.push(status);
             }
             statuses.sort_unstable();
-            assert_eq!(&statuses, expected, "{route}");
+            assert_eq!(statuses, expected, "{route}");
         }
     }
 }
