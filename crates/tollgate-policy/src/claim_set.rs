@@ -57,7 +57,7 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// How many claims there are.
     pub fn len(&self) -> usize {
-        self.ledgers.len() + self.guards.len() + self.pool_claims.iter().map(PoolClaim::rows).sum::<usize>()
+        self.ledgers.len() + self.guards.len() + self.pool_claims.iter().map(PoolClaim::claim_count).sum::<usize>()
     }
 
     /// Whether there is nothing to ask.
@@ -85,7 +85,7 @@ impl<'a> ClaimSet<'_, 'a> {
         &self.pool_claims
     }
 
-    /// The claims at `now`, where the pools were last seen as `pools`, in the order of [`ClaimSet::pool_claims`].
+    /// The claims at `now`, if `pools` are the last known states of the pools, in the order of the pool claims.
     pub fn claims(&self, now: Timestamp, pools: &[Option<PoolUse>]) -> Claims {
         let mut claims = Claims::with_capacity(self.len());
         claims.extend(self.quota_claims(now));
@@ -99,10 +99,10 @@ impl<'a> ClaimSet<'_, 'a> {
     /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and the outcome for the pools. `can_ask_again`
     /// says whether the store can be asked once more; if not, the numbers that it used are final.
     pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
-        let (pools, remaining) = read_outcome(&self.pool_claims, mode, can_ask_again, &mut applied);
-        self.resolved.judge_shadow(self.usage, self.rules(), mode, &mut applied);
-        let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_pool_remaining(&remaining);
-        (decision, pools)
+        let (outcome, remaining) = read_outcome(&self.pool_claims, mode, can_ask_again, &mut applied);
+        self.resolved.apply_shadow_limits(self.usage, self.rules(), mode, &mut applied);
+        let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_pools_remaining(&remaining);
+        (decision, outcome)
     }
 
     /// The claims of the quotas only, at `now`: those that a node can decide without the store.
@@ -112,7 +112,7 @@ impl<'a> ClaimSet<'_, 'a> {
             span: active.quota.window.span_at(now),
             unit: active.quota.unit.id,
             cost: self.usage.of(active.quota.unit.id),
-            limit: active.enforced(),
+            limit: active.enforced_limit(),
             effect: Effect::Charge,
         })
     }
@@ -134,7 +134,7 @@ impl<'a> ClaimSet<'_, 'a> {
         mut applied: ClaimsDecision,
     ) -> Decision<'a> {
         let nobody = std::iter::empty::<&AbuseRule>;
-        self.resolved.judge_shadow(self.usage, nobody(), mode, &mut applied);
+        self.resolved.apply_shadow_limits(self.usage, nobody(), mode, &mut applied);
         let in_force = |active: &ActiveQuota<'a>| match active.quota.on_failure {
             OnFailure::Local => ActiveQuota { limit: share(active.limit), ..*active },
             OnFailure::Deny | OnFailure::Allow => *active,

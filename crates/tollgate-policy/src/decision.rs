@@ -33,7 +33,7 @@ pub struct QuotaStatus<'a> {
     pub used: Amount,
     /// See [`ClaimStatus::resets_at`].
     pub resets_at: Timestamp,
-    /// For a pool, the remaining part of the caller's fair share.
+    /// For a pool, what remains of the caller's fair share.
     pub pool_remaining: Option<Amount>,
     /// Whether the call fitted. A shadow quota does not deny a call that did not.
     pub fit: Fit,
@@ -76,7 +76,7 @@ impl QuotaStatus<'_> {
         match self.limit {
             Limit::Finite(limit) => {
                 let left = limit.saturating_sub(self.used);
-                Some(self.pool_remaining.map_or(left, |pool_remaining| pool_remaining.min(left)))
+                Some(self.pool_remaining.map_or(left, |remaining| remaining.min(left)))
             }
             Limit::Unlimited => None,
         }
@@ -128,15 +128,15 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Sets the remaining parts of the caller's fair shares, given with the indexes of their quotas.
+    /// Sets what remains of the caller's fair share of each pool, given with the index of its quota.
     #[must_use]
-    pub(crate) fn with_pool_remaining(mut self, remaining: &[(usize, Amount)]) -> Self {
-        for (at, pool_remaining) in remaining {
+    pub(crate) fn with_pools_remaining(mut self, pools_remaining: &[(usize, Amount)]) -> Self {
+        for (at, remaining) in pools_remaining {
             if let Some(status) = self.quotas.get_mut(*at) {
-                status.pool_remaining = Some(*pool_remaining);
+                status.pool_remaining = Some(*remaining);
             }
         }
-        if !remaining.is_empty() {
+        if !pools_remaining.is_empty() {
             self.binding = binding(&self.quotas);
         }
         self

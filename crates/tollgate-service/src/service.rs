@@ -246,13 +246,13 @@ impl DecisionService {
                 Some(plan) => Some(Box::pin(self.admit(domain, plan, claims_at, record, now)).await?),
             };
             let Some(applied) = applied else { return Ok(Decision::unlimited(now)) };
-            let (decision, pools) = claims.decide(mode, can_ask_again, applied);
-            let unmet = self.pools.learn(claims.pool_claims(), &pools, decision.decided_at);
-            if pools.again {
+            let (decision, outcome) = claims.decide(mode, can_ask_again, applied);
+            let unmet = self.pools.learn(claims.pool_claims(), &outcome, decision.decided_at);
+            if outcome.ask_again {
                 continue;
             }
             if !unmet.is_empty() {
-                // Whether it is known or not, the call is decided.
+                // The call is decided, even if the report fails.
                 let _ = self.counters.force(&unmet).await;
             }
             return Ok(decision);

@@ -10,11 +10,11 @@ use tollgate_core::{
     window::Window,
 };
 
-use crate::policy::{AbuseRule, ActiveQuota, Resolved, Usage, pool::later};
+use crate::policy::{AbuseRule, ActiveQuota, Resolved, Usage, pool::later_fit};
 
 impl ActiveQuota<'_> {
-    /// The limit that a store judges by. Slots have no more room than [`MAX_SLOTS`].
-    pub(crate) fn enforced(&self) -> Limit {
+    /// The limit that a store enforces. A shadow quota has none, but the slots of one are limited by their storage.
+    pub(crate) fn enforced_limit(&self) -> Limit {
         match self.quota.window {
             _ if !self.quota.shadow => self.limit,
             Window::Concurrent => Limit::Finite(Amount::from(MAX_SLOTS)),
@@ -24,10 +24,10 @@ impl ActiveQuota<'_> {
 }
 
 impl Resolved<'_> {
-    /// Applies the limits of shadow quotas and shadow rules to the store's statuses of their claims. The store does not
-    /// know these limits, so it cannot say when there will be capacity: instead of that time, the status has the time
-    /// when all current usage has left the window.
-    pub(crate) fn judge_shadow<'r>(
+    /// Applies the limits of shadow quotas and shadow rules to the statuses in the store's answer. The store does not
+    /// know these limits, so it cannot tell when there will be capacity. Instead, the status has the time when all current
+    /// usage has left the window.
+    pub(crate) fn apply_shadow_limits<'r>(
         &self,
         usage: &Usage,
         guards: impl IntoIterator<Item = &'r AbuseRule>,
@@ -43,8 +43,8 @@ impl Resolved<'_> {
         for (active, status) in self.quotas().iter().zip(statuses.by_ref()) {
             if let (true, Limit::Finite(limit)) = (active.quota.shadow, active.limit) {
                 let cost = usage.of(active.quota.unit.id);
-                let before = status.used.saturating_sub(if charged { cost } else { Amount::ZERO });
-                status.fit = later(status.fit, fit(before, cost, limit, status));
+                let used_before = status.used.saturating_sub(if charged { cost } else { Amount::ZERO });
+                status.fit = later_fit(status.fit, shadow_fit(used_before, cost, limit, status));
             }
         }
         for (rule, status) in guards.into_iter().zip(statuses) {
@@ -55,8 +55,9 @@ impl Resolved<'_> {
     }
 }
 
-fn fit(before: Amount, cost: Amount, limit: Amount, status: &ClaimStatus) -> Fit {
-    if cost == Amount::ZERO || before.saturating_add(cost) <= limit {
+/// Whether a cost fitted into a shadow quota.
+fn shadow_fit(used_before: Amount, cost: Amount, limit: Amount, status: &ClaimStatus) -> Fit {
+    if cost == Amount::ZERO || used_before.saturating_add(cost) <= limit {
         Fit::Now
     } else if cost > limit {
         Fit::Never

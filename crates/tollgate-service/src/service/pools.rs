@@ -13,18 +13,19 @@ use tollgate_policy::pool::{PRIORITIES, PoolClaim, PoolOutcome, PoolUse};
 const MOST_KNOWN: usize = 4_096;
 /// How often the store is asked: once more if a call was refused because of stale numbers.
 pub(super) const ATTEMPTS: usize = 2;
-/// How often a node reports unmet demand, in the time for which a report is remembered.
-const WANTS: u64 = 4;
+/// Maximum number of reports of unmet demand that a node sends, for each priority of a pool, in the time for which a
+/// report is remembered.
+const UNMET_REPORTS: u64 = 4;
 
-/// The pools as they were last seen.
+/// The last known state of the pools.
 #[derive(Default)]
 pub(super) struct Pools(Mutex<IndexMap<LedgerKey, PoolObservation>>);
 
 #[derive(Clone, Copy, Default)]
 struct PoolObservation {
     pool: PoolUse,
-    /// When the unmet demand of each priority was last recorded.
-    recorded_at: [Option<Timestamp>; PRIORITIES],
+    /// When the unmet demand of each priority was last reported.
+    unmet_reported_at: [Option<Timestamp>; PRIORITIES],
 }
 
 impl Pools {
@@ -32,35 +33,35 @@ impl Pools {
         if pool_claims.is_empty() {
             return SmallVec::new();
         }
-        let seen = self.0.lock();
-        pool_claims.iter().map(|pool_claim| seen.get(&pool_claim.key()).map(|seen| seen.pool)).collect()
+        let pools = self.0.lock();
+        pool_claims.iter().map(|claim| pools.get(&claim.key()).map(|known| known.pool)).collect()
     }
 
     /// Caches the numbers of an answer, and returns the unmet demand that must be recorded.
     pub(super) fn learn(
         &self,
         pool_claims: &[PoolClaim<'_>],
-        found: &PoolOutcome,
+        outcome: &PoolOutcome,
         at: Timestamp,
     ) -> SmallVec<[Claim; 1]> {
         let mut unmet = SmallVec::new();
         if pool_claims.is_empty() {
             return unmet;
         }
-        let mut known = self.0.lock();
-        for (number, (pool_claim, pool)) in pool_claims.iter().zip(&found.pools).enumerate() {
-            if known.len() >= MOST_KNOWN && !known.contains_key(&pool_claim.key()) {
-                known.swap_remove_index(0);
+        let mut pools = self.0.lock();
+        for (number, (claim, pool)) in pool_claims.iter().zip(&outcome.pools).enumerate() {
+            if pools.len() >= MOST_KNOWN && !pools.contains_key(&claim.key()) {
+                pools.swap_remove_index(0);
             }
-            let seen = known.entry(pool_claim.key()).or_default();
-            seen.pool = *pool;
-            if let (true, Some(window)) = (found.unmet.contains(&number), pool_claim.unmet_window()) {
-                let last = &mut seen.recorded_at[pool_claim.priority()];
+            let known = pools.entry(claim.key()).or_default();
+            known.pool = *pool;
+            if let (true, Some(window)) = (outcome.unmet.contains(&number), claim.unmet_window()) {
+                let last = &mut known.unmet_reported_at[claim.priority()];
                 let recently =
-                    last.is_some_and(|last| at.ms_since(last) < u64::from(window.ms()) / WANTS && last <= at);
+                    last.is_some_and(|last| at.ms_since(last) < u64::from(window.ms()) / UNMET_REPORTS && last <= at);
                 if !recently {
                     *last = Some(at);
-                    unmet.extend(pool_claim.unmet_demand());
+                    unmet.extend(claim.unmet_demand());
                 }
             }
         }

@@ -286,10 +286,10 @@ fn metadata_of(
         Window::Calendar(window) => Some((window.id(), window.unit().name().to_owned(), window.zone().to_owned())),
         Window::Sliding(_) | Window::Concurrent => None,
     });
-    let shares = claims.pool_claims().iter().filter_map(|pool_claim| {
-        let (ledger, share) = pool_claim.share();
-        let unit = &claims.quotas().get(pool_claim.quota)?.quota.unit.name;
-        Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), share.get()))
+    let shares = claims.pool_claims().iter().filter_map(|claim| {
+        let (ledger, column) = claim.own_counter();
+        let unit = &claims.quotas().get(claim.quota)?.quota.unit.name;
+        Some((unit.to_string(), u64::from_le_bytes(ledger.scope_bytes()), column.get()))
     });
     let mut metadata = CallMetadata {
         reserved: reserved.collect(),

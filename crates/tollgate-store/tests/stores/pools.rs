@@ -53,7 +53,7 @@ struct Bench<'a> {
     clock: &'a ManualClock,
     policy: Arc<Policy>,
     known: HashMap<(usize, LedgerKey), PoolUse>,
-    recorded_at: HashMap<(usize, usize), Timestamp>,
+    unmet_reported_at: HashMap<(usize, usize), Timestamp>,
     /// When how much was admitted, by priority from 0.
     log: Vec<(u64, usize, u64)>,
     limit: u64,
@@ -85,16 +85,16 @@ impl Bench<'_> {
                 let claims = claim_set.claims(self.clock.now(), &[known]);
                 let applied = self.apply(&claims, mode);
                 let allowed = applied.allowed;
-                let (decision, found) = claim_set.decide(mode, again, applied);
-                self.known.insert((node, pool_claim.key()), found.pools[0]);
-                if !found.unmet.is_empty() {
-                    let last = self.recorded_at.get(&(node, priority));
+                let (decision, outcome) = claim_set.decide(mode, again, applied);
+                self.known.insert((node, pool_claim.key()), outcome.pools[0]);
+                if !outcome.unmet.is_empty() {
+                    let last = self.unmet_reported_at.get(&(node, priority));
                     if last.is_none_or(|last| self.clock.now().ms_since(*last) >= WINDOW_MS / 32) {
-                        self.recorded_at.insert((node, priority), self.clock.now());
+                        self.unmet_reported_at.insert((node, priority), self.clock.now());
                         self.apply(&[pool_claim.unmet_demand().unwrap()], Mode::Force);
                     }
                 }
-                (!found.again).then_some((decision, allowed))
+                (!outcome.ask_again).then_some((decision, allowed))
             })
             .unwrap();
         assert_eq!(decision.verdict == Verdict::Allowed, allowed, "the statuses say what was decided");
@@ -165,7 +165,7 @@ fn both(
             clock: &clock,
             policy: Arc::new(policy(limit, shares)),
             known: HashMap::new(),
-            recorded_at: HashMap::new(),
+            unmet_reported_at: HashMap::new(),
             log: Vec::new(),
             limit,
         });
