@@ -25,7 +25,7 @@ use indexmap::IndexMap;
 pub use self::facts::{Facts, ResponseKind};
 use self::{body::Template, header::Header, select::Selector};
 use crate::{
-    format::dialect::Table,
+    format::{ListingFormat, dialect::Table},
     policy::{Place, Policy},
 };
 
@@ -40,6 +40,8 @@ pub struct Dialect {
     answers: [Answer; ResponseKind::COUNT],
     /// The longest wait that clients honour by themselves, in milliseconds.
     retry_within_ms: Option<u64>,
+    /// The format in which callers read their limits.
+    listing: ListingFormat,
 }
 
 /// The response of one kind.
@@ -107,7 +109,7 @@ impl Dialects {
         let mut mistakes = Vec::new();
         let mut own = BTreeMap::new();
         for (name, table) in tables {
-            match compile::compile(table, &Place::root().at("dialects").at(&**name), Some(policy)) {
+            match compile::compile(name, table, &Place::root().at("dialects").at(&**name), Some(policy)) {
                 Ok(dialect) => drop(own.insert(Arc::from(&**name), Arc::new(dialect))),
                 Err(wrong) => mistakes.extend(wrong),
             }
@@ -122,6 +124,11 @@ impl Dialects {
             _ => {}
         }
         Err(mistakes)
+    }
+
+    /// The format in which callers read their limits: that of the policy's dialect.
+    pub(crate) fn listing(&self) -> ListingFormat {
+        self.default.listing
     }
 
     /// The dialect of this name; the policy's for no name.

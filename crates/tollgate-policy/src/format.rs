@@ -42,11 +42,11 @@ pub(crate) mod estimates;
 pub(crate) mod quota;
 pub(crate) mod uploads;
 
-pub use self::quota::Override;
 pub(crate) use self::{
     bootstrap::{Account, Bootstrap, Key, Kind},
     quota::{CounterLimit, OnFailure, Quota, Quotas, Scope, Window},
 };
+pub use self::{dialect::ListingFormat, quota::Override};
 
 text! {
     /// 1 to 63 lower-case letters, digits and hyphens, such as `venice`.
@@ -165,11 +165,11 @@ pub struct PolicyFile {
     /// refuse, and refuses none.
     #[serde(default)]
     pub(crate) shadow: bool,
-    /// How callers read their limits at `/api_keys/rate_limits`: `venice`, as at the Venice API, or `plain`.
-    /// Unless given, `venice` with the dialect of this name, and `plain` with any other.
+    /// The format of `/api_keys/rate_limits`. Unless given, that of the policy's dialect: `venice` with the built-in
+    /// dialect of this name, `plain` with every other, or the `listing` of a dialect of the platform's own.
     #[serde(default)]
-    #[schemars(with = "SelfService")]
-    pub(crate) self_service: Option<SelfService>,
+    #[schemars(with = "dialect::ListingFormat")]
+    pub(crate) self_service: Option<ListingFormat>,
     /// The behaviour of quotas without `on_failure` while the store cannot answer.
     #[serde(default)]
     pub(crate) on_failure: OnFailure,
@@ -202,16 +202,6 @@ pub struct PolicyFile {
     /// The accounts and keys that the file brings along.
     #[serde(default)]
     pub(crate) bootstrap: Bootstrap,
-}
-
-/// The form in which callers read their limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SelfService {
-    /// As Venice documents it.
-    Venice,
-    /// Tollgate's own.
-    Plain,
 }
 
 /// The scopes of quotas and overrides that name none.

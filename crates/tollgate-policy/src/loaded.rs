@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     dialect::Dialects,
     file::{AccountRules, BootstrapAccount, PolicyError, PolicyErrors, bootstrap, placed, structure, yaml},
-    format::{self, PolicyFile, SelfService},
+    format::{self, ListingFormat, PolicyFile},
     policy::{CompileError, Compiled, Place, Policy},
     redaction::{self, Redactor},
     uploads::Uploads,
@@ -33,8 +33,8 @@ pub struct LoadedPolicy {
     pub dialects: Dialects,
     /// How large uploads may be.
     pub uploads: Uploads,
-    /// How its callers read their limits.
-    pub self_service: SelfService,
+    /// The format in which its callers read their limits.
+    pub listing: ListingFormat,
     /// What is valid, but probably not intended, such as quotas that no call ever reaches; in the order of the lines.
     pub warnings: Vec<PolicyError>,
 }
@@ -99,8 +99,6 @@ type CompiledFile = (LoadedPolicy, Vec<(Place, String)>);
 
 fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Place, String)>> {
     let dialect = file.dialect.as_ref().map(|name| &*name.0);
-    let default = if dialect == Some("venice") { SelfService::Venice } else { SelfService::Plain };
-    let self_service = file.self_service.unwrap_or(default);
     // Names are checked against the policy also where a part of it is wrong.
     let Compiled { policy, errors: wrong, warnings } = Policy::compile_in_part(file);
     let texts = |found: Vec<CompileError>| {
@@ -114,6 +112,7 @@ fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Plac
     match (bootstrap, accounts, dialects, uploads) {
         (Ok(bootstrap), Ok(accounts), Ok(dialects), Ok(uploads)) if wrong.is_empty() => {
             let (policy, fingerprint) = (Arc::new(policy), fingerprint(written));
+            let listing = file.self_service.unwrap_or_else(|| dialects.listing());
             let loaded = LoadedPolicy {
                 policy,
                 fingerprint,
@@ -121,7 +120,7 @@ fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Plac
                 accounts,
                 dialects,
                 uploads,
-                self_service,
+                listing,
                 warnings: Vec::new(),
             };
             Ok((loaded, texts(warnings)))

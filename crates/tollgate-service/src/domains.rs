@@ -8,7 +8,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use tollgate_core::api_key::KeyHash;
 use tollgate_policy::{
-    LoadedPolicy, Policy, dialect::Dialects, file::AccountRules, format::SelfService, uploads::Uploads,
+    LoadedPolicy, Policy, dialect::Dialects, file::AccountRules, format::ListingFormat, uploads::Uploads,
 };
 
 use crate::{
@@ -32,8 +32,8 @@ pub struct Domain {
     pub dialects: Dialects,
     /// How large uploads may be.
     pub uploads: Uploads,
-    /// In which form its callers read their limits.
-    pub self_service: SelfService,
+    /// The format in which its callers read their limits.
+    pub listing: ListingFormat,
 }
 
 /// All domains of one moment. Calls take one and keep it to their end.
@@ -67,12 +67,9 @@ impl Domains {
         let domains = policies.into_iter().map(|(name, loaded)| {
             let of_domain = DomainMetrics::of(metrics, &loaded.policy);
             metrics.policy_loaded(&name, loaded.fingerprint);
-            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, self_service, .. } = loaded;
+            let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, listing, .. } = loaded;
             let directory = Directory::of(bootstrap, demo);
-            (
-                name,
-                Arc::new(Domain { policy, directory, accounts, metrics: of_domain, dialects, uploads, self_service }),
-            )
+            (name, Arc::new(Domain { policy, directory, accounts, metrics: of_domain, dialects, uploads, listing }))
         });
         Self(domains.collect())
     }

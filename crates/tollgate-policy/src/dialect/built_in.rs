@@ -19,7 +19,7 @@ static COMPILED: LazyLock<BTreeMap<&'static str, Arc<Dialect>>> = LazyLock::new(
 
 fn compiled(name: &str) -> Result<Dialect, String> {
     let table = table(name).map_err(|unknown| unknown.to_string())?;
-    compile::compile(table, &Place::root().at(name), None).map_err(|mistakes| {
+    compile::compile(name, table, &Place::root().at(name), None).map_err(|mistakes| {
         let lines = mistakes.iter().map(|(place, message)| format!("{place}: {message}"));
         lines.collect::<Vec<_>>().join("\n")
     })

@@ -39,9 +39,9 @@ const SERVER_HEADERS: [&str; 9] = [
 /// The most bytes the template of a body may have.
 const MAX_BODY_BYTES: usize = 16 << 10;
 
-/// Compiles the table at `place`, upon the built-in one that it extends. A built-in one is of no policy, and its
-/// units go unchecked.
-pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
+/// Compiles the table of the dialect `name` at `place`, based on the built-in table that it extends. A built-in table
+/// has no policy, so its units are not checked.
+pub(super) fn compile(name: &str, table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
     let mut compiler = Compiler { selectors: Vec::new(), mistakes: Vec::new() };
     let base = table.extends.as_ref().and_then(|name| match tables::table(&name.0) {
         Ok(base) => Some(base),
@@ -66,7 +66,14 @@ pub(super) fn compile(table: &Table, place: &Place, policy: Option<&Policy>) -> 
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    Ok(Dialect { selectors, headers, answers, retry_within_ms: retry_within.map(Length::ms) })
+    let built_in_listing = || tables::table(name).ok().and_then(|table| table.listing);
+    Ok(Dialect {
+        selectors,
+        headers,
+        answers,
+        retry_within_ms: retry_within.map(Length::ms),
+        listing: table.listing.or_else(built_in_listing).unwrap_or_default(),
+    })
 }
 
 struct Compiler {

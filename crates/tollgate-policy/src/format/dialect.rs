@@ -42,6 +42,11 @@ pub(crate) struct Table {
     #[serde(default)]
     #[schemars(with = "Length")]
     pub retry_within: Option<Length>,
+    /// The format of `/api_keys/rate_limits` in domains with this dialect. Unless given, that of the built-in dialect of
+    /// the same name, and `plain` if there is none.
+    #[serde(default)]
+    #[schemars(with = "ListingFormat")]
+    pub listing: Option<ListingFormat>,
     /// The answers with those headers that have no `on`. `always` unless given.
     #[serde(default)]
     #[schemars(with = "KindFilter")]
@@ -53,6 +58,17 @@ pub(crate) struct Table {
     /// The status and the body of each kind of refusal.
     #[serde(default)]
     pub answers: IndexMap<Refusal, Answer>,
+}
+
+/// The format of `/api_keys/rate_limits`: `venice` (the format of the Venice API) or `plain`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ListingFormat {
+    /// The format of the Venice API.
+    Venice,
+    /// Tollgate's own format.
+    #[default]
+    Plain,
 }
 
 /// A header: a `value`, a fixed `text`, or the text of the `first_refusing` quota.

@@ -1,3 +1,4 @@
+mod listing;
 mod mistakes;
 
 use std::{collections::HashSet as Set, path::PathBuf};

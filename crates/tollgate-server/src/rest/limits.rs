@@ -13,7 +13,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use tollgate_core::time::Timestamp;
-use tollgate_policy::{Block, format::SelfService};
+use tollgate_policy::{Block, format::ListingFormat};
 use tollgate_service::{
     incidents,
     scope::DomainScope,
@@ -126,11 +126,11 @@ fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> Response {
         Ok(page) => page,
         Err(rejection) => return rejected(rejection),
     };
-    let body = match domain.self_service {
-        SelfService::Venice => {
+    let body = match domain.listing {
+        ListingFormat::Venice => {
             VeniceLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Venice)
         }
-        SelfService::Plain => {
+        ListingFormat::Plain => {
             PlainLimits::of((*identity, *domain), resources, *decided_at, next.clone()).map(LimitsBody::Plain)
         }
     };
