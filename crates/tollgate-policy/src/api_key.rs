@@ -1,4 +1,4 @@
-//! The form of the secrets of API keys. `tollgate-core` hashes and compares them.
+//! The format of the secrets of API keys. `tollgate-core` hashes and compares them.
 
 use rand::{Rng, distr::Alphanumeric};
 
@@ -9,11 +9,11 @@ const BODY: usize = 32;
 const CHECKSUM: usize = 6;
 const BASE_62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The longest secret a caller may present, in bytes.
+/// Maximum length of a secret in a call, in bytes.
 pub const MAX_SECRET_BYTES: usize = 512;
 
-/// A new secret: `tg_`, 32 random characters, and a checksum of 6, so that a mistyped or invented key is
-/// recognised without a look-up.
+/// A new secret: `tg_`, 32 random characters, and a checksum of 6 characters, so that a mistyped or invented key is
+/// recognised without a lookup.
 pub fn generate() -> String {
     let body: String = rand::rng().sample_iter(Alphanumeric).take(BODY).map(char::from).collect();
     let start = format!("{PREFIX}{body}");
@@ -21,7 +21,8 @@ pub fn generate() -> String {
     start + &checksum
 }
 
-/// Whether a secret can be a key. Keys that a platform brings along may have any form.
+/// Whether a secret can be a key: its checksum is right, or it is not in Tollgate's format. Keys that a platform
+/// imports may have any format.
 pub fn is_plausible(secret: &str) -> bool {
     let Some(body) = secret.strip_prefix(PREFIX) else { return true };
     let cut = secret.len().saturating_sub(CHECKSUM);

@@ -60,7 +60,7 @@ impl<'a> ClaimSet<'_, 'a> {
         self.ledgers.len() + self.guards.len() + self.pool_claims.iter().map(PoolClaim::claim_count).sum::<usize>()
     }
 
-    /// Whether there is nothing to ask.
+    /// Whether there are no claims, so that the store need not be asked.
     pub fn is_empty(&self) -> bool {
         self.ledgers.is_empty() && self.guards.is_empty()
     }
@@ -75,7 +75,7 @@ impl<'a> ClaimSet<'_, 'a> {
         self.usage
     }
 
-    /// The abuse rules that guard the call.
+    /// The abuse rules that apply to the call.
     pub fn guards(&self) -> &[AbuseCounter<'a>] {
         &self.guards
     }
@@ -119,7 +119,7 @@ impl<'a> ClaimSet<'_, 'a> {
 
     /// The behaviour of each of [`ClaimSet::quota_claims`] during an outage of the store.
     pub fn on_failure(&self) -> SmallVec<[OnFailure; 4]> {
-        // A shadow refuses no call, so no call must wait for it.
+        // A shadow quota refuses no call, so it must not leave a call undecided.
         let of =
             |active: &ActiveQuota<'_>| if active.quota.shadow { OnFailure::Allow } else { active.quota.on_failure };
         self.resolved.quotas().iter().map(of).collect()

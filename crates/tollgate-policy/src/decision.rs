@@ -1,4 +1,4 @@
-//! Merging: from the statuses of the claims to the one decision about a call.
+//! Decisions: the statuses of all claims of a call, merged into one verdict.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use tollgate_core::{
 
 use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
 
-/// Whether a call may pass.
+/// Whether a call is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// It is allowed.
     Allowed,
-    /// Not now, but from this moment on if nobody else calls in between.
+    /// It is refused now, and would be allowed from this time on if nobody else calls in between.
     RetryAt(Timestamp),
-    /// Not ever: its cost is above a limit itself.
+    /// It can never be allowed: its cost is above a limit itself.
     Never,
 }
 
-/// One quota's part in a decision.
+/// The status of one quota in a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotaStatus<'a> {
     /// The quota.
@@ -54,7 +54,7 @@ pub struct Decision<'a> {
     /// The active block: of several, the one that ends last. It refuses the call whatever the quotas say, and the
     /// verdict's wait includes it.
     pub block: Option<Block<'a>>,
-    /// The block of a shadow rule that would have been on.
+    /// The block of a shadow rule that would be active.
     pub shadow_block: Option<Block<'a>>,
     /// The origin of the decision.
     pub decided_by: DecidedBy,
@@ -66,7 +66,7 @@ impl QuotaStatus<'_> {
         self.fit != Fit::Now && !self.quota.shadow
     }
 
-    /// Whether it would deny the call, were it no shadow.
+    /// Whether it is a shadow quota that would have denied the call.
     pub fn would_deny(&self) -> bool {
         self.fit != Fit::Now && self.quota.shadow
     }
@@ -187,10 +187,10 @@ fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         Fit::At(at) => Some(at.as_ms()),
         Fit::Never => Some(u64::MAX),
     };
-    // Shadows are not in rendered answers.
+    // Shadow quotas do not appear in rendered answers.
     let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
     let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
-    // The first of equals, as the policy's order is the reader's.
+    // Of equal ones the first, in the order of the policy.
     let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
     longest.map(|(at, _)| at).or_else(|| {
         let tighter = |best: usize, next: usize| {

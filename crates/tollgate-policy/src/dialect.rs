@@ -23,10 +23,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use indexmap::IndexMap;
 
 pub use self::facts::{Facts, ResponseKind};
-use self::{body::Template, header::Header, select::Selector};
+use self::{body::BodyTemplate, header::Header, select::Selector};
 use crate::{
     format::{ListingFormat, dialect::Table},
-    policy::{Place, Policy},
+    policy::{Mistake, Place, Policy},
 };
 
 /// The dialect of a policy that names none.
@@ -37,27 +37,27 @@ const DEFAULT: &str = "ietf";
 pub struct Dialect {
     selectors: Vec<Selector>,
     headers: Vec<Header>,
-    answers: [Answer; ResponseKind::COUNT],
+    responses: [ResponseTemplate; ResponseKind::COUNT],
     /// The longest wait that clients honour by themselves, in milliseconds.
     retry_within_ms: Option<u64>,
     /// The format in which callers read their limits.
     listing: ListingFormat,
 }
 
-/// The response of one kind.
+/// The response for one kind of decision.
 #[derive(Debug)]
-struct Answer {
+struct ResponseTemplate {
     status: u16,
     content_type: Box<str>,
-    body: Option<Template>,
+    body: Option<BodyTemplate>,
 }
 
-/// An answer as the platform's callers get it.
+/// A response, as the platform's callers get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// The HTTP status; 200 for a call that may pass.
+    /// The HTTP status; 200 for an allowed call.
     pub status: u16,
-    /// Names and values, valid in HTTP, in the order of the table.
+    /// Names and values in the order of the table. They are valid in HTTP.
     pub headers: Vec<(String, String)>,
     /// JSON, if there is a body.
     pub body: Option<String>,
@@ -81,21 +81,21 @@ pub struct UnknownDialect {
 impl Dialect {
     /// The HTTP status of a kind of response.
     pub fn status(&self, kind: ResponseKind) -> u16 {
-        self.answers[kind.index()].status
+        self.responses[kind.index()].status
     }
 
     /// The response that the platform's callers get.
     pub fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
         let facts = &value::RenderContext { facts, chosen, retry_within_ms: self.retry_within_ms };
-        let answer = &self.answers[facts.facts.kind.index()];
+        let response = &self.responses[facts.facts.kind.index()];
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
-        let body = answer.body.as_ref().map(|template| template.fill(facts));
+        let body = response.body.as_ref().map(|template| template.fill(facts));
         if body.is_some() {
-            headers.push(("Content-Type".to_owned(), answer.content_type.to_string()));
+            headers.push(("Content-Type".to_owned(), response.content_type.to_string()));
         }
         headers.extend(self.headers.iter().filter_map(|header| header.render(facts)));
-        Rendered { status: answer.status, headers, body }
+        Rendered { status: response.status, headers, body }
     }
 }
 
@@ -105,21 +105,21 @@ impl Dialects {
         tables: &IndexMap<String, Table>,
         default: Option<&str>,
         policy: &Policy,
-    ) -> Result<Self, Vec<(Place, String)>> {
+    ) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let mut own = BTreeMap::new();
         for (name, table) in tables {
             match compile::compile(name, table, &Place::root().at("dialects").at(&**name), Some(policy)) {
                 Ok(dialect) => drop(own.insert(Arc::from(&**name), Arc::new(dialect))),
-                Err(wrong) => mistakes.extend(wrong),
+                Err(found) => mistakes.extend(found),
             }
         }
         match choose(&own, default.unwrap_or(DEFAULT)) {
             Ok(default) if mistakes.is_empty() => return Ok(Self { default: Arc::clone(default), own }),
-            // The mistakes of a dialect that exists have been reported.
+            // If the dialect exists, its mistakes have been reported above.
             Err(unknown) if !tables.contains_key(&*unknown.named) => {
                 let message = format!("there is no dialect {:?}; there is: {}", unknown.named, unknown.known);
-                mistakes.push((Place::root().at("dialect"), message));
+                mistakes.push(Mistake::new(Place::root().at("dialect"), message));
             }
             _ => {}
         }
@@ -131,14 +131,14 @@ impl Dialects {
         self.default.listing
     }
 
-    /// The dialect of this name; the policy's for no name.
+    /// The dialect of this name. If the name is empty, the policy's default.
     pub fn choose(&self, name: &str) -> Result<&Arc<Dialect>, UnknownDialect> {
         if name.is_empty() { Ok(&self.default) } else { choose(&self.own, name) }
     }
 }
 
-/// The dialect of a call whose domain is not known: `none`, unless it names a built-in one.
-pub fn without_domain(name: &str) -> Result<&'static Arc<Dialect>, UnknownDialect> {
+/// The dialect of a call whose domain is not known: the built-in dialect of this name, or `none` if the name is empty.
+pub fn built_in_dialect(name: &str) -> Result<&'static Arc<Dialect>, UnknownDialect> {
     built_in::named(if name.is_empty() { "none" } else { name })
 }
 

@@ -266,7 +266,7 @@ pub(crate) struct Resource {
     pub(crate) also: Option<Quotas>,
     /// Whether the matches of a wildcard share one counter (the default), or each have their own.
     #[serde(default)]
-    pub(crate) counter: Counter,
+    pub(crate) counter: CounterSharing,
     /// The amounts that its reservations take of a unit, by unit, if the call does not name it; for other units those
     /// of its provider class, then of its class.
     #[serde(default)]
@@ -275,10 +275,12 @@ pub(crate) struct Resource {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Counter {
+#[schemars(rename = "Counter")]
+pub(crate) enum CounterSharing {
     #[default]
     Shared,
-    Each,
+    #[serde(rename = "each")]
+    PerName,
 }
 
 /// `refuse`, or how they are treated, such as `{class: text/small}`.

@@ -1,4 +1,4 @@
-//! A policy file, checked and compiled: everything that a node needs of it.
+//! A policy file, checked and compiled.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -9,12 +9,12 @@ use crate::{
     dialect::Dialects,
     file::{AccountRules, BootstrapAccount, PolicyError, PolicyErrors, bootstrap, placed, structure, yaml},
     format::{self, ListingFormat, PolicyFile},
-    policy::{CompileError, Compiled, Place, Policy},
+    policy::{Compiled, Mistake, Place, Policy},
     redaction::{self, Redactor},
     uploads::Uploads,
 };
 
-/// The most bytes that a policy file may have.
+/// Maximum size of a policy file, in bytes.
 const MAX_POLICY_BYTES: usize = 1 << 20;
 
 /// A policy file without mistakes, compiled.
@@ -22,25 +22,26 @@ const MAX_POLICY_BYTES: usize = 1 << 20;
 pub struct LoadedPolicy {
     /// The compiled policy.
     pub policy: Arc<Policy>,
-    /// 48 bits of the SHA-256 of the file's content, without its comments and its layout. Nodes with the same policy have
-    /// the same fingerprint.
+    /// 48 bits of the SHA-256 of the file's content, without comments and layout. Nodes with the same policy have the same
+    /// fingerprint.
     pub fingerprint: u64,
-    /// The accounts and keys that the file brings along.
+    /// The accounts and keys that the file defines.
     pub bootstrap: Vec<BootstrapAccount>,
     /// The rules for accounts in the store.
     pub accounts: AccountRules,
-    /// How its decisions are rendered.
+    /// The dialects in which its decisions are rendered.
     pub dialects: Dialects,
-    /// How large uploads may be.
+    /// The limits of uploads.
     pub uploads: Uploads,
     /// The format in which its callers read their limits.
     pub listing: ListingFormat,
-    /// What is valid, but probably not intended, such as quotas that no call ever reaches; in the order of the lines.
+    /// Warnings about valid but probably unintended content, such as quotas that no call ever reaches, in the order of
+    /// the lines.
     pub warnings: Vec<PolicyError>,
 }
 
 impl LoadedPolicy {
-    /// Checks the text of a policy file. `file` only names it in errors.
+    /// Checks and compiles the text of a policy file. `file` is its name in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, PolicyErrors> {
         check(text).map_err(|errors| PolicyErrors { file: file.to_owned(), errors, stuck: false })
     }
@@ -61,9 +62,9 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     errors.extend(
         secrets
             .into_iter()
-            .map(|place| (place, "contains the secret itself; a file may contain only its hash".to_owned())),
+            .map(|place| Mistake::new(place, "contains the secret itself; a file may contain only its hash")),
     );
-    // The rest of a file with structural mistakes is checked too, if it can still be read.
+    // A file with structural mistakes is compiled without the wrong parts, to find more mistakes.
     match serde_json::from_value::<PolicyFile>(checked.rest.clone()) {
         Ok(file) => match compile(&file, &checked.rest) {
             Ok((mut loaded, warnings)) if errors.is_empty() => {
@@ -72,20 +73,23 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
             }
             Ok(_) => {}
             Err(found) => {
-                let known: HashSet<Place> = errors.iter().map(|(place, _)| place.clone()).collect();
-                let found = found.into_iter().map(|(place, message)| (checked.original(&place), message));
-                errors.extend(found.filter(|(place, _)| !known.contains(place)));
+                let known: HashSet<Place> = errors.iter().map(|mistake| mistake.place.clone()).collect();
+                let found =
+                    found.into_iter().map(|Mistake { place, message }| Mistake::new(checked.original(&place), message));
+                errors.extend(found.filter(|mistake| !known.contains(&mistake.place)));
             }
         },
-        Err(error) if errors.is_empty() => errors.push((Place::root(), format!("cannot be understood: {error}"))),
+        Err(error) if errors.is_empty() => {
+            errors.push(Mistake::new(Place::root(), format!("cannot be understood: {error}")));
+        }
         Err(_) => {}
     }
     Err(located(errors, &redactor, &lines))
 }
 
 /// Mistakes or warnings with their lines, in the order of the lines.
-fn located(found: Vec<(Place, String)>, redactor: &Redactor, lines: &yaml::Lines) -> Vec<PolicyError> {
-    let found = found.into_iter().map(|(place, message)| {
+fn located(found: Vec<Mistake>, redactor: &Redactor, lines: &yaml::LineNumbers) -> Vec<PolicyError> {
+    let found = found.into_iter().map(|Mistake { place, message }| {
         let redacted = placed(&redactor.place(&place), &redactor.message(&message));
         PolicyError { line: lines.line_of(&place), place, message, redacted }
     });
@@ -95,16 +99,13 @@ fn located(found: Vec<(Place, String)>, redactor: &Redactor, lines: &yaml::Lines
 }
 
 /// The compiled file, and its warnings.
-type CompiledFile = (LoadedPolicy, Vec<(Place, String)>);
+type CompiledFile = (LoadedPolicy, Vec<Mistake>);
 
-fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Place, String)>> {
+fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<Mistake>> {
     let dialect = file.dialect.as_ref().map(|name| &*name.0);
-    // Names are checked against the policy also where a part of it is wrong.
+    // Even if a part of the policy is wrong, the other sections are checked against its names.
     let Compiled { policy, errors: wrong, warnings } = Policy::compile_in_part(file);
-    let texts = |found: Vec<CompileError>| {
-        found.into_iter().map(|error| (error.place, error.problem.to_string())).collect::<Vec<_>>()
-    };
-    let wrong = texts(wrong);
+    let wrong: Vec<Mistake> = wrong.into_iter().map(Mistake::from).collect();
     let bootstrap = bootstrap::check(&file.bootstrap, &written["bootstrap"]["accounts"], &policy);
     let dialects = Dialects::of(&file.dialects, dialect, &policy);
     let uploads = Uploads::of(&file.uploads, &policy);
@@ -123,7 +124,7 @@ fn compile(file: &PolicyFile, written: &Value) -> Result<CompiledFile, Vec<(Plac
                 listing,
                 warnings: Vec::new(),
             };
-            Ok((loaded, texts(warnings)))
+            Ok((loaded, warnings.into_iter().map(Mistake::from).collect()))
         }
         (bootstrap, accounts, dialects, uploads) => {
             let mistakes = [Some(wrong), bootstrap.err(), accounts.err(), dialects.err(), uploads.err()];

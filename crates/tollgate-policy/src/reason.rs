@@ -1,15 +1,15 @@
-//! Why a call may not pass.
+//! Reasons for refusals.
 
-/// Why a call may not pass.
+/// Why a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// A quota has no room now.
+    /// A quota has not enough capacity now.
     QuotaExceeded,
-    /// The cost is above a limit itself, so that the call can never pass.
+    /// The cost is above a limit itself, so the call can never be allowed.
     CostAboveLimit,
     /// The caller, or its address, is blocked for a while.
     Blocked,
-    /// The upload is larger than the resource takes.
+    /// The upload is larger than the resource accepts.
     UploadTooLarge,
     /// The API key is invalid.
     InvalidKey(InvalidKey),
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_stands_at_its_index() {
+    fn every_reason_has_its_position_as_index() {
         for (index, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason.index(), index, "{}", reason.name());
         }

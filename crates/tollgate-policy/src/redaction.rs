@@ -1,8 +1,8 @@
-//! Redaction: which text of a file a node repeats in its log and to administrators.
+//! Redaction: removes possible secrets from messages about a file, for the log and for administrators.
 //!
-//! A secret may be at the place of its hash, a name or a path. So any text that may be a secret is replaced by its
-//! length. Names that look like words are shown, because they help to find the mistake. `tollgate check-policy` shows
-//! everything, because its user has the file.
+//! Somebody may write a secret where its hash, a name or a path belongs. So any text that may be a secret is replaced by
+//! its length. Names that look like words are shown, because they help to find the mistake. `tollgate check-policy`
+//! shows everything, because its user has the file.
 
 use std::{borrow::Cow, collections::HashSet, path::Path};
 
@@ -14,25 +14,25 @@ use crate::{
     policy::{Place, Step},
 };
 
-/// Texts of this length or more are not shown. Tokens and API keys are longer.
-const TOO_LONG: usize = 20;
-/// Texts of this length or less reveal no secret.
-const SHORT: usize = 3;
-/// How secrets, and hashes of them, begin.
-const BEGINNINGS: [&str; 9] = ["tg_", "tgt_", "sk-", "sk_", "pk-", "pk_", "rk_", "sha256:", "bearer"];
-/// Keys whose values may be secrets: these values are never shown.
-const BESIDE_SECRETS: [&str; 6] = ["hash", "file", "secret", "token", "password", "key"];
-/// The most different texts that are searched in messages. If a file has more, its messages repeat none of its text.
+/// Texts of this length or more may be secrets. Tokens and API keys are longer.
+const SECRET_LENGTH: usize = 20;
+/// Texts of this length or less are shown, because they reveal no secret.
+const SHOWN_LENGTH: usize = 3;
+/// The prefixes of secrets and of their hashes.
+const SECRET_PREFIXES: [&str; 9] = ["tg_", "tgt_", "sk-", "sk_", "pk-", "pk_", "rk_", "sha256:", "bearer"];
+/// Keys whose values may be secrets. These values are never shown.
+const SECRET_KEYS: [&str; 6] = ["hash", "file", "secret", "token", "password", "key"];
+/// Maximum number of hidden texts that are searched for in messages. If a file has more, its messages are not shown.
 const MAX_TEXTS: usize = 1_000;
 
-/// Whether this is certainly a secret: a token, or an API key, as Tollgate makes them.
+/// Whether this is certainly a secret: a token or an API key in Tollgate's format.
 pub fn looks_issued(text: &str) -> bool {
     let random = |text: &str| text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     text.strip_prefix("tgt_").is_some_and(random) || (text.starts_with("tg_") && api_key::is_plausible(text))
 }
 
-/// Where a file holds a secret in the clear: a token or an API key as Tollgate makes them, or whatever has its hash in the
-/// same file. The place of a key is that of its map.
+/// The places of secrets in a file: tokens and API keys in Tollgate's format, and texts whose hash is in the same file.
+/// If a key of a map is a secret, this is the place of the map.
 pub fn secrets_in(file: &Value) -> Vec<Place> {
     let mut hashes = HashSet::new();
     each_text(file, "", &mut |text, _| hashes.extend(KeyHash::parse(text).map(KeyHash::bytes)));
@@ -59,17 +59,17 @@ fn find(value: &Value, place: &Place, is_secret: &impl Fn(&str) -> bool, places:
     }
 }
 
-/// Whether a text may be a secret: it is long, begins like a secret, or does not look like words.
+/// Whether a text may be a secret: it is long, has the prefix of a secret, or does not look like words.
 fn may_be_secret(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    text.chars().count() >= TOO_LONG
-        || BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning))
+    text.chars().count() >= SECRET_LENGTH
+        || SECRET_PREFIXES.iter().any(|beginning| lower.starts_with(beginning))
         || !text.split(|c: char| !c.is_alphanumeric()).all(is_word)
 }
 
 /// The kind of a character.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum CharacterKind {
     Digit,
     Capital,
     Letter,
@@ -77,16 +77,19 @@ enum Kind {
 
 /// Whether letters and digits look like a word, a number or a version, and not like random characters.
 fn is_word(text: &str) -> bool {
-    let kinds: Vec<Kind> = text
+    let kinds: Vec<CharacterKind> = text
         .chars()
         .map(|c| match c {
-            _ if c.is_numeric() => Kind::Digit,
-            _ if c.is_uppercase() => Kind::Capital,
-            _ => Kind::Letter,
+            _ if c.is_numeric() => CharacterKind::Digit,
+            _ if c.is_uppercase() => CharacterKind::Capital,
+            _ => CharacterKind::Letter,
         })
         .collect();
-    let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1] && pair != &[Kind::Capital, Kind::Letter]).count();
-    let digits = kinds.iter().filter(|kind| **kind == Kind::Digit).count();
+    let changes = kinds
+        .windows(2)
+        .filter(|pair| pair[0] != pair[1] && pair != &[CharacterKind::Capital, CharacterKind::Letter])
+        .count();
+    let digits = kinds.iter().filter(|kind| **kind == CharacterKind::Digit).count();
     changes <= 2 && (digits <= 4 || (digits == kinds.len() && digits <= 8))
 }
 
@@ -100,7 +103,7 @@ pub fn shown_path(path: &Path) -> String {
     let parts = path.iter().map(|part| {
         let part = part.to_string_lossy();
         let name = part.split('.').next().unwrap_or_default();
-        let is_secret = part.len() >= TOO_LONG && may_be_secret(name) || begins_like_one(&part);
+        let is_secret = part.len() >= SECRET_LENGTH && may_be_secret(name) || has_secret_prefix(&part);
         if is_secret { length_of(&part).into() } else { part }
     });
     parts.map(Cow::into_owned).collect::<std::path::PathBuf>().display().to_string()
@@ -115,9 +118,9 @@ pub fn shown_place(place: &Place) -> Place {
     place.steps().iter().map(step).collect()
 }
 
-fn begins_like_one(text: &str) -> bool {
+fn has_secret_prefix(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning))
+    SECRET_PREFIXES.iter().any(|beginning| lower.starts_with(beginning))
 }
 
 fn length_of(text: &str) -> String {
@@ -126,13 +129,13 @@ fn length_of(text: &str) -> String {
 
 /// Hides the texts of one file that may be secrets.
 pub struct Redactor {
-    /// The words of the format, which are no secrets.
+    /// The words of the format, which are not secrets.
     vocabulary: HashSet<String>,
     hidden: HashSet<String>,
 }
 
 impl Redactor {
-    /// For this file in the format of this schema.
+    /// The redactor for this file, whose format has this schema.
     pub fn of(file: &Value, schema: &Value) -> Self {
         let mut vocabulary = HashSet::new();
         each_text(schema, "", &mut |text, _| {
@@ -140,18 +143,18 @@ impl Redactor {
         });
         let mut redactor = Self { vocabulary, hidden: HashSet::new() };
         each_text(file, "", &mut |text, key| {
-            if may_be_secret(text) || BESIDE_SECRETS.contains(&key) {
+            if may_be_secret(text) || SECRET_KEYS.contains(&key) {
                 redactor.hide(text);
             }
         });
         redactor
     }
 
-    /// Hides these values too, whatever they look like, because they are at the wrong place.
+    /// Hides these values too, whatever they look like, because they are wrong.
     pub fn add(&mut self, wrong: &[Value]) {
         for value in wrong {
             match value {
-                // Its parts may be right.
+                // Lists and maps may contain correct values.
                 Value::Array(_) | Value::Object(_) => {}
                 value => each_text(value, "", &mut |text, _| self.hide(text)),
             }
@@ -159,7 +162,7 @@ impl Redactor {
     }
 
     fn hide(&mut self, text: &str) {
-        if text.chars().count() > SHORT && !self.vocabulary.contains(text) {
+        if text.chars().count() > SHOWN_LENGTH && !self.vocabulary.contains(text) {
             self.hidden.insert(text.to_owned());
         }
     }
@@ -176,13 +179,13 @@ impl Redactor {
     /// The message, with hidden parts replaced.
     pub fn message(&self, message: &str) -> String {
         if self.hidden.len() > MAX_TEXTS {
-            return "is wrong; `tollgate check-policy` says how".to_owned();
+            return "is wrong; run `tollgate check-policy` for the details".to_owned();
         }
         let mut hidden: Vec<&String> = self.hidden.iter().collect();
-        // The longest first: one may be a part of another.
+        // The longest first, because one may be a part of another.
         hidden.sort_by_key(|text| std::cmp::Reverse(text.len()));
         hidden.iter().fold(message.to_owned(), |message, text| {
-            // As it is, as messages quote it, and as they cut it short.
+            // Messages contain a text as it is, quoted, or shortened.
             let start: String = text.chars().take(64).collect();
             let forms = [text.as_str(), &escaped(text), &start, &escaped(&start)].map(str::to_owned);
             forms.iter().fold(message, |message, form| {
@@ -192,19 +195,19 @@ impl Redactor {
     }
 }
 
-/// The text as it is quoted, without the quotes.
+/// The text with the escapes of a quoted text, without the quotes.
 fn escaped(text: &str) -> String {
     let quoted = format!("{text:?}");
     quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default().to_owned()
 }
 
-/// Calls `with` for every text, every long number and every key in the value, each with its key.
+/// Calls `with` for every text, every long number and every key in the value, with the key that each belongs to.
 fn each_text(value: &Value, key: &str, with: &mut impl FnMut(&str, &str)) {
     match value {
         Value::Null | Value::Bool(_) => {}
         Value::Number(number) => {
             let number = number.to_string();
-            // A limit is no secret, and may well have six digits.
+            // Short numbers, such as limits, are not secrets.
             if number.len() > 8 {
                 with(&number, key);
             }
@@ -225,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_shown_and_what_may_be_a_secret_is_not() {
+    fn names_are_shown_and_possible_secrets_are_not() {
         for name in [
             "venice",
             "llama-3.3-70b",
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_repeat_neither_secrets_nor_what_is_in_the_wrong_place() {
+    fn messages_contain_neither_secrets_nor_misplaced_values() {
         let file =
             json!({ "names": { "plain": 1, "qT7rB2xW9": "words" }, "hash": "swordfish", "long": "é\"".repeat(50) });
         let mut redactor = Redactor::of(&file, &json!({ "enum": ["words"] }));

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, fmt};
 
 use crate::{
     format::{Length, uploads as format},
-    policy::{Place, Policy},
+    policy::{Mistake, Place, Policy},
 };
 
 /// The upload of a call, as the call describes it.
@@ -14,41 +14,41 @@ pub struct Upload<'a> {
     pub media_type: &'a str,
     /// Its size.
     pub bytes: u64,
-    /// Its playing time; 0 if it has none.
+    /// Its playing time, 0 if it has none.
     pub duration_seconds: u64,
 }
 
 /// The limits of one policy, the most specific first.
 #[derive(Debug, Default)]
-pub struct Uploads(Vec<Limit>);
+pub struct Uploads(Vec<UploadLimit>);
 
 #[derive(Debug)]
-struct Limit {
+struct UploadLimit {
     media: Box<str>,
     resource: Option<Box<str>>,
-    size: Option<Measure>,
-    length: Option<Measure>,
+    size: Option<Maximum>,
+    length: Option<Maximum>,
 }
 
-/// A number, and its text for messages.
+/// A maximum, and its text in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Measure {
-    most: u64,
+struct Maximum {
+    value: u64,
     text: Box<str>,
 }
 
-/// An upload that is refused, and the limit that it is above.
+/// An upload above a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TooLarge {
+pub struct UploadTooLarge {
     kind: &'static str,
-    dimension: Dimension,
+    measure: Measure,
     has: u64,
-    limit: Measure,
+    limit: Maximum,
     resource: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dimension {
+enum Measure {
     Size,
     Length,
 }
@@ -56,13 +56,13 @@ enum Dimension {
 /// The description of an upload is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("upload.media_type: must be `image`, `audio`, `video`, or a media type such as `audio/wav`")]
-pub struct BadUpload;
+pub struct InvalidUpload;
 
 impl Uploads {
     /// The limits of a policy file.
-    pub(crate) fn of(section: &format::Uploads, policy: &Policy) -> Result<Self, Vec<(Place, String)>> {
+    pub(crate) fn of(section: &format::Uploads, policy: &Policy) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let mut limits: Vec<Limit> = Vec::with_capacity(section.limits.len());
+        let mut limits: Vec<UploadLimit> = Vec::with_capacity(section.limits.len());
         for (at, limit) in section.limits.iter().enumerate() {
             let place = Place::root().at("uploads").at("limits").at(at);
             let resource = limit.resource.as_ref().map(|name| name.0.as_str());
@@ -70,15 +70,15 @@ impl Uploads {
                 && !policy.resources().iter().any(|known| matches(name, &known.name))
             {
                 let message = format!("{name:?} matches none of `resources`");
-                mistakes.push((place.at("resource"), message));
+                mistakes.push(Mistake::new(place.at("resource"), message));
             }
             if limit.size.is_none() && limit.length.is_none() {
-                mistakes.push((place.clone(), "needs `size`, `length` or both".to_owned()));
+                mistakes.push(Mistake::new(place.clone(), "needs `size`, `length` or both"));
             }
             if limits.iter().any(|known| *known.media == *limit.media.0 && known.resource.as_deref() == resource) {
-                mistakes.push((place, "has the same media and resource as a limit above; write one".to_owned()));
+                mistakes.push(Mistake::new(place, "has the same media and resource as a limit above; write one"));
             }
-            limits.push(Limit {
+            limits.push(UploadLimit {
                 media: limit.media.0.as_str().into(),
                 resource: resource.map(Box::from),
                 size: limit.size.as_ref().map(|size| size_of(&size.0, section.kilobyte.0)),
@@ -93,22 +93,21 @@ impl Uploads {
         if mistakes.is_empty() { Ok(Self(limits)) } else { Err(mistakes) }
     }
 
-    /// Whether the upload may pass, for a call of `resource`.
-    pub fn check(&self, resource: &str, upload: &Upload<'_>) -> Result<Option<TooLarge>, BadUpload> {
+    /// The limit that the upload exceeds in a call of `resource`, if there is one.
+    pub fn check(&self, resource: &str, upload: &Upload<'_>) -> Result<Option<UploadTooLarge>, InvalidUpload> {
         let media = Media::parse(upload.media_type)?;
-        let concerning = || {
+        let applicable = || {
             self.0.iter().filter(|limit| {
                 media.is(&limit.media) && limit.resource.as_ref().is_none_or(|name| matches(name, resource))
             })
         };
-        let above = |dimension, has, limit: Option<&Measure>| {
-            let limit = limit.filter(|limit| has > limit.most)?.clone();
-            Some(TooLarge { kind: media.kind, dimension, has, limit, resource: resource.to_owned() })
+        let above = |measure, has, limit: Option<&Maximum>| {
+            let limit = limit.filter(|limit| has > limit.value)?.clone();
+            Some(UploadTooLarge { kind: media.kind, measure, has, limit, resource: resource.to_owned() })
         };
-        let size = concerning().find_map(|limit| limit.size.as_ref());
-        let length = concerning().find_map(|limit| limit.length.as_ref());
-        Ok(above(Dimension::Size, upload.bytes, size)
-            .or_else(|| above(Dimension::Length, upload.duration_seconds, length)))
+        let size = applicable().find_map(|limit| limit.size.as_ref());
+        let length = applicable().find_map(|limit| limit.length.as_ref());
+        Ok(above(Measure::Size, upload.bytes, size).or_else(|| above(Measure::Length, upload.duration_seconds, length)))
     }
 }
 
@@ -119,7 +118,7 @@ struct Media<'a> {
 }
 
 impl<'a> Media<'a> {
-    fn parse(text: &'a str) -> Result<Self, BadUpload> {
+    fn parse(text: &'a str) -> Result<Self, InvalidUpload> {
         // Parameters such as `; codecs=opus` are ignored.
         let full = text.split(';').next().unwrap_or_default().trim();
         let (kind, subtype) = full.split_once('/').map_or((full, None), |(kind, subtype)| (kind, Some(subtype)));
@@ -130,11 +129,11 @@ impl<'a> Media<'a> {
         let known = kinds.into_iter().find(|(known, _)| kind.eq_ignore_ascii_case(known));
         match (known, subtype) {
             _ if full.len() > 128 || !is_token(kind) || subtype.is_some_and(|subtype| !is_token(subtype)) => {
-                Err(BadUpload)
+                Err(InvalidUpload)
             }
-            (Some((_, said)), _) => Ok(Self { kind: said, full }),
+            (Some((_, kind)), _) => Ok(Self { kind, full }),
             (None, Some(_)) => Ok(Self { kind: "file", full }),
-            (None, None) => Err(BadUpload),
+            (None, None) => Err(InvalidUpload),
         }
     }
 
@@ -145,16 +144,16 @@ impl<'a> Media<'a> {
     }
 }
 
-impl fmt::Display for TooLarge {
-    /// Names the limit: `The audio file has 20971521 bytes; aud2video takes at most 20 MB (20971520 bytes).`
+impl fmt::Display for UploadTooLarge {
+    /// The message names the limit: `The audio file has 20971521 bytes; aud2video takes at most 20 MB (20971520 bytes).`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, has, limit, resource, .. } = self;
-        match self.dimension {
-            Dimension::Size => {
-                let Measure { most, text } = limit;
-                write!(f, "The {kind} has {has} bytes; {resource} takes at most {text} ({most} bytes).")
+        match self.measure {
+            Measure::Size => {
+                let Maximum { value, text } = limit;
+                write!(f, "The {kind} has {has} bytes; {resource} takes at most {text} ({value} bytes).")
             }
-            Dimension::Length => {
+            Measure::Length => {
                 write!(f, "The {kind} lasts {has} seconds; {resource} takes at most {}.", limit.text)
             }
         }
@@ -165,8 +164,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
 }
 
-/// The size of a text; 0 for one that the schema refuses.
-fn size_of(text: &str, kilobyte: u64) -> Measure {
+/// The size that a text states; 0 for a text that the schema refuses.
+fn size_of(text: &str, kilobyte: u64) -> Maximum {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(at);
     let power = match unit {
@@ -175,16 +174,19 @@ fn size_of(text: &str, kilobyte: u64) -> Measure {
         "KB" => 1,
         _ => 0,
     };
-    let most = count.parse::<u64>().unwrap_or(0).saturating_mul(kilobyte.pow(power));
-    Measure { most, text: format!("{count} {unit}").into() }
+    let value = count.parse::<u64>().unwrap_or(0).saturating_mul(kilobyte.pow(power));
+    Maximum { value, text: format!("{count} {unit}").into() }
 }
 
-fn length_of(length: &Length) -> Measure {
-    let most = length.ms() / 1000;
-    let minutes = most / 60;
-    let text =
-        if most.is_multiple_of(60) && minutes > 0 { format!("{minutes} minutes") } else { format!("{most} seconds") };
-    Measure { most, text: text.into() }
+fn length_of(length: &Length) -> Maximum {
+    let seconds = length.ms() / 1000;
+    let minutes = seconds / 60;
+    let text = if seconds.is_multiple_of(60) && minutes > 0 {
+        format!("{minutes} minutes")
+    } else {
+        format!("{seconds} seconds")
+    };
+    Maximum { value: seconds, text: text.into() }
 }
 
 #[cfg(test)]
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_limit_counts_for_each_measure() {
+    fn the_most_specific_limit_applies_to_each_measure() {
         let uploads = uploads(&serde_json::json!([
             { "media": "audio", "size": "10MB", "length": "600m" },
             { "media": "audio", "resource": "aud2*", "size": "15MB" },

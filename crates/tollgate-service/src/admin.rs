@@ -192,7 +192,7 @@ impl AdminSession<'_> {
 /// Checks a name that becomes part of a path of this API.
 fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
     check_name(field, name)?;
-    tollgate_policy::file::not_a_segment(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
+    tollgate_policy::file::segment_problem(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
 }
 
 fn check_version(record: &AccountRecord, if_match: Option<u64>) -> Result<(), AdminError> {

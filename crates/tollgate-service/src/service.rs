@@ -22,7 +22,7 @@ use tollgate_policy::{
     ClaimSet, DecidedBy, Resolved, Usage,
     decision::{Decision, Verdict},
     dialect,
-    uploads::TooLarge,
+    uploads::UploadTooLarge,
 };
 use tollgate_store::clock::Clock;
 
@@ -156,7 +156,7 @@ impl DecisionService {
             Err(rejection) => {
                 let dialect = match rejection.domain {
                     Some(domain) => domain.dialects.choose(call.dialect)?,
-                    None => dialect::without_domain(call.dialect)?,
+                    None => dialect::built_in_dialect(call.dialect)?,
                 };
                 return Ok(render(&Answer { dialect, outcome: Err(rejection) }));
             }
@@ -212,7 +212,7 @@ impl DecisionService {
         identity: &'a Identity,
         call: &'a Call<'_>,
         operation: Operation<'_>,
-    ) -> Result<(Resolved<'a>, Usage, Option<TooLarge>), CallError> {
+    ) -> Result<(Resolved<'a>, Usage, Option<UploadTooLarge>), CallError> {
         if call.usage.len() > MAX_ENTRIES {
             return Err(CallError::field("usage", format_args!("has more than {MAX_ENTRIES} units")));
         }
@@ -264,7 +264,7 @@ impl DecisionService {
         identity: &Identity,
         resolved: &Resolved<'_>,
         decision: &Decision<'_>,
-        too_large: Option<&TooLarge>,
+        too_large: Option<&UploadTooLarge>,
     ) {
         let denied_by = match (&decision.block, decision.verdict) {
             (Some(block), _) => Some(&*block.rule.name),

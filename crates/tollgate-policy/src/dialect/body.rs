@@ -3,28 +3,28 @@
 use serde_json::{Map, Value};
 use tollgate_core::time::Timestamp;
 
-use super::value::{self, QuotaChoice, RenderContext};
+use super::value::{QuotaChoice, RenderContext, TypedValue};
 use crate::format::dialect::{Format, ValueWord};
 
 /// A body's template.
 #[derive(Debug)]
-pub(super) struct Template {
+pub(super) struct BodyTemplate {
     choice: QuotaChoice,
-    tree: Tree,
+    tree: BodyNode,
 }
 
 #[derive(Debug)]
-enum Tree {
+enum BodyNode {
     Constant(Value),
-    /// A string that is nothing but a placeholder: the value takes its place, numbers as numbers.
-    Whole(Placeholder),
-    Text(Vec<TemplatePart>),
-    List(Vec<Tree>),
-    Map(Vec<(String, Tree)>),
+    /// A string that consists of one placeholder. The value replaces the string; numbers stay numbers.
+    Placeholder(Placeholder),
+    Text(Vec<TextPart>),
+    List(Vec<BodyNode>),
+    Map(Vec<(String, BodyNode)>),
 }
 
 #[derive(Debug)]
-enum TemplatePart {
+enum TextPart {
     Plain(String),
     Placeholder(Placeholder),
 }
@@ -36,15 +36,15 @@ pub(super) struct Placeholder {
     pub(super) format: Option<Format>,
 }
 
-impl Template {
-    /// Compiles a body. `check` returns the problem of a placeholder; every mistake is found.
+impl BodyTemplate {
+    /// Compiles a body, or returns every mistake in it. `check` returns the problem of a placeholder.
     pub(super) fn parse(
         body: &Value,
         choice: QuotaChoice,
         check: &dyn Fn(Placeholder) -> Result<(), String>,
     ) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
-        let tree = Parser { check, mistakes: &mut mistakes }.tree(body);
+        let tree = BodyParser { check, mistakes: &mut mistakes }.tree(body);
         if mistakes.is_empty() { Ok(Self { choice, tree }) } else { Err(mistakes) }
     }
 
@@ -54,23 +54,23 @@ impl Template {
     }
 }
 
-impl Tree {
+impl BodyNode {
     fn fill(&self, context: &RenderContext<'_>, choice: QuotaChoice) -> Value {
         let now: Timestamp = context.facts.now;
-        let value = |placeholder: &Placeholder| -> Option<value::Value<'_>> {
+        let value = |placeholder: &Placeholder| -> Option<TypedValue<'_>> {
             context.value(placeholder.word, context.quota(choice))
         };
         match self {
             Self::Constant(value) => value.clone(),
-            Self::Whole(placeholder) => {
+            Self::Placeholder(placeholder) => {
                 value(placeholder).map_or(Value::Null, |value| value.json(placeholder.word, placeholder.format, now))
             }
-            Self::Text(pieces) => {
+            Self::Text(parts) => {
                 let mut text = String::new();
-                for piece in pieces {
-                    match piece {
-                        TemplatePart::Plain(plain) => text.push_str(plain),
-                        TemplatePart::Placeholder(placeholder) => {
+                for part in parts {
+                    match part {
+                        TextPart::Plain(plain) => text.push_str(plain),
+                        TextPart::Placeholder(placeholder) => {
                             if let Some(value) = value(placeholder) {
                                 text.push_str(&value.text(placeholder.word, placeholder.format, now));
                             }
@@ -88,53 +88,57 @@ impl Tree {
     }
 }
 
-struct Parser<'a> {
+struct BodyParser<'a> {
     check: &'a dyn Fn(Placeholder) -> Result<(), String>,
     mistakes: &'a mut Vec<String>,
 }
 
-impl Parser<'_> {
-    fn tree(&mut self, body: &Value) -> Tree {
+impl BodyParser<'_> {
+    fn tree(&mut self, body: &Value) -> BodyNode {
         match body {
             Value::String(text) => self.text(text),
-            Value::Array(items) => Tree::List(items.iter().map(|item| self.tree(item)).collect()),
-            Value::Object(map) => Tree::Map(map.iter().map(|(key, value)| (key.clone(), self.tree(value))).collect()),
-            constant => Tree::Constant(constant.clone()),
+            Value::Array(items) => BodyNode::List(items.iter().map(|item| self.tree(item)).collect()),
+            Value::Object(map) => {
+                BodyNode::Map(map.iter().map(|(key, value)| (key.clone(), self.tree(value))).collect())
+            }
+            constant => BodyNode::Constant(constant.clone()),
         }
     }
 
-    fn text(&mut self, text: &str) -> Tree {
-        let mut pieces = Vec::new();
+    fn text(&mut self, text: &str) -> BodyNode {
+        let mut parts = Vec::new();
         let mut plain = String::new();
         let mut rest = text;
         while let Some(at) = rest.find(['{', '}']) {
             plain.push_str(&rest[..at]);
-            let (brace, behind) = rest[at..].split_at(1);
-            if let Some(doubled) = behind.strip_prefix(brace) {
+            let (brace, after) = rest[at..].split_at(1);
+            if let Some(doubled) = after.strip_prefix(brace) {
                 plain.push_str(brace);
                 rest = doubled;
             } else if brace == "{"
-                && let Some((inside, behind)) = behind.split_once('}')
+                && let Some((inside, after)) = after.split_once('}')
             {
                 if !plain.is_empty() {
-                    pieces.push(TemplatePart::Plain(std::mem::take(&mut plain)));
+                    parts.push(TextPart::Plain(std::mem::take(&mut plain)));
                 }
-                pieces.extend(self.placeholder(inside).map(TemplatePart::Placeholder));
-                rest = behind;
+                parts.extend(self.placeholder(inside).map(TextPart::Placeholder));
+                rest = after;
             } else {
-                self.mistakes.push(format!("{text:?} has a `{brace}` of its own; write `{brace}{brace}` for one"));
-                return Tree::Constant(Value::Null);
+                self.mistakes.push(format!(
+                    "{text:?} has a `{brace}` without its pair; write `{brace}{brace}` for the character itself"
+                ));
+                return BodyNode::Constant(Value::Null);
             }
         }
         plain.push_str(rest);
         if !plain.is_empty() {
-            pieces.push(TemplatePart::Plain(plain));
+            parts.push(TextPart::Plain(plain));
         }
-        match pieces.as_slice() {
-            [TemplatePart::Placeholder(placeholder)] => Tree::Whole(*placeholder),
-            [] => Tree::Constant("".into()),
-            [TemplatePart::Plain(plain)] => Tree::Constant(plain.as_str().into()),
-            _ => Tree::Text(pieces),
+        match parts.as_slice() {
+            [TextPart::Placeholder(placeholder)] => BodyNode::Placeholder(*placeholder),
+            [] => BodyNode::Constant("".into()),
+            [TextPart::Plain(plain)] => BodyNode::Constant(plain.as_str().into()),
+            _ => BodyNode::Text(parts),
         }
     }
 
@@ -161,7 +165,7 @@ impl Parser<'_> {
     }
 }
 
-/// The word of an enum of the format.
+/// The value of an enum of the format.
 fn known<T: serde::de::DeserializeOwned>(word: &str) -> Option<T> {
     serde_json::from_value(Value::String(word.to_owned())).ok()
 }

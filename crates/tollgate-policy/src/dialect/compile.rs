@@ -1,11 +1,11 @@
-//! From a table to a dialect, with every mistake at once.
+//! Compiles tables to dialects, and reports every mistake in a table.
 
 use tollgate_core::amount::UnitId;
 
 use super::{
-    Answer, Dialect, ResponseKind,
-    body::{Placeholder, Template},
-    header::{Content, Header, ResponseKinds},
+    Dialect, ResponseKind, ResponseTemplate,
+    body::{BodyTemplate, Placeholder},
+    header::{Header, HeaderContent, ResponseKinds},
     select::Selector,
     tables,
     value::QuotaChoice,
@@ -17,11 +17,9 @@ use crate::{
             self as format, Format, HeaderRow, KindFilter, KindName, QuotaSelector, Refusal, Table, ValueWord, Values,
         },
     },
-    policy::{Place, Policy},
+    policy::{Mistake, Place, Policy},
     reason::{InvalidKey, Reason},
 };
-
-type Mistakes = Vec<(Place, String)>;
 
 /// Headers of the body's encoding and of the connection. The HTTP server writes them itself.
 const SERVER_HEADERS: [&str; 9] = [
@@ -36,19 +34,24 @@ const SERVER_HEADERS: [&str; 9] = [
     "upgrade",
 ];
 
-/// The most bytes the template of a body may have.
+/// Maximum size of the template of a body, in bytes.
 const MAX_BODY_BYTES: usize = 16 << 10;
 
 /// Compiles the table of the dialect `name` at `place`, based on the built-in table that it extends. A built-in table
 /// has no policy, so its units are not checked.
-pub(super) fn compile(name: &str, table: &Table, place: &Place, policy: Option<&Policy>) -> Result<Dialect, Mistakes> {
-    let mut compiler = Compiler { selectors: Vec::new(), mistakes: Vec::new() };
+pub(super) fn compile(
+    name: &str,
+    table: &Table,
+    place: &Place,
+    policy: Option<&Policy>,
+) -> Result<Dialect, Vec<Mistake>> {
+    let mut compiler = TableCompiler { selectors: Vec::new(), mistakes: Vec::new() };
     let base = table.extends.as_ref().and_then(|name| match tables::table(&name.0) {
         Ok(base) => Some(base),
         Err(unknown) => {
             let message =
                 unknown.to_string().replacen("dialect: there is no dialect", "there is no built-in dialect", 1);
-            compiler.wrong(place.at("extends"), message);
+            compiler.mistake(place.at("extends"), message);
             None
         }
     });
@@ -60,9 +63,9 @@ pub(super) fn compile(name: &str, table: &Table, place: &Place, policy: Option<&
     let inherited = base.and_then(|base| base.on.as_ref());
     let on = table.on.as_ref().or(inherited).map_or_else(|| kinds(KindName::Always), kinds_of);
     let headers = rows.iter().filter_map(|(place, row)| compiler.header(row, on, place)).collect();
-    let answers = ResponseKind::ALL.map(|kind| compiler.answer(kind, table, base, &place.at("answers")));
+    let responses = ResponseKind::ALL.map(|kind| compiler.response(kind, table, base, &place.at("answers")));
     let retry_within = table.retry_within.as_ref().or(base.and_then(|base| base.retry_within.as_ref()));
-    let Compiler { selectors, mistakes, .. } = compiler;
+    let TableCompiler { selectors, mistakes, .. } = compiler;
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
@@ -70,23 +73,23 @@ pub(super) fn compile(name: &str, table: &Table, place: &Place, policy: Option<&
     Ok(Dialect {
         selectors,
         headers,
-        answers,
+        responses,
         retry_within_ms: retry_within.map(Length::ms),
         listing: table.listing.or_else(built_in_listing).unwrap_or_default(),
     })
 }
 
-struct Compiler {
+struct TableCompiler {
     selectors: Vec<Selector>,
-    mistakes: Mistakes,
+    mistakes: Vec<Mistake>,
 }
 
-impl Compiler {
-    fn wrong(&mut self, place: Place, message: impl Into<String>) {
-        self.mistakes.push((place, message.into()));
+impl TableCompiler {
+    fn mistake(&mut self, place: Place, message: impl Into<String>) {
+        self.mistakes.push(Mistake::new(place, message));
     }
 
-    /// A built-in table may name units that this policy does not count. A table of the policy's own may not.
+    /// Checks the units in a table of a policy. (Built-in tables may name units that the policy does not have.)
     fn check_units(&mut self, table: &Table, policy: &Policy, place: &Place) {
         let of = |selector: &Option<format::Selector>| match selector {
             Some(format::Selector::Quota(quota)) => quota.unit.clone(),
@@ -106,19 +109,19 @@ impl Compiler {
         let known: Vec<&str> = policy.units().iter().map(|unit| &*unit.name).collect();
         for (unit, place) in named {
             if let Some(unit) = unit.filter(|unit| !known.contains(&&*unit.0)) {
-                self.wrong(place, format!("there is no unit {:?}; there is: {}", unit.0, known.join(", ")));
+                self.mistake(place, format!("there is no unit {:?}; there is: {}", unit.0, known.join(", ")));
             }
         }
     }
 
-    /// The rows of the base as the own ones leave them, then the own ones that are new.
+    /// The rows of the base, changed by the table's own rows, followed by its new rows.
     fn merged(&mut self, base: &[HeaderRow], own: Vec<(Place, &HeaderRow)>) -> Vec<(Place, HeaderRow)> {
         let mut rows: Vec<(Place, HeaderRow)> = base.iter().map(|row| (Place::root(), row.clone())).collect();
         let mut seen: Vec<&str> = Vec::new();
         for (place, row) in own {
             let name = row.name.0.as_str();
             if seen.iter().any(|seen| seen.eq_ignore_ascii_case(name)) {
-                self.wrong(place.at("name"), "is the name of a header above; each stands once");
+                self.mistake(place.at("name"), "is the name of a header above; write each header once");
                 continue;
             }
             seen.push(name);
@@ -136,19 +139,20 @@ impl Compiler {
     fn header(&mut self, row: &HeaderRow, on: ResponseKinds, place: &Place) -> Option<Header> {
         let name = row.name.0.as_str();
         if SERVER_HEADERS.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
-            let message =
-                format!("{name:?} belongs to the HTTP server; `content_type` of an answer names a body's type");
-            self.wrong(place.at("name"), message);
+            let message = format!(
+                "{name:?} is written by the HTTP server; set the type of a body with `content_type` of the answer"
+            );
+            self.mistake(place.at("name"), message);
         }
         let content = match (&row.value, &row.text, &row.first_refusing) {
             (Some(values), None, None) => self.values(values, row, place)?,
-            (None, Some(text), None) => Content::Text(text.0.as_str().into()),
+            (None, Some(text), None) => HeaderContent::Text(text.0.as_str().into()),
             (None, None, Some(refusing)) => {
                 let pair = |pair: &format::RefusalText| (self.selector(&pair.quota), pair.text.0.as_str().into());
-                Content::FirstRefusing(refusing.iter().map(pair).collect())
+                HeaderContent::FirstRefusing(refusing.iter().map(pair).collect())
             }
             _ => {
-                self.wrong(place.clone(), "needs one of `value`, `text` and `first_refusing`");
+                self.mistake(place.clone(), "needs one of `value`, `text` and `first_refusing`");
                 return None;
             }
         };
@@ -162,20 +166,20 @@ impl Compiler {
         })
     }
 
-    fn values(&mut self, values: &Values, row: &HeaderRow, place: &Place) -> Option<Content> {
+    fn values(&mut self, values: &Values, row: &HeaderRow, place: &Place) -> Option<HeaderContent> {
         let words = match values {
             Values::One(word) => vec![*word],
             Values::FirstOf(words) => words.clone(),
         };
-        if let Some(wrong) = words.iter().find_map(|word| misformatted(*word, row.format)) {
-            self.wrong(place.at("format"), wrong);
+        if let Some(wrong) = words.iter().find_map(|word| format_problem(*word, row.format)) {
+            self.mistake(place.at("format"), wrong);
             return None;
         }
         let quota = match &row.quota {
             None | Some(format::Selector::Binding(_)) => None,
             Some(format::Selector::Quota(quota)) => Some(self.selector(quota)),
         };
-        Some(Content::Values { quota, words, format: row.format })
+        Some(HeaderContent::Values { quota, words, format: row.format })
     }
 
     /// The index of the selector. Several headers share one, so that each quota is chosen once for a response.
@@ -192,16 +196,16 @@ impl Compiler {
         })
     }
 
-    fn answer(&mut self, kind: ResponseKind, table: &Table, base: Option<&Table>, place: &Place) -> Answer {
+    fn response(&mut self, kind: ResponseKind, table: &Table, base: Option<&Table>, place: &Place) -> ResponseTemplate {
         let ResponseKind::Refused(reason) = kind else {
-            return Answer { status: 200, content_type: Box::default(), body: None };
+            return ResponseTemplate { status: 200, content_type: Box::default(), body: None };
         };
         let own = answer_for(table, reason);
         let inherited = base.and_then(|base| answer_for(base, reason));
         let place = own.map_or_else(Place::root, |(refusal, _)| place.at(name_of(refusal)));
         let [own, inherited] =
             [own, inherited].map(|found| found.map(|(_, answer)| answer.clone()).unwrap_or_default());
-        // Inherited parts were checked at the place where they are written.
+        // Inherited parts are checked with the built-in table.
         let body_is_own = own.body.is_some();
         let selector = own.quota.or(inherited.quota);
         let choice = match &selector {
@@ -210,15 +214,15 @@ impl Compiler {
         };
         let body = own.body.or(inherited.body).and_then(|body| {
             if body_is_own && body.to_string().len() > MAX_BODY_BYTES {
-                self.wrong(place.at("body"), format!("is too large; a body has at most {MAX_BODY_BYTES} bytes"));
+                self.mistake(place.at("body"), format!("is too large; a body can have at most {MAX_BODY_BYTES} bytes"));
             }
             let check = |placeholder| check_placeholder(placeholder, reason, choice);
-            match Template::parse(&body, choice, &check) {
+            match BodyTemplate::parse(&body, choice, &check) {
                 Ok(template) => Some(template),
                 Err(mistakes) => {
                     // The three kinds of invalid keys share a body, whose mistakes are reported once.
                     for message in mistakes {
-                        let mistake = (place.at("body"), message);
+                        let mistake = Mistake::new(place.at("body"), message);
                         if !self.mistakes.contains(&mistake) {
                             self.mistakes.push(mistake);
                         }
@@ -228,7 +232,7 @@ impl Compiler {
             }
         });
         let content_type = own.content_type.or(inherited.content_type);
-        Answer {
+        ResponseTemplate {
             status: own.status.or(inherited.status).unwrap_or(default_status(reason)),
             content_type: content_type.map_or("application/json".into(), |media| media.0.into()),
             body,
@@ -236,7 +240,7 @@ impl Compiler {
     }
 }
 
-/// The row, with every field that `by` gives replaced.
+/// The row, with the fields of `by` where it has them.
 fn overlay(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
     let has_content = by.value.is_some() || by.text.is_some() || by.first_refusing.is_some();
     let (by, row) = (by.clone(), row.clone());
@@ -254,7 +258,7 @@ fn overlay(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
     }
 }
 
-/// The reason that an answer of a table is for; `None` for the one that all invalid keys share.
+/// The reason of a refusal; `None` for the one that all invalid keys share.
 fn reason_of(refusal: Refusal) -> Option<Reason> {
     match refusal {
         Refusal::QuotaExceeded => Some(Reason::QuotaExceeded),
@@ -314,29 +318,29 @@ fn kinds(word: KindName) -> ResponseKinds {
     }
 }
 
-/// Why this format does not fit the value, if it does not.
-fn misformatted(word: ValueWord, format: Option<Format>) -> Option<String> {
-    let fits = match (kind(word), format) {
-        (_, None) | (Kind::Number, Some(Format::Integer)) => true,
-        (Kind::Moment, Some(format)) => format != Format::Integer,
-        (Kind::Number | Kind::Name, Some(_)) => false,
+/// The problem if this format cannot be used for the value.
+fn format_problem(word: ValueWord, format: Option<Format>) -> Option<String> {
+    let fits = match (value_type(word), format) {
+        (_, None) | (ValueType::Number, Some(Format::Integer)) => true,
+        (ValueType::Moment, Some(format)) => format != Format::Integer,
+        (ValueType::Number | ValueType::Name, Some(_)) => false,
     };
     let hint = "epoch_seconds, epoch_milliseconds, delta_seconds, delta_milliseconds, go_duration and rfc3339 are for \
                 reset, resets_at, retry_at and retry_after, and integer for limit, remaining, used, cost and priority";
-    (!fits).then(|| format!("does not go with this value: {hint}"))
+    (!fits).then(|| format!("cannot be used for this value: {hint}"))
 }
 
-enum Kind {
+enum ValueType {
     Number,
     Moment,
     Name,
 }
 
-fn kind(word: ValueWord) -> Kind {
+fn value_type(word: ValueWord) -> ValueType {
     use ValueWord as W;
     match word {
-        W::Limit | W::Remaining | W::Used | W::Cost | W::Priority => Kind::Number,
-        W::Reset | W::ResetsAt | W::RetryAt | W::RetryAfter => Kind::Moment,
+        W::Limit | W::Remaining | W::Used | W::Cost | W::Priority => ValueType::Number,
+        W::Reset | W::ResetsAt | W::RetryAt | W::RetryAfter => ValueType::Moment,
         W::Quota
         | W::Label
         | W::Unit
@@ -351,26 +355,26 @@ fn kind(word: ValueWord) -> Kind {
         | W::Tier
         | W::Account
         | W::ApiKeyId
-        | W::Domain => Kind::Name,
+        | W::Domain => ValueType::Name,
     }
 }
 
-/// Whether a body for this reason always has the value, so that no sentence has a gap.
+/// Checks that the value always exists in a body for this reason, so that no sentence has a gap.
 fn check_placeholder(placeholder: Placeholder, reason: Reason, choice: QuotaChoice) -> Result<(), String> {
     use ValueWord as W;
     let Placeholder { word, format } = placeholder;
-    if let Some(wrong) = misformatted(word, format) {
+    if let Some(wrong) = format_problem(word, format) {
         return Err(wrong);
     }
     let of_call = !matches!(reason, Reason::InvalidKey(_));
-    let (known, where_known) = match word {
+    let (exists, where_it_exists) = match word {
         W::Reason | W::Domain => (true, ""),
         W::IetfPolicies | W::IetfLimits | W::ShouldRetry => (false, "in headers"),
         W::RetryAt | W::RetryAfter => {
             (matches!(reason, Reason::QuotaExceeded | Reason::Blocked), "in quota_exceeded and blocked")
         }
         W::Message => (matches!(reason, Reason::Blocked | Reason::UploadTooLarge), "in blocked and upload_too_large"),
-        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => (of_call, "where the key is good"),
+        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => (of_call, "if the key is valid"),
         W::Limit
         | W::Remaining
         | W::Used
@@ -387,5 +391,5 @@ fn check_placeholder(placeholder: Placeholder, reason: Reason, choice: QuotaChoi
             "in quota_exceeded and cost_above_limit",
         ),
     };
-    if known { Ok(()) } else { Err(format!("is only known {where_known}")) }
+    if exists { Ok(()) } else { Err(format!("only exists {where_it_exists}")) }
 }

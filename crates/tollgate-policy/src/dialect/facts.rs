@@ -7,9 +7,9 @@ use crate::{decision::QuotaStatus, policy::Usage, reason::Reason};
 /// The kind of response to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseKind {
-    /// It may pass.
+    /// The call is allowed.
     Allowed,
-    /// It may not.
+    /// The call is refused.
     Refused(Reason),
 }
 
@@ -19,7 +19,7 @@ pub struct Facts<'a> {
     pub kind: ResponseKind,
     /// The time of the decision.
     pub now: Timestamp,
-    /// From when on the same call is admitted, if it is refused now and that is known.
+    /// When the same call would be admitted, if it is refused now and the time is known.
     pub retry_at: Option<Timestamp>,
     /// The quotas of the call, in the order of the policy.
     pub quotas: &'a [QuotaStatus<'a>],

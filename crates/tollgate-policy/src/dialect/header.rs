@@ -18,23 +18,23 @@ use crate::{
 pub(super) struct Header {
     pub(super) name: Box<str>,
     pub(super) on: ResponseKinds,
-    pub(super) content: Content,
-    /// Stands for the limit, the remaining amount and the reset of an unlimited quota.
+    pub(super) content: HeaderContent,
+    /// The text for the limit, the remaining amount and the reset of an unlimited quota.
     pub(super) unlimited: Option<Box<str>>,
-    /// Stands where there is no other value.
+    /// The text if there is no value.
     pub(super) missing: Option<Box<str>>,
 }
 
 /// The content of a header.
 #[derive(Debug)]
-pub(super) enum Content {
-    /// Always the same.
+pub(super) enum HeaderContent {
+    /// A constant text.
     Text(Box<str>),
     /// The text of the first of these selectors whose quota refuses.
     FirstRefusing(Vec<(usize, Box<str>)>),
     /// The first of these values that exists.
     Values {
-        /// The selector of the quota; `None` is the binding quota. A selected quota has to apply to the call.
+        /// The selector of the quota; `None` for the binding quota. If no quota matches the selector, there is no value.
         quota: Option<usize>,
         words: Vec<ValueWord>,
         format: Option<Format>,
@@ -71,14 +71,14 @@ impl Header {
         }
         let fixed = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
         let value = match &self.content {
-            Content::Text(text) => Some(text.to_string()),
-            Content::FirstRefusing(pairs) => {
+            HeaderContent::Text(text) => Some(text.to_string()),
+            HeaderContent::FirstRefusing(pairs) => {
                 let refuses =
                     |selector| context.quota(QuotaChoice::Selected(selector)).is_some_and(QuotaStatus::denies);
                 let first = pairs.iter().find(|(selector, _)| refuses(*selector));
                 first.map(|(_, text)| text.to_string()).or_else(|| fixed(&self.missing))
             }
-            Content::Values { quota, words, format } => {
+            HeaderContent::Values { quota, words, format } => {
                 let status = context.quota(quota.map_or(QuotaChoice::Binding, QuotaChoice::Selected));
                 let unlimited = status.is_some_and(|status| status.limit == Limit::Unlimited);
                 if quota.is_some() && status.is_none() {

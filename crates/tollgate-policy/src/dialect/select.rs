@@ -1,4 +1,4 @@
-//! The quota that a header or a body is about.
+//! Selection of the quota whose values a header or a body has.
 
 use std::cmp::Reverse;
 
@@ -14,7 +14,7 @@ use crate::decision::QuotaStatus;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector {
     pub(super) unit: Option<UnitId>,
-    /// The length of a trailing window, or of calendar periods.
+    /// The length of the sliding window, or of the calendar periods.
     pub(super) length_ms: Option<u64>,
     pub(super) name: Option<Box<str>>,
 }
@@ -47,7 +47,7 @@ pub(super) fn strictness(status: &QuotaStatus<'_>) -> (Reverse<u64>, Amount, boo
     (Reverse(refuses_until), remaining.unwrap_or(Amount::MAX), remaining.is_none())
 }
 
-/// The nominal length of a window; months have none, nor have concurrent requests.
+/// The nominal length of a window. Months and concurrent requests have none.
 pub(super) fn length_ms(window: &Window) -> Option<u64> {
     match window {
         Window::Sliding(sliding) => Some(u64::from(sliding.ms())),

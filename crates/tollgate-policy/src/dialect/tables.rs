@@ -1,4 +1,4 @@
-//! The tables of the built-in dialects, as they are written.
+//! The tables of the built-in dialects.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 

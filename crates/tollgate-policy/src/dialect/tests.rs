@@ -156,12 +156,12 @@ fn every_built_in_dialect() {
 }
 
 #[test]
-fn built_in_tables_are_as_policy_files_have_them() {
+fn built_in_tables_are_valid_in_policy_files() {
     for (name, table) in TABLES {
         let indented = table.replace('\n', "\n    ");
         let policy =
             format!("units: [tokens]\n{}dialects:\n  own:\n    {indented}", POLICY.replace("units: [tokens]", ""));
-        // Anthropic's table names units that few platforms count.
+        // Anthropic's table names units that few policies have.
         let policy = policy.replace("units: [tokens]", "units: [tokens, input_tokens, output_tokens]");
         assert!(LoadedPolicy::parse("policy.yaml", &policy).map_err(|errors| panic!("{name}: {errors}")).is_ok());
     }
@@ -214,7 +214,7 @@ dialects:
 /// If waiting is useless, or takes longer than SDKs wait, the answer tells SDKs not to retry. deAPI's page has no such
 /// header; a few lines add it.
 #[test]
-fn sdks_are_told_when_not_to_try_again() {
+fn sdks_are_told_when_not_to_retry() {
     let loaded = policy(
         r"
 dialect: deapi
@@ -280,9 +280,9 @@ fn an_unknown_dialect_is_refused_by_name() {
     );
 }
 
-/// Of several quotas the strictest is chosen, whichever chain it is of.
+/// Of several quotas the strictest is chosen, whether it is the account's or the key's.
 #[test]
-fn of_several_quotas_the_strictest_is_meant() {
+fn the_strictest_of_several_quotas_is_chosen() {
     let loaded = policy("");
     let [minute, ..] = quotas(&loaded.policy)[..] else { panic!("quotas") };
     let selector = Selector { unit: Some(minute.unit.id), length_ms: Some(60_000), name: None };
@@ -401,7 +401,7 @@ proptest! {
 
     /// Decoding a header's value gives the name back.
     #[test]
-    fn encoded_values_lose_nothing(text in ".{0,60}") {
+    fn encoding_is_reversible(text in ".{0,60}") {
         let value = header::encoded(&text);
         let mut bytes = Vec::new();
         let mut rest = value.as_bytes();

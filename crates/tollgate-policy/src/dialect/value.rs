@@ -1,8 +1,8 @@
-//! The values in headers and bodies, and how they are written.
+//! The values in headers and bodies, and their formats.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use serde_json::Value as Json;
+use serde_json::Value;
 use smallvec::SmallVec;
 use tollgate_core::{amount::Limit, claim::Fit, time::Timestamp, window::Window};
 
@@ -20,18 +20,18 @@ pub(super) struct RenderContext<'f> {
     pub(super) retry_within_ms: Option<u64>,
 }
 
-/// The quota that a value is about.
+/// The quota that a value is taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QuotaChoice {
-    /// The binding one of the decision.
+    /// The binding quota of the decision.
     Binding,
-    /// The one that this selector of the dialect chooses.
+    /// The quota that this selector of the dialect chooses.
     Selected(usize),
 }
 
-/// A value, before it is written.
+/// A value with its type, before it is formatted.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Value<'f> {
+pub(super) enum TypedValue<'f> {
     Number(u64),
     Time(Timestamp),
     Text(Cow<'f, str>),
@@ -47,37 +47,37 @@ impl<'f> RenderContext<'f> {
         self.facts.quotas.get(at?)
     }
 
-    /// The value of `word`, if there is one. `quota` is the one that it is about.
-    pub(super) fn value(&self, word: ValueWord, quota: Option<&'f QuotaStatus<'f>>) -> Option<Value<'f>> {
+    /// The value of `word`, if it exists. Values of a quota are taken from `quota`.
+    pub(super) fn value(&self, word: ValueWord, quota: Option<&'f QuotaStatus<'f>>) -> Option<TypedValue<'f>> {
         let facts = self.facts;
-        let text = |text: &'f str| Some(Value::Text(text.into()));
+        let text = |text: &'f str| Some(TypedValue::Text(text.into()));
         match word {
             ValueWord::Limit => match quota?.limit {
-                Limit::Finite(limit) => Some(Value::Number(limit.get())),
+                Limit::Finite(limit) => Some(TypedValue::Number(limit.get())),
                 Limit::Unlimited => None,
             },
-            ValueWord::Remaining => quota?.remaining().map(|remaining| Value::Number(remaining.get())),
-            ValueWord::Used => Some(Value::Number(quota?.used.get())),
-            ValueWord::Cost => Some(Value::Number(facts.usage?.of(quota?.quota.unit.id).get())),
+            ValueWord::Remaining => quota?.remaining().map(|remaining| TypedValue::Number(remaining.get())),
+            ValueWord::Used => Some(TypedValue::Number(quota?.used.get())),
+            ValueWord::Cost => Some(TypedValue::Number(facts.usage?.of(quota?.quota.unit.id).get())),
             ValueWord::Reset | ValueWord::ResetsAt if quota?.limit == Limit::Unlimited => None,
             ValueWord::Reset => match (quota?.fit, quota?.resets_at) {
-                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(Value::Time(at)),
+                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(TypedValue::Time(at)),
             },
-            ValueWord::ResetsAt => Some(Value::Time(quota?.resets_at)),
+            ValueWord::ResetsAt => Some(TypedValue::Time(quota?.resets_at)),
             ValueWord::Quota => text(&quota?.quota.name),
             ValueWord::Label => text(&quota?.quota.label),
             ValueWord::Unit => text(&quota?.quota.unit.name),
-            ValueWord::Window => Some(Value::Text(window(&quota?.quota.window))),
-            ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(Value::Time),
-            ValueWord::ShouldRetry => self.retry_is_useless().then_some(Value::Text("false".into())),
+            ValueWord::Window => Some(TypedValue::Text(window(&quota?.quota.window))),
+            ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(TypedValue::Time),
+            ValueWord::ShouldRetry => self.retry_is_useless().then_some(TypedValue::Text("false".into())),
             ValueWord::Reason => text(facts.kind.name()),
             ValueWord::Message => text(facts.message.as_deref()?),
-            ValueWord::Violated => Some(Value::Names(violated(facts))),
-            ValueWord::IetfPolicies => ietf::policies(facts).map(|field| Value::Text(field.into())),
-            ValueWord::IetfLimits => ietf::limits(facts).map(|field| Value::Text(field.into())),
+            ValueWord::Violated => Some(TypedValue::Names(violated(facts))),
+            ValueWord::IetfPolicies => ietf::policies(facts).map(|field| TypedValue::Text(field.into())),
+            ValueWord::IetfLimits => ietf::limits(facts).map(|field| TypedValue::Text(field.into())),
             ValueWord::Resource => text(facts.resource?),
             ValueWord::Tier => text(facts.tier?),
-            ValueWord::Priority => facts.priority.map(|priority| Value::Number(priority.into())),
+            ValueWord::Priority => facts.priority.map(|priority| TypedValue::Number(priority.into())),
             ValueWord::Account => text(facts.account?),
             ValueWord::ApiKeyId => text(facts.api_key_id?),
             ValueWord::Domain => text(facts.domain?),
@@ -107,7 +107,7 @@ fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
     names
 }
 
-impl Value<'_> {
+impl TypedValue<'_> {
     /// As one line of text.
     pub(super) fn text(&self, word: ValueWord, format: Option<Format>, now: Timestamp) -> String {
         match self {
@@ -119,7 +119,7 @@ impl Value<'_> {
     }
 
     /// As JSON: whole numbers are numbers.
-    pub(super) fn json(self, word: ValueWord, format: Option<Format>, now: Timestamp) -> Json {
+    pub(super) fn json(self, word: ValueWord, format: Option<Format>, now: Timestamp) -> Value {
         match self {
             Self::Number(number) => number.into(),
             Self::Time(at) => {
@@ -127,7 +127,7 @@ impl Value<'_> {
                 let text = format_time(at, format, now);
                 match format {
                     Format::GoDuration | Format::Rfc3339 => text.into(),
-                    _ => text.parse::<u64>().map_or_else(|_| text.into(), Json::from),
+                    _ => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
                 }
             }
             Self::Text(text) => text.into_owned().into(),
@@ -136,12 +136,12 @@ impl Value<'_> {
     }
 }
 
-/// The format of a time where the table gives none.
+/// The format of a time if the table gives none.
 fn default_format(word: ValueWord) -> Format {
     if word == ValueWord::RetryAfter { Format::DeltaSeconds } else { Format::EpochSeconds }
 }
 
-/// Every format rounds up, so that a client that comes at the written time is not too early.
+/// Formats a time. Every format rounds up, so that a client that retries at this time is not too early.
 fn format_time(at: Timestamp, format: Format, now: Timestamp) -> String {
     let second = at.as_ms().div_ceil(1000);
     let wait_ms = at.ms_since(now);
@@ -158,7 +158,7 @@ fn format_time(at: Timestamp, format: Format, now: Timestamp) -> String {
     }
 }
 
-/// As Go prints durations: `120ms`, `1.5s`, `6m0s`, `24h0m0s`.
+/// A duration as Go prints it: `120ms`, `1.5s`, `6m0s`, `24h0m0s`.
 fn go_duration(ms: u64) -> String {
     if ms < 1000 {
         return if ms == 0 { "0s".to_owned() } else { format!("{ms}ms") };
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_as_go_prints_them() {
+    fn durations_have_the_format_of_go() {
         let pairs = [
             (0, "0s"),
             (1, "1ms"),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn written_times_are_never_early() {
+    fn formatted_times_are_rounded_up() {
         let (now, at) = (Timestamp::from_ms(1_746_575_999_500), Timestamp::from_ms(1_746_576_000_001));
         let written = |format| format_time(at, format, now);
         assert_eq!(written(Format::EpochSeconds), "1746576001");

@@ -1,4 +1,4 @@
-//! The accounts and keys that a policy file brings along.
+//! The accounts and keys that a policy file defines.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -12,7 +12,7 @@ use tollgate_core::{
 
 use crate::{
     format,
-    policy::{Override, Place, Policy, QuotaLevel, TierId},
+    policy::{Mistake, Override, Place, Policy, QuotaLevel, TierId},
 };
 
 /// An account of the bootstrap section.
@@ -20,13 +20,13 @@ use crate::{
 pub struct BootstrapAccount {
     /// Its id.
     pub id: Arc<str>,
-    /// Where its counters live.
+    /// The partition of its counters.
     pub partition: Partition,
     /// Its tier, in the policy of the same file.
     pub tier: TierId,
     /// Its own limits.
     pub overrides: Arc<[Override]>,
-    /// Its own limits as they are written.
+    /// Its own limits as written in the file.
     pub written: Vec<Value>,
     /// Its balances, by currency.
     pub balances: IndexMap<String, f64>,
@@ -49,35 +49,33 @@ pub struct BootstrapKey {
     pub revoked: bool,
     /// Its own limits.
     pub overrides: Arc<[Override]>,
-    /// Its own limits as they are written.
+    /// Its own limits as written in the file.
     pub written: Vec<Value>,
     /// Whether it is only valid on a node that runs the embedded default policy.
     pub demo: bool,
 }
 
-type Mistakes = Vec<(Place, String)>;
-
-/// Checks the section, whose accounts are `written` so.
+/// Checks the section. `written` is its list of accounts as JSON.
 pub(crate) fn check(
     section: &format::Bootstrap,
     written: &Value,
     policy: &Policy,
-) -> Result<Vec<BootstrapAccount>, Mistakes> {
+) -> Result<Vec<BootstrapAccount>, Vec<Mistake>> {
     let place = Place::root().at("bootstrap").at("accounts");
-    let mut checker = Checker { policy, mistakes: Vec::new(), seen: HashSet::new() };
+    let mut checker = BootstrapChecker { policy, mistakes: Vec::new(), seen: HashSet::new() };
     let accounts = section.accounts.iter().enumerate();
     let accounts: Vec<Option<BootstrapAccount>> =
         accounts.map(|(at, account)| checker.account(account, &written[at], &place.at(at))).collect();
     if checker.mistakes.is_empty() { Ok(accounts.into_iter().flatten().collect()) } else { Err(checker.mistakes) }
 }
 
-struct Checker<'a> {
+struct BootstrapChecker<'a> {
     policy: &'a Policy,
-    mistakes: Mistakes,
+    mistakes: Vec<Mistake>,
     seen: HashSet<(&'static str, String)>,
 }
 
-impl Checker<'_> {
+impl BootstrapChecker<'_> {
     fn account(&mut self, account: &format::Account, written: &Value, place: &Place) -> Option<BootstrapAccount> {
         self.unique("account id", &account.id.0, place.at("id"));
         self.segment(&account.id.0, place.at("id"));
@@ -90,7 +88,7 @@ impl Checker<'_> {
         if tier.is_none() {
             let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
             let message = format!("there is no tier {:?}; there is: {}", account.tier.0, known.join(", "));
-            self.mistakes.push((place.at("tier"), message));
+            self.mistakes.push(Mistake::new(place.at("tier"), message));
         }
         Some(BootstrapAccount {
             id: account.id.0.as_str().into(),
@@ -109,12 +107,12 @@ impl Checker<'_> {
         self.unique("hash", &key.hash.0, place.at("hash"));
         let hash = KeyHash::parse(&key.hash.0).map(KeyHash::bytes);
         if hash.is_none() {
-            self.mistakes.push((place.at("hash"), "must be `sha256:` and 64 hexadecimal digits".to_owned()));
+            self.mistakes.push(Mistake::new(place.at("hash"), "must be `sha256:` and 64 hexadecimal digits"));
         }
         let expires_at = key.expires_at.as_ref().map(|time| parse_time(&time.0));
         if expires_at == Some(None) {
-            let message = "is not a time; write it like 2027-01-31T00:00:00Z".to_owned();
-            self.mistakes.push((place.at("expires_at"), message));
+            let message = "is not a time; write it like 2027-01-31T00:00:00Z";
+            self.mistakes.push(Mistake::new(place.at("expires_at"), message));
         }
         let overrides = self.overrides(&key.overrides, QuotaLevel::Key, place);
         Some(BootstrapKey {
@@ -135,40 +133,41 @@ impl Checker<'_> {
     fn overrides(
         &mut self,
         overrides: &[format::Override],
-        chain: QuotaLevel,
+        level: QuotaLevel,
         place: &Place,
     ) -> Option<Arc<[Override]>> {
-        match self.policy.overrides(overrides, chain, &place.at("overrides")) {
+        match self.policy.overrides(overrides, level, &place.at("overrides")) {
             Ok(overrides) => Some(overrides.into()),
             Err(errors) => {
-                self.mistakes.extend(errors.into_iter().map(|error| (error.place, error.problem.to_string())));
+                self.mistakes.extend(errors.into_iter().map(Mistake::from));
                 None
             }
         }
     }
 
     fn segment(&mut self, name: &str, place: Place) {
-        self.mistakes.extend(not_a_segment(name).map(|wrong| (place, wrong.to_owned())));
+        self.mistakes.extend(segment_problem(name).map(|problem| Mistake::new(place, problem)));
     }
 
     fn unique(&mut self, what: &'static str, value: &str, place: Place) {
         if !self.seen.insert((what, value.to_owned())) {
-            self.mistakes.push((place, format!("is the {what} of another one in this file; each needs its own")));
+            let message = format!("is the {what} of another one in this file; each needs its own");
+            self.mistakes.push(Mistake::new(place, message));
         }
     }
 }
 
 /// The problem of a name that cannot be a path segment of the admin API. Clients resolve `.` and `..` as relative
 /// paths, even if they are escaped.
-pub fn not_a_segment(name: &str) -> Option<&'static str> {
-    matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", which no URL can name")
+pub fn segment_problem(name: &str) -> Option<&'static str> {
+    matches!(name, "." | "..").then_some("cannot be \".\" or \"..\", because no URL can contain these")
 }
 
 fn overrides_of(written: &Value) -> Vec<Value> {
     written["overrides"].as_array().cloned().unwrap_or_default()
 }
 
-/// A time as RFC 3339 writes it.
+/// Parses a time in RFC 3339.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_ms)

@@ -1,4 +1,4 @@
-//! Reading policy files: YAML with its lines, the check against the schema, and the sections about accounts. Every
+//! Reads policy files: YAML with line numbers, the check against the schema, and the sections about accounts. Every
 //! mistake is reported with its place, its line, and a correction.
 
 use std::{fmt, path::Path};
@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 
 use crate::{
     format,
-    policy::Place,
+    policy::{Mistake, Place},
     redaction::{self, shown_path},
 };
 
@@ -19,12 +19,12 @@ pub(crate) mod structure;
 pub(crate) mod yaml;
 
 pub use accounts::AccountRules;
-pub use bootstrap::{BootstrapAccount, BootstrapKey, not_a_segment, parse_time};
+pub use bootstrap::{BootstrapAccount, BootstrapKey, parse_time, segment_problem};
 
-/// Everything that is wrong with a policy file, in the order of its lines.
+/// All mistakes in a policy file, in the order of its lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyErrors {
-    /// The file, as it was named.
+    /// The name of the file.
     pub file: String,
     /// The mistakes; at least one.
     pub errors: Vec<PolicyError>,
@@ -46,7 +46,7 @@ pub struct PolicyError {
 }
 
 impl PolicyError {
-    /// A mistake whose place and message repeat nothing of the file.
+    /// A mistake whose place and message contain no text of the file.
     pub fn new(line: usize, place: Place, message: String) -> Self {
         let redacted = placed(&place, &message);
         Self { line, place, message, redacted }
@@ -80,13 +80,13 @@ impl fmt::Display for PolicyErrors {
 
 impl std::error::Error for PolicyErrors {}
 
-/// An override that was written in the format of policy files, if it can be read.
+/// Reads an override in the format of policy files. `None` if it cannot be read.
 pub fn read_override(written: &Value) -> Option<format::Override> {
     serde_json::from_value(written.clone()).ok()
 }
 
-/// The mistakes in the structure of an override that is written as in policy files.
-pub fn check_override(written: &Value) -> Vec<(Place, String)> {
+/// The mistakes in the structure of an override in the format of policy files.
+pub fn check_override(written: &Value) -> Vec<Mistake> {
     structure::check(written.clone(), &format::override_schema()).mistakes
 }
 
@@ -122,7 +122,7 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
                 format!("unknown field `{name}`, expected {expected}")
             }
             Some((_, expected)) => format!("must be {expected}"),
-            // These repeat nothing.
+            // These messages contain no text of the file.
             None if ["missing field ", "must be ", "invalid socket address"]
                 .iter()
                 .any(|start| message.starts_with(start)) =>

@@ -1,4 +1,4 @@
-//! The check of a file's structure against the schema: every mistake at once, in the words of the schema.
+//! Checks the structure of a file against the schema, and reports every mistake in the words of the schema.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,26 +9,26 @@ use jsonschema::{
 };
 use serde_json::Value;
 
-use crate::policy::{Place, Step};
+use crate::policy::{Mistake, Place, Step};
 
 /// The result of the check.
 pub(crate) struct StructureCheck {
-    pub(crate) mistakes: Vec<(Place, String)>,
+    pub(crate) mistakes: Vec<Mistake>,
     /// The file without unknown keys and without wrong items of lists, so that the rest can be compiled.
     pub(crate) rest: Value,
-    /// Values that are wrong, and the names of unknown keys.
+    /// Wrong values, and the names of unknown keys.
     pub(crate) wrong: Vec<Value>,
-    /// The items that were left out.
-    left_out: BTreeSet<Place>,
+    /// The items that were removed.
+    removed: BTreeSet<Place>,
 }
 
 impl StructureCheck {
-    /// The place in the file for a place in the rest: items after an omitted item have moved up.
+    /// The place in the file for a place in `rest`, where the items after a removed item have smaller indexes.
     pub(crate) fn original(&self, place: &Place) -> Place {
         place.steps().iter().fold(Place::root(), |around, step| match step {
             Step::Key(key) => around.at(&**key),
             Step::Index(index) => {
-                let here = (0..).map(|index| around.at(index)).filter(|item| !self.left_out.contains(item));
+                let here = (0..).map(|index| around.at(index)).filter(|item| !self.removed.contains(item));
                 here.into_iter().nth(*index).unwrap_or_else(|| around.at(*index))
             }
         })
@@ -42,11 +42,11 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
     let validator = match options.build(marked) {
         Ok(validator) => validator,
         Err(error) => {
-            let mistakes = vec![(Place::root(), format!("the schema itself is broken: {error}"))];
-            return StructureCheck { mistakes, rest: value, wrong: Vec::new(), left_out: BTreeSet::new() };
+            let mistakes = vec![Mistake::new(Place::root(), format!("the schema itself is broken: {error}"))];
+            return StructureCheck { mistakes, rest: value, wrong: Vec::new(), removed: BTreeSet::new() };
         }
     };
-    let mut left_out = BTreeSet::new();
+    let mut removed = BTreeSet::new();
     let mut mistakes = Vec::new();
     let (mut unknown, mut wrong) = (Vec::new(), Vec::new());
     let errors: Vec<ValidationError<'_>> = validator.iter_errors(&value).collect();
@@ -60,7 +60,7 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
             unknown.push((error.instance_path().as_str().to_owned(), unexpected.clone()));
         } else {
             wrong.push(error.instance().clone().into_owned());
-            left_out.extend(item_around(place_of(error)));
+            removed.extend(item_around(place_of(error)));
         }
     }
     for (pointer, keys) in unknown {
@@ -68,8 +68,8 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
             map.retain(|key, _| !keys.contains(key));
         }
     }
-    // From the back, so that those in front stay where they are.
-    for item in left_out.iter().rev() {
+    // From the last to the first, so that the indexes of the others do not change.
+    for item in removed.iter().rev() {
         if let (Some(list), Some(Step::Index(index))) = (item.parent(), item.steps().last())
             && let Some(Value::Array(items)) = find_mut(&mut value, &list)
             && *index < items.len()
@@ -77,7 +77,7 @@ pub(crate) fn check(mut value: Value, schema: &Value) -> StructureCheck {
             items.remove(*index);
         }
     }
-    StructureCheck { mistakes, rest: value, wrong, left_out }
+    StructureCheck { mistakes, rest: value, wrong, removed }
 }
 
 /// The keyword beside `"type": "integer"`. Without it JSON Schema accepts `1000.0`, and so `1e3`, as an integer.
@@ -88,18 +88,18 @@ fn with_whole_numbers(schema: &Value) -> Value {
     match schema {
         Value::Object(part) => {
             let integer = |kind: &Value| kind == "integer";
-            let asks = part
+            let has_integer = part
                 .get("type")
                 .is_some_and(|kind| integer(kind) || kind.as_array().is_some_and(|kinds| kinds.iter().any(integer)));
             let marked = part.iter().map(|(name, inner)| (name.clone(), with_whole_numbers(inner)));
-            Value::Object(marked.chain(asks.then(|| (WHOLE.to_owned(), Value::Bool(true)))).collect())
+            Value::Object(marked.chain(has_integer.then(|| (WHOLE.to_owned(), Value::Bool(true)))).collect())
         }
         Value::Array(parts) => Value::Array(parts.iter().map(with_whole_numbers).collect()),
         other => other.clone(),
     }
 }
 
-/// Refuses whole numbers that are written like fractions. Real fractions are no integers anyway.
+/// Refuses whole numbers that are written as fractions. (Other fractions are not integers and are refused by the type.)
 struct WholeNumber;
 
 impl<'i> jsonschema::Keyword<'i> for WholeNumber {
@@ -112,7 +112,7 @@ impl<'i> jsonschema::Keyword<'i> for WholeNumber {
     }
 }
 
-/// The innermost item of a list that `place` lies in.
+/// The innermost list item that contains `place`.
 fn item_around(place: Place) -> Option<Place> {
     let mut around = std::iter::successors(Some(place), Place::parent);
     around.find(|place| matches!(place.steps().last(), Some(Step::Index(_))))
@@ -125,9 +125,9 @@ fn find_mut<'a>(value: &'a mut Value, place: &Place) -> Option<&'a mut Value> {
     })
 }
 
-/// Describes each value that is wrong. If it is wrong in several ways, only the first is reported: a value that is no whole
-/// number is not reported as too large too.
-fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+/// Describes each wrong value once, by its most basic mistake: a value that is not a whole number is not reported as
+/// too large as well.
+fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut Vec<Mistake>) {
     let rank = |error: &ValidationError<'_>| match error.kind() {
         ValidationErrorKind::Maximum { .. } | ValidationErrorKind::Minimum { .. } => 2,
         ValidationErrorKind::Enum { .. } => 1,
@@ -145,26 +145,27 @@ fn describe_all(errors: &[ValidationError<'_>], schema: &Value, mistakes: &mut V
     }
 }
 
-fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Place, String)>) {
+fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<Mistake>) {
     let place = place_of(error);
     let found = shown(error.instance());
     let expectation = expected(error, schema);
     let message = match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
             let known = known_keys(error, schema);
-            let mistake = |key: &String| (place.at(&**key), format!("is not known here; the keys are: {known}"));
+            let message = format!("is not known here; the keys are: {known}");
+            let mistake = |key: &String| Mistake::new(place.at(&**key), &*message);
             mistakes.extend(unexpected.iter().map(mistake));
             return;
         }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
-            // If the value has the type of just one branch, that branch was meant.
-            let meant = |branch: &&Vec<ValidationError<'static>>| {
+            // If the value has the type of exactly one branch, its mistakes in that branch are reported.
+            let has_type = |branch: &&Vec<ValidationError<'static>>| {
                 !branch.iter().any(|inner| {
                     inner.instance_path() == error.instance_path()
                         && matches!(inner.kind(), ValidationErrorKind::Type { .. } | ValidationErrorKind::Enum { .. })
                 })
             };
-            let mut branches = context.iter().filter(meant);
+            let mut branches = context.iter().filter(has_type);
             if let (Some(branch), None) = (branches.next(), branches.next()) {
                 describe_all(branch, schema, mistakes);
                 return;
@@ -191,19 +192,20 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<(Pla
             format!("{found} is not right here; it should be: {expectation}")
         }
         ValidationErrorKind::Minimum { limit } => format!("{found} must be at least {limit}"),
-        ValidationErrorKind::MaxItems { limit } => format!("has too many items; at most {limit} fit"),
-        ValidationErrorKind::MinItems { limit } => format!("has too few items; at least {limit} must be there"),
-        ValidationErrorKind::MaxProperties { limit } => format!("has too many keys; at most {limit} fit"),
-        ValidationErrorKind::MinProperties { limit } => format!("has too few keys; at least {limit} must be there"),
+        ValidationErrorKind::MaxItems { limit } => format!("has too many items; there can be at most {limit}"),
+        ValidationErrorKind::MinItems { limit } => format!("has too few items; there must be at least {limit}"),
+        ValidationErrorKind::MaxProperties { limit } => format!("has too many keys; there can be at most {limit}"),
+        ValidationErrorKind::MinProperties { limit } => format!("has too few keys; there must be at least {limit}"),
         ValidationErrorKind::UniqueItems => "names something twice; once is enough".to_owned(),
         ValidationErrorKind::PropertyNames { error: inner } => {
             let key = inner.instance().as_str().unwrap_or_default();
-            mistakes.push((place.at(key), format!("cannot be a name here; it should be: {}", expected(inner, schema))));
+            let message = format!("cannot be a name here; it should be: {}", expected(inner, schema));
+            mistakes.push(Mistake::new(place.at(key), message));
             return;
         }
         _ => error.to_string(),
     };
-    mistakes.push((place, message));
+    mistakes.push(Mistake::new(place, message));
 }
 
 fn place_of(error: &ValidationError<'_>) -> Place {
@@ -214,7 +216,7 @@ fn place_of(error: &ValidationError<'_>) -> Place {
     steps.collect()
 }
 
-/// The part of the schema that holds the keyword that failed.
+/// The part of the schema with the keyword that failed.
 fn around<'a>(error: &ValidationError<'_>, schema: &'a Value) -> Option<&'a Value> {
     let (parent, _) = error.schema_path().as_str().rsplit_once('/')?;
     schema.pointer(parent)
@@ -236,7 +238,7 @@ fn known_keys(error: &ValidationError<'_>, schema: &Value) -> String {
     keys.join(", ")
 }
 
-/// A value as it can be read in one short line.
+/// A value in one short line.
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "a map".to_owned(),

@@ -1,4 +1,4 @@
-//! YAML to JSON, remembering the line of every value.
+//! Reads YAML as JSON, with the line of every value.
 
 use std::collections::HashMap;
 
@@ -9,25 +9,25 @@ use serde_json::{Map, Value};
 use super::PolicyError;
 use crate::{policy::Place, redaction::shown_place};
 
-/// The most values and keys a file may have, aliases expanded.
+/// Maximum number of values and keys in a file, with aliases expanded.
 const MAX_NODES: usize = 100_000;
 
-/// The deepest nesting; the format itself needs less than half of it.
+/// Maximum nesting. The format needs less than half of it.
 const MAX_DEPTH: usize = 24;
 
-/// A file as JSON, with the line of everything in it.
+/// A file as JSON, with its line numbers.
 #[derive(Debug)]
 pub(crate) struct Document {
     pub(crate) value: Value,
-    pub(crate) lines: Lines,
+    pub(crate) lines: LineNumbers,
 }
 
 /// The line of every value; for a value in a map, that of its key.
 #[derive(Debug, Default)]
-pub(crate) struct Lines(HashMap<Place, usize>);
+pub(crate) struct LineNumbers(HashMap<Place, usize>);
 
-impl Lines {
-    /// The line of `place`, or of the nearest place around it that exists.
+impl LineNumbers {
+    /// The line of `place`, or of the innermost existing place around it.
     pub(crate) fn line_of(&self, place: &Place) -> usize {
         let mut around = std::iter::successors(Some(place.clone()), Place::parent);
         around.find_map(|place| self.0.get(&place).copied()).unwrap_or(1)
@@ -44,10 +44,10 @@ pub(crate) fn read(text: &str, what: &str) -> Result<Document, PolicyError> {
         }
         (Some(second), false) => {
             let line = second.span.start.line();
-            return Err(error(line, Place::root(), "holds several documents (`---`); it must hold one"));
+            return Err(error(line, Place::root(), "contains several documents (`---`); it must contain one"));
         }
     };
-    let mut lines = Lines::default();
+    let mut lines = LineNumbers::default();
     lines.0.insert(Place::root(), root.span.start.line());
     let value = value_of(&root, &Place::root(), &mut lines)?;
     Ok(Document { value, lines })
@@ -78,7 +78,7 @@ fn documents(text: &str) -> Result<Vec<MarkedYaml<'_>>, PolicyError> {
     Ok(loader.into_documents())
 }
 
-fn value_of(node: &MarkedYaml<'_>, place: &Place, lines: &mut Lines) -> Result<Value, PolicyError> {
+fn value_of(node: &MarkedYaml<'_>, place: &Place, lines: &mut LineNumbers) -> Result<Value, PolicyError> {
     let wrong = |message: &str| Err(error(node.span.start.line(), place.clone(), message));
     match &node.data {
         YamlData::Value(Scalar::Null) => Ok(Value::Null),

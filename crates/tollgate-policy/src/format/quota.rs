@@ -191,7 +191,7 @@ mod tests {
 
     /// Overrides in the store are read without the schema. Tried by breaking it: without `deny_unknown_fields`.
     #[test]
-    fn an_unknown_key_beside_the_shared_fields_is_refused() {
+    fn unknown_keys_are_refused() {
         let written = |key: &str| json!({ "unit": "tokens", "per": "30s", "limit": 5, "scope": ["ip"], (key): "gpt" });
         let over: Override = from_value(written("resource")).unwrap();
         assert_eq!((over.counter.unit.0.as_str(), over.counter.limit.finite()), ("tokens", Some(5)));

@@ -26,7 +26,7 @@ fn report(text: &str) -> String {
 const GOOD: &str = "version: 1\ndomain: d\ntiers: {t: {is_charged: false, quotas: []}}\ndefault_tier: t\n";
 
 #[test]
-fn policies_that_say_the_same_have_the_same_fingerprint() {
+fn layout_and_comments_do_not_change_the_fingerprint() {
     let fingerprint = |text: &str| LoadedPolicy::parse("policy.yaml", text).unwrap().fingerprint;
     let rewritten = GOOD
         .replace("{t: {is_charged: false, quotas: []}}", "\n  # Nobody pays.\n  t: { is_charged: false, quotas: [] }");
@@ -36,7 +36,7 @@ fn policies_that_say_the_same_have_the_same_fingerprint() {
 }
 
 #[test]
-fn the_least_policy_is_good() {
+fn a_minimal_policy_is_valid() {
     assert_eq!(report(GOOD), "no mistakes");
 }
 
@@ -171,14 +171,14 @@ dialects:
     policy.yaml:14: classes.text.quotas[5]: has the same unit, window and scope as number 4 of this list (counted from 0); keep one of the two
     policy.yaml:25: resources.chat.class: there is no class "txt"; there is: text, heavy, silent
     policy.yaml:26: resources.images.provider_class: there is no provider class "nobody"; there is: none yet
-    policy.yaml:27: resources."a*b": a `*` may only stand at the end, as in `prompt/*`
+    policy.yaml:27: resources."a*b": a `*` is allowed only at the end, as in `prompt/*`
     policy.yaml:29: resources.idle: no rule gives it quotas in tier "paid"; write `quotas: []` where it is not limited
-    policy.yaml:30: tiers: scope [account] would count too much in one place: its sliding windows weigh 34 (in each window 4, 2 for requests and each thing that an abuse rule counts, 4 for any other unit, over all tiers), and at most 30 fits; use fewer windows or units, or another scope
+    policy.yaml:30: tiers: scope [account] has too many counters: the weight of its sliding windows is 34, at most 30 is allowed (4 for each window; for each unit in it 2 for requests, 2 for each counter of an abuse rule, 4 for any other; over all tiers); use fewer windows or units, or another scope
     policy.yaml:34: tiers.paid.resources.speech: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
     policy.yaml:36: tiers.paid.classes.audio: there is no class "audio"; there is: text, heavy, silent
     policy.yaml:37: default_tier: there is no tier "free"; there is: paid
-    policy.yaml:41: bootstrap.accounts[1].id: cannot be "." or "..", which no URL can name
-    policy.yaml:41: bootstrap.accounts[1].keys[0].id: cannot be "." or "..", which no URL can name
+    policy.yaml:41: bootstrap.accounts[1].id: cannot be "." or "..", because no URL can contain these
+    policy.yaml:41: bootstrap.accounts[1].keys[0].id: cannot be "." or "..", because no URL can contain these
     policy.yaml:42: bootstrap.accounts[2].id: is the account id of another one in this file; each needs its own
     policy.yaml:46: bootstrap.accounts[2].keys[1].id: is the key id of another one in this file; each needs its own
     policy.yaml:46: bootstrap.accounts[2].keys[1].hash: is the hash of another one in this file; each needs its own
@@ -224,11 +224,11 @@ bootstrap:
 }
 
 #[test]
-fn what_is_no_policy_at_all() {
+fn texts_that_are_not_policies_are_refused() {
     assert_snapshot!(report(""), @"policy.yaml:1: is empty; a policy is a map with the keys `version`, `domain`, …");
     assert_snapshot!(report("a: 1\nb: [1\n"), @"policy.yaml:3: is not YAML: while parsing a flow sequence, expected ',' or ']'");
     assert_snapshot!(report("version: 1\ndomain: d\nversion: 1\n"), @"policy.yaml:3: is not YAML: duplicated key in mapping");
-    assert_snapshot!(report("version: 1\n---\nversion: 1\n"), @"policy.yaml:3: holds several documents (`---`); it must hold one");
+    assert_snapshot!(report("version: 1\n---\nversion: 1\n"), @"policy.yaml:3: contains several documents (`---`); it must contain one");
     assert_snapshot!(report("1: one\n"), @"policy.yaml:1: has a key that is not a string; put it in quotes");
     assert_snapshot!(report("version: .nan\n"), @"policy.yaml:1: version: must be a finite number");
     assert_snapshot!(report("version: !!int x\n"), @"policy.yaml:1: version: is not plain YAML; write it without a tag");
@@ -243,7 +243,7 @@ fn what_is_no_policy_at_all() {
 }
 
 #[test]
-fn the_schema_on_disk_is_the_one_of_these_types() {
+fn the_schema_file_matches_the_types() {
     let path = policies().join("policy.schema.json");
     let generated = serde_json::to_string_pretty(&format::schema()).unwrap() + "\n";
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
@@ -315,7 +315,7 @@ fn venice_has_every_row_of_its_page() {
 
 /// "Partners sit above the standard tier": higher where an override names the model or covers it, and nowhere lower.
 #[test]
-fn venice_partners_have_higher_limits_where_overridden_and_those_of_the_page_elsewhere() {
+fn venice_partners_have_higher_limits_only_where_overridden() {
     let loaded = load("venice.yaml");
     // The second by `claude-*`.
     let overridden = ["llama-3.3-70b", "claude-opus-4-6", "venice-sd35"];
@@ -363,9 +363,9 @@ fn scopes_windows_and_wildcards_of_the_shipped_policies() {
     assert_snapshot!(said("tiered-chat.yaml", "enterprise", "audio"), @"audio: requests_per_minute Unlimited [api_key], tokens_per_minute Unlimited [api_key], requests_per_day Unlimited [api_key]");
 }
 
-/// One line makes an account's limits those of each of its keys.
+/// One line in the policy limits each key of an account separately.
 #[test]
-fn venice_can_limit_every_key_apart() {
+fn venice_can_limit_every_key_separately() {
     let text = std::fs::read_to_string(policies().join("venice.yaml")).unwrap();
     let changed = text.replace("\n  quotas: [account, resource]\n", "\n  quotas: [api_key, resource]\n");
     assert_ne!(changed, text);

@@ -1,8 +1,8 @@
 //! Abuse rules: callers that fail too often are blocked for a while.
 //!
-//! A rule counts failures over a trailing window, and keeps blocks beside them: a block is one entry in a
-//! window as long as the block, so that it ends by itself, and a limit of one, so that nothing lengthens it.
-//! Every call carries a [guard](AbuseCounter::block_check), judged in the same step as its quotas.
+//! A rule has two counters in one ledger: failures over a trailing window, and blocks. A block is one entry in a window
+//! as long as the block, so that it ends by itself. The limit of that window is one, so that nothing extends a block.
+//! Every call has a [claim on the blocks](AbuseCounter::block_check), checked in the same step as its quotas.
 
 use std::{fmt::Write, ops::RangeInclusive, sync::Arc};
 
@@ -25,18 +25,18 @@ pub const MAX_ABUSE_RULES: usize = 8;
 /// The name of the rule about failed authentications.
 pub const AUTHENTICATION: &str = "authentication";
 
-/// More than `limit` failures within `window` block for the length of `block`.
+/// More than `limit` failures within `window` cause a block as long as `block`.
 #[derive(Clone, Debug)]
 pub struct AbuseRule {
     /// Its name, which names its counters too.
     pub name: Arc<str>,
     /// Which answers are failures.
     pub statuses: Statuses,
-    /// Whether a call that the quotas refuse is a failure, if its status is.
+    /// Whether a call that a quota refuses is a failure, if its status is one of `statuses`.
     pub counts_refusals: bool,
-    /// The most failures before a block.
+    /// Maximum number of failures without a block.
     pub limit: Amount,
-    /// Over which window failures are counted.
+    /// The window in which failures are counted.
     pub window: SlidingWindow,
     /// How long a block lasts.
     pub block: SlidingWindow,
@@ -44,17 +44,17 @@ pub struct AbuseRule {
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it reports the calls that it would refuse, and refuses none.
     pub shadow: bool,
-    message: Template,
+    message: MessageTemplate,
     failures: UnitId,
     blocks: UnitId,
 }
 
-/// A block that is on.
+/// An active block.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    /// The rule that was broken.
+    /// The rule that caused it.
     pub rule: &'a AbuseRule,
-    /// The first moment when calls pass again.
+    /// The first moment at which calls are allowed again.
     pub until: Timestamp,
 }
 
@@ -70,7 +70,7 @@ impl Block<'_> {
 pub struct AbuseCounter<'a> {
     /// The rule.
     pub rule: &'a AbuseRule,
-    /// Where it counts.
+    /// The ledger.
     pub ledger: LedgerKey,
 }
 
@@ -79,11 +79,11 @@ pub struct AbuseCounter<'a> {
 pub struct Statuses(SmallVec<[RangeInclusive<u16>; 2]>);
 
 impl AbuseRule {
-    /// The message to a blocked caller; `wait_ms` is the rest of the block. Seconds are rounded up.
+    /// The message to a blocked caller. `wait_ms` is the time until the block ends. Seconds are rounded up.
     pub fn message(&self, wait_ms: u64) -> String {
         let mut text = String::new();
-        for piece in &self.message.0 {
-            let number = match piece {
+        for part in &self.message.0 {
+            let number = match part {
                 MessagePart::Text(fixed) => {
                     text.push_str(fixed);
                     continue;
@@ -101,7 +101,7 @@ impl AbuseRule {
     /// The counters of the rule in `domain` for the caller with these values, in the account's partition `account` if
     /// the scope names the account. `None` if the call has no value for an attribute of the scope: then the failure
     /// cannot be counted.
-    pub fn watch<'v>(
+    pub fn counter<'v>(
         &self,
         domain: &str,
         account: Partition,
@@ -111,21 +111,22 @@ impl AbuseRule {
         Some(AbuseCounter { rule: self, ledger })
     }
 
-    /// The counters of the rule, for the weight of ledgers.
+    /// The windows and units of its counters, to compute the size of ledgers.
     pub(super) fn counters(&self) -> [(SlidingWindow, UnitId); 2] {
         [(self.window, self.failures), (self.block, self.blocks)]
     }
 }
 
 impl<'a> AbuseCounter<'a> {
-    /// Refuses while a block is on; never charged.
+    /// The claim that refuses while a block is active. It is never charged.
     pub fn block_check(&self) -> Claim {
         let block = self.block();
         let limit = if self.rule.shadow { Limit::Unlimited } else { block.limit };
         Claim { effect: Effect::CheckOnly, limit, ..block }
     }
 
-    /// One failure, to be charged unless a block is on, and whether one is: of a shadow rule too.
+    /// The claims of one failure: the failure, and a check that no block is active, for a shadow rule too. The failure
+    /// is charged only if the check passes.
     pub fn failure(&self) -> [Claim; 2] {
         let failure = Claim {
             ledger: self.ledger,
@@ -138,7 +139,7 @@ impl<'a> AbuseCounter<'a> {
         [failure, Claim { effect: Effect::CheckOnly, ..self.block() }]
     }
 
-    /// A block, to be charged if none is on.
+    /// The claim that starts a block. It is charged only if no block is active.
     pub fn block(&self) -> Claim {
         Claim {
             ledger: self.ledger,
@@ -150,13 +151,13 @@ impl<'a> AbuseCounter<'a> {
         }
     }
 
-    /// The block that a guard of this rule ran into.
+    /// The active block, from the status of [`AbuseCounter::block_check`].
     pub fn block_of(&self, guard: &ClaimStatus) -> Option<Block<'a>> {
         block_of(self.rule, guard)
     }
 }
 
-/// The block that a guard of `rule` ran into.
+/// The active block of `rule`, from the status of [`AbuseCounter::block_check`].
 pub(crate) fn block_of<'a>(rule: &'a AbuseRule, guard: &ClaimStatus) -> Option<Block<'a>> {
     match guard.fit {
         Fit::At(until) => Some(Block { rule, until }),
@@ -171,9 +172,9 @@ impl Statuses {
     }
 }
 
-/// Text with the numbers of a rule in it.
+/// A message with placeholders for the numbers of its rule.
 #[derive(Clone, Debug)]
-struct Template(Vec<MessagePart>);
+struct MessageTemplate(Vec<MessagePart>);
 
 #[derive(Clone, Debug)]
 enum MessagePart {
@@ -184,34 +185,34 @@ enum MessagePart {
     WaitSeconds,
 }
 
-impl Template {
+impl MessageTemplate {
     fn parse(mut text: &str) -> Result<Self, Problem> {
-        let mut pieces = Vec::new();
+        let mut parts = Vec::new();
         while let Some((before, rest)) = text.split_once('{') {
             let (name, after) = rest.split_once('}').unwrap_or((rest, ""));
-            let piece = match name {
+            let part = match name {
                 "limit" => MessagePart::Limit,
                 "window_seconds" => MessagePart::WindowSeconds,
                 "block_seconds" => MessagePart::BlockSeconds,
                 "wait_seconds" => MessagePart::WaitSeconds,
                 other => return Err(Problem::Placeholder(other.to_owned())),
             };
-            pieces.extend([MessagePart::Text(before.to_owned()), piece]);
+            parts.extend([MessagePart::Text(before.to_owned()), part]);
             text = after;
         }
-        pieces.push(MessagePart::Text(text.to_owned()));
-        Ok(Self(pieces))
+        parts.push(MessagePart::Text(text.to_owned()));
+        Ok(Self(parts))
     }
 }
 
-const MESSAGE: &str = "Too many failed attempts (> {limit}) resulting in a non-success status code. \
+const DEFAULT_MESSAGE: &str = "Too many failed attempts (> {limit}) resulting in a non-success status code. \
                        Please wait {block_seconds}s and try again.";
-const AUTHENTICATION_MESSAGE: &str =
+const DEFAULT_AUTHENTICATION_MESSAGE: &str =
     "Too many failed attempts (> {limit}) to authenticate. Please wait {block_seconds}s and try again.";
 
-/// The fields of a rule, of both kinds.
+/// The fields that both kinds of rules have.
 struct RuleFields<'a> {
-    /// The statuses that are failures; if there are none, all from 400 on.
+    /// The statuses that are failures. If empty, all from 400 on.
     statuses: SmallVec<[RangeInclusive<u16>; 2]>,
     counts_refusals: bool,
     limit: Failures,
@@ -223,7 +224,7 @@ struct RuleFields<'a> {
 }
 
 impl Builder {
-    /// The rules, and the one about failed authentications.
+    /// The rules, and the rule about failed authentications.
     pub(super) fn abuse(
         &mut self,
         section: &format::abuse::Abuse,
@@ -247,7 +248,7 @@ impl Builder {
                 block: &rule.block,
                 scope: rule.scope.as_ref().map(|scope| &*scope.0),
                 message: rule.message.as_ref(),
-                default_message: MESSAGE,
+                default_message: DEFAULT_MESSAGE,
             };
             rules.extend(self.abuse_rule(name, fields, &place).map(|rule| (rule, place)));
         }
@@ -261,11 +262,13 @@ impl Builder {
                 block: &rule.block,
                 scope: Some(&[Word("ip".to_owned())]),
                 message: rule.message.as_ref(),
-                default_message: AUTHENTICATION_MESSAGE,
+                default_message: DEFAULT_AUTHENTICATION_MESSAGE,
             };
             self.abuse_rule(AUTHENTICATION, fields, &place)
         });
-        self.no_clash(rules.iter().map(|(rule, place)| (rule, place)).chain(authentication.iter().zip([&place])));
+        self.check_unit_clashes(
+            rules.iter().map(|(rule, place)| (rule, place)).chain(authentication.iter().zip([&place])),
+        );
         (rules.into_iter().map(|(rule, _)| rule).collect(), authentication)
     }
 
@@ -282,7 +285,7 @@ impl Builder {
         let window = self.checked(SlidingWindow::from_ms(fields.per.ms()), place.at("per"));
         let block = self.checked(SlidingWindow::from_ms(fields.block.ms()), place.at("block"));
         let message = fields.message.map_or(fields.default_message, |message| &message.0);
-        let message = self.checked(Template::parse(message), place.at("message"));
+        let message = self.checked(MessageTemplate::parse(message), place.at("message"));
         // No unit of a policy has a dot in its name.
         let unit = |of: &str| UnitId::of(&format!("{of}.{name}"));
         Some(AbuseRule {
@@ -300,8 +303,8 @@ impl Builder {
         })
     }
 
-    /// Rules whose counters would share a column with another counter of the policy.
-    fn no_clash<'a>(&mut self, rules: impl Iterator<Item = (&'a AbuseRule, &'a Place)>) {
+    /// Reports rules whose counters would share a column with another counter of the policy.
+    fn check_unit_clashes<'a>(&mut self, rules: impl Iterator<Item = (&'a AbuseRule, &'a Place)>) {
         let mut taken: Vec<(UnitId, Arc<str>)> = self.units.iter().map(|unit| (unit.id, unit.name.clone())).collect();
         for (rule, place) in rules {
             for unit in [rule.failures, rule.blocks] {

@@ -35,7 +35,7 @@ pub(super) struct Builder {
     pub(super) rules: Vec<Rule>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
-    /// The behaviour during an outage of the store, for quotas that do not define their own.
+    /// The behaviour during an outage of the store, for quotas without their own.
     on_failure: OnFailure,
     /// Each calendar window once, because it caches its current period.
     calendars: Vec<Arc<CalendarWindow>>,
@@ -78,12 +78,12 @@ impl Builder {
         self.errors.push(CompileError { place, problem: problem.into() });
     }
 
-    /// The value; `None`, and the error noted, if there is none.
+    /// Returns the value, or records the error and returns `None`.
     pub(super) fn checked<T>(&mut self, result: Result<T, impl Into<Problem>>, place: Place) -> Option<T> {
         result.map_err(|problem| self.error(place, problem)).ok()
     }
 
-    /// An error that several plans may meet: reported once.
+    /// Records an error once, even if several plans have it.
     pub(super) fn error_once(&mut self, place: Place, problem: Problem) {
         let error = CompileError { place, problem };
         if !self.errors.contains(&error) {
@@ -145,13 +145,13 @@ impl Builder {
         })
     }
 
-    /// The quota of this counter and limit, with this scope or the default one of the chain, and with all else as the
-    /// policy has it by default.
+    /// The quota of this counter and limit, with this scope or the default scope of the level. Everything else has the
+    /// policy's default.
     pub(super) fn counter(
         &mut self,
         written: &format::CounterLimit,
         scope: Option<&format::Scope>,
-        chain: QuotaLevel,
+        level: QuotaLevel,
         place: &Place,
     ) -> Option<Quota> {
         let concurrent = written.unit.0 == CONCURRENT_REQUESTS;
@@ -177,7 +177,7 @@ impl Builder {
             Some(limit) => self.checked(Amount::try_from(limit), place.at("limit")).map(Limit::Finite),
             None => Some(Limit::Unlimited),
         };
-        let scope = self.scope(scope.map(|scope| &*scope.0), chain, place);
+        let scope = self.scope(scope.map(|scope| &*scope.0), level, place);
         let (unit, window, limit, scope) = (unit?, window?, limit?, scope?);
         Some(Quota {
             name: default_name(&unit, &window).into(),
@@ -213,9 +213,9 @@ impl Builder {
         }
     }
 
-    pub(super) fn scope(&mut self, names: Option<&[Word]>, chain: QuotaLevel, place: &Place) -> Option<Arc<Scope>> {
+    pub(super) fn scope(&mut self, names: Option<&[Word]>, level: QuotaLevel, place: &Place) -> Option<Arc<Scope>> {
         let Some(names) = names else {
-            return Some(match chain {
+            return Some(match level {
                 QuotaLevel::Account => self.scopes.account.clone(),
                 QuotaLevel::Key => self.scopes.key.clone(),
             });
@@ -355,15 +355,15 @@ fn units(names: &[Word], errors: &mut Vec<CompileError>) -> Vec<Unit> {
 
 fn default_scopes(written: &format::DefaultScopes, errors: &mut Vec<CompileError>) -> Scopes {
     let place = Place::root().at("scopes");
-    let mut scope = |written: Option<&format::Scope>, chain: QuotaLevel, name: &str| {
-        let Some(names) = written else { return Arc::new(Scope::default_of(chain)) };
+    let mut scope = |written: Option<&format::Scope>, level: QuotaLevel, name: &str| {
+        let Some(names) = written else { return Arc::new(Scope::default_of(level)) };
         let scope = Scope::parse(&names.0).and_then(|scope| {
-            let fits = scope.chain() == chain;
-            if fits { Ok(scope) } else { Err(Problem::OtherChain { key: chain == QuotaLevel::Key }) }
+            let fits = scope.level() == level;
+            if fits { Ok(scope) } else { Err(Problem::OtherLevel { key: level == QuotaLevel::Key }) }
         });
         Arc::new(scope.unwrap_or_else(|problem| {
             errors.push(CompileError { place: place.at(name), problem });
-            Scope::of_chain(chain)
+            Scope::of_level(level)
         }))
     };
     let account = scope(written.account.as_ref(), QuotaLevel::Account, "account");

@@ -88,7 +88,7 @@ impl Policy {
             builder.error(place, problem);
         }
         let Builder { errors, units, scopes, .. } = builder;
-        let warnings = if errors.is_empty() { reach::warnings(&book, &plans.reach) } else { Vec::new() };
+        let warnings = if errors.is_empty() { reach::warnings(&book, &plans.reached) } else { Vec::new() };
         let inputs = inputs_of(&resources);
         let policy = Self {
             domain: file.domain.0.as_str().into(),

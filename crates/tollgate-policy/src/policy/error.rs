@@ -9,7 +9,7 @@ use tollgate_core::{
 };
 
 use crate::policy::{
-    MAX_ABUSE_RULES, MAX_OVERRIDES, MAX_RULE_QUOTAS, QuotaLevel, pattern::BadPattern, pool::MAX_POOLS,
+    MAX_ABUSE_RULES, MAX_OVERRIDES, MAX_RULE_QUOTAS, QuotaLevel, pattern::InvalidPattern, pool::MAX_POOLS,
 };
 
 /// One mistake in a policy.
@@ -20,6 +20,28 @@ pub struct CompileError {
     pub place: Place,
     /// The mistake, and how to correct it.
     pub problem: Problem,
+}
+
+/// A mistake in a file, as text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct Mistake {
+    /// Where in the file.
+    pub place: Place,
+    /// The mistake, and how to correct it.
+    pub message: String,
+}
+
+impl Mistake {
+    pub(crate) fn new(place: Place, message: impl Into<String>) -> Self {
+        Self { place, message: message.into() }
+    }
+}
+
+impl From<CompileError> for Mistake {
+    fn from(error: CompileError) -> Self {
+        Self::new(error.place, error.problem.to_string())
+    }
 }
 
 /// The mistake, and how to correct it.
@@ -45,36 +67,36 @@ pub enum Problem {
     /// A time zone that does not exist.
     #[error(transparent)]
     TimeZone(#[from] UnknownTimeZone),
-    /// A limit beyond counting.
+    /// A limit that is too large to count.
     #[error("{0}; write `unlimited` for no limit")]
     Limit(#[from] AmountTooLarge),
     /// A quota without a window.
-    #[error("is required: how long the window is; only concurrent_requests have none")]
+    #[error("is required: the length of the window; only concurrent_requests has none")]
     NoWindow,
     /// A window for concurrent requests.
-    #[error("concurrent_requests have no window; leave it out")]
+    #[error("concurrent_requests has no window; leave it out")]
     ConcurrentWindow,
     /// More concurrent requests than can be held, or no limit.
-    #[error("concurrent_requests need a limit, of at most {MAX_SLOTS}; leave the quota out where there is none")]
+    #[error("concurrent_requests needs a limit of at most {MAX_SLOTS}; leave the quota out for no limit")]
     TooManySlots,
     /// A unit that is there already.
     #[error("{0:?} is always there; leave it out")]
     BuiltInUnit(String),
-    /// An estimate of nothing, or of too much.
+    /// An estimate without inputs, or with too many.
     #[error("needs from 1 to {0} inputs")]
     Inputs(usize),
     /// An estimate that names an input twice.
     #[error("{0:?} is named twice; once is enough")]
     RepeatedInput(String),
-    /// A default that is cut at once.
+    /// A default above the maximum of its input.
     #[error("is above `at_most`")]
     DefaultAboveMost,
     /// A priority that does not exist.
     #[error("must be from 1 (low) to 4 (critical)")]
     Priority,
-    /// A name or wildcard that cannot be.
+    /// An invalid name or wildcard.
     #[error(transparent)]
-    Pattern(#[from] BadPattern),
+    Pattern(#[from] InvalidPattern),
     /// A rule of a tier, or an override, that can never apply.
     #[error("{0:?} matches none of `resources`; name one of them, or a wildcard that covers one")]
     CoversNothing(String),
@@ -84,10 +106,10 @@ pub enum Problem {
     /// A scope that names an attribute twice.
     #[error("names {0:?} twice; once is enough")]
     RepeatedAttribute(String),
-    /// A scope of the key's chain where one of the account's must be, or the other way round.
+    /// A scope of the key's level where one of the account's is required, or the other way round.
     #[error("{}", if *.key { "must contain api_key; quotas without it are the account's" } else { "must not contain api_key; quotas with it are the key's" })]
-    OtherChain {
-        /// Whether the scope must be of the key's chain.
+    OtherLevel {
+        /// Whether the scope must be of the key's level.
         key: bool,
     },
     /// Two quotas that are one counter.
@@ -128,22 +150,24 @@ pub enum Problem {
     #[error("has {0} quotas in tier {1:?}; at most {MAX_RULE_QUOTAS} can apply to one call")]
     TooManyQuotas(usize, String),
     /// More overrides than fit.
-    #[error("at most {MAX_OVERRIDES} overrides fit")]
+    #[error("there can be at most {MAX_OVERRIDES} overrides")]
     TooManyOverrides,
-    /// Overrides that could add more quotas than fit.
+    /// Overrides that could add too many quotas.
     #[error("at most {0} different counters (unit, window and scope) can be overridden")]
     TooManyOverriddenCounters(usize),
-    /// A range of statuses that holds none.
-    #[error("{0}-{1} holds no status; write the smaller one first")]
+    /// An empty range of statuses.
+    #[error("{0}-{1} contains no status; write the smaller one first")]
     EmptyRange(u16, u16),
-    /// A placeholder without a value.
-    #[error("{{{0}}} stands for nothing; there is: {{limit}}, {{window_seconds}}, {{block_seconds}}, {{wait_seconds}}")]
+    /// An unknown placeholder.
+    #[error(
+        "{{{0}}} is not a placeholder; there is: {{limit}}, {{window_seconds}}, {{block_seconds}}, {{wait_seconds}}"
+    )]
     Placeholder(String),
     /// A rule with the name of the rule about failed authentications.
     #[error("is the name of the rule about failed authentications; choose another")]
     ReservedRule,
     /// More abuse rules than a call may be guarded by.
-    #[error("at most {MAX_ABUSE_RULES} rules fit")]
+    #[error("there can be at most {MAX_ABUSE_RULES} rules")]
     TooManyAbuseRules,
     /// A pool that no two accounts share.
     #[error(
@@ -153,16 +177,17 @@ pub enum Problem {
     /// A pool of slots.
     #[error("slots cannot be shared by priority; give the pool a unit that is counted over a window")]
     PoolOfSlots,
-    /// Shares that are no shares.
-    #[error("the shares add up to {0} percent; it must be from 1 to 100")]
+    /// Shares with an invalid sum.
+    #[error("the shares add up to {0} percent; the sum must be from 1 to 100")]
     Shares(u32),
     /// More pools than one call may draw from.
     #[error("has {0} pools in tier {1:?}; one call can draw from {MAX_POOLS} at most")]
     TooManyPools(usize, String),
-    /// A scope that would not fit in the store.
+    /// A scope whose counters do not fit in the store.
     #[error(
-        "scope [{scope}] would count too much in one place: its sliding windows weigh {weight} (in each window 4, 2 for \
-         requests and each thing that an abuse rule counts, 4 for any other unit, over all tiers), and at most {most} fits; use fewer windows or units, or another scope"
+        "scope [{scope}] has too many counters: the weight of its sliding windows is {weight}, at most {most} is allowed (4 \
+         for each window; for each unit in it 2 for requests, 2 for each counter of an abuse rule, 4 for any other; over \
+         all tiers); use fewer windows or units, or another scope"
     )]
     LedgerTooLarge {
         /// The scope.
@@ -178,16 +203,16 @@ fn listed(places: &[Place]) -> String {
     places.iter().map(Place::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A place in a policy: the keys and indexes that lead there.
+/// A place in a policy: the keys and indexes on the path to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place(Vec<Step>);
 
-/// One step into a policy.
+/// One step of a place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Step {
-    /// Into a map.
+    /// A key of a map.
     Key(String),
-    /// Into a list, counted from 0.
+    /// An index of a list, counted from 0.
     Index(usize),
 }
 
@@ -209,7 +234,7 @@ impl Place {
         Self(Vec::new())
     }
 
-    /// The place one step further in.
+    /// The place one step further inside.
     #[must_use]
     pub fn at(&self, step: impl Into<Step>) -> Self {
         let mut steps = self.0.clone();

@@ -13,7 +13,7 @@ use crate::{
 /// The most inputs that one estimate adds up.
 const MAX_INPUTS: usize = 8;
 
-/// The amount of a unit that a reservation takes if the call does not name it: the sum of the values of its inputs.
+/// The amount of a unit that a reservation charges if the call does not name the unit: the sum of its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Estimate {
     /// The unit.
@@ -50,9 +50,9 @@ impl Resolved<'_> {
                 Limit::Finite(limit) => Some(limit.get()),
                 Limit::Unlimited => None,
             });
-            // A limit of 0 means never, for one as for many.
-            let most = smallest.min().unwrap_or(Amount::MAX.get()).max(1);
-            let amount = Amount::try_from(estimate.of(&inputs).min(most)).unwrap_or(Amount::MAX);
+            // With a limit of 0 no call is admitted, so that the estimate makes no difference.
+            let maximum = smallest.min().unwrap_or(Amount::MAX.get()).max(1);
+            let amount = Amount::try_from(estimate.of(&inputs).min(maximum)).unwrap_or(Amount::MAX);
             usage.set(estimate.unit, amount);
         }
         usage
@@ -82,7 +82,7 @@ impl Builder {
         classes.map(estimates).collect()
     }
 
-    /// The estimates found at `place`.
+    /// The estimates that are written at `place`.
     pub(super) fn estimates(&mut self, written: &format::estimates::Estimates, place: &Place) -> Vec<Estimate> {
         let mut estimates = Vec::with_capacity(written.0.len());
         for (name, inputs) in &written.0 {

@@ -10,15 +10,15 @@ use crate::policy::{
     rules::{Rule, RuleId},
 };
 
-/// Where the quotas of a call come from.
+/// The rules and overrides that give a call its quotas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     /// The policy's domain.
     pub domain: String,
     /// The caller's tier.
     pub tier: String,
-    /// The canonical name of the resource: that of the policy, or the called one where a wildcard's matches have counters
-    /// of their own.
+    /// The canonical name of the resource: the name in the policy, or the called name if the matches of a wildcard have
+    /// separate counters.
     pub resource: String,
     /// Its class.
     pub class: Option<String>,
@@ -68,9 +68,9 @@ pub struct QuotaExplanation {
     pub limit: Option<u64>,
     /// The limit that an override replaced, if one did: a number, or `unlimited`.
     pub replaced_limit: Option<String>,
-    /// The attributes that name the counter, with their values where the policy knows them.
+    /// The attributes that name the counter, with their values if the policy knows them.
     pub counter: Vec<String>,
-    /// Where it comes from: its place in the policy file, or `override`.
+    /// Its source: its place in the policy file, or `override`.
     pub source: String,
     /// Whether it only counts.
     pub shadow: bool,
@@ -104,7 +104,7 @@ impl Policy {
             .chain(also.iter().copied())
             .collect();
         let quotas = resolved.quotas().iter().map(|active| {
-            let overrides = match active.quota.scope.chain() {
+            let overrides = match active.quota.scope.level() {
                 QuotaLevel::Account => caller.account_overrides,
                 QuotaLevel::Key => caller.key.map_or(&[][..], |key| key.overrides),
             };
@@ -148,7 +148,7 @@ impl Policy {
     }
 }
 
-/// The place of a quota in a rule, if it is one of it.
+/// The place of a quota in a rule, if the rule contains it.
 fn place_of(rule: &Rule, quota: &Quota) -> Option<Place> {
     let same = |own: &Quota| own.same_counter(quota) && own.shadow == quota.shadow && own.name == quota.name;
     rule.quotas.iter().position(same).map(|at| rule.place.at(at))

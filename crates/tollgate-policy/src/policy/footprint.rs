@@ -1,6 +1,6 @@
-//! The largest size of the ledgers of a policy. The value of one scope in the store must fit in 64 KiB, and a sliding
-//! window reserves space in it for its entries, whatever its limit. (The counters of a pool's priorities are in ledgers
-//! of their own, each with one window of four units, which fits.)
+//! The maximum size of the ledgers of a policy. The value of one scope in the store must fit in 64 KiB. A sliding window
+//! reserves space in it for its entries, whatever its limit. (The counters of a pool's priorities are in separate
+//! ledgers, each with one window of four units, which fits.)
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,11 +15,11 @@ use crate::policy::{AbuseRule, Problem, Quota, Scope, quota::REQUESTS};
 /// entries, so that 30 are 61,440 bytes; the sums of 32 blocks and the header take less than 4 KiB more.
 const MAX_WEIGHT: usize = 30;
 /// The weight of a window: the time of an entry.
-const WINDOW: usize = 4;
+const WINDOW_WEIGHT: usize = 4;
 /// The weight of units that are counted one by one: requests, and the counters of abuse rules.
-const COUNT: usize = 2;
+const COUNT_WEIGHT: usize = 2;
 /// The weight of any other unit in a window.
-const AMOUNT: usize = 4;
+const AMOUNT_WEIGHT: usize = 4;
 
 /// The counters in each ledger that a policy can name: for every scope, and for every resource if the scope names it.
 /// They are collected over all tiers, because usage stays when an account changes its tier, and because accounts of
@@ -29,12 +29,12 @@ pub(super) struct LedgerFootprint {
     counted: Vec<(Arc<Scope>, CountersByResource)>,
 }
 
-type CountersByResource = HashMap<Option<usize>, Counters>;
-type Counters = Vec<Counter>;
+type CountersByResource = HashMap<Option<usize>, WeightedCounters>;
+type WeightedCounters = Vec<WeightedCounter>;
 
 /// A counter, and the weight of its unit.
 #[derive(Clone, Copy, Debug)]
-struct Counter {
+struct WeightedCounter {
     window: SlidingWindow,
     unit: UnitId,
     weight: usize,
@@ -50,11 +50,11 @@ impl LedgerFootprint {
     pub(super) fn add_rule(&mut self, rule: &AbuseRule, resource: usize) {
         let counters = self.counters_of(&rule.scope, resource);
         for (window, unit) in rule.counters() {
-            add(counters, Counter { window, unit, weight: COUNT });
+            add(counters, WeightedCounter { window, unit, weight: COUNT_WEIGHT });
         }
     }
 
-    fn counters_of(&mut self, scope: &Arc<Scope>, resource: usize) -> &mut Counters {
+    fn counters_of(&mut self, scope: &Arc<Scope>, resource: usize) -> &mut WeightedCounters {
         let at = self.counted.iter().position(|(known, _)| known == scope).unwrap_or_else(|| {
             self.counted.push((scope.clone(), CountersByResource::new()));
             self.counted.len() - 1
@@ -78,7 +78,7 @@ impl LedgerFootprint {
             let known = self.counted.iter().find(|(scope, _)| *scope == quota.scope);
             let ledgers = known.into_iter().flat_map(|(_, ledgers)| ledgers.values());
             let ledgers = ledgers.filter(|counters| problem(&quota.scope, counters).is_none()).cloned();
-            ledgers.chain([Counters::new()]).find_map(|mut counters| {
+            ledgers.chain([WeightedCounters::new()]).find_map(|mut counters| {
                 added().for_each(|quota| count(&mut counters, quota));
                 problem(&quota.scope, &counters)
             })
@@ -86,27 +86,27 @@ impl LedgerFootprint {
     }
 }
 
-fn count(counters: &mut Counters, quota: &Quota) {
+fn count(counters: &mut WeightedCounters, quota: &Quota) {
     if let Window::Sliding(window) = quota.window {
-        let weight = if quota.unit.id == UnitId::of(REQUESTS) { COUNT } else { AMOUNT };
-        add(counters, Counter { window, unit: quota.unit.id, weight });
+        let weight = if quota.unit.id == UnitId::of(REQUESTS) { COUNT_WEIGHT } else { AMOUNT_WEIGHT };
+        add(counters, WeightedCounter { window, unit: quota.unit.id, weight });
     }
 }
 
-fn add(counters: &mut Counters, counter: Counter) {
+fn add(counters: &mut WeightedCounters, counter: WeightedCounter) {
     if !counters.iter().any(|known| (known.window, known.unit) == (counter.window, counter.unit)) {
         counters.push(counter);
     }
 }
 
-fn weight(counters: &[Counter]) -> usize {
+fn weight(counters: &[WeightedCounter]) -> usize {
     let is_first =
-        |(at, counter): &(usize, &Counter)| counters[..*at].iter().all(|known| known.window != counter.window);
+        |(at, counter): &(usize, &WeightedCounter)| counters[..*at].iter().all(|known| known.window != counter.window);
     let windows = counters.iter().enumerate().filter(is_first).count();
-    WINDOW * windows + counters.iter().map(|counter| counter.weight).sum::<usize>()
+    WINDOW_WEIGHT * windows + counters.iter().map(|counter| counter.weight).sum::<usize>()
 }
 
-fn problem(scope: &Scope, counters: &[Counter]) -> Option<Problem> {
+fn problem(scope: &Scope, counters: &[WeightedCounter]) -> Option<Problem> {
     let weight = weight(counters);
     let too_large = weight > MAX_WEIGHT;
     too_large.then(|| Problem::LedgerTooLarge { scope: scope.to_string(), weight, most: MAX_WEIGHT })

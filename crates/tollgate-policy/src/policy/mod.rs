@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use tollgate_core::claim::{OnFailure, Partition};
 
-use crate::format::Counter;
+use crate::format::CounterSharing;
 
 mod abuse;
 mod builder;
@@ -34,11 +34,11 @@ mod usage;
 pub(crate) use abuse::block_of;
 pub use abuse::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, MAX_ABUSE_RULES, Statuses};
 pub use compile::Compiled;
-pub use error::{CompileError, Place, Problem, Step};
+pub use error::{CompileError, Mistake, Place, Problem, Step};
 pub use estimate::Estimate;
 pub use explain::{Explanation, QuotaExplanation, RuleExplanation, RuleOutcome};
 pub use overrides::{MAX_OVERRIDES, Override};
-pub use pattern::{BadPattern, MAX_NAME_BYTES};
+pub use pattern::{InvalidPattern, MAX_NAME_BYTES};
 pub use quota::{CONCURRENT_REQUESTS, DecidedBy, Quota, Unit};
 pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, Resolved};
 pub use scope::{Attribute, QuotaLevel, Scope};
@@ -60,6 +60,7 @@ pub struct Policy {
     default_tier: TierId,
     /// The resources in the order of the file, followed by the one for unknown names, if the policy has it.
     resources: Vec<Resource>,
+    /// How many of `resources` are in the file.
     listed: usize,
     exact: HashMap<Box<str>, usize>,
     wildcards: HashMap<Box<[u8]>, usize>,
@@ -68,7 +69,7 @@ pub struct Policy {
     plans: Vec<Plan>,
     /// Indexes into `plans`: a row for each tier, a column for each resource.
     plan_of: Vec<usize>,
-    /// Where the plans come from.
+    /// The rules that the plans are made from.
     book: rules::RuleBook,
     scopes: Scopes,
     footprint: footprint::LedgerFootprint,
@@ -92,8 +93,8 @@ pub struct Tier {
     pub priority: Option<u8>,
 }
 
-/// The handle of a tier. It belongs to the policy that gave it; across versions of a policy, tiers
-/// are the same by name.
+/// The handle of a tier. It is valid only for the policy that returned it. In another version of the policy, the same
+/// tier is found by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TierId(usize);
 
@@ -106,8 +107,8 @@ pub struct Resource {
     pub class: Option<Arc<str>>,
     /// The class of the upstream provider.
     pub provider_class: Option<Arc<str>>,
-    /// The counters of a wildcard's matches.
-    pub(crate) counter: Counter,
+    /// Whether the matches of a wildcard share one counter.
+    pub(crate) counter: CounterSharing,
     /// The amounts that reservations take if the call does not name them.
     pub estimates: Vec<Estimate>,
 }
@@ -168,12 +169,12 @@ impl Policy {
         &self.resources[..self.listed]
     }
 
-    /// The names of all classes that resources have: a bounded set, good for labels.
+    /// The names of all classes that resources have. They are bounded in number, so they can be values of a label.
     pub fn class_names(&self) -> Vec<&str> {
         sorted(self.resources.iter().filter_map(|resource| resource.class.as_deref()))
     }
 
-    /// The names of all quotas that rules give: a bounded set, good for labels.
+    /// The names of all quotas of rules. They are bounded in number, so they can be values of a label.
     pub fn quota_names(&self) -> Vec<&str> {
         sorted(self.plans.iter().flat_map(|plan| plan.quotas.iter()).map(|quota| &*quota.name))
     }
@@ -202,7 +203,7 @@ impl Policy {
         self.authentication.as_ref()
     }
 
-    /// Where all counters of an account live. Computed once for an account, not for each call.
+    /// The partition with all counters of an account. Compute it once for an account, not for each call.
     pub fn account_partition(&self, account_id: &str) -> Partition {
         Partition::of([&*self.domain, "account", account_id])
     }

@@ -5,11 +5,11 @@ use crate::{
     policy::{CompileError, Place, Policy, Problem, Quota, QuotaLevel, builder::Builder, pattern::Pattern},
 };
 
-/// The most overrides an account or a key may have.
+/// Maximum number of overrides of an account or a key.
 pub const MAX_OVERRIDES: usize = 256;
 
-/// The most counters that the overrides of an account, or of a key, may limit. They may add as many quotas
-/// to a call.
+/// Maximum number of counters that the overrides of an account, or of a key, can limit. They can add as many quotas to
+/// a call.
 const MAX_COUNTERS: usize = 8;
 
 /// The limit of one counter, for one account or one key.
@@ -17,14 +17,14 @@ const MAX_COUNTERS: usize = 8;
 pub struct Override {
     pattern: Option<Pattern>,
     scope_given: bool,
-    /// The quota that is added if there is none to change.
+    /// The quota that is added if no quota can be changed.
     pub(super) quota: Quota,
 }
 
 impl Override {
-    /// The chain whose quotas it patches; it never touches the other.
-    pub fn chain(&self) -> QuotaLevel {
-        self.quota.scope.chain()
+    /// The level of the quotas that it changes. It never changes quotas of the other level.
+    pub fn level(&self) -> QuotaLevel {
+        self.quota.scope.level()
     }
 
     /// Whether it applies to the resource of this canonical name.
@@ -32,8 +32,8 @@ impl Override {
         self.pattern.as_ref().is_none_or(|pattern| pattern.matches(name))
     }
 
-    /// Whether it replaces the limit of `quota`. An override without a scope does not
-    /// replace the limit of a counter that several accounts share.
+    /// Whether it replaces the limit of `quota`. An override without a scope does not replace the limit of a counter
+    /// that several accounts share.
     pub(super) fn patches(&self, quota: &Quota) -> bool {
         let in_scope = if self.scope_given { quota.scope == self.quota.scope } else { quota.scope.within_account() };
         in_scope && quota.same_measure(&self.quota)
@@ -45,12 +45,12 @@ impl Override {
 }
 
 impl Policy {
-    /// Checks the overrides of one account or key, found at `place`, and orders them for
-    /// [`Policy::resolve`]. The overrides of an account are of [`QuotaLevel::Account`].
+    /// Checks the overrides of one account or key, which are written at `place`, and orders them for
+    /// [`Policy::resolve`]. The level of an account's overrides is [`QuotaLevel::Account`].
     pub fn overrides(
         &self,
         written: &[format::Override],
-        chain: QuotaLevel,
+        level: QuotaLevel,
         place: &Place,
     ) -> Result<Vec<Override>, Vec<CompileError>> {
         let mut builder = Builder::of(self);
@@ -61,7 +61,7 @@ impl Policy {
         let mut overrides: Vec<(usize, Override)> = Vec::with_capacity(written.len());
         for (at, over) in written.iter().enumerate() {
             let place = place.at(at);
-            let Some(over) = self.compile_override(&mut builder, over, chain, &place) else { continue };
+            let Some(over) = self.compile_override(&mut builder, over, level, &place) else { continue };
             let same = |(_, other): &&(usize, Override)| {
                 other.specificity() == over.specificity()
                     && other.pattern == over.pattern
@@ -95,16 +95,16 @@ impl Policy {
         &self,
         builder: &mut Builder,
         over: &format::Override,
-        chain: QuotaLevel,
+        level: QuotaLevel,
         place: &Place,
     ) -> Option<Override> {
         let scope = over.counter.scope.as_ref();
-        let quota = builder.counter(&over.counter, scope, chain, place);
+        let quota = builder.counter(&over.counter, scope, level, place);
         let pattern = over.resource.as_ref().map(|name| self.resource_pattern(builder, &name.0, place));
         if let Some(quota) = &quota
-            && quota.scope.chain() != chain
+            && quota.scope.level() != level
         {
-            builder.error(place.at("scope"), Problem::OtherChain { key: chain == QuotaLevel::Key });
+            builder.error(place.at("scope"), Problem::OtherLevel { key: level == QuotaLevel::Key });
             return None;
         }
         let pattern = match pattern {
@@ -115,12 +115,12 @@ impl Policy {
         quota.map(|quota| Override { pattern, scope_given: scope.is_some(), quota })
     }
 
-    /// The pattern, if some canonical name can match it.
+    /// The pattern, if it can match a canonical name.
     fn resource_pattern(&self, builder: &mut Builder, text: &str, place: &Place) -> Option<Pattern> {
         let pattern = builder.pattern(text, place.at("resource"))?;
         let can_match = self.resources.iter().any(|resource| {
             let Ok(known) = Pattern::parse(&resource.name) else { return false };
-            pattern.covers(&known) || (resource.counter == format::Counter::Each && known.covers(&pattern))
+            pattern.covers(&known) || (resource.counter == format::CounterSharing::PerName && known.covers(&pattern))
         });
         if !can_match {
             builder.error(place.at("resource"), Problem::CoversNothing(text.to_owned()));

@@ -2,7 +2,7 @@
 
 use tollgate_core::text::has_hidden;
 
-/// The most bytes a name of a resource may have.
+/// Maximum length of the name of a resource, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
 /// A name, or a wildcard: a prefix and a trailing `*`.
@@ -14,28 +14,28 @@ pub(super) enum Pattern {
 
 /// The text is neither a name nor a wildcard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadPattern {
+pub enum InvalidPattern {
     /// A `*` that is not at the end.
-    #[error("a `*` may only stand at the end, as in `prompt/*`")]
-    InnerStar,
+    #[error("a `*` is allowed only at the end, as in `prompt/*`")]
+    StarInside,
     /// Empty, too long, or with hidden characters.
     #[error("must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
-    BadName,
+    InvalidName,
 }
 
-/// Whether `text` can be the name of a resource: bounded, and safe to print.
+/// Whether `text` can be the name of a resource: it is short enough, and safe to print.
 pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_NAME_BYTES && !has_hidden(text)
 }
 
 impl Pattern {
-    pub(super) fn parse(text: &str) -> Result<Self, BadPattern> {
+    pub(super) fn parse(text: &str) -> Result<Self, InvalidPattern> {
         if !is_name(text) {
-            return Err(BadPattern::BadName);
+            return Err(InvalidPattern::InvalidName);
         }
         let (stem, is_prefix) = text.strip_suffix('*').map_or((text, false), |prefix| (prefix, true));
         match (stem.contains('*'), is_prefix) {
-            (true, _) => Err(BadPattern::InnerStar),
+            (true, _) => Err(InvalidPattern::StarInside),
             (false, true) => Ok(Self::Prefix(stem.into())),
             (false, false) => Ok(Self::Exact(stem.into())),
         }
@@ -48,7 +48,7 @@ impl Pattern {
         }
     }
 
-    /// Whether everything that `other` matches is matched here too.
+    /// Whether it matches every name that `other` matches.
     pub(super) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exact(a), Self::Exact(b)) => a == b,
@@ -57,7 +57,8 @@ impl Pattern {
         }
     }
 
-    /// Orders patterns: a longer wildcard is more specific than a shorter one, and a name more than any wildcard.
+    /// The order of patterns: a longer wildcard is more specific than a shorter one, and a name is more specific than any
+    /// wildcard.
     pub(super) fn specificity(&self) -> usize {
         match self {
             Self::Prefix(prefix) => prefix.len(),

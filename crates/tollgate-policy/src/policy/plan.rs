@@ -15,23 +15,23 @@ type PlanRules = (Option<RuleId>, Option<RuleId>, Vec<RuleId>);
 /// The plans found so far.
 #[derive(Default)]
 pub(super) struct Plans {
-    /// The resources that some tier gives no quotas, each reported once.
+    /// The resources without a rule in some tier. Each is reported once.
     without_rule: HashSet<Place>,
     of_rules: HashMap<PlanRules, usize>,
     pub(super) distinct: Vec<Plan>,
     /// For every tier and resource, in that order.
     pub(super) table: Vec<usize>,
-    pub(super) reach: Reach,
+    pub(super) reached: ReachedRules,
 }
 
-/// Which rules some call reaches.
+/// The rules that some call reaches.
 #[derive(Default)]
-pub(super) struct Reach {
-    /// The rules that win somewhere, and the level whose quotas they decide there.
+pub(super) struct ReachedRules {
+    /// The rules that win for some resource and tier, with the level of the quotas that they decide.
     pub(super) winners: HashSet<(RuleId, QuotaLevel)>,
-    /// The rules that lose somewhere, and the rules that win instead.
+    /// The rules that lose for some resource and tier, with the rules that win instead.
     pub(super) losers: HashMap<(RuleId, QuotaLevel), Vec<RuleId>>,
-    /// The rules that add quotas somewhere.
+    /// The rules that add quotas for some resource and tier.
     pub(super) additions: HashSet<RuleId>,
 }
 
@@ -47,11 +47,11 @@ impl Plans {
     ) -> usize {
         let candidates = book.candidates(tier, resource, known);
         let additions = book.additions(tier, resource, known);
-        let of_account = self.reach.judge(book, &candidates, QuotaLevel::Account);
-        let of_key = self.reach.judge(book, &candidates, QuotaLevel::Key);
-        self.reach.additions.extend(&additions);
+        let of_account = self.reached.record_winner(book, &candidates, QuotaLevel::Account);
+        let of_key = self.reached.record_winner(book, &candidates, QuotaLevel::Key);
+        self.reached.additions.extend(&additions);
         let place = || book.resources[resource].place.clone();
-        // Once for each resource: a rule that is missing in one tier is usually missing in all.
+        // Reported once for each resource, because a rule that is missing in one tier is usually missing in all.
         let nothing = of_account.is_none() && of_key.is_none() && additions.is_empty();
         if nothing && self.without_rule.insert(place()) {
             builder.error(place(), Problem::NoRule(tier_name.to_owned()));
@@ -99,9 +99,9 @@ fn quotas_of(builder: &mut Builder, book: &RuleBook, rules: &PlanRules, level: Q
     quotas.into_iter().map(|(_, quota)| quota).collect()
 }
 
-impl Reach {
+impl ReachedRules {
     /// Returns the rule that wins the quotas of a level, and records it and the rules that lose to it.
-    fn judge(&mut self, book: &RuleBook, candidates: &[RuleId], level: QuotaLevel) -> Option<RuleId> {
+    fn record_winner(&mut self, book: &RuleBook, candidates: &[RuleId], level: QuotaLevel) -> Option<RuleId> {
         let winner = book.winner(candidates, level)?;
         self.winners.insert((winner, level));
         for loser in candidates.iter().filter(|rule| **rule != winner && book.rules[**rule].decides(level)) {

@@ -13,13 +13,13 @@ use crate::policy::{pool::Pool, scope::Scope};
 /// The unit of calls, which every domain has. The default cost of a call is one.
 pub(super) const REQUESTS: &str = "requests";
 
-/// The unit of slots: a quota of it has no window, and every reservation holds one.
+/// The unit of slots. A quota of this unit has no window, and every reservation holds one slot.
 pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
 
-/// The unit.
+/// A unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// The number that stores write down.
+    /// The number that identifies it in the store.
     pub id: UnitId,
     /// The name that calls and policies use.
     pub name: Arc<str>,
@@ -28,23 +28,23 @@ pub struct Unit {
 /// One limit on one counter.
 #[derive(Clone, Debug)]
 pub struct Quota {
-    /// Such as `requests_per_minute`, unless the policy gives another.
+    /// The name, by default such as `requests_per_minute`.
     pub name: Arc<str>,
-    /// Such as `RPM`, unless the policy gives another.
+    /// The label, by default such as `RPM`.
     pub label: Arc<str>,
-    /// The unit.
+    /// A unit.
     pub unit: Unit,
-    /// Over which window.
+    /// The window.
     pub window: Window,
     /// The limit of the rule. [`super::ActiveQuota::limit`] is the one in force.
     pub limit: Limit,
-    /// Whose counter.
+    /// The attributes that name the counter.
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
     /// The behaviour during an outage of the store.
     pub on_failure: OnFailure,
-    /// How its callers share it, by their priorities.
+    /// How callers of several priorities share it.
     pub pool: Option<Pool>,
 }
 
@@ -54,7 +54,7 @@ pub enum DecidedBy {
     /// The store.
     #[default]
     Store,
-    /// Nobody: [`OnFailure::Allow`].
+    /// No decision: the call is allowed without counting ([`OnFailure::Allow`]).
     Allow,
     /// This node, without the store: [`OnFailure::Local`].
     Local,
@@ -89,7 +89,7 @@ impl Quota {
         }
     }
 
-    /// Whether both are one counter.
+    /// Whether both have the same counter.
     pub(super) fn same_counter(&self, other: &Self) -> bool {
         self.same_measure(other) && self.scope == other.scope
     }
@@ -147,7 +147,7 @@ fn named_length(ms: u32) -> Option<CalendarUnit> {
     }
 }
 
-/// In the largest unit that leaves no rest: `12h`, `30s`, `1500ms`.
+/// The length in the largest unit in which it is a whole number: `12h`, `30s`, `1500ms`.
 fn short_length(ms: u32) -> String {
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
     let fitting = units.into_iter().find(|(length, _)| ms.is_multiple_of(*length));

@@ -4,22 +4,22 @@ use std::collections::HashSet;
 
 use crate::policy::{
     CompileError, Place, Problem, Quota, QuotaLevel,
-    plan::Reach,
+    plan::ReachedRules,
     rules::{Rule, RuleBook, RuleId},
 };
 
-/// The most rules that a warning names.
+/// Maximum number of rules that a warning names.
 const MAX_NAMED: usize = 3;
 
 /// The warnings about the rules of a policy.
-pub(super) fn warnings(book: &RuleBook, reach: &Reach) -> Vec<CompileError> {
+pub(super) fn warnings(book: &RuleBook, reached: &ReachedRules) -> Vec<CompileError> {
     let additions: HashSet<RuleId> = book.all_additions().collect();
     let rules = || book.rules.iter().enumerate();
     let unreached = rules().filter_map(|(id, rule)| {
         let problem = if additions.contains(&id) {
-            (!reach.additions.contains(&id) && !rule.quotas.is_empty()).then_some(Problem::Unused)
+            (!reached.additions.contains(&id) && !rule.quotas.is_empty()).then_some(Problem::Unused)
         } else {
-            unreached(book, reach, id, rule)
+            unreached(book, reached, id, rule)
         };
         Some(CompileError { place: rule.place.clone(), problem: problem? })
     });
@@ -27,18 +27,18 @@ pub(super) fn warnings(book: &RuleBook, reach: &Reach) -> Vec<CompileError> {
 }
 
 /// The problem of a rule that wins nowhere, or that has quotas of a level in which it never wins.
-fn unreached(book: &RuleBook, reach: &Reach, id: RuleId, rule: &Rule) -> Option<Problem> {
+fn unreached(book: &RuleBook, reached: &ReachedRules, id: RuleId, rule: &Rule) -> Option<Problem> {
     let levels = [QuotaLevel::Account, QuotaLevel::Key].into_iter().filter(|level| rule.decides(*level));
-    let (won, lost): (Vec<QuotaLevel>, Vec<_>) = levels.partition(|level| reach.winners.contains(&(id, *level)));
+    let (won, lost): (Vec<QuotaLevel>, Vec<_>) = levels.partition(|level| reached.winners.contains(&(id, *level)));
     let of_level = match (&*won, &*lost) {
         (_, []) => return None,
-        // No quotas for anybody: where that holds for one level, the other has a rule of its own by intent.
+        // `quotas: []` that wins for one level is intended, even if another rule wins for the other level.
         (_, _) if rule.quotas.is_empty() && !won.is_empty() => return None,
         ([], _) => None,
         (_, [level, ..]) => Some(*level),
     };
     let mut winners: Vec<Place> = Vec::new();
-    for winner in lost.iter().flat_map(|level| reach.losers.get(&(id, *level)).into_iter().flatten()) {
+    for winner in lost.iter().flat_map(|level| reached.losers.get(&(id, *level)).into_iter().flatten()) {
         let place = &book.rules[*winner].place;
         if !winners.contains(place) {
             winners.push(place.clone());
@@ -52,7 +52,7 @@ fn unreached(book: &RuleBook, reach: &Reach, id: RuleId, rule: &Rule) -> Option<
     Some(Problem::NeverWins { of_level, winners, more })
 }
 
-/// Quotas of one pool that tell tiers different limits or shares.
+/// Quotas of one pool with different limits or shares in different tiers.
 fn different_pools(book: &RuleBook) -> impl Iterator<Item = CompileError> {
     let mut known: Vec<(&Place, &Quota)> = Vec::new();
     let quotas = book.rules.iter().flat_map(|rule| rule.quotas.iter().enumerate().map(move |quota| (rule, quota)));

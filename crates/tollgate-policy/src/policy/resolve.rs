@@ -7,7 +7,7 @@ use tollgate_core::{
 };
 
 use crate::{
-    format::Counter,
+    format::CounterSharing,
     policy::{
         AbuseCounter, Attribute, Estimate, Override, Policy, Quota, QuotaLevel, Resource, Scope, Tier, TierId,
         pattern::{MAX_NAME_BYTES, is_name},
@@ -21,9 +21,9 @@ pub struct Caller<'a> {
     pub partition: Partition,
     /// The account's tier.
     pub tier: TierId,
-    /// The account's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    /// The account's overrides, from [`Policy::overrides`]. Overrides of another level have no effect.
     pub account_overrides: &'a [Override],
-    /// The key, if the call comes by one. Without it, no quota of a key applies.
+    /// The key, if the call has one. Without it, no quota of a key applies.
     pub key: Option<CallerKey<'a>>,
 }
 
@@ -32,20 +32,20 @@ pub struct Caller<'a> {
 pub struct CallerKey<'a> {
     /// The key's id, unique within the account.
     pub id: &'a str,
-    /// The key's overrides, from [`Policy::overrides`]. Those of another chain do nothing.
+    /// The key's overrides, from [`Policy::overrides`]. Overrides of another level have no effect.
     pub overrides: &'a [Override],
 }
 
-/// Why a call has no quotas to be judged by.
+/// Why the quotas of a call cannot be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    /// The resource cannot be a name.
+    /// The name of the resource is invalid.
     #[error("resource: must have 1 to {MAX_NAME_BYTES} bytes and no control or invisible characters")]
-    BadResource,
+    InvalidResource,
     /// The policy does not know the resource, and refuses unknown ones.
     #[error("resource: there is no such resource")]
     UnknownResource,
-    /// The tier is of another policy.
+    /// The tier belongs to another policy.
     #[error("there is no such tier")]
     UnknownTier,
 }
@@ -85,19 +85,19 @@ impl Policy {
     /// class's, the class's; then the tier's default. Overrides change the result.
     pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
         if !is_name(resource) {
-            return Err(ResolveError::BadResource);
+            return Err(ResolveError::InvalidResource);
         }
         let at = self.find(resource).ok_or(ResolveError::UnknownResource)?;
         let known = &self.resources[at];
         let name = match known.counter {
-            Counter::Shared => &known.name,
-            Counter::Each => resource,
+            CounterSharing::Shared => &known.name,
+            CounterSharing::PerName => resource,
         };
         self.resolve_at(caller, at, name)
     }
 
-    /// All of [`Policy::resources`], resolved. A wildcard whose matches have counters of their own
-    /// shows its limits, and a counter that nothing is charged to.
+    /// All of [`Policy::resources`], resolved. A wildcard whose matches have separate counters has its limits, and a
+    /// counter that is never charged.
     pub fn resolve_all<'a>(
         &'a self,
         caller: &Caller<'a>,
@@ -111,9 +111,9 @@ impl Policy {
         let plan = self.plan(caller.tier, at).ok_or(ResolveError::UnknownTier)?;
         let (of_account, of_key) = plan.quotas.split_at(plan.key_from);
         let mut quotas = SmallVec::new();
-        add_chain(&mut quotas, of_account, QuotaLevel::Account, caller.account_overrides, name);
+        add_level(&mut quotas, of_account, QuotaLevel::Account, caller.account_overrides, name);
         if let Some(key) = caller.key {
-            add_chain(&mut quotas, of_key, QuotaLevel::Key, key.overrides, name);
+            add_level(&mut quotas, of_key, QuotaLevel::Key, key.overrides, name);
         }
         let key_id = caller.key.map(|key| key.id);
         let resource = &self.resources[at];
@@ -121,18 +121,17 @@ impl Policy {
     }
 }
 
-/// Adds one chain's quotas as its overrides leave them. The most specific override comes last, and
-/// so has the last word.
-fn add_chain<'a>(
+/// Adds the quotas of one level, changed by its overrides. The most specific override is applied last, so it wins.
+fn add_level<'a>(
     quotas: &mut SmallVec<[ActiveQuota<'a>; 4]>,
-    of_chain: &'a [Quota],
-    chain: QuotaLevel,
+    of_level: &'a [Quota],
+    level: QuotaLevel,
     overrides: &'a [Override],
     name: &str,
 ) {
     let start = quotas.len();
-    quotas.extend(of_chain.iter().map(|quota| ActiveQuota { quota, limit: quota.limit }));
-    for over in overrides.iter().filter(|over| over.chain() == chain && over.applies_to(name)) {
+    quotas.extend(of_level.iter().map(|quota| ActiveQuota { quota, limit: quota.limit }));
+    for over in overrides.iter().filter(|over| over.level() == level && over.applies_to(name)) {
         let mut found = false;
         for active in quotas[start..].iter_mut().filter(|active| over.patches(active.quota)) {
             active.limit = over.quota.limit;
@@ -155,7 +154,7 @@ impl<'a> Resolved<'a> {
         &self.quotas
     }
 
-    /// The abuse rules that guard the call, with the counters of their failures and blocks.
+    /// The abuse rules that apply to the call, with the ledgers of their counters.
     pub fn abuse_counters<'v>(
         &self,
         attributes: impl Fn(&str) -> Option<&'v str>,
@@ -166,8 +165,7 @@ impl<'a> Resolved<'a> {
         self.guards(&[], attributes)
     }
 
-    /// Only the quotas whose scopes name nothing but account, key, resource and the attributes that are
-    /// `known`.
+    /// Keeps only the quotas whose scopes name account, key, resource and `known` attributes.
     #[must_use]
     pub fn with_attributes(mut self, known: impl Fn(&str) -> bool) -> Self {
         let at_hand = |attribute: &Attribute| !matches!(attribute, Attribute::Other(name) if !known(name));
@@ -175,18 +173,18 @@ impl<'a> Resolved<'a> {
         self
     }
 
-    /// The canonical name of the resource: that of the policy, or the one called where a wildcard's
-    /// matches have counters of their own. From outside in that case, so no label of a metric.
+    /// The canonical name of the resource: the name in the policy, or the called name if the matches of a wildcard have
+    /// separate counters. Callers choose the latter, so it cannot be a label of a metric.
     pub fn resource(&self) -> &'a str {
         self.name
     }
 
-    /// The resource's size class or type: of the policy's own, few names.
+    /// The resource's size class or type, a name from the policy.
     pub fn class(&self) -> Option<&'a str> {
         self.resource.class.as_deref()
     }
 
-    /// The amounts that a reservation takes if the call does not name them.
+    /// The amounts that a reservation charges if the call does not name them.
     pub(super) fn estimates(&self) -> &'a [Estimate] {
         &self.resource.estimates
     }
@@ -224,9 +222,8 @@ impl<'a> Resolved<'a> {
         Ok(ledgers)
     }
 
-    /// The abuse rules that guard the call, with the counters of their failures and blocks: those whose scope has a value for
-    /// every attribute. A rule by an attribute that the call does not have cannot be counted, and stays
-    /// out. `ledgers` are those of the quotas.
+    /// The abuse rules that apply to the call, with the ledgers of their counters. A rule whose scope names an attribute
+    /// that the call does not have cannot be counted, and is left out. `ledgers` are those of the quotas.
     pub(crate) fn guards<'v>(
         &self,
         ledgers: &[LedgerKey],
@@ -242,7 +239,7 @@ impl<'a> Resolved<'a> {
         })
     }
 
-    /// The ledger of a scope, if it is that of a quota: quotas and guards mostly share one, and naming it costs a hash.
+    /// The ledger of a scope, if a quota has the same scope. This saves the hash that names a ledger.
     fn known_ledger(&self, scope: &Scope, ledgers: &[LedgerKey]) -> Option<LedgerKey> {
         let same = self.quotas.iter().zip(ledgers).find(|(active, _)| *active.quota.scope == *scope);
         same.map(|(_, ledger)| *ledger)
@@ -259,7 +256,7 @@ impl<'a> Resolved<'a> {
             if !scope.within_account() || name.is_some_and(|name| *name != **of) {
                 continue;
             }
-            let each = self.resource.counter == Counter::Each && scope.names_resource();
+            let each = self.resource.counter == CounterSharing::PerName && scope.names_resource();
             let chosen = scope.attributes().iter().any(|attribute| matches!(attribute, Attribute::Other(_)));
             caller_named |= each || chosen;
             if chosen {

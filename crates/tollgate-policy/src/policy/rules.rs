@@ -1,4 +1,4 @@
-//! Rules: where the quotas of a call can come from, and in which order.
+//! Rules: the lists of quotas in a policy file, and their order of precedence for a call.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::policy::{Place, Quota, QuotaLevel, Resource, pattern::Pattern};
 /// The index of a rule in [`RuleBook::rules`].
 pub(super) type RuleId = usize;
 
-/// A list of quotas of the file.
+/// A list of quotas in the file.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) place: Place,
@@ -19,17 +19,17 @@ pub(super) struct Rule {
 pub(super) struct RuleSource {
     /// Its `quotas`, of which the first that applies wins.
     pub(super) rule: Option<RuleId>,
-    /// Its `also`, which applies in addition, whatever wins.
+    /// Its `also`, which applies in addition to the winner.
     pub(super) also: Option<RuleId>,
 }
 
 /// The rules of classes, by name.
 pub(super) type ClassRules = HashMap<String, RuleSource>;
 
-/// Which rules could apply to a resource.
+/// The rules of a resource.
 #[derive(Debug)]
 pub(super) struct ResourceRules {
-    /// `None` where the name is no pattern, which is a mistake of its own.
+    /// `None` if the name is not a valid pattern, which is reported separately.
     pub(super) pattern: Option<Pattern>,
     pub(super) source: RuleSource,
     pub(super) place: Place,
@@ -79,7 +79,7 @@ impl RuleBook {
         of_tier.map(|(_, rule)| *rule).chain(others.into_iter().flatten()).collect()
     }
 
-    /// The rules that apply to a resource in a tier whatever wins.
+    /// The rules that apply to a resource in a tier in addition to the winner.
     pub(super) fn additions(&self, tier: usize, resource: usize, known: &Resource) -> Vec<RuleId> {
         let of_provider = source(&self.provider_classes, known.provider_class.as_deref());
         let of_class = source(&self.classes, known.class.as_deref());
@@ -98,13 +98,13 @@ fn source(rules: &ClassRules, name: Option<&str>) -> RuleSource {
 }
 
 impl Rule {
-    /// Whether it decides the quotas of a level. An empty rule decides both: neither is limited.
+    /// Whether it decides the quotas of a level. An empty rule decides both levels: neither is limited.
     pub(super) fn decides(&self, level: QuotaLevel) -> bool {
         self.quotas.is_empty() || self.of_level(level).next().is_some()
     }
 
     /// Its quotas of a level.
     pub(super) fn of_level(&self, level: QuotaLevel) -> impl Iterator<Item = &Quota> {
-        self.quotas.iter().filter(move |quota| quota.scope.chain() == level)
+        self.quotas.iter().filter(move |quota| quota.scope.level() == level)
     }
 }

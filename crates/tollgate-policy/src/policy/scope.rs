@@ -19,15 +19,15 @@ pub struct Scope {
 pub enum Attribute {
     /// The account.
     Account,
-    /// The API key, which is within its account.
+    /// The API key, which belongs to one account.
     ApiKey,
     /// The resource, by its canonical name.
     Resource,
-    /// An attribute that comes with the call, such as `ip`.
+    /// An attribute of the call, such as `ip`.
     Other(Arc<str>),
 }
 
-/// Which chain of rules a quota belongs to. Both chains apply, so that neither loosens the other.
+/// The level of a quota. For each level the winning rule is found separately, and the quotas of both apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuotaLevel {
     /// Quotas whose scope does not contain the API key.
@@ -58,7 +58,7 @@ impl Attribute {
 }
 
 impl Scope {
-    /// The scope of these attributes. `account` beside `api_key` adds nothing, and is dropped.
+    /// The scope of these attributes. `account` together with `api_key` adds nothing, and is dropped.
     pub(super) fn parse(names: &[Word]) -> Result<Self, Problem> {
         let mut attributes: SmallVec<[Attribute; 2]> = names.iter().map(|name| Attribute::named(&name.0)).collect();
         attributes.sort_unstable();
@@ -74,18 +74,18 @@ impl Scope {
         Ok(Self { attributes })
     }
 
-    /// The smallest scope of a chain: `[account]` or `[api_key]`.
-    pub(super) fn of_chain(chain: QuotaLevel) -> Self {
-        let attribute = match chain {
+    /// The smallest scope of a level: `[account]` or `[api_key]`.
+    pub(super) fn of_level(level: QuotaLevel) -> Self {
+        let attribute = match level {
             QuotaLevel::Account => Attribute::Account,
             QuotaLevel::Key => Attribute::ApiKey,
         };
         Self { attributes: SmallVec::from_iter([attribute]) }
     }
 
-    /// The scope of quotas and overrides where the file gives none: `[account, resource]` or `[api_key, resource]`.
-    pub(super) fn default_of(chain: QuotaLevel) -> Self {
-        let mut scope = Self::of_chain(chain);
+    /// The scope of quotas and overrides if the file gives none: `[account, resource]` or `[api_key, resource]`.
+    pub(super) fn default_of(level: QuotaLevel) -> Self {
+        let mut scope = Self::of_level(level);
         scope.attributes.push(Attribute::Resource);
         scope
     }
@@ -95,12 +95,12 @@ impl Scope {
         &self.attributes
     }
 
-    /// The chain of the quotas with this scope.
-    pub fn chain(&self) -> QuotaLevel {
+    /// The level of the quotas with this scope.
+    pub fn level(&self) -> QuotaLevel {
         if self.attributes.contains(&Attribute::ApiKey) { QuotaLevel::Key } else { QuotaLevel::Account }
     }
 
-    /// Whether the counters belong to one account, and live in its partition.
+    /// Whether the counters belong to one account, and are in its partition.
     pub fn within_account(&self) -> bool {
         matches!(self.attributes.first(), Some(Attribute::Account | Attribute::ApiKey))
     }

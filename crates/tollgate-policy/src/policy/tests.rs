@@ -109,8 +109,8 @@ fn rule(says: RuleSource, limit: u64) -> Option<Vec<format::Quota>> {
 }
 
 proptest! {
-    /// For each chain, the first rule that applies to it wins. Broken on purpose by exchanging
-    /// two sources in `Rules::in_order`, and by letting a rule of one chain win both.
+    /// For each level, the first rule that applies to it wins. Tried by breaking it: by exchanging two sources
+    /// in the order of the candidates, and by letting a rule of one level win both.
     #[test]
     fn the_first_rule_that_applies_wins(sources in proptest::collection::vec(says(), 9)) {
         let at = |at: usize| rule(sources[at], 1 + at as u64);
@@ -154,9 +154,9 @@ proptest! {
         prop_assert_eq!(Client::plain().sees(&compiled(&file), "chat/a"), expected);
     }
 
-    /// Names and usages from outside never cause a panic, and refused ones are not resolved.
+    /// Names and usages of callers never cause a panic, and invalid ones are refused.
     #[test]
-    fn any_input_is_answered(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
+    fn no_input_causes_a_panic(name in ".{0,140}", unit in ".{0,80}", amount: u64) {
         let policy = compiled(&file([("é*", with_rule(Some(vec![per_minute(1)])))], None));
         let who = Client::plain();
         let resolved = policy.resolve(&who.caller(&policy), &name).is_ok();
@@ -167,9 +167,9 @@ proptest! {
 }
 
 #[test]
-fn exact_names_go_before_the_longest_wildcard() {
+fn exact_names_take_precedence_over_wildcards() {
     let rule = |limit| with_rule(Some(vec![per_minute(limit)]));
-    let each = format::Resource { counter: Counter::Each, ..rule(4) };
+    let each = format::Resource { counter: CounterSharing::PerName, ..rule(4) };
     let resources = [("prompt/*", rule(1)), ("prompt/long/*", rule(2)), ("prompt/exact", rule(3)), ("own/*", each)];
     let policy = compiled(&PolicyFile {
         unknown_resources: format::UnknownResources::Resource(rule(5)),
@@ -197,20 +197,20 @@ fn exact_names_go_before_the_longest_wildcard() {
 }
 
 #[test]
-fn unknown_and_impossible_names_are_refused() {
+fn unknown_and_invalid_names_are_refused() {
     let policy = compiled(&file([("chat", with_rule(Some(Vec::new())))], None));
     let who = Client::plain();
     let refused = |name: &str| policy.resolve(&who.caller(&policy), name).unwrap_err();
     assert_eq!(refused("speech"), ResolveError::UnknownResource);
     for name in ["", "a\nb", &"a".repeat(129)] {
-        assert_eq!(refused(name), ResolveError::BadResource);
+        assert_eq!(refused(name), ResolveError::InvalidResource);
     }
     let caller = Caller { tier: TierId(7), ..who.caller(&policy) };
     assert_eq!(policy.resolve(&caller, "chat").unwrap_err(), ResolveError::UnknownTier);
 }
 
 #[test]
-fn overrides_patch_and_never_cross_chains() {
+fn overrides_change_only_quotas_of_their_own_level() {
     let pool = quota("requests", MINUTE, 1000, &["resource"]);
     let chat = with_rule(Some(vec![per_minute(10), pool, per_key(5)]));
     let free = with_rule(Some(Vec::new()));
@@ -243,12 +243,12 @@ fn overrides_patch_and_never_cross_chains() {
 }
 
 #[test]
-fn ledgers_are_named_by_scope_alone() {
+fn only_the_scope_names_a_ledger() {
     let scopes: [&[&str]; 6] =
         [&["resource", "account"], &["account"], &["api_key"], &["account", "api_key"], &["resource"], &["ip"]];
     let quotas = scopes.iter().enumerate().map(|(at, scope)| quota("requests", MINUTE, at as u64, scope));
     let mut quotas: Vec<format::Quota> = quotas.collect();
-    // `account` beside `api_key` adds nothing, so these two scopes were one counter.
+    // `account` together with `api_key` adds nothing, so these two scopes are one counter.
     let twice = file([("chat", with_rule(Some(quotas.clone())))], None);
     assert!(
         mistakes(&twice)[0].starts_with("resources.chat.quotas[3]: has the same unit, window and scope as number 2")
@@ -273,7 +273,7 @@ fn ledgers_are_named_by_scope_alone() {
 }
 
 #[test]
-fn claims_cost_what_the_usage_says() {
+fn the_usage_determines_the_costs_of_claims() {
     let quotas = vec![per_minute(10), quota("tokens", MINUTE, 100, &[]), quota("requests", DAY, 50, &[])];
     let policy = compiled(&file([("chat", with_rule(Some(quotas)))], None));
     let who = Client::plain();
@@ -297,7 +297,7 @@ fn claims_cost_what_the_usage_says() {
 }
 
 #[test]
-fn quotas_get_names_and_labels() {
+fn quotas_have_default_names_and_labels() {
     let check = |unit: &str, per: format::Window, name: &str, label: &str| {
         let quota = format::Quota { counter: counter(unit, per, 1, &[]), ..quota(unit, MINUTE, 1, &[]) };
         let policy = compiled(&file([("chat", with_rule(Some(vec![quota])))], None));
@@ -319,13 +319,13 @@ fn quotas_get_names_and_labels() {
 }
 
 #[test]
-fn ledgers_that_would_not_fit_are_refused() {
+fn ledgers_that_are_too_large_are_refused() {
     let windows = |count: u64| (1..=count).map(|at| quota("requests", &format!("{at}ms"), 1, &["account"]));
     let of = |count| file([("chat", with_rule(Some(windows(count).collect())))], None);
     compiled(&of(5));
     assert!(
         mistakes(&of(6))[0]
-            .starts_with("tiers: scope [account] would count too much in one place: its sliding windows weigh 36")
+            .starts_with("tiers: scope [account] has too many counters: the weight of its sliding windows is 36,")
     );
     // Calendar windows are single numbers, and do not count.
     let day = |unit: &str| {

@@ -8,13 +8,13 @@ use tollgate_core::{
 
 use crate::policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS};
 
-/// How much of each unit a call uses. It always uses requests.
+/// How much of each unit a call uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     amounts: SmallVec<[(UnitId, Amount); 4]>,
 }
 
-/// A usage that makes no sense under the policy.
+/// A usage that the policy does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
     /// No such unit.
@@ -53,7 +53,7 @@ impl Usage {
         Self { amounts: SmallVec::new() }
     }
 
-    /// With the slot that a reservation takes.
+    /// Adds the slot that a reservation takes.
     #[must_use]
     pub fn with_slot(mut self) -> Self {
         self.set(UnitId::of(CONCURRENT_REQUESTS), Amount::from(1));
@@ -77,8 +77,7 @@ impl Usage {
 }
 
 impl Policy {
-    /// The usage of these pairs of unit and amount; a call that does not name `requests` is one
-    /// request.
+    /// The usage of these pairs of unit and amount. A call that does not name `requests` is one request.
     pub fn usage<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, u64)>) -> Result<Usage, UsageError> {
         let mut amounts: SmallVec<[(UnitId, Amount); 4]> = SmallVec::new();
         for (name, amount) in pairs {

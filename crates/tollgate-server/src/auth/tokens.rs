@@ -332,7 +332,7 @@ mod tests {
             ("tokens: [plain]", "tokens[0]: must be a map with the keys `name`, `domains`, and one of `hash`"),
             ("- plain", "tokens.yaml: line 1: is no map; a token file is a map with the key `tokens`"),
             ("", "tokens.yaml: line 1: is empty; a token file is a map with the key `tokens`"),
-            ("a: 1\n---\nb: 1", "line 3: holds several documents (`---`); it must hold one"),
+            ("a: 1\n---\nb: 1", "line 3: contains several documents (`---`); it must contain one"),
             ("token: []", "unknown field `token`, expected `tokens`"),
             ("tgt_token: []", "unknown field `<9 characters>`, expected `tokens`"),
             ("\t", "line 1"),

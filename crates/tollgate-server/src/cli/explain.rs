@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 use tollgate_policy::{
-    Caller, CallerKey, Override, Place, Policy, QuotaLevel,
+    Caller, CallerKey, Mistake, Override, Place, Policy, QuotaLevel,
     file::{check_override, read_override, read_yaml},
 };
 
@@ -83,7 +83,7 @@ fn overrides(policy: &Policy, written: &[Value], level: QuotaLevel, option: &str
     let mut read = Vec::with_capacity(written.len());
     for (at, value) in written.iter().enumerate() {
         let wrong = check_override(value).into_iter();
-        mistakes.extend(wrong.map(|(place, message)| format!("{}: {message}", root.at(at).join(&place))));
+        mistakes.extend(wrong.map(|Mistake { place, message }| format!("{}: {message}", root.at(at).join(&place))));
         read.extend(read_override(value));
     }
     if mistakes.is_empty() {

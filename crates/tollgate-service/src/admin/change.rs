@@ -122,7 +122,7 @@ pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: T
 /// Checks that an override can be read, fits the policy, and fits beside the others.
 pub(super) fn check_override(
     policy: &Policy,
-    chain: QuotaLevel,
+    level: QuotaLevel,
     others: &IndexMap<String, OverrideRecord>,
     name: &str,
     written: &Value,
@@ -132,8 +132,8 @@ pub(super) fn check_override(
         let field = if *place == Place::root() { "override".to_owned() } else { place.to_string() };
         AdminError::from(CallError::field(field, wrong))
     };
-    if let Some((place, wrong)) = file::check_override(written).into_iter().next() {
-        return Err(said(&place, wrong));
+    if let Some(mistake) = file::check_override(written).into_iter().next() {
+        return Err(said(&mistake.place, mistake.message));
     }
     let unreadable = || said(&Place::root(), "cannot be understood".to_owned());
     let draft = file::read_override(written).ok_or_else(unreadable)?;
@@ -145,9 +145,9 @@ pub(super) fn check_override(
         .filter_map(|(name, over)| Some((name, file::read_override(&over.written)?)))
         .collect();
     // Others that do not fit any more are not this one's fault.
-    let mut drafts = valid_overrides(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), chain);
+    let mut drafts = valid_overrides(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), level);
     drafts.push(draft);
-    let Err(errors) = policy.overrides(&drafts, chain, &Place::root()) else { return Ok(()) };
+    let Err(errors) = policy.overrides(&drafts, level, &Place::root()) else { return Ok(()) };
     let Some(error) = errors.into_iter().next() else { return Ok(()) };
     let place: Place = error.place.steps().iter().skip(1).cloned().collect();
     Err(match error.problem {

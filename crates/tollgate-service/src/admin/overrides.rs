@@ -32,7 +32,7 @@ impl AdminSession<'_> {
         if record.expires_at.is_some_and(|end| end <= now) {
             return Err(CallError::field("expires_at", "must be later than now").into());
         }
-        let (chain, account) = self.whose(whose).await?;
+        let (level, account) = self.whose(whose).await?;
         let (changed, ()) = self
             .change(&account, if_match, |account| {
                 let overrides = overrides_of(account, whose)?;
@@ -41,7 +41,7 @@ impl AdminSession<'_> {
                         "override: at most {MAX_OVERRIDES} are possible; clear one first"
                     )));
                 }
-                change::check_override(&policy, chain, overrides, name, &record.written, now)?;
+                change::check_override(&policy, level, overrides, name, &record.written, now)?;
                 overrides.insert(name.to_owned(), record.clone());
                 Ok(())
             })

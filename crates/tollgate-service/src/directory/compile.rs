@@ -116,7 +116,7 @@ impl Compiler<'_> {
         KnownKey { key: Arc::new(key), hash: record.hash, previous: record.previous.clone() }
     }
 
-    fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, chain: QuotaLevel) -> Arc<[Override]> {
+    fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, level: QuotaLevel) -> Arc<[Override]> {
         let mut written = Vec::with_capacity(records.len());
         for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
             self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
@@ -129,15 +129,15 @@ impl Compiler<'_> {
             return Arc::default();
         }
         let count = written.len();
-        let written = valid_overrides(self.policy, written, chain);
+        let written = valid_overrides(self.policy, written, level);
         self.left_out += count - written.len();
-        self.policy.overrides(&written, chain, &Place::root()).unwrap_or_default().into()
+        self.policy.overrides(&written, level, &Place::root()).unwrap_or_default().into()
     }
 }
 
 /// The overrides that fit the policy, each tried in its turn beside those before it where not all do.
-pub fn valid_overrides(policy: &Policy, written: Vec<format::Override>, chain: QuotaLevel) -> Vec<format::Override> {
-    let fits = |written: &[format::Override]| policy.overrides(written, chain, &Place::root()).is_ok();
+pub fn valid_overrides(policy: &Policy, written: Vec<format::Override>, level: QuotaLevel) -> Vec<format::Override> {
+    let fits = |written: &[format::Override]| policy.overrides(written, level, &Place::root()).is_ok();
     if fits(&written) {
         return written;
     }

@@ -269,5 +269,5 @@ impl FailureCount<'_> {
 fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<AbuseCounter<'a>> {
     // No account has a part in it.
     let nobody = Partition::of([domain, AUTHENTICATION]);
-    rule.watch(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))
+    rule.counter(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))
 }

@@ -6,7 +6,7 @@ use tollgate_policy::{
     decision::{Decision, QuotaStatus, Verdict},
     dialect::{Dialect, Facts, Rendered, ResponseKind},
     reason::{InvalidKey, Reason},
-    uploads::TooLarge,
+    uploads::UploadTooLarge,
 };
 
 use crate::{directory::Identity, domains::Domain, service::AdmissionRecord};
@@ -32,7 +32,7 @@ pub struct Outcome<'a> {
     /// The decision by quotas and abuse rules.
     pub decision: Decision<'a>,
     /// An upload that is refused whatever the quotas say.
-    pub too_large: Option<TooLarge>,
+    pub too_large: Option<UploadTooLarge>,
     /// The records of the admission.
     pub record: AdmissionRecord,
 }

@@ -6,7 +6,7 @@ use tollgate_core::{store::StoreError, text::has_hidden};
 use tollgate_policy::{
     MissingAttribute, ResolveError, UsageError,
     dialect::UnknownDialect,
-    uploads::{BadUpload, Upload},
+    uploads::{InvalidUpload, Upload},
 };
 
 use crate::{incidents, scope::DomainScope};
@@ -134,8 +134,8 @@ impl From<UnknownDialect> for CallError {
     }
 }
 
-impl From<BadUpload> for CallError {
-    fn from(error: BadUpload) -> Self {
+impl From<InvalidUpload> for CallError {
+    fn from(error: InvalidUpload) -> Self {
         Self::Invalid(error.to_string())
     }
 }

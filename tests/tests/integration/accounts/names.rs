@@ -33,7 +33,7 @@ async fn names_that_a_url_cannot_hold_are_refused() {
     let node = deployment.process().start();
     let admin = Client::new(&node);
     admin.create("acme", "basic").await;
-    let wrong = r#"cannot be "." or "..", which no URL can name"#;
+    let wrong = r#"cannot be "." or "..", because no URL can contain these"#;
     for dots in [".", ".."] {
         let (status, answer) = admin.send(Method::POST, "/accounts", Some(json!({"id": dots}))).await;
         assert_eq!((status, &answer["error"]["message"]), (StatusCode::BAD_REQUEST, &json!(format!("id: {wrong}"))));

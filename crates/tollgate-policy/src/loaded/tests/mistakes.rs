@@ -7,7 +7,7 @@ use super::{GOOD, format::schema, report};
 /// Every whole number of the format, at its place, with values that are no whole numbers. Tried by breaking it: without
 /// the keyword that detects fractions in the schema, `1e3` is "cannot be understood" at line 1.
 #[test]
-fn a_number_that_is_none_is_named_with_its_place_and_what_would_be_right() {
+fn invalid_numbers_are_reported_with_their_place_and_a_correction() {
     let quota = "quotas: [{unit: requests, per: minute, limit: 5}]";
     let classes = |class: &str| format!("{GOOD}classes: {{c: {{{class}}}}}\n");
     let account = |over: &str| format!("{GOOD}bootstrap: {{accounts: [{{id: a, tier: t, {over}}}]}}\n");
@@ -104,7 +104,7 @@ fn a_number_that_is_none_is_named_with_its_place_and_what_would_be_right() {
 
 /// Tried by breaking it: with the pattern for control characters only.
 #[test]
-fn names_with_characters_that_are_not_seen_are_refused() {
+fn names_with_invisible_characters_are_refused() {
     let names = [
         (GOOD.replace("{t: {", "{\"tX\": {").replace("default_tier: t", "default_tier: \"tX\""), "tiers."),
         (format!("{GOOD}classes: {{\"cX\": {{}}}}\n"), "classes."),

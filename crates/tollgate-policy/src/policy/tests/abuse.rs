@@ -52,17 +52,17 @@ fn guards(policy: &Policy, key: bool, ip: Option<&str>) -> Vec<String> {
     let guards: Vec<&AbuseRule> = claim_set.guards().iter().map(|guard| guard.rule).collect();
     let watches: Vec<_> = resolved.abuse_counters(attributes).collect();
     assert_eq!(claims.len(), resolved.quotas().len() + guards.len(), "a claim for each");
-    for (at, (guard, watch)) in guards.iter().zip(&watches).enumerate() {
+    for (at, (guard, counter)) in guards.iter().zip(&watches).enumerate() {
         let claim = claims[resolved.quotas().len() + at];
-        assert_eq!(claim, watch.block_check(), "the guard looks where failures are counted");
+        assert_eq!(claim, counter.block_check(), "the guard looks where failures are counted");
         assert_eq!(claim.effect, Effect::CheckOnly);
-        assert_eq!(guard.name, watch.rule.name);
+        assert_eq!(guard.name, counter.rule.name);
     }
     guards.iter().map(|rule| rule.name.to_string()).collect()
 }
 
 #[test]
-fn a_rule_guards_the_calls_that_have_a_value_for_its_scope() {
+fn a_rule_applies_to_calls_with_all_attributes_of_its_scope() {
     let rules = [("everybody", rule(&[])), ("keys", rule(&["api_key"])), ("addresses", rule(&["ip", "resource"]))];
     let policy = compiled(&with_rules(rules));
     assert_eq!(guards(&policy, true, Some("192.0.2.1")), ["everybody", "keys", "addresses"]);
@@ -73,12 +73,12 @@ fn a_rule_guards_the_calls_that_have_a_value_for_its_scope() {
 
 /// Two rules of one scope and window must not count in one another's column.
 #[test]
-fn rules_count_apart_from_each_other_and_from_quotas() {
+fn rules_count_separately_from_each_other_and_from_quotas() {
     let policy = compiled(&with_rules([("one", rule(&[])), ("two", rule(&[]))]));
     let who = Client::plain();
     let caller = who.caller(&policy);
     let resolved = policy.resolve(&caller, "chat").unwrap();
-    let claims: Vec<_> = resolved.abuse_counters(|_| None).flat_map(|watch| watch.failure()).collect();
+    let claims: Vec<_> = resolved.abuse_counters(|_| None).flat_map(|counter| counter.failure()).collect();
     let mut units: Vec<_> = claims.iter().map(|claim| claim.unit).collect();
     units.push(UnitId::of("requests"));
     let counted = units.len();
@@ -92,7 +92,7 @@ fn rules_count_apart_from_each_other_and_from_quotas() {
 }
 
 #[test]
-fn a_block_outlasts_the_quotas_that_deny_for_less() {
+fn the_wait_is_that_of_the_block_if_it_is_longer() {
     let policy = compiled(&with_rules([("short", rule(&[])), ("long", rule(&[]))]));
     let who = Client::plain();
     let caller = who.caller(&policy);
@@ -121,7 +121,7 @@ fn a_block_outlasts_the_quotas_that_deny_for_less() {
 }
 
 #[test]
-fn messages_say_the_rule_s_numbers() {
+fn messages_contain_the_numbers_of_the_rule() {
     let message = "{limit} in {window_seconds}, {block_seconds} blocked, {wait_seconds} left}";
     let text = abuse::AbuseRule { per: length("30500ms"), message: Some(Message(message.to_owned())), ..rule(&[]) };
     let policy = compiled(&with_rules([("one", text), ("two", rule(&[]))]));
@@ -146,7 +146,7 @@ fn statuses_from_400_on_are_failures_unless_the_rule_says_otherwise() {
 }
 
 #[test]
-fn mistakes_in_rules_are_told_with_their_places() {
+fn mistakes_in_rules_are_reported_with_their_places() {
     let bad = abuse::AbuseRule {
         statuses: ["4xx", "599-500"].map(|text| Status::Text(StatusText(text.to_owned()))).into(),
         limit: Failures(MAX_AMOUNT + 1),
@@ -165,7 +165,7 @@ fn mistakes_in_rules_are_told_with_their_places() {
         "abuse.rules.bad.per: a sliding window",
         "abuse.rules.bad.block: a sliding window",
         "abuse.rules.bad.scope: names \"ip\" twice",
-        "abuse.rules.bad.message: {seconds} stands for nothing",
+        "abuse.rules.bad.message: {seconds} is not a placeholder",
         "abuse.rules.authentication: is the name of",
         "abuse.authentication.per: a sliding window",
     ] {
@@ -185,11 +185,11 @@ fn failed_authentications_are_counted_by_address() {
 
 /// The counters of abuse rules take space in the ledgers too.
 #[test]
-fn rules_weigh_in_their_ledgers() {
+fn counters_of_rules_count_toward_the_size_of_ledgers() {
     let quotas = ["1s", "2s", "3s", "4s"].map(|length| quota("requests", length, 10, &[]));
     let mut file = with_rules([("one", rule(&[]))]);
     file.resources = map([("chat", with_rule(Some(quotas.to_vec())))]);
-    assert!(mistakes(&file)[0].contains("its sliding windows weigh 32"), "{:?}", mistakes(&file));
+    assert!(mistakes(&file)[0].contains("the weight of its sliding windows is 32,"), "{:?}", mistakes(&file));
     file.abuse.rules = map([("one", rule(&["account"]))]);
     compiled(&file);
 }

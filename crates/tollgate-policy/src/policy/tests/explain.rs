@@ -49,7 +49,7 @@ fn explained(loaded: &LoadedPolicy, tier: &str, resource: &str, overrides: &[Ove
 
 /// The first rule wins as a whole, so a tier's budget and a class's pool have no effect where another list applies.
 #[test]
-fn quotas_that_no_call_reaches_are_warned_of_with_what_wins_instead() {
+fn unreachable_quotas_cause_a_warning_that_names_the_winner() {
     let loaded = policy(&format!("quotas: {BUDGET}"), &format!("quotas: {POOL}"), MINUTELY);
     assert_snapshot!(warnings(&loaded), @r"
     6: classes.text.quotas: no call ever reaches these quotas: resources.chat.quotas applies instead; write what is to apply in addition as `also`
@@ -59,7 +59,7 @@ fn quotas_that_no_call_reaches_are_warned_of_with_what_wins_instead() {
 }
 
 #[test]
-fn quotas_in_addition_apply_whatever_wins() {
+fn also_quotas_apply_in_addition_to_the_winner() {
     let loaded = policy(&format!("also: {BUDGET}"), MINUTELY, &format!("also: {POOL}"));
     assert_eq!(warnings(&loaded), "");
     assert_snapshot!(explained(&loaded, "pro", "chat", &[]), @r#"
@@ -93,7 +93,7 @@ fn quotas_in_addition_apply_whatever_wins() {
 }
 
 #[test]
-fn an_explanation_says_which_rules_lose_and_what_overrides_change() {
+fn an_explanation_names_losing_rules_and_the_effects_of_overrides() {
     let loaded = policy(&format!("quotas: {BUDGET}"), MINUTELY, "quotas: []");
     let over = |text: &str| read_override(&crate::file::read_yaml(text).unwrap()).unwrap();
     let written = [
@@ -148,7 +148,7 @@ default_tier: free
 }
 
 #[test]
-fn tiers_that_describe_one_pool_differently_are_warned_of() {
+fn different_definitions_of_one_pool_cause_a_warning() {
     let capacity = |limit: u32| {
         format!(
             "[{{ unit: requests, per: minute, limit: {limit}, scope: [resource], pool: {{ shares: [10, 20, 30, 40] }} }}]"
@@ -171,9 +171,9 @@ default_tier: free
     assert_snapshot!(warnings(&loaded), @r"7: tiers.pro.quotas[0]: describes the same pool as tiers.free.quotas, with another limit or other shares: each call is decided by those of its own tier");
 }
 
-/// Before, a provider class accepted estimates and ignored them.
+/// Regression: a provider class accepted estimates and ignored them.
 #[test]
-fn estimates_of_a_provider_class_go_before_those_of_the_class() {
+fn estimates_of_a_provider_class_take_precedence_over_those_of_the_class() {
     let text = "
 version: 1
 domain: shop
