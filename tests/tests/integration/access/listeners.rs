@@ -121,11 +121,10 @@ async fn silent_and_slow_connections_are_closed() {
     // A connection with a call in progress stays open.
     assert_watch_open(&mut watch, &node.channel).await;
     assert!(allowed(&consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap()));
-    let (_, metrics) = ops.text("/metrics").await;
-    for (listener, reason) in [("http", "no_request"), ("grpc", "no_request"), ("grpc", "idle")] {
-        let cut = format!(r#"tollgate_connections_closed_total{{listener="{listener}",reason="{reason}"}}"#);
-        assert!(metrics.contains(&cut), "{metrics}");
-    }
+    let closed = [("http", "no_request"), ("grpc", "no_request"), ("grpc", "idle")].map(|(listener, reason)| {
+        format!(r#"tollgate_connections_closed_total{{listener="{listener}",reason="{reason}"}}"#)
+    });
+    ops.until_counted(&closed.each_ref().map(String::as_str)).await;
 }
 
 #[tokio::test]

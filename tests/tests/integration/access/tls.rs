@@ -230,9 +230,8 @@ async fn a_client_certificate_gives_access_to_the_domains_of_its_name_only() {
     assert!(refused, "a certificate of another authority was accepted");
     // Plain text is refused.
     assert!(node.rest.request(reqwest::Method::GET, "/healthz").send().await.is_err());
-    let (_, metrics) = node.ops().text("/metrics").await;
-    assert!(metrics.contains(r#"tollgate_connections_closed_total{listener="http",reason="handshake"}"#), "{metrics}");
-    assert!(metrics.contains("tollgate_tls_certificate_expiry_timestamp_seconds "), "{metrics}");
+    let closed = r#"tollgate_connections_closed_total{listener="http",reason="handshake"}"#;
+    node.ops().until_counted(&[closed, "tollgate_tls_certificate_expiry_timestamp_seconds "]).await;
 }
 
 #[tokio::test]

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
+use tokio::time::timeout;
 use tollgate_api::v1::{
     Call, Caller, CheckRequest, ConsumeRequest, Decision, QuotaStatus, Verdict, caller::By,
     rate_limit_service_client::RateLimitServiceClient,
 };
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+
+use super::until;
 
 /// A node's REST API.
 #[derive(Clone)]
@@ -43,6 +46,18 @@ impl Rest {
     pub(crate) async fn json(&self, path: &str) -> (StatusCode, Value) {
         let (status, text) = self.text(path).await;
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}")))
+    }
+
+    /// Waits until `/metrics` has each of these texts. What a client observes as the end of a connection is counted a
+    /// moment after it.
+    pub(crate) async fn until_counted(&self, texts: &[&str]) {
+        let mut metrics = String::new();
+        let counted = async || {
+            metrics = self.text("/metrics").await.1;
+            texts.iter().all(|text| metrics.contains(text)).then_some(())
+        };
+        let waited = timeout(Duration::from_secs(10), until("the metrics have them", Duration::MAX, counted)).await;
+        waited.unwrap_or_else(|_| panic!("{texts:?} are not all in {metrics}"));
     }
 
     /// `GET /api_keys/rate_limits`.
