@@ -2,6 +2,7 @@
 
 mod auth;
 mod client;
+mod defaults;
 mod numbers;
 mod options;
 mod redis;
@@ -15,7 +16,6 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use tollgate_core::{ledger::MAX_CALLER_NAMED, reservation::MAX_RESERVATION_TTL_MS};
 use tollgate_policy::{file::read_map, redaction::shown_path};
 use tollgate_service::directory::CacheBounds;
 
@@ -135,35 +135,27 @@ impl Options {
         let settled = auth::settle(&options, &mut wrong);
         let mut numbers = Numbers(&mut wrong);
         let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
-        let max_scopes = numbers.count("memory-max-scopes", options.memory_max_scopes, 1_000_000);
-        let max_caller_named = numbers.within(
-            "max-counters-per-account",
-            options.max_counters_per_account,
-            MAX_CALLER_NAMED,
-            0..=u32::MAX,
-        );
-        let deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
+        let max_scopes = numbers.read(defaults::MEMORY_MAX_SCOPES, options.memory_max_scopes);
+        let max_caller_named = numbers.read(defaults::MAX_COUNTERS_PER_ACCOUNT, options.max_counters_per_account);
         let accounts = AccountSettings {
             redis: accounts_redis,
-            max_in_memory: numbers.count("memory-max-accounts", options.memory_max_accounts, 100_000),
+            max_in_memory: numbers.read(defaults::MEMORY_MAX_ACCOUNTS, options.memory_max_accounts),
             cache: CacheBounds {
-                entries: numbers.count("account-cache-entries", options.account_cache_entries, 100_000),
-                lifetime: numbers.time_or_none("account-cache-ttl-ms", options.account_cache_ttl_ms, 60_000),
-                deadline,
-                max_new_accounts: options.max_new_accounts.unwrap_or(60_000),
+                entries: numbers.read(defaults::ACCOUNT_CACHE_ENTRIES, options.account_cache_entries),
+                lifetime: numbers.time(defaults::ACCOUNT_CACHE_TTL_MS, options.account_cache_ttl_ms),
+                deadline: numbers.time(defaults::STORE_DEADLINE_MS, options.store_deadline_ms),
+                max_new_accounts: numbers.read(defaults::MAX_NEW_ACCOUNTS, options.max_new_accounts),
             },
         };
-        let node_count = numbers.count("node-count", options.node_count, 1);
+        let node_count = numbers.read(defaults::NODE_COUNT, options.node_count);
         let requests = RequestSettings::settle(&options, &mut numbers);
-        let stream_calls = numbers.within("stream-calls", options.stream_calls, 128, 1..=65_536);
-        let stream_idle_timeout = numbers.time("stream-idle-timeout-ms", options.stream_idle_timeout_ms, 300_000);
-        let call_timeout = numbers.time("call-timeout-ms", options.call_timeout_ms, 5_000);
-        let lifetimes = 1_000..=MAX_RESERVATION_TTL_MS;
-        let reservation_ttl_ms = numbers.within("reservation-ttl-ms", options.reservation_ttl_ms, 600_000, lifetimes);
-        let request_id_ttl_ms =
-            numbers.within("request-id-ttl-ms", options.request_id_ttl_ms, 600_000, 1_000..=86_400_000);
-        let drain_delay = numbers.time_or_none("drain-delay-ms", options.drain_delay_ms, 1_000);
-        let drain_timeout = numbers.time_or_none("drain-timeout-ms", options.drain_timeout_ms, 10_000);
+        let stream_calls = numbers.read(defaults::STREAM_CALLS, options.stream_calls);
+        let stream_idle_timeout = numbers.time(defaults::STREAM_IDLE_TIMEOUT_MS, options.stream_idle_timeout_ms);
+        let call_timeout = numbers.time(defaults::CALL_TIMEOUT_MS, options.call_timeout_ms);
+        let reservation_ttl_ms = numbers.read(defaults::RESERVATION_TTL_MS, options.reservation_ttl_ms);
+        let request_id_ttl_ms = numbers.read(defaults::REQUEST_ID_TTL_MS, options.request_id_ttl_ms);
+        let drain_delay = numbers.time(defaults::DRAIN_DELAY_MS, options.drain_delay_ms);
+        let drain_timeout = numbers.time(defaults::DRAIN_TIMEOUT_MS, options.drain_timeout_ms);
         // If two Redis are set, or if a number has a rule beside it, the mistake would be reported twice.
         let mut said = std::collections::HashSet::new();
         wrong.retain(|line| said.insert(line.clone()));
@@ -193,8 +185,8 @@ impl Options {
             request_id_ttl_ms,
             drain_delay,
             drain_timeout,
-            log_format: options.log_format.unwrap_or(LogFormat::Pretty),
-            log_filter: options.log_filter.unwrap_or_else(|| "info".to_owned()),
+            log_format: options.log_format.unwrap_or(defaults::LOG_FORMAT),
+            log_filter: options.log_filter.unwrap_or_else(|| defaults::LOG_FILTER.to_owned()),
         })
     }
 }

@@ -6,15 +6,12 @@ use axum::http::uri::Authority;
 use ipnet::IpNet;
 use tollgate_policy::redaction::shown;
 
-use super::{Options, numbers::Numbers};
+use super::{Options, defaults, numbers::Numbers};
 use crate::{
     auth::{AuthSettings, Hosts, TrustedProxies},
     listener::ConnectionBounds,
     tls::TlsSettings,
 };
-
-/// The most connections of a listener: one process has no more descriptors.
-const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// These settings, settled.
 pub(super) struct CheckedSettings {
@@ -27,8 +24,8 @@ pub(super) struct CheckedSettings {
 
 /// Resolves the options; adds their mistakes to `wrong`, one per line.
 pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSettings {
-    let http_listen = options.http_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
-    let grpc_listen = options.grpc_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8081)));
+    let http_listen = options.http_listen.unwrap_or(defaults::HTTP_LISTEN);
+    let grpc_listen = options.grpc_listen.unwrap_or(defaults::GRPC_LISTEN);
     let tls = tls(options, wrong);
     let listen = [("http-listen", http_listen), ("grpc-listen", grpc_listen)];
     open_loopback(options, &listen, wrong);
@@ -64,15 +61,18 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSetti
             admin_tokens: options.admin_tokens.clone(),
             tls,
             hosts: Hosts { loopback: http_listen.ip().is_loopback(), allowed },
-            proxies: TrustedProxies { networks: proxies, header: options.forwarded_header.unwrap_or_default() },
-            max_login_failures: options.max_login_failures.unwrap_or(20),
+            proxies: TrustedProxies {
+                networks: proxies,
+                header: options.forwarded_header.unwrap_or(defaults::FORWARDED_HEADER),
+            },
+            max_login_failures: Numbers(wrong).read(defaults::MAX_LOGIN_FAILURES, options.max_login_failures),
         },
         connections,
     }
 }
 
 fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds {
-    let most = numbers.within("max-connections", options.max_connections, 4_096, 1..=MAX_CONNECTIONS);
+    let most = numbers.read(defaults::LISTENER_CONNECTIONS, options.max_connections);
     let of_address = (most / 4).max(1);
     ConnectionBounds {
         most,
@@ -80,18 +80,13 @@ fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds
             "max-connections-per-address",
             options.max_connections_per_address,
             of_address,
-            1..=MAX_CONNECTIONS,
+            1..=defaults::MAX_CONNECTIONS,
         ),
-        header_timeout: numbers.time("header-timeout-ms", options.header_timeout_ms, 30_000),
-        idle_timeout: numbers.time("idle-timeout-ms", options.idle_timeout_ms, 300_000),
-        answer_timeout: numbers.time("answer-timeout-ms", options.answer_timeout_ms, 20_000),
-        pending_bytes: numbers.within("max-pending-bytes", options.max_pending_bytes, 128 << 20, 1 << 20..=1 << 40),
-        handshakes_per_second: numbers.within(
-            "max-handshakes-per-second",
-            options.max_handshakes_per_second,
-            200,
-            1..=100_000,
-        ),
+        header_timeout: numbers.time(defaults::HEADER_TIMEOUT_MS, options.header_timeout_ms),
+        idle_timeout: numbers.time(defaults::IDLE_TIMEOUT_MS, options.idle_timeout_ms),
+        answer_timeout: numbers.time(defaults::ANSWER_TIMEOUT_MS, options.answer_timeout_ms),
+        pending_bytes: numbers.read(defaults::MAX_PENDING_BYTES, options.max_pending_bytes),
+        handshakes_per_second: numbers.read(defaults::MAX_HANDSHAKES_PER_SECOND, options.max_handshakes_per_second),
         proxy_protocol: options.proxy_protocol.unwrap_or(false),
     }
 }

@@ -11,7 +11,10 @@ use reqwest::{Certificate, Url};
 use serde::Deserialize;
 use tollgate_policy::redaction::shown_path;
 
-use super::numbers::Numbers;
+use super::{
+    defaults::{self, CLIENT_TIMEOUT_MS},
+    numbers::Numbers,
+};
 use crate::files::{self, MAX_FILE_BYTES};
 
 /// The variable that may hold an admin token itself. There is no flag for it: flags are seen in the list of processes.
@@ -23,9 +26,9 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 /// The settings, as flags and variables. In the configuration file they are under `client`.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
-#[command(next_help_heading = "The node")]
+#[command(next_help_heading = "The node", mut_args = defaults::show)]
 pub struct ClientOptions {
-    /// URL of the node's REST API [default: `http://127.0.0.1:8080`]
+    /// URL of the node's REST API
     #[arg(long, env = "TOLLGATE_URL", value_name = "URL", global = true)]
     pub url: Option<String>,
 
@@ -41,7 +44,7 @@ pub struct ClientOptions {
     #[arg(long, env = "TOLLGATE_DOMAIN", value_name = "NAME", global = true)]
     pub domain: Option<String>,
 
-    /// Maximum time for the node to answer, in milliseconds [default: 10000]
+    /// Maximum time for the node to answer, in milliseconds
     #[arg(long, env = "TOLLGATE_TIMEOUT_MS", value_name = "MS", global = true)]
     pub timeout_ms: Option<u64>,
 
@@ -87,11 +90,11 @@ impl ClientOptions {
             (None, None) => file.admin_token_file,
         };
         let plaintext = self.plaintext_beyond_loopback.or(file.plaintext_beyond_loopback) == Some(true);
-        let url = parse_url(self.url.or(file.url).as_deref().unwrap_or("http://127.0.0.1:8080"), plaintext);
+        let url = parse_url(self.url.or(file.url).as_deref().unwrap_or(defaults::URL), plaintext);
         let token = find_token(token, token_file.as_deref());
         let ca = self.ca.or(file.ca).map(|file| certificates(&file)).transpose();
         let mut wrong = Vec::new();
-        let timeout = Numbers(&mut wrong).time("timeout-ms", self.timeout_ms.or(file.timeout_ms), 10_000);
+        let timeout = Numbers(&mut wrong).time(CLIENT_TIMEOUT_MS, self.timeout_ms.or(file.timeout_ms));
         let timeout = wrong.pop().map_or(Ok(timeout), Err);
         let domain = self.domain.or(file.domain).unwrap_or_default();
         match (url, token, ca, timeout) {

@@ -2,12 +2,10 @@
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
-/// The most of something that takes memory for each, such as places and entries.
-const MAX_COUNT: usize = 1 << 30;
-/// The most threads, and connections to a Redis server.
+use super::defaults::NumberSetting;
+
+/// The maximum number of threads, and of connections to a Redis server.
 pub(super) const MAX_THREADS: usize = 1_024;
-/// The longest time, in milliseconds: a day.
-const MAX_MS: u64 = 86_400_000;
 
 /// Collects mistakes, one per line.
 pub(super) struct Numbers<'a>(pub(super) &'a mut Vec<String>);
@@ -28,19 +26,14 @@ impl Numbers<'_> {
         value
     }
 
-    /// How many.
-    pub(super) fn count(&mut self, name: &str, value: Option<usize>, default: usize) -> usize {
-        self.within(name, value, default, 1..=MAX_COUNT)
+    /// The value of a setting, or its default.
+    pub(super) fn read<T: Copy + PartialOrd + Display>(&mut self, setting: NumberSetting<T>, value: Option<T>) -> T {
+        self.within(setting.name, value, setting.default, setting.range)
     }
 
-    /// How long, at least a millisecond.
-    pub(super) fn time(&mut self, name: &str, value: Option<u64>, default_ms: u64) -> Duration {
-        Duration::from_millis(self.within(name, value, default_ms, 1..=MAX_MS))
-    }
-
-    /// How long, or not at all.
-    pub(super) fn time_or_none(&mut self, name: &str, value: Option<u64>, default_ms: u64) -> Duration {
-        Duration::from_millis(self.within(name, value, default_ms, 0..=MAX_MS))
+    /// The value of a setting in milliseconds, or its default.
+    pub(super) fn time(&mut self, setting: NumberSetting<u64>, value: Option<u64>) -> Duration {
+        Duration::from_millis(self.read(setting, value))
     }
 
     /// The largest amount of `total` that one caller may hold: the configured part, or half by default.

@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use super::ClientOptions;
+use super::{ClientOptions, defaults};
 use crate::{auth::ForwardedHeader, logs::LogFormat};
 
-/// The settings, as flags and variables. The configuration file is YAML with the names of the
-/// flags.
+/// The settings, as flags and variables. The configuration file is YAML with the names of the flags.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
+#[command(mut_args = defaults::show)]
 pub struct Options {
     /// Policy file, or folder of policy files; may be repeated [default: the embedded Venice policy]
     #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
@@ -56,7 +56,7 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REDIS_TLS_SERVER_NAME", value_name = "NAME")]
     pub redis_tls_server_name: Option<String>,
 
-    /// Prefix of all keys in Redis [default: tg]
+    /// Prefix of all keys in Redis
     #[arg(long, env = "TOLLGATE_REDIS_KEY_PREFIX", value_name = "TEXT")]
     pub redis_key_prefix: Option<String>,
 
@@ -64,32 +64,32 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_REDIS_CONNECTIONS", value_name = "N")]
     pub redis_connections: Option<usize>,
 
-    /// Number of replicas that must have a charge before the call is answered (`WAIT`) [default: 0]
+    /// Number of replicas that must have a charge before the call is answered (`WAIT`)
     #[arg(long, env = "TOLLGATE_REDIS_WAIT_REPLICAS", value_name = "N")]
     pub redis_wait_replicas: Option<usize>,
 
-    /// Maximum time that a call waits for these replicas, in milliseconds; less than --store-deadline-ms [default: 100]
+    /// Maximum time that a call waits for these replicas, in milliseconds; less than --store-deadline-ms
     #[arg(long, env = "TOLLGATE_REDIS_WAIT_MS", value_name = "MS")]
     pub redis_wait_ms: Option<u64>,
 
-    /// Maximum time that a call waits for the store, in milliseconds [default: 250]
+    /// Maximum time that a call waits for the store, in milliseconds
     #[arg(long, env = "TOLLGATE_STORE_DEADLINE_MS", value_name = "MS")]
     pub store_deadline_ms: Option<u64>,
 
-    /// Maximum number of concurrent calls to the store; more are refused [default: 8192]
+    /// Maximum number of concurrent calls to the store; more are refused
     #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
     pub store_max_in_flight: Option<usize>,
 
     /// Maximum number of counters of one account whose names callers choose (free attributes, or matches of a wildcard);
-    /// a call that needs one more is refused [default: 10000]
+    /// a call that needs one more is refused
     #[arg(long, env = "TOLLGATE_MAX_COUNTERS_PER_ACCOUNT", value_name = "N")]
     pub max_counters_per_account: Option<u32>,
 
-    /// Number of nodes that share the limits, for quotas with `on_failure: local` [default: 1]
+    /// Number of nodes that share the limits, for quotas with `on_failure: local`
     #[arg(long, env = "TOLLGATE_NODE_COUNT", value_name = "N")]
     pub node_count: Option<usize>,
 
-    /// Maximum number of scopes with counters in memory, without Redis or while it is unavailable [default: 1000000]
+    /// Maximum number of scopes with counters in memory, without Redis or while it is unavailable
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_SCOPES", value_name = "N")]
     pub memory_max_scopes: Option<usize>,
 
@@ -97,29 +97,28 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_ACCOUNTS_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub accounts_redis: Option<String>,
 
-    /// Maximum number of accounts in memory, without Redis [default: 100000]
+    /// Maximum number of accounts in memory, without Redis
     #[arg(long, env = "TOLLGATE_MEMORY_MAX_ACCOUNTS", value_name = "N")]
     pub memory_max_accounts: Option<usize>,
 
-    /// Maximum number of cached accounts, of cached keys and of cached secrets [default: 100000]
+    /// Maximum number of cached accounts, of cached keys and of cached secrets
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_ENTRIES", value_name = "N")]
     pub account_cache_entries: Option<usize>,
 
-    /// Maximum age of a cached account, in milliseconds; changes of accounts take effect at once [default: 60000]
+    /// Maximum age of a cached account, in milliseconds; changes of accounts take effect at once
     #[arg(long, env = "TOLLGATE_ACCOUNT_CACHE_TTL_MS", value_name = "MS")]
     pub account_cache_ttl_ms: Option<u64>,
 
     /// Maximum number of new accounts per minute (names without a record that are not cached), for each domain and each
-    /// set of token domains; 0 for no bound [default: 60000]
+    /// set of token domains; 0 for no bound
     #[arg(long, env = "TOLLGATE_MAX_NEW_ACCOUNTS", value_name = "N")]
     pub max_new_accounts: Option<u32>,
 
     /// Address for REST, metrics and health; beyond loopback only with --service-tokens and TLS
-    /// [default: 127.0.0.1:8080]
     #[arg(long, env = "TOLLGATE_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<SocketAddr>,
 
-    /// Address for gRPC; beyond loopback only with --service-tokens and TLS [default: 127.0.0.1:8081]
+    /// Address for gRPC; beyond loopback only with --service-tokens and TLS
     #[arg(long, env = "TOLLGATE_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<SocketAddr>,
 
@@ -181,12 +180,12 @@ pub struct Options {
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
 
-    /// Header in which these proxies state the address [default: x-forwarded-for]
+    /// Header in which these proxies state the address
     #[arg(long, env = "TOLLGATE_FORWARDED_HEADER", value_name = "NAME")]
     pub forwarded_header: Option<ForwardedHeader>,
 
     /// Failed logins in 30 s from one address, above which further failed logins are blocked for 30 s; services,
-    /// administrators and end users are counted separately; 0 for no bound [default: 20]
+    /// administrators and end users are counted separately; 0 for no bound
     #[arg(long, env = "TOLLGATE_MAX_LOGIN_FAILURES", value_name = "N")]
     pub max_login_failures: Option<u32>,
 
@@ -201,7 +200,7 @@ pub struct Options {
     )]
     pub proxy_protocol: Option<bool>,
 
-    /// Maximum number of connections on each listener; for more, connections without an open call are closed [default: 4096]
+    /// Maximum number of connections on each listener; for more, connections without an open call are closed
     #[arg(long, env = "TOLLGATE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
@@ -211,24 +210,24 @@ pub struct Options {
     pub max_connections_per_address: Option<usize>,
 
     /// Maximum number of TLS handshakes started per second on each listener, a quarter of them from one address; more
-    /// wait [default: 200]
+    /// wait
     #[arg(long, env = "TOLLGATE_MAX_HANDSHAKES_PER_SECOND", value_name = "N")]
     pub max_handshakes_per_second: Option<u32>,
 
-    /// Maximum time until the headers of an HTTP/1 client's next request have arrived, in milliseconds [default: 30000]
+    /// Maximum time until the headers of an HTTP/1 client's next request have arrived, in milliseconds
     #[arg(long, env = "TOLLGATE_HEADER_TIMEOUT_MS", value_name = "MS")]
     pub header_timeout_ms: Option<u64>,
 
-    /// Maximum time of a connection without an open call, in milliseconds [default: 300000]
+    /// Maximum time of a connection without an open call, in milliseconds
     #[arg(long, env = "TOLLGATE_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub idle_timeout_ms: Option<u64>,
 
-    /// Time for a client to read an answer before its connection is closed, in milliseconds [default: 20000]
+    /// Time for a client to read an answer before its connection is closed, in milliseconds
     #[arg(long, env = "TOLLGATE_ANSWER_TIMEOUT_MS", value_name = "MS")]
     pub answer_timeout_ms: Option<u64>,
 
     /// Maximum memory of each thread's connections for open calls and unread answers, in bytes, at least 1048576; above
-    /// it the connection with the most memory is closed; one connection may use a quarter [default: 134217728]
+    /// it the connection with the most memory is closed; one connection may use a quarter
     #[arg(long, env = "TOLLGATE_MAX_PENDING_BYTES", value_name = "N")]
     pub max_pending_bytes: Option<usize>,
 
@@ -243,21 +242,19 @@ pub struct Options {
     )]
     pub open_reflection: Option<bool>,
 
-    /// Largest request body or message, in bytes [default: 65536]
+    /// Largest request body or message, in bytes
     #[arg(long, env = "TOLLGATE_MAX_REQUEST_BYTES", value_name = "N")]
     pub max_request_bytes: Option<usize>,
 
     /// Maximum time for a request body to arrive, in milliseconds; not for `ConsumeStream`, which has an idle timeout
-    /// [default: 3000]
     #[arg(long, env = "TOLLGATE_BODY_TIMEOUT_MS", value_name = "MS")]
     pub body_timeout_ms: Option<u64>,
 
     /// Maximum memory of incomplete request bodies, for REST and for gRPC separately, in bytes; half of it for one caller
-    /// [default: 67108864]
     #[arg(long, env = "TOLLGATE_MAX_UNREAD_BYTES", value_name = "N")]
     pub max_unread_bytes: Option<usize>,
 
-    /// Maximum number of concurrent calls on each gRPC connection, and over REST in total [default: 1024]
+    /// Maximum number of concurrent calls on each gRPC connection, and over REST in total
     #[arg(long, env = "TOLLGATE_MAX_CONCURRENT_CALLS", value_name = "N")]
     pub max_concurrent_calls: Option<usize>,
 
@@ -266,11 +263,11 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MAX_CALLS_PER_CALLER", value_name = "N")]
     pub max_calls_per_caller: Option<usize>,
 
-    /// Maximum time of a call, in milliseconds [default: 5000]
+    /// Maximum time of a call, in milliseconds
     #[arg(long, env = "TOLLGATE_CALL_TIMEOUT_MS", value_name = "MS")]
     pub call_timeout_ms: Option<u64>,
 
-    /// Maximum number of open `ConsumeStream`s; more are refused [default: 256]
+    /// Maximum number of open `ConsumeStream`s; more are refused
     #[arg(long, env = "TOLLGATE_MAX_STREAMS", value_name = "N")]
     pub max_streams: Option<usize>,
 
@@ -278,28 +275,27 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_MAX_STREAMS_PER_CALLER", value_name = "N")]
     pub max_streams_per_caller: Option<usize>,
 
-    /// Maximum number of calls of one `ConsumeStream` whose answers the client has not read; no more are read [default: 128]
+    /// Maximum number of calls of one `ConsumeStream` whose answers the client has not read; no more are read
     #[arg(long, env = "TOLLGATE_STREAM_CALLS", value_name = "N")]
     pub stream_calls: Option<usize>,
 
-    /// Maximum idle time of a `ConsumeStream`, in milliseconds [default: 300000]
+    /// Maximum idle time of a `ConsumeStream`, in milliseconds
     #[arg(long, env = "TOLLGATE_STREAM_IDLE_TIMEOUT_MS", value_name = "MS")]
     pub stream_idle_timeout_ms: Option<u64>,
 
-    /// Lifetime of a reservation without `ttl_ms`, in milliseconds, from 1000 to 3600000 [default: 600000]
+    /// Lifetime of a reservation without `ttl_ms`, in milliseconds, from 1000 to 3600000
     #[arg(long, env = "TOLLGATE_RESERVATION_TTL_MS", value_name = "MS")]
     pub reservation_ttl_ms: Option<u32>,
 
-    /// Time for which an admission is remembered by its request id, in milliseconds, from 1000 to 86400000 [default: 600000]
+    /// Time for which an admission is remembered by its request id, in milliseconds, from 1000 to 86400000
     #[arg(long, env = "TOLLGATE_REQUEST_ID_TTL_MS", value_name = "MS")]
     pub request_id_ttl_ms: Option<u32>,
 
     /// Time for which a node still accepts calls after SIGTERM, while `/readyz` already answers 503, in milliseconds
-    /// [default: 1000]
     #[arg(long, env = "TOLLGATE_DRAIN_DELAY_MS", value_name = "MS")]
     pub drain_delay_ms: Option<u64>,
 
-    /// Maximum time for accepted calls to finish after that, in milliseconds [default: 10000]
+    /// Maximum time for accepted calls to finish after that, in milliseconds
     #[arg(long, env = "TOLLGATE_DRAIN_TIMEOUT_MS", value_name = "MS")]
     pub drain_timeout_ms: Option<u64>,
 
@@ -307,11 +303,11 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
 
-    /// Format of the log on standard error [default: pretty]
+    /// Format of the log on standard error
     #[arg(long, env = "TOLLGATE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// Filter of the log, such as `info,tollgate_server=debug` [default: info]
+    /// Filter of the log, such as `info,tollgate_server=debug`
     #[arg(long, env = "TOLLGATE_LOG_FILTER", value_name = "FILTER")]
     pub log_filter: Option<String>,
 

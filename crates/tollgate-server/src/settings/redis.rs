@@ -7,15 +7,10 @@ use tollgate_policy::redaction::shown_path;
 use tollgate_store::redis::{RedisConfig, RedisTls};
 
 use super::{
-    Options,
+    Options, defaults,
     numbers::{MAX_THREADS, Numbers},
 };
 use crate::files::{self, MAX_FILE_BYTES};
-
-/// The most calls to the store under way.
-const MAX_IN_FLIGHT: usize = 1 << 20;
-/// The most replicas that a charge waits for.
-const MAX_REPLICAS: usize = 1_000;
 
 /// The Redis of the counters and that of the accounts, for a node of so many threads; `wrong` gets a line for each mistake.
 pub(super) fn both(
@@ -71,13 +66,11 @@ fn config(url: &str, options: &Options, threads: usize, wrong: &mut Vec<String>)
     let mut numbers = Numbers(wrong);
     redis.connections =
         numbers.within("redis-connections", options.redis_connections, threads.clamp(1, MAX_THREADS), 1..=MAX_THREADS);
-    redis.max_in_flight =
-        numbers.within("store-max-in-flight", options.store_max_in_flight, redis.max_in_flight, 1..=MAX_IN_FLIGHT);
-    redis.max_caller_named = options.max_counters_per_account.unwrap_or(redis.max_caller_named);
-    redis.deadline = numbers.time("store-deadline-ms", options.store_deadline_ms, 250);
-    redis.wait_replicas =
-        numbers.within("redis-wait-replicas", options.redis_wait_replicas, redis.wait_replicas, 0..=MAX_REPLICAS);
-    redis.wait = numbers.time_or_none("redis-wait-ms", options.redis_wait_ms, 100);
+    redis.max_in_flight = numbers.read(defaults::STORE_MAX_IN_FLIGHT, options.store_max_in_flight);
+    redis.max_caller_named = numbers.read(defaults::MAX_COUNTERS_PER_ACCOUNT, options.max_counters_per_account);
+    redis.deadline = numbers.time(defaults::STORE_DEADLINE_MS, options.store_deadline_ms);
+    redis.wait_replicas = numbers.read(defaults::REDIS_WAIT_REPLICAS, options.redis_wait_replicas);
+    redis.wait = numbers.time(defaults::REDIS_WAIT_MS, options.redis_wait_ms);
     if redis.wait_replicas > 0 && !(Duration::from_millis(1)..redis.deadline).contains(&redis.wait) {
         wrong.push("redis-wait-ms: must be at least 1, and less than store-deadline-ms".to_owned());
     }

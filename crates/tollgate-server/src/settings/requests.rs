@@ -2,15 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Options, numbers::Numbers};
-
-/// The memory of unread bodies, in bytes: enough for some to be on their way whatever is set.
-const MIN_UNREAD_BYTES: usize = 1 << 20;
-const MAX_UNREAD_BYTES: usize = 1 << 36;
-/// The largest request: over gRPC its length has 32 bits.
-const MAX_REQUEST_BYTES: usize = 1 << 30;
-/// The most places: HTTP/2 counts the streams of a connection in 31 bits.
-const MAX_PLACES: usize = 1 << 20;
+use super::{Options, defaults, numbers::Numbers};
 
 /// The bounds of requests.
 #[derive(Clone, Debug)]
@@ -33,19 +25,12 @@ pub struct RequestSettings {
 
 impl RequestSettings {
     pub(super) fn settle(options: &Options, numbers: &mut Numbers<'_>) -> Self {
-        let places =
-            |numbers: &mut Numbers<'_>, name, value, default| numbers.within(name, value, default, 1..=MAX_PLACES);
-        let max_concurrent_calls = places(numbers, "max-concurrent-calls", options.max_concurrent_calls, 1_024);
-        let max_streams = places(numbers, "max-streams", options.max_streams, 256);
+        let max_concurrent_calls = numbers.read(defaults::MAX_CONCURRENT_CALLS, options.max_concurrent_calls);
+        let max_streams = numbers.read(defaults::MAX_STREAMS, options.max_streams);
         Self {
-            max_bytes: numbers.within("max-request-bytes", options.max_request_bytes, 65_536, 1..=MAX_REQUEST_BYTES),
-            body_timeout: numbers.time("body-timeout-ms", options.body_timeout_ms, 3_000),
-            max_unread_bytes: numbers.within(
-                "max-unread-bytes",
-                options.max_unread_bytes,
-                64 << 20,
-                MIN_UNREAD_BYTES..=MAX_UNREAD_BYTES,
-            ),
+            max_bytes: numbers.read(defaults::REQUEST_BYTES, options.max_request_bytes),
+            body_timeout: numbers.time(defaults::BODY_TIMEOUT_MS, options.body_timeout_ms),
+            max_unread_bytes: numbers.read(defaults::MAX_UNREAD_BYTES, options.max_unread_bytes),
             max_concurrent_calls,
             max_calls_per_caller: numbers.share(
                 "max-calls-per-caller",

@@ -77,6 +77,17 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
+    /// The default of [`Self::key_prefix`].
+    pub const KEY_PREFIX: &str = "tg";
+    /// The default of [`Self::deadline`], in milliseconds.
+    pub const DEADLINE_MS: u64 = 250;
+    /// The default of [`Self::max_in_flight`].
+    pub const MAX_IN_FLIGHT: usize = 8_192;
+    /// The default of [`Self::wait_replicas`].
+    pub const WAIT_REPLICAS: usize = 0;
+    /// The default of [`Self::wait`], in milliseconds.
+    pub const WAIT_MS: u64 = 100;
+
     /// The usual settings for the server at `url`.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -86,14 +97,14 @@ impl RedisConfig {
             sentinel_user: None,
             sentinel_password: None,
             tls: None,
-            key_prefix: "tg".into(),
+            key_prefix: Self::KEY_PREFIX.into(),
             connections: 1,
             runtimes: Vec::new(),
-            deadline: Duration::from_millis(250),
-            max_in_flight: 8192,
+            deadline: Duration::from_millis(Self::DEADLINE_MS),
+            max_in_flight: Self::MAX_IN_FLIGHT,
             max_caller_named: tollgate_core::ledger::MAX_CALLER_NAMED,
-            wait_replicas: 0,
-            wait: Duration::from_millis(100),
+            wait_replicas: Self::WAIT_REPLICAS,
+            wait: Duration::from_millis(Self::WAIT_MS),
         }
     }
 }
