@@ -11,3 +11,26 @@ pub mod list;
 pub mod number;
 pub mod report;
 pub mod reservation;
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::{admin::IssuedBody, batch::BatchBody, call::CallerBody};
+
+    /// Two implementations for types that can be printed. For those, `Unprintable<_>` is ambiguous and does not compile.
+    trait Unprintable<Case> {
+        fn check() {}
+    }
+
+    impl<T> Unprintable<()> for T {}
+    impl<T: Debug> Unprintable<u8> for T {}
+
+    /// Seen to fail (error E0283) with `Debug` on `IssuedBody`. Bodies with a `CallerBody` follow from it.
+    #[test]
+    fn bodies_with_secrets_cannot_be_printed() {
+        <CallerBody as Unprintable<_>>::check();
+        <BatchBody as Unprintable<_>>::check();
+        <IssuedBody as Unprintable<_>>::check();
+    }
+}

@@ -187,7 +187,8 @@ pub struct KeyPage {
 }
 
 /// A key with its secret, which is never shown again.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+// It has a secret, and so cannot be printed.
+#[derive(Serialize, Deserialize, ToSchema)]
 pub struct IssuedBody {
     pub key: KeyBody,
     pub secret: String,

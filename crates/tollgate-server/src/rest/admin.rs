@@ -14,11 +14,16 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tollgate_api::json::error::ErrorBody;
-use tollgate_service::{admin::AdminError, page_token::List, service::CallError};
+use tollgate_service::{
+    admin::{AdminError, AdminSession},
+    page_token::List,
+    service::CallError,
+};
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Shared, error_answer, failed};
+use crate::auth::AdminGrant;
 
 /// The most that a page of a list has.
 const LARGEST_PAGE: usize = 100;
@@ -86,8 +91,42 @@ impl PageQuery {
 /// The values in a path.
 struct AccountPath<T>(T);
 
-/// The query.
-struct Checked<T>(T);
+/// A request of an administrator. A handler takes the path before it and the body after it: this is the order in which
+/// mistakes are reported.
+struct AdminRequest<Q = DomainQuery> {
+    shared: Shared,
+    grant: AdminGrant,
+    query: Q,
+    headers: HeaderMap,
+}
+
+impl<Q> AdminRequest<Q> {
+    /// The session of the administrator in a domain. An empty name means the only domain of the token.
+    fn session_in(&self, domain: &str) -> Result<AdminSession<'_>, AdminError> {
+        self.shared.admin.session(self.grant.name(), self.grant.scope(), domain)
+    }
+
+    /// The version that the caller last saw, from `If-Match` (RFC 9110, 13.1.1), if it insists on one.
+    fn if_match(&self) -> Result<Option<u64>, AdminError> {
+        let wrong = || CallError::field("if-match", "must be one ETag as an answer had it, such as \"1740960000000\"");
+        let mut all = self.headers.get_all(header::IF_MATCH).iter();
+        let Some(value) = all.next() else { return Ok(None) };
+        let text = if all.next().is_none() { value.to_str().ok() } else { None };
+        let text = text.ok_or_else(wrong)?.trim();
+        if text == "*" {
+            return Ok(None);
+        }
+        let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        Ok(Some(version.and_then(|version| version.parse().ok()).ok_or_else(wrong)?))
+    }
+}
+
+impl AdminRequest {
+    /// The session of the administrator in the domain of the query.
+    fn session(&self) -> Result<AdminSession<'_>, AdminError> {
+        self.session_in(&self.query.domain)
+    }
+}
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for AccountPath<T> {
     type Rejection = Response;
@@ -98,31 +137,19 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Account
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Checked<T> {
+impl<Q: DeserializeOwned + Send> FromRequestParts<Shared> for AdminRequest<Q> {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        let found = Query::<T>::from_request_parts(parts, state).await;
-        found.map(|Query(found)| Self(found)).map_err(|wrong| invalid(format!("query: {}", wrong.body_text())))
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Response> {
+        let grant = AdminGrant::from_request_parts(parts, shared).await.map_err(IntoResponse::into_response)?;
+        let query = Query::<Q>::from_request_parts(parts, shared).await;
+        let Query(query) = query.map_err(|wrong| invalid(format!("query: {}", wrong.body_text())))?;
+        Ok(Self { shared: shared.clone(), grant, query, headers: parts.headers.clone() })
     }
 }
 
 fn invalid(message: String) -> Response {
     error_answer(StatusCode::BAD_REQUEST, "invalid_argument", message)
-}
-
-/// The version that the caller last saw, from `If-Match` (RFC 9110, 13.1.1), if it insists on one.
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, AdminError> {
-    let wrong = || CallError::field("if-match", "must be one ETag as an answer had it, such as \"1740960000000\"");
-    let mut all = headers.get_all(header::IF_MATCH).iter();
-    let Some(value) = all.next() else { return Ok(None) };
-    let text = if all.next().is_none() { value.to_str().ok() } else { None };
-    let text = text.ok_or_else(wrong)?.trim();
-    if text == "*" {
-        return Ok(None);
-    }
-    let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    Ok(Some(version.and_then(|version| version.parse().ok()).ok_or_else(wrong)?))
 }
 
 /// An answer with the version of the account.

@@ -14,7 +14,7 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 
 /// The record of an override that a body describes.
 pub(super) fn override_record(body: OverrideBody) -> Result<OverrideRecord, AdminError> {
-    let expires_at = body.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
+    let expires_at = expiry(body.expires_at.as_deref())?;
     let given = [("per", body.per), ("resource", body.resource), ("scope", body.scope)];
     let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let written = [("unit", body.unit), ("limit", body.limit)].into_iter().chain(given);
@@ -107,8 +107,8 @@ pub(super) fn tier_list(domain: &Domain) -> TierList {
     TierList { domain: policy.domain().to_string(), tiers: tiers.collect() }
 }
 
-/// A time of a request.
-pub(super) fn time(field: &str, text: &str) -> Result<Timestamp, AdminError> {
-    let wrong = || CallError::field(field, "is not a time; write it like 2027-01-31T00:00:00Z").into();
-    parse_time(text).ok_or_else(wrong)
+/// The `expires_at` of a request, if it has one.
+pub(super) fn expiry(text: Option<&str>) -> Result<Option<Timestamp>, AdminError> {
+    let wrong = || CallError::field("expires_at", "is not a time; write it like 2027-01-31T00:00:00Z").into();
+    text.map(|text| parse_time(text).ok_or_else(wrong)).transpose()
 }

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use axum::{
-    extract::State,
-    http::{HeaderMap, StatusCode},
-    response::Response,
-};
+use axum::{http::StatusCode, response::Response};
 use tollgate_api::json::admin::{IssuedBody, KeyBody, KeyPage, KeyPatchBody, NewKeyBody, OverrideBody, RotationBody};
 use tollgate_core::time::Timestamp;
 use tollgate_service::{
@@ -15,31 +11,25 @@ use tollgate_service::{
 };
 
 use super::{
-    AccountPath, AdminFailure, Checked, DomainQuery, Failures, PageQuery,
-    bodies::{key_body, key_kind, override_record, time},
-    if_match, versioned,
+    AccountPath, AdminFailure, AdminRequest, DomainQuery, Failures, PageQuery,
+    bodies::{expiry, key_body, key_kind, override_record},
+    versioned,
 };
-use crate::{
-    auth::AdminGrant,
-    rest::{Body, Shared},
-};
+use crate::rest::Body;
 
 /// Create a key. Its secret is in the answer, and never shown again.
 #[utoipa::path(post, operation_id = "create_key", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), DomainQuery),
     request_body = NewKeyBody, responses(
     (status = 201, description = "The key is created", body = IssuedBody), Failures))]
 pub(super) async fn create(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(account): AccountPath<String>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
     Body(new): Body<NewKeyBody>,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    let expires_at = new.expires_at.as_deref().map(|text| time("expires_at", text)).transpose()?;
+    let session = request.session()?;
+    let expires_at = expiry(new.expires_at.as_deref())?;
     let new = NewKey { kind: key_kind(new.kind), description: new.description, expires_at };
-    let issued = session.create_key(&account, new, if_match(&headers)?).await?;
+    let issued = session.create_key(&account, new, request.if_match()?).await?;
     issued_answer(StatusCode::CREATED, issued, session.now())
 }
 
@@ -47,17 +37,15 @@ pub(super) async fn create(
 #[utoipa::path(get, operation_id = "list_keys", path = "/admin/v1/accounts/{account}/keys", params(("account" = String, Path), PageQuery), responses(
     (status = 200, description = "A page", body = KeyPage), Failures))]
 pub(super) async fn list(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(account): AccountPath<String>,
-    Checked(part): Checked<PageQuery>,
+    request: AdminRequest<PageQuery>,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &part.domain)?;
-    let (take, now) = (part.take()?, session.now());
+    let session = request.session_in(&request.query.domain)?;
+    let (take, now) = (request.query.take()?, session.now());
     let record = session.account(&account).await?;
     // The key of the cursor may be deleted by now; then the list starts at the beginning.
     let list = List::Keys { domain: &record.domain, account: &record.id };
-    let skip = record.keys.get_index_of(&part.position(list)?).map_or(0, |at| at + 1);
+    let skip = record.keys.get_index_of(&request.query.position(list)?).map_or(0, |at| at + 1);
     let page: Vec<_> = record.keys.iter().skip(skip).take(take).collect();
     let more = skip + page.len() < record.keys.len();
     let next_cursor = page.last().filter(|_| more).map(|(id, _)| list.token(id));
@@ -69,12 +57,10 @@ pub(super) async fn list(
 #[utoipa::path(get, operation_id = "get_key", path = "/admin/v1/keys/{key}", params(("key" = String, Path), DomainQuery), responses(
     (status = 200, description = "The key", body = KeyBody), Failures))]
 pub(super) async fn get(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(key): AccountPath<String>,
-    Checked(at): Checked<DomainQuery>,
+    request: AdminRequest,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    let session = request.session()?;
     answer(&session.key(&key).await?, session.now())
 }
 
@@ -83,17 +69,14 @@ pub(super) async fn get(
     request_body = KeyPatchBody, responses(
     (status = 200, description = "The key is changed", body = KeyBody), Failures))]
 pub(super) async fn patch(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(key): AccountPath<String>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
     Body(patch): Body<KeyPatchBody>,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    let end = |text: Option<String>| text.as_deref().map(|text| time("expires_at", text)).transpose();
-    let patch = KeyPatch { description: patch.description, expires_at: patch.expires_at.map(end).transpose()? };
-    answer(&session.patch_key(&key, patch, if_match(&headers)?).await?, session.now())
+    let session = request.session()?;
+    let expires_at = patch.expires_at.map(|text| expiry(text.as_deref())).transpose()?;
+    let patch = KeyPatch { description: patch.description, expires_at };
+    answer(&session.patch_key(&key, patch, request.if_match()?).await?, session.now())
 }
 
 /// Give a key a new secret. The key keeps its id, and so its counters. The answer has the secret.
@@ -101,16 +84,13 @@ pub(super) async fn patch(
     request_body = RotationBody, responses(
     (status = 200, description = "The key has a new secret", body = IssuedBody), Failures))]
 pub(super) async fn rotate(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(key): AccountPath<String>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
     Body(rotation): Body<RotationBody>,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    let session = request.session()?;
     let overlap = Duration::from_secs(rotation.overlap_s);
-    let issued = session.rotate_key(&key, overlap, if_match(&headers)?).await?;
+    let issued = session.rotate_key(&key, overlap, request.if_match()?).await?;
     issued_answer(StatusCode::OK, issued, session.now())
 }
 
@@ -118,14 +98,11 @@ pub(super) async fn rotate(
 #[utoipa::path(post, operation_id = "revoke_key", path = "/admin/v1/keys/{key}/revoke", params(("key" = String, Path), DomainQuery), responses(
     (status = 200, description = "The key is revoked", body = KeyBody), Failures))]
 pub(super) async fn revoke(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath(key): AccountPath<String>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    answer(&session.revoke_key(&key, if_match(&headers)?).await?, session.now())
+    let session = request.session()?;
+    answer(&session.revoke_key(&key, request.if_match()?).await?, session.now())
 }
 
 /// Set an override: a limit for this key alone.
@@ -133,16 +110,13 @@ pub(super) async fn revoke(
     params(("key" = String, Path), ("name" = String, Path), DomainQuery), request_body = OverrideBody, responses(
     (status = 200, description = "The override is set", body = KeyBody), Failures))]
 pub(super) async fn put_override(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath((key, name)): AccountPath<(String, String)>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
     Body(over): Body<OverrideBody>,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
+    let session = request.session()?;
     let account =
-        session.put_override(OverrideTarget::Key(&key), &name, override_record(over)?, if_match(&headers)?).await?;
+        session.put_override(OverrideTarget::Key(&key), &name, override_record(over)?, request.if_match()?).await?;
     answer(&AccountKey { account, id: key }, session.now())
 }
 
@@ -151,14 +125,11 @@ pub(super) async fn put_override(
     params(("key" = String, Path), ("name" = String, Path), DomainQuery), responses(
     (status = 200, description = "The override is cleared", body = KeyBody), Failures))]
 pub(super) async fn clear_override(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
     AccountPath((key, name)): AccountPath<(String, String)>,
-    Checked(at): Checked<DomainQuery>,
-    headers: HeaderMap,
+    request: AdminRequest,
 ) -> Result<Response, AdminFailure> {
-    let session = shared.admin.session(grant.name(), grant.scope(), &at.domain)?;
-    let account = session.clear_override(OverrideTarget::Key(&key), &name, if_match(&headers)?).await?;
+    let session = request.session()?;
+    let account = session.clear_override(OverrideTarget::Key(&key), &name, request.if_match()?).await?;
     answer(&AccountKey { account, id: key }, session.now())
 }
 

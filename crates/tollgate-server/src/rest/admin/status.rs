@@ -2,15 +2,14 @@
 
 use axum::{
     Json,
-    extract::State,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 use tollgate_service::scope::DomainScope;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{AdminFailure, Checked, Failures};
-use crate::{auth::AdminGrant, files::Failure, reload::Reload, rest::Shared};
+use super::{AdminFailure, AdminRequest, Failures};
+use crate::{auth::AdminGrant, files::Failure, reload::Reload};
 
 /// The domain of a status request.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -55,21 +54,18 @@ impl FilesBody {
 /// Read whether the current contents of the node's files are in force.
 #[utoipa::path(get, path = "/admin/v1/status", params(StatusQuery), responses(
     (status = 200, description = "The state of the node's files", body = StatusBody), Failures))]
-pub(super) async fn status(
-    State(shared): State<Shared>,
-    grant: AdminGrant,
-    Checked(StatusQuery { domain }): Checked<StatusQuery>,
-) -> Result<Response, AdminFailure> {
+pub(super) async fn status(request: AdminRequest<StatusQuery>) -> Result<Response, AdminFailure> {
+    let AdminRequest { shared, grant, query: StatusQuery { domain }, .. } = &request;
     let policies = &shared.health.policies;
     let domains = if domain.is_empty() {
         let current = policies.domains().load();
         current.names().into_iter().filter(|name| grant.scope().permits(name)).map(str::to_owned).collect()
     } else {
-        shared.admin.session(grant.name(), grant.scope(), &domain)?;
-        vec![domain]
+        request.session_in(domain)?;
+        vec![domain.clone()]
     };
     let parts = shared.auth.parts();
-    let parts = parts.iter().map(|part| FilesBody::of(part.what(), part.last_failure(), &grant));
-    let files = std::iter::once(FilesBody::of(policies.what(), policies.last_failure(), &grant)).chain(parts).collect();
+    let parts = parts.iter().map(|part| FilesBody::of(part.what(), part.last_failure(), grant));
+    let files = std::iter::once(FilesBody::of(policies.what(), policies.last_failure(), grant)).chain(parts).collect();
     Ok(Json(StatusBody { domains, files }).into_response())
 }
