@@ -178,8 +178,8 @@ impl Authenticator {
         self.proxies.client(peer.address, headers)
     }
 
-    /// Whether the request means this node: a page of another name, opened in a browser beside the node, does not.
-    pub(crate) fn host(&self, host: Option<&str>) -> Result<(), AuthError> {
+    /// Checks that the request is addressed to this node, and not by a web page under its own name.
+    pub(crate) fn check_host(&self, host: Option<&str>) -> Result<(), AuthError> {
         if self.hosts.permit(host) { Ok(()) } else { Err(self.auth_failure("any", AuthError::WrongHost)) }
     }
 
@@ -192,7 +192,7 @@ impl Authenticator {
         from: ClientAddr,
     ) -> Result<ServiceGrant, AuthError> {
         let Some(services) = &self.services else {
-            peer.connection.mark_known();
+            peer.connection.mark_authenticated();
             return Ok(ServiceGrant(Grant { name: "loopback".into(), scope: DomainScope::All }, Holder::Anyone));
         };
         let found = match token(headers) {
@@ -202,7 +202,7 @@ impl Authenticator {
             None => services.find_certificate(&peer.certificate).ok_or(AuthError::UnknownCertificate),
         };
         let grant = found.map(ServiceGrant::named).map_err(|refusal| self.auth_failure("service", refusal))?;
-        peer.connection.mark_known();
+        peer.connection.mark_authenticated();
         Ok(grant)
     }
 

@@ -1,17 +1,17 @@
-//! Why a node does not start, or stops by itself.
+//! The errors that keep a node from starting, or stop it.
 
 use std::net::SocketAddr;
 
 /// A node could not be built, or stopped serving by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A policy is wrong: everything that is, a line each.
+    /// All errors in the policy files, one per line.
     #[error("{0}")]
     Policies(String),
-    /// A file of tokens or certificates is wrong: everything that is, a line each.
+    /// All errors in the files of tokens and certificates, one per line.
     #[error("{0}")]
     Credentials(String),
-    /// There are no threads to be had.
+    /// A thread cannot be started.
     #[error("threads: {0}")]
     Threads(std::io::Error),
     /// The store cannot be set up.
@@ -23,9 +23,9 @@ pub enum RunError {
     /// The reflection service cannot be set up.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The description of the API cannot be written.
-    #[error("description of the API: {0}")]
-    Description(#[from] serde_json::Error),
+    /// The OpenAPI document cannot be serialized.
+    #[error("OpenAPI document: {0}")]
+    OpenApi(#[from] serde_json::Error),
     /// An address cannot be listened on.
     #[error("{name}: cannot listen on {address}: {error}")]
     Listen {
@@ -33,7 +33,7 @@ pub enum RunError {
         name: &'static str,
         /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the operating system.
         error: std::io::Error,
     },
     /// A server failed.

@@ -1,4 +1,4 @@
-//! The HTTP and the gRPC code of each failure, in one place, so that they cannot differ.
+//! The HTTP and the gRPC code of each error, in one place, so that REST and gRPC agree.
 
 use axum::http::StatusCode;
 use tollgate_core::store::StoreError;
@@ -7,33 +7,34 @@ use tonic::Code;
 
 use crate::auth::AuthError;
 
-/// A kind of failure in the terms of each protocol.
+/// A kind of error, with its code in each protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FailureCode {
     pub(crate) http: StatusCode,
     pub(crate) grpc: Code,
-    /// For programs that read JSON.
-    pub(crate) word: &'static str,
-    /// Whether the node itself is overloaded, so that the same call may pass soon: `Retry-After` over HTTP, pushback
-    /// over gRPC.
-    pub(crate) retry_soon: bool,
+    /// Its name in JSON.
+    pub(crate) name: &'static str,
+    /// Whether the node itself is overloaded, so that a retry may soon succeed: `Retry-After` over HTTP, pushback over
+    /// gRPC.
+    pub(crate) is_overload: bool,
 }
 
 impl FailureCode {
-    const fn new(http: StatusCode, grpc: Code, word: &'static str) -> Self {
-        Self { http, grpc, word, retry_soon: false }
+    const fn new(http: StatusCode, grpc: Code, name: &'static str) -> Self {
+        Self { http, grpc, name, is_overload: false }
     }
 
     pub(crate) const INVALID: Self = Self::new(StatusCode::BAD_REQUEST, Code::InvalidArgument, "invalid_argument");
     pub(crate) const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, Code::NotFound, "not_found");
     pub(crate) const FORBIDDEN: Self = Self::new(StatusCode::FORBIDDEN, Code::PermissionDenied, "permission_denied");
     pub(crate) const ENDED: Self = Self::new(StatusCode::CONFLICT, Code::FailedPrecondition, "failed_precondition");
-    pub(crate) const LATE: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
+    pub(crate) const TIMED_OUT: Self =
+        Self::new(StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
     pub(crate) const UNAVAILABLE: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unavailable");
-    /// A bound of the caller is reached: its counters, or its failed logins. Waiting a second does not help.
+    /// A bound of the caller itself: its number of counters, or of failed logins. A retry after a second fails again.
     pub(crate) const EXHAUSTED: Self =
         Self::new(StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted, "resource_exhausted");
-    pub(crate) const OVERLOADED: Self = Self { retry_soon: true, ..Self::EXHAUSTED };
+    pub(crate) const OVERLOADED: Self = Self { is_overload: true, ..Self::EXHAUSTED };
     /// The body did not arrive in time.
     pub(crate) const SLOW_BODY: Self =
         Self::new(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded");
@@ -43,11 +44,11 @@ impl FailureCode {
 
     pub(crate) const UNAUTHENTICATED: Self =
         Self::new(StatusCode::UNAUTHORIZED, Code::Unauthenticated, "unauthenticated");
-    /// gRPC has no hosts to choose from.
+    /// Only REST checks the host.
     pub(crate) const WRONG_HOST: Self =
         Self::new(StatusCode::MISDIRECTED_REQUEST, Code::InvalidArgument, "misdirected_request");
 
-    /// That of a failed authentication. How long too many failures keep a caller out is in the error itself.
+    /// The code of a failed authentication.
     pub(crate) const fn of_auth(error: &AuthError) -> Self {
         match error {
             AuthError::Missing(_) | AuthError::Unknown(_) | AuthError::UnknownCertificate | AuthError::NoAdmins => {
@@ -58,14 +59,14 @@ impl FailureCode {
         }
     }
 
-    /// That of a call that was not decided.
+    /// The code of a call that was not decided.
     pub(crate) const fn of(error: &CallError) -> Self {
         match error {
             CallError::Invalid(_) => Self::INVALID,
             CallError::UnknownDomain { .. } | CallError::NoReservation => Self::NOT_FOUND,
             CallError::Forbidden { .. } => Self::FORBIDDEN,
             CallError::Ended { .. } => Self::ENDED,
-            CallError::Late | CallError::Expired => Self::LATE,
+            CallError::Late | CallError::Expired => Self::TIMED_OUT,
             CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
             CallError::Store(StoreError::CounterCapReached(_)) => Self::EXHAUSTED,
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {

@@ -1,7 +1,7 @@
-//! `tollgate.v1.RateLimitService`. Protobuf stops here.
+//! `tollgate.v1.RateLimitService`: the gRPC front door.
 
+mod access;
 mod body;
-mod guard;
 mod open;
 mod report;
 mod reserve;
@@ -34,15 +34,15 @@ use tollgate_service::{
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 pub(crate) use self::{
+    access::AuthenticatedService,
     body::BodyBounds,
-    guard::GuardedService,
-    open::{MAX_MESSAGE_BYTES, Open, OpenCalls, REFLECTION, WATCH},
+    open::{MAX_MESSAGE_BYTES, OpenService, OpenServiceBounds, REFLECTION_LIFETIME, WATCH_LIFETIME},
     stream::Bounds as StreamBounds,
 };
 use crate::{failure_code::FailureCode, logs::traced};
 
-/// How much earlier than the caller's own deadline a call is ended.
-const EARLIER: Duration = Duration::from_millis(3);
+/// A call times out this much earlier than the caller's own deadline.
+const RESERVE: Duration = Duration::from_millis(3);
 
 #[derive(Clone)]
 pub(crate) struct Api {
@@ -56,7 +56,7 @@ impl Api {
         Self { service, timeout, streams }
     }
 
-    /// Does `work` under the caller's trace and within its deadline; none of it if that is over.
+    /// Runs `work` under the caller's trace and within its deadline, unless the deadline has passed.
     async fn run<T>(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
@@ -64,19 +64,19 @@ impl Api {
     ) -> Result<T, Status> {
         let deadline = self.deadline(metadata, extensions)?;
         if deadline <= Instant::now() {
-            return Err(failed(CallError::Expired));
+            return Err(status(CallError::Expired));
         }
         let work = traced(text(metadata, "traceparent"), work);
-        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(failed)
+        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(status)
     }
 
-    /// The caller's deadline, from when its call came, or the node's own, from now.
+    /// The earlier one of the caller's deadline, counted from the arrival of the call, and the node's, counted from now.
     ///
-    /// tonic keeps the caller's deadline too, but answers `CANCELLED`; so this one ends a little earlier.
+    /// At the caller's deadline tonic responds with `CANCELLED`, so a call times out a little earlier.
     fn deadline(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Instant, Status> {
-        let own = Instant::now() + self.timeout;
-        let Some(timeout) = text(metadata, "grpc-timeout").and_then(parse_timeout) else { return Ok(own) };
-        Ok(own.min(guard::arrived(extensions)? + timeout.saturating_sub(EARLIER)))
+        let deadline = Instant::now() + self.timeout;
+        let Some(timeout) = text(metadata, "grpc-timeout").and_then(parse_timeout) else { return Ok(deadline) };
+        Ok(deadline.min(access::arrival(extensions)? + timeout.saturating_sub(RESERVE)))
     }
 
     async fn decide<T>(
@@ -86,22 +86,22 @@ impl Api {
         mode: Mode,
     ) -> Result<v1::Decision, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let (within, call) = (guard::grant(&extensions)?.scope(), call(message));
-        let decided =
-            self.decide_one(within, call.as_ref(), self.deadline(&metadata, &extensions)?, mode).map_err(failed)?;
-        traced(text(&metadata, "traceparent"), decided).await.map_err(failed)
+        let (scope, call) = (access::grant(&extensions)?.scope(), call(message));
+        let decision =
+            self.decide_one(scope, call.as_ref(), self.deadline(&metadata, &extensions)?, mode).map_err(status)?;
+        traced(text(&metadata, "traceparent"), decision).await.map_err(status)
     }
 
     fn decide_one<'a>(
         &'a self,
-        within: &'a DomainScope,
+        scope: &'a DomainScope,
         call: Option<&'a v1::Call>,
         deadline: Instant,
         mode: Mode,
     ) -> Result<BoxFuture<'a, Result<v1::Decision, CallError>>, CallError> {
         let call = call.ok_or_else(|| CallError::field("call", "is required"))?;
-        let read = Call { deadline: Some(deadline), ..from_wire(within, call)? };
-        Ok(self.service.decide(read, mode, |outcome| decision(outcome, call)))
+        let decoded = Call { deadline: Some(deadline), ..from_wire(scope, call)? };
+        Ok(self.service.decide(decoded, mode, |answer| decision(answer, call)))
     }
 }
 
@@ -122,48 +122,48 @@ impl RateLimitService for Api {
         request: Request<v1::ConsumeBatchRequest>,
     ) -> Result<Response<v1::ConsumeBatchResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.scope();
-        check_batch(message.calls.len()).map_err(failed)?;
+        let scope = access::grant(&extensions)?.scope();
+        check_batch(message.calls.len()).map_err(status)?;
         let calls = &message.calls;
-        let read = calls.iter().map(|call| from_wire(within, call)).collect();
-        let render = |at: usize, answer: &Answer<'_>| decision(answer, &calls[at]);
-        // tonic ends the whole batch at the caller's deadline, so a late call has to be known some time before.
+        let decoded = calls.iter().map(|call| from_wire(scope, call)).collect();
+        let render = |index: usize, answer: &Answer<'_>| decision(answer, &calls[index]);
+        // tonic ends the whole batch at the caller's deadline, so its calls time out some time before.
         let timeout = self.deadline(&metadata, &extensions)?.saturating_duration_since(Instant::now()).mul_f32(0.9);
-        let decided = self.service.consume_each(read, timeout, render);
-        let results = traced(text(&metadata, "traceparent"), decided).await.into_iter().map(result).collect();
+        let results = self.service.consume_each(decoded, timeout, render);
+        let results = traced(text(&metadata, "traceparent"), results).await.into_iter().map(call_result).collect();
         Ok(Response::new(v1::ConsumeBatchResponse { results }))
     }
 
-    type ConsumeStreamStream = stream::Answers;
+    type ConsumeStreamStream = stream::ResponseStream;
 
     async fn consume_stream(
         &self,
         request: Request<Streaming<v1::ConsumeStreamRequest>>,
-    ) -> Result<Response<stream::Answers>, Status> {
+    ) -> Result<Response<stream::ResponseStream>, Status> {
         let (metadata, extensions, calls) = request.into_parts();
-        let grant = guard::grant(&extensions)?;
-        let within = grant.scope().clone();
-        let (to, answers) = self.streams.open(grant.holder())?;
+        let grant = access::grant(&extensions)?;
+        let scope = grant.scope().clone();
+        let (sender, responses) = self.streams.open(grant.holder())?;
         let api = self.clone();
-        tokio::spawn(
-            async move { traced(text(&metadata, "traceparent"), stream::serve(api, within, calls, to)).await },
-        );
-        let mut response = Response::new(answers);
+        tokio::spawn(async move {
+            traced(text(&metadata, "traceparent"), stream::serve(api, scope, calls, sender)).await;
+        });
+        let mut response = Response::new(responses);
         response.extensions_mut().insert(crate::listener::Streaming);
         Ok(response)
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Result<Response<v1::ReserveResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.scope();
-        let decided = self.reserve_one(within, &message, self.deadline(&metadata, &extensions)?);
-        let decision = traced(text(&metadata, "traceparent"), decided).await.map_err(failed)?;
+        let scope = access::grant(&extensions)?.scope();
+        let decision = self.reserve_one(scope, &message, self.deadline(&metadata, &extensions)?);
+        let decision = traced(text(&metadata, "traceparent"), decision).await.map_err(status)?;
         Ok(Response::new(v1::ReserveResponse { decision: Some(decision) }))
     }
 
     async fn settle(&self, request: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let settle = reserve::settle(guard::grant(&extensions)?.scope(), &message);
+        let settle = reserve::settle(access::grant(&extensions)?.scope(), &message);
         let settlement =
             self.run((&metadata, &extensions), Box::pin(self.service.settle(settle))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::SettleResponse { settlement: Some(settlement) }))
@@ -171,7 +171,7 @@ impl RateLimitService for Api {
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let cancel = reserve::cancel(guard::grant(&extensions)?.scope(), &message);
+        let cancel = reserve::cancel(access::grant(&extensions)?.scope(), &message);
         let settlement =
             self.run((&metadata, &extensions), Box::pin(self.service.settle(cancel))).await.map(reserve::settlement)?;
         Ok(Response::new(v1::CancelResponse { settlement: Some(settlement) }))
@@ -180,9 +180,9 @@ impl RateLimitService for Api {
     async fn extend(&self, request: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let v1::ExtendRequest { reservation_id, ttl_ms } = message;
-        let within = guard::grant(&extensions)?.scope();
+        let scope = access::grant(&extensions)?.scope();
         let ends_at =
-            self.run((&metadata, &extensions), Box::pin(self.service.extend(within, &reservation_id, ttl_ms))).await?;
+            self.run((&metadata, &extensions), Box::pin(self.service.extend(scope, &reservation_id, ttl_ms))).await?;
         Ok(Response::new(v1::ExtendResponse { reservation: Some(reserve::reservation(reservation_id, ends_at)) }))
     }
 
@@ -191,10 +191,10 @@ impl RateLimitService for Api {
         request: Request<v1::GetRateLimitsRequest>,
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.scope();
-        let take = page_size(message.page_size).map_err(failed)?;
+        let within = access::grant(&extensions)?.scope();
+        let take = page_size(message.page_size).map_err(status)?;
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let caller = caller(message.caller.as_ref()).map_err(failed)?;
+        let caller = caller(message.caller.as_ref()).map_err(status)?;
         let listing =
             Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
         let listed = async { self.service.list(listing, limits).await.map_err(|error| error.in_field("page_token")) };
@@ -206,9 +206,9 @@ impl RateLimitService for Api {
         request: Request<v1::ReportOutcomeRequest>,
     ) -> Result<Response<v1::ReportOutcomeResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = guard::grant(&extensions)?.scope();
-        let reported = self.service.report(report::from_wire(within, &message)?, report::to_wire);
-        Ok(Response::new(self.run((&metadata, &extensions), Box::pin(reported)).await?))
+        let scope = access::grant(&extensions)?.scope();
+        let outcome = self.service.report(report::from_wire(scope, &message)?, report::to_wire);
+        Ok(Response::new(self.run((&metadata, &extensions), Box::pin(outcome)).await?))
     }
 }
 
@@ -235,25 +235,25 @@ fn parse_timeout(header: &str) -> Option<Duration> {
     }
 }
 
-/// A refusal of the node itself, with when to come back: from 50 to 150 ms, so that not all come at once
+/// The status of an overloaded node, with a pushback from 50 to 150 ms, so that clients do not retry all at once
 /// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
-fn overloaded(text: String) -> Status {
+fn overload_status(text: String) -> Status {
     let mut status = Status::resource_exhausted(text);
     status.metadata_mut().insert("grpc-retry-pushback-ms", rand::random_range(50_u32..=150).into());
     status
 }
 
-/// The status that a failed call is answered with.
+/// The status of a call that was not decided.
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn failed(error: CallError) -> Status {
+fn status(error: CallError) -> Status {
     let code = FailureCode::of(&error);
     let text = error.message();
-    if code.retry_soon { overloaded(text) } else { Status::new(code.grpc, text) }
+    if code.is_overload { overload_status(text) } else { Status::new(code.grpc, text) }
 }
 
-fn from_wire<'a>(within: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
+fn from_wire<'a>(scope: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
     Ok(Call {
-        within,
+        within: scope,
         domain: &call.domain,
         caller: caller(call.caller.as_ref())?,
         resource: &call.resource,
@@ -280,20 +280,19 @@ fn caller(caller: Option<&v1::Caller>) -> Result<CallerRef<'_>, CallError> {
     }
 }
 
-/// One call's part of the answer to several.
-fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
-    use v1::call_result::Result as Of;
-    let result = decided.map_or_else(
+/// The result of one call of a batch or stream.
+fn call_result(decision: Result<v1::Decision, CallError>) -> v1::CallResult {
+    use v1::call_result::Result as CallResult;
+    let result = decision.map_or_else(
         |error| {
-            let status = failed(error);
-            Of::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
+            let status = status(error);
+            CallResult::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
         },
-        Of::Decision,
+        CallResult::Decision,
     );
     v1::CallResult { result: Some(result) }
 }
 
-/// `call` returns the part of it.
 fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     let common = v1::Decision {
         verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
@@ -304,12 +303,12 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     };
     match &answer.outcome {
         Err(rejection) => {
-            let (block, at) = (rejection.block(), rejection.at);
+            let (block, now) = (rejection.block(), rejection.at);
             v1::Decision {
-                decided_at: Some(timestamp(at)),
-                retry_after_ms: block.map(|block| block.until.ms_since(at)),
+                decided_at: Some(timestamp(now)),
+                retry_after_ms: block.map(|block| block.until.ms_since(now)),
                 blocked_until: block.map(|block| timestamp(block.until)),
-                block_message: block.map(|block| block.message(at)).unwrap_or_default(),
+                block_message: block.map(|block| block.message(now)).unwrap_or_default(),
                 ..common
             }
         }
@@ -336,11 +335,11 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     }
 }
 
-fn rendered(answer: Rendered) -> v1::RenderedResponse {
+fn rendered(response: Rendered) -> v1::RenderedResponse {
     v1::RenderedResponse {
-        status: answer.status.into(),
-        headers: answer.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
-        body: answer.body.unwrap_or_default(),
+        status: response.status.into(),
+        headers: response.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
+        body: response.body.unwrap_or_default(),
     }
 }
 
@@ -429,8 +428,8 @@ fn reason(reason: Reason) -> v1::Reason {
     }
 }
 
-fn timestamp(at: Timestamp) -> prost_types::Timestamp {
-    let ms = at.as_ms();
+fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let ms = time.as_ms();
     prost_types::Timestamp {
         seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
         nanos: i32::try_from(ms % 1000 * 1_000_000).unwrap_or(0),

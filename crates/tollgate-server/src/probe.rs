@@ -85,8 +85,8 @@ impl Probe {
         Self { probed, metrics, last: Mutex::new(None) }
     }
 
-    /// Asks the store.
-    pub(crate) async fn ask(&self) {
+    /// Checks the store.
+    pub(crate) async fn check(&self) {
         let health = tokio::time::timeout(WITHIN, self.probed.health()).await.unwrap_or_else(|_| {
             let reason = "does not answer".to_owned();
             StoreHealth::bad(Obstacle { error: format!("no answer within {WITHIN:?}"), reason })
@@ -215,7 +215,7 @@ mod tests {
     async fn an_answer_is_believed_for_a_while() {
         let probe = probe();
         assert!(!probe.state().usable, "nobody asked");
-        probe.ask().await;
+        probe.check().await;
         assert_eq!(probe.state(), StoreState { whole: true, usable: true, detail: None });
         probe.last.lock().as_mut().unwrap().at = Instant::now().checked_sub(MAX_AGE).unwrap();
         assert!(!probe.state().usable, "the task that asks is gone");

@@ -1,10 +1,10 @@
-//! REST: the callers' own limits, JSON twins of the RPCs, health, metrics, and the API's description.
+//! REST: the callers' own limits, the JSON versions of the RPCs, health, metrics, and the OpenAPI document.
 
+mod access;
 pub(crate) mod admin;
 mod batch;
 mod bounds;
 mod decide;
-mod guard;
 mod health;
 mod limits;
 mod list;
@@ -36,8 +36,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use health::Health;
 
+use self::access::RouteAccess;
 pub(crate) use self::bounds::RequestBounds;
-use self::guard::RouteAccess;
 use crate::{auth::Authenticator, failure_code::FailureCode};
 
 /// Shared by the handlers.
@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) admin: Arc<Admin>,
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) health: Arc<Health>,
-    /// How long a call may take in all.
+    /// The maximum time of a call.
     pub(crate) timeout: Duration,
 }
 
@@ -69,19 +69,19 @@ pub(crate) enum RouteSet {
         description = "Rate limits for an API platform: decide calls, and read the limits of callers.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    // Failures that routes share name these, and bring no description of them along.
+    // The shared error responses refer to these schemas but do not register them.
     components(schemas(ErrorBody, plain_error::PlainError))
 )]
-struct Description;
+struct OpenApiDocument;
 
-/// The routes of a listener, in groups of the same access.
-fn groups(offer: RouteSet) -> Vec<(RouteAccess, OpenApiRouter<Shared>)> {
-    let of_keys = OpenApiRouter::new()
+/// The routes of a listener, in groups with the same access.
+fn route_groups(route_set: RouteSet) -> Vec<(RouteAccess, OpenApiRouter<Shared>)> {
+    let key_routes = OpenApiRouter::new()
         .routes(routes!(limits::get_rate_limits))
         .routes(routes!(limits::get_rate_limits_v1))
         .routes(routes!(limits::log::get_log))
         .routes(routes!(limits::log::get_log_v1));
-    let of_services = OpenApiRouter::new()
+    let service_routes = OpenApiRouter::new()
         .routes(routes!(decide::check))
         .routes(routes!(decide::consume))
         .routes(routes!(batch::consume_batch))
@@ -91,110 +91,112 @@ fn groups(offer: RouteSet) -> Vec<(RouteAccess, OpenApiRouter<Shared>)> {
         .routes(routes!(reserve::extend))
         .routes(routes!(report::report_outcome))
         .routes(routes!(list::list_rate_limits));
-    let api = [(RouteAccess::Key, of_keys), (RouteAccess::Service, of_services), (RouteAccess::Admin, admin::routes())];
-    let operations = OpenApiRouter::new()
+    let api =
+        [(RouteAccess::Key, key_routes), (RouteAccess::Service, service_routes), (RouteAccess::Admin, admin::routes())];
+    let operations_routes = OpenApiRouter::new()
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics));
-    let operations = (RouteAccess::Open, operations);
-    match offer {
+    let operations = (RouteAccess::Open, operations_routes);
+    match route_set {
         RouteSet::Api => api.into(),
         RouteSet::Operations => vec![operations],
         RouteSet::Everything => api.into_iter().chain([operations]).collect(),
     }
 }
 
-/// The description of all routes.
-fn description() -> utoipa::openapi::OpenApi {
-    let mut description = Description::openapi();
-    guard::describe_credentials(&mut description);
-    for (access, routes) in groups(RouteSet::Everything) {
-        let mut of_group = routes.into_openapi();
-        guard::describe(&mut of_group, access);
-        description.merge(of_group);
+/// The OpenAPI document of all routes.
+fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut document = OpenApiDocument::openapi();
+    access::add_security_schemes(&mut document);
+    for (access, routes) in route_groups(RouteSet::Everything) {
+        let mut group_document = routes.into_openapi();
+        access::add_requirements(&mut group_document, access);
+        document.merge(group_document);
     }
-    description
+    document
 }
 
-/// The description of the API, as `/openapi.json` serves it.
+/// The OpenAPI document, as `/openapi.json` serves it.
 ///
 /// # Errors
-/// None in practice; that of the JSON writer.
+/// The document cannot be serialized; this does not happen in practice.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
-    description().to_pretty_json()
+    openapi_document().to_pretty_json()
 }
 
-/// The routes of a listener, within these bounds.
+/// The router of a listener.
 ///
 /// # Errors
-/// None in practice; that of the JSON writer.
+/// The OpenAPI document cannot be serialized; this does not happen in practice.
 pub(crate) fn router(
     shared: Shared,
     bounds: &Arc<RequestBounds>,
-    offer: RouteSet,
+    route_set: RouteSet,
 ) -> Result<Router, serde_json::Error> {
-    let guarded = |access: RouteAccess, routes: Router<Shared>| {
-        let late =
-            move |_: tower::BoxError| async move { guard::error(access, FailureCode::LATE, "the call took too long") };
-        let bounded = ServiceBuilder::new()
-            .layer(axum::error_handling::HandleErrorLayer::new(late))
+    let with_layers = |access: RouteAccess, routes: Router<Shared>| {
+        let timed_out = move |_: tower::BoxError| async move {
+            access::error_response(access, FailureCode::TIMED_OUT, "the call took too long")
+        };
+        let timeout = ServiceBuilder::new()
+            .layer(axum::error_handling::HandleErrorLayer::new(timed_out))
             .layer(TimeoutLayer::new(shared.timeout));
-        let gate = guard::Gate { access, auth: Arc::clone(&shared.auth), bounds: Arc::clone(bounds) };
+        let check = access::AccessCheck { access, auth: Arc::clone(&shared.auth), bounds: Arc::clone(bounds) };
         routes
             .method_not_allowed_fallback(|| async {
                 let code = "method_not_allowed";
-                error_answer(StatusCode::METHOD_NOT_ALLOWED, code, "the route has no such method")
+                error_response(StatusCode::METHOD_NOT_ALLOWED, code, "the route has no such method")
             })
-            .layer(bounded)
-            // The guard has read the body, and so bounded it.
+            .layer(timeout)
+            // The access check has read the body and checked its size.
             .layer(DefaultBodyLimit::disable())
-            // Last, and so first on the way in: a caller that may not enter costs nothing more.
-            .layer(axum::middleware::from_fn_with_state(gate, guard::guard))
+            // Added last, so it runs first: an unauthorized caller is rejected before any other work.
+            .layer(axum::middleware::from_fn_with_state(check, access::check_access))
     };
-    let mut open =
-        Router::new().fallback(|| async { error_answer(StatusCode::NOT_FOUND, "not_found", "there is no such route") });
-    if offer != RouteSet::Operations {
-        let page = DescriptionPage::new(&description())?;
-        open = open.route("/openapi.json", get(move |headers: HeaderMap| async move { page.answer(&headers) }));
+    let mut open = Router::new()
+        .fallback(|| async { error_response(StatusCode::NOT_FOUND, "not_found", "there is no such route") });
+    if route_set != RouteSet::Operations {
+        let page = OpenApiPage::new(&openapi_document())?;
+        open = open.route("/openapi.json", get(move |headers: HeaderMap| async move { page.response(&headers) }));
     }
-    let groups = groups(offer).into_iter().map(|(access, routes)| guarded(access, routes.into()));
-    let routes = groups.fold(guarded(RouteAccess::Open, open), Router::merge);
+    let groups = route_groups(route_set).into_iter().map(|(access, routes)| with_layers(access, routes.into()));
+    let routes = groups.fold(with_layers(RouteAccess::Open, open), Router::merge);
     Ok(routes.with_state(shared))
 }
 
-/// The description of the API, written once: every answer has the same bytes.
+/// The OpenAPI document, serialized once.
 #[derive(Clone)]
-struct DescriptionPage {
+struct OpenApiPage {
     json: Bytes,
-    tag: HeaderValue,
+    etag: HeaderValue,
 }
 
-impl DescriptionPage {
-    fn new(description: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
-        let json = Bytes::from(serde_json::to_vec(description)?);
+impl OpenApiPage {
+    fn new(document: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+        let json = Bytes::from(serde_json::to_vec(document)?);
         let digest = Sha256::digest(&json);
-        let tag = digest.iter().take(16).fold(String::from("\""), |tag, byte| format!("{tag}{byte:02x}")) + "\"";
-        let tag = HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("\"\""));
-        Ok(Self { json, tag })
+        let etag = digest.iter().take(16).fold(String::from("\""), |etag, byte| format!("{etag}{byte:02x}")) + "\"";
+        let etag = HeaderValue::from_str(&etag).unwrap_or(HeaderValue::from_static("\"\""));
+        Ok(Self { json, etag })
     }
 
-    /// The description, or that the caller has it already (RFC 9110, 13.1.2).
-    fn answer(&self, headers: &HeaderMap) -> Response {
-        let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
-        let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
-        let tag = [(header::ETAG, self.tag.clone())];
-        if known.any(|known| known == "*" || known.as_bytes() == self.tag.as_bytes()) {
-            return (StatusCode::NOT_MODIFIED, tag).into_response();
+    /// The document, or 304 if the caller has it already (RFC 9110, 13.1.2).
+    fn response(&self, headers: &HeaderMap) -> Response {
+        let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut etags = values.flat_map(|value| value.split(',')).map(|etag| etag.trim().trim_start_matches("W/"));
+        let etag_header = [(header::ETAG, self.etag.clone())];
+        if etags.any(|etag| etag == "*" || etag.as_bytes() == self.etag.as_bytes()) {
+            return (StatusCode::NOT_MODIFIED, etag_header).into_response();
         }
         let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        (tag, content_type, self.json.clone()).into_response()
+        (etag_header, content_type, self.json.clone()).into_response()
     }
 }
 
 /// The errors of every route of `/v1`, except those of authentication.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "for the description of the API")]
-enum Failures {
+#[expect(dead_code, reason = "for the OpenAPI document")]
+enum ErrorResponses {
     #[response(status = 400, description = "The request is wrong; the message names the field")]
     Invalid(ErrorBody),
     #[response(status = 408, description = "The body did not arrive in time")]
@@ -204,48 +206,47 @@ enum Failures {
     #[response(status = 415, description = "The body is compressed, or its content type is not JSON")]
     NotJson(ErrorBody),
     #[response(status = 429, description = "The node is overloaded")]
-    Full(ErrorBody),
+    Overloaded(ErrorBody),
     #[response(status = 503, description = "The counters cannot be reached within the deadline")]
     Unavailable(ErrorBody),
     #[response(status = 504, description = "The call took too long")]
-    Late(ErrorBody),
+    TimedOut(ErrorBody),
 }
 
-/// An error as an answer.
-fn error_answer(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {
-    failure(status, ErrorBody::new(code, message))
+fn error_response(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {
+    json_response(status, ErrorBody::new(code, message))
 }
 
-fn failure(status: StatusCode, body: impl Serialize) -> Response {
+fn json_response(status: StatusCode, body: impl Serialize) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Says that the node itself is overloaded; a second is the shortest wait that HTTP can express.
-fn retry_soon(answer: &mut Response) {
-    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+/// Sets `Retry-After` to one second, the shortest wait that the header can express.
+fn set_retry_after(response: &mut Response) {
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
 }
 
 /// The response to a service.
-fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
-    result.map_or_else(|error| failed(&error), |body| Json(body).into_response())
+fn result_response<T: Serialize>(result: Result<T, CallError>) -> Response {
+    result.map_or_else(|error| call_error_response(&error), |body| Json(body).into_response())
 }
 
-/// A failed call, as a batch reports it.
-fn detail(error: &CallError) -> ErrorDetail {
-    ErrorDetail { code: FailureCode::of(error).word.into(), message: error.message() }
+/// The error of a call, as a batch reports it.
+fn error_detail(error: &CallError) -> ErrorDetail {
+    ErrorDetail { code: FailureCode::of(error).name.into(), message: error.message() }
 }
 
-/// The answer to a failed call.
-fn failed(error: &CallError) -> Response {
+/// The response to a call that was not decided.
+fn call_error_response(error: &CallError) -> Response {
     let code = FailureCode::of(error);
-    let mut answer = failure(code.http, ErrorBody { error: detail(error) });
-    if code.retry_soon {
-        retry_soon(&mut answer);
+    let mut response = json_response(code.http, ErrorBody { error: error_detail(error) });
+    if code.is_overload {
+        set_retry_after(&mut response);
     }
-    answer
+    response
 }
 
-/// A JSON body, whose mistakes are answered in our own words.
+/// A JSON body. Errors in it are reported in the format of this API.
 struct Body<T>(T);
 
 impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
@@ -260,32 +261,32 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Shared> for Body<T> {
                     _ => "invalid_argument",
                 };
                 let status = match rejection.status() {
-                    // A field of the wrong type is as wrong as one of the wrong value.
+                    // A field of the wrong type is reported like a field with the wrong value.
                     StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
                     status => status,
                 };
-                Err(error_answer(status, code, mistake_of(&rejection)))
+                Err(error_response(status, code, body_error_message(&rejection)))
             }
         }
     }
 }
 
-/// The mistake in a JSON body, after the name of the field if there is one.
-fn mistake_of(rejection: &JsonRejection) -> String {
+/// The message for an invalid JSON body; it begins with the name of the field, if there is one.
+fn body_error_message(rejection: &JsonRejection) -> String {
     let mut source = std::error::Error::source(rejection);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<serde_path_to_error::Error<serde_json::Error>>() {
-            return mistake("body", error);
+            return field_error_message("body", error);
         }
         source = error.source();
     }
     format!("body: {}", rejection.body_text())
 }
 
-/// The same of something in a body, which is called `around` where no field of it is meant.
-fn mistake(around: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+/// The message for an error in JSON; it begins with the name of the field, or with `default_name`.
+fn field_error_message(default_name: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let path = error.path().to_string();
-    // Of JSON that breaks off, or is no map, there is no field to name.
-    let field = if path.starts_with(['.', '?', '[']) { around } else { &path };
+    // No field has an error if the JSON is truncated, or not a map.
+    let field = if path.starts_with(['.', '?', '[']) { default_name } else { &path };
     format!("{field}: {}", error.inner())
 }

@@ -256,7 +256,7 @@ pub async fn run(
         counters,
         accounts: apart,
         policies: Arc::clone(&policies),
-        decides_alone: fallback.is_some(),
+        has_fallback: fallback.is_some(),
         auth: Arc::clone(&auth),
         metrics: Arc::clone(&metrics),
         stage: stage.clone(),
@@ -380,7 +380,7 @@ async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
 
 /// Probes the stores, and keeps the gRPC health service in step with them and the lifecycle.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
-    let (mut ticks, mut drains, mut told) = (tokio::time::interval(PROBE_EVERY), false, None);
+    let (mut ticks, mut is_draining, mut last_status) = (tokio::time::interval(PROBE_EVERY), false, None);
     loop {
         let probe = async {
             ticks.tick().await;
@@ -389,12 +389,12 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
         tokio::select! {
             () = probe => {}
             // Draining is reported at once.
-            () = Lifecycle::Draining.reached(health.stage.clone()), if !drains => drains = true,
+            () = Lifecycle::Draining.reached(health.stage.clone()), if !is_draining => is_draining = true,
         }
-        let ready = !drains && health.may_decide();
+        let ready = !is_draining && health.can_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         // Watchers receive only changes.
-        if told.replace(status) == Some(status) {
+        if last_status.replace(status) == Some(status) {
             continue;
         }
         // The empty name means the node as a whole.

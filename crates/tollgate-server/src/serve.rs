@@ -43,34 +43,35 @@ impl Servers {
             .register_encoded_file_descriptor_set(tollgate_api::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let open = Arc::new(grpc::OpenCalls::default());
+        let open = Arc::new(grpc::OpenServiceBounds::default());
         let health = health.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
-        let health = grpc::Open::new(health, Arc::clone(&open), ("/grpc.health.v1.Health/Watch", grpc::WATCH));
+        let health =
+            grpc::OpenService::new(health, Arc::clone(&open), ("/grpc.health.v1.Health/Watch", grpc::WATCH_LIFETIME));
         let reflection = reflection.max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
         let streams = grpc::StreamBounds {
-            places: Shares::new(settings.requests.max_streams, settings.requests.max_streams_per_caller),
+            streams: Shares::new(settings.requests.max_streams, settings.requests.max_streams_per_caller),
             calls: settings.stream_calls,
-            idle: settings.stream_idle_timeout,
+            idle_timeout: settings.stream_idle_timeout,
             stage: self.stage.clone(),
             metrics: Arc::clone(&self.metrics),
         };
         let bodies = grpc::BodyBounds {
             timeout: settings.requests.body_timeout,
-            unread: unread(settings),
+            unread: unread_body_memory(settings),
             message_bytes: settings.requests.max_bytes,
             metrics: Arc::clone(&self.metrics),
         };
         let api = grpc::Api::new(Arc::clone(&self.service), settings.call_timeout, streams);
         let api = RateLimitServiceServer::new(api).max_decoding_message_size(settings.requests.max_bytes);
-        let api = grpc::GuardedService::new(api, Arc::clone(&self.auth), settings.call_timeout, bodies.clone());
+        let api = grpc::AuthenticatedService::new(api, Arc::clone(&self.auth), settings.call_timeout, bodies.clone());
         let routes = Routes::new(health).add_service(api);
-        let conversation = ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", grpc::REFLECTION);
+        let conversation = ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", grpc::REFLECTION_LIFETIME);
         let routes = if settings.open_reflection {
-            routes.add_service(grpc::Open::new(reflection, open, conversation))
+            routes.add_service(grpc::OpenService::new(reflection, open, conversation))
         } else {
             let reflection =
-                grpc::GuardedService::new(reflection, Arc::clone(&self.auth), settings.call_timeout, bodies);
-            routes.add_service(grpc::Open::new(reflection, open, conversation))
+                grpc::AuthenticatedService::new(reflection, Arc::clone(&self.auth), settings.call_timeout, bodies);
+            routes.add_service(grpc::OpenService::new(reflection, open, conversation))
         };
         let routes = routes.prepare();
         Ok(self.server("grpc", listener, Protocols::Http2, routes.into_axum_router()))
@@ -78,8 +79,8 @@ impl Servers {
 
     /// REST; with the routes for operators, unless they have a listener of their own.
     pub(crate) fn rest(&self, listener: TcpListener) -> Result<Server, RunError> {
-        let offer = if self.settings.ops_listen.is_some() { RouteSet::Api } else { RouteSet::Everything };
-        Ok(self.server("http", listener, Protocols::Http, self.router(offer)?))
+        let route_set = if self.settings.ops_listen.is_some() { RouteSet::Api } else { RouteSet::Everything };
+        Ok(self.server("http", listener, Protocols::Http, self.router(route_set)?))
     }
 
     /// The routes for operators: plain text and without authentication, for scrapers and probes.
@@ -88,7 +89,7 @@ impl Servers {
         Ok(Server { tls: None, ..self.server("ops", listener, Protocols::Http, router) })
     }
 
-    fn router(&self, offer: RouteSet) -> Result<Router, RunError> {
+    fn router(&self, route_set: RouteSet) -> Result<Router, RunError> {
         let shared = rest::Shared {
             service: Arc::clone(&self.service),
             admin: Arc::clone(&self.admin),
@@ -101,13 +102,13 @@ impl Servers {
         let bounds = rest::RequestBounds {
             body_bytes: requests.max_bytes,
             body_timeout: requests.body_timeout,
-            unread: unread(&self.settings),
+            unread: unread_body_memory(&self.settings),
             calls: calls(),
             end_user_calls: calls(),
             pages: rest::RequestBounds::pages(),
             metrics: Arc::clone(&self.metrics),
         };
-        Ok(rest::router(shared, &Arc::new(bounds), offer)?)
+        Ok(rest::router(shared, &Arc::new(bounds), route_set)?)
     }
 
     fn server(&self, name: &'static str, listener: TcpListener, protocols: Protocols, router: Router) -> Server {
@@ -127,8 +128,8 @@ impl Servers {
     }
 }
 
-/// The memory of bodies that have not arrived yet, half of it for one caller.
-fn unread(settings: &Settings) -> Arc<Shares> {
+/// The memory for request bodies that have not arrived completely; one caller may use half of it.
+fn unread_body_memory(settings: &Settings) -> Arc<Shares> {
     let bytes = settings.requests.max_unread_bytes;
     Shares::new(bytes, bytes / 2)
 }

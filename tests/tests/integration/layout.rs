@@ -221,7 +221,8 @@ fn front_doors_do_not_depend_on_each_other() {
 /// connection; failed logins are limited per node, in its memory.
 #[test]
 fn only_the_wiring_names_a_concrete_store() {
-    let wiring = ["run", "settings", "settings::defaults", "settings::redis", "doctor", "cli", "workers", "auth::throttle"];
+    let wiring =
+        ["run", "settings", "settings::defaults", "settings::redis", "doctor", "cli", "workers", "auth::throttle"];
     let concrete = ["memory", "redis"];
     for name in ["tollgate-service", "tollgate-server"] {
         for source in sources(name) {

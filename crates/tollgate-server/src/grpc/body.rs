@@ -1,4 +1,4 @@
-//! The body of a call while it arrives: its time and memory are bounded.
+//! The bounds on the time and memory of a call's body while it arrives.
 
 use std::{
     pin::Pin,
@@ -24,79 +24,79 @@ const PREFIX_BYTES: usize = 5;
 /// The bounds of bodies until they have arrived.
 #[derive(Clone)]
 pub(crate) struct BodyBounds {
-    /// How long the body of a call with one message may take to arrive.
+    /// The maximum time until the body of a unary call has arrived.
     pub(crate) timeout: Duration,
-    /// The memory of bodies that have not arrived yet, in bytes.
+    /// The memory for bodies that have not arrived completely, in bytes.
     pub(crate) unread: Arc<Shares>,
-    /// The largest message.
+    /// The maximum size of a message.
     pub(crate) message_bytes: usize,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// The body of a call. Bytes that have arrived cost nothing here; a body that keeps the node waiting holds as much
-/// memory as its message's length says, because that much is allocated for it.
+/// The body of a call. While the node waits for it, it holds a permit for the length that the message states, because
+/// that much memory is allocated for it.
 pub(crate) struct CallBody {
     body: Body,
     bounds: Option<Arc<BodyBounds>>,
     holder: Holder,
     /// The first bytes of the message, which contain its length.
     prefix: [u8; PREFIX_BYTES],
-    seen: usize,
-    waiting: Option<UnreadBody>,
+    received_bytes: usize,
+    unread: Option<UnreadBody>,
 }
 
-/// A body that kept the node waiting.
+/// The state of a body that the node waits for.
 struct UnreadBody {
     permit: Permit,
     timeout: Pin<Box<Sleep>>,
 }
 
 impl CallBody {
-    /// The body of a call with one message.
+    /// The body of a unary call.
     pub(super) fn unary(body: Body, bounds: Arc<BodyBounds>, holder: Holder) -> Self {
-        Self { body, bounds: Some(bounds), holder, prefix: [0; PREFIX_BYTES], seen: 0, waiting: None }
+        Self { body, bounds: Some(bounds), holder, prefix: [0; PREFIX_BYTES], received_bytes: 0, unread: None }
     }
 
-    /// The body of a stream, which has bounds of its own: how many there are, and how long one is idle.
+    /// The body of a stream. Streams have other bounds: their number, and their idle time.
     pub(super) fn stream(body: Body) -> Self {
-        Self { body, bounds: None, holder: Holder::Anyone, prefix: [0; PREFIX_BYTES], seen: 0, waiting: None }
+        Self { body, bounds: None, holder: Holder::Anyone, prefix: [0; PREFIX_BYTES], received_bytes: 0, unread: None }
     }
 
     fn count(&mut self, data: &[u8]) {
-        let free = &mut self.prefix[self.seen.min(PREFIX_BYTES)..];
-        let known = free.len().min(data.len());
-        free[..known].copy_from_slice(&data[..known]);
-        self.seen = self.seen.saturating_add(data.len());
+        let missing = &mut self.prefix[self.received_bytes.min(PREFIX_BYTES)..];
+        let length = missing.len().min(data.len());
+        missing[..length].copy_from_slice(&data[..length]);
+        self.received_bytes = self.received_bytes.saturating_add(data.len());
     }
 
-    /// The memory that the message takes until it is there.
+    /// The memory of the message until it has arrived.
     fn cost(&self, bounds: &BodyBounds) -> usize {
         let [_, length @ ..] = self.prefix;
-        let said = if self.seen < PREFIX_BYTES { 0 } else { u32::from_be_bytes(length) as usize };
-        // A message above the largest size is refused as soon as its length is known.
-        UNREAD_BASE_BYTES + said.min(bounds.message_bytes).max(self.seen)
+        let stated_bytes = if self.received_bytes < PREFIX_BYTES { 0 } else { u32::from_be_bytes(length) as usize };
+        // A message above the maximum size is refused as soon as its length is known.
+        UNREAD_BASE_BYTES + stated_bytes.min(bounds.message_bytes).max(self.received_bytes)
     }
 
-    /// Holds the memory of a waiting body, within its time limit.
+    /// Acquires memory for a body that the node waits for. Ready with an error if there is none, or after the timeout.
     fn poll_wait(&mut self, context: &mut Context<'_>, bounds: &BodyBounds) -> Poll<Status> {
         let cost = self.cost(bounds);
-        let held = match &mut self.waiting {
-            Some(waiting) => waiting.permit.grow_to(cost),
+        let acquired = match &mut self.unread {
+            Some(unread) => unread.permit.grow_to(cost),
             None => bounds.unread.acquire(self.holder.clone(), cost).map(|permit| {
-                self.waiting = Some(UnreadBody { permit, timeout: Box::pin(sleep(bounds.timeout)) });
+                self.unread = Some(UnreadBody { permit, timeout: Box::pin(sleep(bounds.timeout)) });
             }),
         };
-        if held.is_err() {
+        if acquired.is_err() {
             bounds.metrics.request_refused("grpc", "unread_bodies");
-            return Poll::Ready(super::overloaded(
+            return Poll::Ready(super::overload_status(
                 "the node is already receiving as many messages as it allows".to_owned(),
             ));
         }
-        let Some(waiting) = &mut self.waiting else { return Poll::Pending };
-        ready!(waiting.timeout.as_mut().poll(context));
+        let Some(unread) = &mut self.unread else { return Poll::Pending };
+        ready!(unread.timeout.as_mut().poll(context));
         bounds.metrics.request_refused("grpc", "slow_body");
-        let said = format!("message: did not arrive within {:?}; nothing was charged", bounds.timeout);
-        Poll::Ready(Status::deadline_exceeded(said))
+        let message = format!("message: did not arrive within {:?}; nothing was charged", bounds.timeout);
+        Poll::Ready(Status::deadline_exceeded(message))
     }
 }
 

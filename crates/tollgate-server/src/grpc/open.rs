@@ -1,4 +1,4 @@
-//! gRPC services without authentication: the number of their concurrent calls, and their duration, are bounded.
+//! gRPC services without authentication, with bounds on the number and the duration of their calls.
 
 use std::{
     convert::Infallible,
@@ -27,34 +27,34 @@ use crate::{
     shares::{Exhausted, Holder, Permit, Shares},
 };
 
-/// The largest message, in bytes: names of services and files are shorter.
+/// The maximum size of a message, in bytes; names of services and files are shorter.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1_024;
-/// How long a call may take until its answer is there; its message is there at once.
-const CALL: Duration = Duration::from_secs(5);
-/// How long `Watch` lasts; after that, clients watch again.
-pub(crate) const WATCH: Duration = Duration::from_mins(10);
-/// How long a conversation of reflection lasts.
-pub(crate) const REFLECTION: Duration = Duration::from_mins(1);
-/// How much longer than that the connection of a client may stay that does not take the end of a stream.
+/// The maximum time until the response to a call begins.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum duration of `Watch`; then clients call it again.
+pub(crate) const WATCH_LIFETIME: Duration = Duration::from_mins(10);
+/// The maximum duration of a reflection stream.
+pub(crate) const REFLECTION_LIFETIME: Duration = Duration::from_mins(1);
+/// The time after the end of a stream until the connection of a client that does not read the end is closed.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// The maximum number of concurrent calls, and of one address; for trusted proxies only the first applies.
-const CALLS: (usize, usize) = (4_096, 512);
-const STREAMS: (usize, usize) = (256, 32);
+/// The maximum number of concurrent calls in total, and of one address; for trusted proxies only the first applies.
+const MAX_CALLS: (usize, usize) = (4_096, 512);
+const MAX_STREAMS: (usize, usize) = (256, 32);
 
-/// The calls of the open services of a node.
-pub(crate) struct OpenCalls {
+/// The bounds of all open services of a node.
+pub(crate) struct OpenServiceBounds {
     calls: Arc<Shares>,
     streams: Arc<Shares>,
 }
 
-impl Default for OpenCalls {
+impl Default for OpenServiceBounds {
     fn default() -> Self {
-        Self { calls: Shares::new(CALLS.0, CALLS.1), streams: Shares::new(STREAMS.0, STREAMS.1) }
+        Self { calls: Shares::new(MAX_CALLS.0, MAX_CALLS.1), streams: Shares::new(MAX_STREAMS.0, MAX_STREAMS.1) }
     }
 }
 
-/// A permit for one call from this address; a trusted proxy has none.
+/// A permit for one call from this address; `None` for a trusted proxy.
 fn permit(shares: &Arc<Shares>, source: Option<IpAddr>) -> Result<Permit, Status> {
     let holder = source.map_or(Holder::Anyone, Holder::address);
     shares.acquire(holder, 1).map_err(|exhausted| {
@@ -65,43 +65,43 @@ fn permit(shares: &Arc<Shares>, source: Option<IpAddr>) -> Result<Permit, Status
     })
 }
 
-/// A gRPC service whose calls are bounded.
+/// A gRPC service without authentication.
 #[derive(Clone)]
-pub(crate) struct Open<S> {
+pub(crate) struct OpenService<S> {
     inner: S,
-    calls: Arc<OpenCalls>,
-    /// The path of the method that streams, and how long it may.
+    bounds: Arc<OpenServiceBounds>,
+    /// The path of the streaming method, and the maximum duration of a stream.
     stream: (&'static str, Duration),
 }
 
-impl<S> Open<S> {
-    pub(crate) fn new(inner: S, calls: Arc<OpenCalls>, stream: (&'static str, Duration)) -> Self {
-        Self { inner, calls, stream }
+impl<S> OpenService<S> {
+    pub(crate) fn new(inner: S, bounds: Arc<OpenServiceBounds>, stream: (&'static str, Duration)) -> Self {
+        Self { inner, bounds, stream }
     }
 
-    fn open(&self, request: &http::Request<Body>) -> Result<(Permit, Option<Lifetime>), Status> {
+    fn admit(&self, request: &http::Request<Body>) -> Result<(Permit, Option<StreamLifetime>), Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
         let peer = peer.ok_or_else(|| Status::internal("the request has no connection information"))?;
-        let (path, lifetime) = self.stream;
+        let (path, duration) = self.stream;
         if request.uri().path() != path {
-            return Ok((permit(&self.calls.calls, peer.source)?, None));
+            return Ok((permit(&self.bounds.calls, peer.source)?, None));
         }
-        let permit = permit(&self.calls.streams, peer.source)?;
-        Ok((permit, Some(Lifetime { length: lifetime, connection: peer.connection.clone() })))
+        let permit = permit(&self.bounds.streams, peer.source)?;
+        Ok((permit, Some(StreamLifetime { duration, connection: peer.connection.clone() })))
     }
 }
 
-/// How long a stream may last.
-struct Lifetime {
-    length: Duration,
+/// The maximum duration of a stream, and its connection.
+struct StreamLifetime {
+    duration: Duration,
     connection: Activity,
 }
 
-impl<S: NamedService> NamedService for Open<S> {
+impl<S: NamedService> NamedService for OpenService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for Open<S>
+impl<S> Service<http::Request<Body>> for OpenService<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -115,34 +115,36 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let (permit, lifetime) = match self.open(&request) {
-            Ok(opened) => opened,
+        let (permit, lifetime) = match self.admit(&request) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(async { Ok(status.into_http()) }),
         };
         let request = match &lifetime {
             // The reader of a stream's requests stops together with it.
-            Some(Lifetime { length, .. }) => request.map(|body| Body::new(BoundedBody::new(body, *length, ()))),
+            Some(StreamLifetime { duration, .. }) => {
+                request.map(|body| Body::new(BoundedBody::new(body, *duration, ())))
+            }
             None => request,
         };
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
-            let Ok(answer) = timeout(CALL, answer).await else {
+            let Ok(response) = timeout(RESPONSE_TIMEOUT, response).await else {
                 return Ok(Status::deadline_exceeded("the message took too long").into_http());
             };
-            let mut answer = answer?;
-            let Some(Lifetime { length, connection }) = lifetime else { return Ok(answer) };
-            answer.extensions_mut().insert(Streaming);
-            let cut = tokio::spawn(async move {
-                sleep(length + GRACE).await;
-                connection.cut_as_unread();
+            let mut response = response?;
+            let Some(StreamLifetime { duration, connection }) = lifetime else { return Ok(response) };
+            response.extensions_mut().insert(Streaming);
+            let closing = tokio::spawn(async move {
+                sleep(duration + GRACE).await;
+                connection.close_as_unread();
             });
-            let held = (permit, AbortOnDrop(cut.abort_handle()));
-            Ok(answer.map(|body| Body::new(BoundedBody::new(body, length, held))))
+            let resources = (permit, AbortOnDrop(closing.abort_handle()));
+            Ok(response.map(|body| Body::new(BoundedBody::new(body, duration, resources))))
         })
     }
 }
 
-/// Ends the connection of a stream whose end the client does not take, unless this is dropped before.
+/// Aborts a task when it is dropped.
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {
@@ -151,17 +153,17 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// A body that ends after some time, with the resources that are held until then.
+/// A body with a maximum duration. It holds `resources` until it is dropped.
 struct BoundedBody<T> {
     body: Body,
     end: Pin<Box<Sleep>>,
     has_ended: bool,
-    _held: T,
+    _resources: T,
 }
 
 impl<T> BoundedBody<T> {
-    fn new(body: Body, length: Duration, held: T) -> Self {
-        Self { body, end: Box::pin(sleep(length)), has_ended: false, _held: held }
+    fn new(body: Body, duration: Duration, resources: T) -> Self {
+        Self { body, end: Box::pin(sleep(duration)), has_ended: false, _resources: resources }
     }
 }
 
@@ -176,7 +178,7 @@ impl<T: Unpin> HttpBody for BoundedBody<T> {
         }
         if this.end.as_mut().poll(context).is_ready() {
             this.has_ended = true;
-            // Of an answer these are the trailers; where requests are read they end them as well.
+            // In a response these are its trailers; in a request they end the reading.
             let status = Status::unavailable("the stream has reached its maximum duration; open a new one");
             let mut trailers = http::HeaderMap::new();
             return Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))));

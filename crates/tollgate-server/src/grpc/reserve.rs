@@ -1,4 +1,4 @@
-//! `Reserve`, `Settle`, `Cancel` and `Extend` on the wire.
+//! Conversions of the messages of `Reserve`, `Settle`, `Cancel` and `Extend`.
 
 use tokio::time::Instant;
 use tollgate_api::v1;
@@ -13,28 +13,31 @@ use super::{Api, decision, from_wire, timestamp};
 impl Api {
     pub(super) async fn reserve_one(
         &self,
-        within: &DomainScope,
+        scope: &DomainScope,
         message: &v1::ReserveRequest,
         deadline: Instant,
     ) -> Result<v1::Decision, CallError> {
         let call = message.call.as_ref().ok_or_else(|| CallError::field("call", "is required"))?;
         let inputs = message.inputs.iter().map(|(name, amount)| (name.as_str(), *amount)).collect();
         let reserve = Reserve { inputs, ttl_ms: message.ttl_ms };
-        let read = Call { deadline: Some(deadline), ..from_wire(within, call)? };
-        self.service.reserve(read, &reserve, |outcome| decision(outcome, call)).await
+        let decoded = Call { deadline: Some(deadline), ..from_wire(scope, call)? };
+        self.service.reserve(decoded, &reserve, |answer| decision(answer, call)).await
     }
 }
 
-pub(super) fn settle<'a>(within: &'a DomainScope, message: &'a v1::SettleRequest) -> Settle<'a> {
+pub(super) fn settle<'a>(scope: &'a DomainScope, message: &'a v1::SettleRequest) -> Settle<'a> {
     let usage = message.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect();
-    Settle { within, reservation_id: &message.reservation_id, usage: Some(usage), status: given(message.status) }
+    let status = reported_status(message.status);
+    Settle { within: scope, reservation_id: &message.reservation_id, usage: Some(usage), status }
 }
 
-pub(super) fn cancel<'a>(within: &'a DomainScope, message: &'a v1::CancelRequest) -> Settle<'a> {
-    Settle { within, reservation_id: &message.reservation_id, usage: None, status: given(message.status) }
+pub(super) fn cancel<'a>(scope: &'a DomainScope, message: &'a v1::CancelRequest) -> Settle<'a> {
+    let status = reported_status(message.status);
+    Settle { within: scope, reservation_id: &message.reservation_id, usage: None, status }
 }
 
-fn given(status: u32) -> Option<u32> {
+/// The status; 0 means that none is reported.
+fn reported_status(status: u32) -> Option<u32> {
     (status != 0).then_some(status)
 }
 

@@ -111,7 +111,7 @@ impl Activity {
     }
 
     /// An authenticated caller uses it.
-    pub(crate) fn mark_known(&self) {
+    pub(crate) fn mark_authenticated(&self) {
         self.0.known.store(true, Ordering::Relaxed);
     }
 
@@ -165,7 +165,7 @@ impl Activity {
     }
 
     /// Ends the connection as one whose client does not read.
-    pub(crate) fn cut_as_unread(&self) {
+    pub(crate) fn close_as_unread(&self) {
         self.cut(CloseReason::Unread);
     }
 

@@ -293,7 +293,7 @@ mod tests {
         drop((calls, places));
         // Of an authenticated caller, only if no unauthenticated connection holds much.
         let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
-        places[0].activity().mark_known();
+        places[0].activity().mark_authenticated();
         let mut calls: Vec<_> = (0..8).map(|_| places[0].activity().begin(&Request::new(()))).collect();
         while !places.iter().any(is_cut) {
             calls.extend(places[1..].iter().map(|place| place.activity().begin(&Request::new(()))));

@@ -1,4 +1,4 @@
-//! `/admin/v1`: accounts and keys of the store, for administrators.
+//! `/admin/v1`: accounts and keys, for administrators.
 
 mod accounts;
 mod bodies;
@@ -22,10 +22,10 @@ use tollgate_service::{
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Shared, error_answer, failed};
+use super::{Shared, call_error_response, error_response};
 use crate::auth::AdminGrant;
 
-/// The most that a page of a list has.
+/// The maximum number of entries on a page.
 const LARGEST_PAGE: usize = 100;
 const DEFAULT_PAGE: usize = 50;
 
@@ -34,7 +34,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(accounts::create, accounts::list))
         .routes(routes!(accounts::get, accounts::patch, accounts::delete))
         .routes(routes!(accounts::put_override, accounts::clear_override))
-        .routes(routes!(accounts::tell))
+        .routes(routes!(accounts::record_event))
         .routes(routes!(accounts::reset_usage))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::get, keys::patch))
@@ -76,8 +76,8 @@ impl PageQuery {
         if self.cursor.is_empty() {
             return Ok(String::new());
         }
-        let wrong = || CallError::field("cursor", "must be the next_cursor of the previous page of this list").into();
-        list.position(&self.cursor).ok_or_else(wrong)
+        let invalid = || CallError::field("cursor", "must be the next_cursor of the previous page of this list").into();
+        list.position(&self.cursor).ok_or_else(invalid)
     }
 
     fn take(&self) -> Result<usize, AdminError> {
@@ -91,8 +91,8 @@ impl PageQuery {
 /// The values in a path.
 struct AccountPath<T>(T);
 
-/// A request of an administrator. A handler takes the path before it and the body after it: this is the order in which
-/// mistakes are reported.
+/// A request of an administrator. In a handler, it stands after the path and before the body: errors are reported in
+/// the order of the arguments.
 struct AdminRequest<Q = DomainQuery> {
     shared: Shared,
     grant: AdminGrant,
@@ -106,18 +106,19 @@ impl<Q> AdminRequest<Q> {
         self.shared.admin.session(self.grant.name(), self.grant.scope(), domain)
     }
 
-    /// The version that the caller last saw, from `If-Match` (RFC 9110, 13.1.1), if it insists on one.
+    /// The version in `If-Match` (RFC 9110, 13.1.1): the last version that the caller has read.
     fn if_match(&self) -> Result<Option<u64>, AdminError> {
-        let wrong = || CallError::field("if-match", "must be one ETag as an answer had it, such as \"1740960000000\"");
-        let mut all = self.headers.get_all(header::IF_MATCH).iter();
-        let Some(value) = all.next() else { return Ok(None) };
-        let text = if all.next().is_none() { value.to_str().ok() } else { None };
-        let text = text.ok_or_else(wrong)?.trim();
+        let invalid =
+            || CallError::field("if-match", "must be one ETag as an answer had it, such as \"1740960000000\"");
+        let mut values = self.headers.get_all(header::IF_MATCH).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        let text = if values.next().is_none() { value.to_str().ok() } else { None };
+        let text = text.ok_or_else(invalid)?.trim();
         if text == "*" {
             return Ok(None);
         }
         let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-        Ok(Some(version.and_then(|version| version.parse().ok()).ok_or_else(wrong)?))
+        Ok(Some(version.and_then(|version| version.parse().ok()).ok_or_else(invalid)?))
     }
 }
 
@@ -132,8 +133,8 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Account
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        let found = Path::<T>::from_request_parts(parts, state).await;
-        found.map(|Path(found)| Self(found)).map_err(|wrong| invalid(format!("path: {}", wrong.body_text())))
+        let path = Path::<T>::from_request_parts(parts, state).await;
+        path.map(|Path(values)| Self(values)).map_err(|error| invalid(format!("path: {}", error.body_text())))
     }
 }
 
@@ -143,30 +144,30 @@ impl<Q: DeserializeOwned + Send> FromRequestParts<Shared> for AdminRequest<Q> {
     async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Response> {
         let grant = AdminGrant::from_request_parts(parts, shared).await.map_err(IntoResponse::into_response)?;
         let query = Query::<Q>::from_request_parts(parts, shared).await;
-        let Query(query) = query.map_err(|wrong| invalid(format!("query: {}", wrong.body_text())))?;
+        let Query(query) = query.map_err(|error| invalid(format!("query: {}", error.body_text())))?;
         Ok(Self { shared: shared.clone(), grant, query, headers: parts.headers.clone() })
     }
 }
 
 fn invalid(message: String) -> Response {
-    error_answer(StatusCode::BAD_REQUEST, "invalid_argument", message)
+    error_response(StatusCode::BAD_REQUEST, "invalid_argument", message)
 }
 
-/// An answer with the version of the account.
-fn versioned(status: StatusCode, version: u64, body: impl Serialize) -> Response {
+/// A response with the version of the account as its `ETag`.
+fn versioned_response(status: StatusCode, version: u64, body: impl Serialize) -> Response {
     let mut response = (status, Json(body)).into_response();
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
-        response.headers_mut().insert(header::ETAG, tag);
+    if let Ok(etag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, etag);
     }
-    // A secret may be in it.
+    // The body may contain a secret.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 /// The errors of every admin route, except those of authentication.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "for the description of the API")]
-enum Failures {
+#[expect(dead_code, reason = "for the OpenAPI document")]
+enum ErrorResponses {
     #[response(status = 400, description = "The request is wrong; the message names the field")]
     Invalid(ErrorBody),
     #[response(status = 404, description = "There is no such domain, account, key or override")]
@@ -185,41 +186,41 @@ enum Failures {
     #[response(status = 415, description = "The body is compressed, or its content type is not JSON")]
     NotJson(ErrorBody),
     #[response(status = 429, description = "The node or the store is overloaded or full")]
-    Full(ErrorBody),
+    Overloaded(ErrorBody),
     #[response(
         status = 503,
         description = "The store cannot be reached within the deadline; a change may have been made"
     )]
     Unavailable(ErrorBody),
     #[response(status = 504, description = "The call took too long; a change may have been made")]
-    Late(ErrorBody),
+    TimedOut(ErrorBody),
 }
 
-/// A request that failed, as its answer.
-struct AdminFailure(AdminError);
+/// The error of an admin request, converted to a response.
+struct AdminErrorResponse(AdminError);
 
-impl From<AdminError> for AdminFailure {
+impl From<AdminError> for AdminErrorResponse {
     fn from(error: AdminError) -> Self {
         Self(error)
     }
 }
 
-impl From<CallError> for AdminFailure {
+impl From<CallError> for AdminErrorResponse {
     fn from(error: CallError) -> Self {
         Self(error.into())
     }
 }
 
-impl IntoResponse for AdminFailure {
+impl IntoResponse for AdminErrorResponse {
     fn into_response(self) -> Response {
         let (status, code) = match &self.0 {
-            AdminError::Call(error) => return failed(error),
+            AdminError::Call(error) => return call_error_response(error),
             AdminError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             AdminError::Exists(_) => (StatusCode::CONFLICT, "already_exists"),
             AdminError::Refused(_) => (StatusCode::CONFLICT, "failed_precondition"),
             AdminError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             AdminError::Contended => (StatusCode::CONFLICT, "aborted"),
         };
-        error_answer(status, code, self.0.to_string())
+        error_response(status, code, self.0.to_string())
     }
 }

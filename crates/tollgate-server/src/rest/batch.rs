@@ -1,4 +1,4 @@
-//! `POST /v1/consume_batch`: many calls at once, in JSON.
+//! `POST /v1/consume_batch`.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use tollgate_service::{
 };
 
 use super::{
-    Body, Shared,
+    Body, Shared, call_error_response,
     decide::{call, decision},
-    detail, failed, mistake,
+    error_detail, field_error_message,
 };
 use crate::auth::ServiceGrant;
 
-/// How much earlier than the request as a whole its calls are late.
-const EARLIER: Duration = Duration::from_millis(50);
+/// The calls time out this much earlier than the request.
+const RESERVE: Duration = Duration::from_millis(50);
 
 /// Consumes for 1 to 256 calls, of any callers. Each call is decided on its own, all or nothing on its own quotas. A
 /// wrong call gets its own error. The calls are decided concurrently, in no particular order.
@@ -45,29 +45,29 @@ pub(super) async fn consume_batch(
     Body(batch): Body<BatchBody>,
 ) -> Response {
     if let Err(error) = check_batch(batch.calls.len()) {
-        return failed(&error);
+        return call_error_response(&error);
     }
-    let read: Vec<Result<CallBody, Mistake>> = batch.calls.iter().map(|call| read(call)).collect();
-    let within = grant.scope();
-    let render = |at: usize, answer: &Answer<'_>| decision(answer, read[at].as_ref().is_ok_and(|call| call.render));
-    let calls = read.iter().map(|read| to_call(within, read)).collect();
-    let decided = shared.service.consume_each(calls, shared.timeout.saturating_sub(EARLIER), render);
-    let results = decided.await.into_iter().map(|decided| match decided {
+    let bodies: Vec<Result<CallBody, JsonError>> = batch.calls.iter().map(|call| parse_call(call)).collect();
+    let render =
+        |index: usize, answer: &Answer<'_>| decision(answer, bodies[index].as_ref().is_ok_and(|call| call.render));
+    let calls = bodies.iter().map(|body| to_call(grant.scope(), body)).collect();
+    let results = shared.service.consume_each(calls, shared.timeout.saturating_sub(RESERVE), render);
+    let results = results.await.into_iter().map(|result| match result {
         Ok(decision) => CallResultBody::Decision(decision),
-        Err(error) => CallResultBody::Error(detail(&error)),
+        Err(error) => CallResultBody::Error(error_detail(&error)),
     });
     Json(BatchResultBody { results: results.collect() }).into_response()
 }
 
-type Mistake = serde_path_to_error::Error<serde_json::Error>;
+type JsonError = serde_path_to_error::Error<serde_json::Error>;
 
-fn read(call: &RawValue) -> Result<CallBody, Mistake> {
-    // Where something is wrong is found out only if something is, as it costs an allocation for each field.
-    let read = serde_json::from_str(call.get());
-    read.or_else(|_| serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get())))
+fn parse_call(call: &RawValue) -> Result<CallBody, JsonError> {
+    // Tracking the path costs an allocation for each field, so an invalid call is parsed again to find its error.
+    let parsed = serde_json::from_str(call.get());
+    parsed.or_else(|_| serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(call.get())))
 }
 
-fn to_call<'a>(within: &'a DomainScope, read: &'a Result<CallBody, Mistake>) -> Result<Call<'a>, CallError> {
-    let read = read.as_ref().map(|body| call(body, within));
-    read.map_err(|error| CallError::field("call", mistake("body", error)))
+fn to_call<'a>(scope: &'a DomainScope, body: &'a Result<CallBody, JsonError>) -> Result<Call<'a>, CallError> {
+    let call = body.as_ref().map(|body| call(body, scope));
+    call.map_err(|error| CallError::field("call", field_error_message("body", error)))
 }

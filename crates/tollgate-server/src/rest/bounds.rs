@@ -1,4 +1,5 @@
-//! The bounds of a request before its call begins: the headers about its body, and the time and memory for reading it.
+//! The bounds of a request before its call begins: the headers that describe its body, and the time and memory for
+//! reading the body.
 
 use std::{
     future::poll_fn,
@@ -23,22 +24,22 @@ use crate::{
     shares::{Exhausted, Holder, Permit, Shares},
 };
 
-/// How many answers with a page that is open to all may be on their way, in all and to one address.
+/// The maximum number of open pages that are being sent, in total and to one address.
 const PAGES: (usize, usize) = (64, 16);
 
 /// The bounds of a listener.
 pub(crate) struct RequestBounds {
     /// The largest body.
     pub(crate) body_bytes: usize,
-    /// How long a body may take to arrive.
+    /// The maximum time until a body has arrived.
     pub(crate) body_timeout: Duration,
-    /// The memory of bodies that have not arrived yet, in bytes.
+    /// The memory for bodies that have not arrived completely, in bytes.
     pub(crate) unread: Arc<Shares>,
-    /// Calls of services and administrators in work.
+    /// Calls of services and administrators in progress.
     pub(crate) calls: Arc<Shares>,
-    /// Calls of end users in progress, counted separately because everybody may make them.
+    /// Calls of end users in progress. They have their own capacity, because everybody may send them.
     pub(crate) end_user_calls: Arc<Shares>,
-    /// Answers with a page that is open to all.
+    /// Responses with a page that needs no credentials.
     pub(crate) pages: Arc<Shares>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -48,45 +49,45 @@ impl RequestBounds {
         Shares::new(PAGES.0, PAGES.1)
     }
 
-    /// A place for a call, or a page, of `holder`.
-    pub(super) fn place(
+    /// A permit for a call, or a page, of `holder`.
+    pub(super) fn acquire(
         &self,
-        of: &Arc<Shares>,
+        shares: &Arc<Shares>,
         holder: Holder,
         reason: &'static str,
-    ) -> Result<Permit, RejectedRequest> {
-        of.acquire(holder, 1).map_err(|exhausted| {
+    ) -> Result<Permit, RequestError> {
+        shares.acquire(holder, 1).map_err(|exhausted| {
             self.metrics.request_refused("http", reason);
-            RejectedRequest::of(exhausted)
+            RequestError::of(exhausted)
         })
     }
 
-    /// The whole body of a request, which `holder` sends.
-    pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, RejectedRequest> {
+    /// Reads the body of a request of `holder`.
+    pub(super) async fn read(&self, body: Body, holder: Holder) -> Result<Bytes, RequestError> {
         let read = BodyReader { body, bytes: Vec::new(), first: Bytes::new(), permit: None }.read(self, holder);
-        let refused = match tokio::time::timeout(self.body_timeout, read).await {
+        let error = match tokio::time::timeout(self.body_timeout, read).await {
             Ok(Ok(bytes)) => return Ok(bytes),
-            Ok(Err(unfit)) => unfit,
+            Ok(Err(error)) => error,
             Err(_) => {
                 self.metrics.request_refused("http", "slow_body");
-                let said = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
-                RejectedRequest { code: FailureCode::SLOW_BODY, said }
+                let message = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
+                RequestError { code: FailureCode::SLOW_BODY, message }
             }
         };
-        Err(refused)
+        Err(error)
     }
 
-    fn too_large(&self) -> RejectedRequest {
-        RejectedRequest { code: FailureCode::TOO_LARGE, said: format!("body: has more than {} bytes", self.body_bytes) }
+    fn too_large(&self) -> RequestError {
+        RequestError { code: FailureCode::TOO_LARGE, message: format!("body: has more than {} bytes", self.body_bytes) }
     }
 
-    /// Whether the headers describe a body that this node reads.
-    pub(super) fn check_body(&self, request: &Request) -> Result<(), RejectedRequest> {
+    /// Checks the encoding and the length that the headers state.
+    pub(super) fn check_body(&self, request: &Request) -> Result<(), RequestError> {
         if !is_plain(request.headers()) {
-            let said = "content-encoding: must be identity, or absent".to_owned();
-            return Err(RejectedRequest { code: FailureCode::UNSUPPORTED, said });
+            let message = "content-encoding: must be identity, or absent".to_owned();
+            return Err(RequestError { code: FailureCode::UNSUPPORTED, message });
         }
-        // The length in the headers, known before a byte of the body is read.
+
         if request.body().size_hint().lower() > self.body_bytes as u64 {
             return Err(self.too_large());
         }
@@ -94,52 +95,52 @@ impl RequestBounds {
     }
 }
 
-/// Whether the request names one host: proxies and nodes may each believe another one of several.
-pub(super) fn check_host(request: &Request) -> Result<(), RejectedRequest> {
+/// Checks that the request names one host: of several, a proxy and a node might use different ones.
+pub(super) fn check_host(request: &Request) -> Result<(), RequestError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (first, more) = (hosts.next(), hosts.next());
-    let unlike = match (request.uri().authority().map(Authority::as_str), first) {
+    let differs = match (request.uri().authority().map(Authority::as_str), first) {
         // In HTTP/1 a whole URL has precedence over the header; in HTTP/2 the two must agree (RFC 9113, 8.3.1).
         (Some(authority), Some(host)) if request.version() >= Version::HTTP_2 => {
             !authority.as_bytes().eq_ignore_ascii_case(host.as_bytes())
         }
         _ => false,
     };
-    if more.is_some() || unlike {
-        let said = "host: must be given once".to_owned();
-        return Err(RejectedRequest { code: FailureCode::INVALID, said });
+    if more.is_some() || differs {
+        let message = "host: must be given once".to_owned();
+        return Err(RequestError { code: FailureCode::INVALID, message });
     }
     Ok(())
 }
 
-/// A request that is refused because of its form or its cost.
-pub(super) struct RejectedRequest {
+/// Why a request is refused before its call begins.
+pub(super) struct RequestError {
     pub(super) code: FailureCode,
-    pub(super) said: String,
+    pub(super) message: String,
 }
 
-impl RejectedRequest {
+impl RequestError {
     fn of(exhausted: Exhausted) -> Self {
-        let said = match exhausted {
+        let message = match exhausted {
             Exhausted::All => "the node is overloaded",
             Exhausted::Share => "the caller has reached its share of this node's capacity",
         };
-        Self { code: FailureCode::OVERLOADED, said: said.to_owned() }
+        Self { code: FailureCode::OVERLOADED, message: message.to_owned() }
     }
 }
 
 struct BodyReader {
     body: Body,
-    /// The body, if it comes as one piece, and is not copied.
+    /// The first chunk; if it is the only one, it is not copied.
     first: Bytes,
-    /// The bytes that arrived, if there were several pieces.
+    /// The received bytes, if there were several chunks.
     bytes: Vec<u8>,
-    /// The memory that is held, once the body kept the node waiting.
+    /// The permit for memory, once the node has to wait for the body.
     permit: Option<Permit>,
 }
 
 impl BodyReader {
-    async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, RejectedRequest> {
+    async fn read(mut self, bounds: &RequestBounds, holder: Holder) -> Result<Bytes, RequestError> {
         while let Some(frame) = poll_fn(|context| self.poll_frame(context, bounds, &holder)).await {
             // Trailers are ignored here.
             let Ok(data) = frame?.into_data() else { continue };
@@ -162,17 +163,16 @@ impl BodyReader {
         self.first.len() + self.bytes.len()
     }
 
-    /// The next piece. Bytes that have arrived cost nothing here; while there are none, memory is held for those that
-    /// came before.
+    /// The next chunk. While the node waits for it, the permit covers the bytes that were received before.
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
         bounds: &RequestBounds,
         holder: &Holder,
-    ) -> Poll<Option<Result<Frame<Bytes>, RejectedRequest>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             let broken =
-                |error| RejectedRequest { code: FailureCode::INVALID, said: format!("body: cannot be read: {error}") };
+                |error| RequestError { code: FailureCode::INVALID, message: format!("body: cannot be read: {error}") };
             return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
         }
         let cost = UNREAD_BASE_BYTES + self.first.len() + self.bytes.capacity();
@@ -184,31 +184,31 @@ impl BodyReader {
             Ok(()) => Poll::Pending,
             Err(exhausted) => {
                 bounds.metrics.request_refused("http", "unread_bodies");
-                Poll::Ready(Some(Err(RejectedRequest::of(exhausted))))
+                Poll::Ready(Some(Err(RequestError::of(exhausted))))
             }
         }
     }
 }
 
-/// The most bytes of a page that are given to the connection at once. It takes the next once there is room for it at the
-/// client, so that the last are given when nearly all was read.
-const PIECE: usize = 8 << 10;
+/// The maximum number of bytes of a page that are passed to the connection at once. The connection asks for the next
+/// chunk when the client has room for it, so the last chunk is passed when the client has read nearly everything.
+const CHUNK_BYTES: usize = 8 << 10;
 
-/// The body of an answer that holds a place until it was sent, or given up.
-pub(super) struct CountedBody {
+/// The body of a response that holds a permit until it was sent, or dropped.
+pub(super) struct PermittedBody {
     body: Body,
-    /// The part of it that was not given to the connection yet.
+    /// The bytes that were not passed to the connection yet.
     rest: Bytes,
-    _place: Permit,
+    _permit: Permit,
 }
 
-impl CountedBody {
-    pub(super) fn until_sent(answer: Response, place: Permit) -> Response {
-        answer.map(|body| Body::new(Self { body, rest: Bytes::new(), _place: place }))
+impl PermittedBody {
+    pub(super) fn until_sent(response: Response, permit: Permit) -> Response {
+        response.map(|body| Body::new(Self { body, rest: Bytes::new(), _permit: permit }))
     }
 }
 
-impl HttpBody for CountedBody {
+impl HttpBody for PermittedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -222,8 +222,8 @@ impl HttpBody for CountedBody {
                 other => return Poll::Ready(other),
             }
         }
-        let piece = self.rest.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+        let length = self.rest.len().min(CHUNK_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -232,11 +232,11 @@ impl HttpBody for CountedBody {
 
     fn size_hint(&self) -> SizeHint {
         let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut whole = SizeHint::new();
-        whole.set_lower(body.lower() + rest);
+        let mut total = SizeHint::new();
+        total.set_lower(body.lower() + rest);
         if let Some(upper) = body.upper() {
-            whole.set_upper(upper + rest);
+            total.set_upper(upper + rest);
         }
-        whole
+        total
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/check` and `POST /v1/consume`: the RPCs in JSON.
+//! `POST /v1/check` and `POST /v1/consume`.
 
 use axum::{extract::State, response::Response};
 use smallvec::SmallVec;
@@ -24,10 +24,9 @@ use tollgate_service::{
     service::{Answer, Call, CallerRef, Outcome},
 };
 
-use super::{Body, Failures, Shared, answer, reservation::reservation};
+use super::{Body, ErrorResponses, Shared, reservation::reservation, result_response};
 use crate::auth::ServiceGrant;
 
-/// The caller that a body names.
 pub(super) fn caller(body: &CallerBody) -> CallerRef<'_> {
     match body {
         CallerBody::ApiKey(secret) => CallerRef::Secret(secret),
@@ -36,7 +35,6 @@ pub(super) fn caller(body: &CallerBody) -> CallerRef<'_> {
     }
 }
 
-/// The attributes that a body names.
 pub(super) fn attributes(body: &Entries<String>) -> SmallVec<[(&str, &str); 2]> {
     body.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
@@ -45,7 +43,7 @@ pub(super) fn attributes(body: &Entries<String>) -> SmallVec<[(&str, &str); 2]> 
 #[utoipa::path(post, path = "/v1/check", request_body = CallBody, responses(
     (status = 200, description = "A decision; a refusal is a decision too", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn check(State(shared): State<Shared>, grant: ServiceGrant, Body(call): Body<CallBody>) -> Response {
     decide(&shared, &grant, &call, Mode::Peek).await
@@ -55,21 +53,20 @@ pub(super) async fn check(State(shared): State<Shared>, grant: ServiceGrant, Bod
 #[utoipa::path(post, path = "/v1/consume", request_body = CallBody, responses(
     (status = 200, description = "A decision; a refusal is a decision too", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn consume(State(shared): State<Shared>, grant: ServiceGrant, Body(call): Body<CallBody>) -> Response {
     decide(&shared, &grant, &call, Mode::Try).await
 }
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, body: &CallBody, mode: Mode) -> Response {
-    let decided = shared.service.decide(call(body, grant.scope()), mode, |outcome| decision(outcome, body.render));
-    answer(decided.await)
+    let call = call(body, grant.scope());
+    result_response(shared.service.decide(call, mode, |answer| decision(answer, body.render)).await)
 }
 
-/// The call that a body describes, within the domains of the token.
-pub(super) fn call<'a>(body: &'a CallBody, within: &'a DomainScope) -> Call<'a> {
+pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
     Call {
-        within,
+        within: scope,
         domain: &body.domain,
         caller: caller(&body.caller),
         resource: &body.resource,
@@ -109,12 +106,12 @@ pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
     };
     match &answer.outcome {
         Err(rejection) => {
-            let (block, at) = (rejection.block(), rejection.at);
+            let (block, now) = (rejection.block(), rejection.at);
             DecisionBody {
-                decided_at: at.to_string(),
-                retry_after_ms: block.map(|block| block.until.ms_since(at)),
+                decided_at: now.to_string(),
+                retry_after_ms: block.map(|block| block.until.ms_since(now)),
                 blocked_until: block.map(|block| block.until.to_string()),
-                block_message: block.map(|block| block.message(at)),
+                block_message: block.map(|block| block.message(now)),
                 ..common
             }
         }
@@ -150,9 +147,9 @@ pub(super) fn reason(reason: Reason) -> ReasonBody {
     }
 }
 
-fn rendered(answer: Rendered) -> RenderedBody {
-    let headers = answer.headers.into_iter().map(|(name, value)| HeaderBody { name, value });
-    RenderedBody { status: answer.status, headers: headers.collect(), body: answer.body }
+fn rendered(response: Rendered) -> RenderedBody {
+    let headers = response.headers.into_iter().map(|(name, value)| HeaderBody { name, value });
+    RenderedBody { status: response.status, headers: headers.collect(), body: response.body }
 }
 
 pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {

@@ -23,14 +23,14 @@ use crate::{
     reload::Reload,
 };
 
-/// The health of a node.
+/// The parts of a node that its health depends on.
 pub(crate) struct Health {
     pub(crate) counters: Probe,
-    /// Where accounts have a store of their own.
+    /// Present if accounts have their own store.
     pub(crate) accounts: Option<Probe>,
     pub(crate) policies: Arc<PolicyFiles>,
-    /// Whether quotas may be decided without the store.
-    pub(crate) decides_alone: bool,
+    /// Whether quotas may be decided during an outage of the store.
+    pub(crate) has_fallback: bool,
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stage: watch::Receiver<Lifecycle>,
@@ -67,58 +67,58 @@ struct Part {
 }
 
 impl Part {
-    /// For files: whether the current contents are in force. The mistakes are not shown, because this response is
-    /// public, and a file may contain a secret in the wrong place.
-    fn reloaded(failures: impl IntoIterator<Item = Option<Failure>>) -> Self {
+    /// The state of files: whether their current contents are in force. The errors are not shown, because this response
+    /// is public, and a file may contain a secret in the wrong place.
+    fn files(failures: impl IntoIterator<Item = Option<Failure>>) -> Self {
         let worst = failures.into_iter().flatten().map(|failure| failure.state()).max();
         Self { ok: worst.is_none(), detail: worst.map(|state| state.name().to_owned()) }
     }
 }
 
 impl Health {
-    /// Asks the stores whether they can be written to.
+    /// Checks whether the stores can be written to.
     pub(crate) async fn probe(&self) {
         let accounts = async {
             if let Some(accounts) = &self.accounts {
-                accounts.ask().await;
+                accounts.check().await;
             }
         };
-        tokio::join!(self.counters.ask(), accounts);
+        tokio::join!(self.counters.check(), accounts);
     }
 
-    /// Whether the node is on its way to its end.
-    pub(crate) fn drains(&self) -> bool {
+    /// Whether the node is draining or stopping.
+    pub(crate) fn is_draining(&self) -> bool {
         *self.stage.borrow() > Lifecycle::Running
     }
 
-    /// Whether some call can be decided: a charge is possible somewhere, or a policy tolerates an outage. Taking all
-    /// nodes out of service would prevent what their policies want for an outage.
-    pub(crate) fn may_decide(&self) -> bool {
-        self.counters.state().usable || (self.decides_alone && self.policies.domains().load().tolerate_outage())
+    /// Whether some call can be decided: a server of the store can charge, or a policy tolerates an outage. If an outage
+    /// took all nodes out of service, the `on_failure` of their quotas would have no effect.
+    pub(crate) fn can_decide(&self) -> bool {
+        self.counters.state().usable || (self.has_fallback && self.policies.domains().load().tolerate_outage())
     }
 
     fn accounts(&self) -> Part {
-        let heard = self.metrics.hears_of_accounts();
+        let subscribed = self.metrics.is_subscribed_to_accounts();
         let StoreState { whole, detail, .. } = match &self.accounts {
             Some(accounts) => accounts.state(),
-            // They are in the store of the counters, which `store` describes.
+            // Accounts are in the store of the counters, which `store` describes.
             None => StoreState { whole: true, ..StoreState::default() },
         };
-        let unheard = "not subscribed to account changes: every call reads its account from the store";
-        let said: Vec<String> = detail.into_iter().chain((!heard).then(|| unheard.to_owned())).collect();
-        Part { ok: whole && heard, detail: (!said.is_empty()).then(|| said.join("\n")) }
+        let unsubscribed = "not subscribed to account changes: every call reads its account from the store";
+        let lines: Vec<String> = detail.into_iter().chain((!subscribed).then(|| unsubscribed.to_owned())).collect();
+        Part { ok: whole && subscribed, detail: (!lines.is_empty()).then(|| lines.join("\n")) }
     }
 
     fn readiness(&self) -> Readiness {
-        let draining = self.drains();
+        let draining = self.is_draining();
         let StoreState { whole, detail, .. } = self.counters.state();
         Readiness {
-            ready: self.may_decide() && !draining,
+            ready: self.can_decide() && !draining,
             lifecycle: if draining { "draining" } else { "running" },
             store: Part { ok: whole, detail },
             accounts: self.accounts(),
-            policies: Part::reloaded([self.policies.last_failure()]),
-            credentials: Part::reloaded(self.auth.parts().iter().map(|part| part.last_failure())),
+            policies: Part::files([self.policies.last_failure()]),
+            credentials: Part::files(self.auth.parts().iter().map(|part| part.last_failure())),
             domains: self.policies.domains().load().names().into_iter().map(str::to_owned).collect(),
         }
     }

@@ -24,9 +24,9 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use self::{plain::PlainLimits, venice::VeniceLimits};
 use super::{
     Shared,
-    guard::{self, BadKey, RouteAccess},
+    access::{self, BadKey, RouteAccess},
     plain_error::PlainError,
-    retry_soon,
+    set_retry_after,
 };
 use crate::{
     auth::{ClientAddr, token},
@@ -36,7 +36,7 @@ use crate::{
 const DEFAULT_PAGE: usize = 200;
 const LARGEST_PAGE: usize = 500;
 
-/// Which part of the list.
+/// The requested part of the list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -60,71 +60,71 @@ enum LimitsBody {
 
 /// The errors of the end users' routes.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "for the description of the API")]
-enum Failures {
+#[expect(dead_code, reason = "for the OpenAPI document")]
+enum ErrorResponses {
     #[response(status = 400, description = "The query is wrong")]
     Invalid(PlainError),
     #[response(status = 401, description = "The Authorization header has no API key that may read this")]
     BadKey(PlainError),
     #[response(status = 429, description = "The client address is blocked, or the node is overloaded")]
-    Barred(PlainError),
+    BlockedOrOverloaded(PlainError),
     #[response(status = 503, description = "The store cannot be reached within the deadline")]
     Unavailable(PlainError),
     #[response(status = 504, description = "The call took too long")]
-    Late(PlainError),
+    TimedOut(PlainError),
 }
 
 /// The caller's limits and their current usage.
 #[utoipa::path(get, path = "/api_keys/rate_limits", params(Page), responses(
-    (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
+    (status = 200, description = "The limits of the key and its account", body = LimitsBody), ErrorResponses))]
 pub(super) async fn get_rate_limits(
     State(shared): State<Shared>,
-    from: ClientAddr,
+    client: ClientAddr,
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
     let (cursor, take) = match page {
         Ok(Query(Page { limit, cursor })) => (cursor, limit.unwrap_or(DEFAULT_PAGE)),
-        Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
+        Err(rejection) => return plain_error(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     if take == 0 || take > LARGEST_PAGE {
-        return plain(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
+        return plain_error(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
-        return guard::auth_failure(RouteAccess::Key, refusal);
+    if let Err(error) = shared.auth.key(client, || shared.service.cached_key(secret)).await {
+        return access::auth_error_response(RouteAccess::Key, error);
     }
-    let from = from.ip().to_string();
+    let address = client.ip().to_string();
     let listing = Listing {
         within: &DomainScope::SelfService,
         domain: "",
         caller: CallerRef::Secret(secret),
-        attributes: SmallVec::from_iter([("ip", &*from)]),
+        attributes: SmallVec::from_iter([("ip", &*address)]),
         page_token: &cursor,
         take,
     };
     shared.service.list(listing, limits).await.unwrap_or_else(|error| match error {
-        ListError::Call(error) => failed(error),
-        error @ ListError::PageToken => plain(StatusCode::BAD_REQUEST, error.in_field("cursor").to_string()),
+        ListError::Call(error) => call_error_response(error),
+        error @ ListError::PageToken => plain_error(StatusCode::BAD_REQUEST, error.in_field("cursor").to_string()),
     })
 }
 
 /// The same, at the path that clients of the Venice API use.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits", params(Page), responses(
-    (status = 200, description = "The limits of the key and its account", body = LimitsBody), Failures))]
+    (status = 200, description = "The limits of the key and its account", body = LimitsBody), ErrorResponses))]
 pub(super) async fn get_rate_limits_v1(
     state: State<Shared>,
-    from: ClientAddr,
+    client: ClientAddr,
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
-    get_rate_limits(state, from, headers, page).await
+    get_rate_limits(state, client, headers, page).await
 }
 
 fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> Response {
     let LimitsPage { identity, domain, resources, decided_at, next } = match listed {
         Ok(page) => page,
-        Err(rejection) => return rejected(rejection),
+        Err(rejection) => return rejection_response(rejection),
     };
     let body = match domain.listing {
         ListingFormat::Venice => {
@@ -137,47 +137,47 @@ fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> Response {
     body.map_or_else(unauthenticated, |body| Json(body).into_response())
 }
 
-/// The answer to a caller that is rejected.
-fn rejected(rejection: &Rejection<'_>) -> Response {
-    rejection.block().map_or_else(unauthenticated, |block| blocked(&block, rejection.at))
+/// The response to a rejected caller.
+fn rejection_response(rejection: &Rejection<'_>) -> Response {
+    rejection.block().map_or_else(unauthenticated, |block| block_response(&block, rejection.at))
 }
 
-/// The answer to callers from a blocked address.
-fn blocked(block: &Block<'_>, now: Timestamp) -> Response {
-    let wait = block.until.ms_since(now).div_ceil(1000);
-    let mut response = plain(StatusCode::TOO_MANY_REQUESTS, block.message(now));
-    response.headers_mut().insert(header::RETRY_AFTER, wait.into());
+/// The response to callers from a blocked address.
+fn block_response(block: &Block<'_>, now: Timestamp) -> Response {
+    let wait_s = block.until.ms_since(now).div_ceil(1000);
+    let mut response = plain_error(StatusCode::TOO_MANY_REQUESTS, block.message(now));
+    response.headers_mut().insert(header::RETRY_AFTER, wait_s.into());
     response
 }
 
-fn failed(error: CallError) -> Response {
+fn call_error_response(error: CallError) -> Response {
     match error {
-        // A secret that cannot be one is as good as none.
+        // Only the key can be invalid in such a call.
         CallError::Invalid(_) | CallError::UnknownDomain { .. } | CallError::Forbidden { .. } => unauthenticated(),
         error => {
             let code = FailureCode::of(&error);
-            // End users need not know that there is a store.
-            let said = match &error {
+            // End users do not see the reason of the store.
+            let message = match &error {
                 CallError::Store(error) => {
                     format!("Rate limits cannot be read right now ({})", incidents::incident(error))
                 }
                 error => error.message(),
             };
-            let mut answer = plain(code.http, said);
-            if code.retry_soon {
-                retry_soon(&mut answer);
+            let mut response = plain_error(code.http, message);
+            if code.is_overload {
+                set_retry_after(&mut response);
             }
-            answer
+            response
         }
     }
 }
 
 fn unauthenticated() -> Response {
-    let mut response = plain(StatusCode::UNAUTHORIZED, "Authentication failed");
+    let mut response = plain_error(StatusCode::UNAUTHORIZED, "Authentication failed");
     response.extensions_mut().insert(BadKey);
     response
 }
 
-fn plain(status: StatusCode, error: impl Into<String>) -> Response {
-    PlainError::new(error).with(status)
+fn plain_error(status: StatusCode, error: impl Into<String>) -> Response {
+    PlainError::new(error).response(status)
 }

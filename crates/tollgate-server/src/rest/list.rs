@@ -1,4 +1,4 @@
-//! `POST /v1/get_rate_limits`: the RPC in JSON.
+//! `POST /v1/get_rate_limits`.
 
 use axum::{extract::State, response::Response};
 use tollgate_api::json::{
@@ -8,8 +8,9 @@ use tollgate_api::json::{
 use tollgate_service::service::{CallError, LimitsPage, Listing, Rejection, page_size};
 
 use super::{
-    Body, Failures, Shared, answer,
+    Body, ErrorResponses, Shared,
     decide::{attributes, caller, quota, reason},
+    result_response,
 };
 use crate::auth::ServiceGrant;
 
@@ -17,14 +18,14 @@ use crate::auth::ServiceGrant;
 #[utoipa::path(post, operation_id = "list_rate_limits", path = "/v1/get_rate_limits", request_body = ListBody, responses(
     (status = 200, description = "A page; it is empty if the caller's key is invalid", body = ListedBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn list_rate_limits(
     State(shared): State<Shared>,
     grant: ServiceGrant,
     Body(body): Body<ListBody>,
 ) -> Response {
-    answer(list(&shared, &grant, &body).await)
+    result_response(list(&shared, &grant, &body).await)
 }
 
 async fn list(shared: &Shared, grant: &ServiceGrant, body: &ListBody) -> Result<ListedBody, CallError> {

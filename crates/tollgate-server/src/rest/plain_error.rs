@@ -4,7 +4,7 @@ use axum::{http::StatusCode, response::Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::failure;
+use super::json_response;
 
 /// An error of the end users' routes, as the Venice document has it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -17,7 +17,7 @@ impl PlainError {
         Self { error: error.into() }
     }
 
-    pub(super) fn with(self, status: StatusCode) -> Response {
-        failure(status, self)
+    pub(super) fn response(self, status: StatusCode) -> Response {
+        json_response(status, self)
     }
 }

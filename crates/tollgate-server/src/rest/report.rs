@@ -1,4 +1,4 @@
-//! `POST /v1/report_outcome`: the RPC in JSON.
+//! `POST /v1/report_outcome`.
 
 use axum::{extract::State, response::Response};
 use tollgate_api::json::{
@@ -8,8 +8,9 @@ use tollgate_api::json::{
 use tollgate_service::service::{Rejection, Report, ReportOutcome};
 
 use super::{
-    Body, Failures, Shared, answer,
+    Body, ErrorResponses, Shared,
     decide::{attributes, caller, reason},
+    result_response,
 };
 use crate::auth::ServiceGrant;
 
@@ -18,7 +19,7 @@ use crate::auth::ServiceGrant;
 #[utoipa::path(post, path = "/v1/report_outcome", request_body = ReportBody, responses(
     (status = 200, description = "The result of the report", body = ReportedBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn report_outcome(
     State(shared): State<Shared>,
@@ -33,19 +34,19 @@ pub(super) async fn report_outcome(
         attributes: attributes(&body.attributes),
         status: body.status,
     };
-    answer(shared.service.report(report, reported).await)
+    result_response(shared.service.report(report, reported).await)
 }
 
 fn reported(reported: Result<&ReportOutcome<'_>, &Rejection<'_>>) -> ReportedBody {
-    let (why, counted, block, at) = match reported {
+    let (reason, counted, block, time) = match reported {
         Ok(outcome) => (None, outcome.counted, outcome.block, outcome.at),
         Err(rejection) => (Some(reason(rejection.reason())), 0, rejection.block(), rejection.at),
     };
     ReportedBody {
-        reason: why,
+        reason,
         counted,
         blocked_until: block.map(|block| block.until.to_string()),
-        block_message: block.map(|block| block.message(at)),
-        decided_at: at.to_string(),
+        block_message: block.map(|block| block.message(time)),
+        decided_at: time.to_string(),
     }
 }

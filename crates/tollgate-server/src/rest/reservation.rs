@@ -1,4 +1,4 @@
-//! The JSON of a reservation.
+//! The JSON body of a reservation.
 
 use tollgate_api::json::reservation::ReservationBody;
 use tollgate_core::time::Timestamp;

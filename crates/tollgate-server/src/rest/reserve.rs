@@ -1,4 +1,4 @@
-//! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`: the RPCs in JSON.
+//! `POST /v1/reserve`, `/v1/settle`, `/v1/cancel` and `/v1/extend`.
 
 use axum::{extract::State, response::Response};
 use tollgate_api::json::{
@@ -9,9 +9,10 @@ use tollgate_api::json::{
 use tollgate_service::service::{Reserve, Settle, Settlement};
 
 use super::{
-    Body, Failures, Shared, answer,
+    Body, ErrorResponses, Shared,
     decide::{call, decision},
     reservation::reservation,
+    result_response,
 };
 use crate::auth::ServiceGrant;
 
@@ -20,7 +21,7 @@ use crate::auth::ServiceGrant;
 #[utoipa::path(post, path = "/v1/reserve", request_body = ReserveBody, responses(
     (status = 200, description = "A decision, with the reservation if the call is allowed", body = DecisionBody),
     (status = 404, description = "No such domain", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn reserve(
     State(shared): State<Shared>,
@@ -29,8 +30,7 @@ pub(super) async fn reserve(
 ) -> Response {
     let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
     let call = call(&body.call, grant.scope());
-    let reserved = shared.service.reserve(call, &reserve, |outcome| decision(outcome, body.call.render));
-    answer(reserved.await)
+    result_response(shared.service.reserve(call, &reserve, |answer| decision(answer, body.call.render)).await)
 }
 
 /// Corrects the charge of a reservation to the actual usage: what was not used is given back in the windows where it
@@ -39,7 +39,7 @@ pub(super) async fn reserve(
     (status = 200, description = "The end of the reservation", body = SettlementBody),
     (status = 404, description = "No such reservation, or it has expired; what it charged stays charged", body = ErrorBody),
     (status = 409, description = "It was cancelled, or settled with another usage", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn settle(
     State(shared): State<Shared>,
@@ -48,7 +48,7 @@ pub(super) async fn settle(
 ) -> Response {
     let SettleBody { reservation_id, usage, status } = &body;
     let settle = Settle { within: grant.scope(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
-    answer(shared.service.settle(settle).await.map(settlement))
+    result_response(shared.service.settle(settle).await.map(settlement))
 }
 
 /// Gives everything back, including the request.
@@ -56,7 +56,7 @@ pub(super) async fn settle(
     (status = 200, description = "The end of the reservation", body = SettlementBody),
     (status = 404, description = "No such reservation, or it has expired; what it charged stays charged", body = ErrorBody),
     (status = 409, description = "It was settled", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn cancel(
     State(shared): State<Shared>,
@@ -65,7 +65,7 @@ pub(super) async fn cancel(
 ) -> Response {
     let CancelBody { reservation_id, status } = &body;
     let cancel = Settle { within: grant.scope(), reservation_id, usage: None, status: *status };
-    answer(shared.service.settle(cancel).await.map(settlement))
+    result_response(shared.service.settle(cancel).await.map(settlement))
 }
 
 /// Starts the lifetime of a reservation, and of its slots, again from now.
@@ -73,16 +73,15 @@ pub(super) async fn cancel(
     (status = 200, description = "The reservation with its new end", body = ReservationBody),
     (status = 404, description = "No such reservation, or it has expired", body = ErrorBody),
     (status = 409, description = "It was settled or cancelled", body = ErrorBody),
-    Failures,
+    ErrorResponses,
 ))]
 pub(super) async fn extend(
     State(shared): State<Shared>,
     grant: ServiceGrant,
     Body(body): Body<ExtendBody>,
 ) -> Response {
-    let extended = shared.service.extend(grant.scope(), &body.reservation_id, body.ttl_ms);
-    let extended = extended.await;
-    answer(extended.map(|ends_at| reservation(&body.reservation_id, ends_at)))
+    let extended = shared.service.extend(grant.scope(), &body.reservation_id, body.ttl_ms).await;
+    result_response(extended.map(|ends_at| reservation(&body.reservation_id, ends_at)))
 }
 
 fn settlement(settlement: Settlement) -> SettlementBody {

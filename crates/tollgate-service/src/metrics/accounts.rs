@@ -74,7 +74,7 @@ impl Metrics {
     }
 
     /// Whether changes of accounts are heard now.
-    pub fn hears_of_accounts(&self) -> bool {
+    pub fn is_subscribed_to_accounts(&self) -> bool {
         self.accounts.heard.load(Ordering::Relaxed)
     }
 

@@ -1,4 +1,4 @@
-//! From records to the bodies of `/admin/v1`, and back.
+//! Conversions between records and the bodies of `/admin/v1`.
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -15,11 +15,11 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 /// The record of an override that a body describes.
 pub(super) fn override_record(body: OverrideBody) -> Result<OverrideRecord, AdminError> {
     let expires_at = expiry(body.expires_at.as_deref())?;
-    let given = [("per", body.per), ("resource", body.resource), ("scope", body.scope)];
-    let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let written = [("unit", body.unit), ("limit", body.limit)].into_iter().chain(given);
-    let written = written.map(|(name, value)| (name.to_owned(), value)).collect();
-    Ok(OverrideRecord { written: Value::Object(written), expires_at })
+    let optional = [("per", body.per), ("resource", body.resource), ("scope", body.scope)];
+    let optional = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let fields = [("unit", body.unit), ("limit", body.limit)].into_iter().chain(optional);
+    let fields = fields.map(|(name, value)| (name.to_owned(), value)).collect();
+    Ok(OverrideRecord { written: Value::Object(fields), expires_at })
 }
 
 fn override_body(record: &OverrideRecord) -> OverrideBody {
@@ -30,13 +30,13 @@ fn override_body(record: &OverrideRecord) -> OverrideBody {
         per: field("per"),
         limit: field("limit").unwrap_or_default(),
         scope: field("scope"),
-        expires_at: record.expires_at.map(|at| at.to_string()),
+        expires_at: record.expires_at.map(|time| time.to_string()),
     }
 }
 
 pub(super) fn account_body(record: &AccountRecord, now: Timestamp) -> AccountBody {
     let read_only = is_in_policy_file(record);
-    let known = |time: Timestamp| (!read_only).then(|| time.to_string());
+    let known_time = |time: Timestamp| (!read_only).then(|| time.to_string());
     AccountBody {
         id: record.id.clone(),
         domain: record.domain.clone(),
@@ -46,8 +46,8 @@ pub(super) fn account_body(record: &AccountRecord, now: Timestamp) -> AccountBod
         balances: record.balances.clone(),
         overrides: overrides(&record.overrides),
         active_keys: record.keys.values().filter(|key| key.is_active(now)).count(),
-        created_at: known(record.created_at),
-        changed_at: known(record.changed_at),
+        created_at: known_time(record.created_at),
+        changed_at: known_time(record.changed_at),
     }
 }
 
@@ -55,7 +55,6 @@ fn overrides(records: &IndexMap<String, OverrideRecord>) -> IndexMap<String, Ove
     records.iter().map(|(name, record)| (name.clone(), override_body(record))).collect()
 }
 
-/// The kind of key that a body names.
 pub(super) fn key_kind(kind: Kind) -> KeyKind {
     match kind {
         Kind::Inference => KeyKind::Inference,
@@ -66,7 +65,7 @@ pub(super) fn key_kind(kind: Kind) -> KeyKind {
 pub(super) fn key_body(account: &AccountRecord, id: &str, key: &KeyRecord, now: Timestamp) -> KeyBody {
     let read_only = is_in_policy_file(account);
     let text = |time: Option<Timestamp>| time.map(|time| time.to_string());
-    let known = |time: Option<Timestamp>| time.filter(|_| !read_only).map(|time| time.to_string());
+    let known_time = |time: Option<Timestamp>| time.filter(|_| !read_only).map(|time| time.to_string());
     let previous = key.previous.as_ref().map(|previous| previous.good_until).filter(|end| *end > now);
     KeyBody {
         id: id.to_owned(),
@@ -84,9 +83,9 @@ pub(super) fn key_body(account: &AccountRecord, id: &str, key: &KeyRecord, now: 
             None if key.is_active(now) => State::Active,
             None => State::Expired,
         },
-        created_at: known(Some(key.created_at)),
+        created_at: known_time(Some(key.created_at)),
         expires_at: text(key.expires_at),
-        revoked_at: known(key.revoked_at),
+        revoked_at: known_time(key.revoked_at),
         rotated_at: text(key.rotated_at),
         previous_good_until: text(previous),
         overrides: overrides(&key.overrides),
@@ -109,6 +108,6 @@ pub(super) fn tier_list(domain: &Domain) -> TierList {
 
 /// The `expires_at` of a request, if it has one.
 pub(super) fn expiry(text: Option<&str>) -> Result<Option<Timestamp>, AdminError> {
-    let wrong = || CallError::field("expires_at", "is not a time; write it like 2027-01-31T00:00:00Z").into();
-    text.map(|text| parse_time(text).ok_or_else(wrong)).transpose()
+    let invalid = || CallError::field("expires_at", "is not a time; write it like 2027-01-31T00:00:00Z").into();
+    text.map(|text| parse_time(text).ok_or_else(invalid)).transpose()
 }

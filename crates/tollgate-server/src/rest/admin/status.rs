@@ -1,4 +1,4 @@
-//! The node itself: whether the current contents of its files are in force, and the mistakes in them.
+//! The state of the node's files: whether their current contents are in force, and the errors in them.
 
 use axum::{
     Json,
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tollgate_service::scope::DomainScope;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{AdminFailure, AdminRequest, Failures};
+use super::{AdminErrorResponse, AdminRequest, ErrorResponses};
 use crate::{auth::AdminGrant, files::Failure, reload::Reload};
 
 /// The domain of a status request.
@@ -53,8 +53,8 @@ impl FilesBody {
 
 /// Read whether the current contents of the node's files are in force.
 #[utoipa::path(get, path = "/admin/v1/status", params(StatusQuery), responses(
-    (status = 200, description = "The state of the node's files", body = StatusBody), Failures))]
-pub(super) async fn status(request: AdminRequest<StatusQuery>) -> Result<Response, AdminFailure> {
+    (status = 200, description = "The state of the node's files", body = StatusBody), ErrorResponses))]
+pub(super) async fn status(request: AdminRequest<StatusQuery>) -> Result<Response, AdminErrorResponse> {
     let AdminRequest { shared, grant, query: StatusQuery { domain }, .. } = &request;
     let policies = &shared.health.policies;
     let domains = if domain.is_empty() {

@@ -12,12 +12,12 @@ use tollgate_service::service::RefusalsError;
 use tollgate_store::refusals::Refusal;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Failures, failed, plain, rejected, unauthenticated};
+use super::{ErrorResponses, call_error_response, plain_error, rejection_response, unauthenticated};
 use crate::{
     auth::{ClientAddr, token},
     rest::{
         Shared,
-        guard::{self, RouteAccess},
+        access::{self, RouteAccess},
     },
 };
 
@@ -57,50 +57,53 @@ struct LogEntry {
 /// The last refused calls.
 #[utoipa::path(get, path = "/api_keys/rate_limits/log", params(LogQuery), responses(
     (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
-    Failures))]
+    ErrorResponses))]
 pub(in crate::rest) async fn get_log(
     State(shared): State<Shared>,
-    from: ClientAddr,
+    client: ClientAddr,
     headers: HeaderMap,
-    whose: Result<Query<LogQuery>, QueryRejection>,
+    query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Response {
-    let whose = match whose {
-        Ok(Query(whose)) => whose,
-        Err(rejection) => return plain(StatusCode::BAD_REQUEST, rejection.body_text()),
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return plain_error(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(refusal) = shared.auth.key(from, || shared.service.cached_key(secret)).await {
-        return guard::auth_failure(RouteAccess::Key, refusal);
+    if let Err(error) = shared.auth.key(client, || shared.service.cached_key(secret)).await {
+        return access::auth_error_response(RouteAccess::Key, error);
     }
-    let from = from.ip().to_string();
-    let attributes = [("ip", &*from)];
-    let answer = shared.service.refusals(secret, &attributes, whose.api_key_id.as_deref(), |refusals| match refusals {
-        Ok(refusals) => Json(LogBody { object: "list", data: refusals.iter().map(entry).collect() }).into_response(),
-        Err(RefusalsError::Rejected(rejection)) => rejected(rejection),
-        Err(RefusalsError::NotAdmin) => plain(StatusCode::UNAUTHORIZED, "Admin API key required"),
-    });
-    answer.await.unwrap_or_else(failed)
+    let address = client.ip().to_string();
+    let attributes = [("ip", &*address)];
+    let response =
+        shared.service.refusals(secret, &attributes, query.api_key_id.as_deref(), |refusals| match refusals {
+            Ok(refusals) => {
+                Json(LogBody { object: "list", data: refusals.iter().map(entry).collect() }).into_response()
+            }
+            Err(RefusalsError::Rejected(rejection)) => rejection_response(rejection),
+            Err(RefusalsError::NotAdmin) => plain_error(StatusCode::UNAUTHORIZED, "Admin API key required"),
+        });
+    response.await.unwrap_or_else(call_error_response)
 }
 
 /// The same, at the path that clients of the Venice API use.
 #[utoipa::path(get, path = "/api/v1/api_keys/rate_limits/log", params(LogQuery), responses(
     (status = 200, description = "The last refusals: those of the account for an ADMIN key, the key's own for an INFERENCE key", body = LogBody),
-    Failures))]
+    ErrorResponses))]
 pub(in crate::rest) async fn get_log_v1(
     state: State<Shared>,
-    from: ClientAddr,
+    client: ClientAddr,
     headers: HeaderMap,
-    whose: Result<Query<LogQuery>, QueryRejection>,
+    query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Response {
-    get_log(state, from, headers, whose).await
+    get_log(state, client, headers, query).await
 }
 
-fn entry(refusal: &Refusal) -> LogEntry {
+fn entry(error: &Refusal) -> LogEntry {
     LogEntry {
-        api_key_id: refusal.key.clone(),
-        model_id: refusal.resource.clone(),
-        rate_limit_tier: refusal.tier.clone(),
-        rate_limit_type: refusal.label.clone(),
-        timestamp: Timestamp::from_ms(refusal.at_ms).to_string(),
+        api_key_id: error.key.clone(),
+        model_id: error.resource.clone(),
+        rate_limit_tier: error.tier.clone(),
+        rate_limit_type: error.label.clone(),
+        timestamp: Timestamp::from_ms(error.at_ms).to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! A caller's limits as Tollgate itself puts them.
+//! A caller's limits in Tollgate's own format.
 
 use serde::Serialize;
 use tollgate_api::json::decision::QuotaBody;
@@ -68,17 +68,17 @@ impl PlainLimits {
             })
         });
         let blocks = blocks.collect();
-        let shown = |(resource, decision): &(&str, Decision<'_>)| PlainResource {
+        let resource_body = |(resource, decision): &(&str, Decision<'_>)| PlainResource {
             resource: (*resource).to_owned(),
             quotas: decision.quotas.iter().map(quota).collect(),
         };
         Some(Self {
             account: identity.account.id.to_string(),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
-            api_key_expires_at: identity.key.as_ref().and_then(|key| key.expires_at).map(|at| at.to_string()),
+            api_key_expires_at: identity.key.as_ref().and_then(|key| key.expires_at).map(|time| time.to_string()),
             tier: tier.name.to_string(),
             priority: tier.priority,
-            resources: resources.iter().map(shown).collect(),
+            resources: resources.iter().map(resource_body).collect(),
             blocks,
             decided_at: decided_at.to_string(),
             next_cursor: next,

@@ -1,4 +1,4 @@
-//! A caller's limits in the shape of the Venice API's own endpoint, with some additional fields.
+//! A caller's limits in the format of the Venice API's own endpoint, with some additional fields.
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -88,16 +88,16 @@ impl VeniceLimits {
         let blocks = || resources.iter().filter_map(|(_, decision)| decision.block);
         let data = Limits {
             access_permitted: !blocks()
-                .any(|block| block.rule.scope.attributes().iter().all(|of| of.name() != "resource")),
+                .any(|block| block.rule.scope.attributes().iter().all(|attribute| attribute.name() != "resource")),
             api_tier: ApiTier { id: tier.name.to_string(), is_charged: tier.is_charged },
             balances: identity.account.balances.clone(),
-            key_expiration: identity.key.as_ref().and_then(|key| key.expires_at).map(|at| at.to_string()),
+            key_expiration: identity.key.as_ref().and_then(|key| key.expires_at).map(|time| time.to_string()),
             next_epoch_begins: next_midnight(decided_at).to_string(),
             rate_limits: resources
                 .iter()
                 .map(|(name, decision)| ResourceBody {
                     api_model_id: (*name).to_owned(),
-                    rate_limits: of_resource(decision),
+                    rate_limits: limit_bodies(decision),
                     blocked_until: decision.block.map(|block| block.until.to_string()),
                 })
                 .collect(),
@@ -109,7 +109,7 @@ impl VeniceLimits {
     }
 }
 
-fn of_resource(decision: &Decision<'_>) -> Vec<LimitBody> {
+fn limit_bodies(decision: &Decision<'_>) -> Vec<LimitBody> {
     let limited = decision.quotas.iter().filter_map(|status| match status.limit {
         Limit::Finite(limit) => Some((status, limit)),
         Limit::Unlimited => None,

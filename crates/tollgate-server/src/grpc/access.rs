@@ -1,4 +1,4 @@
-//! Authentication of gRPC calls: a caller without a valid token is answered before a message is read.
+//! The access check of gRPC calls. A caller without a valid token gets an error before its message is read.
 
 use std::{
     convert::Infallible,
@@ -26,35 +26,33 @@ use crate::{
     shares::Holder,
 };
 
-/// How much longer than its message and its call a request may take in all, until its answer begins.
-const LONGER: Duration = Duration::from_secs(1);
+/// The time that a request may take in addition to reading its message and deciding its call.
+const MARGIN: Duration = Duration::from_secs(1);
 
-/// The methods whose calls are streams.
-const STREAMS: [&str; 2] = ["ConsumeStream", "ServerReflectionInfo"];
+const STREAMING_METHODS: [&str; 2] = ["ConsumeStream", "ServerReflectionInfo"];
 
-/// A gRPC service that only services with a grant may call. The grant comes along as an extension of
-/// each request.
+/// A gRPC service that requires the token of a service. Its grant is an extension of each request.
 #[derive(Clone)]
-pub(crate) struct GuardedService<S> {
+pub(crate) struct AuthenticatedService<S> {
     inner: S,
     auth: Arc<Authenticator>,
     timeout: Duration,
     bodies: Arc<BodyBounds>,
 }
 
-impl<S> GuardedService<S> {
-    /// `timeout` is how long a call may take once it was read.
+impl<S> AuthenticatedService<S> {
+    /// `timeout` is the maximum time of a call after its message was read.
     pub(crate) fn new(inner: S, auth: Arc<Authenticator>, timeout: Duration, bodies: BodyBounds) -> Self {
-        let timeout = timeout.saturating_add(bodies.timeout).saturating_add(LONGER);
+        let timeout = timeout.saturating_add(bodies.timeout).saturating_add(MARGIN);
         Self { inner, auth, timeout, bodies: Arc::new(bodies) }
     }
 }
 
-impl<S: NamedService> NamedService for GuardedService<S> {
+impl<S: NamedService> NamedService for AuthenticatedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for GuardedService<S>
+impl<S> Service<http::Request<Body>> for AuthenticatedService<S>
 where
     S: Service<http::Request<CallBody>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -70,10 +68,10 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let auth = Arc::clone(&self.auth);
         let (timeout, bodies) = (self.timeout, Arc::clone(&self.bodies));
-        let arrived = Instant::now();
-        // The one that was polled is the one to call.
-        let waiting = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, waiting);
+        let arrival = Instant::now();
+        // `poll_ready` was called on this instance, so this instance must be called.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
             if !is_grpc(request.headers()) {
                 return Ok(unsupported_media_type("content-type: must be application/grpc or application/grpc+proto"));
@@ -83,36 +81,37 @@ where
             }
             let grant = match authenticate(&auth, request.headers(), request.extensions()).await {
                 Ok(grant) => grant,
-                Err(refusal) => return Ok(Status::from(refusal).into_http()),
+                Err(error) => return Ok(Status::from(error).into_http()),
             };
             let method = request.uri().path().rsplit('/').next().unwrap_or_default();
             let body: fn(Body, Arc<BodyBounds>, Holder) -> CallBody =
-                if STREAMS.contains(&method) { |body, _, _| CallBody::stream(body) } else { CallBody::unary };
+                if STREAMING_METHODS.contains(&method) { |body, _, _| CallBody::stream(body) } else { CallBody::unary };
             let holder = grant.holder();
-            let mut request = request.map(|whole| body(whole, bodies, holder));
-            request.extensions_mut().insert(Caller { grant, arrived });
-            // Whatever else keeps it, a request holds its call no longer than this.
-            let answered = tokio::time::timeout(timeout, inner.call(request)).await;
-            answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the call took too long").into_http()))
+            let mut request = request.map(|unbounded| body(unbounded, bodies, holder));
+            request.extensions_mut().insert(Caller { grant, arrival });
+            let response = tokio::time::timeout(timeout, inner.call(request)).await;
+            response.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the call took too long").into_http()))
         })
     }
 }
 
-/// Whether the content type is one that this server reads: gRPC frames with protobuf.
+/// Whether the content type is gRPC with protobuf.
 fn is_grpc(headers: &http::HeaderMap) -> bool {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim_ascii);
     media_type.is_some_and(|media_type| {
-        ["application/grpc", "application/grpc+proto"].iter().any(|spoken| media_type.eq_ignore_ascii_case(spoken))
+        ["application/grpc", "application/grpc+proto"]
+            .iter()
+            .any(|supported| media_type.eq_ignore_ascii_case(supported))
     })
 }
 
-/// The status is that of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, which bids servers keep
-/// clients that speak something else from taking an answer of gRPC, 200 whatever happened, for a success.
-fn unsupported_media_type(said: &str) -> http::Response<Body> {
-    let mut answer = Status::invalid_argument(said).into_http();
-    *answer.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    answer
+/// A response with HTTP status 415, so that other clients do not take gRPC's status 200 for success
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+fn unsupported_media_type(message: &str) -> http::Response<Body> {
+    let mut response = Status::invalid_argument(message).into_http();
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 async fn authenticate(
@@ -121,16 +120,15 @@ async fn authenticate(
     extensions: &http::Extensions,
 ) -> Result<ServiceGrant, AuthError> {
     let peer = extensions.get::<Arc<Peer>>().ok_or(AuthError::Missing("service"))?;
-    let from = auth.client(peer, headers);
-    auth.service(headers, peer, from).await
+    let client = auth.client(peer, headers);
+    auth.service(headers, peer, client).await
 }
 
-/// The caller, and when its request arrived.
 #[derive(Clone)]
 struct Caller {
     grant: ServiceGrant,
-    /// When the headers were there.
-    arrived: Instant,
+    /// When the headers of the request had arrived.
+    arrival: Instant,
 }
 
 /// The grant of an authenticated request.
@@ -138,9 +136,9 @@ pub(super) fn grant(extensions: &Extensions) -> Result<&ServiceGrant, Status> {
     Ok(&caller(extensions)?.grant)
 }
 
-/// When the headers of an authenticated request were there.
-pub(super) fn arrived(extensions: &Extensions) -> Result<Instant, Status> {
-    Ok(caller(extensions)?.arrived)
+/// When the headers of an authenticated request had arrived.
+pub(super) fn arrival(extensions: &Extensions) -> Result<Instant, Status> {
+    Ok(caller(extensions)?.arrival)
 }
 
 fn caller(extensions: &Extensions) -> Result<&Caller, Status> {
