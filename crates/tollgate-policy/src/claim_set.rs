@@ -10,7 +10,7 @@ use tollgate_core::{
 use crate::{
     decision::Decision,
     policy::{
-        AbuseCounter, AbuseRule, ActiveQuota, DecidedBy, MissingAttribute, Resolved, Usage,
+        AbuseCounter, AbuseRule, ActiveQuota, DecisionSource, MissingAttribute, ResolvedQuotas, Usage,
         pool::{PoolClaim, PoolOutcome, PoolUse, read_outcome},
     },
 };
@@ -21,7 +21,7 @@ use crate::{
 /// the answer to them. No other code knows their order.
 #[derive(Debug)]
 pub struct ClaimSet<'r, 'a> {
-    resolved: &'r Resolved<'a>,
+    resolved: &'r ResolvedQuotas<'a>,
     usage: &'r Usage,
     /// The counters of the quotas, in their order.
     ledgers: SmallVec<[LedgerKey; 4]>,
@@ -29,7 +29,7 @@ pub struct ClaimSet<'r, 'a> {
     pool_claims: SmallVec<[PoolClaim<'a>; 1]>,
 }
 
-impl<'a> Resolved<'a> {
+impl<'a> ResolvedQuotas<'a> {
     /// The claims of a call with this usage. `attributes` returns the values of attributes in scopes other than
     /// account, key and resource; `address_check` checks for a block of the client address, if there is a rule for
     /// that.
@@ -96,10 +96,10 @@ impl<'a> ClaimSet<'_, 'a> {
         claims
     }
 
-    /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and the outcome for the pools. `can_ask_again`
+    /// Reads the store's answer to [`ClaimSet::claims`]: the decision, and the outcome for the pools. `can_retry`
     /// says whether the store can be asked once more; if not, the numbers that it used are final.
-    pub fn decide(&self, mode: Mode, can_ask_again: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
-        let (outcome, remaining) = read_outcome(&self.pool_claims, mode, can_ask_again, &mut applied);
+    pub fn decide(&self, mode: Mode, can_retry: bool, mut applied: ClaimsDecision) -> (Decision<'a>, PoolOutcome) {
+        let (outcome, remaining) = read_outcome(&self.pool_claims, mode, can_retry, &mut applied);
         self.resolved.apply_shadow_limits(self.usage, self.rules(), mode, &mut applied);
         let decision = Decision::merge(self.resolved.quotas(), self.rules(), &applied).with_pools_remaining(&remaining);
         (decision, outcome)
@@ -142,7 +142,7 @@ impl<'a> ClaimSet<'_, 'a> {
         let in_force: SmallVec<[ActiveQuota<'a>; 4]> = self.resolved.quotas().iter().map(in_force).collect();
         let mut decision = Decision::merge(&in_force, nobody(), &applied);
         let is_local = self.on_failure().contains(&OnFailure::Local);
-        decision.decided_by = if is_local { DecidedBy::Local } else { DecidedBy::Allow };
+        decision.decided_by = if is_local { DecisionSource::Local } else { DecisionSource::Allow };
         decision
     }
 

@@ -9,7 +9,7 @@ use tollgate_core::{
     time::Timestamp,
 };
 
-use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
+use crate::policy::{AbuseRule, ActiveQuota, Block, DecisionSource, Quota, block_of};
 
 /// Whether a call is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Decision<'a> {
     /// The block of a shadow rule that would be active.
     pub shadow_block: Option<Block<'a>>,
     /// The origin of the decision.
-    pub decided_by: DecidedBy,
+    pub decided_by: DecisionSource,
 }
 
 impl QuotaStatus<'_> {
@@ -124,7 +124,7 @@ impl<'a> Decision<'a> {
             binding,
             block,
             shadow_block,
-            decided_by: DecidedBy::Store,
+            decided_by: DecisionSource::Store,
         }
     }
 
@@ -151,7 +151,7 @@ impl<'a> Decision<'a> {
             binding: None,
             block: None,
             shadow_block: None,
-            decided_by: DecidedBy::Store,
+            decided_by: DecisionSource::Store,
         }
     }
 

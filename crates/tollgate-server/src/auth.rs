@@ -258,7 +258,7 @@ impl Authenticator {
             AuthError::TooManyFailures { .. } => "too_many_failures",
             AuthError::WrongHost => "wrong_host",
         };
-        self.metrics.auth_failed(endpoint, reason);
+        self.metrics.count_auth_failure(endpoint, reason);
         refusal
     }
 }

@@ -66,7 +66,7 @@ impl FailureCode {
             CallError::UnknownDomain { .. } | CallError::NoReservation => Self::NOT_FOUND,
             CallError::Forbidden { .. } => Self::FORBIDDEN,
             CallError::Ended { .. } => Self::ENDED,
-            CallError::Late | CallError::Expired => Self::TIMED_OUT,
+            CallError::TimedOut | CallError::Expired => Self::TIMED_OUT,
             CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
             CallError::Store(StoreError::CounterCapReached(_)) => Self::EXHAUSTED,
             CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {

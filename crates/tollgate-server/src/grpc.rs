@@ -27,8 +27,8 @@ use tollgate_policy::{
 use tollgate_service::{
     scope::DomainScope,
     service::{
-        Answer, Call, CallError, CallerRef, DecisionService, LimitsPage, Listing, Outcome, Rejection, check_batch,
-        page_size,
+        Call, CallError, CallResponse, CallerRef, DecisionService, LimitsPage, ListRequest, Outcome, Rejection,
+        check_batch, page_size,
     },
 };
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -67,10 +67,11 @@ impl Api {
             return Err(status(CallError::Expired));
         }
         let work = traced(text(metadata, "traceparent"), work);
-        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::Late)).map_err(status)
+        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(CallError::TimedOut)).map_err(status)
     }
 
-    /// The earlier one of the caller's deadline, counted from the arrival of the call, and the node's, counted from now.
+    /// The earlier one of the caller's deadline, counted from the arrival of the call, and the node's, counted from
+    /// now.
     ///
     /// At the caller's deadline tonic responds with `CANCELLED`, so a call times out a little earlier.
     fn deadline(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Instant, Status> {
@@ -126,7 +127,7 @@ impl RateLimitService for Api {
         check_batch(message.calls.len()).map_err(status)?;
         let calls = &message.calls;
         let decoded = calls.iter().map(|call| from_wire(scope, call)).collect();
-        let render = |index: usize, answer: &Answer<'_>| decision(answer, &calls[index]);
+        let render = |index: usize, answer: &CallResponse<'_>| decision(answer, &calls[index]);
         // tonic ends the whole batch at the caller's deadline, so its calls time out some time before.
         let timeout = self.deadline(&metadata, &extensions)?.saturating_duration_since(Instant::now()).mul_f32(0.9);
         let results = self.service.consume_each(decoded, timeout, render);
@@ -191,12 +192,18 @@ impl RateLimitService for Api {
         request: Request<v1::GetRateLimitsRequest>,
     ) -> Result<Response<v1::GetRateLimitsResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let within = access::grant(&extensions)?.scope();
-        let take = page_size(message.page_size).map_err(status)?;
+        let scope = access::grant(&extensions)?.scope();
+        let page_size = page_size(message.page_size).map_err(status)?;
         let attributes = message.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let caller = caller(message.caller.as_ref()).map_err(status)?;
-        let listing =
-            Listing { within, domain: &message.domain, caller, attributes, page_token: &message.page_token, take };
+        let listing = ListRequest {
+            scope,
+            domain: &message.domain,
+            caller,
+            attributes,
+            page_token: &message.page_token,
+            page_size,
+        };
         let listed = async { self.service.list(listing, limits).await.map_err(|error| error.in_field("page_token")) };
         Ok(Response::new(self.run((&metadata, &extensions), Box::pin(listed)).await?))
     }
@@ -253,7 +260,7 @@ fn status(error: CallError) -> Status {
 
 fn from_wire<'a>(scope: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
     Ok(Call {
-        within: scope,
+        scope,
         domain: &call.domain,
         caller: caller(call.caller.as_ref())?,
         resource: &call.resource,
@@ -293,7 +300,7 @@ fn call_result(decision: Result<v1::Decision, CallError>) -> v1::CallResult {
     v1::CallResult { result: Some(result) }
 }
 
-fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
+fn decision(answer: &CallResponse<'_>, call: &v1::Call) -> v1::Decision {
     let common = v1::Decision {
         verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
         reason: answer.reason().map_or(v1::Reason::Unspecified, reason).into(),
@@ -303,7 +310,7 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     };
     match &answer.outcome {
         Err(rejection) => {
-            let (block, now) = (rejection.block(), rejection.at);
+            let (block, now) = (rejection.block(), rejection.time);
             v1::Decision {
                 decided_at: Some(timestamp(now)),
                 retry_after_ms: block.map(|block| block.until.ms_since(now)),
@@ -312,7 +319,7 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
                 ..common
             }
         }
-        Ok(Outcome { identity, resolved, decision, record, .. }) => v1::Decision {
+        Ok(Outcome { identity, resolved_quotas, decision, record, .. }) => v1::Decision {
             reservation: record
                 .reservation
                 .as_ref()
@@ -323,12 +330,12 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
             retry_after_ms: decision.retry_after_ms(),
             account: identity.account.id.as_ref().into(),
             api_key_id: identity.key.as_ref().map(|key| key.id.as_ref().into()).unwrap_or_default(),
-            tier: resolved.tier().name.as_ref().into(),
-            resource: resolved.resource().to_owned(),
+            tier: resolved_quotas.tier().name.as_ref().into(),
+            resource: resolved_quotas.resource().to_owned(),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             blocked_until: decision.block.map(|block| timestamp(block.until)),
             block_message: decision.block.map(|block| block.message(decision.decided_at)).unwrap_or_default(),
-            priority: resolved.tier().priority.map(u32::from).unwrap_or_default(),
+            priority: resolved_quotas.tier().priority.map(u32::from).unwrap_or_default(),
             decided_by: decision.decided_by.name().to_owned(),
             ..common
         },
@@ -347,7 +354,7 @@ fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> v1::GetRateLimitsR
     match listed {
         Err(rejection) => v1::GetRateLimitsResponse {
             reason: reason(rejection.reason()).into(),
-            decided_at: Some(timestamp(rejection.at)),
+            decided_at: Some(timestamp(rejection.time)),
             blocked_until: rejection.block().map(|block| timestamp(block.until)),
             ..v1::GetRateLimitsResponse::default()
         },

@@ -46,8 +46,8 @@ impl PolicyFiles {
     pub fn load(source: Source, demo: bool, metrics: Arc<Metrics>) -> Result<Self, Vec<PolicyErrors>> {
         let policies = read_all(&source)?;
         log_warnings(&policies);
-        let domains = Domains::of(policies, demo, &metrics);
-        metrics.reload_stuck("policies", false);
+        let domains = Domains::from_policies(policies, demo, &metrics);
+        metrics.set_reload_stuck("policies", false);
         let domains = Arc::new(CurrentDomains::new(domains));
         Ok(Self { source, demo, metrics, domains, last_failure: LastFailure::default() })
     }
@@ -79,11 +79,11 @@ impl Reload for PolicyFiles {
         let read = read_all(&self.source).map_err(|errors| failure(&errors));
         let outcome = read.map(|policies| {
             log_warnings(&policies);
-            self.domains.replace(Domains::of(policies, self.demo, &self.metrics));
+            self.domains.replace(Domains::from_policies(policies, self.demo, &self.metrics));
         });
         // Only now: a client that sees a successful reload may rely on the new policies.
-        self.metrics.policy_reloads(outcome.is_ok());
-        self.metrics.reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.count_policy_reload(outcome.is_ok());
+        self.metrics.set_reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
         self.last_failure.record(outcome.as_ref().err().cloned());
         outcome
     }

@@ -15,7 +15,7 @@ use tollgate_service::{
     directory::Accounts,
     metrics::{Metrics, StoreConnections},
     refusals::Refusals,
-    service::{Counters, DecisionService, Lifetimes, OutagePolicy, ServiceParts},
+    service::{Counters, DecisionService, OutagePolicy, RetentionTimes, ServiceParts},
 };
 use tollgate_store::{
     accounts::{AccountStore, memory::MemoryAccounts, redis::RedisAccounts},
@@ -89,8 +89,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // As the standard library does, so that a node may start where one has just stopped.
     socket.set_reuseaddr(true)?;
-    // Its connections have this from it, and the system then lets none grow it: a client that reads nothing could make it
-    // keep megabytes.
+    // Its connections have this from it, and the system then lets none grow it: a client that reads nothing could make
+    // it keep megabytes.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -212,8 +212,8 @@ fn in_memory() -> Arc<dyn RefusalLog> {
     Arc::new(MemoryRefusals::new(MAX_LOGGED_ACCOUNTS))
 }
 
-/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound. `serving` is called once
-/// its policies and credentials are read and calls are taken in.
+/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound. `serving` is called
+/// once its policies and credentials are read and calls are taken in.
 pub async fn run(
     settings: Settings,
     backend: Backend,
@@ -244,8 +244,11 @@ pub async fn run(
         clock: Arc::clone(&backend.clock),
         metrics: Arc::clone(&metrics),
         refusals: Arc::clone(&refusals),
-        outage: OutagePolicy { patience: patience(&settings), fallback: backend.fallback.clone() },
-        lifetimes: Lifetimes { reservation_ms: settings.reservation_ttl_ms, request_id_ms: settings.request_id_ttl_ms },
+        outage: OutagePolicy { store_timeout: store_timeout(&settings), fallback: backend.fallback.clone() },
+        retention: RetentionTimes {
+            reservation_ms: settings.reservation_ttl_ms,
+            request_id_ms: settings.request_id_ttl_ms,
+        },
     }));
     let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
@@ -269,7 +272,7 @@ pub async fn run(
     // Before calls arrive, so that accounts that they read are cached.
     let (changes, ()) = tokio::join!(accounts.subscribe(), health.probe());
     background.spawn(accounts.run_invalidation(changes));
-    background.spawn(Arc::clone(&refusals).keep_writing());
+    background.spawn(Arc::clone(&refusals).run_writer());
     if let Some(fallback) = fallback.clone() {
         background.spawn(replay(fallback, Arc::clone(&store)));
     }
@@ -362,7 +365,7 @@ fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
 
 /// How long a call waits for accounts and counters in all. A little longer than one of them may take, so that each
 /// ends by its own bound.
-fn patience(settings: &Settings) -> Duration {
+fn store_timeout(settings: &Settings) -> Duration {
     match &settings.store {
         StoreSettings::Memory { .. } => settings.call_timeout,
         StoreSettings::Redis(config) => config.deadline + Duration::from_millis(10),

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, mem, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
-use tollgate_service::blocks::customer_of;
+use tollgate_service::blocks::client_network;
 
 /// The holder of capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,7 +21,7 @@ pub(crate) enum Holder {
 impl Holder {
     /// The callers of an address, as they are counted by.
     pub(crate) fn address(address: IpAddr) -> Self {
-        Self::Address(customer_of(address))
+        Self::Address(client_network(address))
     }
 }
 

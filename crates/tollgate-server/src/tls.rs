@@ -64,8 +64,8 @@ impl Tls {
     /// Everything that is wrong with the files, a line each, with the name of the setting.
     pub(crate) fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         let configs = read(&settings)?;
-        metrics.reload_stuck(WHAT, false);
-        metrics.certificate_ends(configs.ends_at);
+        metrics.set_reload_stuck(WHAT, false);
+        metrics.set_certificate_expiry(configs.ends_at);
         Ok(Self { settings, metrics, configs: ReloadCell::new(configs) })
     }
 
@@ -95,10 +95,10 @@ impl Reload for Tls {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = read(&self.settings);
-        self.metrics.credentials_reloaded(WHAT, read.is_ok());
-        self.metrics.reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.count_credential_reload(WHAT, read.is_ok());
+        self.metrics.set_reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
         if let Ok(configs) = &read {
-            self.metrics.certificate_ends(configs.ends_at);
+            self.metrics.set_certificate_expiry(configs.ends_at);
         }
         self.configs.renew(read)
     }

@@ -1,4 +1,4 @@
-//! Administration: makes and changes the accounts and keys of the store. It knows no protocol.
+//! Administration: creates and changes the accounts and keys of the store.
 
 mod accounts;
 mod change;
@@ -31,7 +31,7 @@ use crate::{
     service::{CallError, check_name, find_domain},
 };
 
-/// How often a change is repeated if another client changed the account in between.
+/// The maximum number of attempts if other clients change the account at the same time.
 const ATTEMPTS: usize = 8;
 
 /// Administers the accounts of the store.
@@ -39,36 +39,36 @@ pub struct Admin {
     domains: Arc<CurrentDomains>,
     store: Arc<dyn AccountStore>,
     counters: Arc<dyn Store>,
-    known: Arc<Accounts>,
+    accounts: Arc<Accounts>,
     clock: Arc<dyn Clock>,
 }
 
 /// The administrator, and the domains of its token.
 pub struct AdminSession<'a> {
     admin: &'a Admin,
-    by: &'a str,
+    administrator: &'a str,
     domain: Arc<Domain>,
 }
 
-/// Why nothing was changed, or found.
+/// The error of an administrative request.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// As of any call.
+    /// The request is invalid, or the store did not execute it.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// There is no such thing.
+    /// The account, key or override does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// There is one already.
+    /// The account already exists.
     #[error("{0}")]
     Exists(String),
-    /// It is as it is.
+    /// The change is not possible in the current state.
     #[error("{0}")]
     Refused(String),
-    /// It is not as the caller last saw it.
+    /// The account does not have the version that the caller expects.
     #[error("if-match: the account has changed; its version is {0} now")]
     Changed(u64),
-    /// Others change it all the time.
+    /// Other clients changed the account at every attempt.
     #[error("account: concurrent changes; try again")]
     Contended,
 }
@@ -80,41 +80,41 @@ impl From<StoreError> for AdminError {
 }
 
 impl Admin {
-    /// Administers `store`, of which this node caches `known`, and the `counters` of its accounts.
+    /// Administers the accounts in `store`, which `accounts` caches, and their `counters`.
     pub fn new(
         domains: Arc<CurrentDomains>,
         store: Arc<dyn AccountStore>,
         counters: Arc<dyn Store>,
-        known: Arc<Accounts>,
+        accounts: Arc<Accounts>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { domains, store, counters, known, clock }
+        Self { domains, store, counters, accounts, clock }
     }
 
     /// The session of an administrator in a domain. An empty name means the only domain of the token.
     pub fn session<'a>(
         &'a self,
-        by: &'a str,
+        administrator: &'a str,
         scope: &DomainScope,
         domain: &str,
     ) -> Result<AdminSession<'a>, AdminError> {
         let domain = Arc::clone(find_domain(&self.domains.load(), scope, domain)?);
-        Ok(AdminSession { admin: self, by, domain })
+        Ok(AdminSession { admin: self, administrator, domain })
     }
 }
 
 impl AdminSession<'_> {
-    /// The time by which keys are good or not.
+    /// The time for the expiry of keys.
     pub fn now(&self) -> Timestamp {
         self.admin.clock.now()
     }
 
-    /// Its place in the list.
+    /// The domain of the session.
     pub fn domain(&self) -> &Domain {
         &self.domain
     }
 
-    /// Changes an account with `change`, based on its current record.
+    /// Applies `change` to the current record of an account, and saves it.
     async fn change<T>(
         &self,
         id: &str,
@@ -122,16 +122,16 @@ impl AdminSession<'_> {
         change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
     ) -> Result<(AccountRecord, T), AdminError> {
         for _ in 0..ATTEMPTS {
-            let before = self.stored(id).await?;
+            let before = self.load_stored(id).await?;
             check_version(&before, if_match)?;
             let mut after = before.clone();
-            let made = change(&mut after)?;
+            let output = change(&mut after)?;
             if after == before {
-                return Ok((after, made));
+                return Ok((after, output));
             }
-            change::touch(&mut after, self.now());
+            change::finish_change(&mut after, self.now());
             if self.save(id, Some(&before), Some(&after), None).await? == SaveResult::Done {
-                return Ok((after, made));
+                return Ok((after, output));
             }
         }
         Err(AdminError::Contended)
@@ -146,9 +146,9 @@ impl AdminSession<'_> {
     ) -> Result<SaveResult, StoreError> {
         let change = Change { domain: self.name(), id, before, after, event };
         let saved = self.admin.store.save(change).await;
-        // This node forgets the account at once instead of waiting for the feed, so that the client sees its change
+        // The cache of this node is updated without waiting for the subscription, so that the client sees its change
         // here. The change may have been made even if the request failed.
-        self.admin.known.forget(&change.notice());
+        self.admin.accounts.invalidate(&change.notice());
         saved
     }
 
@@ -166,12 +166,12 @@ impl AdminSession<'_> {
         if policy.tier_named(tier).is_some() {
             return Ok(());
         }
-        let known: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
-        let wrong = format!("there is no tier {tier:?}; there is: {}", known.join(", "));
-        Err(CallError::field("tier", wrong).into())
+        let names: Vec<&str> = policy.tiers().iter().map(|tier| &*tier.name).collect();
+        let problem = format!("there is no tier {tier:?}; there is: {}", names.join(", "));
+        Err(CallError::field("tier", problem).into())
     }
 
-    fn not_in_policy_file(&self, id: &str) -> Result<(), AdminError> {
+    fn check_not_in_policy_file(&self, id: &str) -> Result<(), AdminError> {
         match self.domain.directory.account(id) {
             Some(_) => {
                 Err(AdminError::Refused(format!("account: {id:?} is defined in the policy file; change it there")))
@@ -180,19 +180,19 @@ impl AdminSession<'_> {
         }
     }
 
-    fn log(&self, did: &'static str, account: &str) {
-        tracing::info!(by = self.by, domain = self.name(), account, "{did}");
+    fn log(&self, action: &'static str, account: &str) {
+        tracing::info!(by = self.administrator, domain = self.name(), account, "{action}");
     }
 
-    fn log_key(&self, did: &'static str, key: &str) {
-        tracing::info!(by = self.by, domain = self.name(), key, "{did}");
+    fn log_key(&self, action: &'static str, key: &str) {
+        tracing::info!(by = self.administrator, domain = self.name(), key, "{action}");
     }
 }
 
 /// Checks a name that becomes part of a path of this API.
 fn check_segment(field: &str, name: &str) -> Result<(), CallError> {
     check_name(field, name)?;
-    tollgate_policy::file::segment_problem(name).map_or(Ok(()), |wrong| Err(CallError::field(field, wrong)))
+    tollgate_policy::file::segment_problem(name).map_or(Ok(()), |problem| Err(CallError::field(field, problem)))
 }
 
 fn check_version(record: &AccountRecord, if_match: Option<u64>) -> Result<(), AdminError> {

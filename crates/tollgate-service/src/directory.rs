@@ -28,12 +28,12 @@ pub use self::{
 pub struct Account {
     /// Its id, unique in the domain.
     pub id: Arc<str>,
-    /// Where its counters live.
+    /// The partition of its counters.
     pub partition: Partition,
     /// Its tier.
     pub tier: TierId,
     overrides: Arc<[Override]>,
-    /// Its balances, by currency; shown, and never used for decisions.
+    /// Its balances, by currency; only shown, never used for decisions.
     pub balances: IndexMap<String, f64>,
 }
 
@@ -50,85 +50,85 @@ pub struct Key {
     overrides: Arc<[Override]>,
 }
 
-/// What a node knows about a secret without a look-up in the store.
+/// The state of a secret in a node's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CachedKey {
-    /// It is that of a good key, as far as the node last heard.
+    /// It belongs to a valid key.
     Valid,
     /// It is invalid.
     Invalid,
-    /// Only the store can tell.
+    /// It is not in the cache.
     Unknown,
 }
 
-/// A caller that was found.
+/// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The account.
     pub account: Arc<Account>,
-    /// The key, if the call came by one.
+    /// The key, if the call names one.
     pub key: Option<Arc<Key>>,
-    /// Why the store of accounts could not be read. The identity is then the last known one: good enough to report
-    /// mistakes of a call, but not to decide it.
+    /// The error of the store, if the account could not be read and its cached state is used. This is enough to report
+    /// errors in a call, but not to decide it.
     stale: Option<StoreError>,
 }
 
-/// The accounts and keys that the policy file of one domain brings along.
+/// The accounts and keys in the policy file of a domain.
 #[derive(Debug, Default)]
 pub struct Directory {
     accounts: HashMap<Arc<str>, Arc<Account>>,
     keys: HashMap<Arc<str>, Identity>,
     secrets: HashMap<[u8; 8], Vec<(KeyHash, Identity)>>,
-    written: HashMap<Arc<str>, BootstrapAccount>,
+    definitions: HashMap<Arc<str>, BootstrapAccount>,
 }
 
 impl Directory {
     /// The accounts of a policy file. Demo keys, whose secrets are public, are included only if `demo` is set.
-    pub fn of(bootstrap: Vec<BootstrapAccount>, demo: bool) -> Self {
+    pub fn new(bootstrap: Vec<BootstrapAccount>, demo: bool) -> Self {
         let mut directory = Self::default();
-        for mut from in bootstrap {
-            from.keys.retain(|key| demo || !key.demo);
+        for mut definition in bootstrap {
+            definition.keys.retain(|key| demo || !key.demo);
             let account = Arc::new(Account {
-                id: Arc::clone(&from.id),
-                partition: from.partition,
-                tier: from.tier,
-                overrides: Arc::clone(&from.overrides),
-                balances: from.balances.clone(),
+                id: Arc::clone(&definition.id),
+                partition: definition.partition,
+                tier: definition.tier,
+                overrides: Arc::clone(&definition.overrides),
+                balances: definition.balances.clone(),
             });
-            for from in &from.keys {
+            for definition in &definition.keys {
                 let key = Key {
-                    id: Arc::clone(&from.id),
-                    kind: from.kind,
-                    expires_at: from.expires_at,
-                    revoked: from.revoked,
-                    overrides: Arc::clone(&from.overrides),
+                    id: Arc::clone(&definition.id),
+                    kind: definition.kind,
+                    expires_at: definition.expires_at,
+                    revoked: definition.revoked,
+                    overrides: Arc::clone(&definition.overrides),
                 };
-                let identity = Identity::certain(Arc::clone(&account), Some(Arc::new(key)));
-                let hash = KeyHash::from_bytes(from.hash);
-                directory.keys.insert(Arc::clone(&from.id), identity.clone());
+                let identity = Identity::new(Arc::clone(&account), Some(Arc::new(key)));
+                let hash = KeyHash::from_bytes(definition.hash);
+                directory.keys.insert(Arc::clone(&definition.id), identity.clone());
                 directory.secrets.entry(hash.bucket()).or_default().push((hash, identity));
             }
-            directory.written.insert(Arc::clone(&account.id), from);
+            directory.definitions.insert(Arc::clone(&account.id), definition);
             directory.accounts.insert(Arc::clone(&account.id), account);
         }
         directory
     }
 
-    /// The key with this secret's hash. Hashes with the same first bytes are compared in constant time; which first
-    /// bytes exist says nothing about a secret.
-    pub fn by_secret(&self, hash: &KeyHash) -> Option<&Identity> {
+    /// The caller with this secret. Hashes with the same first bytes are compared in constant time. The time of the
+    /// lookup depends only on the first bytes of the hashes, from which no secret can be derived.
+    pub fn identity_by_secret(&self, hash: &KeyHash) -> Option<&Identity> {
         let candidates = self.secrets.get(&hash.bucket())?;
-        candidates.iter().find(|(known, _)| known.matches(hash)).map(|(_, identity)| identity)
+        candidates.iter().find(|(candidate, _)| candidate.matches(hash)).map(|(_, identity)| identity)
     }
 
-    /// The key of this id.
-    pub fn by_id(&self, id: &str) -> Option<&Identity> {
+    /// The caller with the key of this id.
+    pub fn identity_by_key_id(&self, id: &str) -> Option<&Identity> {
         self.keys.get(id)
     }
 
-    /// An account as the file has it.
-    pub fn written(&self, id: &str) -> Option<&BootstrapAccount> {
-        self.written.get(id)
+    /// The definition of an account in the policy file.
+    pub fn definition(&self, id: &str) -> Option<&BootstrapAccount> {
+        self.definitions.get(id)
     }
 
     /// The account of this id.
@@ -138,7 +138,7 @@ impl Directory {
 }
 
 impl Key {
-    /// Whether the key is good at `now`.
+    /// Checks that the key is valid at `now`.
     pub fn check(&self, now: Timestamp) -> Result<(), InvalidKey> {
         if self.revoked {
             Err(InvalidKey::Revoked)
@@ -151,8 +151,8 @@ impl Key {
 }
 
 impl Identity {
-    /// A caller that was found where nothing is stale.
-    pub fn certain(account: Arc<Account>, key: Option<Arc<Key>>) -> Self {
+    /// A caller whose account is not stale.
+    pub fn new(account: Arc<Account>, key: Option<Arc<Key>>) -> Self {
         Self { account, key, stale: None }
     }
 
@@ -162,7 +162,7 @@ impl Identity {
         self.stale.clone().map_or(Ok(()), Err)
     }
 
-    /// As policies see a caller.
+    /// The caller, as policies need it.
     pub fn caller(&self) -> Caller<'_> {
         Caller {
             partition: self.account.partition,

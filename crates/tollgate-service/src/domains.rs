@@ -1,4 +1,4 @@
-//! The domains that a node serves: their policies, compiled, with the accounts that come along.
+//! The domains that a node serves: their compiled policies, with the accounts of the policy files.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,12 +17,12 @@ use crate::{
     scope::DomainScope,
 };
 
-/// One domain.
+/// A domain.
 #[derive(Debug)]
 pub struct Domain {
     /// Its policy.
     pub policy: Arc<Policy>,
-    /// The accounts and keys that its policy file has.
+    /// The accounts and keys of its policy file.
     pub directory: Directory,
     /// The policy's rules for accounts in the store.
     pub accounts: AccountRules,
@@ -36,26 +36,26 @@ pub struct Domain {
     pub listing: ListingFormat,
 }
 
-/// All domains of one moment. Calls take one and keep it to their end.
+/// All domains at one time. A call uses the same `Domains` until its end.
 #[derive(Debug, Default)]
 pub struct Domains(HashMap<Arc<str>, Arc<Domain>>);
 
-/// The domains in force.
+/// The current domains.
 #[derive(Debug)]
 pub struct CurrentDomains(ArcSwap<Domains>);
 
 impl CurrentDomains {
-    /// These to begin with.
+    /// Starts with `domains`.
     pub fn new(domains: Domains) -> Self {
         Self(ArcSwap::from_pointee(domains))
     }
 
-    /// The domains of this moment.
+    /// The current domains.
     pub fn load(&self) -> Guard<Arc<Domains>> {
         self.0.load()
     }
 
-    /// Puts others in force, for the calls that begin from now on.
+    /// Replaces the domains for calls that begin from now on.
     pub fn replace(&self, domains: Domains) {
         self.0.store(Arc::new(domains));
     }
@@ -63,28 +63,31 @@ impl CurrentDomains {
 
 impl Domains {
     /// The domains of these policies. Demo keys, whose secrets are public, are included only if `demo` is set.
-    pub fn of(policies: BTreeMap<Arc<str>, LoadedPolicy>, demo: bool, metrics: &Arc<Metrics>) -> Self {
+    pub fn from_policies(policies: BTreeMap<Arc<str>, LoadedPolicy>, demo: bool, metrics: &Arc<Metrics>) -> Self {
         let domains = policies.into_iter().map(|(name, loaded)| {
-            let of_domain = DomainMetrics::of(metrics, &loaded.policy);
-            metrics.policy_loaded(&name, loaded.fingerprint);
+            let domain_metrics = DomainMetrics::new(metrics, &loaded.policy);
+            metrics.count_policy_load(&name, loaded.fingerprint);
             let LoadedPolicy { policy, bootstrap, accounts, dialects, uploads, listing, .. } = loaded;
-            let directory = Directory::of(bootstrap, demo);
-            (name, Arc::new(Domain { policy, directory, accounts, metrics: of_domain, dialects, uploads, listing }))
+            let directory = Directory::new(bootstrap, demo);
+            (
+                name,
+                Arc::new(Domain { policy, directory, accounts, metrics: domain_metrics, dialects, uploads, listing }),
+            )
         });
         Self(domains.collect())
     }
 
     /// The domain with this name. An empty name means the only domain of the token.
-    pub fn get(&self, name: &str, within: &DomainScope) -> Option<&Arc<Domain>> {
+    pub fn get(&self, name: &str, scope: &DomainScope) -> Option<&Arc<Domain>> {
         if name.is_empty() {
-            let mut all = self.within(within);
-            return all.next().filter(|_| all.next().is_none());
+            let mut in_scope = self.in_scope(scope);
+            return in_scope.next().filter(|_| in_scope.next().is_none());
         }
-        self.0.get(name).filter(|_| within.permits(name))
+        self.0.get(name).filter(|_| scope.permits(name))
     }
 
     /// The domains in this scope, in no order.
-    pub fn within<'a, 'r>(&'a self, scope: &'r DomainScope) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
+    pub fn in_scope<'a, 'r>(&'a self, scope: &'r DomainScope) -> impl Iterator<Item = &'a Arc<Domain>> + use<'a, 'r> {
         self.0.iter().filter(|(name, _)| scope.permits(name)).map(|(_, domain)| domain)
     }
 
@@ -95,13 +98,14 @@ impl Domains {
         names
     }
 
-    /// Whether some call may be decided while the store cannot answer.
+    /// Whether some call may be decided during an outage of the store.
     pub fn tolerate_outage(&self) -> bool {
         self.0.values().any(|domain| domain.policy.tolerates_outage())
     }
 
-    /// The key of a policy file with this secret, in whatever domain within reach.
-    pub fn by_secret(&self, hash: &KeyHash, within: &DomainScope) -> Option<(&Arc<Domain>, &Identity)> {
-        self.within(within).find_map(|domain| domain.directory.by_secret(hash).map(|identity| (domain, identity)))
+    /// The caller with this secret in the policy files of the domains in scope.
+    pub fn identity_by_secret(&self, hash: &KeyHash, scope: &DomainScope) -> Option<(&Arc<Domain>, &Identity)> {
+        self.in_scope(scope)
+            .find_map(|domain| domain.directory.identity_by_secret(hash).map(|identity| (domain, identity)))
     }
 }

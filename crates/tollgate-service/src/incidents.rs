@@ -1,8 +1,8 @@
-//! Failures of the store, as callers see them: the reason in plain words, and the id of an incident under which the log
-//! has the whole error.
+//! Errors of the store, as callers see them: the reason, and the id of an incident. The log contains the error of each
+//! incident.
 //!
-//! Callers never see a store's message, because it names keys, addresses and lines of scripts. Equal errors of one
-//! period are one incident, so the log stays small while it contains every id that callers got.
+//! Callers never see a store's message, because it contains keys, addresses and lines of scripts. Equal errors within
+//! a period share an incident, so the log stays small and contains every id that callers got.
 
 use std::{
     collections::HashMap,
@@ -14,33 +14,33 @@ use parking_lot::Mutex;
 use rand::Rng;
 use tollgate_core::store::StoreError;
 
-/// How long equal errors are one incident.
+/// How long equal errors share an incident.
 const PERIOD: Duration = Duration::from_secs(10);
-/// The maximum number of errors with an incident of their own in a period. Further ones share an incident for each
-/// kind.
-const MAX_APART: usize = 32;
-/// The longest error in the log, in bytes.
+/// The maximum number of different errors with their own incident in a period. Further errors share one incident per
+/// reason.
+const MAX_INCIDENTS: usize = 32;
+/// The maximum length of an error in the log, in bytes.
 const MAX_ERROR_BYTES: usize = 1024;
 
-/// The incidents of this process, as it has one log.
+/// The incidents of this process.
 static INCIDENTS: LazyLock<Incidents> = LazyLock::new(Incidents::default);
 
-/// The text for a caller: the reason, and the incident.
+/// The message for a caller: the reason, and the incident.
 pub fn describe(error: &StoreError) -> String {
     let reason = reason(error);
     match error {
-        // Caused by the account itself, so it is reported in full.
+        // The account itself is the cause, so there is no incident.
         StoreError::CounterCapReached(_) => reason.to_owned(),
         _ => format!("{reason} ({})", incident(error)),
     }
 }
 
-/// The incident of an error, such as `incident 5f0c9a71d2e4b836`. Logs the error if it begins one.
+/// The incident of an error, such as `incident 5f0c9a71d2e4b836`. A new incident is logged.
 pub fn incident(error: &StoreError) -> String {
-    format!("incident {}", INCIDENTS.id_of(error, Instant::now()))
+    format!("incident {}", INCIDENTS.incident_id(error, Instant::now()))
 }
 
-/// Why the store did not decide, without its message.
+/// Why the store did not decide, without the store's message.
 pub const fn reason(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unreachable(_) => "the store cannot be reached; nothing was charged or changed",
@@ -53,61 +53,61 @@ pub const fn reason(error: &StoreError) -> &'static str {
     }
 }
 
-/// Which errors were logged of late, and under which ids.
+/// The recent incidents.
 #[derive(Default)]
-struct Incidents(Mutex<HashMap<Error, Incident>>);
+struct Incidents(Mutex<HashMap<ErrorKey, Incident>>);
 
-/// A kind of error, and its text; none for those that come on top of [`MAX_APART`].
-type Error = (&'static str, Option<String>);
+/// The reason of an error, and its text; no text for errors above [`MAX_INCIDENTS`].
+type ErrorKey = (&'static str, Option<String>);
 
 struct Incident {
     id: u64,
-    began: Instant,
-    /// How many answers named it.
-    met: u64,
+    start: Instant,
+    /// The number of responses that contain its id.
+    responses: u64,
 }
 
 impl Incidents {
-    /// The id of an error's incident; an error that begins one is logged.
-    fn id_of(&self, error: &StoreError, now: Instant) -> String {
-        let text = cut(error.to_string());
-        let mut known = self.0.lock();
+    /// The id of an error's incident. A new incident is logged.
+    fn incident_id(&self, error: &StoreError, now: Instant) -> String {
+        let text = truncate(error.to_string());
+        let mut incidents = self.0.lock();
         let mut key = (reason(error), Some(text.clone()));
-        if !known.get(&key).is_some_and(|incident| incident.is_on(now)) && known.len() >= MAX_APART {
-            known.retain(|_, incident| incident.is_on(now));
-            if known.len() >= MAX_APART {
+        if !incidents.get(&key).is_some_and(|incident| incident.is_current(now)) && incidents.len() >= MAX_INCIDENTS {
+            incidents.retain(|_, incident| incident.is_current(now));
+            if incidents.len() >= MAX_INCIDENTS {
                 key.1 = None;
             }
         }
-        let before = match known.get_mut(&key) {
-            Some(incident) if incident.is_on(now) => {
-                incident.met += 1;
-                return shown(incident.id);
+        let previous_responses = match incidents.get_mut(&key) {
+            Some(incident) if incident.is_current(now) => {
+                incident.responses += 1;
+                return format_id(incident.id);
             }
-            Some(incident) => incident.met,
+            Some(incident) => incident.responses,
             None => 0,
         };
         let id = rand::rng().random();
-        known.insert(key, Incident { id, began: now, met: 1 });
-        drop(known);
-        tracing::warn!(incident = shown(id), error = text, before, "the store failed a call");
-        shown(id)
+        incidents.insert(key, Incident { id, start: now, responses: 1 });
+        drop(incidents);
+        tracing::warn!(incident = format_id(id), error = text, before = previous_responses, "the store failed a call");
+        format_id(id)
     }
 }
 
 impl Incident {
-    fn is_on(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.began) < PERIOD
+    fn is_current(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.start) < PERIOD
     }
 }
 
-fn shown(id: u64) -> String {
+fn format_id(id: u64) -> String {
     format!("{id:016x}")
 }
 
-fn cut(mut text: String) -> String {
+fn truncate(mut text: String) -> String {
     if text.len() > MAX_ERROR_BYTES {
-        let end = (0..=MAX_ERROR_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        let end = (0..=MAX_ERROR_BYTES).rev().find(|index| text.is_char_boundary(*index)).unwrap_or_default();
         text.truncate(end);
         text.push('…');
     }
@@ -122,33 +122,33 @@ mod tests {
         StoreError::Refused(text.into())
     }
 
-    /// Tried by breaking it: with the text left out of the key all errors are one incident.
+    /// Fails if the key of an incident does not contain the text of the error.
     #[test]
-    fn equal_errors_of_a_period_are_one_incident() {
+    fn equal_errors_of_a_period_share_an_incident() {
         let (incidents, start) = (Incidents::default(), Instant::now());
-        let first = incidents.id_of(&refused("a"), start);
-        assert_eq!(incidents.id_of(&refused("a"), start + PERIOD / 2), first);
-        assert_ne!(incidents.id_of(&refused("b"), start), first);
-        assert_ne!(incidents.id_of(&StoreError::Unreachable("a".into()), start), first);
-        assert_ne!(incidents.id_of(&refused("a"), start + PERIOD), first);
+        let first = incidents.incident_id(&refused("a"), start);
+        assert_eq!(incidents.incident_id(&refused("a"), start + PERIOD / 2), first);
+        assert_ne!(incidents.incident_id(&refused("b"), start), first);
+        assert_ne!(incidents.incident_id(&StoreError::Unreachable("a".into()), start), first);
+        assert_ne!(incidents.incident_id(&refused("a"), start + PERIOD), first);
     }
 
-    /// Tried by breaking it: with the bound left out each error has an incident, and its line in the log.
+    /// Fails without the bound.
     #[test]
-    fn a_flood_of_different_errors_is_bounded() {
+    fn the_number_of_incidents_is_bounded() {
         let (incidents, start) = (Incidents::default(), Instant::now());
-        let ids = |from: usize, at: Instant| {
-            let ids = (from..from + 10_000).map(|number| incidents.id_of(&refused(format!("key {number}")), at));
+        let ids = |from: usize, now: Instant| {
+            let ids = (from..from + 10_000).map(|number| incidents.incident_id(&refused(format!("key {number}")), now));
             ids.collect::<std::collections::HashSet<_>>().len()
         };
-        assert_eq!(ids(0, start), MAX_APART + 1);
-        assert_eq!(ids(10_000, start), 1, "what comes on top goes on to be one incident");
-        assert_eq!(ids(20_000, start + PERIOD), MAX_APART + 1);
-        assert!(incidents.0.lock().len() <= MAX_APART + 4);
+        assert_eq!(ids(0, start), MAX_INCIDENTS + 1);
+        assert_eq!(ids(10_000, start), 1, "further errors share the same incident");
+        assert_eq!(ids(20_000, start + PERIOD), MAX_INCIDENTS + 1);
+        assert!(incidents.0.lock().len() <= MAX_INCIDENTS + 4);
     }
 
     #[test]
-    fn long_errors_are_cut() {
-        assert!(cut("ä".repeat(100_000)).len() <= MAX_ERROR_BYTES + '…'.len_utf8());
+    fn long_errors_are_truncated() {
+        assert!(truncate("ä".repeat(100_000)).len() <= MAX_ERROR_BYTES + '…'.len_utf8());
     }
 }

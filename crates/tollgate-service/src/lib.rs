@@ -1,13 +1,14 @@
-//! The application: how a node processes a call, a reservation, a report, and a change of an account.
+//! The application: how a node processes calls, reservations, reports, and changes of accounts.
 //!
-//! It may know `tollgate-core`, `tollgate-policy`, and the ports of `tollgate-store` (accounts, the log of refusals,
-//! the clock). It must not know a protocol (no axum, no tonic, no protobuf, no header), how callers authenticate
-//! themselves, a file, or which store implements a port.
+//! It may depend on `tollgate-core`, `tollgate-policy`, and the ports of `tollgate-store` (accounts, the log of
+//! refusals, the clock). It must not depend on a protocol (axum, tonic, protobuf, headers), on the authentication of
+//! services, on files, or on a concrete store.
 
 pub mod admin;
 pub mod blocks;
 pub mod directory;
 pub mod domains;
+pub mod gcra;
 pub mod incidents;
 pub mod metrics;
 pub mod page_token;

@@ -1,5 +1,4 @@
-//! Metrics. Every metric is declared here once, with its help; label values come from policies,
-//! never from callers.
+//! Metrics. Every metric is declared here, with its help. Values of labels come from policies, never from callers.
 
 mod accounts;
 mod domain;
@@ -60,7 +59,7 @@ const CONNECTIONS: &str = "tollgate_connections";
 const CONNECTIONS_CUT: &str = "tollgate_connections_closed_total";
 const BUILD_INFO: &str = "tollgate_build_info";
 
-/// Why requests are refused.
+/// The protocols and reasons of refused requests.
 const REFUSED_FOR: [(&str, &str); 8] = [
     ("http", "calls"),
     ("http", "end_user_calls"),
@@ -79,7 +78,7 @@ pub struct Metrics {
     decision_seconds: Histogram,
     store_seconds: Histogram,
     store_errors: StoreErrors,
-    /// Calls to the store that are under way.
+    /// Calls to the store in progress.
     store_in_flight: Gauge,
     health: HealthMetrics,
     store_was_up: AtomicBool,
@@ -97,29 +96,29 @@ struct StoreErrors {
     unreachable: Counter,
     indeterminate: Counter,
     overloaded: Counter,
-    crowded: Counter,
+    counter_cap_reached: Counter,
     refused: Counter,
 }
 
-/// Reads the state of something when the metrics are rendered.
+/// Reads a state when the metrics are rendered.
 type Source<T> = Box<dyn Fn() -> T + Send + Sync>;
 
 /// The state of the connections to the store.
 pub struct StoreConnections {
     /// The number of servers.
     pub servers: usize,
-    /// How many of them are not called, because they did not answer.
+    /// The number of servers whose circuit breaker is open.
     pub breakers_open: usize,
     /// The number of open connections.
     pub connections: usize,
-    /// Requests without an answer yet.
+    /// The number of requests without a reply yet.
     pub in_flight: usize,
-    /// How often each fault was met since the start, by name.
+    /// The number of occurrences of each fault since the start, by name.
     pub faults: Vec<(&'static str, u64)>,
 }
 
 impl Metrics {
-    /// The metrics of a node whose store is of this kind.
+    /// The metrics of a node with this kind of store.
     pub fn new(store: &'static str) -> Result<Self, BuildError> {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &LATENCIES)?
@@ -135,7 +134,7 @@ impl Metrics {
                 unreachable: error("unreachable"),
                 indeterminate: error("indeterminate"),
                 overloaded: error("overloaded"),
-                crowded: error("counter_cap_reached"),
+                counter_cap_reached: error("counter_cap_reached"),
                 refused: error("refused"),
             },
             store_in_flight: gauge(&recorder, STORE_IN_FLIGHT, &[("store", store)]),
@@ -153,7 +152,7 @@ impl Metrics {
             recorder,
         };
         gauge(&metrics.recorder, BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
-        // Present from the start: Prometheus sees no increase in a counter that appears with its first count.
+        // All series exist from the start, so that Prometheus sees the first increase.
         for result in ["success", "failure"] {
             counter(&metrics.recorder, POLICY_RELOADS, &[("result", result)]).increment(0);
             for kind in health::RELOADED.iter().filter(|kind| **kind != "policies") {
@@ -166,12 +165,12 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The metrics as Prometheus reads them, of now, rendered a few times a second at most.
+    /// The current metrics in the format of Prometheus, rendered at a limited rate.
     pub async fn page(&self) -> Bytes {
         self.page.current(|| self.render()).await
     }
 
-    /// The same, rendered now.
+    /// Renders the current metrics.
     pub fn render(&self) -> String {
         if let Some(read) = self.store_connections.get() {
             self.set_store_connections(&read());
@@ -188,23 +187,23 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    /// Measures how long a decision took.
-    pub fn decided_in(&self, time: Duration) {
+    /// Records the time of a decision.
+    pub fn record_latency(&self, time: Duration) {
         self.decision_seconds.record(time);
     }
 
-    /// Counts a call that failed, if it is itself wrong.
-    pub fn call_failed(&self, is_wrong: bool) {
-        if is_wrong {
+    /// Counts a call that was not decided, if the call itself is invalid.
+    pub fn record_call_error(&self, is_caller_error: bool) {
+        if is_caller_error {
             self.bad_requests.increment(1);
         }
     }
 
     /// Counts a call that was refused because its key is invalid.
-    pub fn key_refused(&self, why: tollgate_policy::reason::InvalidKey) {
+    pub fn count_invalid_key(&self, invalid_key: tollgate_policy::reason::InvalidKey) {
         use tollgate_policy::reason::InvalidKey;
         let [unknown, revoked, expired] = &self.key_refusals;
-        match why {
+        match invalid_key {
             InvalidKey::Unknown => unknown,
             InvalidKey::Revoked => revoked,
             InvalidKey::Expired => expired,
@@ -212,25 +211,25 @@ impl Metrics {
         .increment(1);
     }
 
-    /// Counts a call to the store. A store that becomes unavailable or available again is logged once.
-    pub fn store_answered<T>(&self, time: Duration, result: &Result<T, tollgate_core::store::StoreError>) {
+    /// Records a call to the store. Logs when the store becomes unavailable, and when it recovers.
+    pub fn record_store_reply<T>(&self, time: Duration, result: &Result<T, tollgate_core::store::StoreError>) {
         use tollgate_core::store::StoreError;
         self.store_seconds.record(time);
-        let Err(error) = result else { return self.store_is(true, "") };
+        let Err(error) = result else { return self.set_store_up(true, "") };
         match error {
             StoreError::Unreachable(_) => &self.store_errors.unreachable,
             StoreError::Indeterminate(_) => &self.store_errors.indeterminate,
             StoreError::Overloaded(_) => &self.store_errors.overloaded,
-            StoreError::CounterCapReached(_) => &self.store_errors.crowded,
+            StoreError::CounterCapReached(_) => &self.store_errors.counter_cap_reached,
             StoreError::Refused(_) => &self.store_errors.refused,
         }
         .increment(1);
         if !matches!(error, StoreError::Overloaded(_) | StoreError::CounterCapReached(_)) {
-            self.store_is(false, &error.to_string());
+            self.set_store_up(false, &error.to_string());
         }
     }
 
-    fn store_is(&self, up: bool, error: &str) {
+    fn set_store_up(&self, up: bool, error: &str) {
         if self.store_was_up.load(Ordering::Relaxed) == up {
             return;
         }
@@ -254,8 +253,8 @@ impl Metrics {
     }
 
     fn set_store_connections(&self, state: &StoreConnections) {
-        for (fault, met) in &state.faults {
-            counter(&self.recorder, STORE_FAULTS, &[("fault", fault)]).absolute(*met);
+        for (fault, count) in &state.faults {
+            counter(&self.recorder, STORE_FAULTS, &[("fault", fault)]).absolute(*count);
         }
         let StoreConnections { servers, breakers_open, connections, in_flight, .. } = state;
         #[expect(clippy::cast_precision_loss, reason = "a handful of servers and connections, and a bounded queue")]
@@ -268,71 +267,71 @@ impl Metrics {
         self.store_in_flight.set(*in_flight as f64);
     }
 
-    /// Counts refusals that do not get into the log.
-    pub fn refusals_dropped(&self, reason: &'static str, number: u64) {
+    /// Counts refusals that are missing in the log.
+    pub fn count_dropped_refusals(&self, reason: &'static str, number: u64) {
         counter(&self.recorder, REFUSALS_DROPPED, &[("reason", reason)]).increment(number);
     }
 
-    /// Sets how many refusals wait to be written to the log.
-    pub fn refusals_waiting(&self, number: usize) {
+    /// Sets the number of queued refusals.
+    pub fn set_queued_refusals(&self, number: usize) {
         #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
         self.refusals_waiting.set(number as f64);
     }
 
-    /// Counts a block of an address where no domain is known.
-    pub fn address_blocked(&self) {
+    /// Counts a block of an address for which no domain is known.
+    pub fn count_address_block(&self) {
         counter(&self.recorder, BLOCKS, &[("domain", ""), ("rule", AUTHENTICATION)]).increment(1);
     }
 
-    /// Notes that a domain's policy was loaded.
-    pub fn policy_loaded(&self, domain: &str, fingerprint: u64) {
+    /// Records that a domain's policy was loaded.
+    pub fn count_policy_load(&self, domain: &str, fingerprint: u64) {
         gauge(&self.recorder, POLICY_GENERATION, &[("domain", domain)]).increment(1.0);
         #[expect(clippy::cast_precision_loss, reason = "48 bits")]
         gauge(&self.recorder, POLICY_FINGERPRINT, &[("domain", domain)]).set(fingerprint as f64);
     }
 
     /// Counts a reload of the policy files.
-    pub fn policy_reloads(&self, success: bool) {
+    pub fn count_policy_reload(&self, success: bool) {
         let result = if success { "success" } else { "failure" };
         counter(&self.recorder, POLICY_RELOADS, &[("result", result)]).increment(1);
-        self.reload_ended("policies", success);
+        self.set_reload_failed("policies", !success);
     }
 
     /// Counts a reload of tokens or certificates.
-    pub fn credentials_reloaded(&self, what: &'static str, success: bool) {
+    pub fn count_credential_reload(&self, kind: &'static str, success: bool) {
         let result = if success { "success" } else { "failure" };
-        counter(&self.recorder, CREDENTIAL_RELOADS, &[("kind", what), ("result", result)]).increment(1);
-        self.reload_ended(what, success);
+        counter(&self.recorder, CREDENTIAL_RELOADS, &[("kind", kind), ("result", result)]).increment(1);
+        self.set_reload_failed(kind, !success);
     }
 
-    /// Whether the last reload of this did not get an answer from a file system.
-    pub fn reload_stuck(&self, what: &'static str, stuck: bool) {
-        gauge(&self.recorder, RELOAD_STUCK, &[("kind", what)]).set(if stuck { 1.0 } else { 0.0 });
+    /// Sets whether a reload is stuck because a file system does not respond.
+    pub fn set_reload_stuck(&self, kind: &'static str, stuck: bool) {
+        gauge(&self.recorder, RELOAD_STUCK, &[("kind", kind)]).set(if stuck { 1.0 } else { 0.0 });
     }
 
     /// Sets when the node's certificate expires, in seconds since 1970.
-    pub fn certificate_ends(&self, at_s: i64) {
+    pub fn set_certificate_expiry(&self, time_s: i64) {
         #[expect(clippy::cast_precision_loss, reason = "exact for 285 million years")]
-        gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(at_s as f64);
+        gauge(&self.recorder, CERTIFICATE_ENDS, &[]).set(time_s as f64);
     }
 
     /// Counts a caller that failed to authenticate.
-    pub fn auth_failed(&self, endpoint: &'static str, reason: &'static str) {
+    pub fn count_auth_failure(&self, endpoint: &'static str, reason: &'static str) {
         counter(&self.recorder, AUTH_FAILURES, &[("endpoint", endpoint), ("reason", reason)]).increment(1);
     }
 
-    /// Counts a request that a bound of this node refused.
-    pub fn request_refused(&self, protocol: &'static str, reason: &'static str) {
+    /// Counts a request that was refused because of a bound of this node.
+    pub fn count_refused_request(&self, protocol: &'static str, reason: &'static str) {
         counter(&self.recorder, REQUESTS_REFUSED, &[("protocol", protocol), ("reason", reason)]).increment(1);
     }
 
-    /// The open connections of a listener.
+    /// The gauge of a listener's open connections.
     pub fn connections(&self, listener: &'static str) -> Gauge {
         gauge(&self.recorder, CONNECTIONS, &[("listener", listener)])
     }
 
     /// Counts a connection that the node closed or did not accept.
-    pub fn connection_cut(&self, listener: &'static str, reason: &'static str) {
+    pub fn count_closed_connection(&self, listener: &'static str, reason: &'static str) {
         counter(&self.recorder, CONNECTIONS_CUT, &[("listener", listener), ("reason", reason)]).increment(1);
     }
 }

@@ -1,15 +1,15 @@
-//! Page tokens: where the next page of a list begins. A token is bound to its list: the kind of list, the domain, the
-//! account and the key for whom it was made. Each page is authorised by the caller's own credentials, so the binding
-//! needs no secret; it makes sure that a token of another list is refused instead of read as a position in this one.
+//! Page tokens: the position at which the next page of a list begins. A token is bound to its list (kind, domain,
+//! account and key), so that a token of another list is refused. Each page is authorized by the caller's own
+//! credentials, so the binding needs no secret.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
 const BINDING_BYTES: usize = 12;
-/// The longest token: the binding and a name of 128 bytes.
+/// The maximum length of a token: the binding and a name of 128 bytes.
 const MAX_TOKEN_BYTES: usize = (BINDING_BYTES + 128) * 4 / 3 + 2;
 
-/// A list that has pages, and whose it is.
+/// A list with pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List<'a> {
     /// The limits of a caller.
@@ -74,9 +74,9 @@ impl List<'_> {
 mod tests {
     use super::*;
 
-    /// Seen to fail if only the position is bound.
+    /// Fails if only the position is bound.
     #[test]
-    fn a_token_is_good_for_its_own_list_only() {
+    fn a_token_is_valid_only_for_its_list() {
         let lists = |domain, account, key| {
             [
                 List::Limits { domain, account, key: None },
@@ -89,13 +89,13 @@ mod tests {
             .into_iter()
             .flat_map(|(domain, account, key)| lists(domain, account, key))
             .collect();
-        for (made, list) in all.iter().enumerate() {
+        for (index, list) in all.iter().enumerate() {
             for position in ["0", "50", "", "ein Konto", &"x".repeat(128)] {
                 let token = list.token(position);
-                for (asked, other) in all.iter().enumerate() {
-                    let same = list == other;
-                    let found = other.position(&token);
-                    assert_eq!(found.as_deref(), same.then_some(position), "{made} in {asked}: {token}");
+                for (other_index, other) in all.iter().enumerate() {
+                    let expected = (list == other).then_some(position);
+                    let parsed = other.position(&token);
+                    assert_eq!(parsed.as_deref(), expected, "{index} in {other_index}: {token}");
                 }
                 for bad in [&token[1..], &format!("{token}A"), &token.replace(&token[..1], "_"), position] {
                     assert!(bad == token || list.position(bad).is_none(), "{bad}");

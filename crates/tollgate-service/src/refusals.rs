@@ -1,4 +1,4 @@
-//! The way of a refusal into the log: off the way of the call, through a bounded queue.
+//! The queue of the log of refusals, so that calls do not wait for the log.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -10,58 +10,58 @@ use tollgate_store::refusals::{MAX_REFUSALS, Refusal, RefusalLog};
 
 use crate::metrics::Metrics;
 
-/// The most refusals that wait, over all accounts.
+/// The maximum number of queued refusals of all accounts.
 const MAX_WAITING: usize = 10_000;
-/// An account is written at most so often, however often it is refused.
-const WRITE_EVERY: Duration = Duration::from_millis(100);
-/// How long to wait after the store did not take a refusal.
+/// The minimum interval between writes.
+const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+/// The pause after a failed write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The log of refusals, and its queue.
 ///
-/// For each account at most as many refusals wait as the log keeps, so that an account with many refusals takes no
-/// place of others. When the queue is full, further refusals are dropped and counted.
+/// The queue of each account holds at most as many refusals as the log keeps, so that an account with many refusals
+/// does not displace those of others. When all queues together are full, further refusals are dropped and counted.
 pub struct Refusals {
     log: Arc<dyn RefusalLog>,
     waiting: Mutex<WaitingRefusals>,
     wake: Notify,
-    /// Held during a write, so that the last writer ends after all others.
-    writing: tokio::sync::Mutex<()>,
+    /// Held during a write, so that the last write ends after all others.
+    write_lock: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
-    most: usize,
+    capacity: usize,
 }
 
 #[derive(Default)]
 struct WaitingRefusals {
-    /// Oldest first; the account that waits longest comes first.
+    /// The accounts in the order of their oldest refusal.
     accounts: IndexMap<Partition, VecDeque<Refusal>>,
     refusals: usize,
 }
 
 impl Refusals {
-    /// The refusals that wait to be written to `log`.
+    /// An empty queue for `log`.
     pub fn new(log: Arc<dyn RefusalLog>, metrics: Arc<Metrics>) -> Self {
-        // So that both series are there before anything is lost.
+        // Both series exist from the start, so that Prometheus sees the first increase.
         for reason in ["full", "store"] {
-            metrics.refusals_dropped(reason, 0);
+            metrics.count_dropped_refusals(reason, 0);
         }
-        let (wake, writing) = (Notify::new(), tokio::sync::Mutex::default());
-        Self { log, waiting: Mutex::default(), wake, writing, metrics, most: MAX_WAITING }
+        let (wake, write_lock) = (Notify::new(), tokio::sync::Mutex::default());
+        Self { log, waiting: Mutex::default(), wake, write_lock, metrics, capacity: MAX_WAITING }
     }
 
-    /// Notes a refusal of an account. Never waits.
+    /// Adds a refusal of an account to the queue. Never waits.
     pub fn record(&self, account: Partition, refusal: Refusal) {
         let waiting = &mut *self.waiting.lock();
-        let of_account = waiting.accounts.get_mut(&account);
-        match of_account {
-            // The log would forget the oldest at once.
-            Some(of_account) if of_account.len() >= MAX_REFUSALS => {
-                of_account.pop_front();
-                of_account.push_back(refusal);
+        let queue = waiting.accounts.get_mut(&account);
+        match queue {
+            // The log would remove the oldest one.
+            Some(queue) if queue.len() >= MAX_REFUSALS => {
+                queue.pop_front();
+                queue.push_back(refusal);
             }
-            _ if waiting.refusals >= self.most => return self.metrics.refusals_dropped("full", 1),
-            Some(of_account) => {
-                of_account.push_back(refusal);
+            _ if waiting.refusals >= self.capacity => return self.metrics.count_dropped_refusals("full", 1),
+            Some(queue) => {
+                queue.push_back(refusal);
                 waiting.refusals += 1;
             }
             None => {
@@ -69,7 +69,7 @@ impl Refusals {
                 waiting.refusals += 1;
             }
         }
-        self.metrics.refusals_waiting(waiting.refusals);
+        self.metrics.set_queued_refusals(waiting.refusals);
         self.wake.notify_one();
     }
 
@@ -78,51 +78,51 @@ impl Refusals {
         self.log.latest(account).await
     }
 
-    /// Writes waiting refusals for as long as the node runs.
-    pub async fn keep_writing(self: Arc<Self>) {
+    /// Writes queued refusals as long as the node runs.
+    pub async fn run_writer(self: Arc<Self>) {
         loop {
             self.wake.notified().await;
-            let pause = if self.write_all().await.is_ok() { WRITE_EVERY } else { RETRY_AFTER };
+            let pause = if self.write_all().await.is_ok() { WRITE_INTERVAL } else { RETRY_AFTER };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Writes waiting refusals once more before the node ends.
+    /// Writes the queued refusals before the node stops.
     pub async fn flush(&self) {
         if let Err(error) = self.write_all().await {
             let lost = self.waiting.lock().refusals;
-            self.metrics.refusals_dropped("store", lost as u64);
+            self.metrics.count_dropped_refusals("store", lost as u64);
             tracing::warn!(%error, lost, "refusals were not written to the log");
         }
     }
 
-    /// Writes account by account. Refusals that the store did not accept stay in the queue.
+    /// Writes one account after the other. After an error, its refusals stay in the queue.
     async fn write_all(&self) -> Result<(), StoreError> {
-        let _writing = self.writing.lock().await;
-        // Only the accounts that are waiting now; later ones are written next time.
+        let _write_lock = self.write_lock.lock().await;
+        // Accounts that are added meanwhile are written by the next call.
         let accounts = self.waiting.lock().accounts.len();
         for _ in 0..accounts {
             let Some((account, mut refusals)) = self.waiting.lock().take() else { return Ok(()) };
             if let Err(error) = self.log.append(account, refusals.make_contiguous()).await {
-                self.put_back(account, refusals);
+                self.requeue(account, refusals);
                 return Err(error);
             }
-            self.metrics.refusals_waiting(self.waiting.lock().refusals);
+            self.metrics.set_queued_refusals(self.waiting.lock().refusals);
         }
         Ok(())
     }
 
-    fn put_back(&self, account: Partition, mut refusals: VecDeque<Refusal>) {
+    fn requeue(&self, account: Partition, mut refusals: VecDeque<Refusal>) {
         let waiting = &mut *self.waiting.lock();
         let newer = waiting.accounts.shift_remove(&account).unwrap_or_default();
         waiting.refusals -= newer.len();
         refusals.extend(newer);
-        let room = MAX_REFUSALS.min(self.most.saturating_sub(waiting.refusals));
-        let beyond = refusals.len().saturating_sub(MAX_REFUSALS);
+        let room = MAX_REFUSALS.min(self.capacity.saturating_sub(waiting.refusals));
+        let obsolete = refusals.len().saturating_sub(MAX_REFUSALS);
         let dropped = refusals.len().saturating_sub(room);
         refusals.drain(..dropped);
-        // Refusals that the log would remove at once are no loss.
-        self.metrics.refusals_dropped("full", (dropped - beyond) as u64);
+        // Refusals that the log would remove anyway are not counted.
+        self.metrics.count_dropped_refusals("full", (dropped - obsolete) as u64);
         waiting.refusals += refusals.len();
         if !refusals.is_empty() {
             waiting.accounts.insert(account, refusals);
@@ -148,21 +148,21 @@ mod tests {
 
     use super::*;
 
-    /// A log that can be made to fail or to be slow.
+    /// A log whose writes can fail or be delayed.
     struct FailingLog {
         inner: MemoryRefusals,
-        broken: AtomicBool,
-        gate: tokio::sync::Semaphore,
+        is_broken: AtomicBool,
+        writes: tokio::sync::Semaphore,
     }
 
     impl RefusalLog for FailingLog {
         fn append<'a>(&'a self, account: Partition, refusals: &'a [Refusal]) -> RefusalFuture<'a, ()> {
-            if self.broken.load(Ordering::SeqCst) {
-                return Box::pin(std::future::ready(Err(StoreError::Unreachable("told to fail".into()))));
+            if self.is_broken.load(Ordering::SeqCst) {
+                return Box::pin(std::future::ready(Err(StoreError::Unreachable("is_broken".into()))));
             }
-            assert!(refusals.len() <= MAX_REFUSALS, "no batch is larger than what is kept");
+            assert!(refusals.len() <= MAX_REFUSALS, "a write is not larger than the log");
             Box::pin(async move {
-                drop(self.gate.acquire().await);
+                drop(self.writes.acquire().await);
                 self.inner.append(account, refusals).await
             })
         }
@@ -180,12 +180,12 @@ mod tests {
         Refusal { key: None, resource: "model".into(), tier: "paid".into(), label: "RPM".into(), at_ms }
     }
 
-    fn refusals(most: usize) -> (Refusals, Arc<FailingLog>, Arc<Metrics>) {
-        let gate = tokio::sync::Semaphore::new(1);
-        let log = Arc::new(FailingLog { inner: MemoryRefusals::new(100), broken: AtomicBool::new(false), gate });
+    fn refusals(capacity: usize) -> (Refusals, Arc<FailingLog>, Arc<Metrics>) {
+        let writes = tokio::sync::Semaphore::new(1);
+        let log = Arc::new(FailingLog { inner: MemoryRefusals::new(100), is_broken: AtomicBool::new(false), writes });
         let metrics = Arc::new(Metrics::new("memory").unwrap());
         let mut refusals = Refusals::new(Arc::clone(&log) as _, Arc::clone(&metrics));
-        refusals.most = most;
+        refusals.capacity = capacity;
         (refusals, log, metrics)
     }
 
@@ -198,13 +198,14 @@ mod tests {
     const DROPPED: &str = "tollgate_refusal_log_dropped_total{reason=\"full\"}";
     const WAITING: &str = "tollgate_refusal_log_waiting";
 
-    /// Broken to try it: the flood's refusals kept beyond fifty, drops not counted, the new put before the old.
+    /// Fails if an account may queue more than fifty refusals, if drops are not counted, and if newer refusals are
+    /// written before older ones.
     #[tokio::test]
-    async fn a_flood_takes_nobody_else_s_place_and_drops_are_counted() {
+    async fn a_flood_of_one_account_does_not_displace_others_and_drops_are_counted() {
         let (refusals, log, metrics) = refusals(120);
         (0..5_000).for_each(|at| refusals.record(account(0), refusal(at)));
         assert_eq!(metric(&metrics, WAITING), 50);
-        assert_eq!(metric(&metrics, DROPPED), 0, "the log would have forgotten the others");
+        assert_eq!(metric(&metrics, DROPPED), 0, "the log would have removed the others");
         (0..50).for_each(|at| refusals.record(account(1), refusal(at)));
         (0..50).for_each(|at| refusals.record(account(2), refusal(at)));
         assert_eq!((metric(&metrics, WAITING), metric(&metrics, DROPPED)), (120, 30));
@@ -217,39 +218,39 @@ mod tests {
         assert_eq!(kept(2).await.unwrap().len(), 20);
     }
 
-    /// The node ends after the flush, even if another writer was active.
+    /// The node stops after the flush, even if another write was in progress.
     #[tokio::test]
-    async fn a_flush_waits_for_what_is_being_written() {
+    async fn a_flush_waits_for_a_write_in_progress() {
         let (refusals, log, _) = refusals(120);
         let refusals = Arc::new(refusals);
-        log.gate.forget_permits(1);
+        log.writes.forget_permits(1);
         refusals.record(account(0), refusal(1));
-        let writer = tokio::spawn(Arc::clone(&refusals).keep_writing());
+        let writer = tokio::spawn(Arc::clone(&refusals).run_writer());
         while refusals.waiting.lock().refusals > 0 {
             tokio::task::yield_now().await;
         }
         let mut flush = std::pin::pin!(refusals.flush());
-        assert!(flush.as_mut().now_or_never().is_none(), "it left the other's refusal behind");
-        log.gate.add_permits(1);
+        assert!(flush.as_mut().now_or_never().is_none(), "the other write has not ended");
+        log.writes.add_permits(1);
         flush.await;
         writer.abort();
         assert_eq!(log.latest(account(0)).await.unwrap().len(), 1);
     }
 
     #[tokio::test]
-    async fn what_the_store_did_not_take_waits_in_order() {
+    async fn refusals_of_a_failed_write_stay_queued_in_order() {
         let (refusals, log, metrics) = refusals(120);
         (0..30).for_each(|at| refusals.record(account(0), refusal(at)));
-        log.broken.store(true, Ordering::SeqCst);
+        log.is_broken.store(true, Ordering::SeqCst);
         assert!(refusals.write_all().await.is_err());
         assert_eq!(metric(&metrics, DROPPED), 0);
         (30..70).for_each(|at| refusals.record(account(0), refusal(at)));
-        log.broken.store(false, Ordering::SeqCst);
+        log.is_broken.store(false, Ordering::SeqCst);
         refusals.write_all().await.unwrap();
         let times: Vec<u64> = log.latest(account(0)).await.unwrap().iter().map(|refusal| refusal.at_ms).collect();
         assert_eq!(times, (20..70).rev().collect::<Vec<_>>());
         refusals.record(account(0), refusal(70));
-        log.broken.store(true, Ordering::SeqCst);
+        log.is_broken.store(true, Ordering::SeqCst);
         refusals.flush().await;
         assert_eq!(metric(&metrics, "tollgate_refusal_log_dropped_total{reason=\"store\"}"), 1, "lost at the end");
     }

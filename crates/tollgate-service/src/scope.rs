@@ -1,41 +1,41 @@
-//! Which domains a caller may act in.
+//! The domains in which a caller may act.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-/// Which domains a caller may act in.
+/// The domains in which a caller may act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DomainScope {
-    /// Every domain.
+    /// All domains.
     All,
-    /// These.
+    /// Some domains.
     Only(Arc<DomainSet>),
-    /// That of the end user's own API key, whichever it is.
+    /// The domain of the end user's own API key.
     SelfService,
 }
 
-/// Some domains, by name.
+/// The names of some domains.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DomainSet {
     names: BTreeSet<Box<str>>,
-    counted_as: Box<str>,
+    counter_name: Box<str>,
 }
 
 impl DomainScope {
     /// Only these domains.
     pub fn only(names: impl IntoIterator<Item = String>) -> Self {
         let names: BTreeSet<Box<str>> = names.into_iter().map(String::into_boxed_str).collect();
-        // Each name with its length, so that no two sets are written alike.
-        let counted_as = names.iter().fold("within ".to_owned(), |text, name| format!("{text}{}:{name}", name.len()));
-        Self::Only(Arc::new(DomainSet { names, counted_as: counted_as.into() }))
+        // With the length of each name, so that no two sets have the same name.
+        let counter_name = names.iter().fold("within ".to_owned(), |text, name| format!("{text}{}:{name}", name.len()));
+        Self::Only(Arc::new(DomainSet { names, counter_name: counter_name.into() }))
     }
 
-    /// The names of its domains, if they are named.
+    /// The names of its domains; none for [`Self::All`] and [`Self::SelfService`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let named = match self {
+        let names = match self {
             Self::Only(domains) => Some(&domains.names),
             Self::All | Self::SelfService => None,
         };
-        named.into_iter().flatten().map(AsRef::as_ref)
+        names.into_iter().flatten().map(AsRef::as_ref)
     }
 
     /// Whether the caller may act in this domain.
@@ -46,12 +46,12 @@ impl DomainScope {
         }
     }
 
-    /// The name under which failures are counted if no domain is known, so that they block no caller of other domains.
-    /// It contains a space, so no domain has this name.
-    pub fn counted_as(&self) -> &str {
+    /// The name under which failures are counted if the domain is not known, so that they block no callers with other
+    /// scopes. It contains a space, so no domain has this name.
+    pub fn counter_name(&self) -> &str {
         match self {
             Self::All => "all domains",
-            Self::Only(domains) => &domains.counted_as,
+            Self::Only(domains) => &domains.counter_name,
             Self::SelfService => "self service",
         }
     }

@@ -1,7 +1,6 @@
-//! The decision service: from a call, however it came, to its answer.
+//! The decision service: decides decoded calls, for every front door.
 
 mod abuse;
-mod answer;
 mod attributes;
 mod authenticate;
 mod batch;
@@ -13,13 +12,14 @@ mod log;
 mod outage;
 mod pools;
 mod reserve;
+mod response;
 
 use std::{sync::Arc, time::Instant};
 
 use futures_util::future::BoxFuture;
 use tollgate_core::{claim::Mode, store::StoreError, time::Timestamp};
 use tollgate_policy::{
-    ClaimSet, DecidedBy, Resolved, Usage,
+    ClaimSet, DecisionSource, ResolvedQuotas, Usage,
     decision::{Decision, Verdict},
     dialect,
     uploads::UploadTooLarge,
@@ -28,24 +28,25 @@ use tollgate_store::clock::Clock;
 
 pub use self::{
     abuse::{Report, ReportOutcome},
-    answer::{Answer, Outcome, Rejection, RejectionCause},
     authenticate::find_domain,
     batch::check_batch,
-    call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES, check_name},
+    call::{Call, CallError, CallerRef, ListRequest, MAX_ENTRIES, check_name},
     counters::Counters,
     list::{LimitsPage, ListError, page_size},
     log::RefusalsError,
     outage::OutagePolicy,
-    reserve::{AdmissionRecord, Lifetimes, Reserve, Settle, SettledUnit, Settlement},
+    reserve::{AdmissionRecord, ReserveRequest, RetentionTimes, SettleRequest, SettledUnit, Settlement},
+    response::{CallResponse, Outcome, Rejection, RejectionCause},
 };
 use self::{
     attributes::Attributes,
     call::check_optional_name,
     deadline::Deadline,
+    pools::PoolStates,
     reserve::{AdmissionPlan, Operation},
 };
 use crate::{
-    blocks::KnownBlocks,
+    blocks::BlockCache,
     directory::{Accounts, Identity},
     domains::{CurrentDomains, Domain},
     metrics::Metrics,
@@ -60,21 +61,21 @@ pub struct DecisionService {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
-    blocks: KnownBlocks,
+    blocks: BlockCache,
     outage: OutagePolicy,
-    lifetimes: Lifetimes,
-    pools: pools::Pools,
+    retention: RetentionTimes,
+    pools: PoolStates,
 }
 
-/// The parts that a [`DecisionService`] is made of.
+/// The parts of a [`DecisionService`].
 pub struct ServiceParts {
-    /// The domains in force.
+    /// The current domains.
     pub domains: Arc<CurrentDomains>,
     /// The counters.
     pub counters: Counters,
     /// Accounts and keys.
     pub accounts: Arc<Accounts>,
-    /// The clock that predicts the current calendar period, and tells whether a key has expired.
+    /// The clock for predicting the current calendar period, and for the expiry of keys.
     pub clock: Arc<dyn Clock>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
@@ -82,65 +83,64 @@ pub struct ServiceParts {
     pub refusals: Arc<Refusals>,
     /// The behaviour during an outage of the store.
     pub outage: OutagePolicy,
-    /// How long reservations and request ids are remembered.
-    pub lifetimes: Lifetimes,
+    /// The default retention times of reservations and request ids.
+    pub retention: RetentionTimes,
 }
 
 impl DecisionService {
-    /// A service of these parts.
+    /// Creates a service.
     pub fn new(parts: ServiceParts) -> Self {
-        let ServiceParts { domains, counters, accounts, clock, metrics, refusals, outage, lifetimes } = parts;
-        let (blocks, pools) = (KnownBlocks::default(), pools::Pools::default());
-        Self { domains, counters, accounts, clock, metrics, refusals, blocks, outage, lifetimes, pools }
+        let ServiceParts { domains, counters, accounts, clock, metrics, refusals, outage, retention } = parts;
+        let (blocks, pools) = (BlockCache::default(), PoolStates::default());
+        Self { domains, counters, accounts, clock, metrics, refusals, blocks, outage, retention, pools }
     }
 
-    /// Decides a call. `render` makes the protocol's response of the answer while the policy that decided is still
-    /// available.
+    /// Decides a call. `render` converts the response to the protocol's message while the policy is borrowed.
     pub fn decide<'a, R>(
         &'a self,
         call: Call<'a>,
         mode: Mode,
-        render: impl FnOnce(&Answer<'_>) -> R + Send + 'a,
+        render: impl FnOnce(&CallResponse<'_>) -> R + Send + 'a,
     ) -> BoxFuture<'a, Result<R, CallError>> {
-        self.perform(call, Operation::Decide(mode), render)
+        self.process(call, Operation::Decide(mode), render)
     }
 
     /// Reserves for a call.
     pub fn reserve<'a, R>(
         &'a self,
         call: Call<'a>,
-        reserve: &'a Reserve<'a>,
-        render: impl FnOnce(&Answer<'_>) -> R + Send + 'a,
+        reserve: &'a ReserveRequest<'a>,
+        render: impl FnOnce(&CallResponse<'_>) -> R + Send + 'a,
     ) -> BoxFuture<'a, Result<R, CallError>> {
-        self.perform(call, Operation::Reserve(reserve), render)
+        self.process(call, Operation::Reserve(reserve), render)
     }
 
-    /// On the heap from the start: otherwise each layer around it would contain the future and its parts once more.
-    fn perform<'a, R>(
+    /// Boxed here, so that the outer futures do not embed this large future.
+    fn process<'a, R>(
         &'a self,
         call: Call<'a>,
         operation: Operation<'a>,
-        render: impl FnOnce(&Answer<'_>) -> R + Send + 'a,
+        render: impl FnOnce(&CallResponse<'_>) -> R + Send + 'a,
     ) -> BoxFuture<'a, Result<R, CallError>> {
         Box::pin(async move {
             let started = Instant::now();
-            let answered = self.answer(&call, operation, render).await;
-            match &answered {
-                Ok(_) => self.metrics.decided_in(started.elapsed()),
-                Err(error) => self.metrics.call_failed(error.is_of_the_call()),
+            let result = self.process_unmeasured(&call, operation, render).await;
+            match &result {
+                Ok(_) => self.metrics.record_latency(started.elapsed()),
+                Err(error) => self.metrics.record_call_error(error.is_caller_error()),
             }
-            answered
+            result
         })
     }
 
-    /// The steps of a call, as ARCHITECTURE.md walks them.
-    async fn answer<R>(
+    /// The steps of a call, which ARCHITECTURE.md describes.
+    async fn process_unmeasured<R>(
         &self,
         call: &Call<'_>,
         operation: Operation<'_>,
-        render: impl FnOnce(&Answer<'_>) -> R,
+        render: impl FnOnce(&CallResponse<'_>) -> R,
     ) -> Result<R, CallError> {
-        // Before anything else: a call with an outer deadline is polled once, even if it is late.
+        // An outer timeout polls a call once, even if its deadline has passed.
         if call.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
             return Err(CallError::Expired);
         }
@@ -148,62 +148,62 @@ impl DecisionService {
         let now = self.clock.now();
         let attributes = Attributes::check(&call.attributes)?;
         check_optional_name("dialect", call.dialect)?;
-        let deadline = Deadline::earliest(self.outage.patience, call.deadline);
+        let deadline = Deadline::earliest(self.outage.store_timeout, call.deadline);
 
-        let authenticating = self.authenticate(&domains, call.within, call.domain, call.caller, &attributes, now);
-        let (domain, identity) = match deadline.wrap(authenticating).await? {
+        let authentication = self.authenticate(&domains, call.scope, call.domain, call.caller, &attributes, now);
+        let (domain, identity) = match deadline.wrap(authentication).await? {
             Ok(caller) => caller,
             Err(rejection) => {
                 let dialect = match rejection.domain {
                     Some(domain) => domain.dialects.choose(call.dialect)?,
                     None => dialect::built_in_dialect(call.dialect)?,
                 };
-                return Ok(render(&Answer { dialect, outcome: Err(rejection) }));
+                return Ok(render(&CallResponse { dialect, outcome: Err(rejection) }));
             }
         };
         let dialect = &**domain.dialects.choose(call.dialect)?;
 
-        let (resolved, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
-        let address_check = Self::address_check(domain, call.caller, &attributes);
-        // If the upload is refused nothing is charged, and the answer still contains the caller's current usage.
-        let nothing = Usage::none();
-        let (asked, mode) = if too_large.is_some() { (&nothing, Mode::Peek) } else { (&usage, operation.mode()) };
-        let claims = resolved.claim_set(asked, |name| attributes.get(name), address_check)?;
+        let (resolved_quotas, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
+        let address_counter = Self::address_counter(domain, call.caller, &attributes);
+        // For a call whose upload is too large, the counters are read and nothing is charged.
+        let no_usage = Usage::none();
+        let (checked_usage, mode) =
+            if too_large.is_some() { (&no_usage, Mode::Peek) } else { (&usage, operation.mode()) };
+        let claims = resolved_quotas.claim_set(checked_usage, |name| attributes.get(name), address_counter)?;
         let plan = self.admission_plan(operation, call, (domain, &identity), &claims)?;
         let reserves = plan.as_ref().is_some_and(AdmissionPlan::reserves);
         let plan = plan.filter(|_| too_large.is_none());
 
         let mut record = AdmissionRecord::default();
-        let decided = match identity.check() {
-            Ok(()) => deadline.wrap(self.ask_store(domain, &claims, plan.as_ref(), mode, &mut record, now)).await,
-            Err(stale) => Err(stale.into()),
+        let result = match identity.check() {
+            Ok(()) => deadline.wrap(self.decide_by_store(domain, &claims, plan.as_ref(), mode, &mut record, now)).await,
+            Err(error) => Err(error.into()),
         };
-        let decision = match decided {
+        let decision = match result {
             // A node without the store cannot hold slots for a reservation.
             Err(CallError::Store(error)) if !reserves => self.decide_locally(&claims, mode, now, error)?,
-            decided => decided?,
+            result => result?,
         };
-        if let Some(guard) = &address_check {
-            self.remember_block(guard, &decision, now);
+        if let Some(counter) = &address_counter {
+            self.cache_block(counter, &decision, now);
         }
 
         let charges = operation.mode() != Mode::Peek;
         if charges && !record.replayed {
-            Self::count(domain, &identity, &resolved, &decision, too_large.as_ref());
+            Self::count_decision(domain, &identity, &resolved_quotas, &decision, too_large.as_ref());
         }
-        // Without the store there is nothing to count failures in.
-        let has_store = decision.decided_by == DecidedBy::Store;
+        let store_is_available = decision.decided_by == DecisionSource::Store;
         drop(claims);
-        let outcome = Outcome { domain, identity: &identity, resolved, usage, decision, too_large, record };
-        let answer = Answer { dialect, outcome: Ok(outcome) };
+        let outcome = Outcome { domain, identity: &identity, resolved_quotas, usage, decision, too_large, record };
+        let response = CallResponse { dialect, outcome: Ok(outcome) };
         if charges {
-            self.log_refusal(&answer);
-            if has_store && let Some(failures) = self.count_refusal(&answer, &attributes) {
-                // Whether that comes in time or not, the call is decided.
+            self.log_refusal(&response);
+            if store_is_available && let Some(failures) = self.count_refusal(&response, &attributes) {
+                // The call is decided, even if the failure cannot be counted.
                 let _ = deadline.wrap(failures).await;
             }
         }
-        Ok(render(&answer))
+        Ok(render(&response))
     }
 
     /// The quotas of a call, its usage, and whether its upload is too large.
@@ -212,22 +212,22 @@ impl DecisionService {
         identity: &'a Identity,
         call: &'a Call<'_>,
         operation: Operation<'_>,
-    ) -> Result<(Resolved<'a>, Usage, Option<UploadTooLarge>), CallError> {
+    ) -> Result<(ResolvedQuotas<'a>, Usage, Option<UploadTooLarge>), CallError> {
         if call.usage.len() > MAX_ENTRIES {
             return Err(CallError::field("usage", format_args!("has more than {MAX_ENTRIES} units")));
         }
         let usage = domain.policy.usage(call.usage.iter().copied())?;
-        let resolved = domain.policy.resolve(&identity.caller(), call.resource)?;
+        let resolved_quotas = domain.policy.resolve(&identity.caller(), call.resource)?;
         let too_large = match &call.upload {
             Some(upload) => domain.uploads.check(call.resource, upload)?,
             None => None,
         };
-        let usage = operation.usage_of(&resolved, usage, domain)?;
-        Ok((resolved, usage, too_large))
+        let usage = operation.complete_usage(&resolved_quotas, usage, domain)?;
+        Ok((resolved_quotas, usage, too_large))
     }
 
-    /// Asks the store, and asks once more if its answer shows that the request had stale numbers of pools.
-    async fn ask_store<'a>(
+    /// Lets the store decide; repeats this once if the reply shows that the request contained outdated states of pools.
+    async fn decide_by_store<'a>(
         &self,
         domain: &Domain,
         claims: &ClaimSet<'_, 'a>,
@@ -238,31 +238,31 @@ impl DecisionService {
     ) -> Result<Decision<'a>, CallError> {
         let mut attempts = 1..=pools::ATTEMPTS;
         loop {
-            let can_ask_again = attempts.next().is_some_and(|attempt| attempt < pools::ATTEMPTS);
-            let known = self.pools.known(claims.pool_claims());
-            let claims_at = |now| claims.claims(now, &known);
-            let applied = match plan {
+            let can_retry = attempts.next().is_some_and(|attempt| attempt < pools::ATTEMPTS);
+            let pool_states = self.pools.last_states(claims.pool_claims());
+            let claims_at = |now| claims.claims(now, &pool_states);
+            let reply = match plan {
                 None => self.counters.apply(claims.partition(), claims_at, mode, now).await?,
                 Some(plan) => Some(Box::pin(self.admit(domain, plan, claims_at, record, now)).await?),
             };
-            let Some(applied) = applied else { return Ok(Decision::unlimited(now)) };
-            let (decision, outcome) = claims.decide(mode, can_ask_again, applied);
-            let unmet = self.pools.learn(claims.pool_claims(), &outcome, decision.decided_at);
-            if outcome.ask_again {
+            let Some(reply) = reply else { return Ok(Decision::unlimited(now)) };
+            let (decision, outcome) = claims.decide(mode, can_retry, reply);
+            let demand_claims = self.pools.update(claims.pool_claims(), &outcome, decision.decided_at);
+            if outcome.retry {
                 continue;
             }
-            if !unmet.is_empty() {
-                // The call is decided, even if the report fails.
-                let _ = self.counters.force(&unmet).await;
+            if !demand_claims.is_empty() {
+                // The call is decided, even if its unmet demand cannot be charged.
+                let _ = self.counters.charge_unconditionally(&demand_claims).await;
             }
             return Ok(decision);
         }
     }
 
-    fn count(
+    fn count_decision(
         domain: &Domain,
         identity: &Identity,
-        resolved: &Resolved<'_>,
+        resolved_quotas: &ResolvedQuotas<'_>,
         decision: &Decision<'_>,
         too_large: Option<&UploadTooLarge>,
     ) {
@@ -273,13 +273,13 @@ impl DecisionService {
             (None, Verdict::RetryAt(_) | Verdict::Never) => decision.binding_quota().map(|status| &*status.quota.name),
         };
         let account = &identity.account;
-        domain.metrics.count(account.tier, resolved.class(), denied_by);
+        domain.metrics.count_decision(account.tier, resolved_quotas.class(), denied_by);
         let shadows = decision.shadow_refusals().map(|name| &**name);
-        domain.metrics.count_shadows(&account.id, account.tier, resolved.class(), shadows);
+        domain.metrics.count_shadow_refusals(&account.id, account.tier, resolved_quotas.class(), shadows);
     }
 }
 
-/// Whether a node may decide without the store that answered so.
+/// Whether a node may decide without the store after this error.
 fn is_outage(error: &StoreError) -> bool {
     !matches!(error, StoreError::Overloaded(_) | StoreError::CounterCapReached(_))
 }

@@ -7,7 +7,7 @@ use tollgate_core::amount::{Amount, Limit, UnitId};
 
 use crate::{
     format,
-    policy::{Place, Problem, Resolved, Resource, Usage, builder::Builder},
+    policy::{Place, Problem, ResolvedQuotas, Resource, Usage, builder::Builder},
 };
 
 /// The most inputs that one estimate adds up.
@@ -35,7 +35,7 @@ impl Estimate {
     }
 }
 
-impl Resolved<'_> {
+impl ResolvedQuotas<'_> {
     /// The usage of a reservation: the usage that the call names, and for other units the estimate of the policy from
     /// the call's `inputs`. An estimate is at most the smallest limit that applies, so no call is refused permanently
     /// because of an estimate.

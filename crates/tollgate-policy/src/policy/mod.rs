@@ -39,8 +39,8 @@ pub use estimate::Estimate;
 pub use explain::{Explanation, QuotaExplanation, RuleExplanation, RuleOutcome};
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{InvalidPattern, MAX_NAME_BYTES};
-pub use quota::{CONCURRENT_REQUESTS, DecidedBy, Quota, Unit};
-pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, Resolved};
+pub use quota::{CONCURRENT_REQUESTS, DecisionSource, Quota, Unit};
+pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, ResolvedQuotas};
 pub use scope::{Attribute, QuotaLevel, Scope};
 pub use usage::{Usage, UsageError};
 

@@ -15,7 +15,7 @@ use tollgate_core::{
     window::{SlidingWindow, Window, WindowInstance},
 };
 
-use crate::policy::{ActiveQuota, Problem, Resolved, Scope, Usage};
+use crate::policy::{ActiveQuota, Problem, ResolvedQuotas, Scope, Usage};
 
 /// The maximum number of pools for one call.
 pub const MAX_POOLS: usize = 3;
@@ -133,13 +133,13 @@ pub struct PoolOutcome {
     /// The current state of the pools, in the order of the claims.
     pub pools: SmallVec<[PoolUse; 1]>,
     /// Only outdated numbers refused the call: ask the store again with those of `pools`.
-    pub ask_again: bool,
+    pub retry: bool,
     /// The indexes of the pool claims with unmet demand: they were within their fair share, and were refused only
     /// because the pool was full.
     pub unmet: SmallVec<[usize; 1]>,
 }
 
-impl<'a> Resolved<'a> {
+impl<'a> ResolvedQuotas<'a> {
     /// The pool claims of a call with this usage. `ledgers` are the counters of its quotas.
     pub(crate) fn pool_claims(&self, usage: &Usage, ledgers: &[LedgerKey]) -> SmallVec<[PoolClaim<'a>; 1]> {
         let pooled = self.quotas().iter().enumerate().zip(ledgers);
@@ -278,11 +278,11 @@ pub(crate) type PoolsRemaining = SmallVec<[(usize, Amount); 1]>;
 /// Reads the statuses of the claims of `pool_claims`, which are the last ones of `applied`, and removes them. If the
 /// fair share was full, the status of the quota gets the wait for it.
 ///
-/// `can_ask_again` says whether the store can be asked once more. If not, the numbers that it used are final.
+/// `can_retry` says whether the store can be asked once more. If not, the numbers that it used are final.
 pub(crate) fn read_outcome(
     pool_claims: &[PoolClaim<'_>],
     mode: Mode,
-    can_ask_again: bool,
+    can_retry: bool,
     applied: &mut ClaimsDecision,
 ) -> (PoolOutcome, PoolsRemaining) {
     let (mut outcome, mut remaining) = (PoolOutcome::default(), PoolsRemaining::new());
@@ -291,7 +291,7 @@ pub(crate) fn read_outcome(
         applied.statuses.drain(applied.statuses.len().saturating_sub(count)..).collect();
     let mut unread = &statuses[..];
     let others_fit = applied.statuses.iter().all(|status| status.fit == Fit::Now);
-    outcome.ask_again = can_ask_again && !applied.allowed && others_fit;
+    outcome.retry = can_retry && !applied.allowed && others_fit;
     let charged = mode == Mode::Force || (mode == Mode::Try && applied.allowed);
     for (at, pool_claim) in pool_claims.iter().enumerate() {
         let (statuses, rest) = unread.split_at(pool_claim.claim_count().min(unread.len()));
@@ -310,7 +310,7 @@ pub(crate) fn read_outcome(
         let within_share = pool_claim.cost == Amount::ZERO || used_before.saturating_add(pool_claim.cost) <= fair_share;
         // The store refused by an older fair share, and the call is within the current one.
         let is_outdated = own.fit != Fit::Now && within_share;
-        outcome.ask_again &= own.fit == Fit::Now || is_outdated;
+        outcome.retry &= own.fit == Fit::Now || is_outdated;
         if quota.fit != Fit::Now && within_share && pool_claim.cost <= limit {
             outcome.unmet.push(at);
         }

@@ -50,7 +50,7 @@ pub struct Quota {
 
 /// The origin of a decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DecidedBy {
+pub enum DecisionSource {
     /// The store.
     #[default]
     Store,
@@ -60,7 +60,7 @@ pub enum DecidedBy {
     Local,
 }
 
-impl DecidedBy {
+impl DecisionSource {
     /// `allow` or `local`; empty for the store.
     pub const fn name(self) -> &'static str {
         match self {

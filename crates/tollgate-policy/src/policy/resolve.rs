@@ -60,7 +60,7 @@ pub struct MissingAttribute {
 
 /// The quotas of a call, and its other properties in the policy.
 #[derive(Debug)]
-pub struct Resolved<'a> {
+pub struct ResolvedQuotas<'a> {
     pub(super) policy: &'a Policy,
     pub(super) partition: Partition,
     key_id: Option<&'a str>,
@@ -83,7 +83,7 @@ impl Policy {
     /// The quotas of a call. For the account's and the key's quotas separately, the first rule that applies wins: the
     /// tier's for the resource, its wildcards, its provider class, its class; then the resource's own, the provider
     /// class's, the class's; then the tier's default. Overrides change the result.
-    pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<Resolved<'a>, ResolveError> {
+    pub fn resolve<'a>(&'a self, caller: &Caller<'a>, resource: &'a str) -> Result<ResolvedQuotas<'a>, ResolveError> {
         if !is_name(resource) {
             return Err(ResolveError::InvalidResource);
         }
@@ -101,12 +101,17 @@ impl Policy {
     pub fn resolve_all<'a>(
         &'a self,
         caller: &Caller<'a>,
-    ) -> impl ExactSizeIterator<Item = Result<Resolved<'a>, ResolveError>> + use<'a> {
+    ) -> impl ExactSizeIterator<Item = Result<ResolvedQuotas<'a>, ResolveError>> + use<'a> {
         let caller = *caller;
         self.resources().iter().enumerate().map(move |(at, known)| self.resolve_at(&caller, at, &known.name))
     }
 
-    fn resolve_at<'a>(&'a self, caller: &Caller<'a>, at: usize, name: &'a str) -> Result<Resolved<'a>, ResolveError> {
+    fn resolve_at<'a>(
+        &'a self,
+        caller: &Caller<'a>,
+        at: usize,
+        name: &'a str,
+    ) -> Result<ResolvedQuotas<'a>, ResolveError> {
         let tier = self.tier(caller.tier).ok_or(ResolveError::UnknownTier)?;
         let plan = self.plan(caller.tier, at).ok_or(ResolveError::UnknownTier)?;
         let (of_account, of_key) = plan.quotas.split_at(plan.key_from);
@@ -117,7 +122,7 @@ impl Policy {
         }
         let key_id = caller.key.map(|key| key.id);
         let resource = &self.resources[at];
-        Ok(Resolved { policy: self, partition: caller.partition, key_id, tier, resource, name, quotas })
+        Ok(ResolvedQuotas { policy: self, partition: caller.partition, key_id, tier, resource, name, quotas })
     }
 }
 
@@ -143,7 +148,7 @@ fn add_level<'a>(
     }
 }
 
-impl<'a> Resolved<'a> {
+impl<'a> ResolvedQuotas<'a> {
     /// The caller's partition.
     pub fn partition(&self) -> Partition {
         self.partition
@@ -222,8 +227,8 @@ impl<'a> Resolved<'a> {
         Ok(ledgers)
     }
 
-    /// The abuse rules that apply to the call, with the ledgers of their counters. A rule whose scope names an attribute
-    /// that the call does not have cannot be counted, and is left out. `ledgers` are those of the quotas.
+    /// The abuse rules that apply to the call, with the ledgers of their counters. A rule whose scope names an
+    /// attribute that the call does not have cannot be counted, and is left out. `ledgers` are those of the quotas.
     pub(crate) fn guards<'v>(
         &self,
         ledgers: &[LedgerKey],

@@ -10,7 +10,7 @@ use tollgate_core::{
     window::Window,
 };
 
-use crate::policy::{AbuseRule, ActiveQuota, Resolved, Usage, pool::later_fit};
+use crate::policy::{AbuseRule, ActiveQuota, ResolvedQuotas, Usage, pool::later_fit};
 
 impl ActiveQuota<'_> {
     /// The limit that a store enforces. A shadow quota has none, but the slots of one are limited by their storage.
@@ -23,10 +23,10 @@ impl ActiveQuota<'_> {
     }
 }
 
-impl Resolved<'_> {
+impl ResolvedQuotas<'_> {
     /// Applies the limits of shadow quotas and shadow rules to the statuses in the store's answer. The store does not
-    /// know these limits, so it cannot tell when there will be capacity. Instead, the status has the time when all current
-    /// usage has left the window.
+    /// know these limits, so it cannot tell when there will be capacity. Instead, the status has the time when all
+    /// current usage has left the window.
     pub(crate) fn apply_shadow_limits<'r>(
         &self,
         usage: &Usage,

@@ -8,7 +8,7 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 use serde::Deserialize;
-use tollgate_service::blocks::counted_address;
+use tollgate_service::blocks::client_network_name;
 
 /// The address of a caller, found through all trusted proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +17,7 @@ pub(crate) struct ClientAddr(IpAddr);
 /// As it is counted by: an IPv6 address by its /64, as a caller has all addresses of its network.
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&counted_address(self.0))
+        f.write_str(&client_network_name(self.0))
     }
 }
 

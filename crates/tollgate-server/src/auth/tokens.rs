@@ -61,7 +61,7 @@ struct Tokens {
 impl TokenFile {
     /// Reads the file at `path`. `what` is its name in metrics and logs.
     pub(crate) fn load(what: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
-        metrics.reload_stuck(what, false);
+        metrics.set_reload_stuck(what, false);
         let tokens = ReloadCell::new(Tokens::read(what, path)?);
         Ok(Self { what, path: path.to_owned(), metrics, tokens })
     }
@@ -119,8 +119,8 @@ impl Reload for TokenFile {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = Tokens::read(self.what, &self.path);
-        self.metrics.credentials_reloaded(self.what, read.is_ok());
-        self.metrics.reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.count_credential_reload(self.what, read.is_ok());
+        self.metrics.set_reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
         self.tokens.renew(read)
     }
 
@@ -265,8 +265,8 @@ fn secret_of(path: &Path, secret: &Path) -> PathBuf {
     folder_of(path).join(secret)
 }
 
-/// The hash of the token that a file holds in plain, as a mounted secret does, and whether every user of the machine may
-/// read it. Its path is not repeated: it may be a token that was put in the wrong place.
+/// The hash of the token that a file holds in plain, as a mounted secret does, and whether every user of the machine
+/// may read it. Its path is not repeated: it may be a token that was put in the wrong place.
 fn plain(path: &Path) -> Result<(KeyHash, bool), Failure> {
     let contents = files::read(path, 4 * MAX_SECRET_BYTES as u64);
     let named = |error| Failure::of("the file that it names", &error);

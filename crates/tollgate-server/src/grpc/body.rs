@@ -87,14 +87,14 @@ impl CallBody {
             }),
         };
         if acquired.is_err() {
-            bounds.metrics.request_refused("grpc", "unread_bodies");
+            bounds.metrics.count_refused_request("grpc", "unread_bodies");
             return Poll::Ready(super::overload_status(
                 "the node is already receiving as many messages as it allows".to_owned(),
             ));
         }
         let Some(unread) = &mut self.unread else { return Poll::Pending };
         ready!(unread.timeout.as_mut().poll(context));
-        bounds.metrics.request_refused("grpc", "slow_body");
+        bounds.metrics.count_refused_request("grpc", "slow_body");
         let message = format!("message: did not arrive within {:?}; nothing was charged", bounds.timeout);
         Poll::Ready(Status::deadline_exceeded(message))
     }

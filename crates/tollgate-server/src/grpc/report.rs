@@ -14,7 +14,7 @@ pub(super) fn from_wire<'a>(
     report: &'a v1::ReportOutcomeRequest,
 ) -> Result<Report<'a>, Status> {
     Ok(Report {
-        within: scope,
+        scope,
         domain: &report.domain,
         caller: caller(report.caller.as_ref()).map_err(status)?,
         resource: &report.resource,
@@ -25,8 +25,8 @@ pub(super) fn from_wire<'a>(
 
 pub(super) fn to_wire(outcome: Result<&ReportOutcome<'_>, &Rejection<'_>>) -> v1::ReportOutcomeResponse {
     let (reason, counted, block, time) = match outcome {
-        Ok(outcome) => (v1::Reason::Unspecified, outcome.counted, outcome.block, outcome.at),
-        Err(rejection) => (reason(rejection.reason()), 0, rejection.block(), rejection.at),
+        Ok(outcome) => (v1::Reason::Unspecified, outcome.counted, outcome.block, outcome.time),
+        Err(rejection) => (reason(rejection.reason()), 0, rejection.block(), rejection.time),
     };
     v1::ReportOutcomeResponse {
         reason: reason.into(),

@@ -5,7 +5,7 @@ use tollgate_api::v1;
 use tollgate_core::time::Timestamp;
 use tollgate_service::{
     scope::DomainScope,
-    service::{Call, CallError, Reserve, Settle, Settlement},
+    service::{Call, CallError, ReserveRequest, SettleRequest, Settlement},
 };
 
 use super::{Api, decision, from_wire, timestamp};
@@ -19,21 +19,21 @@ impl Api {
     ) -> Result<v1::Decision, CallError> {
         let call = message.call.as_ref().ok_or_else(|| CallError::field("call", "is required"))?;
         let inputs = message.inputs.iter().map(|(name, amount)| (name.as_str(), *amount)).collect();
-        let reserve = Reserve { inputs, ttl_ms: message.ttl_ms };
+        let reserve = ReserveRequest { inputs, ttl_ms: message.ttl_ms };
         let decoded = Call { deadline: Some(deadline), ..from_wire(scope, call)? };
         self.service.reserve(decoded, &reserve, |answer| decision(answer, call)).await
     }
 }
 
-pub(super) fn settle<'a>(scope: &'a DomainScope, message: &'a v1::SettleRequest) -> Settle<'a> {
+pub(super) fn settle<'a>(scope: &'a DomainScope, message: &'a v1::SettleRequest) -> SettleRequest<'a> {
     let usage = message.usage.iter().map(|(unit, amount)| (unit.as_str(), *amount)).collect();
     let status = reported_status(message.status);
-    Settle { within: scope, reservation_id: &message.reservation_id, usage: Some(usage), status }
+    SettleRequest { scope, reservation_id: &message.reservation_id, usage: Some(usage), status }
 }
 
-pub(super) fn cancel<'a>(scope: &'a DomainScope, message: &'a v1::CancelRequest) -> Settle<'a> {
+pub(super) fn cancel<'a>(scope: &'a DomainScope, message: &'a v1::CancelRequest) -> SettleRequest<'a> {
     let status = reported_status(message.status);
-    Settle { within: scope, reservation_id: &message.reservation_id, usage: None, status }
+    SettleRequest { scope, reservation_id: &message.reservation_id, usage: None, status }
 }
 
 /// The status; 0 means that none is reported.

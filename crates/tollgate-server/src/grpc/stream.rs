@@ -57,7 +57,7 @@ impl Bounds {
     /// Opens a stream of `holder`: both ends of the channel of its responses.
     pub(super) fn open(&self, holder: Holder) -> Result<(mpsc::Sender<StreamItem>, ResponseStream), Status> {
         let permit = self.streams.acquire(holder, 1).map_err(|exhausted| {
-            self.metrics.request_refused("grpc", "streams");
+            self.metrics.count_refused_request("grpc", "streams");
             Status::resource_exhausted(match exhausted {
                 Exhausted::All => "the node has its maximum number of open streams",
                 Exhausted::Share => "the caller has its maximum number of open streams",

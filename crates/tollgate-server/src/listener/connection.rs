@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tollgate_service::blocks::customer_of;
+use tollgate_service::blocks::client_network;
 use tower::Service;
 
 use super::{
@@ -115,7 +115,7 @@ impl Connection {
         let read = timeout(self.shared.first_words(), proxy::read_client(stream)).await;
         let Ok(Ok(named)) = read else { return Err(CloseReason::ProxyHeader) };
         if let Some(client) = named {
-            let source = customer_of(client.ip());
+            let source = client_network(client.ip());
             let shared = &self.shared;
             self.place.name(shared.name, source, &shared.bounds).ok_or(CloseReason::TooMany)?;
             (self.address, self.source) = (client, Some(source));

@@ -54,10 +54,11 @@ struct Entry {
 }
 
 impl ConnectionTable {
-    /// Takes a place on a listener. Where none is free, the connection ends that is missed least; `None` if all have calls
-    /// in work.
+    /// Takes a place on a listener. Where none is free, the connection ends that is missed least; `None` if all have
+    /// calls in work.
     ///
-    /// `source` is the address that the connection counts for ([`customer_of`](tollgate_service::blocks::customer_of)); none for that of a trusted proxy.
+    /// `source` is the address that the connection counts for
+    /// ([`client_network`](tollgate_service::blocks::client_network)); none for that of a trusted proxy.
     pub(super) fn admit(
         self: &Arc<Self>,
         listener: &'static str,
@@ -225,7 +226,7 @@ mod tests {
 
         fn connect(&self, source: &str) -> Option<ConnectionSlot> {
             let activity = Activity::new(Arc::clone(&self.table) as _, self.thread.clone(), self.bounds.answer_timeout);
-            let source = source.parse().ok().map(tollgate_service::blocks::customer_of);
+            let source = source.parse().ok().map(tollgate_service::blocks::client_network);
             self.table.admit("http", source, &self.bounds, activity)
         }
     }

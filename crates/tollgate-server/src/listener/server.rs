@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
     time::sleep,
 };
-use tollgate_service::{blocks::customer_of, metrics::Metrics};
+use tollgate_service::{blocks::client_network, metrics::Metrics};
 
 use super::{
     activity::Activity,
@@ -108,9 +108,9 @@ impl Server {
             let memory = ThreadMemory::new(worker.pending_bytes(), shared.bounds.pending_bytes);
             let activity = Activity::new(Arc::clone(&connections) as _, memory, shared.bounds.answer_timeout);
             let trusted = proxies.trusts(address.ip().to_canonical());
-            let source = (!trusted).then(|| customer_of(address.ip()));
+            let source = (!trusted).then(|| client_network(address.ip()));
             let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
-                metrics.connection_cut(name, CloseReason::TooMany.reason());
+                metrics.count_closed_connection(name, CloseReason::TooMany.reason());
                 continue;
             };
             let proxied = trusted && shared.bounds.proxy_protocol;
@@ -123,7 +123,7 @@ impl Server {
                 let (_counted, _seat) = (counted, worker);
                 let Ok(stream) = TcpStream::from_std(stream) else { return };
                 if let Err(cut) = connection.run(stream, acceptor).await {
-                    metrics.connection_cut(name, cut.reason());
+                    metrics.count_closed_connection(name, cut.reason());
                     tracing::debug!(listener = name, peer = %address, reason = cut.reason(), "connection cut");
                 }
             };

@@ -15,7 +15,7 @@ use tollgate_api::json::{
 };
 use tollgate_service::{
     scope::DomainScope,
-    service::{Answer, Call, CallError, check_batch},
+    service::{Call, CallError, CallResponse, check_batch},
 };
 
 use super::{
@@ -48,8 +48,9 @@ pub(super) async fn consume_batch(
         return call_error_response(&error);
     }
     let bodies: Vec<Result<CallBody, JsonError>> = batch.calls.iter().map(|call| parse_call(call)).collect();
-    let render =
-        |index: usize, answer: &Answer<'_>| decision(answer, bodies[index].as_ref().is_ok_and(|call| call.render));
+    let render = |index: usize, answer: &CallResponse<'_>| {
+        decision(answer, bodies[index].as_ref().is_ok_and(|call| call.render))
+    };
     let calls = bodies.iter().map(|body| to_call(grant.scope(), body)).collect();
     let results = shared.service.consume_each(calls, shared.timeout.saturating_sub(RESERVE), render);
     let results = results.await.into_iter().map(|result| match result {

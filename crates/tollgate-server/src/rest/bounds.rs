@@ -57,7 +57,7 @@ impl RequestBounds {
         reason: &'static str,
     ) -> Result<Permit, RequestError> {
         shares.acquire(holder, 1).map_err(|exhausted| {
-            self.metrics.request_refused("http", reason);
+            self.metrics.count_refused_request("http", reason);
             RequestError::of(exhausted)
         })
     }
@@ -69,7 +69,7 @@ impl RequestBounds {
             Ok(Ok(bytes)) => return Ok(bytes),
             Ok(Err(error)) => error,
             Err(_) => {
-                self.metrics.request_refused("http", "slow_body");
+                self.metrics.count_refused_request("http", "slow_body");
                 let message = format!("body: did not arrive within {:?}; nothing was charged", self.body_timeout);
                 RequestError { code: FailureCode::SLOW_BODY, message }
             }
@@ -183,7 +183,7 @@ impl BodyReader {
         match held {
             Ok(()) => Poll::Pending,
             Err(exhausted) => {
-                bounds.metrics.request_refused("http", "unread_bodies");
+                bounds.metrics.count_refused_request("http", "unread_bodies");
                 Poll::Ready(Some(Err(RequestError::of(exhausted))))
             }
         }

@@ -21,7 +21,7 @@ use tollgate_policy::{
 };
 use tollgate_service::{
     scope::DomainScope,
-    service::{Answer, Call, CallerRef, Outcome},
+    service::{Call, CallResponse, CallerRef, Outcome},
 };
 
 use super::{Body, ErrorResponses, Shared, reservation::reservation, result_response};
@@ -66,7 +66,7 @@ async fn decide(shared: &Shared, grant: &ServiceGrant, body: &CallBody, mode: Mo
 
 pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
     Call {
-        within: scope,
+        scope,
         domain: &body.domain,
         caller: caller(&body.caller),
         resource: &body.resource,
@@ -83,7 +83,7 @@ pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
     }
 }
 
-pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
+pub(super) fn decision(answer: &CallResponse<'_>, render: bool) -> DecisionBody {
     let common = DecisionBody {
         verdict: answer.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
         reason: answer.reason().map(reason),
@@ -106,7 +106,7 @@ pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
     };
     match &answer.outcome {
         Err(rejection) => {
-            let (block, now) = (rejection.block(), rejection.at);
+            let (block, now) = (rejection.block(), rejection.time);
             DecisionBody {
                 decided_at: now.to_string(),
                 retry_after_ms: block.map(|block| block.until.ms_since(now)),
@@ -115,7 +115,7 @@ pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
                 ..common
             }
         }
-        Ok(Outcome { identity, resolved, decision, record, .. }) => DecisionBody {
+        Ok(Outcome { identity, resolved_quotas, decision, record, .. }) => DecisionBody {
             reservation: record.reservation.as_ref().map(|(id, ends_at)| reservation(id, *ends_at)),
             replayed: record.replayed,
             decided_at: decision.decided_at.to_string(),
@@ -124,9 +124,9 @@ pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
             block_message: decision.block.map(|block| block.message(decision.decided_at)),
             account: Some(identity.account.id.to_string()),
             api_key_id: identity.key.as_ref().map(|key| key.id.to_string()),
-            tier: Some(resolved.tier().name.to_string()),
-            resource: Some(resolved.resource().to_owned()),
-            priority: resolved.tier().priority,
+            tier: Some(resolved_quotas.tier().name.to_string()),
+            resource: Some(resolved_quotas.resource().to_owned()),
+            priority: resolved_quotas.tier().priority,
             decided_by: Some(decision.decided_by.name()).filter(|name| !name.is_empty()),
             shadow_refusals: decision.shadow_refusals().map(ToString::to_string).collect(),
             quotas: decision.quotas.iter().map(quota).collect(),

@@ -17,7 +17,7 @@ use tollgate_policy::{Block, format::ListingFormat};
 use tollgate_service::{
     incidents,
     scope::DomainScope,
-    service::{CallError, CallerRef, LimitsPage, ListError, Listing, Rejection},
+    service::{CallError, CallerRef, LimitsPage, ListError, ListRequest, Rejection},
 };
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
@@ -83,11 +83,11 @@ pub(super) async fn get_rate_limits(
     headers: HeaderMap,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
-    let (cursor, take) = match page {
+    let (cursor, page_size) = match page {
         Ok(Query(Page { limit, cursor })) => (cursor, limit.unwrap_or(DEFAULT_PAGE)),
         Err(rejection) => return plain_error(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
-    if take == 0 || take > LARGEST_PAGE {
+    if page_size == 0 || page_size > LARGEST_PAGE {
         return plain_error(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
@@ -95,15 +95,15 @@ pub(super) async fn get_rate_limits(
         return access::auth_error_response(RouteAccess::Key, error);
     }
     let address = client.ip().to_string();
-    let listing = Listing {
-        within: &DomainScope::SelfService,
+    let request = ListRequest {
+        scope: &DomainScope::SelfService,
         domain: "",
         caller: CallerRef::Secret(secret),
         attributes: SmallVec::from_iter([("ip", &*address)]),
         page_token: &cursor,
-        take,
+        page_size,
     };
-    shared.service.list(listing, limits).await.unwrap_or_else(|error| match error {
+    shared.service.list(request, limits).await.unwrap_or_else(|error| match error {
         ListError::Call(error) => call_error_response(error),
         error @ ListError::PageToken => plain_error(StatusCode::BAD_REQUEST, error.in_field("cursor").to_string()),
     })
@@ -139,7 +139,7 @@ fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> Response {
 
 /// The response to a rejected caller.
 fn rejection_response(rejection: &Rejection<'_>) -> Response {
-    rejection.block().map_or_else(unauthenticated, |block| block_response(&block, rejection.at))
+    rejection.block().map_or_else(unauthenticated, |block| block_response(&block, rejection.time))
 }
 
 /// The response to callers from a blocked address.

@@ -5,7 +5,7 @@ use tollgate_api::json::{
     error::ErrorBody,
     list::{ListBody, ListedBody, ResourceLimitsBody},
 };
-use tollgate_service::service::{CallError, LimitsPage, Listing, Rejection, page_size};
+use tollgate_service::service::{CallError, LimitsPage, ListRequest, Rejection, page_size};
 
 use super::{
     Body, ErrorResponses, Shared,
@@ -29,15 +29,15 @@ pub(super) async fn list_rate_limits(
 }
 
 async fn list(shared: &Shared, grant: &ServiceGrant, body: &ListBody) -> Result<ListedBody, CallError> {
-    let listing = Listing {
-        within: grant.scope(),
+    let request = ListRequest {
+        scope: grant.scope(),
         domain: &body.domain,
         caller: caller(&body.caller),
         attributes: attributes(&body.attributes),
         page_token: &body.page_token,
-        take: page_size(body.page_size)?,
+        page_size: page_size(body.page_size)?,
     };
-    shared.service.list(listing, limits).await.map_err(|error| error.in_field("page_token"))
+    shared.service.list(request, limits).await.map_err(|error| error.in_field("page_token"))
 }
 
 fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> ListedBody {
@@ -46,7 +46,7 @@ fn limits(listed: Result<&LimitsPage<'_>, &Rejection<'_>>) -> ListedBody {
             reason: Some(reason(rejection.reason())),
             resources: Vec::new(),
             next_page_token: None,
-            decided_at: rejection.at.to_string(),
+            decided_at: rejection.time.to_string(),
             account: None,
             api_key_id: None,
             tier: None,

@@ -27,7 +27,7 @@ pub(super) async fn report_outcome(
     Body(body): Body<ReportBody>,
 ) -> Response {
     let report = Report {
-        within: grant.scope(),
+        scope: grant.scope(),
         domain: &body.domain,
         caller: caller(&body.caller),
         resource: &body.resource,
@@ -39,8 +39,8 @@ pub(super) async fn report_outcome(
 
 fn reported(reported: Result<&ReportOutcome<'_>, &Rejection<'_>>) -> ReportedBody {
     let (reason, counted, block, time) = match reported {
-        Ok(outcome) => (None, outcome.counted, outcome.block, outcome.at),
-        Err(rejection) => (Some(reason(rejection.reason())), 0, rejection.block(), rejection.at),
+        Ok(outcome) => (None, outcome.counted, outcome.block, outcome.time),
+        Err(rejection) => (Some(reason(rejection.reason())), 0, rejection.block(), rejection.time),
     };
     ReportedBody {
         reason,

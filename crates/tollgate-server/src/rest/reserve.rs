@@ -6,7 +6,7 @@ use tollgate_api::json::{
     error::ErrorBody,
     reservation::{CancelBody, ExtendBody, ReservationBody, ReserveBody, SettleBody, SettledUnitBody, SettlementBody},
 };
-use tollgate_service::service::{Reserve, Settle, Settlement};
+use tollgate_service::service::{ReserveRequest, SettleRequest, Settlement};
 
 use super::{
     Body, ErrorResponses, Shared,
@@ -28,7 +28,7 @@ pub(super) async fn reserve(
     grant: ServiceGrant,
     Body(body): Body<ReserveBody>,
 ) -> Response {
-    let reserve = Reserve { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
+    let reserve = ReserveRequest { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
     let call = call(&body.call, grant.scope());
     result_response(shared.service.reserve(call, &reserve, |answer| decision(answer, body.call.render)).await)
 }
@@ -47,7 +47,8 @@ pub(super) async fn settle(
     Body(body): Body<SettleBody>,
 ) -> Response {
     let SettleBody { reservation_id, usage, status } = &body;
-    let settle = Settle { within: grant.scope(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
+    let settle =
+        SettleRequest { scope: grant.scope(), reservation_id, usage: Some(usage.iter().collect()), status: *status };
     result_response(shared.service.settle(settle).await.map(settlement))
 }
 
@@ -64,7 +65,7 @@ pub(super) async fn cancel(
     Body(body): Body<CancelBody>,
 ) -> Response {
     let CancelBody { reservation_id, status } = &body;
-    let cancel = Settle { within: grant.scope(), reservation_id, usage: None, status: *status };
+    let cancel = SettleRequest { scope: grant.scope(), reservation_id, usage: None, status: *status };
     result_response(shared.service.settle(cancel).await.map(settlement))
 }
 

@@ -1,4 +1,4 @@
-//! Accounts: made, read, changed, deleted, promoted.
+//! Accounts.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use tollgate_store::accounts::{AccountRecord, Event, Page, SaveResult};
 use super::{ATTEMPTS, AdminError, AdminSession, change, check_segment, check_version, policy_file};
 use crate::service::{CallError, check_name};
 
-/// How long an event is remembered.
-const REMEMBER_EVENT: Duration = Duration::from_hours(30 * 24);
-/// The most currencies of a balance.
+/// The time for which a repeated event is recognized.
+const EVENT_RETENTION: Duration = Duration::from_hours(30 * 24);
+/// The maximum number of currencies.
 const MAX_BALANCES: usize = 16;
 
-/// An account to be made.
+/// The data of a new account.
 pub struct NewAccount {
     /// Its id, unique in the domain.
     pub id: String,
-    /// The default tier if absent.
+    /// Its tier; the default tier if absent.
     pub tier: Option<String>,
     /// Its balances, by currency.
     pub balances: IndexMap<String, f64>,
@@ -38,7 +38,7 @@ pub struct EventOutcome {
     pub account: Option<AccountRecord>,
     /// The tiers that it moved from and to.
     pub promoted: Option<(String, String)>,
-    /// Whether the event was recorded before, and so changed nothing now.
+    /// Whether the event had already been recorded, so that nothing changed.
     pub repeated: bool,
 }
 
@@ -46,7 +46,7 @@ impl AdminSession<'_> {
     /// Creates an account.
     pub async fn create_account(&self, new: NewAccount) -> Result<AccountRecord, AdminError> {
         check_segment("id", &new.id)?;
-        self.not_in_policy_file(&new.id)?;
+        self.check_not_in_policy_file(&new.id)?;
         let tier = new.tier.unwrap_or_else(|| self.default_tier());
         self.check_tier(&tier)?;
         check_balances(&new.balances)?;
@@ -62,17 +62,17 @@ impl AdminSession<'_> {
 
     /// The account's record.
     pub async fn account(&self, id: &str) -> Result<AccountRecord, AdminError> {
-        match policy_file::record(&self.domain, id) {
+        match policy_file::account_record(&self.domain, id) {
             Some(record) => Ok(record),
-            None => self.stored(id).await,
+            None => self.load_stored(id).await,
         }
     }
 
-    /// An account that may be changed.
-    pub(super) async fn stored(&self, id: &str) -> Result<AccountRecord, AdminError> {
-        self.not_in_policy_file(id)?;
-        let found = self.admin.store.load(self.name(), id).await?;
-        found.ok_or_else(|| AdminError::NotFound(format!("account: there is no account {id:?}")))
+    /// The record of an account in the store.
+    pub(super) async fn load_stored(&self, id: &str) -> Result<AccountRecord, AdminError> {
+        self.check_not_in_policy_file(id)?;
+        let record = self.admin.store.load(self.name(), id).await?;
+        record.ok_or_else(|| AdminError::NotFound(format!("account: there is no account {id:?}")))
     }
 
     /// Up to `take` accounts whose ids come after `after`, in the order of their bytes.
@@ -111,7 +111,7 @@ impl AdminSession<'_> {
     /// Deletes an account, with its keys.
     pub async fn delete_account(&self, id: &str, if_match: Option<u64>) -> Result<(), AdminError> {
         for _ in 0..ATTEMPTS {
-            let before = self.stored(id).await?;
+            let before = self.load_stored(id).await?;
             check_version(&before, if_match)?;
             if self.save(id, Some(&before), None, None).await? == SaveResult::Done {
                 self.log("account deleted", id);
@@ -121,16 +121,16 @@ impl AdminSession<'_> {
         Err(AdminError::Contended)
     }
 
-    /// Takes note of something that happened to an account, once. An account that the store does not know is on the
-    /// default tier, and comes into being if it moves to another.
+    /// Records an event of an account, such as a payment; a repeated event changes nothing. An account without a record
+    /// has the default tier, and gets a record when it moves to another tier.
     pub async fn record_event(&self, id: &str, event: &str, kind: &str) -> Result<EventOutcome, AdminError> {
         check_segment("account", id)?;
         check_name("id", event)?;
-        self.not_in_policy_file(id)?;
-        let known = self.domain.accounts.events();
-        if !known.contains(&kind) {
-            let known = if known.is_empty() { "there is none".to_owned() } else { known.join(", ") };
-            return Err(CallError::field("type", format_args!("no promotion is on {kind:?}; known: {known}")).into());
+        self.check_not_in_policy_file(id)?;
+        let kinds = self.domain.accounts.events();
+        if !kinds.contains(&kind) {
+            let names = if kinds.is_empty() { "there is none".to_owned() } else { kinds.join(", ") };
+            return Err(CallError::field("type", format_args!("no promotion is on {kind:?}; known: {names}")).into());
         }
         for _ in 0..ATTEMPTS {
             let before = self.admin.store.load(self.name(), id).await?;
@@ -139,14 +139,14 @@ impl AdminSession<'_> {
             let after = match (&before, &to) {
                 (Some(before), Some(to)) => {
                     let mut after = before.clone();
-                    change::touch(&mut after, self.now());
+                    change::finish_change(&mut after, self.now());
                     after.tier.clone_from(to);
                     Some(after)
                 }
                 (None, Some(to)) => Some(self.new_record(id, to.clone(), IndexMap::new())),
                 (before, None) => before.clone(),
             };
-            let event = Event { id: event, remember: REMEMBER_EVENT };
+            let event = Event { id: event, remember: EVENT_RETENTION };
             match self.save(id, before.as_ref(), after.as_ref(), Some(event)).await? {
                 SaveResult::Done => {
                     self.log("event recorded", id);
@@ -177,10 +177,14 @@ impl AdminSession<'_> {
 }
 
 fn check_balances(balances: &IndexMap<String, f64>) -> Result<(), AdminError> {
-    let named = |name: &String| (1..=16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric());
-    if balances.len() > MAX_BALANCES || !balances.keys().all(named) || balances.values().any(|sum| !sum.is_finite()) {
-        let wrong = format!("must have at most {MAX_BALANCES} currencies of up to 16 letters and digits, and numbers");
-        return Err(CallError::field("balances", wrong).into());
+    let is_currency = |name: &String| (1..=16).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric());
+    if balances.len() > MAX_BALANCES
+        || !balances.keys().all(is_currency)
+        || balances.values().any(|sum| !sum.is_finite())
+    {
+        let problem =
+            format!("must have at most {MAX_BALANCES} currencies of up to 16 letters and digits, and numbers");
+        return Err(CallError::field("balances", problem).into());
     }
     Ok(())
 }

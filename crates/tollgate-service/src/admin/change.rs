@@ -1,4 +1,4 @@
-//! How records change. Nothing here reads a clock or a store.
+//! Changes of records, without access to a clock or a store.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, Previou
 use super::{AdminError, NewKey};
 use crate::{directory::valid_overrides, service::CallError};
 
-/// How much of a secret is shown afterwards.
-const SHOWN: usize = 8;
-/// The longest description of a key, in characters.
+/// The number of characters of a secret that stay visible.
+const SHOWN_CHARS: usize = 8;
+/// The maximum length of a key's description, in characters.
 const MAX_DESCRIPTION: usize = 64;
-/// How many keys that are not valid any more an account keeps, for people to look up; the oldest go first.
+/// The maximum number of expired and revoked keys that an account keeps for reference; older ones are removed.
 const MAX_ENDED_KEYS: usize = 500;
-/// The longest time for which a rotated key has two secrets.
+/// The maximum time for which a rotated key has two secrets.
 pub(super) const MAX_OVERLAP: Duration = Duration::from_hours(30 * 24);
 
 /// Sets the time of the change, and removes expired data.
-pub(super) fn touch(record: &mut AccountRecord, now: Timestamp) {
+pub(super) fn finish_change(record: &mut AccountRecord, now: Timestamp) {
     record.version = (record.version + 1).max(now.as_ms());
     record.changed_at = now;
     let lasts = |_: &String, over: &mut OverrideRecord| over.expires_at.is_none_or(|end| end > now);
@@ -33,13 +33,13 @@ pub(super) fn touch(record: &mut AccountRecord, now: Timestamp) {
     }
     let mut ended = record.keys.values().filter(|key| !key.is_active(now)).count();
     record.keys.retain(|_, key| {
-        let goes = ended > MAX_ENDED_KEYS && !key.is_active(now);
-        ended -= usize::from(goes);
-        !goes
+        let is_removed = ended > MAX_ENDED_KEYS && !key.is_active(now);
+        ended -= usize::from(is_removed);
+        !is_removed
     });
 }
 
-/// A key with a new secret, and both.
+/// A new key: its id, secret and record.
 pub(super) fn new_key(new: NewKey, now: Timestamp) -> (String, String, KeyRecord) {
     let secret = api_key::generate();
     let id: String = "key_".chars().chain(rand::rng().sample_iter(Alphanumeric).take(20).map(char::from)).collect();
@@ -47,7 +47,7 @@ pub(super) fn new_key(new: NewKey, now: Timestamp) -> (String, String, KeyRecord
         hash: KeyHash::of(&secret),
         previous: None,
         kind: new.kind,
-        prefix: secret.chars().take(SHOWN).collect(),
+        prefix: secret.chars().take(SHOWN_CHARS).collect(),
         description: new.description,
         created_at: now,
         expires_at: new.expires_at,
@@ -59,30 +59,30 @@ pub(super) fn new_key(new: NewKey, now: Timestamp) -> (String, String, KeyRecord
     (id, secret, record)
 }
 
-/// Adds a key, if fewer than `most` are good.
+/// Adds a key, if the account has fewer than `max_active` valid keys.
 pub(super) fn add_key(
     account: &mut AccountRecord,
     id: &str,
     key: KeyRecord,
-    most: usize,
+    max_active: usize,
     now: Timestamp,
 ) -> Result<(), AdminError> {
-    if account.keys.values().filter(|key| key.is_active(now)).count() >= most {
-        return Err(too_many(most));
+    if account.keys.values().filter(|key| key.is_active(now)).count() >= max_active {
+        return Err(too_many_keys(max_active));
     }
     account.keys.insert(id.to_owned(), key);
     Ok(())
 }
 
-pub(super) fn too_many(most: usize) -> AdminError {
-    AdminError::Refused(format!("keys: an account can have at most {most} valid keys; revoke one first"))
+pub(super) fn too_many_keys(max_active: usize) -> AdminError {
+    AdminError::Refused(format!("keys: an account can have at most {max_active} valid keys; revoke one first"))
 }
 
-pub(super) fn key_of<'a>(account: &'a mut AccountRecord, id: &str) -> Result<&'a mut KeyRecord, AdminError> {
+pub(super) fn key_mut<'a>(account: &'a mut AccountRecord, id: &str) -> Result<&'a mut KeyRecord, AdminError> {
     account.keys.get_mut(id).ok_or_else(|| AdminError::NotFound(format!("key: there is no key {id:?}")))
 }
 
-/// Gives a key another secret.
+/// Gives a key a new secret.
 pub(super) fn rotate(
     account: &mut AccountRecord,
     id: &str,
@@ -91,27 +91,27 @@ pub(super) fn rotate(
     now: Timestamp,
 ) -> Result<(), AdminError> {
     if overlap > MAX_OVERLAP {
-        let most = MAX_OVERLAP.as_secs();
-        return Err(CallError::field("overlap_s", format_args!("must be at most {most}, which is 30 days")).into());
+        let max_s = MAX_OVERLAP.as_secs();
+        return Err(CallError::field("overlap_s", format_args!("must be at most {max_s}, which is 30 days")).into());
     }
-    let key = key_of(account, id)?;
+    let key = key_mut(account, id)?;
     if !key.is_active(now) {
         return Err(AdminError::Refused(format!("key: {id:?} is no longer valid; create a new one")));
     }
     let good_until = now.plus_ms(u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
     key.previous = Some(PreviousSecret { hash: key.hash, good_until });
     key.hash = KeyHash::of(secret);
-    key.prefix = secret.chars().take(SHOWN).collect();
+    key.prefix = secret.chars().take(SHOWN_CHARS).collect();
     key.rotated_at = Some(now);
     Ok(())
 }
 
-/// Checks the texts of a key.
+/// Checks the description and the expiry of a key.
 pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: Timestamp) -> Result<(), AdminError> {
     if description.chars().count() > MAX_DESCRIPTION || has_hidden(description) {
-        let wrong =
+        let problem =
             format!("must have at most {MAX_DESCRIPTION} characters, none of them a control or invisible character");
-        return Err(CallError::field("description", wrong).into());
+        return Err(CallError::field("description", problem).into());
     }
     if expires_at.is_some_and(|end| end <= now) {
         return Err(CallError::field("expires_at", "must be later than now").into());
@@ -119,42 +119,39 @@ pub(super) fn check_key(description: &str, expires_at: Option<Timestamp>, now: T
     Ok(())
 }
 
-/// Checks that an override can be read, fits the policy, and fits beside the others.
+/// Checks that an override can be parsed, and fits the policy together with the other overrides.
 pub(super) fn check_override(
     policy: &Policy,
     level: QuotaLevel,
     others: &IndexMap<String, OverrideRecord>,
     name: &str,
-    written: &Value,
+    definition: &Value,
     now: Timestamp,
 ) -> Result<(), AdminError> {
-    let said = |place: &Place, wrong: String| {
+    let error = |place: &Place, problem: String| {
         let field = if *place == Place::root() { "override".to_owned() } else { place.to_string() };
-        AdminError::from(CallError::field(field, wrong))
+        AdminError::from(CallError::field(field, problem))
     };
-    if let Some(mistake) = file::check_override(written).into_iter().next() {
-        return Err(said(&mistake.place, mistake.message));
+    if let Some(mistake) = file::check_override(definition).into_iter().next() {
+        return Err(error(&mistake.place, mistake.message));
     }
-    let unreadable = || said(&Place::root(), "cannot be understood".to_owned());
-    let draft = file::read_override(written).ok_or_else(unreadable)?;
-    let lasts =
-        |(other, over): &(&String, &OverrideRecord)| *other != name && over.expires_at.is_none_or(|end| end > now);
-    let others: Vec<_> = others
+    let unreadable = || error(&Place::root(), "cannot be understood".to_owned());
+    let candidate = file::read_override(definition).ok_or_else(unreadable)?;
+    let others = others
         .iter()
-        .filter(lasts)
-        .filter_map(|(name, over)| Some((name, file::read_override(&over.written)?)))
-        .collect();
-    // Others that do not fit any more are not this one's fault.
-    let mut drafts = valid_overrides(policy, others.iter().map(|(_, draft)| draft.clone()).collect(), level);
-    drafts.push(draft);
-    let Err(errors) = policy.overrides(&drafts, level, &Place::root()) else { return Ok(()) };
-    let Some(error) = errors.into_iter().next() else { return Ok(()) };
-    let place: Place = error.place.steps().iter().skip(1).cloned().collect();
-    Err(match error.problem {
-        Problem::SameCounter(_) => said(
+        .filter(|(other, over)| *other != name && over.expires_at.is_none_or(|end| end > now))
+        .filter_map(|(_, over)| file::read_override(&over.written));
+    // Other overrides that no longer fit the policy are ignored.
+    let mut overrides = valid_overrides(policy, others.collect(), level);
+    overrides.push(candidate);
+    let Err(errors) = policy.overrides(&overrides, level, &Place::root()) else { return Ok(()) };
+    let Some(first) = errors.into_iter().next() else { return Ok(()) };
+    let place: Place = first.place.steps().iter().skip(1).cloned().collect();
+    Err(match first.problem {
+        Problem::SameCounter(_) => error(
             &Place::root(),
             "another override has the same resource, unit, window and scope; change that one instead".to_owned(),
         ),
-        problem => said(&place, problem.to_string()),
+        problem => error(&place, problem.to_string()),
     })
 }

@@ -1,4 +1,4 @@
-//! Keys: made, read, changed, rotated, revoked.
+//! Keys.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord};
 
 use super::{AdminError, AdminSession, change, policy_file};
 
-/// A key to be made.
+/// The data of a new key.
 #[derive(Clone)]
 pub struct NewKey {
     /// The rights of the key.
@@ -23,7 +23,7 @@ pub struct NewKey {
 pub struct KeyPatch {
     /// A description for people.
     pub description: Option<String>,
-    /// `Some(None)`: it does not end.
+    /// When it expires; `Some(None)` for never.
     pub expires_at: Option<Option<Timestamp>>,
 }
 
@@ -35,11 +35,11 @@ pub struct AccountKey {
     pub id: String,
 }
 
-/// A key whose secret is shown once.
+/// A key with its new secret.
 pub struct IssuedKey {
     /// The key.
     pub key: AccountKey,
-    /// Its secret, which is shown this once.
+    /// The secret, which is never shown again.
     pub secret: String,
 }
 
@@ -56,42 +56,43 @@ impl AdminSession<'_> {
         let now = self.now();
         change::check_key(&new.description, new.expires_at, now)?;
         let (id, secret, key) = change::new_key(new, now);
-        let most = self.domain.accounts.max_active_keys;
-        let (account, ()) =
-            self.change(account, if_match, |account| change::add_key(account, &id, key.clone(), most, now)).await?;
+        let max_active = self.domain.accounts.max_active_keys;
+        let (account, ()) = self
+            .change(account, if_match, |account| change::add_key(account, &id, key.clone(), max_active, now))
+            .await?;
         self.log_key("key created", &id);
         Ok(IssuedKey { key: AccountKey { account, id }, secret })
     }
 
     /// The key of this id.
     pub async fn key(&self, id: &str) -> Result<AccountKey, AdminError> {
-        let account = self.domain.directory.by_id(id).map(|identity| &identity.account.id);
-        match account.and_then(|account| policy_file::record(&self.domain, account)) {
+        let account = self.domain.directory.identity_by_key_id(id).map(|identity| &identity.account.id);
+        match account.and_then(|account| policy_file::account_record(&self.domain, account)) {
             Some(account) => Ok(AccountKey { account, id: id.to_owned() }),
             None => self.stored_key(id).await,
         }
     }
 
-    /// A key that may be changed.
+    /// A key in the store.
     pub(super) async fn stored_key(&self, id: &str) -> Result<AccountKey, AdminError> {
         let missing = || AdminError::NotFound(format!("key: there is no key {id:?}"));
-        if self.domain.directory.by_id(id).is_some() {
+        if self.domain.directory.identity_by_key_id(id).is_some() {
             return Err(AdminError::Refused(format!("key: {id:?} is defined in the policy file; change it there")));
         }
         let account = self.admin.store.find_key(self.name(), id).await?.ok_or_else(missing)?;
         let account = self.admin.store.load(self.name(), &account).await?.ok_or_else(missing)?;
-        let found = AccountKey { account, id: id.to_owned() };
-        if found.record().is_some() { Ok(found) } else { Err(missing()) }
+        let key = AccountKey { account, id: id.to_owned() };
+        if key.record().is_some() { Ok(key) } else { Err(missing()) }
     }
 
     /// Changes a key.
     pub async fn patch_key(&self, id: &str, patch: KeyPatch, if_match: Option<u64>) -> Result<AccountKey, AdminError> {
-        let (now, most) = (self.now(), self.domain.accounts.max_active_keys);
+        let (now, max_active) = (self.now(), self.domain.accounts.max_active_keys);
         change::check_key(patch.description.as_deref().unwrap_or(""), patch.expires_at.flatten(), now)?;
         let (key, ()) = self
             .change_key(id, if_match, |account| {
                 let others = account.keys.iter().filter(|(other, key)| *other != id && key.is_active(now)).count();
-                let key = change::key_of(account, id)?;
+                let key = change::key_mut(account, id)?;
                 if let Some(description) = &patch.description {
                     key.description.clone_from(description);
                 }
@@ -99,8 +100,8 @@ impl AdminSession<'_> {
                 if let Some(expires_at) = patch.expires_at {
                     key.expires_at = expires_at;
                 }
-                if !was_active && key.is_active(now) && others >= most {
-                    return Err(change::too_many(most));
+                if !was_active && key.is_active(now) && others >= max_active {
+                    return Err(change::too_many_keys(max_active));
                 }
                 Ok(())
             })
@@ -109,7 +110,7 @@ impl AdminSession<'_> {
         Ok(key)
     }
 
-    /// Gives the key another secret. The one before is good for `overlap` longer.
+    /// Gives the key a new secret. The previous secret stays valid for `overlap`.
     pub async fn rotate_key(
         &self,
         id: &str,
@@ -129,7 +130,7 @@ impl AdminSession<'_> {
         let now = self.now();
         let (key, ()) = self
             .change_key(id, if_match, |account| {
-                change::key_of(account, id)?.revoked_at.get_or_insert(now);
+                change::key_mut(account, id)?.revoked_at.get_or_insert(now);
                 Ok(())
             })
             .await?;
@@ -144,7 +145,7 @@ impl AdminSession<'_> {
         change: impl Fn(&mut AccountRecord) -> Result<T, AdminError>,
     ) -> Result<(AccountKey, T), AdminError> {
         let account = self.stored_key(id).await?.account.id;
-        let (account, made) = self.change(&account, if_match, change).await?;
-        Ok((AccountKey { account, id: id.to_owned() }, made))
+        let (account, output) = self.change(&account, if_match, change).await?;
+        Ok((AccountKey { account, id: id.to_owned() }, output))
     }
 }

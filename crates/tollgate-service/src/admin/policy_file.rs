@@ -1,4 +1,4 @@
-//! Accounts of the policy file, as records: they are read like those of the store, and never changed here.
+//! Accounts in the policy file, converted to records. They can be read, and not changed.
 
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -8,18 +8,18 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord};
 
 use crate::domains::Domain;
 
-/// The version of accounts in policy files, and the time of their events, which is not known. The version of an account
-/// in the store is a time, so never this value.
+/// The version of accounts in policy files, and the times that are not known. The version of an account in the store is
+/// a time, so it is never 0.
 const UNKNOWN: u64 = 0;
 
-/// Whether the policy file defines it.
+/// Whether the account is defined in the policy file.
 pub const fn is_in_policy_file(account: &AccountRecord) -> bool {
     account.version == UNKNOWN
 }
 
-/// The account of this id, if the policy file defines it.
-pub(super) fn record(domain: &Domain, id: &str) -> Option<AccountRecord> {
-    let account = domain.directory.written(id)?;
+/// The record of an account in the policy file.
+pub(super) fn account_record(domain: &Domain, id: &str) -> Option<AccountRecord> {
+    let account = domain.directory.definition(id)?;
     let tier = domain.policy.tier(account.tier)?;
     let unknown = Timestamp::from_ms(UNKNOWN);
     let key = |key: &BootstrapKey| KeyRecord {
@@ -42,15 +42,16 @@ pub(super) fn record(domain: &Domain, id: &str) -> Option<AccountRecord> {
         tier: tier.name.to_string(),
         balances: account.balances.clone(),
         overrides: overrides(&account.written),
-        keys: account.keys.iter().map(|from| (from.id.to_string(), key(from))).collect(),
+        keys: account.keys.iter().map(|definition| (definition.id.to_string(), key(definition))).collect(),
         created_at: unknown,
         changed_at: unknown,
         later: serde_json::Map::new(),
     })
 }
 
-/// Overrides of the file have no names; they are numbered in its order.
-fn overrides(written: &[Value]) -> IndexMap<String, OverrideRecord> {
-    let record = |written: &Value| OverrideRecord { written: written.clone(), expires_at: None };
-    written.iter().zip(1..).map(|(written, number): (_, usize)| (number.to_string(), record(written))).collect()
+/// Overrides in the policy file have no names; here they are numbered.
+fn overrides(definitions: &[Value]) -> IndexMap<String, OverrideRecord> {
+    let record = |definition: &Value| OverrideRecord { written: definition.clone(), expires_at: None };
+    let records = definitions.iter().map(record).zip(1_usize..);
+    records.map(|(record, number)| (number.to_string(), record)).collect()
 }

@@ -1,10 +1,10 @@
-//! A node's cache of the store's accounts, so that calls need not wait for the store.
+//! A node's cache of the store's accounts.
 //!
-//! Entries are trusted as long as the node hears of changes: every change removes the entries that it concerns. When
-//! the feed of changes ends, a change may be missed, so nothing is trusted (every call reads the store) until there is
-//! a new feed; then everything is forgotten. Each entry has the generation of trust in which its read began, and only
-//! entries of the current generation count. An entry that is removed while it is being read is not stored (the cache
-//! gives up its placeholder). As a last safety measure, entries expire after a while.
+//! The cache is consistent while the node is subscribed to changes: every change removes the entries that it concerns.
+//! When the subscription ends, a change may be missed, so the cache is stale: every call reads the store until the node
+//! is subscribed again, and then the cache is cleared. Each entry has the generation in which its read began; only
+//! entries of the current generation are used. An entry that is removed while it is being read is not stored (the cache
+//! removes its placeholder). In addition, entries expire.
 
 use std::{
     future::Future,
@@ -21,39 +21,39 @@ use tollgate_core::{api_key::KeyHash, store::StoreError, time::Timestamp};
 use tollgate_policy::{Policy, reason::InvalidKey};
 use tollgate_store::accounts::{AccountChange, AccountStore, Changes, KeyLocation};
 
-use super::{CachedKey, Identity, compile::CompiledAccount, new_accounts::NewAccounts};
+use super::{CachedKey, Identity, compile::CompiledAccount, new_accounts::NewAccountLimiter};
 use crate::{
     metrics::{CacheResult, Metrics},
     scope::DomainScope,
 };
 
-/// How much a node remembers of accounts, and for how long.
+/// The bounds of the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheBounds {
-    /// How many accounts, secrets and key ids, each; an account with many keys counts as several.
+    /// The maximum number of accounts, of secrets and of key ids; an account with many keys counts as several.
     pub entries: usize,
-    /// How long an entry is believed if nothing is heard of it.
+    /// The lifetime of an entry.
     pub lifetime: Duration,
-    /// How long a call waits for look-ups in total.
+    /// The maximum time of a lookup.
     pub deadline: Duration,
-    /// How many new accounts are accepted a minute, for each domain and reach of tokens; unbounded if 0.
+    /// The maximum number of new accounts per minute, for each domain and scope of tokens; unlimited if 0.
     pub max_new_accounts: u32,
 }
 
-/// How long a node waits before it tries again to hear of changes.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(1);
+/// The first and the longest pause between attempts to subscribe.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const MAX_RETRY: Duration = Duration::from_secs(1);
 
-/// The accounts of the store, as a node remembers them.
+/// The accounts of the store, with a cache.
 pub struct Accounts {
     store: Arc<dyn AccountStore>,
     bounds: CacheBounds,
-    /// Even while the node hears of changes. Each change of that begins a new one.
+    /// Even while the node is subscribed. It grows whenever a subscription begins or ends.
     generation: AtomicU64,
-    places: Cache<KeyHash, Entry<Option<Arc<KeyLocation>>>>,
+    locations: Cache<KeyHash, Entry<Option<Arc<KeyLocation>>>>,
     keys: Cache<Name, Entry<Option<Arc<str>>>>,
-    known: Cache<Name, Entry<Arc<CompiledAccount>>, EntryWeighter>,
-    newcomers: NewAccounts,
+    compiled: Cache<Name, Entry<Arc<CompiledAccount>>, EntryWeighter>,
+    new_account_limiter: NewAccountLimiter,
     metrics: Arc<Metrics>,
 }
 
@@ -64,7 +64,7 @@ struct Name {
     name: Arc<str>,
 }
 
-/// The same, borrowed; it hashes alike.
+/// A borrowed [`Name`], with the same hash.
 #[derive(Clone, Copy, Hash)]
 struct NameRef<'a> {
     domain: &'a str,
@@ -83,7 +83,7 @@ impl NameRef<'_> {
     }
 }
 
-/// Something that was read from the store.
+/// A value that was read from the store.
 #[derive(Clone)]
 struct Entry<T> {
     value: T,
@@ -101,66 +101,65 @@ impl Weighter<Name, Entry<Arc<CompiledAccount>>> for EntryWeighter {
 }
 
 impl Accounts {
-    /// Accounts of `store`, remembered within these bounds.
+    /// The accounts of `store`, with a cache within these bounds.
     pub fn new(store: Arc<dyn AccountStore>, bounds: CacheBounds, metrics: Arc<Metrics>) -> Self {
         let entries = bounds.entries;
         Self {
             store,
             bounds,
             generation: AtomicU64::new(1),
-            places: Cache::new(entries),
+            locations: Cache::new(entries),
             keys: Cache::new(entries),
-            known: Cache::with_weighter(entries, entries as u64, EntryWeighter),
-            newcomers: NewAccounts::new(bounds.max_new_accounts),
+            compiled: Cache::with_weighter(entries, entries as u64, EntryWeighter),
+            new_account_limiter: NewAccountLimiter::new(bounds.max_new_accounts),
             metrics,
         }
     }
 
-    /// Where the key with this secret might be.
-    pub async fn place_of(&self, hash: &KeyHash) -> Result<Option<Arc<KeyLocation>>, StoreError> {
+    /// The location of a key with this secret. It may be out of date.
+    pub async fn key_location(&self, hash: &KeyHash) -> Result<Option<Arc<KeyLocation>>, StoreError> {
         let read = async { Ok(self.store.find_secret(hash).await?.map(Arc::new)) };
-        let found = self.through(&self.places, hash, || *hash, |_| true, read).await;
-        found.map_err(|(error, _)| error)
+        let location = self.read_through(&self.locations, hash, || *hash, |_| true, read).await;
+        location.map_err(|(error, _)| error)
     }
 
-    /// What is known about this secret without a look-up in the store. That a key is valid is also taken from untrusted
-    /// entries, because here it only means that a look-up is worth its cost.
+    /// The cached state of this secret. Stale entries of valid keys are used too, because here the result only means
+    /// that a lookup is worth its cost.
     pub fn cached_key(&self, hash: &KeyHash, now: Timestamp) -> CachedKey {
-        let Some(place) = self.places.peek(hash) else { return CachedKey::Unknown };
+        let Some(location) = self.locations.peek(hash) else { return CachedKey::Unknown };
         let generation = self.generation.load(Ordering::Acquire);
-        let Some(to) = &place.value else {
-            return if self.believes(&place, generation) { CachedKey::Invalid } else { CachedKey::Unknown };
+        let Some(key_location) = &location.value else {
+            return if self.is_fresh(&location, generation) { CachedKey::Invalid } else { CachedKey::Unknown };
         };
-        let Some(known) = self.known.peek(&NameRef { domain: &to.domain, name: &to.account }) else {
-            return CachedKey::Unknown;
-        };
-        let key = known.value.keys.get(&*to.key);
+        let name = NameRef { domain: &key_location.domain, name: &key_location.account };
+        let Some(account) = self.compiled.peek(&name) else { return CachedKey::Unknown };
+        let key = account.value.keys.get(&*key_location.key);
         match key.is_some_and(|key| key.check_secret(hash, now).and_then(|()| key.key.check(now)).is_ok()) {
             true => CachedKey::Valid,
-            false if self.believes(&known, generation) => CachedKey::Invalid,
+            false if self.is_fresh(&account, generation) => CachedKey::Invalid,
             false => CachedKey::Unknown,
         }
     }
 
-    /// The caller with the key `place` leads to, presented by its secret.
-    pub async fn by_secret(
+    /// The caller with this secret and the key at `location`.
+    pub async fn identity_by_secret(
         &self,
-        place: &KeyLocation,
+        location: &KeyLocation,
         hash: &KeyHash,
         policy: &Arc<Policy>,
         now: Timestamp,
     ) -> Result<Result<Identity, InvalidKey>, StoreError> {
-        let (known, stale) = self.known(&place.account, policy, now, None).await?;
-        let Some(key) = known.keys.get(&*place.key) else { return Ok(Err(InvalidKey::Unknown)) };
+        let (compiled, stale) = self.compiled_account(&location.account, policy, now, None).await?;
+        let Some(key) = compiled.keys.get(&*location.key) else { return Ok(Err(InvalidKey::Unknown)) };
         Ok(key.check_secret(hash, now).map(|()| Identity {
-            account: Arc::clone(&known.account),
+            account: Arc::clone(&compiled.account),
             key: Some(Arc::clone(&key.key)),
             stale,
         }))
     }
 
     /// The caller with the key of this id.
-    pub async fn by_key_id(
+    pub async fn identity_by_key_id(
         &self,
         id: &str,
         policy: &Arc<Policy>,
@@ -168,86 +167,86 @@ impl Accounts {
     ) -> Result<Option<Identity>, StoreError> {
         let name = NameRef { domain: policy.domain(), name: id };
         let read = async { Ok(self.store.find_key(policy.domain(), id).await?.map(Arc::from)) };
-        let found = self.through(&self.keys, &name, || name.to_owned(), |_| true, read).await;
-        let Some(account) = found.map_err(|(error, _)| error)? else { return Ok(None) };
-        let (known, stale) = self.known(&account, policy, now, None).await?;
-        let found = known.keys.get(id);
-        Ok(found.map(|key| Identity { account: Arc::clone(&known.account), key: Some(Arc::clone(&key.key)), stale }))
+        let account = self.read_through(&self.keys, &name, || name.to_owned(), |_| true, read).await;
+        let Some(account) = account.map_err(|(error, _)| error)? else { return Ok(None) };
+        let (compiled, stale) = self.compiled_account(&account, policy, now, None).await?;
+        let key = compiled.keys.get(id);
+        Ok(key.map(|key| Identity { account: Arc::clone(&compiled.account), key: Some(Arc::clone(&key.key)), stale }))
     }
 
-    /// The account called `id`, for whose name a calling service vouches that may act `within`. One more new account than
-    /// are accepted is in stale, with [`StoreError::Overloaded`]. While the store cannot answer and nothing
-    /// is known, it is taken for one of the default tier, in stale.
-    pub async fn by_vouched_name(
+    /// The account with this id, for a service that has authenticated the caller; `scope` is that of the service. If
+    /// the rate of new accounts is exceeded, the identity is stale with [`StoreError::Overloaded`]. If the account
+    /// cannot be read and is not cached, the identity is stale and has the default tier.
+    pub async fn identity_for_service(
         &self,
         id: &str,
         policy: &Arc<Policy>,
         now: Timestamp,
-        within: Option<&DomainScope>,
+        scope: Option<&DomainScope>,
     ) -> Identity {
-        match self.known(id, policy, now, within).await {
-            Ok((known, stale)) => Identity { account: Arc::clone(&known.account), key: None, stale },
+        match self.compiled_account(id, policy, now, scope).await {
+            Ok((compiled, stale)) => Identity { account: Arc::clone(&compiled.account), key: None, stale },
             Err(error) => {
-                Identity { account: CompiledAccount::unknown(id, policy).account, key: None, stale: Some(error) }
+                Identity { account: CompiledAccount::without_record(id, policy).account, key: None, stale: Some(error) }
             }
         }
     }
 
-    /// The same for callers that bring no new account.
-    pub async fn by_name(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
-        self.by_vouched_name(id, policy, now, None).await
+    /// The account with this id, without the limit on new accounts.
+    pub async fn identity_by_account(&self, id: &str, policy: &Arc<Policy>, now: Timestamp) -> Identity {
+        self.identity_for_service(id, policy, now, None).await
     }
 
-    /// The account, and why the store could not be read if this is the last known state. If the calling service is
-    /// given, an account without a record counts as new.
-    async fn known(
+    /// The account; if its cached state is used because the store could not be read, also the error. With a
+    /// `service_scope`, an account without a record counts as new.
+    async fn compiled_account(
         &self,
         id: &str,
         policy: &Arc<Policy>,
         now: Timestamp,
-        vouched_within: Option<&DomainScope>,
+        service_scope: Option<&DomainScope>,
     ) -> Result<(Arc<CompiledAccount>, Option<StoreError>), StoreError> {
         let name = NameRef { domain: policy.domain(), name: id };
-        let good = |known: &Arc<CompiledAccount>| {
-            Arc::ptr_eq(&known.policy, policy) && known.good_until.is_none_or(|end| end > now)
+        let is_valid = |compiled: &Arc<CompiledAccount>| {
+            Arc::ptr_eq(&compiled.policy, policy) && compiled.valid_until.is_none_or(|end| end > now)
         };
-        let is_one_too_many = AtomicBool::new(false);
+        let is_over_limit = AtomicBool::new(false);
         let read = async {
             let record = self.store.load(policy.domain(), id).await?;
-            // While nothing is remembered, every call would count.
-            let counts = record.is_none() && is_trusted(self.generation.load(Ordering::Acquire));
-            let accepts = |within| self.newcomers.accepts(policy.domain(), within, Instant::now());
-            if counts && !vouched_within.is_none_or(accepts) {
-                is_one_too_many.store(true, Ordering::Relaxed);
+            // While the cache is stale, no account counts as new, because every call reads its record.
+            let is_new = record.is_none() && is_subscribed(self.generation.load(Ordering::Acquire));
+            let accept = |scope| self.new_account_limiter.accept(policy.domain(), scope, tokio::time::Instant::now());
+            if is_new && !service_scope.is_none_or(accept) {
+                is_over_limit.store(true, Ordering::Relaxed);
                 return Err(StoreError::Overloaded("too many new accounts a minute in this domain".into()));
             }
-            let known = record.map_or_else(
-                || CompiledAccount::unknown(id, policy),
-                |record| CompiledAccount::of(&record, policy, now),
+            let compiled = record.map_or_else(
+                || CompiledAccount::without_record(id, policy),
+                |record| CompiledAccount::new(&record, policy, now),
             );
-            self.metrics.overrides_left_out(known.left_out);
-            Ok(Arc::new(known))
+            self.metrics.count_ignored_overrides(compiled.ignored_overrides);
+            Ok(Arc::new(compiled))
         };
-        match self.through(&self.known, &name, || name.to_owned(), good, read).await {
-            Ok(known) => Ok((known, None)),
-            // The node remembers it, so it is not new.
-            Err((_, Some(_))) if is_one_too_many.load(Ordering::Relaxed) => {
-                Ok((Arc::new(CompiledAccount::unknown(id, policy)), None))
+        match self.read_through(&self.compiled, &name, || name.to_owned(), is_valid, read).await {
+            Ok(compiled) => Ok((compiled, None)),
+            // The account is in the cache, so it is not new.
+            Err((_, Some(_))) if is_over_limit.load(Ordering::Relaxed) => {
+                Ok((Arc::new(CompiledAccount::without_record(id, policy)), None))
             }
-            // Handles of tiers belong to their policy.
-            Err((error, Some(last))) if Arc::ptr_eq(&last.policy, policy) => Ok((last, Some(error))),
+            // The tier ids of an account belong to the policy for which it was compiled.
+            Err((error, Some(cached))) if Arc::ptr_eq(&cached.policy, policy) => Ok((cached, Some(error))),
             Err((error, _)) => Err(error),
         }
     }
 
-    /// The trusted entry of `cache` for `key`, or otherwise the result of `read`. If many callers miss the same key,
-    /// one of them reads. If the read fails, the last known value is returned with the error.
-    async fn through<K, Q, V, W>(
+    /// The current entry of `cache` for `key`, or otherwise the result of `read`. If many callers miss the same key,
+    /// one of them reads. If the read fails, the cached value is returned with the error.
+    async fn read_through<K, Q, V, W>(
         &self,
         cache: &Cache<K, Entry<V>, W>,
         key: &Q,
         owned: impl FnOnce() -> K,
-        good: impl Fn(&V) -> bool,
+        is_valid: impl Fn(&V) -> bool,
         read: impl Future<Output = Result<V, StoreError>>,
     ) -> Result<V, (StoreError, Option<V>)>
     where
@@ -257,49 +256,49 @@ impl Accounts {
         W: Weighter<K, Entry<V>> + Clone,
     {
         let generation = self.generation.load(Ordering::Acquire);
-        let believed = |entry: &Entry<V>| self.believes(entry, generation) && good(&entry.value);
-        let last = cache.get(key);
-        if let Some(entry) = last.as_ref().filter(|entry| believed(entry)) {
-            self.metrics.account_cache(CacheResult::Hit);
+        let is_current = |entry: &Entry<V>| self.is_fresh(entry, generation) && is_valid(&entry.value);
+        let cached = cache.get(key);
+        if let Some(entry) = cached.as_ref().filter(|entry| is_current(entry)) {
+            self.metrics.count_account_lookup(CacheResult::Hit);
             return Ok(entry.value.clone());
         }
-        let found = self.in_time(async {
-            if !is_trusted(generation) {
-                self.metrics.account_cache(CacheResult::Bypass);
+        let result = self.with_timeout(async {
+            if !is_subscribed(generation) {
+                self.metrics.count_account_lookup(CacheResult::Bypass);
                 return read.await;
             }
-            self.metrics.account_cache(CacheResult::Miss);
-            cache.remove_if(key, |entry| !believed(entry));
+            self.metrics.count_account_lookup(CacheResult::Miss);
+            cache.remove_if(key, |entry| !is_current(entry));
             match cache.get_value_or_guard_async(&owned()).await {
-                Ok(entry) if believed(&entry) => Ok(entry.value),
+                Ok(entry) if is_current(&entry) => Ok(entry.value),
                 Ok(_) => read.await,
-                Err(guard) => {
+                Err(placeholder) => {
                     let value = read.await?;
-                    // Not kept if a change took the place away meanwhile.
-                    let _ = guard.insert(Entry { value: value.clone(), generation, read_at: Instant::now() });
+                    // Not stored if a change has removed the placeholder meanwhile.
+                    let _ = placeholder.insert(Entry { value: value.clone(), generation, read_at: Instant::now() });
                     Ok(value)
                 }
             }
         });
-        found.await.map_err(|error| (error, last.map(|entry| entry.value)))
+        result.await.map_err(|error| (error, cached.map(|entry| entry.value)))
     }
 
-    fn believes<T>(&self, entry: &Entry<T>, generation: u64) -> bool {
+    fn is_fresh<T>(&self, entry: &Entry<T>, generation: u64) -> bool {
         entry.generation == generation && entry.read_at.elapsed() < self.bounds.lifetime
     }
 
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let bound = self.bounds.deadline;
-        let answer = tokio::time::timeout(bound, work)
+    async fn with_timeout<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let deadline = self.bounds.deadline;
+        let result = tokio::time::timeout(deadline, work)
             .await
-            .unwrap_or_else(|_| Err(StoreError::Indeterminate(format!("accounts took longer than {bound:?}"))));
-        answer.inspect_err(|error| match error {
-            StoreError::Overloaded(_) => self.metrics.account_lookup_refused(),
-            _ => self.metrics.account_store_failed(),
+            .unwrap_or_else(|_| Err(StoreError::Indeterminate(format!("accounts took longer than {deadline:?}"))));
+        result.inspect_err(|error| match error {
+            StoreError::Overloaded(_) => self.metrics.count_refused_account_lookup(),
+            _ => self.metrics.count_account_store_error(),
         })
     }
 
-    /// Begins to hear of changes, if the store lets it at once.
+    /// Tries once to subscribe to changes.
     pub async fn subscribe(&self) -> Option<Changes> {
         let feed = self.store.changes().await;
         if feed.is_ok() {
@@ -308,45 +307,45 @@ impl Accounts {
         feed.inspect_err(|error| tracing::debug!(%error, "cannot subscribe to account changes yet")).ok()
     }
 
-    /// Listens for as long as the node lives, to `feed` first.
+    /// Processes changes as long as the node runs, first those of `feed`.
     pub async fn run_invalidation(self: Arc<Self>, mut feed: Option<Changes>) {
-        let mut pause = RETRY_FIRST;
+        let mut pause = FIRST_RETRY;
         loop {
             if let Some(mut feed) = feed.take() {
                 while let Some(change) = feed.next().await {
-                    self.forget(&change);
-                    self.metrics.account_invalidated();
+                    self.invalidate(&change);
+                    self.metrics.count_account_invalidation();
                 }
                 self.mark_stale();
-                pause = RETRY_FIRST;
+                pause = FIRST_RETRY;
                 tracing::warn!("not subscribed to account changes; every call reads its account");
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_LAST);
+            pause = (pause * 2).min(MAX_RETRY);
             feed = self.subscribe().await;
         }
     }
 
-    /// From now on every change is heard; entries that were read before do not count.
+    /// Clears the cache at the start of a subscription.
     fn mark_consistent(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.places.clear();
+        self.locations.clear();
         self.keys.clear();
-        self.known.clear();
-        self.metrics.account_feed(true);
+        self.compiled.clear();
+        self.metrics.set_account_feed(true);
         tracing::info!("subscribed to account changes");
     }
 
     fn mark_stale(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.metrics.account_feed(false);
+        self.metrics.set_account_feed(false);
     }
 
-    /// Forgets the entries that a change concerns.
-    pub fn forget(&self, change: &AccountChange) {
-        self.known.remove(&NameRef { domain: &change.domain, name: &change.account });
+    /// Removes the entries that a change concerns.
+    pub fn invalidate(&self, change: &AccountChange) {
+        self.compiled.remove(&NameRef { domain: &change.domain, name: &change.account });
         for hash in &change.secrets {
-            self.places.remove(hash);
+            self.locations.remove(hash);
         }
         for key in &change.keys {
             self.keys.remove(&NameRef { domain: &change.domain, name: key });
@@ -354,6 +353,6 @@ impl Accounts {
     }
 }
 
-fn is_trusted(generation: u64) -> bool {
+fn is_subscribed(generation: u64) -> bool {
     generation.is_multiple_of(2)
 }

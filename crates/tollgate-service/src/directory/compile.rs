@@ -1,4 +1,4 @@
-//! From an account's record to the form that calls are decided with, under the current policy.
+//! Compiles an account's record under the current policy.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,28 +9,28 @@ use tollgate_store::accounts::{AccountRecord, KeyRecord, OverrideRecord, Previou
 
 use super::{Account, Key};
 
-/// An account of the store, or one that it does not know.
+/// A compiled account, with or without a record in the store.
 #[derive(Debug)]
 pub(super) struct CompiledAccount {
     pub(super) account: Arc<Account>,
-    pub(super) keys: HashMap<Box<str>, KnownKey>,
+    pub(super) keys: HashMap<Box<str>, CompiledKey>,
     /// The policy that it was compiled for.
     pub(super) policy: Arc<Policy>,
-    /// When it must be compiled again, because an override ends.
-    pub(super) good_until: Option<Timestamp>,
-    /// Overrides that do not fit the policy any more.
-    pub(super) left_out: usize,
+    /// When it must be compiled again, because an override expires.
+    pub(super) valid_until: Option<Timestamp>,
+    /// The number of overrides that no longer fit the policy.
+    pub(super) ignored_overrides: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct KnownKey {
+pub(super) struct CompiledKey {
     pub(super) key: Arc<Key>,
     hash: KeyHash,
     previous: Option<PreviousSecret>,
 }
 
-impl KnownKey {
-    /// Whether the secret of this hash is the key's at `now`.
+impl CompiledKey {
+    /// Checks that a secret with this hash is the key's at `now`.
     pub(super) fn check_secret(&self, hash: &KeyHash, now: Timestamp) -> Result<(), InvalidKey> {
         if self.hash.matches(hash) {
             return Ok(());
@@ -44,9 +44,8 @@ impl KnownKey {
 }
 
 impl CompiledAccount {
-    /// An account that the store does not know is on the default tier, so that a platform may start with no
-    /// accounts at all; the calling service vouches for the name.
-    pub(super) fn unknown(id: &str, policy: &Arc<Policy>) -> Self {
+    /// An account without a record. It has the default tier, so that a platform needs no accounts to start with.
+    pub(super) fn without_record(id: &str, policy: &Arc<Policy>) -> Self {
         let account = Account {
             id: id.into(),
             partition: policy.account_partition(id),
@@ -58,15 +57,15 @@ impl CompiledAccount {
             account: Arc::new(account),
             keys: HashMap::new(),
             policy: Arc::clone(policy),
-            good_until: None,
-            left_out: 0,
+            valid_until: None,
+            ignored_overrides: 0,
         }
     }
 
-    /// The account of `record`. Parts that do not fit the policy any more are omitted: overrides, or the tier, which is
-    /// replaced by the default.
-    pub(super) fn of(record: &AccountRecord, policy: &Arc<Policy>, now: Timestamp) -> Self {
-        let mut compiler = Compiler { policy, now, good_until: None, left_out: 0 };
+    /// Compiles a record. Overrides that no longer fit the policy are ignored; a tier that no longer exists is replaced
+    /// by the default tier.
+    pub(super) fn new(record: &AccountRecord, policy: &Arc<Policy>, now: Timestamp) -> Self {
+        let mut compiler = Compiler { policy, now, valid_until: None, ignored_overrides: 0 };
         let tier = policy.tier_named(&record.tier).unwrap_or_else(|| {
             tracing::warn!(
                 domain = record.domain,
@@ -84,11 +83,16 @@ impl CompiledAccount {
             balances: record.balances.clone(),
         };
         let keys = record.keys.iter().map(|(id, key)| (id.as_str().into(), compiler.key(id, key))).collect();
-        let Compiler { good_until, left_out, .. } = compiler;
-        if left_out > 0 {
-            tracing::warn!(domain = record.domain, account = record.id, left_out, "overrides do not fit the policy");
+        let Compiler { valid_until, ignored_overrides, .. } = compiler;
+        if ignored_overrides > 0 {
+            tracing::warn!(
+                domain = record.domain,
+                account = record.id,
+                left_out = ignored_overrides,
+                "overrides do not fit the policy"
+            );
         }
-        Self { account: Arc::new(account), keys, policy: Arc::clone(policy), good_until, left_out }
+        Self { account: Arc::new(account), keys, policy: Arc::clone(policy), valid_until, ignored_overrides }
     }
 
     /// Its weight in the cache.
@@ -100,12 +104,12 @@ impl CompiledAccount {
 struct Compiler<'a> {
     policy: &'a Policy,
     now: Timestamp,
-    good_until: Option<Timestamp>,
-    left_out: usize,
+    valid_until: Option<Timestamp>,
+    ignored_overrides: usize,
 }
 
 impl Compiler<'_> {
-    fn key(&mut self, id: &str, record: &KeyRecord) -> KnownKey {
+    fn key(&mut self, id: &str, record: &KeyRecord) -> CompiledKey {
         let key = Key {
             id: id.into(),
             kind: record.kind,
@@ -113,39 +117,40 @@ impl Compiler<'_> {
             revoked: record.revoked_at.is_some(),
             overrides: self.overrides(&record.overrides, QuotaLevel::Key),
         };
-        KnownKey { key: Arc::new(key), hash: record.hash, previous: record.previous.clone() }
+        CompiledKey { key: Arc::new(key), hash: record.hash, previous: record.previous.clone() }
     }
 
     fn overrides(&mut self, records: &IndexMap<String, OverrideRecord>, level: QuotaLevel) -> Arc<[Override]> {
-        let mut written = Vec::with_capacity(records.len());
+        let mut overrides = Vec::with_capacity(records.len());
         for record in records.values().filter(|record| record.expires_at.is_none_or(|end| end > self.now)) {
-            self.good_until = [self.good_until, record.expires_at].into_iter().flatten().min();
+            self.valid_until = [self.valid_until, record.expires_at].into_iter().flatten().min();
             match file::read_override(&record.written) {
-                Some(over) => written.push(over),
-                None => self.left_out += 1,
+                Some(parsed) => overrides.push(parsed),
+                None => self.ignored_overrides += 1,
             }
         }
-        if written.is_empty() {
+        if overrides.is_empty() {
             return Arc::default();
         }
-        let count = written.len();
-        let written = valid_overrides(self.policy, written, level);
-        self.left_out += count - written.len();
-        self.policy.overrides(&written, level, &Place::root()).unwrap_or_default().into()
+        let count = overrides.len();
+        let overrides = valid_overrides(self.policy, overrides, level);
+        self.ignored_overrides += count - overrides.len();
+        self.policy.overrides(&overrides, level, &Place::root()).unwrap_or_default().into()
     }
 }
 
-/// The overrides that fit the policy, each tried in its turn beside those before it where not all do.
-pub fn valid_overrides(policy: &Policy, written: Vec<format::Override>, level: QuotaLevel) -> Vec<format::Override> {
-    let fits = |written: &[format::Override]| policy.overrides(written, level, &Place::root()).is_ok();
-    if fits(&written) {
-        return written;
+/// The overrides that fit the policy. If not all of them do, an override is left out if it does not fit together with
+/// the previous ones.
+pub fn valid_overrides(policy: &Policy, overrides: Vec<format::Override>, level: QuotaLevel) -> Vec<format::Override> {
+    let fit = |overrides: &[format::Override]| policy.overrides(overrides, level, &Place::root()).is_ok();
+    if fit(&overrides) {
+        return overrides;
     }
-    written.into_iter().fold(Vec::new(), |mut valid_overrides, over| {
-        valid_overrides.push(over);
-        if !fits(&valid_overrides) {
-            valid_overrides.pop();
+    overrides.into_iter().fold(Vec::new(), |mut valid, candidate| {
+        valid.push(candidate);
+        if !fit(&valid) {
+            valid.pop();
         }
-        valid_overrides
+        valid
     })
 }

@@ -1,98 +1,88 @@
-//! A bound on new accounts: names that a calling service vouches for, of which neither the policy nor the store has a
-//! record, and which this node does not remember. Each of them brings counters of its own into the store.
+//! The bound on new accounts: ids that a service sends, for which neither the policy file nor the store has a record,
+//! and which the node's cache does not contain. Each of them creates counters in the store.
 //!
-//! A token bucket for each domain and each reach of tokens, so that services with other domains have buckets of their own.
-//! Accounts with a record, and those that the node remembers, are never counted.
+//! Every pair of a domain and a scope of tokens has its own rate, so that services with other scopes are not affected.
 
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use crate::scope::DomainScope;
+use crate::{gcra::Gcra, scope::DomainScope};
 
-/// The most buckets; more domains and reaches than that share one.
-const MAX_BUCKETS: usize = 4_096;
+const MINUTE: Duration = Duration::from_mins(1);
+/// The maximum number of pairs with their own rate; further pairs share one.
+const MAX_RATES: usize = 4_096;
 
-/// Counts new accounts.
-pub(super) struct NewAccounts {
-    /// How many a minute, and how many at once after a quiet minute; unbounded if 0.
-    per_minute: u32,
-    buckets: Mutex<HashMap<(Arc<str>, u64), Bucket>>,
+/// Limits the rate of new accounts.
+pub(super) struct NewAccountLimiter {
+    /// The rate; a minute's worth may come at once. `None` if the rate is not limited.
+    rate: Option<Gcra>,
+    /// The theoretical arrival times.
+    tats: Mutex<HashMap<(Arc<str>, u64), Instant>>,
 }
 
-/// The remaining new accounts of a minute.
-#[derive(Clone, Copy)]
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl NewAccounts {
+impl NewAccountLimiter {
+    /// The rate is not limited if `per_minute` is 0.
     pub(super) fn new(per_minute: u32) -> Self {
-        Self { per_minute, buckets: Mutex::default() }
+        let rate = (per_minute > 0).then(|| Gcra::new(MINUTE / per_minute, MINUTE));
+        Self { rate, tats: Mutex::default() }
     }
 
-    /// Whether one more new account of the domain is accepted at `now` from a service of this reach.
-    pub(super) fn accepts(&self, domain: &Arc<str>, within: &DomainScope, now: Instant) -> bool {
-        if self.per_minute == 0 {
-            return true;
-        }
-        let most = f64::from(self.per_minute);
-        let mut buckets = self.buckets.lock();
-        let mut key = (Arc::clone(domain), fingerprint(within));
-        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
+    /// Whether a new account of the domain is accepted at `now` from a service with this scope.
+    pub(super) fn accept(&self, domain: &Arc<str>, scope: &DomainScope, now: Instant) -> bool {
+        let Some(rate) = self.rate else { return true };
+        let mut tats = self.tats.lock();
+        let mut key = (Arc::clone(domain), fingerprint(scope));
+        if tats.len() >= MAX_RATES && !tats.contains_key(&key) {
             key = ("".into(), 0);
         }
-        let bucket = buckets.entry(key).or_insert(Bucket { left: most, at: now });
-        let gained = now.saturating_duration_since(bucket.at).as_secs_f64() * most / 60.0;
-        *bucket = Bucket { left: (bucket.left + gained).min(most), at: now };
-        let accepts = bucket.left >= 1.0;
-        if accepts {
-            bucket.left -= 1.0;
+        let (time, tat) = rate.next_event(tats.get(&key).copied(), now);
+        let accepted = time <= now;
+        if accepted {
+            tats.insert(key, tat);
         }
-        accepts
+        accepted
     }
 }
 
 /// Identifies the scope of a token within this process.
-fn fingerprint(within: &DomainScope) -> u64 {
+fn fingerprint(scope: &DomainScope) -> u64 {
     let mut hasher = DefaultHasher::new();
-    within.counted_as().hash(&mut hasher);
+    scope.counter_name().hash(&mut hasher);
     hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    /// Seen to fail with one bucket for all.
+    /// Fails with one rate for all.
     #[test]
-    fn each_domain_and_reach_has_a_bucket_that_fills_within_a_minute() {
-        let (bound, now) = (NewAccounts::new(60), Instant::now());
+    fn each_domain_and_scope_has_its_own_rate() {
+        let (limiter, now) = (NewAccountLimiter::new(60), Instant::now());
         let (shop, other): (Arc<str>, Arc<str>) = ("shop".into(), "other".into());
         let only = DomainScope::only(["shop".to_owned()]);
-        let accepted = |domain, within, now| (0..200).filter(|_| bound.accepts(domain, within, now)).count();
+        let accepted = |domain, scope, now| (0..200).filter(|_| limiter.accept(domain, scope, now)).count();
         assert_eq!(accepted(&shop, &DomainScope::All, now), 60);
         assert_eq!(accepted(&shop, &only, now), 60);
         assert_eq!(accepted(&other, &DomainScope::All, now), 60);
         assert_eq!(accepted(&shop, &DomainScope::All, now + Duration::from_millis(10_500)), 10);
         assert_eq!(accepted(&shop, &DomainScope::All, now + Duration::from_hours(2)), 60);
-        assert!((0..1_000).all(|_| NewAccounts::new(0).accepts(&shop, &DomainScope::All, now)));
+        assert!((0..1_000).all(|_| NewAccountLimiter::new(0).accept(&shop, &DomainScope::All, now)));
     }
 
     #[test]
-    fn buckets_are_bounded() {
-        let (bound, now) = (NewAccounts::new(1), Instant::now());
-        for number in 0..2 * MAX_BUCKETS {
-            bound.accepts(&number.to_string().into(), &DomainScope::All, now);
+    fn the_number_of_rates_is_bounded() {
+        let (limiter, now) = (NewAccountLimiter::new(1), Instant::now());
+        for number in 0..2 * MAX_RATES {
+            limiter.accept(&number.to_string().into(), &DomainScope::All, now);
         }
-        assert_eq!(bound.buckets.lock().len(), MAX_BUCKETS + 1);
+        assert_eq!(limiter.tats.lock().len(), MAX_RATES + 1);
     }
 }

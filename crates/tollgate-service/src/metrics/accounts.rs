@@ -1,4 +1,4 @@
-//! The node's cache of accounts, and the feed of their changes.
+//! Metrics of the cache of accounts, and of the subscription to their changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,21 +18,21 @@ pub(super) struct AccountMetrics {
     lookups: [Counter; 3],
     invalidations: Counter,
     feed_up: Gauge,
-    /// The same, to be read.
-    heard: AtomicBool,
+    /// The value of `feed_up`, which cannot be read.
+    subscribed: AtomicBool,
     store_errors: Counter,
     overloaded: Counter,
-    overrides_left_out: Counter,
+    ignored_overrides: Counter,
 }
 
-/// How something was found of an account.
+/// The result of a lookup in the cache of accounts.
 #[derive(Clone, Copy, Debug)]
 pub enum CacheResult {
-    /// The node remembered it.
+    /// The entry is in the cache.
     Hit,
-    /// It was read from the store.
+    /// The entry is not in the cache.
     Miss,
-    /// It was read from the store, because the cache cannot be trusted now.
+    /// The cache is stale and was not used.
     Bypass,
 }
 
@@ -42,17 +42,17 @@ impl AccountMetrics {
             lookups: ["hit", "miss", "bypass"].map(|result| counter(recorder, LOOKUPS, &[("result", result)])),
             invalidations: counter(recorder, INVALIDATIONS, &[]),
             feed_up: gauge(recorder, FEED_UP, &[]),
-            heard: AtomicBool::new(false),
+            subscribed: AtomicBool::new(false),
             store_errors: counter(recorder, STORE_ERRORS, &[]),
             overloaded: counter(recorder, OVERLOADED, &[]),
-            overrides_left_out: counter(recorder, OVERRIDES_LEFT_OUT, &[]),
+            ignored_overrides: counter(recorder, OVERRIDES_LEFT_OUT, &[]),
         }
     }
 }
 
 impl Metrics {
-    /// Counts a look-up.
-    pub fn account_cache(&self, result: CacheResult) {
+    /// Counts a lookup.
+    pub fn count_account_lookup(&self, result: CacheResult) {
         let [hit, miss, bypass] = &self.accounts.lookups;
         match result {
             CacheResult::Hit => hit,
@@ -62,34 +62,34 @@ impl Metrics {
         .increment(1);
     }
 
-    /// Counts a change that the node heard of.
-    pub fn account_invalidated(&self) {
+    /// Counts a change that the node received.
+    pub fn count_account_invalidation(&self) {
         self.accounts.invalidations.increment(1);
     }
 
-    /// Sets whether the node hears of changes.
-    pub fn account_feed(&self, up: bool) {
-        self.accounts.heard.store(up, Ordering::Relaxed);
+    /// Sets whether the node is subscribed to changes.
+    pub fn set_account_feed(&self, up: bool) {
+        self.accounts.subscribed.store(up, Ordering::Relaxed);
         self.accounts.feed_up.set(if up { 1.0 } else { 0.0 });
     }
 
-    /// Whether changes of accounts are heard now.
+    /// Whether the node is subscribed to changes.
     pub fn is_subscribed_to_accounts(&self) -> bool {
-        self.accounts.heard.load(Ordering::Relaxed)
+        self.accounts.subscribed.load(Ordering::Relaxed)
     }
 
-    /// Counts a look-up that the store did not answer.
-    pub fn account_store_failed(&self) {
+    /// Counts a lookup that failed because of the store.
+    pub fn count_account_store_error(&self) {
         self.accounts.store_errors.increment(1);
     }
 
-    /// Counts a look-up that was refused for overload.
-    pub fn account_lookup_refused(&self) {
+    /// Counts a lookup that was refused because of overload.
+    pub fn count_refused_account_lookup(&self) {
         self.accounts.overloaded.increment(1);
     }
 
-    /// Counts overrides that do not fit the policy any more.
-    pub fn overrides_left_out(&self, count: usize) {
-        self.accounts.overrides_left_out.increment(count as u64);
+    /// Counts overrides that no longer fit the policy.
+    pub fn count_ignored_overrides(&self, count: usize) {
+        self.accounts.ignored_overrides.increment(count as u64);
     }
 }

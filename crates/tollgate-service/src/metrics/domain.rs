@@ -1,4 +1,4 @@
-//! The decisions of one domain, counted.
+//! Metrics of the decisions of a domain.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use tollgate_policy::{Policy, TierId};
 
 use super::{BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFUSALS, counter, shadow::ShadowLog};
 
-/// The decision counters of one domain, made when its policy is loaded: a call only counts up.
+/// The metrics of a domain. They are registered when its policy is loaded, so a call only increments counters.
 pub struct DomainMetrics {
     pub(super) by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
     pub(super) shadow_log: ShadowLog,
@@ -21,7 +21,7 @@ pub struct DomainMetrics {
 pub(super) struct ClassMetrics {
     allowed: Counter,
     denied: HashMap<Box<str>, Counter>,
-    /// For quotas that only an override brought in.
+    /// For quotas that only an override defines.
     denied_by_other: Counter,
     pub(super) shadow: HashMap<Box<str>, Counter>,
     pub(super) shadow_other: Counter,
@@ -34,8 +34,8 @@ impl std::fmt::Debug for DomainMetrics {
 }
 
 impl DomainMetrics {
-    /// The metrics of a domain with this policy, whose names are the labels' values.
-    pub fn of(metrics: &Metrics, policy: &Policy) -> Self {
+    /// The metrics of a domain with this policy.
+    pub fn new(metrics: &Metrics, policy: &Policy) -> Self {
         let mut quotas = policy.quota_names();
         let rules = policy.abuse_rules().iter().chain(policy.authentication_rule()).map(|rule| &*rule.name);
         // A quota or an abuse rule can deny a call.
@@ -72,27 +72,27 @@ impl DomainMetrics {
             (tier.id, by_class.collect())
         });
         let by_tier = by_tier.collect();
-        let of_domain = |name, label| counter(&metrics.recorder, name, &[("domain", &**policy.domain()), label]);
-        let reports = ["false", "true"].map(|counted| of_domain(REPORTS, ("counted", counted)));
-        let blocks = rules.map(|rule| (Box::from(rule), of_domain(BLOCKS, ("rule", rule)))).collect();
-        let reservations = ReservationMetrics::of(metrics, policy);
-        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks, reservations }
+        let domain_counter = |name, label| counter(&metrics.recorder, name, &[("domain", &**policy.domain()), label]);
+        let reports = ["false", "true"].map(|counted| domain_counter(REPORTS, ("counted", counted)));
+        let blocks = rules.map(|rule| (Box::from(rule), domain_counter(BLOCKS, ("rule", rule)))).collect();
+        let reservations = ReservationMetrics::new(metrics, policy);
+        Self { by_tier, shadow_log: ShadowLog::new(Arc::clone(policy.domain())), reports, blocks, reservations }
     }
 
-    /// Counts a reported outcome.
-    pub fn reported(&self, counted: bool) {
+    /// Counts a report.
+    pub fn count_report(&self, counted: bool) {
         self.reports[usize::from(counted)].increment(1);
     }
 
-    /// Counts a block that began.
-    pub fn blocked(&self, rule: &str) {
+    /// Counts a new block.
+    pub fn count_block(&self, rule: &str) {
         if let Some(blocks) = self.blocks.get(rule) {
             blocks.increment(1);
         }
     }
 
     /// Counts a decision; `denied_by` is the quota that refuses, or the rule that blocks.
-    pub fn count(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
+    pub fn count_decision(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
         let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
         match denied_by {
             None => class.allowed.increment(1),

@@ -1,4 +1,4 @@
-//! Decisions without the store, counted and logged.
+//! Metrics and logs of decisions without the store.
 
 use std::{
     sync::Mutex,
@@ -8,7 +8,7 @@ use std::{
 use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusRecorder;
 use tollgate_core::store::StoreError;
-use tollgate_policy::DecidedBy;
+use tollgate_policy::DecisionSource;
 use tollgate_store::failure::ReplayStatus;
 
 use super::{Metrics, counter, gauge};
@@ -16,12 +16,12 @@ use super::{Metrics, counter, gauge};
 pub(super) const DECISIONS: &str = "tollgate_failure_decisions_total";
 pub(super) const WAITING: &str = "tollgate_failure_replay_waiting";
 pub(super) const REPLAYED: &str = "tollgate_failure_replayed_total";
-/// A line comes at most once in so long.
-const EVERY: Duration = Duration::from_secs(10);
+/// The minimum interval between log lines.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The counters of decisions without the store, by mode and verdict.
 pub(super) struct FailureMetrics {
-    /// Allowed and denied by `allow`, then by `local`, then not decided.
+    /// Allowed and denied by `allow`; allowed and denied by `local`; not decided.
     counters: [Counter; 5],
     log: Mutex<Log>,
 }
@@ -29,46 +29,46 @@ pub(super) struct FailureMetrics {
 #[derive(Default)]
 struct Log {
     last: Option<Instant>,
-    unsaid: u64,
+    suppressed: u64,
 }
 
 impl FailureMetrics {
     pub(super) fn new(recorder: &PrometheusRecorder) -> Self {
-        let of = |mode, verdict| counter(recorder, DECISIONS, &[("mode", mode), ("verdict", verdict)]);
+        let decisions = |mode, verdict| counter(recorder, DECISIONS, &[("mode", mode), ("verdict", verdict)]);
         let counters = [
-            of("allow", "allowed"),
-            of("allow", "denied"),
-            of("local", "allowed"),
-            of("local", "denied"),
-            of("deny", "undecided"),
+            decisions("allow", "allowed"),
+            decisions("allow", "denied"),
+            decisions("local", "allowed"),
+            decisions("local", "denied"),
+            decisions("deny", "undecided"),
         ];
         Self { counters, log: Mutex::default() }
     }
 
-    fn met(&self, which: usize, mode: &'static str, error: &StoreError) {
-        self.counters[which].increment(1);
-        // The holder of the lock is about to write a line.
+    fn record(&self, index: usize, mode: &'static str, error: &StoreError) {
+        self.counters[index].increment(1);
+        // If the lock is held, another thread is writing a line.
         let Ok(mut log) = self.log.try_lock() else { return };
-        if log.last.is_some_and(|last| last.elapsed() < EVERY) {
-            log.unsaid += 1;
+        if log.last.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
+            log.suppressed += 1;
             return;
         }
-        let unsaid = std::mem::take(&mut log.unsaid);
+        let suppressed = std::mem::take(&mut log.suppressed);
         log.last = Some(Instant::now());
-        tracing::warn!(mode, %error, suppressed = unsaid, "a call was answered without the store");
+        tracing::warn!(mode, %error, suppressed = suppressed, "a call was answered without the store");
     }
 }
 
 impl Metrics {
-    /// Counts a decision that the store did not make.
-    pub fn decided_without_store(&self, by: DecidedBy, allowed: bool, error: &StoreError) {
-        let which = if by == DecidedBy::Local { 2 } else { 0 } + usize::from(!allowed);
-        self.failures.met(which, by.name(), error);
+    /// Counts a decision that was made without the store.
+    pub fn count_fallback_decision(&self, source: DecisionSource, allowed: bool, error: &StoreError) {
+        let index = if source == DecisionSource::Local { 2 } else { 0 } + usize::from(!allowed);
+        self.failures.record(index, source.name(), error);
     }
 
-    /// Counts a call that was not decided.
-    pub fn denied_without_store(&self, error: &StoreError) {
-        self.failures.met(4, "deny", error);
+    /// Counts a call that was not decided because of the store.
+    pub fn count_undecided(&self, error: &StoreError) {
+        self.failures.record(4, "deny", error);
     }
 
     pub(super) fn set_replayed(&self, replayed: ReplayStatus) {

@@ -1,4 +1,4 @@
-//! The health of the stores, by the node's probes, and of its files.
+//! Metrics of the health of the stores, and of the node's files.
 
 use metrics::Gauge;
 use metrics_exporter_prometheus::PrometheusRecorder;
@@ -12,7 +12,7 @@ pub(super) const EVICTING: &str = "tollgate_store_evicting";
 pub(super) const CLOCK_SKEW: &str = "tollgate_store_clock_skew_seconds";
 pub(super) const RELOAD_FAILED: &str = "tollgate_reload_failed";
 
-/// The kinds of files that a node reads, as metrics name them.
+/// The kinds of reloaded files, as values of labels.
 pub(super) const RELOADED: [&str; 4] = ["policies", "service_tokens", "admin_tokens", "certificates"];
 
 pub(super) struct HealthMetrics {
@@ -28,7 +28,7 @@ struct StoreGauges {
 
 impl HealthMetrics {
     pub(super) fn new(recorder: &PrometheusRecorder, store: &'static str) -> Self {
-        let of = |up, data| StoreGauges {
+        let gauges = |up, data| StoreGauges {
             up,
             evicting: gauge(recorder, EVICTING, &[("data", data)]),
             skew: gauge(recorder, CLOCK_SKEW, &[("data", data)]),
@@ -37,8 +37,8 @@ impl HealthMetrics {
             gauge(recorder, RELOAD_FAILED, &[("kind", kind)]).set(0.0);
         }
         Self {
-            counters: of(gauge(recorder, STORE_UP, &[("store", store)]), "counters"),
-            accounts: of(gauge(recorder, ACCOUNT_STORE_UP, &[]), "accounts"),
+            counters: gauges(gauge(recorder, STORE_UP, &[("store", store)]), "counters"),
+            accounts: gauges(gauge(recorder, ACCOUNT_STORE_UP, &[]), "accounts"),
         }
     }
 }
@@ -54,18 +54,18 @@ impl StoreGauges {
 }
 
 impl Metrics {
-    /// Notes whether the store of the counters can decide.
+    /// Sets the health of the store of counters.
     pub fn set_counter_store_health(&self, health: &StoreHealth) {
         self.health.counters.set(health);
     }
 
-    /// Notes whether the store of the accounts can be read and changed.
+    /// Sets the health of the store of accounts.
     pub fn set_account_store_health(&self, health: &StoreHealth) {
         self.health.accounts.set(health);
     }
 
-    /// Records whether the last reload failed, so that older contents are in force than the files hold.
-    pub(super) fn reload_ended(&self, kind: &'static str, success: bool) {
-        gauge(&self.recorder, RELOAD_FAILED, &[("kind", kind)]).set(if success { 0.0 } else { 1.0 });
+    /// Sets whether the last reload failed, so that the previous contents stay in force.
+    pub(super) fn set_reload_failed(&self, kind: &'static str, failed: bool) {
+        gauge(&self.recorder, RELOAD_FAILED, &[("kind", kind)]).set(if failed { 1.0 } else { 0.0 });
     }
 }

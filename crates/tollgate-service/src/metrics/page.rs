@@ -1,4 +1,4 @@
-//! The page of metrics: rendered a few times a second at most, however many ask for it.
+//! The page of metrics. It is rendered at a limited rate, however many requests there are.
 
 use std::time::Duration;
 
@@ -8,10 +8,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use crate::gcra::Gcra;
+
 /// The average interval between renderings if the page is requested continuously.
-const RENDER_EVERY: Duration = Duration::from_millis(250);
-/// How many renderings may follow each other at once after a time without any.
+const RENDER_INTERVAL: Duration = Duration::from_millis(250);
+/// The number of renderings that may follow each other at once.
 const BURST: u32 = 16;
+const RATE: Gcra = Gcra::new(RENDER_INTERVAL, Duration::from_millis(250 * BURST as u64));
 
 /// The last rendered page. Every request gets a page that was rendered after it arrived; requests that wait for the
 /// next rendering share it.
@@ -19,9 +22,9 @@ pub(super) struct Page(Mutex<Option<Rendered>>);
 
 struct Rendered {
     text: Bytes,
-    began: Instant,
-    /// When a rendering is due that keeps to the average.
-    due: Instant,
+    start: Instant,
+    /// The theoretical arrival time of the next rendering.
+    tat: Instant,
 }
 
 impl Page {
@@ -29,23 +32,18 @@ impl Page {
         Self(Mutex::const_new(None))
     }
 
-    /// The page, of the time of the question or later.
+    /// A page that was rendered after the request.
     pub(super) async fn current(&self, render: impl FnOnce() -> String) -> Bytes {
-        let asked = Instant::now();
+        let request_time = Instant::now();
         let mut last = self.0.lock().await;
-        let mut due = asked;
-        if let Some(last) = &*last {
-            if last.began >= asked {
-                return last.text.clone();
-            }
-            due = last.due;
-            if let Some(earliest) = due.checked_sub(RENDER_EVERY * BURST) {
-                sleep_until(earliest).await;
-            }
+        if let Some(last) = last.as_ref().filter(|last| last.start >= request_time) {
+            return last.text.clone();
         }
-        let began = Instant::now();
+        let (time, tat) = RATE.next_event(last.as_ref().map(|last| last.tat), Instant::now());
+        sleep_until(time).await;
+        let start = Instant::now();
         let text = Bytes::from(render());
-        *last = Some(Rendered { text: text.clone(), began, due: due.max(began) + RENDER_EVERY });
+        *last = Some(Rendered { text: text.clone(), start, tat });
         text
     }
 }
@@ -59,23 +57,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_questions_share_a_page_that_is_no_older_than_they_are() {
+    async fn concurrent_requests_share_a_page_that_is_newer_than_they_are() {
         let (page, rendered) = (Page::new(), AtomicU32::new(0));
-        let ask = || page.current(|| (rendered.fetch_add(1, Ordering::Relaxed) + 1).to_string());
+        let request = || page.current(|| (rendered.fetch_add(1, Ordering::Relaxed) + 1).to_string());
         for number in 1..=BURST {
-            assert_eq!(ask().await, number.to_string(), "each asks after the one before was rendered");
+            assert_eq!(request().await, number.to_string(), "each request follows the previous rendering");
         }
-        let started = Instant::now();
-        let answers = join_all((0..1_000).map(|_| ask())).await;
+        let start = Instant::now();
+        let pages = join_all((0..1_000).map(|_| request())).await;
         // The first request renders its own page. All others arrived before the next rendering, unless the machine
         // slept in between.
-        let slept = started.elapsed().as_millis() / RENDER_EVERY.as_millis();
+        let slept = start.elapsed().as_millis() / RENDER_INTERVAL.as_millis();
         let renderings = rendered.load(Ordering::Relaxed);
         assert!(u128::from(renderings) <= u128::from(BURST) + 2 + slept, "{renderings} renderings");
-        assert!(answers.iter().collect::<std::collections::HashSet<_>>().len() <= 2 + usize::try_from(slept).unwrap());
+        assert!(pages.iter().collect::<std::collections::HashSet<_>>().len() <= 2 + usize::try_from(slept).unwrap());
         for _ in 0..4 {
-            ask().await;
+            request().await;
         }
-        assert!(started.elapsed() >= 3 * RENDER_EVERY, "{:?}", started.elapsed());
+        assert!(start.elapsed() >= 3 * RENDER_INTERVAL, "{:?}", start.elapsed());
     }
 }

@@ -1,4 +1,4 @@
-//! The outcomes of reservations, and the debt of settlements.
+//! Metrics of reservations.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use tollgate_policy::Policy;
 
 use super::{DEBT, Metrics, RESERVATIONS, counter};
 
-/// The counters of one domain.
+/// The metrics of the reservations of a domain.
 pub struct ReservationMetrics {
     reserved: Counter,
     settled: Counter,
@@ -15,12 +15,12 @@ pub struct ReservationMetrics {
     extended: Counter,
     unknown: Counter,
     debt: HashMap<Box<str>, Counter>,
-    /// Of units that the policy no longer has.
+    /// For units that the policy no longer has.
     debt_other: Counter,
 }
 
 impl ReservationMetrics {
-    pub(super) fn of(metrics: &Metrics, policy: &Policy) -> Self {
+    pub(super) fn new(metrics: &Metrics, policy: &Policy) -> Self {
         let domain = &**policy.domain();
         let event = |event| counter(&metrics.recorder, RESERVATIONS, &[("domain", domain), ("event", event)]);
         let debt = |unit| counter(&metrics.recorder, DEBT, &[("domain", domain), ("unit", unit)]);
@@ -35,23 +35,23 @@ impl ReservationMetrics {
         }
     }
 
-    /// Counts a reservation that was made.
-    pub fn reserved(&self) {
+    /// Counts a new reservation.
+    pub fn count_reserved(&self) {
         self.reserved.increment(1);
     }
 
-    /// Counts a reservation that was extended.
-    pub fn extended(&self) {
+    /// Counts an extension.
+    pub fn count_extended(&self) {
         self.extended.increment(1);
     }
 
-    /// A reservation that is not there, or no longer.
-    pub fn unknown(&self) {
+    /// Counts a request for a reservation that does not exist, or no longer exists.
+    pub fn count_unknown(&self) {
         self.unknown.increment(1);
     }
 
-    /// A reservation that ended by this call, with the debt of each unit.
-    pub fn ended<'a>(&self, cancelled: bool, debts: impl Iterator<Item = (&'a str, u64)>) {
+    /// Counts the end of a reservation, with the debt of each unit.
+    pub fn count_end<'a>(&self, cancelled: bool, debts: impl Iterator<Item = (&'a str, u64)>) {
         if cancelled { &self.cancelled } else { &self.settled }.increment(1);
         for (unit, debt) in debts {
             self.debt.get(unit).unwrap_or(&self.debt_other).increment(debt);

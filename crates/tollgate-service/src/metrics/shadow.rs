@@ -1,4 +1,4 @@
-//! Calls that shadow quotas and abuse rules would have refused, counted and logged.
+//! Metrics and logs of calls that shadow quotas and shadow abuse rules would have refused.
 
 use std::{
     sync::{
@@ -11,12 +11,12 @@ use std::{
 use super::DomainMetrics;
 use tollgate_policy::TierId;
 
-/// A line comes at most once in so long.
-const EVERY: Duration = Duration::from_secs(1);
+/// The minimum interval between log lines.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 impl DomainMetrics {
-    /// Counts the shadows that would have refused a call, and logs some of them.
-    pub fn count_shadows<'q>(
+    /// Counts the shadow quotas and rules that would have refused a call, and logs some of them.
+    pub fn count_shadow_refusals<'q>(
         &self,
         account: &str,
         tier: TierId,
@@ -29,42 +29,42 @@ impl DomainMetrics {
             if let Some(class) = class {
                 class.shadow.get(quota).unwrap_or(&class.shadow_other).increment(1);
             }
-            self.shadow_log.say(account, quota);
+            self.shadow_log.log(account, quota);
         }
     }
 }
 
-/// A sample of the shadow refusals, each line with the number of those before it that had none.
+/// Logs a sample of the shadow refusals. Each line contains the number of refusals since the last one.
 pub(super) struct ShadowLog {
     domain: Arc<str>,
     last: Mutex<Option<Instant>>,
-    unsaid: AtomicU64,
+    suppressed: AtomicU64,
 }
 
 impl ShadowLog {
-    pub(super) fn of(domain: Arc<str>) -> Self {
-        Self { domain, last: Mutex::new(None), unsaid: AtomicU64::new(0) }
+    pub(super) fn new(domain: Arc<str>) -> Self {
+        Self { domain, last: Mutex::new(None), suppressed: AtomicU64::new(0) }
     }
 
-    fn say(&self, account: &str, quota: &str) {
+    fn log(&self, account: &str, quota: &str) {
         if !self.is_due() {
-            self.unsaid.fetch_add(1, Ordering::Relaxed);
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let unsaid = self.unsaid.swap(0, Ordering::Relaxed);
+        let suppressed = self.suppressed.swap(0, Ordering::Relaxed);
         tracing::info!(
             domain = &*self.domain,
             account,
             quota,
-            suppressed = unsaid,
+            suppressed = suppressed,
             "a shadow would have refused a call"
         );
     }
 
     fn is_due(&self) -> bool {
-        // The holder of the lock is about to write a line.
+        // If the lock is held, another thread is writing a line.
         let Ok(mut last) = self.last.try_lock() else { return false };
-        let due = last.is_none_or(|last| last.elapsed() >= EVERY);
+        let due = last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);
         if due {
             *last = Some(Instant::now());
         }

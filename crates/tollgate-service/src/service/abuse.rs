@@ -1,4 +1,5 @@
-//! Failures: reported ones, refusals by quotas, and invalid keys; and the blocks that too many of them cause.
+//! Abuse rules: they count failures (reported calls, refusals by quotas, invalid keys), and block callers with too many
+//! of them.
 
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
@@ -14,14 +15,14 @@ use tollgate_policy::{
 use crate::{
     domains::{Domain, Domains},
     scope::DomainScope,
-    service::{Answer, CallError, CallerRef, DecisionService, Outcome, Rejection, attributes::Attributes},
+    service::{CallError, CallResponse, CallerRef, DecisionService, Outcome, Rejection, attributes::Attributes},
 };
 
-/// How a call was answered, decoded but not yet checked.
+/// A report of a call's result, decoded but not yet checked.
 pub struct Report<'a> {
-    /// Where the calling service may act.
-    pub within: &'a DomainScope,
-    /// The policy's domain; the only one in scope if empty.
+    /// The domains in which the calling service may act.
+    pub scope: &'a DomainScope,
+    /// The domain; if empty, the only one in scope.
     pub domain: &'a str,
     /// The caller.
     pub caller: CallerRef<'a>,
@@ -29,32 +30,32 @@ pub struct Report<'a> {
     pub resource: &'a str,
     /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
-    /// The HTTP status that the call was answered with.
+    /// The HTTP status of the response to the call.
     pub status: u32,
 }
 
 /// The result of a report.
 pub struct ReportOutcome<'a> {
-    /// How many rules counted it.
+    /// The number of rules that counted it as a failure.
     pub counted: usize,
-    /// The block that is on now.
+    /// The active block.
     pub block: Option<Block<'a>>,
-    /// When, by the store's clock.
-    pub at: Timestamp,
+    /// The time by the store's clock.
+    pub time: Timestamp,
 }
 
 impl DecisionService {
-    /// Takes a report.
+    /// Processes a report.
     pub async fn report<R>(
         &self,
         report: Report<'_>,
         render: impl FnOnce(Result<&ReportOutcome<'_>, &Rejection<'_>>) -> R,
     ) -> Result<R, CallError> {
-        let reported = self.report_unmeasured(report, render).await;
-        if let Err(error) = &reported {
-            self.metrics.call_failed(error.is_of_the_call());
+        let result = self.report_unmeasured(report, render).await;
+        if let Err(error) = &result {
+            self.metrics.record_call_error(error.is_caller_error());
         }
-        reported
+        result
     }
 
     async fn report_unmeasured<R>(
@@ -67,75 +68,75 @@ impl DecisionService {
         let domains = self.domains.load().clone();
         let now = self.clock.now();
         let attributes = Attributes::check(&report.attributes)?;
-        let authenticated =
-            self.authenticate(&domains, report.within, report.domain, report.caller, &attributes, now).await?;
-        let (domain, identity) = match authenticated {
+        let authentication =
+            self.authenticate(&domains, report.scope, report.domain, report.caller, &attributes, now).await?;
+        let (domain, identity) = match authentication {
             Ok(caller) => caller,
             Err(rejection) => return Ok(render(Err(&rejection))),
         };
         identity.check()?;
         let caller = identity.caller();
-        let resolved = domain.policy.resolve(&caller, report.resource)?;
-        let watches = resolved.abuse_counters(|name| attributes.get(name));
+        let resolved_quotas = domain.policy.resolve(&caller, report.resource)?;
+        let counters = resolved_quotas.abuse_counters(|name| attributes.get(name));
         let (counting, others): (AbuseCounters<'_>, AbuseCounters<'_>) =
-            watches.partition(|watch| watch.rule.statuses.contains(status));
-        let (mut counted, mut at) = (0, now);
+            counters.partition(|counter| counter.rule.statuses.contains(status));
+        let (mut counted, mut time) = (0, now);
         let mut blocks: SmallVec<[Block<'_>; 2]> = SmallVec::new();
-        for watch in counting {
-            let failed = match self.count_failure(domain, watch, now).await {
-                // A caller that uses all counters of an account is still subject to its other rules.
+        for counter in counting {
+            let failure = match self.count_failure(domain, counter, now).await {
+                // The other rules still apply to an account that has no room for another counter.
                 Err(CallError::Store(StoreError::CounterCapReached(_))) => continue,
-                failed => failed?,
+                failure => failure?,
             };
-            counted += usize::from(failed.counted);
-            blocks.extend(failed.block.filter(|block| !block.rule.shadow));
-            at = failed.at;
+            counted += usize::from(failure.counted);
+            blocks.extend(failure.block.filter(|block| !block.rule.shadow));
+            time = failure.time;
         }
-        let guards = |_| others.iter().map(AbuseCounter::block_check).collect();
-        if let Some(seen) = self.counters.apply(caller.partition, guards, Mode::Peek, now).await? {
-            blocks.extend(others.iter().zip(&seen.statuses).filter_map(|(watch, guard)| watch.block_of(guard)));
-            at = seen.decided_at;
+        let block_checks = |_| others.iter().map(AbuseCounter::block_check).collect();
+        if let Some(reply) = self.counters.apply(caller.partition, block_checks, Mode::Peek, now).await? {
+            blocks.extend(others.iter().zip(&reply.statuses).filter_map(|(counter, status)| counter.block_of(status)));
+            time = reply.decided_at;
         }
         let block = blocks.into_iter().max_by_key(|block| block.until);
-        domain.metrics.reported(counted > 0);
-        Ok(render(Ok(&ReportOutcome { counted, block, at })))
+        domain.metrics.count_report(counted > 0);
+        Ok(render(Ok(&ReportOutcome { counted, block, time })))
     }
 
-    /// Counts a refusal by this node as a failure of the caller, if a rule says so. The refusal stands whatever the
-    /// result is.
+    /// Counts a refusal by this node as a failure of the caller, if a rule says so. An error does not change the
+    /// refusal.
     pub(super) fn count_refusal<'a>(
         &'a self,
-        answer: &'a Answer<'_>,
+        response: &'a CallResponse<'_>,
         attributes: &'a Attributes<'_>,
     ) -> Option<BoxFuture<'a, Result<(), CallError>>> {
-        let Ok(Outcome { domain, resolved, decision, .. }) = &answer.outcome else { return None };
-        let status = match answer.reason() {
-            // An answer because of a block is no failure: it would feed on itself.
+        let Ok(Outcome { domain, resolved_quotas, decision, .. }) = &response.outcome else { return None };
+        let status = match response.reason() {
+            // A refusal because of a block is not a failure: blocks would never end.
             None | Some(Reason::Blocked) => return None,
-            Some(reason) => answer.dialect.status(ResponseKind::Refused(reason)),
+            Some(reason) => response.dialect.status(ResponseKind::Refused(reason)),
         };
         Some(Box::pin(async move {
-            for watch in resolved.abuse_counters(|name| attributes.get(name)) {
-                if watch.rule.counts_refusals && watch.rule.statuses.contains(status) {
-                    // Where one rule cannot count, the others do.
-                    let _ = self.count_failure(domain, watch, decision.decided_at).await;
+            for counter in resolved_quotas.abuse_counters(|name| attributes.get(name)) {
+                if counter.rule.counts_refusals && counter.rule.statuses.contains(status) {
+                    // An error of one rule does not affect the others.
+                    let _ = self.count_failure(domain, counter, decision.decided_at).await;
                 }
             }
             Ok(())
         }))
     }
 
-    /// Guards a call against its address, if it came by a secret.
-    pub(super) fn address_check<'d>(
+    /// The counter of the client address, if the call has the secret of a key.
+    pub(super) fn address_counter<'d>(
         domain: &'d Domain,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
     ) -> Option<AbuseCounter<'d>> {
         let ip = attributes.ip().filter(|_| matches!(caller, CallerRef::Secret(_)))?;
-        watch_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
+        counter_of_address(domain.policy.authentication_rule()?, domain.policy.domain(), ip)
     }
 
-    /// The block of the call's client address, for requests that read no other counter.
+    /// Reads the block of the client address, for requests that read no other counters in the same step.
     pub(super) async fn address_block<'d>(
         &self,
         domain: &'d Domain,
@@ -143,106 +144,111 @@ impl DecisionService {
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<Option<Block<'d>>, CallError> {
-        let Some(guard) = Self::address_check(domain, caller, attributes) else { return Ok(None) };
-        let claims = |_| Claims::from_iter([guard.block_check()]);
-        let found = self.counters.apply(guard.ledger.partition, claims, Mode::Peek, now).await?;
-        Ok(found.and_then(|found| guard.block_of(found.statuses.first()?)))
+        let Some(counter) = Self::address_counter(domain, caller, attributes) else { return Ok(None) };
+        let claims = |_| Claims::from_iter([counter.block_check()]);
+        let reply = self.counters.apply(counter.ledger.partition, claims, Mode::Peek, now).await?;
+        Ok(reply.and_then(|reply| counter.block_of(reply.statuses.first()?)))
     }
 
-    /// Remembers the block of an address that a call ran into.
-    pub(super) fn remember_block(&self, guard: &AbuseCounter<'_>, decision: &Decision<'_>, now: Timestamp) {
-        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, guard.rule)) {
-            self.blocks.remember(guard.ledger, now, block.until.ms_since(decision.decided_at));
+    /// Caches the block of a client address, if it refused a call.
+    pub(super) fn cache_block(&self, counter: &AbuseCounter<'_>, decision: &Decision<'_>, now: Timestamp) {
+        if let Some(block) = decision.block.filter(|block| std::ptr::eq(block.rule, counter.rule)) {
+            self.blocks.insert(counter.ledger, now, block.until.ms_since(decision.decided_at));
         }
     }
 
-    /// The block of an address that this node remembers.
-    pub(super) fn known_block<'d>(
+    /// The cached block of an address.
+    pub(super) fn cached_block<'d>(
         &self,
         (rule, name): (&'d AbuseRule, &str),
         ip: &str,
         now: Timestamp,
     ) -> Option<Block<'d>> {
-        let ledger = || Some(watch_address(rule, name, ip)?.ledger);
-        self.blocks.until(ledger, now).map(|until| Block { rule, until })
+        let ledger = || Some(counter_of_address(rule, name, ip)?.ledger);
+        self.blocks.block_end(ledger, now).map(|until| Block { rule, until })
     }
 
-    /// Counts an invalid key; returns the block that was on already. Where the store does not answer,
-    /// the key is invalid all the same.
-    pub(super) async fn failed_to_authenticate<'d>(
+    /// Counts an invalid key as a failure of the client address; returns the block that was already active. Errors of
+    /// the store are ignored, because the caller is rejected in any case.
+    pub(super) async fn count_failed_authentication<'d>(
         &self,
         (rule, name): (&'d AbuseRule, &str),
         domain: Option<&Domain>,
         ip: &str,
         now: Timestamp,
     ) -> Option<Block<'d>> {
-        let watch = watch_address(rule, name, ip)?;
-        let failed = self.count_in_store(watch, now).await.ok()?;
-        if let Some(block) = failed.block {
-            self.blocks.remember(watch.ledger, now, block.until.ms_since(failed.at));
+        let counter = counter_of_address(rule, name, ip)?;
+        let failure = self.count_in_store(counter, now).await.ok()?;
+        if let Some(block) = failure.block {
+            self.blocks.insert(counter.ledger, now, block.until.ms_since(failure.time));
         }
-        if failed.is_new {
+        if failure.block_is_new {
             match domain {
-                Some(domain) => domain.metrics.blocked(&rule.name),
-                None => self.metrics.address_blocked(),
+                Some(domain) => domain.metrics.count_block(&rule.name),
+                None => self.metrics.count_address_block(),
             }
         }
-        failed.block.filter(|_| !failed.counted)
+        failure.block.filter(|_| !failure.counted)
     }
 
-    /// The rule about invalid keys, and the domain in which it counts. If the domain is not known, the strictest rule
-    /// of all domains in scope is used, and it counts only for callers with the same scope.
-    pub(super) fn authentication_rule_of<'d>(
+    /// The rule for invalid keys, and the name under which it counts: the domain, or the scope if the domain is not
+    /// known. Then the strictest rule of the domains in scope is used.
+    pub(super) fn authentication_rule<'d>(
         domains: &'d Domains,
-        within: &'d DomainScope,
+        scope: &'d DomainScope,
         domain: Option<&'d Domain>,
     ) -> Option<(&'d AbuseRule, &'d str)> {
         if let Some(domain) = domain {
             return domain.policy.authentication_rule().map(|rule| (rule, &**domain.policy.domain()));
         }
-        let rules = domains.within(within).filter_map(|domain| domain.policy.authentication_rule());
-        // Whatever the order of the domains.
+        let rules = domains.in_scope(scope).filter_map(|domain| domain.policy.authentication_rule());
+        // Does not depend on the order of the domains.
         let strictness = |rule: &&AbuseRule| (rule.limit, rule.window, std::cmp::Reverse(rule.block));
-        rules.min_by_key(strictness).map(|rule| (rule, within.counted_as()))
+        rules.min_by_key(strictness).map(|rule| (rule, scope.counter_name()))
     }
 
     async fn count_failure<'a>(
         &self,
         domain: &Domain,
-        watch: AbuseCounter<'a>,
+        counter: AbuseCounter<'a>,
         now: Timestamp,
     ) -> Result<FailureCount<'a>, CallError> {
-        let failed = self.count_in_store(watch, now).await?;
-        if failed.is_new && !watch.rule.shadow {
-            domain.metrics.blocked(&watch.rule.name);
+        let failure = self.count_in_store(counter, now).await?;
+        if failure.block_is_new && !counter.rule.shadow {
+            domain.metrics.count_block(&counter.rule.name);
         }
-        Ok(failed)
+        Ok(failure)
     }
 
-    /// Counts one failure, unless a block is active: calls that were in progress when it began must neither extend it
-    /// nor cause the next. One failure above the limit sets the block; no other can set it while it is active.
-    async fn count_in_store<'a>(&self, watch: AbuseCounter<'a>, now: Timestamp) -> Result<FailureCount<'a>, CallError> {
-        let home = watch.ledger.partition;
-        let applied = self.counters.apply(home, |_| Claims::from_iter(watch.failure()), Mode::Try, now).await?;
-        let Some(ClaimsDecision { decided_at: at, statuses, .. }) = applied else {
+    /// Counts one failure, unless a block is active: calls that were in progress when the block began must neither
+    /// extend it nor cause another one. A failure above the limit charges the block, which is possible only once while
+    /// it is active.
+    async fn count_in_store<'a>(
+        &self,
+        counter: AbuseCounter<'a>,
+        now: Timestamp,
+    ) -> Result<FailureCount<'a>, CallError> {
+        let home = counter.ledger.partition;
+        let reply = self.counters.apply(home, |_| Claims::from_iter(counter.failure()), Mode::Try, now).await?;
+        let Some(ClaimsDecision { decided_at: time, statuses, .. }) = reply else {
             return Ok(FailureCount::not_counted(now));
         };
-        let [failures, guard] = &statuses[..] else { return Ok(FailureCount::not_counted(at)) };
-        if let Some(block) = watch.block_of(guard) {
-            return Ok(FailureCount { block: Some(block), ..FailureCount::not_counted(at) });
+        let [failures, block_check] = &statuses[..] else { return Ok(FailureCount::not_counted(time)) };
+        if let Some(block) = counter.block_of(block_check) {
+            return Ok(FailureCount { block: Some(block), ..FailureCount::not_counted(time) });
         }
-        if failures.used <= watch.rule.limit {
-            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(at) });
+        if failures.used <= counter.rule.limit {
+            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(time) });
         }
-        let applied = self.counters.apply(home, |_| Claims::from_iter([watch.block()]), Mode::Try, at).await?;
-        let Some(ClaimsDecision { decided_at: at, allowed: is_new, statuses }) = applied else {
-            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(at) });
+        let reply = self.counters.apply(home, |_| Claims::from_iter([counter.block()]), Mode::Try, time).await?;
+        let Some(ClaimsDecision { decided_at: time, allowed: block_is_new, statuses }) = reply else {
+            return Ok(FailureCount { counted: true, ..FailureCount::not_counted(time) });
         };
-        let block = statuses.first().and_then(|status| match watch.block_of(status) {
-            None => Some(Block { rule: watch.rule, until: status.resets_at }),
-            on => on,
+        let block = statuses.first().and_then(|status| match counter.block_of(status) {
+            None => Some(Block { rule: counter.rule, until: status.resets_at }),
+            active => active,
         });
-        Ok(FailureCount { counted: true, is_new, block, at })
+        Ok(FailureCount { counted: true, block_is_new, block, time })
     }
 }
 
@@ -250,24 +256,23 @@ type AbuseCounters<'a> = SmallVec<[AbuseCounter<'a>; 2]>;
 
 /// The result of counting a failure.
 struct FailureCount<'a> {
-    /// Whether it was counted.
     counted: bool,
-    /// The block that is on now.
+    /// The active block.
     block: Option<Block<'a>>,
-    /// Whether this failure brought it.
-    is_new: bool,
-    at: Timestamp,
+    /// Whether this failure caused the block.
+    block_is_new: bool,
+    time: Timestamp,
 }
 
 impl FailureCount<'_> {
-    fn not_counted(at: Timestamp) -> Self {
-        Self { counted: false, block: None, is_new: false, at }
+    fn not_counted(time: Timestamp) -> Self {
+        Self { counted: false, block: None, block_is_new: false, time }
     }
 }
 
-/// The failures of an address, as [`counted_address`](crate::blocks::counted_address) names it.
-fn watch_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<AbuseCounter<'a>> {
-    // No account has a part in it.
-    let nobody = Partition::of([domain, AUTHENTICATION]);
-    rule.counter(domain, nobody, |attribute| (attribute.name() == "ip").then_some(ip))
+/// The counter of an address; `ip` is its [`client_network_name`](crate::blocks::client_network_name).
+fn counter_of_address<'a>(rule: &'a AbuseRule, domain: &str, ip: &str) -> Option<AbuseCounter<'a>> {
+    // It belongs to no account.
+    let partition = Partition::of([domain, AUTHENTICATION]);
+    rule.counter(domain, partition, |attribute| (attribute.name() == "ip").then_some(ip))
 }

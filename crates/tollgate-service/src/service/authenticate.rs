@@ -1,4 +1,4 @@
-//! Authentication: the caller and its domain.
+//! Authentication of callers.
 
 use std::sync::Arc;
 
@@ -20,140 +20,139 @@ use crate::{
 };
 
 impl DecisionService {
-    /// The domain and the caller, or why it is rejected. An invalid key counts against the address it came from, and an
-    /// address that is known to be blocked is rejected before its key is looked up.
+    /// Returns the domain and the caller, or the rejection. An invalid key is counted as a failure of the client
+    /// address. If the block of an address is cached, the call is rejected before its key is looked up.
     pub(super) async fn authenticate<'d>(
         &self,
         domains: &'d Domains,
-        within: &'d DomainScope,
+        scope: &'d DomainScope,
         domain: &str,
         caller: CallerRef<'_>,
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<Result<(&'d Domain, Identity), Rejection<'d>>, CallError> {
-        // A service that names an id or an account has authenticated the caller by other means.
-        let by_secret = matches!(caller, CallerRef::Secret(_));
-        let ip = attributes.ip().filter(|_| by_secret);
-        let named = domains.get(domain, within).map(|domain| &**domain);
-        let blocked = |domain, block| Rejection { domain, cause: RejectionCause::Blocked(block), at: now };
-        let rule = Self::authentication_rule_of(domains, within, named);
-        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.known_block(rule, ip, now)) {
-            return Ok(Err(blocked(named, block)));
+        // A service that sends an id or an account has authenticated the caller by other means.
+        let has_secret = matches!(caller, CallerRef::Secret(_));
+        let ip = attributes.ip().filter(|_| has_secret);
+        let call_domain = domains.get(domain, scope).map(|domain| &**domain);
+        let rejection = |domain, cause| Rejection { domain, cause, time: now };
+        let rule = Self::authentication_rule(domains, scope, call_domain);
+        if let Some(block) = ip.zip(rule).and_then(|(ip, rule)| self.cached_block(rule, ip, now)) {
+            return Ok(Err(rejection(call_domain, RejectionCause::Blocked(block))));
         }
-        let (domain, why) = match self.identify(domains, within, domain, caller, now).await? {
-            Ok(found) => return Ok(Ok(found)),
+        let (domain, invalid_key) = match self.identify(domains, scope, domain, caller, now).await? {
+            Ok(identified) => return Ok(Ok(identified)),
             Err(invalid) => invalid,
         };
-        let block = match ip.zip(Self::authentication_rule_of(domains, within, domain)) {
-            Some((ip, rule)) => Box::pin(self.failed_to_authenticate(rule, domain, ip, now)).await,
+        let block = match ip.zip(Self::authentication_rule(domains, scope, domain)) {
+            Some((ip, rule)) => Box::pin(self.count_failed_authentication(rule, domain, ip, now)).await,
             None => None,
         };
-        let invalid = || Rejection { domain, cause: RejectionCause::InvalidKey(why), at: now };
-        Ok(Err(block.map_or_else(invalid, |block| blocked(domain, block))))
+        let cause = block.map_or(RejectionCause::InvalidKey(invalid_key), RejectionCause::Blocked);
+        Ok(Err(rejection(domain, cause)))
     }
 
-    /// The domain and the caller, or why the caller's key is invalid, with the domain where that is known. Keys are looked for only where the calling
-    /// service may act.
+    /// Returns the domain and the caller; or why the key is invalid, and the domain if it is known. Only keys in the
+    /// scope of the calling service are valid.
     async fn identify<'d>(
         &self,
         domains: &'d Domains,
-        within: &DomainScope,
+        scope: &DomainScope,
         domain: &str,
         caller: CallerRef<'_>,
         now: Timestamp,
     ) -> Result<Result<(&'d Domain, Identity), (Option<&'d Domain>, InvalidKey)>, CallError> {
         check_optional_name("domain", domain)?;
-        let found = match caller {
+        let identified = match caller {
             CallerRef::Secret(secret) => {
-                let named = if domain.is_empty() { None } else { Some(find_domain(domains, within, domain)?) };
-                match check_secret(secret)? {
-                    Some(hash) => self.find_secret(domains, within, named, &hash, now).await?,
-                    None => Err((named.or_else(|| domains.get("", within)), InvalidKey::Unknown)),
+                let call_domain = if domain.is_empty() { None } else { Some(find_domain(domains, scope, domain)?) };
+                match hash_secret(secret)? {
+                    Some(hash) => self.identify_by_secret(domains, scope, call_domain, &hash, now).await?,
+                    None => Err((call_domain.or_else(|| domains.get("", scope)), InvalidKey::Unknown)),
                 }
             }
             CallerRef::KeyId(id) => {
-                let domain = find_domain(domains, within, domain)?;
+                let domain = find_domain(domains, scope, domain)?;
                 check_name("caller.api_key_id", id)?;
-                let identity = match domain.directory.by_id(id) {
+                let identity = match domain.directory.identity_by_key_id(id) {
                     Some(identity) => Some(identity.clone()),
-                    None => self.accounts.by_key_id(id, &domain.policy, now).await?,
+                    None => self.accounts.identity_by_key_id(id, &domain.policy, now).await?,
                 };
                 identity.map(|identity| (domain, identity)).ok_or((Some(domain), InvalidKey::Unknown))
             }
             CallerRef::Account(id) => {
-                let domain = find_domain(domains, within, domain)?;
+                let domain = find_domain(domains, scope, domain)?;
                 check_name("caller.account", id)?;
                 let identity = match domain.directory.account(id) {
-                    Some(account) => Identity::certain(Arc::clone(account), None),
-                    None => self.accounts.by_vouched_name(id, &domain.policy, now, Some(within)).await,
+                    Some(account) => Identity::new(Arc::clone(account), None),
+                    None => self.accounts.identity_for_service(id, &domain.policy, now, Some(scope)).await,
                 };
                 Ok((domain, identity))
             }
         };
-        let checked = found.and_then(|(domain, identity)| {
-            let good = identity.key.as_ref().map_or(Ok(()), |key| key.check(now));
-            good.map(|()| (&**domain, identity)).map_err(|why| (Some(domain), why))
+        let valid = identified.and_then(|(domain, identity)| {
+            let result = identity.key.as_ref().map_or(Ok(()), |key| key.check(now));
+            result.map(|()| (&**domain, identity)).map_err(|invalid_key| (Some(domain), invalid_key))
         });
-        Ok(checked.map_err(|(domain, why)| {
-            self.metrics.key_refused(why);
-            (domain.map(|domain| &**domain), why)
+        Ok(valid.map_err(|(domain, invalid_key)| {
+            self.metrics.count_invalid_key(invalid_key);
+            (domain.map(|domain| &**domain), invalid_key)
         }))
     }
 
-    /// What the node knows about the API key with this secret, in any domain, without reading the store of accounts.
+    /// The cached state of the API key with this secret, in any domain. Does not read the store of accounts.
     pub fn cached_key(&self, secret: &str) -> CachedKey {
-        let Ok(Some(hash)) = check_secret(secret) else { return CachedKey::Invalid };
+        let Ok(Some(hash)) = hash_secret(secret) else { return CachedKey::Invalid };
         let now = self.clock.now();
-        match self.domains.load().by_secret(&hash, &DomainScope::SelfService) {
+        match self.domains.load().identity_by_secret(&hash, &DomainScope::SelfService) {
             Some((_, identity)) if identity.key.as_ref().is_some_and(|key| key.check(now).is_ok()) => CachedKey::Valid,
             Some(_) => CachedKey::Invalid,
             None => self.accounts.cached_key(&hash, now),
         }
     }
 
-    /// The caller with this secret, in the domain that was named, or else in whatever domain within reach.
-    async fn find_secret<'a>(
+    /// The caller with this secret, in the domain of the call, or in any domain in scope if the call names none.
+    async fn identify_by_secret<'a>(
         &self,
         domains: &'a Domains,
-        within: &DomainScope,
-        named: Option<&'a Arc<Domain>>,
+        scope: &DomainScope,
+        call_domain: Option<&'a Arc<Domain>>,
         hash: &KeyHash,
         now: Timestamp,
     ) -> Result<Result<(&'a Arc<Domain>, Identity), (Option<&'a Arc<Domain>>, InvalidKey)>, CallError> {
-        let in_files = match named {
-            Some(domain) => domain.directory.by_secret(hash).map(|identity| (domain, identity)),
-            None => domains.by_secret(hash, within),
+        let policy_file_key = match call_domain {
+            Some(domain) => domain.directory.identity_by_secret(hash).map(|identity| (domain, identity)),
+            None => domains.identity_by_secret(hash, scope),
         };
-        if let Some((domain, identity)) = in_files {
+        if let Some((domain, identity)) = policy_file_key {
             return Ok(Ok((domain, identity.clone())));
         }
-        let unknown = Ok(Err((named.or_else(|| domains.get("", within)), InvalidKey::Unknown)));
-        let Some(place) = self.accounts.place_of(hash).await? else { return unknown };
-        let of_the_name = |domain: &&Arc<Domain>| **domain.policy.domain() == *place.domain;
-        let Some(domain) = named.or_else(|| domains.get(&place.domain, within)).filter(of_the_name) else {
+        let unknown = Ok(Err((call_domain.or_else(|| domains.get("", scope)), InvalidKey::Unknown)));
+        let Some(location) = self.accounts.key_location(hash).await? else { return unknown };
+        let is_key_domain = |domain: &&Arc<Domain>| **domain.policy.domain() == *location.domain;
+        let Some(domain) = call_domain.or_else(|| domains.get(&location.domain, scope)).filter(is_key_domain) else {
             return unknown;
         };
-        let found = self.accounts.by_secret(&place, hash, &domain.policy, now).await?;
-        Ok(found.map(|identity| (domain, identity)).map_err(|why| (Some(domain), why)))
+        let identity = self.accounts.identity_by_secret(&location, hash, &domain.policy, now).await?;
+        Ok(identity.map(|identity| (domain, identity)).map_err(|invalid_key| (Some(domain), invalid_key)))
     }
 }
 
-/// The domain called `name`, or the only one within reach if that is empty.
-pub fn find_domain<'a>(domains: &'a Domains, within: &DomainScope, name: &str) -> Result<&'a Arc<Domain>, CallError> {
-    domains.get(name, within).ok_or_else(|| {
-        // The same whether or not there is such a domain, so that one platform does not learn of the others.
-        if !name.is_empty() && !within.permits(name) {
-            return CallError::Forbidden { named: name.to_owned() };
+/// The domain with this name; if the name is empty, the only domain in scope.
+pub fn find_domain<'a>(domains: &'a Domains, scope: &DomainScope, name: &str) -> Result<&'a Arc<Domain>, CallError> {
+    domains.get(name, scope).ok_or_else(|| {
+        // The error does not depend on whether the domain exists, so that no platform learns of another.
+        if !name.is_empty() && !scope.permits(name) {
+            return CallError::Forbidden { name: name.to_owned() };
         }
-        let mut known = domains.names();
-        known.retain(|name| within.permits(name));
-        let known = known.join(", ");
-        CallError::UnknownDomain { named: name.to_owned(), known }
+        let mut names = domains.names();
+        names.retain(|name| scope.permits(name));
+        CallError::UnknownDomain { name: name.to_owned(), available: names.join(", ") }
     })
 }
 
-/// The hash to look for; `None` if this cannot be a key.
-fn check_secret(secret: &str) -> Result<Option<KeyHash>, CallError> {
+/// The hash of a secret; `None` if the text cannot be a key.
+fn hash_secret(secret: &str) -> Result<Option<KeyHash>, CallError> {
     if secret.is_empty() || secret.len() > MAX_SECRET_BYTES {
         return Err(CallError::field("caller.api_key", format_args!("must have 1 to {MAX_SECRET_BYTES} bytes")));
     }

@@ -1,4 +1,4 @@
-//! Many calls at once, each decided for itself.
+//! Batches of calls. Each call is decided on its own.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use futures_util::{StreamExt, stream::FuturesOrdered};
 use tokio::time::Instant;
 use tollgate_core::claim::Mode;
 
-use crate::service::{Answer, Call, CallError, DecisionService};
+use crate::service::{Call, CallError, CallResponse, DecisionService};
 
-/// The most calls of one batch.
+/// The maximum number of calls of a batch.
 pub(super) const MAX_BATCH: usize = 256;
-/// Maximum number of calls of one batch that are decided at the same time.
-const AT_ONCE: usize = 64;
+/// The maximum number of calls of a batch that are decided concurrently.
+const MAX_CONCURRENT: usize = 64;
 
-/// Whether a batch has a size that can be decided.
+/// Checks the number of calls of a batch.
 pub fn check_batch(calls: usize) -> Result<(), CallError> {
     if (1..=MAX_BATCH).contains(&calls) {
         Ok(())
@@ -23,22 +23,22 @@ pub fn check_batch(calls: usize) -> Result<(), CallError> {
 }
 
 impl DecisionService {
-    /// Consumes for each valid call, several at a time and in no particular order; the answers are in the order of the
-    /// calls. A call that is not decided within `timeout` from now is late; the others get their answers.
+    /// Consumes for each valid call, several of them concurrently; the results are in the order of the calls. Only the
+    /// calls that are not decided within `timeout` from now time out.
     pub async fn consume_each<'a, R>(
         &'a self,
         calls: Vec<Result<Call<'a>, CallError>>,
         timeout: Duration,
-        render: impl Fn(usize, &Answer<'_>) -> R + Copy + Send + 'a,
+        render: impl Fn(usize, &CallResponse<'_>) -> R + Copy + Send + 'a,
     ) -> Vec<Result<R, CallError>> {
         let deadline = Instant::now() + timeout;
         let (mut work, mut results) = (FuturesOrdered::new(), Vec::new());
         let mut calls = calls.into_iter().enumerate();
         loop {
-            for (at, call) in calls.by_ref().take(AT_ONCE - work.len()) {
+            for (index, call) in calls.by_ref().take(MAX_CONCURRENT - work.len()) {
                 let call = call.map(|call| Call { deadline: Some(deadline), ..call });
-                let decided = call.map(|call| self.decide(call, Mode::Try, move |answer| render(at, answer)));
-                work.push_back(async { decided?.await });
+                let decision = call.map(|call| self.decide(call, Mode::Try, move |response| render(index, response)));
+                work.push_back(async { decision?.await });
             }
             match work.next().await {
                 Some(result) => results.push(result),

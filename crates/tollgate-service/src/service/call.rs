@@ -11,9 +11,9 @@ use tollgate_policy::{
 
 use crate::{incidents, scope::DomainScope};
 
-/// The longest domain, account, key id or attribute name, in bytes.
+/// The maximum length of the name of a domain, account, key or attribute, in bytes.
 const MAX_NAME_BYTES: usize = 128;
-/// The most units in a usage, and the most attributes.
+/// The maximum number of units in a usage, and of attributes.
 pub const MAX_ENTRIES: usize = 16;
 
 /// The caller, as the call names it.
@@ -29,9 +29,9 @@ pub enum CallerRef<'a> {
 
 /// A call, decoded but not yet checked.
 pub struct Call<'a> {
-    /// Where the calling service may act.
-    pub within: &'a DomainScope,
-    /// The policy's domain; the only one in scope if empty.
+    /// The domains in which the calling service may act.
+    pub scope: &'a DomainScope,
+    /// The domain; if empty, the only one in scope.
     pub domain: &'a str,
     /// The caller.
     pub caller: CallerRef<'a>,
@@ -41,71 +41,70 @@ pub struct Call<'a> {
     pub usage: SmallVec<[(&'a str, u64); 4]>,
     /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
-    /// The dialect of the answer; the domain's if empty.
+    /// The dialect of the response; if empty, the domain's.
     pub dialect: &'a str,
     /// The upload of the call.
     pub upload: Option<Upload<'a>>,
-    /// Names the call, so that it is charged once however often it comes; none if empty.
+    /// The id with which repeated calls are charged once; none if empty.
     pub request_id: &'a str,
-    /// By when it is to be decided, if that is known.
+    /// The deadline of the caller, if it has one.
     pub deadline: Option<Instant>,
 }
 
 /// A request for a caller's limits.
-pub struct Listing<'a> {
-    /// Where the calling service may act.
-    pub within: &'a DomainScope,
-    /// The policy's domain; the only one in scope if empty.
+pub struct ListRequest<'a> {
+    /// The domains in which the calling service may act.
+    pub scope: &'a DomainScope,
+    /// The domain; if empty, the only one in scope.
     pub domain: &'a str,
-    /// Whose limits.
+    /// The caller whose limits are listed.
     pub caller: CallerRef<'a>,
     /// Values of attributes in scopes, other than account, key and resource.
     pub attributes: SmallVec<[(&'a str, &'a str); 2]>,
-    /// The token of the page, as an answer carried it; empty for the first page.
+    /// The page token of the previous response; empty for the first page.
     pub page_token: &'a str,
-    /// How many to list.
-    pub take: usize,
+    /// The maximum number of resources on the page.
+    pub page_size: usize,
 }
 
 /// Why a call was not decided.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The call is wrong. The text begins with the name of the field.
+    /// The call is invalid. The text begins with the name of the field.
     #[error("{0}")]
     Invalid(String),
     /// There is no such domain.
-    #[error("domain: there is no domain {named:?}; there is: {known}")]
+    #[error("domain: there is no domain {name:?}; there is: {available}")]
     UnknownDomain {
-        /// The name that was given.
-        named: String,
+        /// The name in the call.
+        name: String,
         /// The names in scope.
-        known: String,
+        available: String,
     },
-    /// The calling service may not act in this domain, if there is one.
-    #[error("domain: the caller may not act in {named:?}")]
+    /// The domain is not in the scope of the calling service, whether or not it exists.
+    #[error("domain: the caller may not act in {name:?}")]
     Forbidden {
-        /// The name that was given.
-        named: String,
+        /// The name in the call.
+        name: String,
     },
     /// There is no such reservation, or it has ended.
     #[error("reservation_id: there is no such reservation, or it has expired; what it charged stays charged")]
     NoReservation,
-    /// The reservation was ended otherwise.
-    #[error("reservation_id: the reservation was already {how} at {at}")]
+    /// The reservation was already ended in another way.
+    #[error("reservation_id: the reservation was already {state} at {time}")]
     Ended {
         /// `settled` or `cancelled`.
-        how: &'static str,
-        /// When.
-        at: tollgate_core::time::Timestamp,
+        state: &'static str,
+        /// The time of its end.
+        time: tollgate_core::time::Timestamp,
     },
-    /// It was not decided in time.
+    /// The call was not decided before its deadline.
     #[error("the call took too long; whether it was charged is not known")]
-    Late,
-    /// Its deadline was over before the work on it began.
+    TimedOut,
+    /// The deadline had passed before the call was processed.
     #[error("the deadline has passed; nothing was charged")]
     Expired,
-    /// The store did not decide. Its message is only for the log; [`CallError::message`] gives the id under which it is
-    /// logged.
+    /// The store did not decide. Its message is only logged; [`CallError::message`] contains the id of the log entry.
     #[error("{}", incidents::reason(.0))]
     Store(#[from] StoreError),
 }
@@ -141,11 +140,11 @@ impl From<InvalidUpload> for CallError {
 }
 
 impl CallError {
-    /// Whether the call itself is wrong.
-    pub fn is_of_the_call(&self) -> bool {
+    /// Whether the call itself is invalid.
+    pub fn is_caller_error(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } => true,
-            Self::NoReservation | Self::Ended { .. } | Self::Late | Self::Expired | Self::Store(_) => false,
+            Self::NoReservation | Self::Ended { .. } | Self::TimedOut | Self::Expired | Self::Store(_) => false,
         }
     }
 
@@ -157,9 +156,9 @@ impl CallError {
         }
     }
 
-    /// That a field is wrong.
-    pub fn field(name: impl std::fmt::Display, wrong: impl std::fmt::Display) -> Self {
-        Self::Invalid(format!("{name}: {wrong}"))
+    /// The error of an invalid field.
+    pub fn field(name: impl std::fmt::Display, problem: impl std::fmt::Display) -> Self {
+        Self::Invalid(format!("{name}: {problem}"))
     }
 }
 
@@ -167,17 +166,17 @@ pub(super) fn check_optional_name(field: &str, name: &str) -> Result<(), CallErr
     if name.is_empty() { Ok(()) } else { check_name(field, name) }
 }
 
-/// Whether a name is one: not empty, not too long, without control or invisible characters.
+/// Checks a name: not empty, not too long, and without control or invisible characters.
 pub fn check_name(field: &str, name: &str) -> Result<(), CallError> {
     check_text(field, name, MAX_NAME_BYTES)
 }
 
-/// `field` is only put together for an error.
-pub(super) fn check_text(field: impl std::fmt::Display, text: &str, most: usize) -> Result<(), CallError> {
-    if text.is_empty() || text.len() > most || has_hidden(text) {
+/// `field` is formatted only for an error.
+pub(super) fn check_text(field: impl std::fmt::Display, text: &str, max_bytes: usize) -> Result<(), CallError> {
+    if text.is_empty() || text.len() > max_bytes || has_hidden(text) {
         return Err(CallError::field(
             field,
-            format_args!("must have 1 to {most} bytes and no control or invisible characters"),
+            format_args!("must have 1 to {max_bytes} bytes and no control or invisible characters"),
         ));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! One bound in time for everything that a call waits for.
+//! The deadline of a call.
 
 use std::time::Duration;
 
@@ -8,33 +8,32 @@ use tollgate_core::store::StoreError;
 
 use crate::service::CallError;
 
-/// When a call stops to wait.
+/// The deadline of a call: that of its caller, or that of the stores.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline {
-    at: Instant,
-    /// Whether it is the call's own deadline, not the node's patience with its stores.
-    is_of_the_call: bool,
+    time: Instant,
+    is_caller_deadline: bool,
 }
 
 impl Deadline {
-    /// When the stores have had `patience` from now on, or at the call's own deadline if that comes first.
-    pub(super) fn earliest(patience: Duration, of_the_call: Option<Instant>) -> Self {
-        let at = Instant::now() + patience;
-        match of_the_call.filter(|deadline| *deadline < at) {
-            Some(deadline) => Self { at: deadline, is_of_the_call: true },
-            None => Self { at, is_of_the_call: false },
+    /// The earlier one of the caller's deadline and `store_timeout` from now.
+    pub(super) fn earliest(store_timeout: Duration, caller_deadline: Option<Instant>) -> Self {
+        let store_deadline = Instant::now() + store_timeout;
+        match caller_deadline.filter(|deadline| *deadline < store_deadline) {
+            Some(deadline) => Self { time: deadline, is_caller_deadline: true },
+            None => Self { time: store_deadline, is_caller_deadline: false },
         }
     }
 
-    /// The work, which fails at the deadline.
+    /// Makes the work fail at the deadline.
     pub(super) fn wrap<T>(
         self,
         work: impl Future<Output = Result<T, CallError>>,
     ) -> impl Future<Output = Result<T, CallError>> {
-        timeout_at(self.at, work).map(move |done| {
-            done.unwrap_or_else(|_| {
-                if self.is_of_the_call {
-                    Err(CallError::Late)
+        timeout_at(self.time, work).map(move |result| {
+            result.unwrap_or_else(|_| {
+                if self.is_caller_deadline {
+                    Err(CallError::TimedOut)
                 } else {
                     Err(StoreError::Indeterminate("no answer within the deadline".into()).into())
                 }

@@ -4,55 +4,54 @@ use tollgate_core::{
     claim::{ClaimsDecision, Mode},
     time::Timestamp,
 };
-use tollgate_policy::{ClaimSet, MissingAttribute, ResolveError, Resolved, Usage, decision::Decision};
+use tollgate_policy::{ClaimSet, MissingAttribute, ResolveError, ResolvedQuotas, Usage, decision::Decision};
 
 use crate::{
     directory::Identity,
     domains::Domain,
     page_token::List,
-    service::{CallError, DecisionService, Listing, Rejection, RejectionCause, attributes::Attributes},
+    service::{CallError, DecisionService, ListRequest, Rejection, RejectionCause, attributes::Attributes},
 };
 
-/// Maximum number of counters in one request of a listing to the store.
-const COUNTERS_AT_ONCE: usize = 16;
+/// The maximum number of counters in one peek at the store.
+const MAX_PEEKED_COUNTERS: usize = 16;
 
-/// The default page size for services.
-const DEFAULT_PAGE: usize = 50;
-const LARGEST_PAGE: usize = 100;
+const DEFAULT_PAGE_SIZE: usize = 50;
+const MAX_PAGE_SIZE: usize = 100;
 
-/// The page size that a service requests.
+/// Checks the page size that a service requests; 0 means the default.
 pub fn page_size(size: u32) -> Result<usize, CallError> {
     match usize::try_from(size).unwrap_or(usize::MAX) {
-        0 => Ok(DEFAULT_PAGE),
-        take @ 1..=LARGEST_PAGE => Ok(take),
-        _ => Err(CallError::field("page_size", format_args!("must be at most {LARGEST_PAGE}"))),
+        0 => Ok(DEFAULT_PAGE_SIZE),
+        size @ 1..=MAX_PAGE_SIZE => Ok(size),
+        _ => Err(CallError::field("page_size", format_args!("must be at most {MAX_PAGE_SIZE}"))),
     }
 }
 
 /// A page of a caller's limits.
 pub struct LimitsPage<'a> {
-    /// Whose limits.
+    /// The caller.
     pub identity: &'a Identity,
-    /// In which domain.
+    /// The domain.
     pub domain: &'a Domain,
     /// The resources, each with the state of its quotas.
     pub resources: Vec<(&'a str, Decision<'a>)>,
-    /// The time of the store's clock; of the node's if no counter was read.
+    /// The time by the store's clock, or by the node's if no counter was read.
     pub decided_at: Timestamp,
     /// The token of the next page.
     pub next: Option<String>,
 }
 
-/// Why there is no list.
+/// The error of a list.
 pub enum ListError {
-    /// As of any call.
+    /// The request is invalid, or the store cannot be read.
     Call(CallError),
-    /// The page token is none of this caller's list.
+    /// The page token does not belong to this caller's list.
     PageToken,
 }
 
 impl ListError {
-    /// The same as an error of a call that has the page token in `field`.
+    /// The error of a call; `field` is the name of the page token.
     pub fn in_field(self, field: &str) -> CallError {
         match self {
             Self::Call(error) => error,
@@ -71,22 +70,22 @@ impl DecisionService {
     /// Lists limits and current usage, from the same counters as the decisions.
     pub async fn list<R>(
         &self,
-        listing: Listing<'_>,
+        request: ListRequest<'_>,
         render: impl FnOnce(Result<&LimitsPage<'_>, &Rejection<'_>>) -> R,
     ) -> Result<R, ListError> {
         let domains = self.domains.load().clone();
         let now = self.clock.now();
-        let attributes = Attributes::check(&listing.attributes)?;
-        let authenticated =
-            self.authenticate(&domains, listing.within, listing.domain, listing.caller, &attributes, now).await?;
-        let (domain, identity) = match authenticated {
+        let attributes = Attributes::check(&request.attributes)?;
+        let authentication =
+            self.authenticate(&domains, request.scope, request.domain, request.caller, &attributes, now).await?;
+        let (domain, identity) = match authentication {
             Ok(caller) => caller,
             Err(rejection) => return Ok(render(Err(&rejection))),
         };
         identity.check()?;
-        if let Some(block) = self.address_block(domain, listing.caller, &attributes, now).await? {
+        if let Some(block) = self.address_block(domain, request.caller, &attributes, now).await? {
             let cause = RejectionCause::Blocked(block);
-            return Ok(render(Err(&Rejection { domain: Some(domain), cause, at: now })));
+            return Ok(render(Err(&Rejection { domain: Some(domain), cause, time: now })));
         }
         let caller = identity.caller();
         let all = domain.policy.resolve_all(&caller);
@@ -95,51 +94,56 @@ impl DecisionService {
             account: &identity.account.id,
             key: identity.key.as_ref().map(|key| &*key.id),
         };
-        let skip = match listing.page_token {
+        let skip = match request.page_token {
             "" => 0,
-            token => list.position(token).and_then(|at| at.parse().ok()).ok_or(ListError::PageToken)?,
+            token => list.position(token).and_then(|position| position.parse().ok()).ok_or(ListError::PageToken)?,
         };
-        let end = listing.take.saturating_add(skip);
+        let end = request.page_size.saturating_add(skip);
         let next = (end < all.len()).then(|| list.token(&end.to_string()));
-        // A quota by an attribute that this caller cannot bring, such as `ip`, is no reason to show nothing.
-        let known = |name: &str| attributes.get(name).is_some();
-        let page = all.skip(skip).take(listing.take).map(|resolved| Ok(resolved?.with_attributes(known)));
-        let page = page.collect::<Result<Vec<Resolved<'_>>, ResolveError>>()?;
+        // Quotas by an attribute that the request does not have, such as `ip`, are left out.
+        let has_attribute = |name: &str| attributes.get(name).is_some();
+        let page = all
+            .skip(skip)
+            .take(request.page_size)
+            .map(|resolved_quotas| Ok(resolved_quotas?.with_attributes(has_attribute)));
+        let page = page.collect::<Result<Vec<ResolvedQuotas<'_>>, ResolveError>>()?;
         let (decisions, decided_at) = self.peek_all(&page, &attributes, now).await?;
-        let resources = page.iter().map(Resolved::resource).zip(decisions).collect();
+        let resources = page.iter().map(ResolvedQuotas::resource).zip(decisions).collect();
         Ok(render(Ok(&LimitsPage { identity: &identity, domain, resources, decided_at, next })))
     }
 
-    /// Peeks at the counters of several resources, a bounded number in each call to the store.
+    /// Peeks at the counters of several resources, a bounded number of them in each call to the store.
     async fn peek_all<'r, 'a>(
         &self,
-        page: &'r [Resolved<'a>],
+        page: &'r [ResolvedQuotas<'a>],
         attributes: &Attributes<'_>,
         now: Timestamp,
     ) -> Result<(Vec<Decision<'a>>, Timestamp), CallError> {
-        let nothing = Usage::none();
-        let claim_set = |resolved: &'r Resolved<'a>| resolved.claim_set(&nothing, |name| attributes.get(name), None);
+        let no_usage = Usage::none();
+        let claim_set = |resolved_quotas: &'r ResolvedQuotas<'a>| {
+            resolved_quotas.claim_set(&no_usage, |name| attributes.get(name), None)
+        };
         let claim_sets = page.iter().map(claim_set).collect::<Result<Vec<ClaimSet<'_, 'a>>, MissingAttribute>>()?;
         let (mut decisions, mut decided_at) = (Vec::with_capacity(page.len()), now);
         let mut rest = &claim_sets[..];
         while let Some(first) = rest.first() {
             let mut counters = 0;
-            let fitting = rest.iter().take_while(|claims| {
+            let count = rest.iter().take_while(|claims| {
                 counters += claims.len();
-                counters <= COUNTERS_AT_ONCE
+                counters <= MAX_PEEKED_COUNTERS
             });
-            // A single resource may have more; a call to it reads as many.
-            let (together, later) = rest.split_at(fitting.count().max(1));
-            let claims_at = |now| together.iter().flat_map(|claims| claims.claims(now, &[])).collect();
-            let applied = self.counters.apply(first.partition(), claims_at, Mode::Peek, now).await?;
-            decided_at = applied.as_ref().map_or(decided_at, |applied| applied.decided_at);
-            let mut statuses = applied.map(|applied| applied.statuses).unwrap_or_default().into_iter();
-            for claims in together {
+            // A single resource may have more counters.
+            let (peeked, remaining) = rest.split_at(count.count().max(1));
+            let claims_at = |now| peeked.iter().flat_map(|claims| claims.claims(now, &[])).collect();
+            let reply = self.counters.apply(first.partition(), claims_at, Mode::Peek, now).await?;
+            decided_at = reply.as_ref().map_or(decided_at, |reply| reply.decided_at);
+            let mut statuses = reply.map(|reply| reply.statuses).unwrap_or_default().into_iter();
+            for claims in peeked {
                 let statuses = statuses.by_ref().take(claims.len()).collect();
-                let applied = ClaimsDecision { decided_at, allowed: true, statuses };
-                decisions.push(claims.decide(Mode::Peek, false, applied).0);
+                let reply = ClaimsDecision { decided_at, allowed: true, statuses };
+                decisions.push(claims.decide(Mode::Peek, false, reply).0);
             }
-            rest = later;
+            rest = remaining;
         }
         Ok((decisions, decided_at))
     }

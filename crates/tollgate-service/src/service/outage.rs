@@ -1,4 +1,4 @@
-//! Decisions that the store did not make.
+//! Decisions during an outage of the store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,16 +12,16 @@ use tollgate_store::failure::Fallback;
 
 use super::{CallError, DecisionService, counters::PERIOD_ATTEMPTS, is_outage};
 
-/// Decisions during an outage of the store.
+/// The behaviour during an outage of the store.
 pub struct OutagePolicy {
-    /// How long a call waits for accounts and counters in all.
-    pub patience: Duration,
-    /// Decides for quotas that are not to wait for the store.
+    /// The maximum time that a call waits for the stores of accounts and counters in total.
+    pub store_timeout: Duration,
+    /// Decides without the store, for quotas whose `on_failure` allows it.
     pub fallback: Option<Arc<Fallback>>,
 }
 
 impl DecisionService {
-    /// Decides as the quotas ask for while the store cannot answer, or passes the store's `error` on.
+    /// Decides by the quotas' `on_failure`; returns the store's `error` if one of them denies.
     pub(super) fn decide_locally<'a>(
         &self,
         claims: &ClaimSet<'_, 'a>,
@@ -38,15 +38,15 @@ impl DecisionService {
             match fallback.decide(&quotas, &on_failure, mode) {
                 Some(Ok(ApplyResult::Applied(applied))) => {
                     let decision = claims.decide_locally(mode, |limit| fallback.share(limit), applied);
-                    self.metrics.decided_without_store(decision.decided_by, decision.is_allowed(), &error);
+                    self.metrics.count_fallback_decision(decision.decided_by, decision.is_allowed(), &error);
                     return Ok(decision);
                 }
-                Some(Ok(ApplyResult::OutsidePeriod(at))) => now = at,
-                Some(Err(full)) => return Err(full.into()),
+                Some(Ok(ApplyResult::OutsidePeriod(time))) => now = time,
+                Some(Err(error)) => return Err(error.into()),
                 None => break,
             }
         }
-        self.metrics.denied_without_store(&error);
+        self.metrics.count_undecided(&error);
         Err(error.into())
     }
 }

@@ -1,4 +1,4 @@
-//! Pools: the node's knowledge of them from the last answers of the store.
+//! The states of pools, from the last replies of the store.
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
@@ -9,62 +9,62 @@ use tollgate_core::{
 };
 use tollgate_policy::pool::{PRIORITIES, PoolClaim, PoolOutcome, PoolUse};
 
-/// Maximum number of pools that are remembered. One that is forgotten is known again after its next answer.
-const MOST_KNOWN: usize = 4_096;
-/// How often the store is asked: once more if a call was refused because of stale numbers.
+/// The maximum number of pools in the cache.
+const MAX_POOLS: usize = 4_096;
+/// The maximum number of requests for one call: a second one if the call was refused because of an outdated state.
 pub(super) const ATTEMPTS: usize = 2;
-/// Maximum number of reports of unmet demand that a node sends, for each priority of a pool, in the time for which a
-/// report is remembered.
-const UNMET_REPORTS: u64 = 4;
+/// The maximum number of times that a node charges unmet demand, for each priority of a pool, in the window of the
+/// demand.
+const MAX_DEMAND_CHARGES: u64 = 4;
 
-/// The last known state of the pools.
+/// The last states of pools.
 #[derive(Default)]
-pub(super) struct Pools(Mutex<IndexMap<LedgerKey, PoolObservation>>);
+pub(super) struct PoolStates(Mutex<IndexMap<LedgerKey, PoolState>>);
 
 #[derive(Clone, Copy, Default)]
-struct PoolObservation {
+struct PoolState {
     pool: PoolUse,
-    /// When the unmet demand of each priority was last reported.
-    unmet_reported_at: [Option<Timestamp>; PRIORITIES],
+    /// When the unmet demand of each priority was last charged.
+    demand_charged_at: [Option<Timestamp>; PRIORITIES],
 }
 
-impl Pools {
-    pub(super) fn known(&self, pool_claims: &[PoolClaim<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
+impl PoolStates {
+    pub(super) fn last_states(&self, pool_claims: &[PoolClaim<'_>]) -> SmallVec<[Option<PoolUse>; 1]> {
         if pool_claims.is_empty() {
             return SmallVec::new();
         }
         let pools = self.0.lock();
-        pool_claims.iter().map(|claim| pools.get(&claim.key()).map(|known| known.pool)).collect()
+        pool_claims.iter().map(|claim| pools.get(&claim.key()).map(|state| state.pool)).collect()
     }
 
-    /// Caches the numbers of an answer, and returns the unmet demand that must be recorded.
-    pub(super) fn learn(
+    /// Caches the states in a reply, and returns the claims for the unmet demand that must be charged.
+    pub(super) fn update(
         &self,
         pool_claims: &[PoolClaim<'_>],
         outcome: &PoolOutcome,
-        at: Timestamp,
+        now: Timestamp,
     ) -> SmallVec<[Claim; 1]> {
-        let mut unmet = SmallVec::new();
+        let mut demand_claims = SmallVec::new();
         if pool_claims.is_empty() {
-            return unmet;
+            return demand_claims;
         }
         let mut pools = self.0.lock();
-        for (number, (claim, pool)) in pool_claims.iter().zip(&outcome.pools).enumerate() {
-            if pools.len() >= MOST_KNOWN && !pools.contains_key(&claim.key()) {
+        for (index, (claim, pool)) in pool_claims.iter().zip(&outcome.pools).enumerate() {
+            if pools.len() >= MAX_POOLS && !pools.contains_key(&claim.key()) {
                 pools.swap_remove_index(0);
             }
-            let known = pools.entry(claim.key()).or_default();
-            known.pool = *pool;
-            if let (true, Some(window)) = (outcome.unmet.contains(&number), claim.unmet_window()) {
-                let last = &mut known.unmet_reported_at[claim.priority()];
-                let recently =
-                    last.is_some_and(|last| at.ms_since(last) < u64::from(window.ms()) / UNMET_REPORTS && last <= at);
-                if !recently {
-                    *last = Some(at);
-                    unmet.extend(claim.unmet_demand());
+            let state = pools.entry(claim.key()).or_default();
+            state.pool = *pool;
+            if let (true, Some(window)) = (outcome.unmet.contains(&index), claim.unmet_window()) {
+                let last = &mut state.demand_charged_at[claim.priority()];
+                let interval_ms = u64::from(window.ms()) / MAX_DEMAND_CHARGES;
+                let is_recent = last.is_some_and(|last| now.ms_since(last) < interval_ms && last <= now);
+                if !is_recent {
+                    *last = Some(now);
+                    demand_claims.extend(claim.unmet_demand());
                 }
             }
         }
-        unmet
+        demand_claims
     }
 }

@@ -1,4 +1,4 @@
-//! Reservations: the parameters of a request, the data that a reservation keeps, and its end.
+//! Reservations: the request, and the data that a reservation keeps about its call.
 
 mod end;
 mod token;
@@ -17,9 +17,9 @@ use tollgate_core::{
     time::Timestamp,
     window::Window,
 };
-use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, Resolved, Usage};
+use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, ResolvedQuotas, Usage};
 
-pub use self::end::{Settle, SettledUnit, Settlement};
+pub use self::end::{SettleRequest, SettledUnit, Settlement};
 use self::token::Token;
 use crate::{
     directory::Identity,
@@ -27,65 +27,65 @@ use crate::{
     service::{
         Call, CallError, DecisionService, MAX_ENTRIES,
         call::check_name,
-        counters::{Period, in_period},
+        counters::{PeriodReply, retry_in_period},
     },
 };
 
-/// The shortest lifetime that can be requested for a reservation.
+/// The minimum lifetime of a reservation.
 const MIN_TTL_MS: u32 = 1_000;
 
-/// The default lifetimes of records.
+/// The default retention times of records.
 #[derive(Clone, Copy, Debug)]
-pub struct Lifetimes {
-    /// A reservation.
+pub struct RetentionTimes {
+    /// Of reservations.
     pub reservation_ms: u32,
-    /// A call with a request id.
+    /// Of calls with a request id.
     pub request_id_ms: u32,
 }
 
-/// The parameters of a reservation besides the call, decoded but not yet checked.
-pub struct Reserve<'a> {
+/// The parameters of a reservation besides its call, decoded but not yet checked.
+pub struct ReserveRequest<'a> {
     /// The inputs of estimates.
     pub inputs: Vec<(&'a str, u64)>,
-    /// The life of the reservation; the node's default if 0.
+    /// The lifetime of the reservation; the node's default if 0.
     pub ttl_ms: u32,
 }
 
 /// The operation that a call requests.
 #[derive(Clone, Copy)]
 pub(super) enum Operation<'a> {
-    /// It is decided.
+    /// A decision.
     Decide(Mode),
-    /// It is reserved.
-    Reserve(&'a Reserve<'a>),
+    /// A reservation.
+    Reserve(&'a ReserveRequest<'a>),
 }
 
 /// The records of an admission.
 #[derive(Debug, Default)]
 pub struct AdmissionRecord {
-    /// The reservation that was made: its id, and when it expires.
+    /// The reservation: its id, and when it expires.
     pub reservation: Option<(String, Timestamp)>,
-    /// Whether the call was admitted before, and nothing was charged now.
+    /// Whether the call had already been admitted, so that nothing was charged.
     pub replayed: bool,
 }
 
 /// The records that an admission must write.
 pub(super) struct AdmissionPlan {
     home: Partition,
-    /// The reservation; without it only the request id is recorded.
-    hold: Option<(ReservationId, u32, Vec<u8>)>,
+    /// The id, lifetime and metadata of the reservation; without it only the request id is recorded.
+    reservation: Option<(ReservationId, u32, Vec<u8>)>,
     request: Option<IdempotencyKey>,
 }
 
 impl AdmissionPlan {
-    /// Whether it makes a reservation.
+    /// Whether it creates a reservation.
     pub(super) fn reserves(&self) -> bool {
-        self.hold.is_some()
+        self.reservation.is_some()
     }
 
-    fn terms(&self) -> AdmitOptions<'_> {
-        let hold =
-            self.hold.as_ref().map(|(id, ttl_ms, metadata)| NewReservation { id: *id, ttl_ms: *ttl_ms, metadata });
+    fn options(&self) -> AdmitOptions<'_> {
+        let reservation = self.reservation.as_ref();
+        let hold = reservation.map(|(id, ttl_ms, metadata)| NewReservation { id: *id, ttl_ms: *ttl_ms, metadata });
         AdmitOptions { home: self.home, hold, request: self.request }
     }
 }
@@ -96,16 +96,16 @@ pub(super) struct CallMetadata {
     /// The reserved amounts, by unit.
     #[serde(rename = "u")]
     reserved: Vec<(String, u64)>,
-    /// The counters of priorities' shares of pools: of which unit, and which, by ledger and id.
+    /// The counters of priorities' shares of pools: unit, ledger and column.
     #[serde(rename = "s", default, skip_serializing_if = "Vec::is_empty")]
     shares: Vec<(String, u64, u32)>,
-    /// The calendar windows, by their ids: unit and time zone.
+    /// The calendar windows: id, unit and time zone.
     #[serde(rename = "c", default, skip_serializing_if = "Vec::is_empty")]
     calendars: Vec<(u32, String, String)>,
-    /// How long it lives.
+    /// The lifetime of the reservation.
     #[serde(rename = "l")]
     ttl_ms: u32,
-    /// The caller and the resource, for the abuse rules.
+    /// The account, key, resource and attributes of the call, for the abuse rules.
     #[serde(rename = "a")]
     account: String,
     #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
@@ -117,18 +117,18 @@ pub(super) struct CallMetadata {
 }
 
 impl CallMetadata {
-    /// Whether a charge counts a unit: in the unit's own counter, or in that of a share of a pool.
-    fn is_of(&self, charge: &Charge, unit: &str) -> bool {
+    /// Whether a charge counts a unit, in the unit's own counter or in that of a share of a pool.
+    fn counts_unit(&self, charge: &Charge, unit: &str) -> bool {
         let ledger = u64::from_le_bytes(charge.ledger.scope_bytes());
-        let is_share = |(of, share, id): &(String, u64, u32)| {
-            of == unit && (*share, UnitId::from_number(*id)) == (ledger, charge.unit)
+        let is_share = |(share_unit, share_ledger, column): &(String, u64, u32)| {
+            share_unit == unit && (*share_ledger, UnitId::from_number(*column)) == (ledger, charge.unit)
         };
         charge.unit == UnitId::of(unit) || self.shares.iter().any(is_share)
     }
 }
 
 impl Operation<'_> {
-    /// The mode in which the counters are asked.
+    /// The mode of the request to the counters.
     pub(super) fn mode(self) -> Mode {
         match self {
             Self::Decide(mode) => mode,
@@ -136,40 +136,46 @@ impl Operation<'_> {
         }
     }
 
-    /// The usage of a call for this operation: with estimates for units that it does not name, and the slot that it
-    /// takes.
-    pub(super) fn usage_of(self, resolved: &Resolved<'_>, usage: Usage, domain: &Domain) -> Result<Usage, CallError> {
-        let concurrent = resolved.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
+    /// Adds to the usage of a call the estimates of a reservation, and a slot if a quota of concurrent requests
+    /// applies.
+    pub(super) fn complete_usage(
+        self,
+        resolved_quotas: &ResolvedQuotas<'_>,
+        usage: Usage,
+        domain: &Domain,
+    ) -> Result<Usage, CallError> {
+        let concurrent =
+            resolved_quotas.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
         match (self, concurrent) {
             (Self::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
                 let name = &active.quota.name;
-                let wrong = format_args!("has the quota {name} of concurrent requests; use Reserve");
-                Err(CallError::field("resource", wrong))
+                let problem = format_args!("has the quota {name} of concurrent requests; use Reserve");
+                Err(CallError::field("resource", problem))
             }
             (Self::Decide(Mode::Peek), Some(_)) => Ok(usage.with_slot()),
             (Self::Decide(_), _) => Ok(usage),
             (Self::Reserve(reserve), _) => {
-                let inputs = reserve.checked_inputs(domain)?;
-                let usage = resolved.estimated(usage, |name| inputs.get(name).copied());
+                let inputs = reserve.check_inputs(domain)?;
+                let usage = resolved_quotas.estimated(usage, |name| inputs.get(name).copied());
                 Ok(if concurrent.is_some() { usage.with_slot() } else { usage })
             }
         }
     }
 }
 
-impl Reserve<'_> {
-    /// The inputs of estimates, by name.
-    fn checked_inputs(&self, domain: &Domain) -> Result<HashMap<&str, u64>, CallError> {
+impl ReserveRequest<'_> {
+    /// Checks the inputs of estimates.
+    fn check_inputs(&self, domain: &Domain) -> Result<HashMap<&str, u64>, CallError> {
         if self.inputs.len() > MAX_ENTRIES {
             return Err(CallError::field("inputs", format_args!("has more than {MAX_ENTRIES} entries")));
         }
         let mut inputs: HashMap<&str, u64> = HashMap::with_capacity(self.inputs.len());
         for (name, amount) in &self.inputs {
             check_name("inputs", name)?;
-            if domain.policy.inputs().binary_search_by(|known| (**known).cmp(name)).is_err() {
-                let known = domain.policy.inputs().join(", ");
-                let wrong = format_args!("no estimate uses it; the inputs are: {known}");
-                return Err(CallError::field(format_args!("inputs.{name}"), wrong));
+            if domain.policy.inputs().binary_search_by(|input| (**input).cmp(name)).is_err() {
+                let available = domain.policy.inputs().join(", ");
+                let problem = format_args!("no estimate uses it; the inputs are: {available}");
+                return Err(CallError::field(format_args!("inputs.{name}"), problem));
             }
             if inputs.insert(name, *amount).is_some() {
                 return Err(CallError::field(format_args!("inputs.{name}"), "named twice"));
@@ -193,23 +199,23 @@ impl DecisionService {
         } else {
             check_name("request_id", call.request_id)?;
             Some(IdempotencyKey {
-                id: cut(Sha256::digest(call.request_id)),
-                digest: digest_of(operation, call, domain, identity),
-                ttl_ms: self.lifetimes.request_id_ms,
+                id: truncate_hash(Sha256::digest(call.request_id)),
+                digest: call_digest(operation, call, domain, identity),
+                ttl_ms: self.retention.request_id_ms,
             })
         };
-        let hold = match operation {
+        let reservation = match operation {
             Operation::Decide(Mode::Try) if request.is_some() => None,
             Operation::Decide(_) => return Ok(None),
             Operation::Reserve(reserve) => {
-                let ttl_ms = checked_ttl(reserve.ttl_ms, self.lifetimes.reservation_ms)?;
-                Some((Token::generate(), ttl_ms, metadata_of((domain, identity), call, claims, ttl_ms)?))
+                let ttl_ms = check_ttl(reserve.ttl_ms, self.retention.reservation_ms)?;
+                Some((Token::generate(), ttl_ms, reservation_metadata((domain, identity), call, claims, ttl_ms)?))
             }
         };
-        Ok(Some(AdmissionPlan { home: identity.caller().partition, hold, request }))
+        Ok(Some(AdmissionPlan { home: identity.caller().partition, reservation, request }))
     }
 
-    /// Asks the store to admit and remember.
+    /// Admits a call in the store, with the records of `plan`.
     pub(super) async fn admit(
         &self,
         domain: &Domain,
@@ -218,25 +224,25 @@ impl DecisionService {
         record: &mut AdmissionRecord,
         now: Timestamp,
     ) -> Result<ClaimsDecision, CallError> {
-        let terms = &plan.terms();
+        let options = &plan.options();
         let token = |id| Token::new(domain.policy.domain(), plan.home, id).to_text();
-        let (claims, admission) = in_period(now, |now| {
+        let (claims, admission) = retry_in_period(now, |now| {
             let claims = claims_at(now);
             async move {
-                match self.counters.measure(self.counters.store().admit(&claims, terms)).await? {
-                    Admission::OutsidePeriod(at) => Ok(Period::Outside(at)),
-                    admission => Ok(Period::Inside((claims, admission))),
+                match self.counters.measure(self.counters.store().admit(&claims, options)).await? {
+                    Admission::OutsidePeriod(time) => Ok(PeriodReply::NotCurrent(time)),
+                    admission => Ok(PeriodReply::Current((claims, admission))),
                 }
             }
         })
         .await?;
         match admission {
-            Admission::Decided(applied) => {
-                if let (true, Some((id, ttl_ms, _))) = (applied.allowed, &plan.hold) {
-                    domain.metrics.reservations.reserved();
-                    record.reservation = Some((token(*id), applied.decided_at.plus_ms(u64::from(*ttl_ms))));
+            Admission::Decided(reply) => {
+                if let (true, Some((id, ttl_ms, _))) = (reply.allowed, &plan.reservation) {
+                    domain.metrics.reservations.count_reserved();
+                    record.reservation = Some((token(*id), reply.decided_at.plus_ms(u64::from(*ttl_ms))));
                 }
-                Ok(applied)
+                Ok(reply)
             }
             Admission::Replayed(replay) => {
                 record.replayed = true;
@@ -244,8 +250,8 @@ impl DecisionService {
                 if replay.shape == claims_fingerprint(&claims) {
                     return Ok(replay.applied);
                 }
-                // The policy gives other quotas now. The call was admitted; the numbers are those of today.
-                self.as_admitted(&claims, replay.applied).await
+                // The quotas of the call have changed. It stays admitted, with the current statuses.
+                self.replayed_decision(&claims, replay.applied).await
             }
             Admission::IdempotencyConflict | Admission::OutsidePeriod(_) => {
                 Err(CallError::field("request_id", "belongs to another call; choose a new one"))
@@ -253,17 +259,18 @@ impl DecisionService {
         }
     }
 
-    async fn as_admitted(&self, claims: &[Claim], then: ClaimsDecision) -> Result<ClaimsDecision, CallError> {
-        let ApplyResult::Applied(mut applied) = self.counters.store().apply(claims, Mode::Peek).await? else {
-            return Ok(ClaimsDecision { statuses: SmallVec::new(), ..then });
+    /// The decision of an earlier admission, with the current statuses of `claims`.
+    async fn replayed_decision(&self, claims: &[Claim], earlier: ClaimsDecision) -> Result<ClaimsDecision, CallError> {
+        let ApplyResult::Applied(mut current) = self.counters.store().apply(claims, Mode::Peek).await? else {
+            return Ok(ClaimsDecision { statuses: SmallVec::new(), ..earlier });
         };
-        applied.allowed = true;
-        applied.statuses.iter_mut().for_each(|status| status.fit = Fit::Now);
-        Ok(ClaimsDecision { decided_at: then.decided_at, ..applied })
+        current.allowed = true;
+        current.statuses.iter_mut().for_each(|status| status.fit = Fit::Now);
+        Ok(ClaimsDecision { decided_at: earlier.decided_at, ..current })
     }
 }
 
-fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
+fn check_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
     match ttl_ms {
         0 => Ok(default),
         MIN_TTL_MS..=MAX_RESERVATION_TTL_MS => Ok(ttl_ms),
@@ -273,7 +280,7 @@ fn checked_ttl(ttl_ms: u32, default: u32) -> Result<u32, CallError> {
     }
 }
 
-fn metadata_of(
+fn reservation_metadata(
     (domain, identity): (&Domain, &Identity),
     call: &Call<'_>,
     claims: &ClaimSet<'_, '_>,
@@ -310,8 +317,8 @@ fn metadata_of(
     Ok(bytes)
 }
 
-/// Identifies the call: equal for repetitions of the same call.
-fn digest_of(operation: Operation<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
+/// A digest that is equal for repetitions of the same call.
+fn call_digest(operation: Operation<'_>, call: &Call<'_>, domain: &Domain, identity: &Identity) -> [u8; 16] {
     let mut hasher = Sha256::new();
     let mut add = |text: &str| {
         hasher.update((text.len() as u64).to_le_bytes());
@@ -345,11 +352,12 @@ fn digest_of(operation: Operation<'_>, call: &Call<'_>, domain: &Domain, identit
         add(name);
         add(value);
     }
-    cut(hasher.finalize())
+    truncate_hash(hasher.finalize())
 }
 
-fn cut(full: impl AsRef<[u8]>) -> [u8; 16] {
-    let mut cut = [0; 16];
-    cut.iter_mut().zip(full.as_ref()).for_each(|(to, from)| *to = *from);
-    cut
+/// The first 16 bytes of a hash.
+fn truncate_hash(hash: impl AsRef<[u8]>) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
+    bytes
 }

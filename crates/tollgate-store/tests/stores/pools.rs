@@ -94,7 +94,7 @@ impl Bench<'_> {
                         self.apply(&[pool_claim.unmet_demand().unwrap()], Mode::Force);
                     }
                 }
-                (!outcome.ask_again).then_some((decision, allowed))
+                (!outcome.retry).then_some((decision, allowed))
             })
             .unwrap();
         assert_eq!(decision.verdict == Verdict::Allowed, allowed, "the statuses say what was decided");

@@ -1,8 +1,8 @@
-//! The answer to a call: its outcome, or why its caller was rejected.
+//! The response to a call: its outcome, or the rejection of its caller.
 
 use tollgate_core::time::Timestamp;
 use tollgate_policy::{
-    Block, Resolved, Usage,
+    Block, ResolvedQuotas, Usage,
     decision::{Decision, QuotaStatus, Verdict},
     dialect::{Dialect, Facts, Rendered, ResponseKind},
     reason::{InvalidKey, Reason},
@@ -11,27 +11,27 @@ use tollgate_policy::{
 
 use crate::{directory::Identity, domains::Domain, service::AdmissionRecord};
 
-/// The answer to a call.
-pub struct Answer<'a> {
-    /// The dialect that the call or its domain chose.
+/// The response to a call.
+pub struct CallResponse<'a> {
+    /// The dialect for rendering the response.
     pub dialect: &'a Dialect,
-    /// The decision, or why the caller was rejected before its call was examined.
+    /// The decision about the call, or the rejection of its caller.
     pub outcome: Result<Outcome<'a>, Rejection<'a>>,
 }
 
 /// The decision about a call.
 pub struct Outcome<'a> {
-    /// Where the call is.
+    /// The domain of the call.
     pub domain: &'a Domain,
     /// The caller.
     pub identity: &'a Identity,
     /// The quotas of the call.
-    pub resolved: Resolved<'a>,
+    pub resolved_quotas: ResolvedQuotas<'a>,
     /// The usage of the call.
     pub usage: Usage,
     /// The decision by quotas and abuse rules.
     pub decision: Decision<'a>,
-    /// An upload that is refused whatever the quotas say.
+    /// The error of an upload that is too large.
     pub too_large: Option<UploadTooLarge>,
     /// The records of the admission.
     pub record: AdmissionRecord,
@@ -40,33 +40,33 @@ pub struct Outcome<'a> {
 /// A caller that was rejected.
 #[derive(Debug)]
 pub struct Rejection<'a> {
-    /// The domain that the call named, or that the key belongs to, where that is known.
+    /// The domain of the call or of the key, if it is known.
     pub domain: Option<&'a Domain>,
-    /// Why.
+    /// The cause.
     pub cause: RejectionCause<'a>,
-    /// When, by the node's clock.
-    pub at: Timestamp,
+    /// The time by the node's clock.
+    pub time: Timestamp,
 }
 
-/// Why a caller was rejected.
+/// The cause of a rejection.
 #[derive(Debug)]
 pub enum RejectionCause<'a> {
     /// Its API key is invalid.
     InvalidKey(InvalidKey),
-    /// Its address is blocked, because too many keys from there were invalid.
+    /// Its address is blocked, because it sent too many invalid keys.
     Blocked(Block<'a>),
 }
 
 impl<'a> Rejection<'a> {
-    /// Why, as a reason of a refusal.
+    /// The reason, as for a refused call.
     pub fn reason(&self) -> Reason {
         match self.cause {
-            RejectionCause::InvalidKey(why) => Reason::InvalidKey(why),
+            RejectionCause::InvalidKey(invalid_key) => Reason::InvalidKey(invalid_key),
             RejectionCause::Blocked(_) => Reason::Blocked,
         }
     }
 
-    /// The block of the address, if that is the cause.
+    /// The block of the address, if it is the cause.
     pub fn block(&self) -> Option<Block<'a>> {
         match self.cause {
             RejectionCause::InvalidKey(_) => None,
@@ -75,8 +75,8 @@ impl<'a> Rejection<'a> {
     }
 }
 
-impl<'a> Answer<'a> {
-    /// Why the call may not pass; `None` if it may.
+impl<'a> CallResponse<'a> {
+    /// The reason why the call is not allowed; `None` if it is allowed.
     pub fn reason(&self) -> Option<Reason> {
         match &self.outcome {
             Ok(outcome) => outcome.reason(),
@@ -84,12 +84,12 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// The binding quota; `None` if no quota was read, or something else decides.
+    /// The binding quota; `None` if no quota decides.
     pub fn binding_quota(&self) -> Option<&QuotaStatus<'a>> {
         self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.binding_quota()
     }
 
-    /// The answer that the platform's customers see.
+    /// Renders the response that the platform's customers see.
     pub fn render(&self) -> Rendered {
         self.dialect.render(&self.facts())
     }
@@ -100,7 +100,7 @@ impl<'a> Answer<'a> {
         let outcome = match &self.outcome {
             Ok(outcome) => outcome,
             Err(rejection) => {
-                let (block, now) = (rejection.block(), rejection.at);
+                let (block, now) = (rejection.block(), rejection.time);
                 return Facts {
                     kind,
                     now,
@@ -118,14 +118,14 @@ impl<'a> Answer<'a> {
                 };
             }
         };
-        let Outcome { domain, identity, resolved, usage, decision, too_large, .. } = outcome;
+        let Outcome { domain, identity, resolved_quotas, usage, decision, too_large, .. } = outcome;
         Facts {
             kind,
             now: decision.decided_at,
-            // A block ends also for a call that a quota then refuses for ever.
+            // A block has an end even for a call that a quota never allows.
             retry_at: match decision.verdict {
                 Verdict::Allowed => None,
-                Verdict::RetryAt(at) => Some(at),
+                Verdict::RetryAt(time) => Some(time),
                 Verdict::Never => decision.block.map(|block| block.until),
             },
             quotas: &decision.quotas,
@@ -136,9 +136,9 @@ impl<'a> Answer<'a> {
                 (None, too_large) => too_large.as_ref().map(ToString::to_string),
             },
             domain: Some(domain.policy.domain()),
-            resource: Some(resolved.resource()),
-            tier: Some(&resolved.tier().name),
-            priority: resolved.tier().priority,
+            resource: Some(resolved_quotas.resource()),
+            tier: Some(&resolved_quotas.tier().name),
+            priority: resolved_quotas.tier().priority,
             account: Some(&identity.account.id),
             api_key_id: identity.key.as_ref().map(|key| &*key.id),
         }
@@ -146,7 +146,7 @@ impl<'a> Answer<'a> {
 }
 
 impl Outcome<'_> {
-    /// Why the call may not pass; `None` if it may.
+    /// The reason why the call is not allowed; `None` if it is allowed.
     pub fn reason(&self) -> Option<Reason> {
         if self.decision.block.is_some() {
             return Some(Reason::Blocked);
