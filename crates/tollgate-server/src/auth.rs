@@ -1,5 +1,5 @@
-//! Authentication: of services and administrators, with the domains that each may use. It knows no protocol except the
-//! headers that REST and gRPC share.
+//! Authentication of services and administrators. It depends on no protocol except the headers that REST and gRPC
+//! share.
 
 mod address;
 mod hosts;
@@ -44,12 +44,12 @@ struct Grant {
 }
 
 impl ServiceGrant {
-    fn named(grant: Grant) -> Self {
+    fn new(grant: Grant) -> Self {
         let holder = Holder::Service(Arc::clone(&grant.name));
         Self(grant, holder)
     }
 
-    /// The holder of its part of shared capacity.
+    /// The holder of its share of capacity.
     pub(crate) fn holder(&self) -> Holder {
         self.1.clone()
     }
@@ -71,16 +71,16 @@ impl AdminGrant {
         &self.0.scope
     }
 
-    /// The holder of its part of shared capacity.
+    /// The holder of its share of capacity.
     pub(crate) fn holder(&self) -> Holder {
         Holder::Admin(Arc::clone(&self.0.name))
     }
 }
 
-/// Why a caller does not get in.
+/// Why authentication failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
-    /// It shows nothing.
+    /// The request has no token.
     #[error("authorization: is missing; it must be `Bearer` and a {0} token")]
     Missing(&'static str),
     /// The token is unknown.
@@ -89,43 +89,43 @@ pub(crate) enum AuthError {
     /// The certificate belongs to no service.
     #[error("the client certificate is valid, but belongs to no service that this node knows")]
     UnknownCertificate,
-    /// Nobody could get in.
+    /// The node accepts no administrators.
     #[error("authorization: this node has no admin tokens; start it with --admin-tokens")]
     NoAdmins,
-    /// Too many attempts from its address failed.
+    /// Too many logins from the address failed.
     #[error("too many attempts from this address failed; try again in {retry_after_s} s")]
     TooManyFailures { retry_after_s: u64 },
-    /// It means another host.
+    /// The request names another host.
     #[error("host: is not a name of this node; set allowed-hosts if it should be")]
     WrongHost,
 }
 
-/// How callers authenticate themselves.
+/// The settings of authentication.
 #[derive(Clone, Debug)]
 pub struct AuthSettings {
-    /// The tokens of services; none for a node on loopback that is open to them.
+    /// The file of service tokens; `None` for a node on loopback that does not authenticate services.
     pub service_tokens: Option<PathBuf>,
-    /// The tokens of administrators; none for a node without admin routes.
+    /// The file of admin tokens; `None` for a node that accepts no administrators.
     pub admin_tokens: Option<PathBuf>,
-    /// Certificates; none for plain text.
+    /// Certificates; `None` for plain text.
     pub tls: Option<TlsSettings>,
-    /// By which names REST is called.
+    /// The accepted host names of REST.
     pub hosts: Hosts,
-    /// The proxies that may name the callers behind them.
+    /// The proxies that may report the addresses of their clients.
     pub proxies: TrustedProxies,
-    /// How many attempts of each kind of caller to log in may fail in 30 seconds from one address; 0 for any number.
+    /// The maximum number of failed logins in 30 seconds from one address, for each kind of caller; 0 for no maximum.
     pub max_login_failures: u32,
 }
 
-/// Failed logins. Services, administrators and end users are counted separately, so that none is blocked because of
-/// another's mistakes.
+/// The failed logins. Services, administrators and end users are counted separately, so that they do not block each
+/// other.
 struct Throttles {
     services: Throttle,
     admins: Throttle,
     keys: Throttle,
 }
 
-/// Knows the services and administrators that may call.
+/// Authenticates services and administrators.
 pub(crate) struct Authenticator {
     services: Option<Arc<TokenFile>>,
     admins: Option<Arc<TokenFile>>,
@@ -138,7 +138,7 @@ pub(crate) struct Authenticator {
 
 impl Authenticator {
     /// # Errors
-    /// Everything that is wrong with the files, a line each.
+    /// All errors in the files, one per line.
     pub(crate) fn new(settings: AuthSettings, clock: Arc<dyn Clock>, metrics: &Arc<Metrics>) -> Result<Self, String> {
         let load = |what, path: Option<PathBuf>| {
             path.map(|path| TokenFile::load(what, &path, Arc::clone(metrics)).map(Arc::new)).transpose()
@@ -161,14 +161,14 @@ impl Authenticator {
                 metrics: Arc::clone(metrics),
             }),
             (services, admins, tls) => {
-                let wrong = [services.err(), admins.err(), tls.err()];
-                Err(Failure::join(wrong.into_iter().flatten()).text)
+                let failures = [services.err(), admins.err(), tls.err()];
+                Err(Failure::join(failures.into_iter().flatten()).text)
             }
         }
     }
 
-    /// The parts that can change while the node runs.
-    pub(crate) fn parts(&self) -> Vec<Arc<dyn Reload>> {
+    /// The files that are reloaded while the node runs.
+    pub(crate) fn reloadable_files(&self) -> Vec<Arc<dyn Reload>> {
         let tokens = [&self.services, &self.admins].into_iter().flatten().map(|file| Arc::clone(file) as _);
         tokens.chain(self.tls.iter().map(|tls| Arc::clone(tls) as _)).collect()
     }
@@ -180,115 +180,117 @@ impl Authenticator {
 
     /// Checks that the request is addressed to this node, and not by a web page under its own name.
     pub(crate) fn check_host(&self, host: Option<&str>) -> Result<(), AuthError> {
-        if self.hosts.permit(host) { Ok(()) } else { Err(self.auth_failure("any", AuthError::WrongHost)) }
+        if self.hosts.permit(host) { Ok(()) } else { Err(self.count_failure("any", AuthError::WrongHost)) }
     }
 
-    /// The grant of a service. Without service tokens every caller has a grant for everything; the settings ensure that
-    /// such a node listens only on loopback, and has the embedded policy unless `--open-loopback` is set.
+    /// Authenticates a service. Without a file of service tokens, every caller gets a grant for all domains; the
+    /// settings ensure that such a node listens only on loopback, and has the embedded policy or `--open-loopback`.
     pub(crate) async fn service(
         &self,
         headers: &HeaderMap,
         peer: &Peer,
-        from: ClientAddr,
+        client: ClientAddr,
     ) -> Result<ServiceGrant, AuthError> {
         let Some(services) = &self.services else {
             peer.connection.mark_authenticated();
             return Ok(ServiceGrant(Grant { name: "loopback".into(), scope: DomainScope::All }, Holder::Anyone));
         };
-        let found = match token(headers) {
-            // A caller with a token is authenticated by the token only, whatever certificate it has.
-            Some(token) => login(services, token, "service", &self.throttles.services, from).await,
+        let grant = match token(headers) {
+            // If there is a token, the certificate is ignored.
+            Some(token) => login(services, token, "service", &self.throttles.services, client).await,
             None if peer.certificate.is_empty() => Err(AuthError::Missing("service")),
             None => services.find_certificate(&peer.certificate).ok_or(AuthError::UnknownCertificate),
         };
-        let grant = found.map(ServiceGrant::named).map_err(|refusal| self.auth_failure("service", refusal))?;
+        let grant = grant.map(ServiceGrant::new).map_err(|error| self.count_failure("service", error))?;
         peer.connection.mark_authenticated();
         Ok(grant)
     }
 
-    /// The grant of an administrator.
-    pub(crate) async fn admin(&self, headers: &HeaderMap, from: ClientAddr) -> Result<AdminGrant, AuthError> {
-        let found = match (&self.admins, token(headers)) {
+    /// Authenticates an administrator.
+    pub(crate) async fn admin(&self, headers: &HeaderMap, client: ClientAddr) -> Result<AdminGrant, AuthError> {
+        let grant = match (&self.admins, token(headers)) {
             (None, _) => Err(AuthError::NoAdmins),
             (Some(_), None) => Err(AuthError::Missing("admin")),
-            (Some(admins), Some(token)) => login(admins, token, "admin", &self.throttles.admins, from).await,
+            (Some(admins), Some(token)) => login(admins, token, "admin", &self.throttles.admins, client).await,
         };
-        found.map(AdminGrant).map_err(|refusal| self.auth_failure("admin", refusal))
+        grant.map(AdminGrant).map_err(|error| self.count_failure("admin", error))
     }
 
-    /// Whether an end user's API key may be looked up. `recall` returns what the node knows of the key without a
-    /// look-up, and is called only if too many keys from this address were invalid: a key known as valid passes, one
-    /// known as invalid does not, and of the others some are looked up.
-    pub(crate) async fn key(&self, from: ClientAddr, recall: impl FnOnce() -> CachedKey) -> Result<(), AuthError> {
-        let standing = self.throttles.keys.standing(from).await;
-        if standing == AddressState::Free {
+    /// Checks that an end user's API key may be looked up. `cached_key` returns the cached state of the key. It is
+    /// called only if too many keys from this address were invalid: then valid keys are permitted, invalid ones are
+    /// not, and unknown ones are permitted at a limited rate.
+    pub(crate) async fn check_key(
+        &self,
+        client: ClientAddr,
+        cached_key: impl FnOnce() -> CachedKey,
+    ) -> Result<(), AuthError> {
+        let address_state = self.throttles.keys.address_state(client).await;
+        if address_state == AddressState::Free {
             return Ok(());
         }
-        let permitted = match (recall(), standing) {
-            (CachedKey::Unknown, _) => self.throttles.keys.permit_look_up(from).await,
-            (CachedKey::Invalid, AddressState::Blocked(refusal)) => Err(refusal),
+        let permitted = match (cached_key(), address_state) {
+            (CachedKey::Unknown, _) => self.throttles.keys.permit_lookup(client).await,
+            (CachedKey::Invalid, AddressState::Blocked(error)) => Err(error),
             (CachedKey::Valid | CachedKey::Invalid, _) => Ok(()),
         };
-        permitted.map_err(|refusal| self.auth_failure("end_user", refusal))
+        permitted.map_err(|error| self.count_failure("end_user", error))
     }
 
-    /// Counts an invalid API key. Fails if too many from this address were.
-    pub(crate) async fn bad_key(&self, from: ClientAddr) -> Result<(), AuthError> {
-        let counted = self.throttles.keys.count_failure(from).await;
-        self.auth_failure("end_user", counted.err().unwrap_or(AuthError::Unknown("key")));
+    /// Counts an invalid API key as a failed login. Fails if the address is blocked.
+    pub(crate) async fn count_bad_key(&self, client: ClientAddr) -> Result<(), AuthError> {
+        let counted = self.throttles.keys.count_failure(client).await;
+        self.count_failure("end_user", counted.err().unwrap_or(AuthError::Unknown("key")));
         counted
     }
 
-    /// Returns the tokens that name domains which are not among these: such a token has fewer rights than its file
-    /// says.
+    /// Logs the tokens with domains that do not exist.
     pub(crate) fn warn_of_unknown_domains(&self, domains: &[&str]) {
         [&self.services, &self.admins].into_iter().flatten().for_each(|file| file.warn_of_unknown_domains(domains));
     }
 
-    /// Forgets the addresses that no longer fail.
+    /// Removes the expired counters of addresses.
     pub(crate) fn sweep(&self) {
         let Throttles { services, admins, keys } = &self.throttles;
         [services, admins, keys].into_iter().for_each(Throttle::sweep);
     }
 
-    fn auth_failure(&self, endpoint: &'static str, refusal: AuthError) -> AuthError {
-        let reason = match refusal {
+    fn count_failure(&self, endpoint: &'static str, error: AuthError) -> AuthError {
+        let reason = match error {
             AuthError::Missing(_) | AuthError::NoAdmins => "missing",
             AuthError::Unknown(_) | AuthError::UnknownCertificate => "unknown",
             AuthError::TooManyFailures { .. } => "too_many_failures",
             AuthError::WrongHost => "wrong_host",
         };
         self.metrics.count_auth_failure(endpoint, reason);
-        refusal
+        error
     }
 }
 
-/// The grant of the caller with this token. The token is compared first: a valid token is never refused, whatever else
-/// came from its address.
+/// The grant of the caller with this token. A valid token is accepted even from a blocked address.
 async fn login(
     tokens: &TokenFile,
     token: &str,
     kind: &'static str,
     throttle: &Throttle,
-    from: ClientAddr,
+    client: ClientAddr,
 ) -> Result<Grant, AuthError> {
     if let Some(grant) = tokens.find(token) {
         return Ok(grant);
     }
-    throttle.count_failure(from).await?;
+    throttle.count_failure(client).await?;
     Err(AuthError::Unknown(kind))
 }
 
-/// The value of the only `Authorization` header: the token of `Bearer …` (RFC 6750), or empty, and so invalid, for any
-/// other value. Several headers are invalid too: a proxy may have checked the other one.
+/// The token in the `Authorization` header: that of `Bearer …` (RFC 6750), or an empty, invalid one for any other
+/// value, and for several headers, because a proxy may have checked another one. `None` without the header.
 pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
-    let mut all = headers.get_all(header::AUTHORIZATION).iter();
-    let first = all.next()?;
-    let one = if all.next().is_none() { first.to_str().ok() } else { None };
-    Some(one.and_then(bearer).unwrap_or(""))
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let first = values.next()?;
+    let only = if values.next().is_none() { first.to_str().ok() } else { None };
+    Some(only.and_then(bearer).unwrap_or(""))
 }
 
-/// The token of `Bearer …`; the scheme in any case.
+/// The token of `Bearer …`; the scheme is case-insensitive.
 fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))

@@ -1,4 +1,4 @@
-//! Listeners: connections are taken in, bounded, and handed to the threads that serve them.
+//! Listeners: they accept connections, bound them, and assign them to threads.
 
 mod activity;
 mod certificate;

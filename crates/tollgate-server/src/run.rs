@@ -354,7 +354,7 @@ fn watch_files(
     });
     after();
     let policies = Arc::clone(policies) as Arc<dyn Reload>;
-    for part in std::iter::once(policies).chain(auth.parts()) {
+    for part in std::iter::once(policies).chain(auth.reloadable_files()) {
         background.spawn(FileWatcher::new(part, Arc::clone(&after)).run(hangups.clone()));
     }
 }

@@ -1,4 +1,4 @@
-//! From where a caller calls.
+//! The address of a caller.
 
 use std::{
     fmt,
@@ -10,11 +10,11 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tollgate_service::blocks::client_network_name;
 
-/// The address of a caller, found through all trusted proxies.
+/// The address of a caller behind any trusted proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClientAddr(IpAddr);
 
-/// As it is counted by: an IPv6 address by its /64, as a caller has all addresses of its network.
+/// The network that the caller is counted by.
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&client_network_name(self.0))
@@ -27,7 +27,7 @@ impl ClientAddr {
     }
 }
 
-/// In which header trusted proxies name the caller.
+/// The header in which trusted proxies report the address of their client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedHeader {
@@ -38,18 +38,18 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
-/// The proxies that are trusted to name the caller.
+/// The proxies that are trusted to report the address of their client.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies {
     /// Their networks.
     pub networks: Vec<IpNet>,
-    /// Where they name it.
+    /// The header that they use.
     pub header: ForwardedHeader,
 }
 
 impl TrustedProxies {
-    /// The caller's address: the peer, or, if the peer is trusted, the address that it names, and so on from the last
-    /// hop to the first untrusted one. Entries that the caller itself wrote come before that one, and are never used.
+    /// The caller's address: that of the peer or, if the peer is trusted, the last address in the header that is not a
+    /// trusted proxy. Addresses before that one may be forged, and are not used.
     pub(crate) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> ClientAddr {
         let mut client = peer.ip().to_canonical();
         if !self.trusts(client) {
@@ -65,7 +65,7 @@ impl TrustedProxies {
                 ForwardedHeader::XForwardedFor => parse(hop),
                 ForwardedHeader::Forwarded => forwarded_for(hop),
             };
-            // A hop that hides, or cannot be read, is counted as the proxy that reports it.
+            // If an address is hidden or invalid, the proxy that reports it is taken for the caller.
             let Some(address) = address else { break };
             client = address;
             if !self.trusts(client) {
@@ -75,7 +75,7 @@ impl TrustedProxies {
         ClientAddr(client)
     }
 
-    /// Whether this is the address of a proxy that is trusted.
+    /// Whether this is the address of a trusted proxy.
     pub(crate) fn trusts(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))
     }
@@ -89,8 +89,8 @@ fn parse(text: &str) -> Option<IpAddr> {
     address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// The address in the `for` of one element of `Forwarded`. No address has a comma, a semicolon or an escape in it,
-/// so an element that has is one that cannot be read.
+/// The address in the `for` of one element of `Forwarded`. Quoted commas and semicolons need no support, because no
+/// address contains them.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -111,7 +111,7 @@ mod tests {
             let name = if header == ForwardedHeader::Forwarded { "forwarded" } else { "x-forwarded-for" };
             headers.append(name, value.parse().unwrap());
         }
-        // The header that is not looked at, as a caller would forge it.
+        // The other header, which is not used.
         headers.append(
             if header == ForwardedHeader::Forwarded { "x-forwarded-for" } else { "forwarded" },
             "6.6.6.6".parse().unwrap(),
@@ -120,23 +120,27 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hop_that_is_not_trusted_is_the_caller() {
+    fn the_last_untrusted_address_is_the_caller() {
         let x = |peer, values: &[&str]| client(ForwardedHeader::XForwardedFor, peer, values);
-        assert_eq!(x("203.0.113.9:1", &["1.2.3.4"]), "203.0.113.9", "a stranger names nobody");
+        assert_eq!(x("203.0.113.9:1", &["1.2.3.4"]), "203.0.113.9", "the header of an untrusted peer is ignored");
         assert_eq!(x("10.0.0.1:1", &["1.2.3.4"]), "1.2.3.4");
-        assert_eq!(x("10.0.0.1:1", &["6.6.6.6, 1.2.3.4, 10.0.0.2"]), "1.2.3.4", "the first is the caller's own claim");
-        assert_eq!(x("10.0.0.1:1", &["6.6.6.6", "1.2.3.4", "10.0.0.2"]), "1.2.3.4", "several headers are one list");
-        assert_eq!(x("10.0.0.1:1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "a proxy that calls itself");
+        assert_eq!(x("10.0.0.1:1", &["6.6.6.6, 1.2.3.4, 10.0.0.2"]), "1.2.3.4", "the first address may be forged");
+        assert_eq!(x("10.0.0.1:1", &["6.6.6.6", "1.2.3.4", "10.0.0.2"]), "1.2.3.4", "several headers form one list");
+        assert_eq!(x("10.0.0.1:1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "a proxy that is itself the caller");
         assert_eq!(x("10.0.0.1:1", &[]), "10.0.0.1");
-        assert_eq!(x("10.0.0.1:1", &["1.2.3.4, nonsense, 10.0.0.2"]), "10.0.0.2", "no guess beyond what can be read");
+        assert_eq!(
+            x("10.0.0.1:1", &["1.2.3.4, nonsense, 10.0.0.2"]),
+            "10.0.0.2",
+            "addresses before an invalid one are ignored"
+        );
         assert_eq!(x("10.0.0.1:1", &["1.2.3.4:4711"]), "1.2.3.4");
-        assert_eq!(x("[::ffff:10.0.0.1]:1", &["::ffff:1.2.3.4"]), "1.2.3.4", "IPv4 within IPv6");
+        assert_eq!(x("[::ffff:10.0.0.1]:1", &["::ffff:1.2.3.4"]), "1.2.3.4", "an IPv4-mapped address");
         assert_eq!(x("[::1]:1", &["2001:db8:1:2:3:4:5:6"]), "2001:db8:1:2::/64");
         assert_eq!(x("[::1]:1", &["[2001:db8:1:2::7]:80"]), "2001:db8:1:2::/64");
     }
 
     #[test]
-    fn forwarded_is_read_as_rfc_7239_has_it() {
+    fn the_forwarded_header_is_parsed_as_in_rfc_7239() {
         let f = |values: &[&str]| client(ForwardedHeader::Forwarded, "10.0.0.1:1", values);
         assert_eq!(
             f(&[r#"for=6.6.6.6, For="[2001:db8:cafe::17]:4711";proto=https, for=10.1.1.1;by=x"#]),
@@ -144,6 +148,6 @@ mod tests {
         );
         assert_eq!(f(&["proto=https;for=1.2.3.4"]), "1.2.3.4");
         assert_eq!(f(&["for=1.2.3.4", "for=unknown"]), "10.0.0.1");
-        assert_eq!(f(&[r#"for="a,for=6.6.6.6""#]), "10.0.0.1", "a quoted comma ends at what cannot be read");
+        assert_eq!(f(&[r#"for="a,for=6.6.6.6""#]), "10.0.0.1", "a quoted comma makes the element invalid");
     }
 }

@@ -1,23 +1,23 @@
-//! By which names a node is called.
+//! The accepted host names of a node.
 
 use std::net::IpAddr;
 
 use axum::http::uri::Authority;
 
-/// The names that a request's `Host` may have.
+/// The accepted values of `Host`.
 ///
-/// A web page can let its own name resolve to a visitor's loopback address (DNS rebinding), and then talk to every
-/// service that listens there, with its own name as the host.
+/// This prevents DNS rebinding: a web page whose name resolves to the visitor's loopback address could otherwise call a
+/// node there.
 #[derive(Clone, Debug)]
 pub struct Hosts {
-    /// Whether the names of loopback are good, and others are not.
+    /// Whether loopback names are accepted, and others are not.
     pub loopback: bool,
-    /// Further accepted names, without a port. If there are any, no others are accepted beyond loopback either.
+    /// Other accepted names, without a port. If there are any, only they and loopback names, if enabled, are accepted.
     pub allowed: Vec<String>,
 }
 
 impl Hosts {
-    /// Whether a request for `host`, with a port or without, means this node.
+    /// Whether `host`, with or without a port, is accepted.
     pub(crate) fn permit(&self, host: Option<&str>) -> bool {
         if !self.loopback && self.allowed.is_empty() {
             return true;
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_called_by_its_own_names() {
+    fn loopback_and_allowed_names_are_accepted() {
         let hosts = Hosts { loopback: true, allowed: vec!["limits.example".to_owned()] };
         for good in [
             "localhost",

@@ -1,4 +1,4 @@
-//! How often logins from an address may fail, and how many look-ups its guesses may cost after that.
+//! The bound on failed logins per address, and on the lookups of keys from addresses above the bound.
 
 use std::sync::{
     Arc,
@@ -15,32 +15,32 @@ use tollgate_store::{clock::Clock, memory::MemoryStore};
 
 use super::{AuthError, ClientAddr};
 
-/// Failures are counted over so long, and an address with too many is blocked for so long.
+/// The window of failures, and the duration of a block.
 const WINDOW_MS: u64 = 30_000;
-/// The most addresses that are counted at once.
+/// The maximum number of addresses with counters.
 const MAX_ADDRESSES: usize = 16_384;
-/// The state of an address: its failures, its block, and the look-ups of keys that it sends during the block.
+/// The counters of an address: its failures, its block, and the lookups during the block.
 const COUNTERS_PER_ADDRESS: usize = 3;
-/// Look-ups are counted over so long.
-const LOOK_UP_WINDOW_MS: u64 = 1_000;
-/// Look-ups of one blocked address in that time.
-const LOOK_UPS_PER_ADDRESS: u32 = 10;
-/// Look-ups of all addresses that are blocked, or not counted, in that time.
-const LOOK_UPS: u32 = 100;
+/// The window of lookups.
+const LOOKUP_WINDOW_MS: u64 = 1_000;
+/// The maximum number of lookups of one blocked address in the window.
+const LOOKUPS_PER_ADDRESS: u32 = 10;
+/// The maximum number of lookups of all addresses that are blocked or not counted, in the window.
+const LOOKUPS: u32 = 100;
 
-/// Counts the failed logins of one kind of caller by address, in this node's memory. Its counters are sliding windows,
-/// like those of quotas. Successful logins are not checked here: a block concerns only failing ones.
+/// Counts the failed logins of one kind of caller by address, in the memory of this node. Its counters are sliding
+/// windows, like those of quotas. A block affects only failing logins.
 pub(crate) struct Throttle {
     store: MemoryStore<Arc<dyn Clock>>,
     clock: Arc<dyn Clock>,
     /// `None` if failures are not bounded.
     bounds: Option<Bounds>,
-    /// When the last block ends: while there is no block, no address needs a check.
+    /// When the last block ends. Without a block, the counters need not be read.
     blocked_until_ms: AtomicU64,
-    /// Until when it is likely that an address is not counted, as there is no room for it.
+    /// Until when the store may be full, so that addresses are not counted.
     full_until_ms: AtomicU64,
-    /// Counts look-ups of all addresses. Apart from the store, so that there is always room for it.
-    look_ups: MemoryStore<Arc<dyn Clock>>,
+    /// Counts the lookups of all addresses, in a store of its own that is never full.
+    lookups: MemoryStore<Arc<dyn Clock>>,
 }
 
 /// The state of an address.
@@ -48,9 +48,9 @@ pub(crate) struct Throttle {
 pub(crate) enum AddressState {
     /// Its failures are within the bound.
     Free,
-    /// Too many of its attempts failed; so a wrong secret is answered.
+    /// Too many of its logins failed; contains the error for a wrong secret.
     Blocked(AuthError),
-    /// It may be that its failures are not counted: so many other addresses fail.
+    /// Its failures may not be counted, because the store is full.
     Uncounted,
 }
 
@@ -58,26 +58,26 @@ pub(crate) enum AddressState {
 struct Bounds {
     window: WindowInstance,
     failures: Amount,
-    look_up_window: WindowInstance,
+    lookup_window: WindowInstance,
 }
 
 impl Throttle {
-    /// Blocks addresses that fail more than `most` times in 30 seconds; none if `most` is 0.
-    pub(crate) fn new(clock: Arc<dyn Clock>, most: u32) -> Self {
-        Self::for_addresses(clock, most, MAX_ADDRESSES)
+    /// Blocks addresses with more than `max_failures` failures in 30 seconds; none if it is 0.
+    pub(crate) fn new(clock: Arc<dyn Clock>, max_failures: u32) -> Self {
+        Self::with_capacity(clock, max_failures, MAX_ADDRESSES)
     }
 
-    fn for_addresses(clock: Arc<dyn Clock>, most: u32, addresses: usize) -> Self {
+    fn with_capacity(clock: Arc<dyn Clock>, max_failures: u32, addresses: usize) -> Self {
         let window = |ms| SlidingWindow::from_ms(ms).ok().map(WindowInstance::Sliding);
-        let windows = window(WINDOW_MS).zip(window(LOOK_UP_WINDOW_MS)).filter(|_| most > 0);
+        let windows = window(WINDOW_MS).zip(window(LOOKUP_WINDOW_MS)).filter(|_| max_failures > 0);
         Self {
             store: MemoryStore::new(Arc::clone(&clock), COUNTERS_PER_ADDRESS * addresses),
-            look_ups: MemoryStore::new(Arc::clone(&clock), 1),
+            lookups: MemoryStore::new(Arc::clone(&clock), 1),
             clock,
-            bounds: windows.map(|(window, look_up_window)| Bounds {
+            bounds: windows.map(|(window, lookup_window)| Bounds {
                 window,
-                failures: Amount::from(most),
-                look_up_window,
+                failures: Amount::from(max_failures),
+                lookup_window,
             }),
             blocked_until_ms: AtomicU64::new(0),
             full_until_ms: AtomicU64::new(0),
@@ -85,15 +85,15 @@ impl Throttle {
     }
 
     /// The current state of the address.
-    pub(crate) async fn standing(&self, from: ClientAddr) -> AddressState {
+    pub(crate) async fn address_state(&self, client: ClientAddr) -> AddressState {
         let Some(bounds) = self.bounds else { return AddressState::Free };
         let now_ms = self.clock.now().as_ms();
         if self.blocked_until_ms.load(Ordering::Relaxed) > now_ms {
-            let claims = [claim(from, "block", bounds.window, one())];
-            let applied = apply(&self.store, &claims, Mode::Peek).await;
+            let claims = [claim(client, "block", bounds.window, one())];
+            let applied = apply_claims(&self.store, &claims, Mode::Peek).await;
             let fit = applied.as_ref().and_then(|applied| Some((applied.statuses.first()?.fit, applied.decided_at)));
-            if let Some((Fit::At(until), now)) = fit {
-                let wait_ms = until.as_ms().saturating_sub(now.as_ms());
+            if let Some((Fit::At(end), now)) = fit {
+                let wait_ms = end.as_ms().saturating_sub(now.as_ms());
                 return AddressState::Blocked(AuthError::TooManyFailures {
                     retry_after_s: wait_ms.div_ceil(1000).max(1),
                 });
@@ -102,50 +102,53 @@ impl Throttle {
         if self.full_until_ms.load(Ordering::Relaxed) > now_ms { AddressState::Uncounted } else { AddressState::Free }
     }
 
-    /// Counts a failure, unless the address is blocked: then it returns the block. If the table of failing addresses is
-    /// full, a new address is not counted; addresses in the table stay counted.
-    pub(crate) async fn count_failure(&self, from: ClientAddr) -> Result<(), AuthError> {
+    /// Counts a failure; if the address is blocked, returns the error instead. If the store is full, new addresses are
+    /// not counted.
+    pub(crate) async fn count_failure(&self, client: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
-        if let AddressState::Blocked(refusal) = self.standing(from).await {
-            return Err(refusal);
+        if let AddressState::Blocked(error) = self.address_state(client).await {
+            return Err(error);
         }
-        match apply(&self.store, &[claim(from, "failures", bounds.window, bounds.failures)], Mode::Try).await {
-            None => self.until(&self.full_until_ms),
+        match apply_claims(&self.store, &[claim(client, "failures", bounds.window, bounds.failures)], Mode::Try).await {
+            None => self.extend(&self.full_until_ms),
             Some(applied) if !applied.allowed => {
-                let blocked = apply(&self.store, &[claim(from, "block", bounds.window, one())], Mode::Try).await;
-                self.until(if blocked.is_some() { &self.blocked_until_ms } else { &self.full_until_ms });
+                let blocked =
+                    apply_claims(&self.store, &[claim(client, "block", bounds.window, one())], Mode::Try).await;
+                self.extend(if blocked.is_some() { &self.blocked_until_ms } else { &self.full_until_ms });
             }
             Some(_) => {}
         }
         Ok(())
     }
 
-    fn until(&self, end_ms: &AtomicU64) {
+    /// Moves an end to one window from now.
+    fn extend(&self, end_ms: &AtomicU64) {
         end_ms.fetch_max(self.clock.now().plus_ms(WINDOW_MS).as_ms(), Ordering::Relaxed);
     }
 
-    /// Whether a secret that is shown from a blocked or uncounted address may be looked up in the store of accounts.
-    pub(crate) async fn permit_look_up(&self, from: ClientAddr) -> Result<(), AuthError> {
+    /// Checks that a secret from a blocked or uncounted address may be looked up in the store of accounts.
+    pub(crate) async fn permit_lookup(&self, client: ClientAddr) -> Result<(), AuthError> {
         let Some(bounds) = self.bounds else { return Ok(()) };
-        let own = claim(from, "look-ups", bounds.look_up_window, Amount::from(LOOK_UPS_PER_ADDRESS));
-        // Where the address finds no room, the bound on all of them is there.
-        let permitted = apply(&self.store, &[own], Mode::Try).await.is_none_or(|applied| applied.allowed) && {
-            let ledger = LedgerKey::of(Partition::of(["all addresses"]), ["look-ups"]);
-            let all = Claim { ledger, limit: Limit::Finite(Amount::from(LOOK_UPS)), ..own };
-            apply(&self.look_ups, &[all], Mode::Try).await.is_some_and(|applied| applied.allowed)
-        };
-        let refusal = AuthError::TooManyFailures { retry_after_s: LOOK_UP_WINDOW_MS.div_ceil(1000) };
-        if permitted { Ok(()) } else { Err(refusal) }
+        let address_claim = claim(client, "look-ups", bounds.lookup_window, Amount::from(LOOKUPS_PER_ADDRESS));
+        // If the store is full, only the bound on all addresses applies.
+        let permitted =
+            apply_claims(&self.store, &[address_claim], Mode::Try).await.is_none_or(|applied| applied.allowed) && {
+                let ledger = LedgerKey::of(Partition::of(["all addresses"]), ["look-ups"]);
+                let all = Claim { ledger, limit: Limit::Finite(Amount::from(LOOKUPS)), ..address_claim };
+                apply_claims(&self.lookups, &[all], Mode::Try).await.is_some_and(|applied| applied.allowed)
+            };
+        let error = AuthError::TooManyFailures { retry_after_s: LOOKUP_WINDOW_MS.div_ceil(1000) };
+        if permitted { Ok(()) } else { Err(error) }
     }
 
-    /// Drops the counters of addresses that no longer fail.
+    /// Removes expired counters.
     pub(crate) fn sweep(&self) {
         self.store.sweep();
     }
 }
 
-/// The store's decision; nothing if it has no space.
-async fn apply(store: &MemoryStore<Arc<dyn Clock>>, claims: &[Claim], mode: Mode) -> Option<ClaimsDecision> {
+/// The store's decision; `None` if it is full.
+async fn apply_claims(store: &MemoryStore<Arc<dyn Clock>>, claims: &[Claim], mode: Mode) -> Option<ClaimsDecision> {
     match store.apply(claims, mode).await {
         Ok(ApplyResult::Applied(applied)) => Some(applied),
         _ => None,
@@ -156,10 +159,10 @@ fn one() -> Amount {
     Amount::from(1)
 }
 
-fn claim(from: ClientAddr, what: &str, window: WindowInstance, limit: Amount) -> Claim {
-    let address = from.to_string();
+fn claim(client: ClientAddr, counter: &str, window: WindowInstance, limit: Amount) -> Claim {
+    let address = client.to_string();
     Claim {
-        ledger: LedgerKey::of(Partition::of([&*address]), [what]),
+        ledger: LedgerKey::of(Partition::of([&*address]), [counter]),
         span: window,
         unit: UnitId::of("failures"),
         cost: one(),
@@ -176,7 +179,7 @@ mod tests {
     use super::*;
     use crate::auth::TrustedProxies;
 
-    /// The time that the test sets.
+    /// A clock whose time the test sets.
     struct SetClock(AtomicU64);
 
     impl Clock for SetClock {
@@ -190,34 +193,33 @@ mod tests {
         TrustedProxies::default().client((ip, 1).into(), &HeaderMap::new())
     }
 
-    /// A flood from more addresses than are counted makes no more look-ups than all of them together may, and those that are
-    /// counted stay blocked. (Seen to fail where an address that is not counted passes for one that has not failed.)
+    /// Fails if an address that is not counted is treated like one without failures.
     #[tokio::test]
-    async fn addresses_that_find_no_room_share_a_bound() {
+    async fn addresses_that_are_not_counted_share_a_bound_on_lookups() {
         let clock = Arc::new(SetClock(AtomicU64::new(1_000_000)));
-        let throttle = Throttle::for_addresses(Arc::clone(&clock) as _, 1, 1);
+        let throttle = Throttle::with_capacity(Arc::clone(&clock) as _, 1, 1);
         for _ in 0..3 {
             let _ = throttle.count_failure(address(0)).await;
         }
-        assert!(matches!(throttle.standing(address(0)).await, AddressState::Blocked(_)));
-        assert_eq!(throttle.standing(address(1)).await, AddressState::Free);
+        assert!(matches!(throttle.address_state(address(0)).await, AddressState::Blocked(_)));
+        assert_eq!(throttle.address_state(address(1)).await, AddressState::Free);
         let mut number = 1;
-        while throttle.standing(address(number)).await == AddressState::Free {
+        while throttle.address_state(address(number)).await == AddressState::Free {
             let _ = throttle.count_failure(address(number)).await;
             number += 1;
-            assert!(number < 100_000, "it is full some time");
+            assert!(number < 100_000, "the store becomes full");
         }
         let mut permitted = 0;
         for number in number..number + 1_000 {
-            if throttle.standing(address(number)).await == AddressState::Free
-                || throttle.permit_look_up(address(number)).await.is_ok()
+            if throttle.address_state(address(number)).await == AddressState::Free
+                || throttle.permit_lookup(address(number)).await.is_ok()
             {
                 permitted += 1;
             }
         }
-        assert_eq!(permitted, LOOK_UPS);
-        assert!(matches!(throttle.standing(address(0)).await, AddressState::Blocked(_)));
+        assert_eq!(permitted, LOOKUPS);
+        assert!(matches!(throttle.address_state(address(0)).await, AddressState::Blocked(_)));
         clock.0.fetch_add(WINDOW_MS, Ordering::Relaxed);
-        assert_eq!(throttle.standing(address(number)).await, AddressState::Free);
+        assert_eq!(throttle.address_state(address(number)).await, AddressState::Free);
     }
 }

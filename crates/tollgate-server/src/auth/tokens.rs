@@ -1,4 +1,4 @@
-//! Files of tokens: the name and the domains of each token.
+//! Token files: the name and the domains of each token.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,11 +25,11 @@ use crate::{
 
 /// The name of the administrators' file in logs and metrics.
 pub(super) const ADMINS: &str = "admin_tokens";
-/// The most tokens of a file.
+/// The maximum number of tokens in a file.
 const MAX_TOKENS: usize = 1_000;
-/// The shortest token that a file may hold in plain, in bytes; 32 random letters and digits are 190 bits.
+/// The minimum length of a token in a file of its own, in bytes; 32 random letters and digits are 190 bits.
 const MIN_TOKEN_BYTES: usize = 32;
-/// The fewest different characters of such a token: random ones have more, and typed ones fewer.
+/// The minimum number of different characters of such a token: random tokens have more.
 const MIN_DIFFERENT: usize = 10;
 /// The keys of the file.
 const KEYS: [&str; 9] = ["tokens", "name", "hash", "file", "certificate", "domains", "uri", "dns", "common_name"];
@@ -42,9 +42,9 @@ pub(crate) fn generate() -> String {
     PREFIX.chars().chain(rand::rng().sample_iter(Alphanumeric).take(RANDOM).map(char::from)).collect()
 }
 
-/// A file of tokens, as it was when it last held.
+/// A token file with its last valid contents.
 pub(crate) struct TokenFile {
-    what: &'static str,
+    kind: &'static str,
     path: PathBuf,
     metrics: Arc<Metrics>,
     tokens: ReloadCell<Tokens>,
@@ -54,22 +54,20 @@ pub(crate) struct TokenFile {
 struct Tokens {
     entries: HashMap<[u8; 8], Vec<(KeyHash, Grant)>>,
     certificates: HashMap<CertificateName, Grant>,
-    /// Files that hold a token each.
+    /// The files that contain one token each.
     secrets: Vec<PathBuf>,
 }
 
 impl TokenFile {
-    /// Reads the file at `path`. `what` is its name in metrics and logs.
-    pub(crate) fn load(what: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
-        metrics.set_reload_stuck(what, false);
-        let tokens = ReloadCell::new(Tokens::read(what, path)?);
-        Ok(Self { what, path: path.to_owned(), metrics, tokens })
+    /// Reads the file at `path`. `kind` is its name in metrics and logs.
+    pub(crate) fn load(kind: &'static str, path: &Path, metrics: Arc<Metrics>) -> Result<Self, Failure> {
+        metrics.set_reload_stuck(kind, false);
+        let tokens = ReloadCell::new(Tokens::read(kind, path)?);
+        Ok(Self { kind, path: path.to_owned(), metrics, tokens })
     }
 
-    /// The grant of the holder of `token`. The time does not depend on the number of tokens.
-    ///
-    /// Hashes with the same first bytes are compared in constant time; which first bytes exist says nothing about a
-    /// token.
+    /// The grant of the holder of `token`. Hashes with the same first bytes are compared in constant time. The time of
+    /// the lookup depends only on the first bytes of the hashes, from which no token can be derived.
     pub(super) fn find(&self, token: &str) -> Option<Grant> {
         if token.is_empty() || token.len() > MAX_SECRET_BYTES {
             return None;
@@ -77,22 +75,22 @@ impl TokenFile {
         let hash = KeyHash::of(token);
         let tokens = self.tokens.current();
         let candidates = tokens.entries.get(&hash.bucket())?;
-        candidates.iter().find(|(known, _)| known.matches(&hash)).map(|(_, grant)| grant.clone())
+        candidates.iter().find(|(candidate, _)| candidate.matches(&hash)).map(|(_, grant)| grant.clone())
     }
 
-    /// Says which tokens name domains that are not among these.
+    /// Logs the tokens with domains that are not in `domains`.
     pub(super) fn warn_of_unknown_domains(&self, domains: &[&str]) {
         let tokens = self.tokens.current();
         let grants = tokens.entries.values().flatten().map(|(_, grant)| grant).chain(tokens.certificates.values());
         for grant in grants {
             for domain in grant.scope.names().filter(|name| !domains.contains(name)) {
-                let (what, token, domain) = (self.what, &*shown(&grant.name), &*shown(domain));
+                let (what, token, domain) = (self.kind, &*shown(&grant.name), &*shown(domain));
                 tracing::warn!(what, token, domain, "a token names a domain that no policy has");
             }
         }
     }
 
-    /// The grant of the holder of a certificate with these names, the first that is known.
+    /// The grant for the first of these certificate names that is in the file.
     pub(super) fn find_certificate(&self, names: &[CertificateName]) -> Option<Grant> {
         let tokens = self.tokens.current();
         names.iter().find_map(|name| tokens.certificates.get(name)).cloned()
@@ -101,7 +99,7 @@ impl TokenFile {
 
 impl Reload for TokenFile {
     fn what(&self) -> &'static str {
-        self.what
+        self.kind
     }
 
     fn folders(&self) -> Vec<PathBuf> {
@@ -109,18 +107,18 @@ impl Reload for TokenFile {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        // Also the secrets that are named and not there yet, or not good yet: they may come to be.
+        // Includes files of tokens that do not exist yet or are not valid yet.
         let text = files::read_text(&self.path, MAX_FILE_BYTES).map_err(|error| error.to_string());
-        let written = text.and_then(|text| parse(&text));
-        let named = written.map(|written| written.tokens).unwrap_or_default();
-        let secrets = named.into_iter().filter_map(|token| token.file).map(|secret| secret_of(&self.path, &secret));
+        let contents = text.and_then(|text| parse(&text));
+        let tokens = contents.map(|contents| contents.tokens).unwrap_or_default();
+        let secrets = tokens.into_iter().filter_map(|token| token.file).map(|secret| secret_path(&self.path, &secret));
         std::iter::once(self.path.clone()).chain(secrets).collect()
     }
 
     fn reload(&self) -> Result<(), Failure> {
-        let read = Tokens::read(self.what, &self.path);
-        self.metrics.count_credential_reload(self.what, read.is_ok());
-        self.metrics.set_reload_stuck(self.what, read.as_ref().is_err_and(|failure| failure.stuck));
+        let read = Tokens::read(self.kind, &self.path);
+        self.metrics.count_credential_reload(self.kind, read.is_ok());
+        self.metrics.set_reload_stuck(self.kind, read.as_ref().is_err_and(|failure| failure.stuck));
         self.tokens.renew(read)
     }
 
@@ -129,11 +127,11 @@ impl Reload for TokenFile {
     }
 }
 
-/// The file as it is written.
+/// The contents of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a map with the key `tokens`")]
 struct TokenFileContents {
-    tokens: Vec<WrittenToken>,
+    tokens: Vec<TokenEntry>,
 }
 
 #[derive(Deserialize)]
@@ -141,17 +139,17 @@ struct TokenFileContents {
     deny_unknown_fields,
     expecting = "a map with the keys `name`, `domains`, and one of `hash`, `file` and `certificate`"
 )]
-struct WrittenToken {
+struct TokenEntry {
     name: String,
     hash: Option<String>,
     file: Option<PathBuf>,
     certificate: Option<CertificateName>,
-    domains: WrittenDomains,
+    domains: DomainsEntry,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "must be `all` or a list of names")]
-enum WrittenDomains {
+enum DomainsEntry {
     All(AllDomains),
     Only(Vec<String>),
 }
@@ -163,35 +161,35 @@ enum AllDomains {
 }
 
 impl Tokens {
-    fn read(what: &str, path: &Path) -> Result<Self, Failure> {
+    fn read(kind: &str, path: &Path) -> Result<Self, Failure> {
         let file = shown_path(path);
         let contents = files::read(path, MAX_FILE_BYTES).map_err(|error| Failure::of(&file, &error))?;
         let open_to_all = contents.open_to_all;
         let text = contents.text().map_err(|error| Failure::of(&file, &error))?;
-        let written = parse(&text).map_err(|error| format!("{file}: {error}"))?;
-        let (mut wrong, mut stuck) = (Vec::new(), false);
-        let mut open = if open_to_all { vec![file.clone()] } else { Vec::new() };
+        let contents = parse(&text).map_err(|error| format!("{file}: {error}"))?;
+        let (mut errors, mut stuck) = (Vec::new(), false);
+        let mut open_files = if open_to_all { vec![file.clone()] } else { Vec::new() };
         let mut tokens = Self::default();
-        if written.tokens.len() > MAX_TOKENS {
-            wrong.push(format!("tokens: must be at most {MAX_TOKENS}"));
+        if contents.tokens.len() > MAX_TOKENS {
+            errors.push(format!("tokens: must be at most {MAX_TOKENS}"));
         }
         let (mut names, mut hashes) = (HashSet::new(), HashSet::new());
         let mut plain_texts = Vec::new();
-        for (at, token) in written.tokens.into_iter().take(MAX_TOKENS).enumerate() {
-            let mut mistake = |field: &str, said: &str| wrong.push(format!("tokens[{at}].{field}: {said}"));
+        for (index, token) in contents.tokens.into_iter().take(MAX_TOKENS).enumerate() {
+            let mut add_error = |field: &str, message: &str| errors.push(format!("tokens[{index}].{field}: {message}"));
             if token.name.is_empty() || token.name.len() > 128 || has_hidden(&token.name) {
-                mistake("name", "must have 1 to 128 bytes and no control or invisible characters");
+                add_error("name", "must have 1 to 128 bytes and no control or invisible characters");
             } else if !names.insert(token.name.clone()) {
-                mistake("name", "is the name of another token; each needs its own");
+                add_error("name", "is the name of another token; each needs its own");
             }
-            plain_texts.push((at, "name", token.name.clone()));
+            plain_texts.push((index, "name", token.name.clone()));
             let scope = match token.domains {
-                WrittenDomains::All(AllDomains::All) => DomainScope::All,
-                WrittenDomains::Only(domains) => {
+                DomainsEntry::All(AllDomains::All) => DomainScope::All,
+                DomainsEntry::Only(domains) => {
                     if domains.is_empty() || domains.iter().any(String::is_empty) {
-                        mistake("domains", "must be `all`, or name at least one domain");
+                        add_error("domains", "must be `all`, or name at least one domain");
                     }
-                    plain_texts.extend(domains.iter().map(|domain| (at, "domains", domain.clone())));
+                    plain_texts.extend(domains.iter().map(|domain| (index, "domains", domain.clone())));
                     DomainScope::only(domains)
                 }
             };
@@ -199,59 +197,59 @@ impl Tokens {
             let (field, hash) = match (&token.hash, &token.file, token.certificate) {
                 (Some(hash), None, None) => ("hash", KeyHash::parse(hash).ok_or_else(|| BAD_HASH.to_owned())),
                 (None, Some(secret), None) => {
-                    let secret = secret_of(path, secret);
-                    let hash = plain(&secret).map(|(hash, open_to_all)| {
-                        open.extend(open_to_all.then(|| format!("{file}: tokens[{at}].file")));
+                    let secret = secret_path(path, secret);
+                    let hash = read_plain_token(&secret).map(|(hash, open_to_all)| {
+                        open_files.extend(open_to_all.then(|| format!("{file}: tokens[{index}].file")));
                         hash
                     });
                     tokens.secrets.push(secret);
                     stuck |= hash.as_ref().is_err_and(|failure| failure.stuck);
                     ("file", hash.map_err(|failure| failure.text))
                 }
-                (None, None, Some(_)) if what == ADMINS => {
-                    mistake("certificate", "is for services only; an administrator needs a token");
+                (None, None, Some(_)) if kind == ADMINS => {
+                    add_error("certificate", "is for services only; an administrator needs a token");
                     continue;
                 }
                 (None, None, Some(name)) => {
                     if name.text().is_empty() {
-                        mistake("certificate", "must have a name");
+                        add_error("certificate", "must have a name");
                     } else if tokens.certificates.insert(name.canonical(), grant).is_some() {
-                        mistake("certificate", "is the name of another entry; each needs its own");
+                        add_error("certificate", "is the name of another entry; each needs its own");
                     }
                     continue;
                 }
                 _ => {
-                    mistake("hash", "give one of `hash`, `file` and `certificate`");
+                    add_error("hash", "give one of `hash`, `file` and `certificate`");
                     continue;
                 }
             };
             match hash {
-                Err(error) => mistake(field, &error),
+                Err(error) => add_error(field, &error),
                 Ok(hash) if !hashes.insert(hash.bytes()) => {
-                    mistake(field, "is also the token of another entry; each entry needs its own");
+                    add_error(field, "is also the token of another entry; each entry needs its own");
                 }
                 Ok(hash) => tokens.entries.entry(hash.bucket()).or_default().push((hash, grant)),
             }
         }
-        // They are written into logs.
-        for (at, field, text) in plain_texts {
+        // Names and domains are logged, so they must not be secrets.
+        for (index, field, text) in plain_texts {
             if looks_issued(&text) || hashes.contains(&KeyHash::of(&text).bytes()) {
-                wrong.push(format!(
-                    "tokens[{at}].{field}: contains the secret itself; a file may contain only its hash"
+                errors.push(format!(
+                    "tokens[{index}].{field}: contains the secret itself; a file may contain only its hash"
                 ));
             }
         }
-        if wrong.is_empty() {
-            for file in open {
+        if errors.is_empty() {
+            for file in open_files {
                 tracing::warn!(
-                    what,
+                    what = kind,
                     file,
                     "every user of this machine can read this token file; restrict its permissions"
                 );
             }
             return Ok(tokens);
         }
-        let text = wrong.into_iter().map(|wrong| format!("{file}: {wrong}")).collect::<Vec<_>>().join("\n");
+        let text = errors.into_iter().map(|error| format!("{file}: {error}")).collect::<Vec<_>>().join("\n");
         Err(Failure { text, stuck })
     }
 }
@@ -260,19 +258,19 @@ fn parse(text: &str) -> Result<TokenFileContents, String> {
     file::read_map(text, "a token file is a map with the key `tokens`", |key| KEYS.contains(&key))
 }
 
-/// A secret is named as seen from the file that names it.
-fn secret_of(path: &Path, secret: &Path) -> PathBuf {
+/// The path of a token's own file, which is relative to the token file.
+fn secret_path(path: &Path, secret: &Path) -> PathBuf {
     folder_of(path).join(secret)
 }
 
-/// The hash of the token that a file holds in plain, as a mounted secret does, and whether every user of the machine
-/// may read it. Its path is not repeated: it may be a token that was put in the wrong place.
-fn plain(path: &Path) -> Result<(KeyHash, bool), Failure> {
+/// The hash of the token in a file of its own, such as a mounted secret, and whether every user of the machine may read
+/// the file. Errors do not contain the path, which may be a token in the wrong place.
+fn read_plain_token(path: &Path) -> Result<(KeyHash, bool), Failure> {
     let contents = files::read(path, 4 * MAX_SECRET_BYTES as u64);
-    let named = |error| Failure::of("the file that it names", &error);
-    let contents = contents.map_err(named)?;
+    let failure = |error| Failure::of("the file that it names", &error);
+    let contents = contents.map_err(failure)?;
     let open_to_all = contents.open_to_all;
-    let text = contents.text().map_err(named)?;
+    let text = contents.text().map_err(failure)?;
     let token = text.trim_end_matches(['\r', '\n']);
     if token.len() < MIN_TOKEN_BYTES || token.len() > MAX_SECRET_BYTES || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Failure::from(format!(
@@ -281,8 +279,8 @@ fn plain(path: &Path) -> Result<(KeyHash, bool), Failure> {
         )));
     }
     if token.bytes().collect::<HashSet<_>>().len() < MIN_DIFFERENT {
-        let said = "the file that it names contains a token that is easy to guess; use `tollgate generate-token`";
-        return Err(Failure::from(said.to_owned()));
+        let message = "the file that it names contains a token that is easy to guess; use `tollgate generate-token`";
+        return Err(Failure::from(message.to_owned()));
     }
     Ok((KeyHash::of(token), open_to_all))
 }
@@ -305,10 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_said_with_its_place() {
+    fn every_error_is_reported_with_its_place() {
         let good = generate();
         let hash = KeyHash::of(&good).to_text();
-        let said = read(
+        let errors = read(
             &format!(
                 "tokens:\n\
                  - {{ name: a, hash: 'sha256:12', domains: all }}\n\
@@ -319,11 +317,11 @@ mod tests {
             ),
             "short",
         );
-        let said = said.err().unwrap();
-        for (at, field) in [(0, "hash"), (1, "name"), (1, "file"), (1, "domains"), (2, "hash"), (4, "hash")] {
-            assert!(said.contains(&format!("tokens[{at}].{field}: ")), "{at} {field}: {said}");
+        let errors = errors.err().unwrap();
+        for (index, field) in [(0, "hash"), (1, "name"), (1, "file"), (1, "domains"), (2, "hash"), (4, "hash")] {
+            assert!(errors.contains(&format!("tokens[{index}].{field}: ")), "{index} {field}: {errors}");
         }
-        assert_eq!(said.lines().count(), 6, "{said}");
+        assert_eq!(errors.lines().count(), 6, "{errors}");
         for (text, place) in [
             ("tokens: [{ name: a }]", "tokens[0]: missing field `domains`"),
             ("tokens: [{ name: a, domains: 7 }]", "tokens[0].domains: must be `all` or a list of names"),
@@ -337,22 +335,22 @@ mod tests {
             ("tgt_token: []", "unknown field `<9 characters>`, expected `tokens`"),
             ("\t", "line 1"),
         ] {
-            let said = read(text, "").err().unwrap();
-            assert!(said.contains(place) && said.contains("tokens.yaml"), "{said}");
+            let error = read(text, "").err().unwrap();
+            assert!(error.contains(place) && error.contains("tokens.yaml"), "{error}");
         }
     }
 
     #[test]
-    fn plain_tokens_must_be_hard_to_guess_and_are_read_without_their_last_newline() {
+    fn token_files_must_be_hard_to_guess_and_may_end_with_a_newline() {
         let with = |secret: &str| read("tokens: [{ name: a, file: secret, domains: all }]", secret);
         let good = generate();
         let tokens = with(&format!("{good}\n")).unwrap();
         assert!(tokens.entries.values().flatten().any(|(hash, _)| hash.matches(&KeyHash::of(&good))));
         for bad in ["", "short", &"a".repeat(64), "with a space in it that makes it no token at all", &"x1".repeat(400)]
         {
-            let said = with(bad).err().unwrap();
-            assert!(said.contains("tokens[0].file: "), "{said}");
-            assert!(bad.is_empty() || !said.contains(bad), "the token is in the message: {said}");
+            let error = with(bad).err().unwrap();
+            assert!(error.contains("tokens[0].file: "), "{error}");
+            assert!(bad.is_empty() || !error.contains(bad), "the token is in the message: {error}");
         }
     }
 }

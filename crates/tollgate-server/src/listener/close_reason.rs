@@ -1,22 +1,22 @@
-//! Why a node ends connections, or does not take them.
+//! Why a node closes or does not accept connections.
 
-/// Why a connection was ended by the node, or not taken.
+/// Why the node closed or did not accept a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum CloseReason {
     /// The TLS handshake failed, or took too long.
     Handshake = 1,
-    /// There was no call for too long.
+    /// There was no call for the idle timeout.
     Idle,
-    /// Neither a request nor the preface of HTTP/2 came.
+    /// Neither a request nor the preface of HTTP/2 arrived in time.
     Silent,
-    /// An answer was not read for too long.
+    /// A response was not read in time.
     Unread,
-    /// It held more memory than one may, or the most where all held too much.
+    /// It exceeded the memory bound of a connection, or had the most memory on a thread that exceeded its bound.
     Memory,
-    /// It had no call in work, and another took its place.
+    /// It was closed for a new connection.
     Displaced,
-    /// All places are taken, and all their connections have calls in work.
+    /// The maximum number of connections is open, and all have calls in progress.
     TooMany,
     /// The header of the PROXY protocol is missing or malformed.
     ProxyHeader,
@@ -34,13 +34,13 @@ impl CloseReason {
         Self::ProxyHeader,
     ];
 
-    /// The reason of this number.
-    pub(super) fn of(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|cut| *cut as u8 == number)
+    /// The reason with this number.
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == number)
     }
 
-    /// As metrics and logs name it.
-    pub(super) const fn reason(self) -> &'static str {
+    /// Its name in metrics and logs.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
             Self::Idle => "idle",

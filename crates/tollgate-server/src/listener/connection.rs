@@ -29,186 +29,186 @@ use tollgate_service::blocks::client_network;
 use tower::Service;
 
 use super::{
-    certificate::{CertificateName, names_of},
+    certificate::{CertificateName, certificate_names},
     close_reason::CloseReason,
-    connections::{ConnectionBounds, ConnectionSlot},
+    connections::{ConnectionBounds, ConnectionPermit},
     gather::CoalescedWrites,
-    handshakes::HandshakeTurns,
+    handshakes::HandshakeLimiter,
     peer::Peer,
     proxy,
 };
 use crate::lifecycle::Lifecycle;
 
-/// How long a client may take for the TLS handshake, once it has its turn.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a new connection may take until its first request, or the preface of HTTP/2, is there.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
-/// How long calls may arrive on a connection after it was told that the node stops.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// How long an idle connection may take to end after it was told to.
-const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// The maximum time of a TLS handshake after its permit.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum time until the first request, or the preface of HTTP/2, has arrived.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time in which calls may still arrive after a client was told that the connection closes.
+const LAST_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum time until an idle connection has closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shared by the connections of a listener.
 pub(super) struct ListenerContext {
     pub(super) name: &'static str,
     pub(super) builder: auto::Builder<TokioExecutor>,
     pub(super) router: Router,
-    pub(super) handshakes: HandshakeTurns,
+    pub(super) handshakes: HandshakeLimiter,
     pub(super) bounds: ConnectionBounds,
     pub(super) stage: watch::Receiver<Lifecycle>,
-    /// Whether connections end with their calls in work.
-    pub(super) ending: watch::Receiver<bool>,
+    /// Whether connections close after their calls in progress.
+    pub(super) closing: watch::Receiver<bool>,
 }
 
 impl ListenerContext {
-    /// How long the first words of a client may take.
-    fn first_words(&self) -> Duration {
-        FIRST_WORDS.min(self.bounds.header_timeout)
+    /// The maximum time until the first bytes of a client have arrived.
+    fn first_request_timeout(&self) -> Duration {
+        FIRST_REQUEST_TIMEOUT.min(self.bounds.header_timeout)
     }
 }
 
-/// A connection that was taken in.
+/// An accepted connection.
 pub(super) struct Connection {
     pub(super) shared: Arc<ListenerContext>,
-    pub(super) place: ConnectionSlot,
+    pub(super) permit: ConnectionPermit,
     pub(super) address: SocketAddr,
-    /// The address that it counts for; none for that of a trusted proxy.
+    /// The network that it is counted by; `None` for a trusted proxy.
     pub(super) source: Option<IpAddr>,
     /// Whether it begins with a header of the PROXY protocol.
-    pub(super) proxied: bool,
+    pub(super) expects_proxy_header: bool,
 }
 
 impl Connection {
-    /// Serves it until it ends.
+    /// Serves the connection until it ends.
     ///
     /// # Errors
-    /// Why the node ended it.
+    /// The node closed the connection.
     pub(super) async fn run(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
-        let activity = self.place.activity().clone();
+        let activity = self.permit.activity().clone();
         tokio::select! {
-            ended = self.serve(stream, acceptor) => ended,
-            cut = activity.cutting() => Err(cut),
-        }
+        result = self.serve(stream, acceptor) => result,
+                    reason = activity.wait_for_close() => Err(reason),
+                }
     }
 
     async fn serve(mut self, mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
         let _ = stream.set_nodelay(true);
-        let ending = ended(self.shared.ending.clone());
+        let closing = closing_started(self.shared.closing.clone());
         let Some(acceptor) = acceptor else {
             self.read_proxy_header(&mut stream).await?;
-            return self.answer(stream, Vec::new()).await;
+            return self.serve_http(stream, Vec::new()).await;
         };
         let stream = tokio::select! {
-            stream = self.shake_hands(stream, acceptor) => stream?,
-            () = ending => return Ok(()),
+            stream = self.accept_tls(stream, acceptor) => stream?,
+            () = closing => return Ok(()),
         };
-        let shown = stream.get_ref().1.peer_certificates();
-        let certificate = shown.and_then(<[_]>::first).map(|first| names_of(first)).unwrap_or_default();
-        self.answer(stream, certificate).await
+        let certificates = stream.get_ref().1.peer_certificates();
+        let certificate = certificates.and_then(<[_]>::first).map(|first| certificate_names(first)).unwrap_or_default();
+        self.serve_http(stream, certificate).await
     }
 
-    /// Takes the client's address from the header that a trusted proxy sends first.
+    /// Reads the client's address from the header that a trusted proxy sends first.
     async fn read_proxy_header(&mut self, stream: &mut TcpStream) -> Result<(), CloseReason> {
-        if !self.proxied {
+        if !self.expects_proxy_header {
             return Ok(());
         }
-        let read = timeout(self.shared.first_words(), proxy::read_client(stream)).await;
-        let Ok(Ok(named)) = read else { return Err(CloseReason::ProxyHeader) };
-        if let Some(client) = named {
+        let read = timeout(self.shared.first_request_timeout(), proxy::read_client(stream)).await;
+        let Ok(Ok(client)) = read else { return Err(CloseReason::ProxyHeader) };
+        if let Some(client) = client {
             let source = client_network(client.ip());
             let shared = &self.shared;
-            self.place.name(shared.name, source, &shared.bounds).ok_or(CloseReason::TooMany)?;
+            self.permit.set_source(shared.name, source, &shared.bounds).ok_or(CloseReason::TooMany)?;
             (self.address, self.source) = (client, Some(source));
         }
         Ok(())
     }
 
-    async fn shake_hands(
+    async fn accept_tls(
         &mut self,
         mut stream: TcpStream,
         acceptor: TlsAcceptor,
     ) -> Result<TlsStream<TcpStream>, CloseReason> {
         self.read_proxy_header(&mut stream).await?;
-        // A turn is taken only after the client has sent something: a silent connection costs nothing except its place.
-        let readable = timeout(self.shared.first_words(), stream.readable()).await;
+        // A permit is taken only after the client has sent something, so silent connections take no permits.
+        let readable = timeout(self.shared.first_request_timeout(), stream.readable()).await;
         readable.map_err(|_| CloseReason::Silent)?.map_err(|_| CloseReason::Handshake)?;
         self.shared.handshakes.wait(self.source).await.ok_or(CloseReason::Handshake)?;
-        let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await;
+        let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
         stream.map_err(|_| CloseReason::Handshake)?.map_err(|_| CloseReason::Handshake)
     }
 
-    async fn answer<I>(self, io: I, certificate: Vec<CertificateName>) -> Result<(), CloseReason>
+    async fn serve_http<I>(self, io: I, certificate: Vec<CertificateName>) -> Result<(), CloseReason>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { shared, place, address, source, .. } = self;
-        let activity = place.activity().clone();
+        let Self { shared, permit, address, source, .. } = self;
+        let activity = permit.activity().clone();
         let peer = Arc::new(Peer { address, source, certificate, connection: activity.clone() });
         let service = service_fn(|mut request: Request<Incoming>| {
-            let one_at_a_time = request.version() < Version::HTTP_2;
-            // Of the calls that came with those for which it is cut, none is begun any more.
-            let begun = (!activity.is_cut()).then(|| {
-                let call = activity.begin(&request);
+            let is_http1 = request.version() < Version::HTTP_2;
+            // No call begins while the connection is closing.
+            let pending = (!activity.is_closing()).then(|| {
+                let call = activity.begin_call(&request);
                 request.extensions_mut().insert(Arc::clone(&peer));
                 (call, shared.router.clone().call(request.map(Body::new)))
             });
             let (stage, activity) = (shared.stage.clone(), activity.clone());
             async move {
-                let Some((call, answer)) = begun.filter(|_| !activity.is_cut()) else {
+                let Some((call, response)) = pending.filter(|_| !activity.is_closing()) else {
                     return Err(io::Error::from(io::ErrorKind::ConnectionAborted));
                 };
-                let Ok(mut answer) = answer.await;
-                // HTTP/2 has a way to end a connection that loses no call; HTTP/1 has this.
-                if one_at_a_time && *stage.borrow() > Lifecycle::Running {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                let Ok(mut response) = response.await;
+                // HTTP/1 has no other way to close a connection without losing a call.
+                if is_http1 && *stage.borrow() > Lifecycle::Running {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok(call.until_the_end_of(answer))
+                Ok(call.track_response(response))
             }
         });
         let (io, preface) = CoalescedWrites::new(io, activity.clone());
         let mut connection = pin!(shared.builder.serve_connection(TokioIo::new(io), service));
-        let mut ending = pin!(ended(shared.ending.clone()));
+        let mut closing = pin!(closing_started(shared.closing.clone()));
         let silent = async {
-            sleep(shared.first_words()).await;
-            if activity.has_asked() || preface.is_complete() {
+            sleep(shared.first_request_timeout()).await;
+            if activity.has_request() || preface.is_complete() {
                 std::future::pending::<()>().await;
             }
         };
         tokio::select! {
-            // The cause of the end is not reported: usually the client just closed the connection.
-            _ = connection.as_mut() => return Ok(()),
-            () = &mut ending => {
-                connection.as_mut().graceful_shutdown();
-                // A connection without a call ends soon, because not every client reacts to being told.
-                let idle = async {
-                    sleep(FAREWELL).await;
-                    activity.idle_for(FAREWELL / 10).await;
-                };
-                tokio::select! {
-                    _ = connection => return Ok(()),
-                    () = idle => return Ok(()),
-                    () = activity.has_unread_answer() => return Err(CloseReason::Unread),
+        // Errors are not reported: usually the client has closed the connection.
+                    _ = connection.as_mut() => return Ok(()),
+                    () = &mut closing => {
+                        connection.as_mut().graceful_shutdown();
+        // Not every client reacts to the shutdown, so an idle connection is closed soon.
+                        let idle = async {
+                            sleep(LAST_CALL_TIMEOUT).await;
+                            activity.wait_until_idle(LAST_CALL_TIMEOUT / 10).await;
+                        };
+                        tokio::select! {
+                            _ = connection => return Ok(()),
+                            () = idle => return Ok(()),
+                            () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
+                        }
+                    }
+                    () = silent => return Err(CloseReason::Silent),
+                    () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
+                    () = activity.wait_until_idle(shared.bounds.idle_timeout) => {}
                 }
-            }
-            () = silent => return Err(CloseReason::Silent),
-            () = activity.has_unread_answer() => return Err(CloseReason::Unread),
-            () = activity.idle_for(shared.bounds.idle_timeout) => {}
-        }
         connection.as_mut().graceful_shutdown();
-        let closing = timeout(CLOSE_GRACE, async {
+        let closing = timeout(CLOSE_TIMEOUT, async {
             let _ = connection.as_mut().await;
         });
-        // A call that came at the last moment is still answered.
+        // A call that arrived at the last moment is still processed.
         if closing.await.is_err() && activity.is_busy() {
             tokio::select! {
                 _ = connection => {}
-                () = activity.has_unread_answer() => return Err(CloseReason::Unread),
+                () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
             }
         }
         Err(CloseReason::Idle)
     }
 }
 
-async fn ended(mut ending: watch::Receiver<bool>) {
-    let _ = ending.wait_for(|ending| *ending).await;
+async fn closing_started(mut closing: watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
 }

@@ -1,4 +1,5 @@
-//! The table of connections: how many there may be, of one address and in total, and which one is closed for a new one.
+//! The table of connections: it bounds their number, in total and per address, and selects the one that is closed for a
+//! new one.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -10,25 +11,26 @@ use super::{
     thread_memory::{MemoryRelief, ThreadMemory},
 };
 
-/// The memory of a connection without any call, in bytes, rounded up: measured 40 KB with TLS and HTTP/2.
+/// The memory of an idle connection, in bytes, rounded up: measured 40 KB with TLS and HTTP/2.
 const CONNECTION_BYTES: usize = 64 << 10;
 
 /// The bounds of connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionBounds {
-    /// How many there may be on each listener. Where there are as many, one that has no call in work ends for the next.
-    pub most: usize,
-    /// How many of them one address may have; trusted proxies may have any number.
-    pub most_of_address: usize,
-    /// How long a client may take to send the headers of an HTTP/1 request, from the end of the one before.
+    /// The maximum number of connections of a listener. At the maximum, a connection without a call in progress is
+    /// closed for a new one.
+    pub max_total: usize,
+    /// The maximum number of connections of an address; trusted proxies have no maximum.
+    pub max_per_address: usize,
+    /// The maximum time from the end of one HTTP/1 request until the headers of the next one have arrived.
     pub header_timeout: Duration,
-    /// How long a connection may be without a call.
+    /// The maximum time of a connection without a call.
     pub idle_timeout: Duration,
-    /// How long an answer that does not stream may take to be written.
-    pub answer_timeout: Duration,
-    /// How many bytes the connections of one thread may hold for calls in work and answers not yet written.
+    /// The maximum time until a response that does not stream is written.
+    pub response_timeout: Duration,
+    /// The maximum memory of a thread's connections for calls in progress and unwritten responses, in bytes.
     pub pending_bytes: usize,
-    /// How many TLS handshakes may begin in a second on each listener; a quarter of them from one address.
+    /// The maximum rate of TLS handshakes of a listener; one address may use a quarter of it.
     pub handshakes_per_second: u32,
     /// Whether connections of trusted proxies begin with a header of the PROXY protocol.
     pub proxy_protocol: bool,
@@ -36,14 +38,14 @@ pub struct ConnectionBounds {
 
 /// The open connections of a node.
 #[derive(Debug, Default)]
-pub(crate) struct ConnectionTable(Mutex<Open>);
+pub(crate) struct ConnectionTable(Mutex<OpenConnections>);
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
     connections: HashMap<u64, Entry>,
-    of_listener: HashMap<&'static str, usize>,
-    of_source: HashMap<(&'static str, IpAddr), usize>,
+    count_by_listener: HashMap<&'static str, usize>,
+    count_by_source: HashMap<(&'static str, IpAddr), usize>,
 }
 
 #[derive(Debug)]
@@ -54,29 +56,28 @@ struct Entry {
 }
 
 impl ConnectionTable {
-    /// Takes a place on a listener. Where none is free, the connection ends that is missed least; `None` if all have
-    /// calls in work.
+    /// Admits a connection. At the maximum, another connection is closed for it; `None` if all have calls in progress.
     ///
-    /// `source` is the address that the connection counts for
-    /// ([`client_network`](tollgate_service::blocks::client_network)); none for that of a trusted proxy.
+    /// `source` is the network that the connection is counted by
+    /// ([`client_network`](tollgate_service::blocks::client_network)); `None` for a trusted proxy.
     pub(super) fn admit(
         self: &Arc<Self>,
         listener: &'static str,
         source: Option<IpAddr>,
         bounds: &ConnectionBounds,
         activity: Activity,
-    ) -> Option<ConnectionSlot> {
+    ) -> Option<ConnectionPermit> {
         let mut open = self.0.lock();
         open.make_room_for(listener, source, bounds)?;
-        if open.of_listener.get(listener).is_some_and(|count| *count >= bounds.most) {
+        if open.count_by_listener.get(listener).is_some_and(|count| *count >= bounds.max_total) {
             open.displace(|entry| entry.listener == listener)?;
         }
         let number = open.next;
         open.next += 1;
         open.connections.insert(number, Entry { listener, source: None, activity: activity.clone() });
-        *open.of_listener.entry(listener).or_default() += 1;
+        *open.count_by_listener.entry(listener).or_default() += 1;
         open.count(number, source);
-        Some(ConnectionSlot { table: Arc::clone(self), number, activity })
+        Some(ConnectionPermit { table: Arc::clone(self), number, activity })
     }
 }
 
@@ -85,23 +86,23 @@ impl MemoryRelief for ConnectionTable {
         let open = self.0.lock();
         let rank = |activity: &Activity| {
             let bytes = activity.bytes();
-            (activity.is_of_stranger() && bytes > CONNECTION_BYTES, bytes)
+            (activity.is_unauthenticated() && bytes > CONNECTION_BYTES, bytes)
         };
-        let (mut held, mut largest) = (0_usize, None::<&Activity>);
+        let (mut total_bytes, mut largest) = (0_usize, None::<&Activity>);
         for Entry { activity, .. } in open.connections.values() {
-            if Arc::ptr_eq(&activity.thread().bytes, &thread.bytes) && !activity.is_cut() {
-                held += activity.bytes();
+            if Arc::ptr_eq(&activity.thread().bytes, &thread.bytes) && !activity.is_closing() {
+                total_bytes += activity.bytes();
                 largest = largest.filter(|largest| rank(largest) >= rank(activity)).or(Some(activity));
             }
         }
-        if let Some(largest) = largest.filter(|_| held > thread.most) {
-            largest.cut(CloseReason::Memory);
+        if let Some(largest) = largest.filter(|_| total_bytes > thread.max_bytes) {
+            largest.close(CloseReason::Memory);
         }
     }
 }
 
-impl Open {
-    /// Makes room among the connections of one address.
+impl OpenConnections {
+    /// Closes a connection of `source` if it has its maximum number.
     fn make_room_for(
         &mut self,
         listener: &'static str,
@@ -109,30 +110,30 @@ impl Open {
         bounds: &ConnectionBounds,
     ) -> Option<()> {
         let Some(source) = source else { return Some(()) };
-        if self.of_source.get(&(listener, source)).is_some_and(|count| *count >= bounds.most_of_address) {
+        if self.count_by_source.get(&(listener, source)).is_some_and(|count| *count >= bounds.max_per_address) {
             self.displace(|entry| entry.listener == listener && entry.source == Some(source))?;
         }
         Some(())
     }
 
-    /// Ends the connection among these that is missed least.
-    fn displace(&mut self, among: impl Fn(&Entry) -> bool) -> Option<()> {
+    /// Closes the candidate that matters least.
+    fn displace(&mut self, is_candidate: impl Fn(&Entry) -> bool) -> Option<()> {
         // The order: connections without any request, unauthenticated ones without a call, unauthenticated ones that do
-        // not read their answers, and then authenticated ones without a call.
-        let rank = |activity: &Activity| match (activity.is_busy(), activity.is_of_stranger()) {
-            (false, _) if !activity.has_asked() => Some(0),
+        // not read their responses, authenticated ones without a call.
+        let rank = |activity: &Activity| match (activity.is_busy(), activity.is_unauthenticated()) {
+            (false, _) if !activity.has_request() => Some(0),
             (false, true) => Some(1),
-            (true, true) if activity.waits_to_be_read() => Some(2),
+            (true, true) if activity.is_blocked_by_client() => Some(2),
             (false, false) => Some(3),
             (true, _) => None,
         };
-        let ranked = self.connections.iter().filter(|(_, entry)| among(entry)).filter_map(|(number, entry)| {
+        let ranked = self.connections.iter().filter(|(_, entry)| is_candidate(entry)).filter_map(|(number, entry)| {
             Some(((rank(&entry.activity)?, entry.activity.last_active()), number, entry))
         });
         let (_, number, entry) = ranked.min_by_key(|(rank, ..)| *rank)?;
         let number = *number;
-        entry.activity.cut(CloseReason::Displaced);
-        // Its place is free from now on, whatever its end takes.
+        entry.activity.close(CloseReason::Displaced);
+        // It no longer counts, even if it takes time to close.
         self.remove(number);
         Some(())
     }
@@ -141,42 +142,42 @@ impl Open {
         let Some(entry) = self.connections.get_mut(&number) else { return };
         entry.source = source;
         if let Some(source) = source {
-            *self.of_source.entry((entry.listener, source)).or_default() += 1;
+            *self.count_by_source.entry((entry.listener, source)).or_default() += 1;
         }
     }
 
     fn remove(&mut self, number: u64) {
         let Some(Entry { listener, source, .. }) = self.connections.remove(&number) else { return };
-        if let Some(count) = self.of_listener.get_mut(listener) {
+        if let Some(count) = self.count_by_listener.get_mut(listener) {
             *count -= 1;
         }
         if let Some(source) = source
-            && let Some(count) = self.of_source.get_mut(&(listener, source))
+            && let Some(count) = self.count_by_source.get_mut(&(listener, source))
         {
             *count -= 1;
             if *count == 0 {
-                self.of_source.remove(&(listener, source));
+                self.count_by_source.remove(&(listener, source));
             }
         }
     }
 }
 
-/// A connection's place on its listener, free when this is dropped.
+/// An admitted connection. It counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct ConnectionSlot {
+pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
     activity: Activity,
 }
 
-impl ConnectionSlot {
-    /// The connection.
+impl ConnectionPermit {
     pub(super) fn activity(&self) -> &Activity {
         &self.activity
     }
 
-    /// Counts the connection for `source` from now on, whom its proxy has named; `None` if that has too many.
-    pub(super) fn name(&self, listener: &'static str, source: IpAddr, bounds: &ConnectionBounds) -> Option<()> {
+    /// Counts the connection by `source`, which its proxy has named; `None` if `source` has its maximum number of
+    /// connections, all with calls in progress.
+    pub(super) fn set_source(&self, listener: &'static str, source: IpAddr, bounds: &ConnectionBounds) -> Option<()> {
         let mut open = self.table.0.lock();
         open.make_room_for(listener, Some(source), bounds)?;
         open.count(self.number, Some(source));
@@ -184,7 +185,7 @@ impl ConnectionSlot {
     }
 }
 
-impl Drop for ConnectionSlot {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.table.0.lock().remove(self.number);
     }
@@ -198,14 +199,14 @@ mod tests {
 
     use super::*;
 
-    fn bounds(most: usize, most_of_address: usize) -> ConnectionBounds {
+    fn bounds(max_total: usize, max_per_address: usize) -> ConnectionBounds {
         let second = Duration::from_secs(1);
         ConnectionBounds {
-            most,
-            most_of_address,
+            max_total,
+            max_per_address,
             header_timeout: second,
             idle_timeout: second,
-            answer_timeout: second,
+            response_timeout: second,
             pending_bytes: 1 << 20,
             handshakes_per_second: 1,
             proxy_protocol: false,
@@ -224,90 +225,92 @@ mod tests {
             Self { table: Arc::default(), bounds, thread }
         }
 
-        fn connect(&self, source: &str) -> Option<ConnectionSlot> {
-            let activity = Activity::new(Arc::clone(&self.table) as _, self.thread.clone(), self.bounds.answer_timeout);
+        fn connect(&self, source: &str) -> Option<ConnectionPermit> {
+            let activity =
+                Activity::new(Arc::clone(&self.table) as _, self.thread.clone(), self.bounds.response_timeout);
             let source = source.parse().ok().map(tollgate_service::blocks::client_network);
             self.table.admit("http", source, &self.bounds, activity)
         }
     }
 
-    fn is_cut(place: &ConnectionSlot) -> bool {
-        place.activity().is_cut()
+    fn is_closing(permit: &ConnectionPermit) -> bool {
+        permit.activity().is_closing()
     }
 
-    /// Seen to fail with the oldest displaced whatever it did, with idle ones never displaced, and with places that are
-    /// free only when the displaced connection has ended.
+    /// Fails if the oldest connection is displaced, if idle ones are never displaced, and if a displaced connection
+    /// counts until it has ended.
     #[test]
-    fn connections_without_a_request_are_displaced_first_and_those_in_work_never() {
+    fn connections_without_a_request_are_displaced_first_and_those_with_calls_never() {
         let listener = Listener::new(bounds(3, 10));
         let idle = listener.connect("192.0.2.1").unwrap();
-        drop(idle.activity().begin(&Request::new(())));
+        drop(idle.activity().begin_call(&Request::new(())));
         let (silent, busy) = (listener.connect("192.0.2.2").unwrap(), listener.connect("192.0.2.3").unwrap());
-        let call = busy.activity().begin(&Request::new(()));
+        let call = busy.activity().begin_call(&Request::new(()));
         let first = listener.connect("192.0.2.4").unwrap();
-        assert!(is_cut(&silent) && !is_cut(&idle) && !is_cut(&busy));
-        let _in_work = first.activity().begin(&Request::new(()));
+        assert!(is_closing(&silent) && !is_closing(&idle) && !is_closing(&busy));
+        let _first_call = first.activity().begin_call(&Request::new(()));
         let second = listener.connect("192.0.2.4").unwrap();
-        assert!(is_cut(&idle) && !is_cut(&busy));
-        let _in_work_too = second.activity().begin(&Request::new(()));
-        assert!(listener.connect("192.0.2.5").is_none(), "all have calls in work");
+        assert!(is_closing(&idle) && !is_closing(&busy));
+        let _second_call = second.activity().begin_call(&Request::new(()));
+        assert!(listener.connect("192.0.2.5").is_none(), "all have calls in progress");
         drop(call);
         assert!(listener.connect("192.0.2.5").is_some());
-        assert!(is_cut(&busy));
-        // A closed connection does not give back a place that belongs to another one.
+        assert!(is_closing(&busy));
+        // A displaced connection is not subtracted twice.
         drop((idle, silent, busy));
-        assert_eq!(listener.table.0.lock().of_listener["http"], 2);
+        assert_eq!(listener.table.0.lock().count_by_listener["http"], 2);
     }
 
-    /// Seen to fail with a bound that counts each IPv6 address separately, and with one that closes any idle
-    /// connection.
+    /// Fails if IPv6 addresses are counted separately, and if an idle connection of another address is closed.
     #[test]
-    fn one_address_takes_places_from_itself_alone() {
+    fn one_address_displaces_only_its_own_connections() {
         let listener = Listener::new(bounds(100, 2));
         let other = listener.connect("192.0.2.1").unwrap();
-        let places: Vec<ConnectionSlot> =
+        let permits: Vec<ConnectionPermit> =
             (1..=5).map(|n| listener.connect(&format!("2001:db8::{n}")).unwrap()).collect();
-        assert_eq!(places.iter().filter(|place| !is_cut(place)).count(), 2);
-        assert!(!is_cut(&other));
-        // A trusted proxy counts for no address until it names one.
-        let proxied: Vec<ConnectionSlot> = (0..5).map(|_| listener.connect("").unwrap()).collect();
-        assert!(!proxied.iter().any(is_cut));
-        for place in &proxied {
-            place.name("http", "198.51.100.7".parse().unwrap(), &listener.bounds).unwrap();
+        assert_eq!(permits.iter().filter(|permit| !is_closing(permit)).count(), 2);
+        assert!(!is_closing(&other));
+        // A connection of a trusted proxy counts for no address until its client is known.
+        let proxied: Vec<ConnectionPermit> = (0..5).map(|_| listener.connect("").unwrap()).collect();
+        assert!(!proxied.iter().any(is_closing));
+        for permit in &proxied {
+            permit.set_source("http", "198.51.100.7".parse().unwrap(), &listener.bounds).unwrap();
         }
-        assert_eq!(proxied.iter().filter(|place| !is_cut(place)).count(), 2);
+        assert_eq!(proxied.iter().filter(|permit| !is_closing(permit)).count(), 2);
     }
 
-    /// Seen to fail with the smallest cut, and with another cut for each call while the first still ends.
+    /// Fails if the smallest connection is closed, and if one connection is closed per call while the first is closing.
     #[test]
-    fn the_connection_that_holds_the_most_goes_first() {
+    fn the_connection_with_the_most_memory_is_closed_first() {
         let listener = Listener::new(ConnectionBounds { pending_bytes: 1_100_000, ..bounds(100, 100) });
-        let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
+        let permits: Vec<ConnectionPermit> =
+            (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
         let mut calls = Vec::new();
         // 22 KiB each: 4 or 5 of each connection, and 9 of the third.
-        calls.extend(places.iter().flat_map(|place| (0..4).map(|_| place.activity().begin(&Request::new(())))));
-        calls.extend((0..4).map(|_| places[2].activity().begin(&Request::new(()))));
-        assert!(!places.iter().any(is_cut));
-        calls.extend((0..8).map(|n| places[n].activity().begin(&Request::new(()))));
-        assert_eq!(places.iter().filter(|place| is_cut(place)).count(), 1);
-        assert!(is_cut(&places[2]));
-        drop((calls, places));
-        // Of an authenticated caller, only if no unauthenticated connection holds much.
-        let places: Vec<ConnectionSlot> = (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
-        places[0].activity().mark_authenticated();
-        let mut calls: Vec<_> = (0..8).map(|_| places[0].activity().begin(&Request::new(()))).collect();
-        while !places.iter().any(is_cut) {
-            calls.extend(places[1..].iter().map(|place| place.activity().begin(&Request::new(()))));
+        calls.extend(permits.iter().flat_map(|permit| (0..4).map(|_| permit.activity().begin_call(&Request::new(())))));
+        calls.extend((0..4).map(|_| permits[2].activity().begin_call(&Request::new(()))));
+        assert!(!permits.iter().any(is_closing));
+        calls.extend((0..8).map(|n| permits[n].activity().begin_call(&Request::new(()))));
+        assert_eq!(permits.iter().filter(|permit| is_closing(permit)).count(), 1);
+        assert!(is_closing(&permits[2]));
+        drop((calls, permits));
+        // An authenticated connection is closed only if no unauthenticated one uses much memory.
+        let permits: Vec<ConnectionPermit> =
+            (0..10).map(|n| listener.connect(&format!("192.0.2.{n}")).unwrap()).collect();
+        permits[0].activity().mark_authenticated();
+        let mut calls: Vec<_> = (0..8).map(|_| permits[0].activity().begin_call(&Request::new(()))).collect();
+        while !permits.iter().any(is_closing) {
+            calls.extend(permits[1..].iter().map(|permit| permit.activity().begin_call(&Request::new(()))));
         }
-        assert!(!is_cut(&places[0]));
-        drop((calls, places));
+        assert!(!is_closing(&permits[0]));
+        drop((calls, permits));
         assert_eq!(listener.thread.bytes.load(Ordering::Relaxed), 0);
-        // A single connection may hold a quarter.
-        let places = [listener.connect("192.0.2.1").unwrap()];
-        let calls: Vec<_> = (0..12).map(|_| places[0].activity().begin(&Request::new(()))).collect();
-        assert!(!is_cut(&places[0]));
-        let _one_more = places[0].activity().begin(&Request::new(()));
-        assert!(is_cut(&places[0]));
+        // One connection may use a quarter.
+        let permits = [listener.connect("192.0.2.1").unwrap()];
+        let calls: Vec<_> = (0..12).map(|_| permits[0].activity().begin_call(&Request::new(()))).collect();
+        assert!(!is_closing(&permits[0]));
+        let _one_more = permits[0].activity().begin_call(&Request::new(()));
+        assert!(is_closing(&permits[0]));
         drop(calls);
     }
 }

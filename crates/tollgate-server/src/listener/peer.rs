@@ -9,7 +9,7 @@ use super::{activity::Activity, certificate::CertificateName};
 pub(crate) struct Peer {
     /// Its address, or, behind a load balancer that uses the PROXY protocol, that of the client.
     pub(crate) address: SocketAddr,
-    /// The address that its connections are counted by; none for that of a trusted proxy.
+    /// The network that its connections are counted by; `None` for a trusted proxy.
     pub(crate) source: Option<IpAddr>,
     /// The identity in the client's certificate, if it sent one.
     pub(crate) certificate: Vec<CertificateName>,

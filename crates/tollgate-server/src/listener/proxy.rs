@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol, in which a balancer names the client
+//! The header of the PROXY protocol, in which a load balancer names the client
 //! (<https://www.haproxy.org/download/3.1/doc/proxy-protocol.txt>).
 
 use std::net::SocketAddr;
@@ -6,27 +6,27 @@ use std::net::SocketAddr;
 use proxy_protocol_rs::parse;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The longest header that is read, in bytes: version 1 has at most 107, version 2 is as long as its extensions.
+/// The maximum length of a header, in bytes: version 1 has at most 107 bytes, version 2 depends on its extensions.
 const MAX_BYTES: usize = 4_096;
-/// The shortest part of a header that contains its version, and in version 2 its length.
-const LEAST_BYTES: usize = 16;
+/// The length of the part of a header that contains its version, and in version 2 its length.
+const PREFIX_BYTES: usize = 16;
 const V2_SIGNATURE: &[u8] = parse::V2_SIGNATURE;
 
-/// Reads only the header, and returns the client that it names. `None` for a connection of the balancer itself, such as
-/// a health check.
+/// Reads only the header, and returns the client's address; `None` for a connection of the load balancer itself, such
+/// as a health check.
 ///
 /// # Errors
 /// There is no header, it is malformed or too long, or the connection broke.
 pub(super) async fn read_client(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ()> {
-    let mut header = Vec::with_capacity(LEAST_BYTES);
-    // No header of either version is shorter than this one, which names no client.
+    let mut header = Vec::with_capacity(PREFIX_BYTES);
+    // This is the shortest header of both versions.
     read_exactly(stream, &mut header, "PROXY UNKNOWN\r\n".len()).await?;
     if header.starts_with(V2_SIGNATURE) {
-        read_exactly(stream, &mut header, LEAST_BYTES).await?;
+        read_exactly(stream, &mut header, PREFIX_BYTES).await?;
         let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
-        read_exactly(stream, &mut header, LEAST_BYTES + length).await?;
+        read_exactly(stream, &mut header, PREFIX_BYTES + length).await?;
     } else {
-        // A line; only its end marks its length.
+        // Version 1 is a line of unknown length.
         while header.last() != Some(&b'\n') {
             let length = header.len();
             if !header.starts_with(b"PROXY ") || length >= 107 {
@@ -35,18 +35,18 @@ pub(super) async fn read_client(stream: &mut (impl AsyncRead + Unpin)) -> Result
             read_exactly(stream, &mut header, length + 1).await?;
         }
     }
-    let (named, length) = parse::parse(&header).map_err(drop)?;
-    if length == header.len() { Ok(named.source_inet()) } else { Err(()) }
+    let (parsed, length) = parse::parse(&header).map_err(drop)?;
+    if length == header.len() { Ok(parsed.source_inet()) } else { Err(()) }
 }
 
-/// Reads until the header has so many bytes.
+/// Reads until the header has `length` bytes.
 async fn read_exactly(stream: &mut (impl AsyncRead + Unpin), header: &mut Vec<u8>, length: usize) -> Result<(), ()> {
     if length > MAX_BYTES {
         return Err(());
     }
-    let before = header.len();
-    header.resize(length.max(before), 0);
-    stream.read_exact(&mut header[before..]).await.map(drop).map_err(drop)
+    let start = header.len();
+    header.resize(length.max(start), 0);
+    stream.read_exact(&mut header[start..]).await.map(drop).map_err(drop)
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
         (client, bytes)
     }
 
-    /// Version 2, a client of IPv4, and extensions of this many bytes.
+    /// A header of version 2 with an IPv4 client and an extension of this many bytes.
     fn v2(extension: u16) -> Vec<u8> {
         let mut header = V2_SIGNATURE.to_vec();
         header.extend([0x21, 0x11]);
@@ -70,9 +70,9 @@ mod tests {
         header
     }
 
-    /// Seen to fail with a reader that takes more than the header, and with the destination for the source.
+    /// Fails if bytes after the header are read, and if the destination is returned.
     #[tokio::test]
-    async fn the_client_is_named_and_what_follows_is_left() {
+    async fn only_the_header_is_read_and_its_client_returned() {
         for (header, client) in [
             (&b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 443\r\n"[..], Some("203.0.113.7:4711")),
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 4711 443\r\n", Some("[2001:db8::7]:4711")),
@@ -80,7 +80,7 @@ mod tests {
             (b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n", None),
             (&v2(0), Some("203.0.113.7:4711")),
             (&v2(700), Some("203.0.113.7:4711")),
-            // LOCAL: a health check of the balancer's own.
+            // LOCAL: a health check of the load balancer.
             (b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00", None),
         ] {
             let bytes = [header, b"GET / HTTP/1.1\r\n"].concat();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anything_else_is_no_header() {
+    async fn other_bytes_are_rejected() {
         let long = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat();
         let truncated = &v2(10)[..30];
         for bad in [

@@ -1,4 +1,4 @@
-//! A listener and its connections, from the first byte to the last: TLS, and the bounds of a connection.
+//! A listener: it accepts connections and starts a task for each.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{
     close_reason::CloseReason,
     connection::{Connection, ListenerContext},
     connections::{ConnectionBounds, ConnectionTable},
-    handshakes::HandshakeTurns,
+    handshakes::HandshakeLimiter,
     thread_memory::ThreadMemory,
 };
 use crate::{
@@ -32,18 +32,18 @@ use crate::{
     workers::Workers,
 };
 
-/// How long accepting rests after an error that is the node's own, such as too many open files.
+/// The pause after an error of the node itself, such as too many open files.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// How long clients that connected while the node stopped may take to send a call.
-const FIRST_WORD: Duration = Duration::from_millis(50);
-/// How often HTTP/2 clients are pinged, and how long they may take to answer.
+/// The time for the first call of clients that connected just before the listener closed.
+const FIRST_CALL_TIMEOUT: Duration = Duration::from_millis(50);
+/// The interval of HTTP/2 pings, and the timeout of their acknowledgement.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
-/// How many bytes of an HTTP/2 stream, and of all streams of a connection, are taken in before they are read. Small
-/// messages cost more than their bytes, and h2 ends a connection (`ENHANCE_YOUR_CALM`) that has buffered frames
-/// for more than half of its window: so a window of one stream must run out well before.
+/// The flow control windows of an HTTP/2 stream and of a connection, in bytes. h2 closes a connection
+/// (`ENHANCE_YOUR_CALM`) if buffered frames, including their overhead, exceed half of its window; the window of a
+/// stream must be used up well before.
 const STREAM_WINDOW: u32 = 32 << 10;
 const CONNECTION_WINDOW: u32 = 2 << 20;
-/// The most bytes of a request's headers.
+/// The maximum size of a request's headers, in bytes.
 const MAX_HEADER_BYTES: u16 = 16 * 1024;
 
 /// A listener, and the service behind it.
@@ -55,7 +55,7 @@ pub(crate) struct Server {
     pub(crate) protocols: Protocols,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) bounds: ConnectionBounds,
-    /// How many calls may be in work on one connection.
+    /// The maximum number of concurrent calls on a connection.
     pub(crate) calls: usize,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) workers: Workers,
@@ -65,11 +65,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves until the node stops, then finishes the calls in progress.
+    /// Accepts connections until the node stops, then waits for the calls in progress.
     pub(crate) async fn serve(self, stage: watch::Receiver<Lifecycle>) {
-        // Connections are told to end only when the listener is closed: a client that reconnects because of it is
-        // refused.
-        let (end, ending) = watch::channel(false);
+        // Connections are closed only after the listener, so that clients do not reconnect to this node.
+        let (close, closing) = watch::channel(false);
         let open = self.metrics.connections(self.name);
         let builder = self.builder();
         let Self { name, listener, router, protocols, tls, bounds, metrics, workers, proxies, connections, .. } = self;
@@ -77,27 +76,28 @@ impl Server {
             name,
             builder,
             router,
-            handshakes: HandshakeTurns::per_second(bounds.handshakes_per_second),
+            handshakes: HandshakeLimiter::per_second(bounds.handshakes_per_second),
             bounds,
             stage: stage.clone(),
-            ending,
+            closing,
         });
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
-                    // Clients that connected before are served.
-                    Some(accepted) => accepted,
-                    None => break,
-                },
-            };
+                            accepted = listener.accept() => accepted,
+                            () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
+            // Clients that have already connected are served.
+                                Some(accepted) => accepted,
+                                None => break,
+                            },
+                        };
             while tasks.try_join_next().is_some() {}
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // A client that disconnected again is no error; the remaining causes are a lack of files or memory.
-                    if !is_of_the_client(&error) {
+                    // If the client has disconnected, this is no error. Other causes are a lack of file descriptors or
+                    // memory.
+                    if !is_client_error(&error) {
                         tracing::warn!(listener = name, %error, "connection not accepted");
                         sleep(ACCEPT_BACKOFF).await;
                     }
@@ -106,32 +106,32 @@ impl Server {
             };
             let worker = workers.least_busy();
             let memory = ThreadMemory::new(worker.pending_bytes(), shared.bounds.pending_bytes);
-            let activity = Activity::new(Arc::clone(&connections) as _, memory, shared.bounds.answer_timeout);
+            let activity = Activity::new(Arc::clone(&connections) as _, memory, shared.bounds.response_timeout);
             let trusted = proxies.trusts(address.ip().to_canonical());
             let source = (!trusted).then(|| client_network(address.ip()));
-            let Some(place) = connections.admit(name, source, &shared.bounds, activity) else {
-                metrics.count_closed_connection(name, CloseReason::TooMany.reason());
+            let Some(permit) = connections.admit(name, source, &shared.bounds, activity) else {
+                metrics.count_closed_connection(name, CloseReason::TooMany.name());
                 continue;
             };
-            let proxied = trusted && shared.bounds.proxy_protocol;
-            let connection = Connection { shared: Arc::clone(&shared), place, address, source, proxied };
+            let expects_proxy_header = trusted && shared.bounds.proxy_protocol;
+            let connection = Connection { shared: Arc::clone(&shared), permit, address, source, expects_proxy_header };
             let acceptor = tls.as_ref().map(|tls| tls.acceptor(protocols));
-            let (metrics, counted) = (Arc::clone(&metrics), Counted::new(open.clone()));
+            let (metrics, open_connection) = (Arc::clone(&metrics), OpenConnection::new(open.clone()));
             let Ok(stream) = stream.into_std() else { continue };
             let thread = worker.handle().clone();
             let work = async move {
-                let (_counted, _seat) = (counted, worker);
+                let (_open_connection, _worker) = (open_connection, worker);
                 let Ok(stream) = TcpStream::from_std(stream) else { return };
-                if let Err(cut) = connection.run(stream, acceptor).await {
-                    metrics.count_closed_connection(name, cut.reason());
-                    tracing::debug!(listener = name, peer = %address, reason = cut.reason(), "connection cut");
+                if let Err(reason) = connection.run(stream, acceptor).await {
+                    metrics.count_closed_connection(name, reason.name());
+                    tracing::debug!(listener = name, peer = %address, reason = reason.name(), "connection closed");
                 }
             };
             tasks.spawn_on(work, &thread);
         }
         drop(listener);
-        sleep(FIRST_WORD).await;
-        let _ = end.send(true);
+        sleep(FIRST_CALL_TIMEOUT).await;
+        let _ = close.send(true);
         while tasks.join_next().await.is_some() {}
     }
 
@@ -158,23 +158,23 @@ impl Server {
     }
 }
 
-/// Counts a connection while it is open.
-struct Counted(Gauge);
+/// Counts an open connection in a gauge.
+struct OpenConnection(Gauge);
 
-impl Counted {
+impl OpenConnection {
     fn new(gauge: Gauge) -> Self {
         gauge.increment(1.0);
         Self(gauge)
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
 }
 
-fn is_of_the_client(error: &std::io::Error) -> bool {
+fn is_client_error(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -1,4 +1,4 @@
-//! The memory of a thread's connections, and which connection is closed if that is too much.
+//! The bound on the memory of a thread's connections.
 
 use std::{
     fmt,
@@ -9,25 +9,25 @@ use std::{
 #[derive(Clone, Debug)]
 pub(crate) struct ThreadMemory {
     pub(super) bytes: Arc<AtomicUsize>,
-    /// How much they may hold in all.
-    pub(super) most: usize,
+    /// The bound on `bytes`.
+    pub(super) max_bytes: usize,
 }
 
 impl ThreadMemory {
-    /// Of a thread whose count this is.
-    pub(super) fn new(bytes: Arc<AtomicUsize>, most: usize) -> Self {
-        Self { bytes, most }
+    /// `bytes` is the counter of the thread.
+    pub(super) fn new(bytes: Arc<AtomicUsize>, max_bytes: usize) -> Self {
+        Self { bytes, max_bytes }
     }
 
-    /// How much one of them may hold.
-    pub(super) fn most_of_connection(&self) -> usize {
-        self.most / 4
+    /// The bound on the memory of one connection.
+    pub(super) fn max_per_connection(&self) -> usize {
+        self.max_bytes / 4
     }
 }
 
-/// Ends connections where those of a thread hold too much memory.
+/// Closes connections of a thread that exceeds its memory bound.
 pub(crate) trait MemoryRelief: fmt::Debug + Send + Sync {
-    /// Ends the connection that holds the most memory of this thread, if they hold too much without those that end
-    /// already; that of a stranger if one holds more than its place is worth.
+    /// Closes the connection with the most memory on this thread, if the connections that are not closing exceed the
+    /// bound. Unauthenticated connections that use more than an idle connection come first.
     fn relieve(&self, thread: &ThreadMemory);
 }

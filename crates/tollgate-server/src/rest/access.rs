@@ -69,7 +69,7 @@ async fn respond(check: &AccessCheck, request: Request, next: Next) -> Response 
             let has_key = access == RouteAccess::Key && token(request.headers()).is_some();
             let mut response = next.run(request).await;
             if let (true, Some(client), Some(BadKey)) = (has_key, client, response.extensions().get::<BadKey>())
-                && let Err(error) = check.auth.bad_key(client).await
+                && let Err(error) = check.auth.count_bad_key(client).await
             {
                 response = auth_error_response(access, error);
             }

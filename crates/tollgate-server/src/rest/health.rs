@@ -45,11 +45,12 @@ pub(super) struct Readiness {
     /// The store of the counters: not ok if a charge is impossible on some server, by the last probe. The node probes
     /// every second.
     store: Part,
-    /// The store of accounts that are in no policy file: not ok while they cannot be read and changed, or while the node
-    /// is not subscribed to their changes. The node stays ready nevertheless: calls of accounts in policies are decided.
+    /// The store of accounts that are in no policy file: not ok while they cannot be read and changed, or while the
+    /// node is not subscribed to their changes. The node stays ready nevertheless: calls of accounts in policies are
+    /// decided.
     accounts: Part,
-    /// Whether the policies in force are those of the files; otherwise `not reloaded` or `stuck`. Administrators can read
-    /// at `/admin/v1/status` what is wrong.
+    /// Whether the policies in force are those of the files; otherwise `not reloaded` or `stuck`. Administrators can
+    /// read at `/admin/v1/status` what is wrong.
     policies: Part,
     /// The same for tokens and certificates.
     credentials: Part,
@@ -91,8 +92,8 @@ impl Health {
         *self.stage.borrow() > Lifecycle::Running
     }
 
-    /// Whether some call can be decided: a server of the store can charge, or a policy tolerates an outage. If an outage
-    /// took all nodes out of service, the `on_failure` of their quotas would have no effect.
+    /// Whether some call can be decided: a server of the store can charge, or a policy tolerates an outage. If an
+    /// outage took all nodes out of service, the `on_failure` of their quotas would have no effect.
     pub(crate) fn can_decide(&self) -> bool {
         self.counters.state().usable || (self.has_fallback && self.policies.domains().load().tolerate_outage())
     }
@@ -118,7 +119,7 @@ impl Health {
             store: Part { ok: whole, detail },
             accounts: self.accounts(),
             policies: Part::files([self.policies.last_failure()]),
-            credentials: Part::files(self.auth.parts().iter().map(|part| part.last_failure())),
+            credentials: Part::files(self.auth.reloadable_files().iter().map(|part| part.last_failure())),
             domains: self.policies.domains().load().names().into_iter().map(str::to_owned).collect(),
         }
     }

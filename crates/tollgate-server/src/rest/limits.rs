@@ -91,7 +91,7 @@ pub(super) async fn get_rate_limits(
         return plain_error(StatusCode::BAD_REQUEST, format!("limit: must be from 1 to {LARGEST_PAGE}"));
     }
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(error) = shared.auth.key(client, || shared.service.cached_key(secret)).await {
+    if let Err(error) = shared.auth.check_key(client, || shared.service.cached_key(secret)).await {
         return access::auth_error_response(RouteAccess::Key, error);
     }
     let address = client.ip().to_string();

@@ -72,19 +72,19 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSetti
 }
 
 fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds {
-    let most = numbers.read(defaults::LISTENER_CONNECTIONS, options.max_connections);
-    let of_address = (most / 4).max(1);
+    let max_total = numbers.read(defaults::LISTENER_CONNECTIONS, options.max_connections);
+    let default_per_address = (max_total / 4).max(1);
     ConnectionBounds {
-        most,
-        most_of_address: numbers.within(
+        max_total,
+        max_per_address: numbers.within(
             "max-connections-per-address",
             options.max_connections_per_address,
-            of_address,
+            default_per_address,
             1..=defaults::MAX_CONNECTIONS,
         ),
         header_timeout: numbers.time(defaults::HEADER_TIMEOUT_MS, options.header_timeout_ms),
         idle_timeout: numbers.time(defaults::IDLE_TIMEOUT_MS, options.idle_timeout_ms),
-        answer_timeout: numbers.time(defaults::ANSWER_TIMEOUT_MS, options.answer_timeout_ms),
+        response_timeout: numbers.time(defaults::ANSWER_TIMEOUT_MS, options.answer_timeout_ms),
         pending_bytes: numbers.read(defaults::MAX_PENDING_BYTES, options.max_pending_bytes),
         handshakes_per_second: numbers.read(defaults::MAX_HANDSHAKES_PER_SECOND, options.max_handshakes_per_second),
         proxy_protocol: options.proxy_protocol.unwrap_or(false),

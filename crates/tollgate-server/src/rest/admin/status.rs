@@ -35,7 +35,8 @@ pub(super) struct StatusBody {
 struct FilesBody {
     /// `policies`, `service_tokens`, `admin_tokens` or `certificates`.
     what: &'static str,
-    /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then the contents read before are in force.
+    /// `current`; or `not reloaded` or `stuck` (a file system does not answer): then the contents read before are in
+    /// force.
     state: &'static str,
     /// The mistakes, one per line, without values that may be a secret in the wrong place. Only for a token of all
     /// domains, because files concern all of them.
@@ -64,7 +65,7 @@ pub(super) async fn status(request: AdminRequest<StatusQuery>) -> Result<Respons
         request.session_in(domain)?;
         vec![domain.clone()]
     };
-    let parts = shared.auth.parts();
+    let parts = shared.auth.reloadable_files();
     let parts = parts.iter().map(|part| FilesBody::of(part.what(), part.last_failure(), grant));
     let files = std::iter::once(FilesBody::of(policies.what(), policies.last_failure(), grant)).chain(parts).collect();
     Ok(Json(StatusBody { domains, files }).into_response())

@@ -69,7 +69,7 @@ pub(in crate::rest) async fn get_log(
         Err(rejection) => return plain_error(StatusCode::BAD_REQUEST, rejection.body_text()),
     };
     let Some(secret) = token(&headers) else { return unauthenticated() };
-    if let Err(error) = shared.auth.key(client, || shared.service.cached_key(secret)).await {
+    if let Err(error) = shared.auth.check_key(client, || shared.service.cached_key(secret)).await {
         return access::auth_error_response(RouteAccess::Key, error);
     }
     let address = client.ip().to_string();
