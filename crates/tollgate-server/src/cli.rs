@@ -20,7 +20,7 @@ use crate::{
     settings::{self, Options, Settings, StoreSettings},
 };
 
-/// The secret of the embedded policy's demo key. It works only on a node that runs the embedded default.
+/// The secret of the demo key in the embedded policy. It is valid only on a node with the embedded policy and store.
 const DEMO_KEY: &str = "tg_demoVeniceKeyForLoopbackUseOnly04QjPeg";
 
 /// Tollgate: a rate-limit service for API platforms.
@@ -43,7 +43,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check policy files, or folders of them: print every mistake, and warnings of what is valid but probably not meant
+    /// Check policy files, or folders of them: print every mistake, and warnings of what is valid but probably not
+    /// meant
     CheckPolicy {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
@@ -86,12 +87,12 @@ pub fn main() -> ExitCode {
             .as_deref()
             .map_or(Ok(settings::ClientOptions::default()), |file| settings::read(file).map(|file| file.client))
     };
-    let done = match cli.command {
-        None => cli.options.settle(cli.config.as_deref()).and_then(serve),
+    let result = match cli.command {
+        None => cli.options.resolve(cli.config.as_deref()).and_then(serve),
         Some(Command::CheckPolicy { paths, strict, matrix }) => check_policy(&paths, strict, matrix),
         Some(Command::Explain(args)) => args.run().and_then(|text| print(&text)),
         Some(Command::Doctor(options)) => {
-            options.or(cli.options).settle_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
+            options.or(cli.options).resolve_redis(cli.config.as_deref()).and_then(|configs| examine(&configs))
         }
         Some(Command::PolicySchema) => serde_json::to_string_pretty(&format::schema())
             .map_err(|error| error.to_string())
@@ -112,7 +113,7 @@ pub fn main() -> ExitCode {
         Some(Command::Key(admin)) => admin.run(client()).and_then(|text| print(&text)),
         Some(Command::Tier(admin)) => admin.run(client()).and_then(|text| print(&text)),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", escape::hidden(&error));
@@ -140,31 +141,31 @@ fn examine(configs: &[RedisConfig]) -> Result<(), String> {
         return Err("redis: is not set; the memory store needs no check".to_owned());
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    let (text, well) = runtime.block_on(crate::doctor::run(configs));
+    let (text, is_usable) = runtime.block_on(crate::doctor::run(configs));
     // An address that is still being resolved must not delay the exit.
     runtime.shutdown_background();
     print(&text)?;
-    if well { Ok(()) } else { Err("redis: see above".to_owned()) }
+    if is_usable { Ok(()) } else { Err("redis: see above".to_owned()) }
 }
 
 fn serve(settings: Settings) -> Result<(), String> {
     logs::start_logging(settings.log_format, &settings.log_filter)?;
-    // For background work; calls have threads of their own.
+    // For background work only; calls have their own threads.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    let served = runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string());
-    // Background work had its time; a file system that does not answer must not delay the exit.
+    let result = runtime.block_on(serve_until_signalled(settings)).map_err(|error| error.to_string());
+    // A file system that does not respond must not delay the exit.
     runtime.shutdown_background();
-    served
+    result
 }
 
 async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|error| RunError::Serve(format!("signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    // Kept from the start: without a handler, SIGHUP ends a process.
+    // Without a handler, SIGHUP would end the process.
     let _hangup = listen(SignalKind::hangup())?;
-    let backend = Backend::of(&settings)?;
+    let backend = Backend::from_settings(&settings)?;
     let listeners = Listeners::bind(&settings)?;
     let greeting = greeting(&settings, &listeners);
     let greet = move || {
@@ -181,10 +182,11 @@ async fn serve_until_signalled(settings: Settings) -> Result<(), RunError> {
     .await
 }
 
-/// The first commands to try, ready to paste.
+/// The text at startup, with commands to try.
 fn greeting(settings: &Settings, listeners: &Listeners) -> String {
-    let address =
-        |listener: &tokio::net::TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+    let address = |listener: &tokio::net::TcpListener| {
+        listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
+    };
     let (http, grpc) = (address(&listeners.http), address(&listeners.grpc));
     let memory = matches!(settings.store, StoreSettings::Memory { .. });
     let counters = if memory { "in this process's memory" } else { "in Redis" };
@@ -218,7 +220,7 @@ fn read_secret() -> Result<String, String> {
     if secret.is_empty() { Err("standard input: the secret is missing".to_owned()) } else { Ok(secret.to_owned()) }
 }
 
-/// Writes to standard output; the reader may have closed it.
+/// Writes to standard output, which may be closed.
 fn print(text: &str) -> Result<(), String> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{}", escape::hidden(text)).map_err(|error| format!("standard output: {error}"))

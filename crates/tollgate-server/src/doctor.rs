@@ -8,22 +8,22 @@ use tollgate_store::redis::{Finding, RedisConfig, Severity, examine};
 pub(crate) async fn run(configs: &[RedisConfig]) -> (String, bool) {
     let mut findings: Vec<Finding> = join_all(configs.iter().map(examine)).await.into_iter().flatten().collect();
     findings.sort_by_key(|finding| finding.verdict);
-    let of = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
-    let (doubtful, bad) = (of(Severity::Warning), of(Severity::Error));
+    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let (warnings, errors) = (count(Severity::Warning), count(Severity::Error));
     let lines: Vec<String> = findings.iter().map(line).collect();
-    let summary = match (bad, doubtful) {
+    let summary = match (errors, warnings) {
         (0, 0) => "No problems found.".to_owned(),
-        (0, doubtful) => format!("A node can use it. Warnings: {doubtful}."),
-        (bad, _) => format!("A node cannot rely on it. Problems to fix: {bad}."),
+        (0, warnings) => format!("A node can use it. Warnings: {warnings}."),
+        (errors, _) => format!("A node cannot rely on it. Problems to fix: {errors}."),
     };
-    (format!("{}\n{summary}", lines.join("\n")), bad == 0)
+    (format!("{}\n{summary}", lines.join("\n")), errors == 0)
 }
 
 fn line(finding: &Finding) -> String {
-    let word = match finding.verdict {
+    let label = match finding.verdict {
         Severity::Ok => "ok  ",
         Severity::Warning => "warn",
         Severity::Error => "BAD ",
     };
-    format!("{word} {} {}", finding.server, finding.text)
+    format!("{label} {} {}", finding.server, finding.text)
 }

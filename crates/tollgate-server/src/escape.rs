@@ -1,5 +1,5 @@
-//! Text that was written by others, as people may see it: characters that are not seen, or that change how the text around
-//! them is shown, come as `\u202e`. JSON stays the same JSON, as it has them only within strings.
+//! Escapes characters that are invisible, or that change how the text around them is displayed, as `\u202e`. JSON stays
+//! equivalent, because it contains them only in strings.
 
 use std::{
     borrow::Cow,
@@ -9,25 +9,25 @@ use std::{
 
 use tollgate_core::text::is_hidden;
 
-/// Text of any number of lines.
+/// Escapes hidden characters except newlines.
 pub(crate) fn hidden(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n')
 }
 
-/// Text that is to stay on one line.
+/// Escapes hidden characters and newlines.
 pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let escapes = |c: char| is_hidden(c) && !stays(c);
+fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let escapes = |c: char| is_hidden(c) && !is_kept(c);
     if !text.chars().any(escapes) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if escapes(c) {
-            // As JSON has them, which knows no more than 16 bits.
+            // As in JSON, in units of 16 bits.
             for unit in c.encode_utf16(&mut [0; 2]) {
                 let _ = write!(safe, "\\u{unit:04x}");
             }
@@ -38,8 +38,8 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Writes a log, one event at a time. Colours of a terminal are kept; values from outside contain none, because the log
-/// escapes their control characters.
+/// Escapes the events of a log. The colours of the log are kept; values contain none, because the log escapes their
+/// control characters.
 pub(crate) struct Escaping<W>(pub(crate) W);
 
 impl<W: Write> Write for Escaping<W> {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_keep_their_colours_alone() {
+    fn only_the_colours_of_logs_are_kept() {
         let mut log = Vec::new();
         Escaping(&mut log).write_all("\u{1b}[2mid=\u{200f}x\u{9b}2J\u{1b}[0m\n".as_bytes()).unwrap();
         assert_eq!(String::from_utf8(log).unwrap(), "\u{1b}[2mid=\\u200fx\\u009b2J\u{1b}[0m\n");

@@ -1,8 +1,8 @@
-//! Files that people write and a node reads: settings, policies, tokens, passwords, certificates.
+//! Access to the node's files: settings, policies, tokens, passwords, certificates.
 //!
-//! Every wait is bounded. Only regular files are read, because opening a FIFO or a device may block, and no more bytes
-//! than the caller allows. If a file system does not answer, such as that of a failed server, only the request's own
-//! thread waits: the caller gets an error after a while, and a path that blocks a thread gets no second one.
+//! Every wait and every size is bounded. Only regular files are read, because opening a FIFO or a device may block. If
+//! a file system does not respond, such as that of a failed server, only the thread of the request is blocked: the
+//! caller gets an error after a timeout, and no second thread is started for the same path.
 
 use std::{
     collections::HashMap,
@@ -17,25 +17,25 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The largest of these files, in bytes.
+/// The maximum size of a file, in bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
-/// How long a file system may take to answer a request.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// The time limit for a file on a file system that does not answer; healthy ones need far less.
-const LITTLE_PATIENCE: Duration = Duration::from_millis(100);
-/// The most requests without an answer; each holds a thread.
+/// The timeout of a request to a file system.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// The timeout in a folder with a stalled request.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(100);
+/// The maximum number of stalled requests; each blocks a thread.
 const MAX_STALLED: usize = 64;
 
-/// The requests that are under way.
+/// The requests in progress.
 static REQUESTS: LazyLock<Mutex<Requests>> = LazyLock::new(Mutex::default);
 
-/// Why a file was not read.
+/// The error of reading a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     /// The operating system reports an error.
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It is something else.
+    /// It is not a regular file.
     #[error("is {0}, and must be a regular file")]
     NotAFile(&'static str),
     /// It is longer than the caller allows.
@@ -44,22 +44,22 @@ pub(crate) enum FileError {
     /// It is not text.
     #[error("cannot be read: it is not text in UTF-8")]
     NotText,
-    /// The file system does not answer.
+    /// The file system does not respond.
     #[error("cannot be read: the file system does not answer")]
     NoAnswer,
 }
 
-/// Why files were not taken over.
+/// Why files were not loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// Everything that is wrong, a line each.
+    /// All errors, one per line.
     pub(crate) text: String,
-    /// Whether a file system did not answer, so that the contents of the files are unknown.
+    /// Whether a file system did not respond, so that the contents of the files are unknown.
     pub(crate) stuck: bool,
 }
 
 impl Failure {
-    /// That a file could not be read; `place` names it.
+    /// The failure to read a file; `place` is its name in the message.
     pub(crate) fn of(place: impl std::fmt::Display, error: &FileError) -> Self {
         Self { text: format!("{place}: {error}"), stuck: matches!(error, FileError::NoAnswer) }
     }
@@ -69,7 +69,7 @@ impl Failure {
         if self.stuck { ReloadState::Stuck } else { ReloadState::NotReloaded }
     }
 
-    /// All of them as one.
+    /// Joins failures.
     pub(crate) fn join(failures: impl IntoIterator<Item = Self>) -> Self {
         let (texts, stuck): (Vec<String>, Vec<bool>) =
             failures.into_iter().map(|failure| (failure.text, failure.stuck)).unzip();
@@ -83,17 +83,17 @@ impl From<String> for Failure {
     }
 }
 
-/// The relation between the contents in force and the files now; the worst last.
+/// The state of the loaded contents after a failed reload; the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ReloadState {
-    /// The files have mistakes, and the previous contents are in force.
+    /// The files have errors, and the previous contents are in force.
     NotReloaded,
-    /// A file system does not answer, and the previous contents are in force.
+    /// A file system does not respond, and the previous contents are in force.
     Stuck,
 }
 
 impl ReloadState {
-    /// Its name, the same for strangers and administrators.
+    /// Its name in responses.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::NotReloaded => "not reloaded",
@@ -118,36 +118,36 @@ impl Contents {
 }
 
 /// The contents of the file at `path`, if it has at most this many bytes.
-pub(crate) fn read(path: &Path, most: u64) -> Result<Contents, FileError> {
-    in_time(path, move |path| {
-        // Before opening, because opening alone may change the state of a device.
-        regular(&std::fs::metadata(path)?)?;
+pub(crate) fn read(path: &Path, max_bytes: u64) -> Result<Contents, FileError> {
+    with_timeout(path, move |path| {
+        // Before opening, because opening may change the state of a device.
+        check_regular(&std::fs::metadata(path)?)?;
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
         let metadata = file.metadata()?;
-        regular(&metadata)?;
+        check_regular(&metadata)?;
         let mut bytes = Vec::new();
-        // A byte more than allowed, so that a longer file is seen to be longer.
-        File::take(file, most.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > most {
-            return Err(FileError::TooLarge(most));
+        // One byte more than allowed, to detect longer files.
+        File::take(file, max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(FileError::TooLarge(max_bytes));
         }
         Ok(Contents { bytes, open_to_all: metadata.permissions().mode() & 0o004 != 0 })
     })
 }
 
-/// The text of the file at `path`, if that has at most so many bytes.
-pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, FileError> {
-    read(path, most)?.text()
+/// The text of the file at `path`, if it has at most this many bytes.
+pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, FileError> {
+    read(path, max_bytes)?.text()
 }
 
 /// Whether there is a folder at `path`.
 pub(crate) fn is_folder(path: &Path) -> Result<bool, FileError> {
-    in_time(path, |path| Ok(path.is_dir()))
+    with_timeout(path, |path| Ok(path.is_dir()))
 }
 
 /// The entries of a folder.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
-    in_time(folder, |folder| {
+    with_timeout(folder, |folder| {
         let entries = std::fs::read_dir(folder)?;
         Ok(entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?)
     })
@@ -161,7 +161,7 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
-fn regular(metadata: &Metadata) -> Result<(), FileError> {
+fn check_regular(metadata: &Metadata) -> Result<(), FileError> {
     let kind = metadata.file_type();
     let other = match kind {
         _ if kind.is_file() => return Ok(()),
@@ -173,43 +173,42 @@ fn regular(metadata: &Metadata) -> Result<(), FileError> {
     Err(FileError::NotAFile(other))
 }
 
-/// The result of `ask` for `path`, unless that takes too long. Then `ask` continues on its own thread, and its result
-/// is ignored.
-pub(crate) fn in_time<T: Send + 'static>(
+/// Runs `request` for `path` on its own thread. After the timeout the thread continues, and its result is ignored.
+pub(crate) fn with_timeout<T: Send + 'static>(
     path: &Path,
-    ask: impl FnOnce(&Path) -> Result<T, FileError> + Send + 'static,
+    request: impl FnOnce(&Path) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, FileError> {
-    let (number, patience) = REQUESTS.lock().begin(path).ok_or(FileError::NoAnswer)?;
-    let request = Request(number);
-    let (answer, answered) = mpsc::sync_channel(1);
+    let (number, timeout) = REQUESTS.lock().begin(path).ok_or(FileError::NoAnswer)?;
+    let pending = Request(number);
+    let (sender, receiver) = mpsc::sync_channel(1);
     let path = path.to_owned();
     thread::Builder::new().name("file".to_owned()).spawn(move || {
-        let request = request;
-        let answered = ask(&path);
-        drop(request);
-        let _ = answer.send(answered);
+        let pending = pending;
+        let result = request(&path);
+        drop(pending);
+        let _ = sender.send(result);
     })?;
-    match answered.recv_timeout(patience) {
-        Ok(answer) => answer,
+    match receiver.recv_timeout(timeout) {
+        Ok(result) => result,
         Err(_) if REQUESTS.lock().stall(number) => Err(FileError::NoAnswer),
         // It ended at the last moment.
-        Err(_) => answered.recv().unwrap_or(Err(FileError::NoAnswer)),
+        Err(_) => receiver.recv().unwrap_or(Err(FileError::NoAnswer)),
     }
 }
 
-/// A request that is under way as long as this lives.
+/// A request that is in progress until this is dropped.
 struct Request(u64);
 
 impl Drop for Request {
     fn drop(&mut self) {
-        REQUESTS.lock().under_way.remove(&self.0);
+        REQUESTS.lock().pending.remove(&self.0);
     }
 }
 
 #[derive(Default)]
 struct Requests {
     last: u64,
-    under_way: HashMap<u64, PendingRequest>,
+    pending: HashMap<u64, PendingRequest>,
 }
 
 struct PendingRequest {
@@ -218,22 +217,22 @@ struct PendingRequest {
 }
 
 impl Requests {
-    /// A new request, and how long to wait for its answer; none about a path that does not answer anyway.
+    /// Begins a request; returns its number and timeout. `None` if a request for the path is stalled, or too many are.
     fn begin(&mut self, path: &Path) -> Option<(u64, Duration)> {
-        let mut stalled = self.under_way.values().filter(|request| request.stalled);
+        let mut stalled = self.pending.values().filter(|request| request.stalled);
         let folder = folder_of(path);
-        let beside = stalled.clone().any(|request| folder_of(&request.path) == folder);
+        let stalled_in_folder = stalled.clone().any(|request| folder_of(&request.path) == folder);
         if stalled.clone().count() >= MAX_STALLED || stalled.any(|request| request.path == path) {
             return None;
         }
         self.last += 1;
-        self.under_way.insert(self.last, PendingRequest { path: path.to_owned(), stalled: false });
-        Some((self.last, if beside { LITTLE_PATIENCE } else { PATIENCE }))
+        self.pending.insert(self.last, PendingRequest { path: path.to_owned(), stalled: false });
+        Some((self.last, if stalled_in_folder { SHORT_TIMEOUT } else { TIMEOUT }))
     }
 
-    /// Nobody waits for this request any more. Whether it is still under way.
+    /// Marks a request as stalled; returns whether it is still in progress.
     fn stall(&mut self, number: u64) -> bool {
-        self.under_way.get_mut(&number).map(|request| request.stalled = true).is_some()
+        self.pending.get_mut(&number).map(|request| request.stalled = true).is_some()
     }
 }
 
@@ -243,75 +242,75 @@ mod tests {
 
     use super::*;
 
-    fn fifo(path: &Path) {
-        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
-        assert!(made.success());
+    fn create_fifo(path: &Path) {
+        let status = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(status.success());
     }
 
-    /// Seen to fail without the check of the file type: the FIFO is then read as an empty file.
+    /// Fails without the check of the file type: then the FIFO is read as an empty file.
     #[test]
     fn only_regular_files_of_a_bounded_size_are_read() {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("file"), "text").unwrap();
-        std::os::unix::fs::symlink("file", at("link")).unwrap();
-        fifo(&at("fifo"));
-        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
-        let said = |path: &Path, most| read_text(path, most).map_err(|error| error.to_string());
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        create_fifo(&path("fifo"));
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        let read = |path: &Path, max_bytes| read_text(path, max_bytes).map_err(|error| error.to_string());
         for name in ["file", "link"] {
-            assert_eq!(said(&at(name), 4).unwrap(), "text");
+            assert_eq!(read(&path(name), 4).unwrap(), "text");
         }
         for (path, expected) in [
-            (at("fifo"), "is a FIFO, and must be a regular file"),
-            (at("socket"), "is a socket, and must be a regular file"),
-            (at(""), "is a folder, and must be a regular file"),
+            (path("fifo"), "is a FIFO, and must be a regular file"),
+            (path("socket"), "is a socket, and must be a regular file"),
+            (path(""), "is a folder, and must be a regular file"),
             (PathBuf::from("/dev/zero"), "is a device, and must be a regular file"),
-            (at("none"), "cannot be read: No such file or directory (os error 2)"),
+            (path("none"), "cannot be read: No such file or directory (os error 2)"),
         ] {
-            assert_eq!(said(&path, 4).unwrap_err(), expected);
+            assert_eq!(read(&path, 4).unwrap_err(), expected);
         }
-        assert_eq!(said(&at("file"), 3).unwrap_err(), "is too large; it may have at most 3 bytes");
-        std::fs::write(at("file"), [0xff]).unwrap();
-        assert_eq!(said(&at("file"), 4).unwrap_err(), "cannot be read: it is not text in UTF-8");
+        assert_eq!(read(&path("file"), 3).unwrap_err(), "is too large; it may have at most 3 bytes");
+        std::fs::write(path("file"), [0xff]).unwrap();
+        assert_eq!(read(&path("file"), 4).unwrap_err(), "cannot be read: it is not text in UTF-8");
     }
 
-    /// Seen to fail with an unbounded wait, and without the check for a path that is already stalled.
+    /// Fails with an unbounded wait, and without the check for stalled requests.
     #[test]
-    fn a_file_system_that_does_not_answer_holds_nobody() {
-        let (mount, gone) = mpsc::channel::<()>();
-        let (path, beside) = (Path::new("/a-mount-that-hangs/file"), Path::new("/a-mount-that-hangs/other"));
-        let ask = move |_: &Path| {
-            let _ = gone.recv();
+    fn a_file_system_that_does_not_respond_blocks_no_caller() {
+        let (mount, unmounted) = mpsc::channel::<()>();
+        let (path, other_path) = (Path::new("/a-mount-that-hangs/file"), Path::new("/a-mount-that-hangs/other"));
+        let request = move |_: &Path| {
+            let _ = unmounted.recv();
             Ok(())
         };
         let started = Instant::now();
-        assert!(matches!(in_time(path, ask), Err(FileError::NoAnswer)));
-        assert!(started.elapsed() >= PATIENCE);
-        // No thread is spent on it again.
-        assert!(matches!(in_time(path, |_| Ok(())), Err(FileError::NoAnswer)));
-        // Other files may be readable or not.
-        let (number, patience) = REQUESTS.lock().begin(beside).unwrap();
-        assert_eq!(patience, LITTLE_PATIENCE);
+        assert!(matches!(with_timeout(path, request), Err(FileError::NoAnswer)));
+        assert!(started.elapsed() >= TIMEOUT);
+        // No second thread is started for it.
+        assert!(matches!(with_timeout(path, |_| Ok(())), Err(FileError::NoAnswer)));
+        // Other files of the folder have a short timeout.
+        let (number, timeout) = REQUESTS.lock().begin(other_path).unwrap();
+        assert_eq!(timeout, SHORT_TIMEOUT);
         drop(Request(number));
-        assert!(in_time(Path::new("/elsewhere"), |_| Ok(())).is_ok());
+        assert!(with_timeout(Path::new("/elsewhere"), |_| Ok(())).is_ok());
         drop(mount);
         let bound = Instant::now() + Duration::from_secs(30);
-        while in_time(path, |_| Ok(())).is_err() {
-            assert!(Instant::now() < bound, "it answers again");
+        while with_timeout(path, |_| Ok(())).is_err() {
+            assert!(Instant::now() < bound, "it responds again");
             thread::yield_now();
         }
     }
 
-    /// However many paths do not answer, so many threads are held and no more. (Seen to fail without the bound.)
+    /// Fails without the bound.
     #[test]
-    fn requests_without_an_answer_are_bounded() {
+    fn the_number_of_stalled_requests_is_bounded() {
         let mut requests = Requests::default();
         for number in 0..MAX_STALLED {
             let (request, _) = requests.begin(Path::new(&format!("/{number}/file"))).unwrap();
             assert!(requests.stall(request));
         }
         assert!(requests.begin(Path::new("/another/file")).is_none());
-        requests.under_way.remove(&1);
+        requests.pending.remove(&1);
         assert!(requests.begin(Path::new("/another/file")).is_some());
     }
 }

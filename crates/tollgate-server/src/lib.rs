@@ -1,9 +1,9 @@
 //! The Tollgate node: the front doors (gRPC and REST), authentication of services and administrators, listeners,
-//! settings, files, the command line, and the wiring. [`run::run`] is the whole node, from open listeners until it is
-//! told to stop; the binary and the tests call the same function.
+//! settings, files, the command line, and the wiring. [`run::run`] runs a node until it is stopped; the binary and the
+//! tests call it.
 //!
-//! It may know every other crate. A front door must not know another one, nor decide anything itself; only [`run`] chooses
-//! stores.
+//! It may depend on every other crate. A front door must not depend on another one, nor decide anything itself; only
+//! [`run`] chooses stores.
 
 pub mod auth;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! Logs: how they are written, and the trace of the caller that they belong to.
+//! Logs, and the caller's trace in them.
 
 use tracing::Instrument;
 
@@ -18,17 +18,17 @@ fn parse_traceparent(header: &str) -> Option<(&str, &str)> {
     let (version, trace_id, parent_id, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
     let hex =
         |text: &str, length| text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let some = |text: &str| text.bytes().any(|byte| byte != b'0');
-    let whole = version != "00" || fields.next().is_none();
+    let is_not_zero = |text: &str| text.bytes().any(|byte| byte != b'0');
+    let has_no_more_fields = version != "00" || fields.next().is_none();
     let valid = hex(version, 2) && version != "ff" && hex(trace_id, 32) && hex(parent_id, 16) && hex(flags, 2);
-    (valid && whole && some(trace_id) && some(parent_id)).then_some((trace_id, parent_id))
+    (valid && has_no_more_fields && is_not_zero(trace_id) && is_not_zero(parent_id)).then_some((trace_id, parent_id))
 }
 
-/// How logs are written.
+/// The format of logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// A JSON object a line.
+    /// A JSON object per line.
     Json,
     /// For people.
     Pretty,

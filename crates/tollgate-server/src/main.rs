@@ -1,9 +1,8 @@
-//! The binary. All it does is in the library.
+//! The binary; its code is in the library.
 
 use std::process::ExitCode;
 
-/// A call allocates in several places, often on one thread and freed on another; `tests/bench-node` shows the gain over
-/// the system's allocator.
+/// A call allocates in several places; `tests/bench-node` shows the gain over the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

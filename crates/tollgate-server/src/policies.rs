@@ -1,4 +1,4 @@
-//! Policy files: which there are, and reading them, at the start and whenever they change.
+//! The policy files of a node, which are read at the start and whenever they change.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use crate::{
     reload::{LastFailure, Reload},
 };
 
-/// The policy of a node that is given none.
+/// The policy of a node without policy files.
 const EMBEDDED: &str = include_str!("../../../deploy/policies/venice.yaml");
 
-/// Where the policies come from.
+/// The source of the policies.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The Venice policy compiled into the binary.
@@ -32,7 +32,7 @@ pub enum Source {
     Paths(Vec<PathBuf>),
 }
 
-/// The policy files of a node. Valid contents are put in force; otherwise the previous ones stay.
+/// The policy files of a node. If their contents are invalid, the previous policies stay in force.
 pub struct PolicyFiles {
     source: Source,
     demo: bool,
@@ -42,7 +42,7 @@ pub struct PolicyFiles {
 }
 
 impl PolicyFiles {
-    /// Reads the files.
+    /// Reads the policies.
     pub fn load(source: Source, demo: bool, metrics: Arc<Metrics>) -> Result<Self, Vec<PolicyErrors>> {
         let policies = read_all(&source)?;
         log_warnings(&policies);
@@ -52,7 +52,7 @@ impl PolicyFiles {
         Ok(Self { source, demo, metrics, domains, last_failure: LastFailure::default() })
     }
 
-    /// The domains in force.
+    /// The current domains.
     pub fn domains(&self) -> &Arc<CurrentDomains> {
         &self.domains
     }
@@ -72,16 +72,16 @@ impl Reload for PolicyFiles {
 
     fn files(&self) -> Vec<PathBuf> {
         let Source::Paths(paths) = &self.source else { return Vec::new() };
-        files_of(paths).unwrap_or_else(|_| paths.clone())
+        policy_files(paths).unwrap_or_else(|_| paths.clone())
     }
 
     fn reload(&self) -> Result<(), Failure> {
-        let read = read_all(&self.source).map_err(|errors| failure(&errors));
-        let outcome = read.map(|policies| {
+        let policies = read_all(&self.source).map_err(|errors| failure(&errors));
+        let outcome = policies.map(|policies| {
             log_warnings(&policies);
             self.domains.replace(Domains::from_policies(policies, self.demo, &self.metrics));
         });
-        // Only now: a client that sees a successful reload may rely on the new policies.
+        // After the policies are in force, so that clients that see the reload can rely on them.
         self.metrics.count_policy_reload(outcome.is_ok());
         self.metrics.set_reload_stuck(self.what(), outcome.as_ref().is_err_and(|failure| failure.stuck));
         self.last_failure.record(outcome.as_ref().err().cloned());
@@ -93,12 +93,12 @@ impl Reload for PolicyFiles {
     }
 }
 
-/// All mistakes, one per line, without text that may be a secret in the wrong place.
+/// All errors, one per line, without text that may be a secret in the wrong place.
 pub(crate) fn failure(errors: &[PolicyErrors]) -> Failure {
     Failure::join(errors.iter().map(|error| Failure { text: error.redacted(), stuck: error.stuck }))
 }
 
-/// All mistakes, one per line, with the contents of the files: for a user that has the files.
+/// All errors, one per line, with text of the files: for a user that has the files.
 pub fn join_errors(errors: &[PolicyErrors]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
@@ -113,12 +113,12 @@ fn log_warnings(policies: &BTreeMap<Arc<str>, LoadedPolicy>) {
     }
 }
 
-/// Reads every file before it reports the wrong ones.
+/// Reads all policies, and reports the errors of all files.
 fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<PolicyErrors>> {
     let read = match source {
         Source::Embedded => vec![("venice.yaml".to_owned(), LoadedPolicy::parse("venice.yaml", EMBEDDED))],
         Source::Paths(paths) => {
-            let files = files_of(paths).map_err(|error| vec![error])?;
+            let files = policy_files(paths).map_err(|error| vec![error])?;
             files.into_iter().map(|file| (file.display().to_string(), load(&file))).collect()
         }
     };
@@ -129,16 +129,16 @@ fn read_all(source: &Source) -> Result<BTreeMap<Arc<str>, LoadedPolicy>, Vec<Pol
             Ok(loaded) => {
                 let domain = Arc::clone(loaded.policy.domain());
                 if domains.insert(Arc::clone(&domain), loaded).is_some() {
-                    errors.push(whole_file(file, "domain: is the domain of another file too".to_owned()));
+                    errors.push(file_error(file, "domain: is the domain of another file too".to_owned()));
                 }
             }
-            Err(wrong) => errors.push(wrong),
+            Err(file_errors) => errors.push(file_errors),
         }
     }
     if errors.is_empty() { Ok(domains) } else { Err(errors) }
 }
 
-fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
+fn policy_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
     let mut files = Vec::new();
     for path in paths {
         let unreadable = |error| unreadable(path, &error);
@@ -146,13 +146,13 @@ fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, PolicyErrors> {
             files.push(path.clone());
             continue;
         }
-        let mut inside = files::list(path).map_err(unreadable)?;
-        inside.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
-        inside.sort();
-        if inside.is_empty() {
-            return Err(whole_file(path.display().to_string(), "has no .yaml or .yml file in it".to_owned()));
+        let mut entries = files::list(path).map_err(unreadable)?;
+        entries.retain(|file| file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"));
+        entries.sort();
+        if entries.is_empty() {
+            return Err(file_error(path.display().to_string(), "has no .yaml or .yml file in it".to_owned()));
         }
-        files.extend(inside);
+        files.extend(entries);
     }
     Ok(files)
 }
@@ -165,18 +165,18 @@ pub fn load(path: &Path) -> Result<LoadedPolicy, PolicyErrors> {
     }
 }
 
-/// That a file, or a folder of files, cannot be read.
+/// The error of a file or folder that cannot be read.
 fn unreadable(path: &Path, error: &FileError) -> PolicyErrors {
-    let errors = whole_file(path.display().to_string(), error.to_string());
+    let errors = file_error(path.display().to_string(), error.to_string());
     PolicyErrors { stuck: matches!(error, FileError::NoAnswer), ..errors }
 }
 
-fn whole_file(file: String, message: String) -> PolicyErrors {
+fn file_error(file: String, message: String) -> PolicyErrors {
     let place = Place::root();
     PolicyErrors { file, errors: vec![PolicyError::new(1, place, message)], stuck: false }
 }
 
-/// Policy files that hold, checked without running them.
+/// Valid policy files, for reports.
 pub struct CheckedPolicies {
     domains: BTreeMap<Arc<str>, LoadedPolicy>,
 }
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn the_error_for_a_missing_file_contains_its_path() {
         let error = load(Path::new("/nowhere.yaml")).unwrap_err().to_string();
         assert_eq!(error, "/nowhere.yaml:1: cannot be read: No such file or directory (os error 2)");
     }

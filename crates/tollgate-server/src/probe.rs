@@ -1,4 +1,4 @@
-//! Whether the stores can decide: the node itself asks once a second, and everybody else reads its result.
+//! Probes: whether the stores can decide. The node checks them once a second; everything else reads the last result.
 
 use std::{
     sync::Arc,
@@ -10,47 +10,47 @@ use tollgate_core::store::{Obstacle, Store, StoreHealth};
 use tollgate_service::metrics::Metrics;
 use tollgate_store::accounts::AccountStore;
 
-/// How long a store may take. It states a bound of its own; this is for one that does not hold it.
-const WITHIN: Duration = Duration::from_millis(1_500);
-/// For how long an answer is believed.
+/// The maximum time of a check, for a store that does not keep its own bound.
+const TIMEOUT: Duration = Duration::from_millis(1_500);
+/// The maximum age of a result.
 const MAX_AGE: Duration = Duration::from_secs(5);
-/// A clock that is further off than this is complained of, until it is closer than half of it.
+/// A larger clock skew is reported, until it is smaller than half of this.
 const MAX_SKEW_MS: u64 = 1_000;
 
-/// The store that is asked.
+/// The store to check.
 pub(crate) enum ProbeTarget {
     /// The store of the counters.
     Counters {
         /// The store.
         store: Arc<dyn Store>,
-        /// Whether accounts are in the same.
+        /// Whether it also contains the accounts.
         with_accounts: bool,
     },
-    /// The store of the accounts, where it is another one.
+    /// The store of the accounts, if it is another store.
     Accounts(Arc<dyn AccountStore>),
 }
 
-/// Asks one store, and keeps its answer.
+/// Checks a store, and keeps the last result.
 pub(crate) struct Probe {
-    probed: ProbeTarget,
+    target: ProbeTarget,
     metrics: Arc<Metrics>,
-    last: Mutex<Option<LastAnswer>>,
+    last: Mutex<Option<LastCheck>>,
 }
 
-struct LastAnswer {
-    at: Instant,
+struct LastCheck {
+    time: Instant,
     health: StoreHealth,
     skewed: bool,
 }
 
-/// The conclusion from a store's last answer.
+/// The state of a store by the last check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoreState {
-    /// Whether it is possible to write on every server.
+    /// Whether every server can be written to.
     pub(crate) whole: bool,
-    /// Whether it is on some.
+    /// Whether some server can be written to.
     pub(crate) usable: bool,
-    /// The problems and risks, in words for everybody.
+    /// The problems and risks, without addresses and other internals.
     pub(crate) detail: Option<String>,
 }
 
@@ -62,7 +62,7 @@ impl ProbeTarget {
         }
     }
 
-    /// For logs and metrics.
+    /// Its name in logs and metrics.
     const fn name(&self) -> &'static str {
         match self {
             Self::Counters { .. } => "counters",
@@ -81,17 +81,17 @@ impl ProbeTarget {
 }
 
 impl Probe {
-    pub(crate) fn new(probed: ProbeTarget, metrics: Arc<Metrics>) -> Self {
-        Self { probed, metrics, last: Mutex::new(None) }
+    pub(crate) fn new(target: ProbeTarget, metrics: Arc<Metrics>) -> Self {
+        Self { target, metrics, last: Mutex::new(None) }
     }
 
     /// Checks the store.
     pub(crate) async fn check(&self) {
-        let health = tokio::time::timeout(WITHIN, self.probed.health()).await.unwrap_or_else(|_| {
+        let health = tokio::time::timeout(TIMEOUT, self.target.health()).await.unwrap_or_else(|_| {
             let reason = "does not answer".to_owned();
-            StoreHealth::bad(Obstacle { error: format!("no answer within {WITHIN:?}"), reason })
+            StoreHealth::bad(Obstacle { error: format!("no answer within {TIMEOUT:?}"), reason })
         });
-        match &self.probed {
+        match &self.target {
             ProbeTarget::Counters { with_accounts, .. } => {
                 self.metrics.set_counter_store_health(&health);
                 if *with_accounts {
@@ -103,13 +103,13 @@ impl Probe {
         let mut last = self.last.lock();
         let skewed = is_skewed(&health, last.as_ref().is_some_and(|last| last.skewed));
         self.log(last.as_ref(), &health, skewed);
-        *last = Some(LastAnswer { at: Instant::now(), health, skewed });
+        *last = Some(LastCheck { time: Instant::now(), health, skewed });
     }
 
-    /// Its last answer.
+    /// The state by the last check.
     pub(crate) fn state(&self) -> StoreState {
         match &*self.last.lock() {
-            Some(last) if last.at.elapsed() < MAX_AGE => StoreState {
+            Some(last) if last.time.elapsed() < MAX_AGE => StoreState {
                 whole: last.health.is_whole(),
                 usable: last.health.can_charge(),
                 detail: self.describe(last),
@@ -121,40 +121,40 @@ impl Probe {
         }
     }
 
-    fn describe(&self, LastAnswer { health, skewed, .. }: &LastAnswer) -> Option<String> {
-        let mut said = Vec::new();
-        let of = health.servers.max(1);
-        for (reason, number) in reasons(health) {
-            let where_at = if of == 1 { String::new() } else { format!("{number} of {of} servers: ") };
-            said.push(format!("{where_at}{reason}: {}", self.probed.consequence()));
+    fn describe(&self, LastCheck { health, skewed, .. }: &LastCheck) -> Option<String> {
+        let mut lines = Vec::new();
+        let servers = health.servers.max(1);
+        for (reason, count) in reasons(health) {
+            let affected = if servers == 1 { String::new() } else { format!("{count} of {servers} servers: ") };
+            lines.push(format!("{affected}{reason}: {}", self.target.consequence()));
         }
         if let Some(policy) = &health.eviction {
-            said.push(format!("evicting: maxmemory-policy is {policy}, so a full Redis loses counters and accounts"));
+            lines.push(format!("evicting: maxmemory-policy is {policy}, so a full Redis loses counters and accounts"));
         }
         if let Some(skew_ms) = health.clock_skew_ms.filter(|_| *skewed) {
             let direction = if skew_ms > 0 { "ahead of" } else { "behind" };
             let seconds = skew_ms.unsigned_abs() / 1_000;
-            said.push(format!("skewed: its clock is {seconds} s {direction} this node's"));
+            lines.push(format!("skewed: its clock is {seconds} s {direction} this node's"));
         }
-        (!said.is_empty()).then(|| said.join("\n"))
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    /// Writes a line where something changed.
-    fn log(&self, last: Option<&LastAnswer>, health: &StoreHealth, skewed: bool) {
-        let store = self.probed.name();
-        let before = last.map(|last| reasons(&last.health)).unwrap_or_default();
-        let now = reasons(health);
+    /// Logs changes.
+    fn log(&self, last: Option<&LastCheck>, health: &StoreHealth, skewed: bool) {
+        let store = self.target.name();
+        let previous = last.map(|last| reasons(&last.health)).unwrap_or_default();
+        let current = reasons(health);
         match health.obstacles.first() {
-            Some(Obstacle { reason, error }) if before != now => {
+            Some(Obstacle { reason, error }) if previous != current => {
                 let failing = health.obstacles.len();
                 tracing::warn!(store, reason, error, failing, servers = health.servers, "a store cannot be written to");
             }
-            None if !before.is_empty() => tracing::info!(store, "the store can be written to again"),
+            None if !previous.is_empty() => tracing::info!(store, "the store can be written to again"),
             _ => {}
         }
-        let evicted = last.and_then(|last| last.health.eviction.as_ref());
+        let last_eviction = last.and_then(|last| last.health.eviction.as_ref());
         match &health.eviction {
-            Some(policy) if evicted != Some(policy) => {
+            Some(policy) if last_eviction != Some(policy) => {
                 tracing::warn!(
                     store,
                     maxmemory_policy = policy,
@@ -173,12 +173,12 @@ impl Probe {
     }
 }
 
-/// Why servers cannot be written to, and of how many that is true.
+/// The reasons why servers cannot be written to, each with the number of servers.
 fn reasons(health: &StoreHealth) -> Vec<(&str, usize)> {
     let mut reasons: Vec<(&str, usize)> = Vec::new();
     for Obstacle { reason, .. } in &health.obstacles {
-        match reasons.iter_mut().find(|(known, _)| known == reason) {
-            Some((_, number)) => *number += 1,
+        match reasons.iter_mut().find(|(existing, _)| existing == reason) {
+            Some((_, count)) => *count += 1,
             None => reasons.push((reason, 1)),
         }
     }
@@ -186,8 +186,8 @@ fn reasons(health: &StoreHealth) -> Vec<(&str, usize)> {
     reasons
 }
 
-fn is_skewed(health: &StoreHealth, before: bool) -> bool {
-    let bound = if before { MAX_SKEW_MS / 2 } else { MAX_SKEW_MS };
+fn is_skewed(health: &StoreHealth, was_skewed: bool) -> bool {
+    let bound = if was_skewed { MAX_SKEW_MS / 2 } else { MAX_SKEW_MS };
     health.clock_skew_ms.is_some_and(|skew| skew.unsigned_abs() > bound)
 }
 
@@ -202,9 +202,9 @@ mod tests {
         Probe::new(ProbeTarget::Counters { store, with_accounts: true }, Arc::new(Metrics::new("memory").unwrap()))
     }
 
-    fn seen(health: StoreHealth) -> LastAnswer {
+    fn last_check(health: StoreHealth) -> LastCheck {
         let skewed = is_skewed(&health, false);
-        LastAnswer { at: Instant::now(), health, skewed }
+        LastCheck { time: Instant::now(), health, skewed }
     }
 
     fn obstacle(reason: &str) -> Obstacle {
@@ -212,19 +212,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_believed_for_a_while() {
+    async fn a_result_expires() {
         let probe = probe();
-        assert!(!probe.state().usable, "nobody asked");
+        assert!(!probe.state().usable, "not checked yet");
         probe.check().await;
         assert_eq!(probe.state(), StoreState { whole: true, usable: true, detail: None });
-        probe.last.lock().as_mut().unwrap().at = Instant::now().checked_sub(MAX_AGE).unwrap();
-        assert!(!probe.state().usable, "the task that asks is gone");
+        probe.last.lock().as_mut().unwrap().time = Instant::now().checked_sub(MAX_AGE).unwrap();
+        assert!(!probe.state().usable, "the result is too old");
     }
 
     #[test]
-    fn what_is_said_of_a_store() {
+    fn the_state_describes_the_problems_of_a_store() {
         let probe = probe();
-        for (health, usable, said) in [
+        for (health, usable, detail) in [
             (StoreHealth::good(), true, None),
             (StoreHealth::bad(obstacle("full")), false, Some("full: no charge is possible")),
             (
@@ -249,8 +249,8 @@ mod tests {
             ),
         ] {
             let whole = health.is_whole();
-            *probe.last.lock() = Some(seen(health));
-            assert_eq!(probe.state(), StoreState { whole, usable, detail: said.map(str::to_owned) });
+            *probe.last.lock() = Some(last_check(health));
+            assert_eq!(probe.state(), StoreState { whole, usable, detail: detail.map(str::to_owned) });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Hot reload of files, when they change and on SIGHUP.
+//! Reload of files when they change, and on SIGHUP.
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -11,10 +11,10 @@ use tollgate_policy::redaction::shown_path;
 
 use crate::files::{self, Failure, FileError, MAX_FILE_BYTES};
 
-/// Editors and volume mounts change a file in several steps; the last one counts.
-const SETTLE: Duration = Duration::from_millis(200);
-/// The interval of attempts while a reload is stuck: no event says when the file system answers again.
-const RETRY: Duration = Duration::from_secs(10);
+/// The pause after a change, because editors and volume mounts change files in several steps.
+const SETTLE_TIME: Duration = Duration::from_millis(200);
+/// The interval of attempts while a reload is stuck: there is no event when the file system responds again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A part of a node that is read from files, and can be reloaded.
 pub(crate) trait Reload: Send + Sync + 'static {
@@ -24,24 +24,24 @@ pub(crate) trait Reload: Send + Sync + 'static {
     /// The folders to watch for changes.
     fn folders(&self) -> Vec<PathBuf>;
 
-    /// The files that would be read now.
+    /// The files that a reload would read now.
     fn files(&self) -> Vec<PathBuf>;
 
-    /// Reads the files again. If there are mistakes, returns all of them and changes nothing. Takes a bounded time,
-    /// even if a file system does not answer.
+    /// Reads the files again. If there are errors, returns all of them and changes nothing. Takes a bounded time, even
+    /// if a file system does not respond.
     fn reload(&self) -> Result<(), Failure>;
 
-    /// The mistakes found at the last reload, if there were any.
+    /// The failure of the last reload, if it failed.
     fn last_failure(&self) -> Option<Failure>;
 }
 
-/// The mistakes found in files at the last reload, if there were any.
+/// The failure of the last reload, if it failed.
 #[derive(Default)]
 pub(crate) struct LastFailure(Mutex<Option<Failure>>);
 
 impl LastFailure {
-    /// Records the result of a reload. Called once its contents are in force, so that a client that sees no failure may
-    /// rely on them.
+    /// Records the result of a reload. Called after its contents are in force, so that a client that sees no failure
+    /// can rely on them.
     pub(crate) fn record(&self, failure: Option<Failure>) {
         *self.0.lock() = failure;
     }
@@ -51,7 +51,7 @@ impl LastFailure {
     }
 }
 
-/// The contents of files when they were last valid.
+/// The last valid contents of files.
 pub(crate) struct ReloadCell<T> {
     current: ArcSwap<T>,
     last_failure: LastFailure,
@@ -91,32 +91,31 @@ impl Fingerprints {
     }
 }
 
-/// Something whose files are watched.
+/// Watches the files of a part.
 ///
-/// The folders are watched instead of the files, because a mounted configuration is replaced by renaming a link in its
-/// folder. Changes of other files there are ignored: otherwise a log in the same folder, which gets a line for each
-/// reload, would cause endless reloads.
+/// Folders are watched instead of files, because a mounted configuration is replaced by renaming a link in its folder.
+/// Changes of other files are ignored: otherwise a log in the same folder would cause endless reloads.
 pub(crate) struct FileWatcher {
     what: &'static str,
     changes: mpsc::Receiver<()>,
     reader: Arc<Mutex<Reader>>,
-    after: Arc<dyn Fn() + Send + Sync>,
+    after_reload: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Reads the files. It waits for file systems, so it does not run on the threads of the runtime.
+/// Reads the files. It blocks on file systems, so it does not run on the threads of the runtime.
 struct Reader {
     part: Arc<dyn Reload>,
     watcher: Option<Arc<Mutex<RecommendedWatcher>>>,
-    watched: Vec<PathBuf>,
-    /// As of when they were last read.
+    watched_folders: Vec<PathBuf>,
+    /// The fingerprints when the files were last read.
     read: Fingerprints,
 }
 
 impl FileWatcher {
-    /// Changes from now on are seen, whenever [`FileWatcher::run`] gets to them. `after` is called after each reload
-    /// that succeeded.
-    pub(crate) fn new(part: Arc<dyn Reload>, after: Arc<dyn Fn() + Send + Sync>) -> Self {
-        // One waiting notice is enough: it says that something changed, not what.
+    /// Changes from now on are processed by [`FileWatcher::run`]. `after_reload` is called after each successful
+    /// reload.
+    pub(crate) fn new(part: Arc<dyn Reload>, after_reload: Arc<dyn Fn() + Send + Sync>) -> Self {
+        // One queued notice is enough, because it contains no details.
         let (notice, changes) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| !event.kind.is_access()) {
@@ -127,36 +126,37 @@ impl FileWatcher {
             tracing::warn!(what = part.what(), %error, "files cannot be watched; SIGHUP still reloads them");
         };
         let watcher = watcher.inspect_err(failed).ok().map(|watcher| Arc::new(Mutex::new(watcher)));
-        // Before the folders are watched: changes in between are detected at the next notice.
+        // Before the folders are watched, so that changes in between are detected later.
         let read = Fingerprints::of(&*part);
-        let mut reader = Reader { part, watcher, watched: Vec::new(), read };
+        let mut reader = Reader { part, watcher, watched_folders: Vec::new(), read };
         reader.watch_new();
-        Self { what: reader.part.what(), changes, reader: Arc::new(Mutex::new(reader)), after }
+        Self { what: reader.part.what(), changes, reader: Arc::new(Mutex::new(reader)), after_reload }
     }
 
-    /// Reloads it for as long as the node lives, on changes and on each of `hangups`.
+    /// Reloads the files as long as the node runs, on changes and on each of `hangups`.
     pub(crate) async fn run(self, mut hangups: watch::Receiver<()>) {
-        let Self { what, mut changes, reader, after } = self;
+        let Self { what, mut changes, reader, after_reload } = self;
         let mut last: Option<Failure> = None;
         loop {
+            let is_stuck = last.as_ref().is_some_and(|failure| failure.stuck);
             let cause = tokio::select! {
                 Some(()) = changes.recv() => {
-                    tokio::time::sleep(SETTLE).await;
+                    tokio::time::sleep(SETTLE_TIME).await;
                     Cause::Change
                 }
                 Ok(()) = hangups.changed() => Cause::Hangup,
-                () = tokio::time::sleep(RETRY), if last.as_ref().is_some_and(|failure| failure.stuck) => Cause::Retry,
+                () = tokio::time::sleep(RETRY_INTERVAL), if is_stuck => Cause::Retry,
                 else => return,
             };
             while changes.try_recv().is_ok() {}
-            match look(Arc::clone(&reader), cause != Cause::Change).await {
+            match check_files(Arc::clone(&reader), cause != Cause::Change).await {
                 Ok(None) => {}
                 Ok(Some(Ok(()))) => {
                     last = None;
                     tracing::info!(what, "reloaded");
-                    after();
+                    after_reload();
                 }
-                // Said once, not each time it is tried again.
+                // The same failure of repeated attempts is logged once.
                 Ok(Some(Err(failure))) if cause == Cause::Retry && last.as_ref() == Some(&failure) => {}
                 Ok(Some(Err(failure))) => {
                     tracing::error!(what, errors = failure.text, "not reloaded; the old contents stay in force");
@@ -175,44 +175,44 @@ enum Cause {
     Change,
     /// An operator requested it.
     Hangup,
-    /// The last time a file system did not answer.
+    /// In the last attempt a file system did not respond.
     Retry,
 }
 
-/// Lets the reader look, on a thread of its own, for which neither the runtime nor the end of the process waits.
-async fn look(reader: Arc<Mutex<Reader>>, asked: bool) -> Result<Option<Result<(), Failure>>, String> {
-    let (done, finished) = oneshot::channel();
-    let work = move || drop(done.send(reader.lock().look(asked)));
+/// Runs the reader on its own thread, which delays neither the runtime nor the exit of the process.
+async fn check_files(reader: Arc<Mutex<Reader>>, is_forced: bool) -> Result<Option<Result<(), Failure>>, String> {
+    let (sender, receiver) = oneshot::channel();
+    let work = move || drop(sender.send(reader.lock().check_files(is_forced)));
     thread::Builder::new().name("reload".to_owned()).spawn(work).map_err(|error| error.to_string())?;
-    finished.await.map_err(|_| "the thread that read it ended early".to_owned())
+    receiver.await.map_err(|_| "the thread that read it ended early".to_owned())
 }
 
 impl Reader {
     /// Reads the files again if they changed, or if an operator requested it.
-    fn look(&mut self, asked: bool) -> Option<Result<(), Failure>> {
-        // The hashes are computed before the files are read: changes in between are detected the next time.
+    fn check_files(&mut self, is_forced: bool) -> Option<Result<(), Failure>> {
+        // The hashes are computed before the files are read, so that changes in between are detected the next time.
         let now = Fingerprints::of(&*self.part);
-        let outcome = (asked || now != self.read).then(|| self.part.reload());
+        let outcome = (is_forced || now != self.read).then(|| self.part.reload());
         self.read = now;
         self.watch_new();
         outcome
     }
 
-    /// Watches the folders that are not watched yet: a file may have come to name others.
+    /// Watches new folders, which files may refer to.
     fn watch_new(&mut self) {
         let Some(watcher) = &self.watcher else { return };
         for folder in self.part.folders() {
-            if self.watched.contains(&folder) {
+            if self.watched_folders.contains(&folder) {
                 continue;
             }
             let watcher = Arc::clone(watcher);
-            let added = files::in_time(&folder, move |folder| {
+            let added = files::with_timeout(&folder, move |folder| {
                 let failed =
                     |error: notify::Error| FileError::Unreadable(std::io::Error::other(format!("{:?}", error.kind)));
                 watcher.lock().watch(folder, RecursiveMode::NonRecursive).map_err(failed)
             });
             match added {
-                // Tried again with the reload, which reports it.
+                // The reload reports the error, and is repeated.
                 Err(FileError::NoAnswer) => continue,
                 Err(error) => {
                     let folder = shown_path(&folder);
@@ -220,7 +220,7 @@ impl Reader {
                 }
                 Ok(()) => {}
             }
-            self.watched.push(folder);
+            self.watched_folders.push(folder);
         }
     }
 }

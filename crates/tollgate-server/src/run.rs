@@ -1,4 +1,4 @@
-//! A node's life: built, served, drained.
+//! Runs a node: builds it, serves calls, and drains it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -42,30 +42,30 @@ use crate::{
     workers::Workers,
 };
 
-/// The system's buffer for unread answers on a connection, in bytes; Linux doubles it for its own use (tcp(7),
+/// The size of the system's send buffer of a connection, in bytes; Linux doubles it for its own use (tcp(7),
 /// socket(7)).
 const SEND_BUFFER_BYTES: u32 = 128 << 10;
-/// Connections that wait to be taken in.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 1_024;
-/// How long a stopping node may take to write waiting data.
-const LAST_WRITES: Duration = Duration::from_secs(3);
-/// How often the stores are probed for `/readyz`, the health service and the metrics.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How often the node tries to charge the store for admissions made without it.
-const REPLAY_EVERY: Duration = Duration::from_millis(200);
-/// How often an idle node tidies up.
-const TIDY_EVERY: Duration = Duration::from_secs(5);
+/// The maximum time for writing queued data when the node stops.
+const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The interval of probes of the stores, for `/readyz`, gRPC health and the metrics.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval of attempts to charge the store for admissions during an outage.
+const REPLAY_INTERVAL: Duration = Duration::from_millis(200);
+/// The interval of cleanups.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// So many accounts have their refusals kept in memory.
+/// The maximum number of accounts whose refusals are kept in memory.
 const MAX_LOGGED_ACCOUNTS: usize = 10_000;
 
-/// Where a node listens.
+/// The listeners of a node.
 pub struct Listeners {
     /// For REST.
     pub http: TcpListener,
     /// For gRPC.
     pub grpc: TcpListener,
-    /// For health and metrics, if not beside REST.
+    /// For health and metrics, if they have their own listener.
     pub ops: Option<TcpListener>,
 }
 
@@ -87,16 +87,16 @@ impl Listeners {
 /// Listens at an address.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // As the standard library does, so that a node may start where one has just stopped.
+    // As in the standard library, so that a node can start just after another one has stopped.
     socket.set_reuseaddr(true)?;
-    // Its connections have this from it, and the system then lets none grow it: a client that reads nothing could make
-    // it keep megabytes.
+    // Accepted connections inherit this size, and the system does not increase it; otherwise it would buffer megabytes
+    // for a client that reads nothing.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// A store and the clock of the node beside it. Tests bring their own.
+/// The stores and the clock of a node.
 pub struct Backend {
     /// Keeps the counters.
     pub store: Arc<dyn Store>,
@@ -104,30 +104,30 @@ pub struct Backend {
     pub accounts: Arc<dyn AccountStore>,
     /// Keeps the last refusals.
     pub refusals: Arc<dyn RefusalLog>,
-    /// Tells the node which calendar period it probably is, and whether a key has ended.
+    /// Predicts the current calendar period, and tells whether a key has expired.
     pub clock: Arc<dyn Clock>,
     /// For the metrics: `memory` or `redis`.
     pub kind: &'static str,
-    link: Option<RedisClient>,
+    client: Option<RedisClient>,
     fallback: Option<Arc<Fallback>>,
     sweep: Option<Box<dyn Fn() + Send + Sync>>,
     workers: Workers,
-    /// Whether accounts are in a Redis of their own.
-    accounts_apart: bool,
+    /// Whether accounts are in another Redis than counters.
+    has_own_account_store: bool,
 }
 
 impl Backend {
-    /// The backend the settings ask for. Does not wait for Redis.
-    pub fn of(settings: &Settings) -> Result<Self, RunError> {
+    /// The backend of the settings. Does not wait for Redis.
+    pub fn from_settings(settings: &Settings) -> Result<Self, RunError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let workers = Workers::start(settings.threads).map_err(RunError::Threads)?;
         let open =
             |config: &RedisConfig| RedisClient::open(RedisConfig { runtimes: workers.handles(), ..config.clone() });
-        let elsewhere = settings.accounts.redis.as_deref().map(open).transpose()?;
-        let accounts_apart = elsewhere.is_some();
-        let accounts = |link: Option<RedisClient>| -> Arc<dyn AccountStore> {
-            match elsewhere.or(link) {
-                Some(link) => Arc::new(RedisAccounts::on(link)),
+        let accounts_client = settings.accounts.redis.as_deref().map(open).transpose()?;
+        let has_own_account_store = accounts_client.is_some();
+        let accounts = |client: Option<RedisClient>| -> Arc<dyn AccountStore> {
+            match accounts_client.or(client) {
+                Some(client) => Arc::new(RedisAccounts::on(client)),
                 None => Arc::new(MemoryAccounts::new(settings.accounts.max_in_memory)),
             }
         };
@@ -139,25 +139,25 @@ impl Backend {
                     let store = Arc::clone(&store);
                     move || store.sweep()
                 });
-                let (accounts, refusals) = (accounts(None), in_memory());
+                let (accounts, refusals) = (accounts(None), memory_refusals());
                 Ok(Self {
                     store,
                     accounts,
                     refusals,
                     clock,
                     kind: "memory",
-                    link: None,
+                    client: None,
                     fallback: None,
                     sweep: Some(sweep),
                     workers,
-                    accounts_apart,
+                    has_own_account_store,
                 })
             }
             StoreSettings::Redis(config) => {
-                let link = open(config)?;
-                let store = Arc::new(RedisStore::on(link.clone()));
-                let accounts = accounts(Some(link.clone()));
-                let refusals = Arc::new(RedisRefusals::on(link.clone()));
+                let client = open(config)?;
+                let store = Arc::new(RedisStore::on(client.clone()));
+                let accounts = accounts(Some(client.clone()));
+                let refusals = Arc::new(RedisRefusals::on(client.clone()));
                 let nodes = settings.node_count;
                 let fallback = Fallback::new(Arc::clone(&clock), nodes, settings.local_max_scopes);
                 let fallback = Arc::new(fallback.with_max_caller_named(config.max_caller_named));
@@ -165,26 +165,37 @@ impl Backend {
                     let fallback = Arc::clone(&fallback);
                     move || fallback.sweep()
                 });
-                let (kind, link, fallback, sweep) = ("redis", Some(link), Some(fallback), Some(sweep as _));
-                Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers, accounts_apart })
+                let (kind, client, fallback, sweep) = ("redis", Some(client), Some(fallback), Some(sweep as _));
+                Ok(Self {
+                    store,
+                    accounts,
+                    refusals,
+                    clock,
+                    kind,
+                    client,
+                    fallback,
+                    sweep,
+                    workers,
+                    has_own_account_store,
+                })
             }
         }
     }
 
-    /// A store and a clock of a test's own, with accounts and refusals in memory.
+    /// A backend for tests, with accounts and refusals in memory.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, kind: &'static str) -> Result<Self, RunError> {
         let accounts = Arc::new(MemoryAccounts::new(100_000));
-        let (refusals, workers) = (in_memory(), Workers::start(1).map_err(RunError::Threads)?);
-        let (link, fallback, sweep, accounts_apart) = (None, None, None, false);
-        Ok(Self { store, accounts, refusals, clock, kind, link, fallback, sweep, workers, accounts_apart })
+        let (refusals, workers) = (memory_refusals(), Workers::start(1).map_err(RunError::Threads)?);
+        let (client, fallback, sweep, has_own_account_store) = (None, None, None, false);
+        Ok(Self { store, accounts, refusals, clock, kind, client, fallback, sweep, workers, has_own_account_store })
     }
 }
 
 impl Backend {
-    fn let_measure(&self, metrics: &Metrics) {
-        if let Some(link) = &self.link {
-            let link = link.clone();
-            metrics.observe_store_connections(move || connections_of(&link));
+    fn observe(&self, metrics: &Metrics) {
+        if let Some(client) = &self.client {
+            let client = client.clone();
+            metrics.observe_store_connections(move || store_connections(&client));
         }
         if let Some(fallback) = &self.fallback {
             let fallback = Arc::clone(fallback);
@@ -192,28 +203,28 @@ impl Backend {
         }
     }
 
-    /// The probes of the store of counters, and of the store of accounts if it is another one.
+    /// The probes of the store of counters, and of the store of accounts if it is another store.
     fn probes(&self, metrics: &Arc<Metrics>) -> (Probe, Option<Probe>) {
-        let probe = |probed| Probe::new(probed, Arc::clone(metrics));
-        let (store, apart) = (Arc::clone(&self.store), self.accounts_apart);
-        let accounts = apart.then(|| probe(ProbeTarget::Accounts(Arc::clone(&self.accounts))));
-        (probe(ProbeTarget::Counters { store, with_accounts: !apart }), accounts)
+        let probe = |target| Probe::new(target, Arc::clone(metrics));
+        let (store, has_own_account_store) = (Arc::clone(&self.store), self.has_own_account_store);
+        let accounts = has_own_account_store.then(|| probe(ProbeTarget::Accounts(Arc::clone(&self.accounts))));
+        (probe(ProbeTarget::Counters { store, with_accounts: !has_own_account_store }), accounts)
     }
 }
 
 /// The state of the connections to Redis.
-fn connections_of(link: &RedisClient) -> StoreConnections {
-    let RedisClientStatus { servers, resting, connections, faults } = link.status();
-    let faults = faults.into_iter().map(|(fault, met)| (fault.name(), met)).collect();
-    StoreConnections { servers, breakers_open: resting, connections, in_flight: link.in_flight(), faults }
+fn store_connections(client: &RedisClient) -> StoreConnections {
+    let RedisClientStatus { servers, resting, connections, faults } = client.status();
+    let faults = faults.into_iter().map(|(fault, count)| (fault.name(), count)).collect();
+    StoreConnections { servers, breakers_open: resting, connections, in_flight: client.in_flight(), faults }
 }
 
-fn in_memory() -> Arc<dyn RefusalLog> {
+fn memory_refusals() -> Arc<dyn RefusalLog> {
     Arc::new(MemoryRefusals::new(MAX_LOGGED_ACCOUNTS))
 }
 
-/// Runs a node on `listeners` until `shutdown` ends, then drains it within the settings' bound. `serving` is called
-/// once its policies and credentials are read and calls are taken in.
+/// Runs a node on `listeners` until `shutdown` ends, then drains it within the timeout. `serving` is called when its
+/// policies and credentials are loaded and it accepts calls.
 pub async fn run(
     settings: Settings,
     backend: Backend,
@@ -222,13 +233,13 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new(backend.kind)?);
-    backend.let_measure(&metrics);
-    let (counters, apart) = backend.probes(&metrics);
+    backend.observe(&metrics);
+    let (counters_probe, accounts_probe) = backend.probes(&metrics);
     let embedded = settings.policy.is_empty() && matches!(settings.store, StoreSettings::Memory { .. });
     let source = if settings.policy.is_empty() { Source::Embedded } else { Source::Paths(settings.policy.clone()) };
     let mut background = JoinSet::new();
-    // Before the files are read, so that no hangup between the two is missed.
-    let hung_up = hangups(&mut background)?;
+    // Before the files are read, so that no hangup is missed.
+    let hangups = watch_hangups(&mut background)?;
     let auth = Authenticator::new(settings.auth.clone(), Arc::clone(&backend.clock), &metrics);
     let auth = Arc::new(auth.map_err(RunError::Credentials)?);
     let policies = PolicyFiles::load(source, embedded, Arc::clone(&metrics))
@@ -250,14 +261,13 @@ pub async fn run(
             request_id_ms: settings.request_id_ttl_ms,
         },
     }));
-    let (clock, known) = (Arc::clone(&backend.clock), Arc::clone(&accounts));
     let (store, fallback) = (Arc::clone(&backend.store), backend.fallback.clone());
-    let admin =
-        Arc::new(Admin::new(Arc::clone(policies.domains()), backend.accounts, Arc::clone(&store), known, clock));
-    let (to, stage) = watch::channel(Lifecycle::Running);
+    let (domains, cache) = (Arc::clone(policies.domains()), Arc::clone(&accounts));
+    let admin = Arc::new(Admin::new(domains, backend.accounts, Arc::clone(&store), cache, backend.clock));
+    let (lifecycle, stage) = watch::channel(Lifecycle::Running);
     let health = Arc::new(rest::Health {
-        counters,
-        accounts: apart,
+        counters: counters_probe,
+        accounts: accounts_probe,
         policies: Arc::clone(&policies),
         has_fallback: fallback.is_some(),
         auth: Arc::clone(&auth),
@@ -267,9 +277,9 @@ pub async fn run(
     tracing::info!(store = backend.kind, domains = ?policies.domains().load().names(), "node starts");
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    // Before calls arrive, so that a client that gets an answer may rely on the node seeing changes.
-    watch_files(&mut background, &policies, &auth, &hung_up);
-    // Before calls arrive, so that accounts that they read are cached.
+    // Before calls arrive, so that a client that gets a response knows that the node watches its files.
+    watch_files(&mut background, &policies, &auth, &hangups);
+    // Before calls arrive, so that the accounts that they read are cached.
     let (changes, ()) = tokio::join!(accounts.subscribe(), health.probe());
     background.spawn(accounts.run_invalidation(changes));
     background.spawn(Arc::clone(&refusals).run_writer());
@@ -277,37 +287,38 @@ pub async fn run(
         background.spawn(replay(fallback, Arc::clone(&store)));
     }
     background.spawn(report_health(Arc::clone(&health), reporter));
-    background.spawn(tidy(Arc::clone(&metrics), Arc::clone(&auth), backend.sweep));
+    background.spawn(clean_up(Arc::clone(&metrics), Arc::clone(&auth), backend.sweep));
 
     let (drain_delay, drain_timeout) = (settings.drain_delay, settings.drain_timeout);
     let workers = backend.workers;
-    let (connections, stage_of) = (Arc::default(), stage.clone());
-    let servers_of = Servers { settings, service, admin, auth, health, metrics, stage: stage_of, workers, connections };
+    let (connections, servers_stage) = (Arc::default(), stage.clone());
+    let server_builder =
+        Servers { settings, service, admin, auth, health, metrics, stage: servers_stage, workers, connections };
     let mut servers = JoinSet::new();
-    servers.spawn(servers_of.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
-    servers.spawn(servers_of.rest(listeners.http)?.serve(stage));
-    // Operators can watch the node drain: their listener ends last.
+    servers.spawn(server_builder.grpc(listeners.grpc, health_service)?.serve(stage.clone()));
+    servers.spawn(server_builder.rest(listeners.http)?.serve(stage));
+    // The listener for operators stops last, so that they can observe the draining.
     let (_running, never) = watch::channel(Lifecycle::Running);
     if let Some(ops) = listeners.ops {
-        background.spawn(servers_of.ops(ops)?.serve(never));
+        background.spawn(server_builder.ops(ops)?.serve(never));
     }
     serving();
 
-    let early = tokio::select! {
+    let failed_server = tokio::select! {
         () = shutdown => None,
-        ended = servers.join_next() => Some(ended),
+        result = servers.join_next() => Some(result),
     };
-    if early.is_none() {
+    if failed_server.is_none() {
         tracing::info!(delay = ?drain_delay, "node drains");
-        let _ = to.send(Lifecycle::Draining);
-        // By then, clients that watch its health send calls to other nodes.
+        let _ = lifecycle.send(Lifecycle::Draining);
+        // In this time, clients that watch the health of the node move to other nodes.
         tokio::time::sleep(drain_delay).await;
     }
-    let _ = to.send(Lifecycle::Stopping);
+    let _ = lifecycle.send(Lifecycle::Stopping);
     let drained = tokio::time::timeout(drain_timeout, async {
-        let mut result = early.flatten().map_or(Ok(()), flatten);
-        while let Some(ended) = servers.join_next().await {
-            result = result.and(flatten(ended));
+        let mut result = failed_server.flatten().map_or(Ok(()), flatten);
+        while let Some(server_result) = servers.join_next().await {
+            result = result.and(flatten(server_result));
         }
         result
     });
@@ -315,30 +326,35 @@ pub async fn run(
         tracing::warn!(timeout = ?drain_timeout, "calls that have not finished are dropped");
         Ok(())
     });
-    // Independent of the calls' results: waiting data must not be lost.
-    let written = async {
-        refusals.flush().await;
-        if let Some(fallback) = &fallback {
-            fallback.replay(&*store).await;
-        }
-    };
-    if tokio::time::timeout(LAST_WRITES, written).await.is_err() {
-        tracing::warn!(timeout = ?LAST_WRITES, "queued refusals or charges are lost");
-    }
+    // Even if a server failed, queued data must not be lost.
+    write_queued_data(&refusals, fallback.as_deref(), &*store).await;
     tracing::info!("node stopped");
     result
 }
 
-/// Tells of every SIGHUP from now on.
-fn hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError> {
+/// Writes queued refusals, and charges the store for admissions during an outage.
+async fn write_queued_data(refusals: &Refusals, fallback: Option<&Fallback>, store: &dyn Store) {
+    let writes = async {
+        refusals.flush().await;
+        if let Some(fallback) = fallback {
+            fallback.replay(store).await;
+        }
+    };
+    if tokio::time::timeout(FINAL_WRITE_TIMEOUT, writes).await.is_err() {
+        tracing::warn!(timeout = ?FINAL_WRITE_TIMEOUT, "queued refusals or charges are lost");
+    }
+}
+
+/// Receives every SIGHUP from now on.
+fn watch_hangups(background: &mut JoinSet<()>) -> Result<watch::Receiver<()>, RunError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(|error| RunError::Serve(format!("signals: {error}")))?;
-    let (hangups, hung_up) = watch::channel(());
+    let (sender, hangups) = watch::channel(());
     background.spawn(async move {
         while let Some(()) = hangup.recv().await {
-            let _ = hangups.send(());
+            let _ = sender.send(());
         }
     });
-    Ok(hung_up)
+    Ok(hangups)
 }
 
 /// Reloads files when they change, and on each of `hangups`.
@@ -359,12 +375,12 @@ fn watch_files(
     }
 }
 
-fn flatten(ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
-    ended.map_err(|error| RunError::Serve(error.to_string()))
+fn flatten(result: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
+    result.map_err(|error| RunError::Serve(error.to_string()))
 }
 
-/// How long a call waits for accounts and counters in all. A little longer than one of them may take, so that each
-/// ends by its own bound.
+/// The maximum time that a call waits for the stores of accounts and counters in total. A little longer than the
+/// deadline of one store, so that the store's deadline takes effect first.
 fn store_timeout(settings: &Settings) -> Duration {
     match &settings.store {
         StoreSettings::Memory { .. } => settings.call_timeout,
@@ -372,18 +388,18 @@ fn store_timeout(settings: &Settings) -> Duration {
     }
 }
 
-/// Charges the store for admissions made without it, as soon as it answers.
+/// Charges the store for admissions during an outage, as soon as it recovers.
 async fn replay(fallback: Arc<Fallback>, store: Arc<dyn Store>) {
-    let mut ticks = tokio::time::interval(REPLAY_EVERY);
+    let mut ticks = tokio::time::interval(REPLAY_INTERVAL);
     loop {
         ticks.tick().await;
         fallback.replay(&*store).await;
     }
 }
 
-/// Probes the stores, and keeps the gRPC health service in step with them and the lifecycle.
+/// Probes the stores, and sets the status of the gRPC health service.
 async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server::HealthReporter) {
-    let (mut ticks, mut is_draining, mut last_status) = (tokio::time::interval(PROBE_EVERY), false, None);
+    let (mut ticks, mut is_draining, mut last_status) = (tokio::time::interval(PROBE_INTERVAL), false, None);
     loop {
         let probe = async {
             ticks.tick().await;
@@ -396,19 +412,19 @@ async fn report_health(health: Arc<rest::Health>, reporter: tonic_health::server
         }
         let ready = !is_draining && health.can_decide();
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        // Watchers receive only changes.
+        // Only changes are reported to watchers.
         if last_status.replace(status) == Some(status) {
             continue;
         }
-        // The empty name means the node as a whole.
+        // The empty name stands for the whole node.
         for service in ["", RateLimitServiceServer::<grpc::Api>::NAME] {
             reporter.set_service_status(service, status).await;
         }
     }
 }
 
-async fn tidy(metrics: Arc<Metrics>, auth: Arc<Authenticator>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
-    let mut ticks = tokio::time::interval(TIDY_EVERY);
+async fn clean_up(metrics: Arc<Metrics>, auth: Arc<Authenticator>, sweep: Option<Box<dyn Fn() + Send + Sync>>) {
+    let mut ticks = tokio::time::interval(CLEANUP_INTERVAL);
     loop {
         ticks.tick().await;
         metrics.upkeep();

@@ -22,7 +22,7 @@ use crate::{
     workers::Workers,
 };
 
-/// Shared by the servers of a node.
+/// Builds the servers of a node.
 pub(crate) struct Servers {
     pub(crate) settings: Settings,
     pub(crate) service: Arc<DecisionService>,

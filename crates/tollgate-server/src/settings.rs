@@ -1,4 +1,4 @@
-//! Settings: by flag, else by environment variable, else by configuration file, else by default.
+//! Settings: from flags, environment variables, the configuration file and defaults, in this order of precedence.
 
 mod auth;
 mod client;
@@ -29,112 +29,111 @@ use crate::{
     logs::LogFormat,
 };
 
-/// Every setting, settled. Without `Debug`, as the Redis URL may hold a password.
+/// The resolved settings. Not `Debug`, because the Redis URL may contain a password.
 #[derive(Clone)]
 pub struct Settings {
     /// Policy files and folders; none for the embedded policy.
     pub policy: Vec<PathBuf>,
     /// The store.
     pub store: StoreSettings,
-    /// How many nodes share the limits.
+    /// The number of nodes that share the limits.
     pub node_count: u64,
     /// The maximum number of scopes that this node decides locally.
     pub local_max_scopes: usize,
     /// Accounts and keys.
     pub accounts: AccountSettings,
-    /// Where REST listens.
+    /// The address of REST.
     pub http_listen: SocketAddr,
-    /// Where gRPC listens.
+    /// The address of gRPC.
     pub grpc_listen: SocketAddr,
-    /// Where health and metrics listen, if not beside REST.
+    /// The address of health and metrics, if they have their own listener.
     pub ops_listen: Option<SocketAddr>,
     /// Authentication.
     pub auth: AuthSettings,
     /// The bounds of connections.
     pub connections: ConnectionBounds,
-    /// Whether gRPC reflection is open to everybody.
+    /// Whether gRPC reflection needs no authentication.
     pub open_reflection: bool,
-    /// How many threads connections are spread over.
+    /// The number of threads for connections.
     pub threads: usize,
     /// The bounds of requests.
     pub requests: RequestSettings,
-    /// How long a call may take in all.
+    /// The maximum time of a call.
     pub call_timeout: Duration,
-    /// Calls of one stream without an answer that the client took.
+    /// The maximum number of calls of one stream whose responses the client has not read.
     pub stream_calls: usize,
-    /// How long a stream may be idle.
+    /// The maximum idle time of a stream.
     pub stream_idle_timeout: Duration,
     /// The default lifetime of a reservation, in milliseconds.
     pub reservation_ttl_ms: u32,
-    /// How long an admission is remembered by its request id, in milliseconds.
+    /// The default retention time of request ids, in milliseconds.
     pub request_id_ttl_ms: u32,
-    /// How long calls are still accepted after the node was told to stop.
+    /// The time in which calls are still accepted after the signal to stop.
     pub drain_delay: Duration,
-    /// How long calls may take to end after that.
+    /// The maximum time for the calls in progress after that.
     pub drain_timeout: Duration,
-    /// How logs are written.
+    /// The format of logs.
     pub log_format: LogFormat,
     /// The filter of the log.
     pub log_filter: String,
 }
 
-/// Which store, and how.
+/// The settings of the store.
 #[derive(Clone)]
 pub enum StoreSettings {
     /// This process's memory.
     Memory {
-        /// How many scopes at most.
+        /// The maximum number of scopes.
         max_scopes: usize,
-        /// How many counters of one account whose names callers choose.
+        /// The maximum number of caller-named counters of an account.
         max_caller_named: u32,
     },
     /// Redis.
     Redis(Box<tollgate_store::redis::RedisConfig>),
 }
 
-/// The store of accounts and keys, and the node's cache of it.
+/// The settings of the store of accounts and keys, and of its cache.
 #[derive(Clone)]
 pub struct AccountSettings {
-    /// A Redis of their own.
+    /// The Redis of accounts, if it is not that of the counters.
     pub redis: Option<Box<tollgate_store::redis::RedisConfig>>,
-    /// How many accounts memory keeps at most.
+    /// The maximum number of accounts in memory.
     pub max_in_memory: usize,
     /// The node's cache.
     pub cache: CacheBounds,
 }
 
 impl Options {
-    /// These options, completed by those of the configuration file.
-    pub(crate) fn completed_by(self, file: Option<&Path>) -> Result<Self, String> {
+    /// Adds the options of the configuration file.
+    pub(crate) fn with_file(self, file: Option<&Path>) -> Result<Self, String> {
         Ok(self.or(file.map(read).transpose()?.unwrap_or_default()))
     }
 
-    /// The Redis of the counters and that of the accounts, from these options, the configuration file and the defaults.
-    /// Other settings of a node may be wrong or missing.
+    /// Resolves only the settings of the Redis of counters and of the Redis of accounts.
     ///
     /// # Errors
-    /// Everything that is wrong, a line each, with the name of the setting.
-    pub(crate) fn settle_redis(self, file: Option<&Path>) -> Result<Vec<tollgate_store::redis::RedisConfig>, String> {
-        let options = self.completed_by(file)?;
-        let mut wrong = Vec::new();
-        let (redis, accounts) = redis::both(&options, 1, &mut wrong);
-        if wrong.is_empty() { Ok(redis.into_iter().chain(accounts).collect()) } else { Err(wrong.join("\n")) }
+    /// All errors, one per line, each with the name of the setting.
+    pub(crate) fn resolve_redis(self, file: Option<&Path>) -> Result<Vec<tollgate_store::redis::RedisConfig>, String> {
+        let options = self.with_file(file)?;
+        let mut errors = Vec::new();
+        let (redis, accounts) = redis::redis_configs(&options, 1, &mut errors);
+        if errors.is_empty() { Ok(redis.into_iter().chain(accounts).collect()) } else { Err(errors.join("\n")) }
     }
 
-    /// These options, completed by those of the configuration file and by the defaults.
+    /// Resolves these options, the configuration file and the defaults.
     ///
     /// # Errors
-    /// Everything that is wrong, a line each, with the name of the setting.
-    pub fn settle(self, file: Option<&Path>) -> Result<Settings, String> {
-        let options = self.completed_by(file)?;
-        let mut wrong = Vec::new();
+    /// All errors, one per line, each with the name of the setting.
+    pub fn resolve(self, file: Option<&Path>) -> Result<Settings, String> {
+        let options = self.with_file(file)?;
+        let mut errors = Vec::new();
         let threads =
             options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS));
-        let (redis, accounts_redis) = redis::both(&options, threads, &mut wrong);
+        let (redis, accounts_redis) = redis::redis_configs(&options, threads, &mut errors);
         let accounts_redis = accounts_redis.map(Box::new);
-        let settled = auth::settle(&options, &mut wrong);
-        let mut numbers = Numbers(&mut wrong);
-        let threads = numbers.within("threads", Some(threads), 1, 1..=MAX_THREADS);
+        let resolved = auth::resolve(&options, &mut errors);
+        let mut numbers = Numbers(&mut errors);
+        let threads = numbers.in_range("threads", Some(threads), 1, 1..=MAX_THREADS);
         let max_scopes = numbers.read(defaults::MEMORY_MAX_SCOPES, options.memory_max_scopes);
         let max_caller_named = numbers.read(defaults::MAX_COUNTERS_PER_ACCOUNT, options.max_counters_per_account);
         let accounts = AccountSettings {
@@ -148,7 +147,7 @@ impl Options {
             },
         };
         let node_count = numbers.read(defaults::NODE_COUNT, options.node_count);
-        let requests = RequestSettings::settle(&options, &mut numbers);
+        let requests = RequestSettings::resolve(&options, &mut numbers);
         let stream_calls = numbers.read(defaults::STREAM_CALLS, options.stream_calls);
         let stream_idle_timeout = numbers.time(defaults::STREAM_IDLE_TIMEOUT_MS, options.stream_idle_timeout_ms);
         let call_timeout = numbers.time(defaults::CALL_TIMEOUT_MS, options.call_timeout_ms);
@@ -156,11 +155,11 @@ impl Options {
         let request_id_ttl_ms = numbers.read(defaults::REQUEST_ID_TTL_MS, options.request_id_ttl_ms);
         let drain_delay = numbers.time(defaults::DRAIN_DELAY_MS, options.drain_delay_ms);
         let drain_timeout = numbers.time(defaults::DRAIN_TIMEOUT_MS, options.drain_timeout_ms);
-        // If two Redis are set, or if a number has a rule beside it, the mistake would be reported twice.
-        let mut said = std::collections::HashSet::new();
-        wrong.retain(|line| said.insert(line.clone()));
-        if !wrong.is_empty() {
-            return Err(wrong.join("\n"));
+        // An error may have been found twice, for example with two Redis.
+        let mut unique = std::collections::HashSet::new();
+        errors.retain(|line| unique.insert(line.clone()));
+        if !errors.is_empty() {
+            return Err(errors.join("\n"));
         }
         Ok(Settings {
             policy: options.policy,
@@ -170,11 +169,11 @@ impl Options {
             store: redis.map_or(StoreSettings::Memory { max_scopes, max_caller_named }, |redis| {
                 StoreSettings::Redis(Box::new(redis))
             }),
-            http_listen: settled.http_listen,
-            grpc_listen: settled.grpc_listen,
-            ops_listen: settled.ops_listen,
-            auth: settled.auth,
-            connections: settled.connections,
+            http_listen: resolved.http_listen,
+            grpc_listen: resolved.grpc_listen,
+            ops_listen: resolved.ops_listen,
+            auth: resolved.auth,
+            connections: resolved.connections,
             open_reflection: options.open_reflection.unwrap_or(false),
             threads,
             requests,
@@ -193,9 +192,9 @@ impl Options {
 
 /// The contents of the configuration file.
 pub(crate) fn read(file: &Path) -> Result<Options, String> {
-    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", shown_path(file));
-    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| named(&error))?;
-    parse(&text).map_err(|error| named(&error))
+    let with_path = |error: &dyn std::fmt::Display| format!("{}: {error}", shown_path(file));
+    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| with_path(&error))?;
+    parse(&text).map_err(|error| with_path(&error))
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -212,10 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
+    fn flags_take_precedence_over_the_file_and_the_file_over_defaults() {
         let settings = Options { http_listen: "127.0.0.1:1".parse().ok(), ..Options::default() }
             .or(options("http-listen: 127.0.0.1:2\ngrpc-listen: 127.0.0.1:3\nredis: redis://127.0.0.1:4\nthreads: 3"))
-            .settle(None)
+            .resolve(None)
             .ok()
             .unwrap();
         assert_eq!(settings.http_listen.port(), 1);
@@ -224,11 +223,11 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_said_at_once_by_name() {
-        let wrong = options(
+    fn all_errors_are_reported_with_the_names_of_settings() {
+        let invalid = options(
             "http-listen: 0.0.0.0:80\nredis: redis://h\nredis-connections: 0\nredis-key-prefix: a{b\nredis-wait-replicas: 1\nredis-wait-ms: 0\nstore-deadline-ms: 0",
         );
-        let said = wrong.settle(None).err().unwrap();
+        let message = invalid.resolve(None).err().unwrap();
         for name in [
             "http-listen: 0.0.0.0:80 is not a loopback",
             "redis-connections: ",
@@ -236,21 +235,21 @@ mod tests {
             "redis-wait-ms: ",
             "store-deadline-ms: ",
         ] {
-            assert!(said.contains(name), "{said}");
+            assert!(message.contains(name), "{message}");
         }
-        assert_eq!(said.lines().count(), 6, "{said}");
+        assert_eq!(message.lines().count(), 6, "{message}");
     }
 
-    /// Seen to fail where a URL was read only when the link was opened.
+    /// Fails if a URL is parsed only when Redis is connected.
     #[test]
-    fn a_redis_url_that_cannot_be_read_is_said_by_the_name_of_its_setting() {
-        let wrong = options("redis: 'rediss://h/#insecure'\naccounts-redis: 'redis://:hunter2@h:port'\npolicy: [p]");
-        let said = wrong.clone().settle_redis(None).err().unwrap();
-        let lines: Vec<&str> = said.lines().collect();
-        assert!(lines[0].starts_with("redis: ") && lines[0].contains("#insecure"), "{said}");
-        assert!(lines[1].starts_with("accounts-redis: ") && lines[1].contains("invalid port number"), "{said}");
-        assert!(lines.len() == 2 && !said.contains("hunter2"), "{said}");
-        let of_node = wrong.settle(None).err().unwrap();
-        assert!(lines.iter().all(|line| of_node.contains(line)), "{of_node}");
+    fn an_invalid_redis_url_is_reported_with_the_name_of_its_setting() {
+        let invalid = options("redis: 'rediss://h/#insecure'\naccounts-redis: 'redis://:hunter2@h:port'\npolicy: [p]");
+        let message = invalid.clone().resolve_redis(None).err().unwrap();
+        let lines: Vec<&str> = message.lines().collect();
+        assert!(lines[0].starts_with("redis: ") && lines[0].contains("#insecure"), "{message}");
+        assert!(lines[1].starts_with("accounts-redis: ") && lines[1].contains("invalid port number"), "{message}");
+        assert!(lines.len() == 2 && !message.contains("hunter2"), "{message}");
+        let node_errors = invalid.resolve(None).err().unwrap();
+        assert!(lines.iter().all(|line| node_errors.contains(line)), "{node_errors}");
     }
 }

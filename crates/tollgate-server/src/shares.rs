@@ -1,4 +1,4 @@
-//! Capacity that callers share: bounded in all, and for each of them.
+//! Capacity that callers share, with a bound in total and per caller.
 
 use std::{collections::HashMap, mem, net::IpAddr, sync::Arc};
 
@@ -8,7 +8,7 @@ use tollgate_service::blocks::client_network;
 /// The holder of capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
-    /// Any service, if services are not authenticated: all of them count as one, so there are no parts.
+    /// Any service, if services are not authenticated. There is no bound per caller.
     Anyone,
     /// The service with the token or certificate of this name.
     Service(Arc<str>),
@@ -19,66 +19,66 @@ pub(crate) enum Holder {
 }
 
 impl Holder {
-    /// The callers of an address, as they are counted by.
+    /// The callers of the network of an address.
     pub(crate) fn address(address: IpAddr) -> Self {
         Self::Address(client_network(address))
     }
 }
 
-/// Why there is no capacity.
+/// Why capacity cannot be acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exhausted {
-    /// All of it is held.
+    /// All capacity is in use.
     All,
-    /// The holder has its share.
+    /// The holder uses its whole share.
     Share,
 }
 
-/// A capacity, in whatever unit its user counts.
+/// A capacity.
 pub(crate) struct Shares {
     total: usize,
-    /// The most that one holder has.
+    /// The maximum amount of one holder.
     share: usize,
-    held: Mutex<Usage>,
+    usage: Mutex<Usage>,
 }
 
-/// The amounts that are held now. A holder of nothing has no entry.
+/// The amounts in use. A holder without any has no entry.
 #[derive(Default)]
 struct Usage {
-    all: usize,
+    total: usize,
     by_holder: HashMap<Holder, usize>,
 }
 
 impl Shares {
     /// A capacity of `total`, of which one holder has at most `share`.
     pub(crate) fn new(total: usize, share: usize) -> Arc<Self> {
-        Arc::new(Self { total, share, held: Mutex::default() })
+        Arc::new(Self { total, share, usage: Mutex::default() })
     }
 
-    /// A permit for `amount`, which is given back when the permit is dropped.
+    /// Acquires `amount`, which is released when the permit is dropped.
     pub(crate) fn acquire(self: &Arc<Self>, holder: Holder, amount: usize) -> Result<Permit, Exhausted> {
         self.take(&holder, amount)?;
         Ok(Permit { shares: Arc::clone(self), holder, amount })
     }
 
     fn take(&self, holder: &Holder, amount: usize) -> Result<(), Exhausted> {
-        let mut held = self.held.lock();
-        if amount > self.total - held.all {
+        let mut usage = self.usage.lock();
+        if amount > self.total - usage.total {
             return Err(Exhausted::All);
         }
         if *holder != Holder::Anyone {
-            let own = held.by_holder.get(holder).copied().unwrap_or_default();
+            let own = usage.by_holder.get(holder).copied().unwrap_or_default();
             if amount > self.share.saturating_sub(own) {
                 return Err(Exhausted::Share);
             }
-            held.by_holder.insert(holder.clone(), own + amount);
+            usage.by_holder.insert(holder.clone(), own + amount);
         }
-        held.all += amount;
+        usage.total += amount;
         Ok(())
     }
 }
 
-/// Capacity that is held.
+/// Acquired capacity.
 pub(crate) struct Permit {
     shares: Arc<Shares>,
     holder: Holder,
@@ -86,7 +86,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Holds at least `amount` from now on; if there is not enough, the amount held before stays held.
+    /// Increases the amount to at least `amount`; on an error the amount is unchanged.
     pub(crate) fn grow_to(&mut self, amount: usize) -> Result<(), Exhausted> {
         if amount > self.amount {
             self.shares.take(&self.holder, amount - self.amount)?;
@@ -98,11 +98,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut held = self.shares.held.lock();
-        held.all -= self.amount;
-        // A holder that has returned everything leaves no entry: unauthenticated callers can use many addresses.
+        let mut usage = self.shares.usage.lock();
+        usage.total -= self.amount;
+        // Unused entries are removed, because unauthenticated callers can use many addresses.
         let holder = mem::replace(&mut self.holder, Holder::Anyone);
-        if let std::collections::hash_map::Entry::Occupied(mut own) = held.by_holder.entry(holder) {
+        if let std::collections::hash_map::Entry::Occupied(mut own) = usage.by_holder.entry(holder) {
             *own.get_mut() -= self.amount;
             if *own.get() == 0 {
                 own.remove();
@@ -120,27 +120,27 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_has_its_share_and_all_have_the_total() {
+    fn one_holder_gets_its_share_and_all_get_the_total() {
         let shares = Shares::new(10, 6);
         let mut first = shares.acquire(service("a"), 4).ok().unwrap();
         assert_eq!(shares.acquire(service("a"), 3).err(), Some(Exhausted::Share));
         assert_eq!(first.grow_to(7), Err(Exhausted::Share));
         assert_eq!(first.grow_to(6), Ok(()));
-        assert_eq!(first.grow_to(1), Ok(()), "it never shrinks");
+        assert_eq!(first.grow_to(1), Ok(()), "it is not reduced");
         let second = shares.acquire(Holder::Admin("a".into()), 4).ok().unwrap();
         assert_eq!(shares.acquire(service("c"), 1).err(), Some(Exhausted::All));
         drop(first);
         let third = shares.acquire(Holder::Anyone, 6).ok().unwrap();
         drop((second, third));
-        let held = shares.held.lock();
-        assert_eq!((held.all, held.by_holder.len()), (0, 0));
+        let usage = shares.usage.lock();
+        assert_eq!((usage.total, usage.by_holder.len()), (0, 0));
     }
 
     #[test]
-    fn an_ipv6_address_counts_as_its_network() {
-        let of = |text: &str| Holder::address(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    fn ipv6_addresses_of_a_network_are_one_holder() {
+        let holder = |text: &str| Holder::address(text.parse().unwrap());
+        assert_eq!(holder("2001:db8::1"), holder("2001:db8::ffff"));
+        assert_ne!(holder("2001:db8::1"), holder("2001:db8:0:1::1"));
+        assert_ne!(holder("10.0.0.1"), holder("10.0.0.2"));
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: certificates and keys in files, reloaded when they change.
+//! TLS: certificates and keys, which are reloaded when their files change.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,20 +23,20 @@ use crate::{
 /// The setting that names the file of the key.
 const KEY: &str = "tls-key";
 /// The name of certificates in logs and metrics.
-const WHAT: &str = "certificates";
+const KIND: &str = "certificates";
 
-/// Where the certificates are.
+/// The files of certificates and keys.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
-    /// The node's certificate, and those between it and its authority; PEM.
+    /// The node's certificate, with its intermediate certificates; PEM.
     pub certificate: PathBuf,
     /// The key of the node's certificate; PEM.
     pub key: PathBuf,
-    /// The authorities of client certificates; PEM. Without them no client certificate is requested.
+    /// The certificate authorities of clients; PEM. Without them no client certificate is requested.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Which protocols a listener protocols.
+/// The protocols of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocols {
     /// HTTP/1.1 and HTTP/2.
@@ -45,7 +45,7 @@ pub(crate) enum Protocols {
     Http2,
 }
 
-/// The certificates in force.
+/// The current certificates.
 pub(crate) struct Tls {
     settings: TlsSettings,
     metrics: Arc<Metrics>,
@@ -55,17 +55,17 @@ pub(crate) struct Tls {
 struct Configs {
     http: Arc<ServerConfig>,
     http2: Arc<ServerConfig>,
-    /// When the certificate ends, in seconds since 1970.
-    ends_at: i64,
+    /// When the certificate expires, in seconds since 1970.
+    expires_at_s: i64,
 }
 
 impl Tls {
     /// # Errors
-    /// Everything that is wrong with the files, a line each, with the name of the setting.
+    /// All errors in the files, one per line, each with the name of the setting.
     pub(crate) fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Self, Failure> {
         let configs = read(&settings)?;
-        metrics.set_reload_stuck(WHAT, false);
-        metrics.set_certificate_expiry(configs.ends_at);
+        metrics.set_reload_stuck(KIND, false);
+        metrics.set_certificate_expiry(configs.expires_at_s);
         Ok(Self { settings, metrics, configs: ReloadCell::new(configs) })
     }
 
@@ -81,7 +81,7 @@ impl Tls {
 
 impl Reload for Tls {
     fn what(&self) -> &'static str {
-        WHAT
+        KIND
     }
 
     fn folders(&self) -> Vec<PathBuf> {
@@ -95,10 +95,10 @@ impl Reload for Tls {
 
     fn reload(&self) -> Result<(), Failure> {
         let read = read(&self.settings);
-        self.metrics.count_credential_reload(WHAT, read.is_ok());
-        self.metrics.set_reload_stuck(WHAT, read.as_ref().is_err_and(|failure| failure.stuck));
+        self.metrics.count_credential_reload(KIND, read.is_ok());
+        self.metrics.set_reload_stuck(KIND, read.as_ref().is_err_and(|failure| failure.stuck));
         if let Ok(configs) = &read {
-            self.metrics.set_certificate_expiry(configs.ends_at);
+            self.metrics.set_certificate_expiry(configs.expires_at_s);
         }
         self.configs.renew(read)
     }
@@ -118,12 +118,12 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     let (certificates, key, roots) = match (certificates, key, roots) {
         (Ok(certificates), Ok(key), Ok(roots)) => (certificates, key, roots),
         (certificates, key, roots) => {
-            let wrong = [certificates.err(), key.err(), roots.err()];
-            return Err(Failure::join(wrong.into_iter().flatten()));
+            let failures = [certificates.err(), key.err(), roots.err()];
+            return Err(Failure::join(failures.into_iter().flatten()));
         }
     };
     let unusable = |error: &dyn std::fmt::Display| format!("tls-cert: {}: {error}", shown_path(&settings.certificate));
-    let ends_at = certificates
+    let expires_at_s = certificates
         .first()
         .and_then(|first| x509_parser::parse_x509_certificate(first).ok())
         .map(|(_, first)| first.validity().not_after.timestamp())
@@ -135,7 +135,7 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     let builder = match roots {
         None => builder.with_no_client_auth(),
         Some(roots) => {
-            // A client may send a token instead of a certificate; but a certificate that it sends must be valid.
+            // A client may send no certificate, and a token instead; a certificate that it sends must be valid.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .allow_unauthenticated()
                 .build()
@@ -146,12 +146,12 @@ fn read(settings: &TlsSettings) -> Result<Configs, Failure> {
     let config = builder
         .with_single_cert(certificates, key)
         .map_err(|error| unusable(&format_args!("does not match the key of tls-key: {error}")))?;
-    let speaking = |protocols: &[&[u8]]| {
+    let with_protocols = |protocols: &[&[u8]]| {
         let mut config = config.clone();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
     };
-    Ok(Configs { http: speaking(&[b"h2", b"http/1.1"]), http2: speaking(&[b"h2"]), ends_at })
+    Ok(Configs { http: with_protocols(&[b"h2", b"http/1.1"]), http2: with_protocols(&[b"h2"]), expires_at_s })
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, Failure> {
@@ -172,15 +172,15 @@ fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static
 }
 
 fn pem(setting: &str, path: &Path) -> Result<String, Failure> {
-    let named = |error| Failure::of(format_args!("{setting}: {}", shown_path(path)), &error);
-    let contents = files::read(path, MAX_FILE_BYTES).map_err(named)?;
+    let failure = |error| Failure::of(format_args!("{setting}: {}", shown_path(path)), &error);
+    let contents = files::read(path, MAX_FILE_BYTES).map_err(failure)?;
     if contents.open_to_all && setting == KEY {
         let file = shown_path(path);
         tracing::warn!(
-            what = WHAT,
+            what = KIND,
             file,
             "every user of this machine can read the key of the certificate; restrict its permissions"
         );
     }
-    contents.text().map_err(named)
+    contents.text().map_err(failure)
 }

@@ -1,4 +1,4 @@
-//! The threads that connections live on.
+//! The threads of connections.
 
 use std::{
     io,
@@ -12,9 +12,9 @@ use tokio::{
 };
 use tollgate_store::redis::prefer_connection;
 
-/// Threads, each with a runtime of its own. A connection stays on one of them with all its calls, and so does their way
-/// to Redis: nothing of a call is handed from thread to thread, which costs more than to decide it. In return one
-/// connection has one thread at most. Clones share the threads, which end with the last of them.
+/// Threads, each with its own runtime. A connection stays on one thread with all its calls, which also use the thread's
+/// connection to Redis: passing a call between threads costs more than deciding it. So one connection uses at most one
+/// thread. Clones share the threads, which end when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct Workers(Arc<Threads>);
 
@@ -24,18 +24,18 @@ struct Threads {
     _alive: watch::Sender<()>,
 }
 
-/// One of the threads.
+/// A thread.
 #[derive(Clone)]
 pub(crate) struct Worker {
     handle: Handle,
-    /// Each connection holds one.
-    seat: Arc<()>,
-    /// The memory that its connections hold for calls in progress and answers not yet written, in bytes.
+    /// Its reference count is the number of connections, plus one.
+    connections: Arc<()>,
+    /// The memory of its connections for calls in progress and unwritten responses, in bytes.
     pending_bytes: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts so many threads, and one at least.
+    /// Starts `threads` threads, at least one.
     pub(crate) fn start(threads: usize) -> io::Result<Self> {
         let alive = watch::Sender::new(());
         let first = Worker::start(0, alive.subscribe())?;
@@ -43,48 +43,48 @@ impl Workers {
         Ok(Self(Arc::new(Threads { first, others, _alive: alive })))
     }
 
-    fn all(&self) -> impl Iterator<Item = &Worker> {
+    fn iter(&self) -> impl Iterator<Item = &Worker> {
         std::iter::once(&self.0.first).chain(&self.0.others)
     }
 
-    /// The runtimes.
+    /// The runtimes of the threads.
     pub(crate) fn handles(&self) -> Vec<Handle> {
-        self.all().map(|worker| worker.handle.clone()).collect()
+        self.iter().map(|worker| worker.handle.clone()).collect()
     }
 
-    /// The thread with the fewest connections, which one more sits on as long as it holds this.
+    /// The thread with the fewest connections. The new connection counts until it drops the returned clone.
     pub(crate) fn least_busy(&self) -> Worker {
-        self.all().min_by_key(|worker| Arc::strong_count(&worker.seat)).unwrap_or(&self.0.first).clone()
+        self.iter().min_by_key(|worker| Arc::strong_count(&worker.connections)).unwrap_or(&self.0.first).clone()
     }
 }
 
 impl Worker {
     /// Starts a thread that runs until all senders of `ended` are gone.
     fn start(number: usize, mut ended: watch::Receiver<()>) -> io::Result<Self> {
-        let (to, ready) = mpsc::channel();
+        let (sender, ready) = mpsc::channel();
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            // Made here, as a runtime must not be dropped where others wait for nothing to block.
+            // Created here, because a runtime must not be dropped in an asynchronous context.
             let runtime = match Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    let _ = to.send(Err(error));
+                    let _ = sender.send(Err(error));
                     return;
                 }
             };
-            let _ = to.send(Ok(runtime.handle().clone()));
+            let _ = sender.send(Ok(runtime.handle().clone()));
             prefer_connection(number);
             runtime.block_on(async { while ended.changed().await.is_ok() {} });
         })?;
         let handle = ready.recv().map_err(io::Error::other)??;
-        Ok(Self { handle, seat: Arc::default(), pending_bytes: Arc::default() })
+        Ok(Self { handle, connections: Arc::default(), pending_bytes: Arc::default() })
     }
 
-    /// The number of its connections.
+    /// The counter of the memory of its connections.
     pub(crate) fn pending_bytes(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.pending_bytes)
     }
 
-    /// Its runtime.
+    /// The runtime of the thread.
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -94,20 +94,22 @@ impl Worker {
 mod tests {
     use super::*;
 
-    /// Seen to fail with threads whose users are counted as connections, with the fullest thread, and with threads that
-    /// take turns.
+    /// Fails if clones of `Workers` count as connections, with the thread with the most connections, and with round
+    /// robin.
     #[test]
-    fn each_connection_goes_to_the_thread_with_the_fewest() {
+    fn a_connection_is_assigned_to_the_thread_with_the_fewest() {
         let workers = Workers::start(3).unwrap();
         let _clones = [workers.clone(), workers.clone(), workers.clone()];
         let mut connections: Vec<Worker> = (0..6).map(|_| workers.least_busy()).collect();
-        let on = |at: &Worker, all: &[Worker]| all.iter().filter(|worker| Arc::ptr_eq(&worker.seat, &at.seat)).count();
-        for worker in workers.all() {
-            assert_eq!(on(worker, &connections), 2, "spread evenly, whoever else knows the threads");
+        let count = |thread: &Worker, all: &[Worker]| {
+            all.iter().filter(|worker| Arc::ptr_eq(&worker.connections, &thread.connections)).count()
+        };
+        for worker in workers.iter() {
+            assert_eq!(count(worker, &connections), 2, "connections are distributed evenly");
         }
-        // Not on the thread whose turn it would be.
+        // Round robin would choose another thread.
         drop(connections.remove(1));
         let next = workers.least_busy();
-        assert_eq!(on(&next, &connections), 1, "where one has ended there is room");
+        assert_eq!(count(&next, &connections), 1, "the thread with one connection");
     }
 }

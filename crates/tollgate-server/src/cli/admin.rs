@@ -1,4 +1,4 @@
-//! `tollgate account`, `key` and `tier`: the admin API of a node, on the command line.
+//! `tollgate account`, `key` and `tier`: the command line client of a node's admin API.
 
 mod account;
 mod client;
@@ -18,7 +18,7 @@ use self::{
 };
 use crate::settings::{ClientOptions, TOKEN_VARIABLE};
 
-/// The command, and the node that it is for.
+/// A command, and the settings of the node.
 #[derive(Args)]
 pub(super) struct Admin<V: Subcommand> {
     #[command(subcommand)]
@@ -34,7 +34,7 @@ pub(super) struct Admin<V: Subcommand> {
 
 /// A request to a node.
 pub(super) trait Verb: Subcommand {
-    fn ask(self) -> ApiRequest;
+    fn request(self) -> ApiRequest;
 }
 
 #[derive(Subcommand)]
@@ -44,7 +44,7 @@ pub(super) enum TierVerb {
 }
 
 impl Verb for TierVerb {
-    fn ask(self) -> ApiRequest {
+    fn request(self) -> ApiRequest {
         match self {
             Self::List => ApiRequest::get::<TierList>(["tiers"]),
         }
@@ -55,21 +55,21 @@ impl<V: Verb> Admin<V> {
     /// The text to print, or why the command failed.
     pub(super) fn run(self, file: Result<ClientOptions, String>) -> Result<String, String> {
         let json = self.json;
-        self.answer(file).map_err(|failure| if json { failure.to_json() } else { failure.to_string() })
+        self.execute(file).map_err(|failure| if json { failure.to_json() } else { failure.to_string() })
     }
 
-    fn answer(self, file: Result<ClientOptions, String>) -> Result<String, Failure> {
+    fn execute(self, file: Result<ClientOptions, String>) -> Result<String, Failure> {
         let token = std::env::var_os(TOKEN_VARIABLE).map(|token| token.to_string_lossy().into_owned());
-        let settings = file.and_then(|file| self.node.settle(token, file)).map_err(Failure::Wrong)?;
-        let (client, ask) = (Client::new(settings)?, self.verb.ask());
+        let settings = file.and_then(|file| self.node.resolve(token, file)).map_err(Failure::Invalid)?;
+        let (client, request) = (Client::new(settings)?, self.verb.request());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Failure::Wrong(error.to_string()))?;
-        let text = runtime.block_on(client.ask(&ask))?;
-        Ok(if self.json { text } else { (ask.show)(&text) })
+        let runtime = runtime.map_err(|error| Failure::Invalid(error.to_string()))?;
+        let text = runtime.block_on(client.send(&request))?;
+        Ok(if self.json { text } else { (request.show)(&text) })
     }
 }
 
-/// Which part of a list.
+/// The requested part of a list.
 #[derive(Args)]
 pub(super) struct Page {
     /// Maximum number of entries, 1 to 100 [default: 50]
@@ -81,7 +81,7 @@ pub(super) struct Page {
     cursor: Option<String>,
 }
 
-/// On which version of the account.
+/// The expected version of the account.
 #[derive(Args)]
 pub(super) struct VersionArgs {
     /// Change only if the account still has this version
@@ -97,11 +97,11 @@ pub(super) struct OverrideArgs {
     unit: String,
 
     /// The window, as policy files write it: `minute`, `30s`, `{calendar: day}`; `concurrent_requests` have none
-    #[arg(long, value_name = "WINDOW", value_parser = written)]
+    #[arg(long, value_name = "WINDOW", value_parser = parse_value)]
     per: Option<Value>,
 
     /// The limit in a window: a number, or `unlimited`
-    #[arg(long, value_name = "AMOUNT", value_parser = written)]
+    #[arg(long, value_name = "AMOUNT", value_parser = parse_value)]
     limit: Value,
 
     /// Only for this resource, or for the resources that match this wildcard
@@ -117,8 +117,8 @@ pub(super) struct OverrideArgs {
     expires_at: Option<String>,
 }
 
-/// A value as policy files write it.
-fn written(text: &str) -> Result<Value, String> {
+/// Parses a value in the format of policy files.
+fn parse_value(text: &str) -> Result<Value, String> {
     file::read_yaml(text)
 }
 
@@ -152,11 +152,11 @@ impl ApiRequest {
     }
 
     fn body(self, body: &impl Serialize) -> Self {
-        // The bodies have no values that JSON lacks.
+        // Every body can be serialized.
         Self { body: serde_json::to_value(body).ok(), ..self }
     }
 
-    fn upon(self, upon: &VersionArgs) -> Self {
-        Self { if_version: upon.if_version, ..self }
+    fn if_version(self, version: &VersionArgs) -> Self {
+        Self { if_version: version.if_version, ..self }
     }
 }

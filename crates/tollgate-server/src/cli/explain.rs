@@ -1,4 +1,4 @@
-//! `tollgate explain`: the origin of a call's quotas, from a policy file only.
+//! `tollgate explain`: explains the quotas of a call, from a policy file.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use tollgate_policy::{
 
 use crate::policies;
 
-/// Which call is explained.
+/// The call to explain.
 #[derive(Args)]
 pub(super) struct ExplainArgs {
     /// The policy file
@@ -27,11 +27,11 @@ pub(super) struct ExplainArgs {
     resource: String,
 
     /// An override of the account, as policy files write it: `{unit: requests, per: minute, limit: 100}`
-    #[arg(long = "account-override", value_name = "OVERRIDE", value_parser = written)]
+    #[arg(long = "account-override", value_name = "OVERRIDE", value_parser = parse_override)]
     account_overrides: Vec<Value>,
 
     /// An override of the API key
-    #[arg(long = "key-override", value_name = "OVERRIDE", value_parser = written)]
+    #[arg(long = "key-override", value_name = "OVERRIDE", value_parser = parse_override)]
     key_overrides: Vec<Value>,
 
     /// Explain a call that names an account and no API key
@@ -43,12 +43,12 @@ pub(super) struct ExplainArgs {
     json: bool,
 }
 
-fn written(text: &str) -> Result<Value, String> {
+fn parse_override(text: &str) -> Result<Value, String> {
     read_yaml(text)
 }
 
 impl ExplainArgs {
-    /// The explanation, or the mistakes.
+    /// The explanation, or the errors.
     pub(super) fn run(self) -> Result<String, String> {
         let loaded = policies::load(&self.policy).map_err(|errors| errors.to_string())?;
         let policy = &*loaded.policy;
@@ -76,21 +76,21 @@ impl ExplainArgs {
     }
 }
 
-/// The overrides, compiled; or all mistakes in them, each after the name of the option.
-fn overrides(policy: &Policy, written: &[Value], level: QuotaLevel, option: &str) -> Result<Vec<Override>, String> {
+/// Compiles the overrides; or returns all errors in them, each after the name of the option.
+fn overrides(policy: &Policy, definitions: &[Value], level: QuotaLevel, option: &str) -> Result<Vec<Override>, String> {
     let root = Place::root().at(option);
-    let mut mistakes = Vec::new();
-    let mut read = Vec::with_capacity(written.len());
-    for (at, value) in written.iter().enumerate() {
-        let wrong = check_override(value).into_iter();
-        mistakes.extend(wrong.map(|Mistake { place, message }| format!("{}: {message}", root.at(at).join(&place))));
-        read.extend(read_override(value));
+    let mut errors = Vec::new();
+    let mut parsed = Vec::with_capacity(definitions.len());
+    for (index, value) in definitions.iter().enumerate() {
+        let mistakes = check_override(value).into_iter();
+        errors.extend(mistakes.map(|Mistake { place, message }| format!("{}: {message}", root.at(index).join(&place))));
+        parsed.extend(read_override(value));
     }
-    if mistakes.is_empty() {
-        match policy.overrides(&read, level, &root) {
+    if errors.is_empty() {
+        match policy.overrides(&parsed, level, &root) {
             Ok(overrides) => return Ok(overrides),
-            Err(errors) => mistakes.extend(errors.iter().map(ToString::to_string)),
+            Err(policy_errors) => errors.extend(policy_errors.iter().map(ToString::to_string)),
         }
     }
-    Err(mistakes.join("\n"))
+    Err(errors.join("\n"))
 }

@@ -1,4 +1,4 @@
-//! The addresses of a node, and its authentication: settings whose validity depends on each other.
+//! The settings of listeners and authentication, which depend on each other.
 
 use std::net::SocketAddr;
 
@@ -13,8 +13,8 @@ use crate::{
     tls::TlsSettings,
 };
 
-/// These settings, settled.
-pub(super) struct CheckedSettings {
+/// The resolved settings.
+pub(super) struct ServerSettings {
     pub(super) http_listen: SocketAddr,
     pub(super) grpc_listen: SocketAddr,
     pub(super) ops_listen: Option<SocketAddr>,
@@ -22,37 +22,37 @@ pub(super) struct CheckedSettings {
     pub(super) connections: ConnectionBounds,
 }
 
-/// Resolves the options; adds their mistakes to `wrong`, one per line.
-pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSettings {
+/// Resolves the options, and adds errors to `errors`, one per line.
+pub(super) fn resolve(options: &Options, errors: &mut Vec<String>) -> ServerSettings {
     let http_listen = options.http_listen.unwrap_or(defaults::HTTP_LISTEN);
     let grpc_listen = options.grpc_listen.unwrap_or(defaults::GRPC_LISTEN);
-    let tls = tls(options, wrong);
+    let tls = tls(options, errors);
     let listen = [("http-listen", http_listen), ("grpc-listen", grpc_listen)];
-    open_loopback(options, &listen, wrong);
+    check_open_loopback(options, &listen, errors);
     for (name, address) in listen {
         if address.ip().is_loopback() {
             continue;
         }
         if options.service_tokens.is_none() {
-            wrong.push(format!(
+            errors.push(format!(
                 "{name}: {address} is not a loopback address, so services must be authenticated: \
                  set service-tokens, or listen on 127.0.0.1 or [::1]"
             ));
         }
         if tls.is_none() && options.plaintext_beyond_loopback != Some(true) {
-            wrong.push(format!(
+            errors.push(format!(
                 "{name}: {address} is not a loopback address, so tokens would be sent in plain text: \
                  set tls-cert and tls-key, or plaintext-beyond-loopback if something else encrypts"
             ));
         }
     }
-    let allowed: Vec<String> = options.allowed_hosts.iter().filter_map(|host| host_name(host, wrong)).collect();
-    let proxies = options.trusted_proxies.iter().filter_map(|network| proxy(network, wrong)).collect();
-    let connections = connections(options, &mut Numbers(wrong));
+    let allowed: Vec<String> = options.allowed_hosts.iter().filter_map(|host| host_name(host, errors)).collect();
+    let proxies = options.trusted_proxies.iter().filter_map(|network| proxy(network, errors)).collect();
+    let connections = connections(options, &mut Numbers(errors));
     if connections.proxy_protocol && options.trusted_proxies.is_empty() {
-        wrong.push("proxy-protocol: needs trusted-proxies, whose connections begin with its header".to_owned());
+        errors.push("proxy-protocol: needs trusted-proxies, whose connections begin with its header".to_owned());
     }
-    CheckedSettings {
+    ServerSettings {
         http_listen,
         grpc_listen,
         ops_listen: options.ops_listen,
@@ -65,7 +65,7 @@ pub(super) fn settle(options: &Options, wrong: &mut Vec<String>) -> CheckedSetti
                 networks: proxies,
                 header: options.forwarded_header.unwrap_or(defaults::FORWARDED_HEADER),
             },
-            max_login_failures: Numbers(wrong).read(defaults::MAX_LOGIN_FAILURES, options.max_login_failures),
+            max_login_failures: Numbers(errors).read(defaults::MAX_LOGIN_FAILURES, options.max_login_failures),
         },
         connections,
     }
@@ -76,7 +76,7 @@ fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds
     let default_per_address = (max_total / 4).max(1);
     ConnectionBounds {
         max_total,
-        max_per_address: numbers.within(
+        max_per_address: numbers.in_range(
             "max-connections-per-address",
             options.max_connections_per_address,
             default_per_address,
@@ -91,24 +91,24 @@ fn connections(options: &Options, numbers: &mut Numbers<'_>) -> ConnectionBounds
     }
 }
 
-/// Services may be unauthenticated only with the embedded policy, or if an operator allowed it.
-fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut Vec<String>) {
+/// Checks that services are unauthenticated only with the embedded policy, or if an operator allows it.
+fn check_open_loopback(options: &Options, listen: &[(&str, SocketAddr)], errors: &mut Vec<String>) {
     let beyond = listen.iter().find(|(_, address)| !address.ip().is_loopback());
     match (options.open_loopback, beyond) {
         (Some(true), _) if options.service_tokens.is_some() => {
-            wrong.push(
+            errors.push(
                 "open-loopback: cannot be combined with service-tokens, which accept only the callers in that file"
                     .to_owned(),
             );
         }
         (Some(true), Some((name, address))) => {
-            wrong.push(format!(
+            errors.push(format!(
                 "open-loopback: cannot be combined with {name}, because {address} is not a loopback address"
             ));
         }
-        // Loopback is closed: what is missing is reported once, and not if another address needs it anyway.
-        (said, None) if options.service_tokens.is_none() && !said.unwrap_or(options.policy.is_empty()) => {
-            wrong.push(
+        // Not reported for other addresses, because they have an error of their own.
+        (open, None) if options.service_tokens.is_none() && !open.unwrap_or(options.policy.is_empty()) => {
+            errors.push(
                 "service-tokens: is missing; only a node with the embedded policy is open to services by default: \
                  set service-tokens (with tls-client-ca it may name client certificates), or open-loopback if \
                  everyone who can reach the loopback address may act as any service"
@@ -119,13 +119,13 @@ fn open_loopback(options: &Options, listen: &[(&str, SocketAddr)], wrong: &mut V
     }
 }
 
-fn tls(options: &Options, wrong: &mut Vec<String>) -> Option<TlsSettings> {
+fn tls(options: &Options, errors: &mut Vec<String>) -> Option<TlsSettings> {
     if options.tls_client_ca.is_some() {
         if options.tls_cert.is_none() {
-            wrong.push("tls-client-ca: needs tls-cert and tls-key".to_owned());
+            errors.push("tls-client-ca: needs tls-cert and tls-key".to_owned());
         }
         if options.service_tokens.is_none() {
-            wrong.push("tls-client-ca: needs service-tokens, which map client certificates to services".to_owned());
+            errors.push("tls-client-ca: needs service-tokens, which map client certificates to services".to_owned());
         }
     }
     match (&options.tls_cert, &options.tls_key) {
@@ -136,31 +136,31 @@ fn tls(options: &Options, wrong: &mut Vec<String>) -> Option<TlsSettings> {
         }),
         (None, None) => None,
         (Some(_), None) => {
-            wrong.push("tls-key: is missing; tls-cert needs it".to_owned());
+            errors.push("tls-key: is missing; tls-cert needs it".to_owned());
             None
         }
         (None, Some(_)) => {
-            wrong.push("tls-cert: is missing; tls-key needs it".to_owned());
+            errors.push("tls-cert: is missing; tls-key needs it".to_owned());
             None
         }
     }
 }
 
-fn host_name(host: &str, wrong: &mut Vec<String>) -> Option<String> {
+fn host_name(host: &str, errors: &mut Vec<String>) -> Option<String> {
     let parsed = host.parse::<Authority>().ok();
-    // An authority is only a name if nothing comes before or after it.
+    // The host must be the whole authority.
     let name = parsed.filter(|authority| authority.host() == host);
     if name.is_none() {
-        wrong.push(format!("allowed-hosts: {:?} must be a host name without a port", shown(host)));
+        errors.push(format!("allowed-hosts: {:?} must be a host name without a port", shown(host)));
     }
     name.map(|name| name.host().trim_matches(['[', ']']).trim_end_matches('.').to_owned())
 }
 
-fn proxy(network: &str, wrong: &mut Vec<String>) -> Option<IpNet> {
+fn proxy(network: &str, errors: &mut Vec<String>) -> Option<IpNet> {
     let parsed = network.parse().or_else(|_| network.parse().map(|address: std::net::IpAddr| IpNet::from(address)));
     if parsed.is_err() {
         let network = shown(network);
-        wrong.push(format!("trusted-proxies: {network:?} must be a network such as 10.0.0.0/8, or an address"));
+        errors.push(format!("trusted-proxies: {network:?} must be a network such as 10.0.0.0/8, or an address"));
     }
     parsed.ok()
 }
@@ -169,21 +169,24 @@ fn proxy(network: &str, wrong: &mut Vec<String>) -> Option<IpNet> {
 mod tests {
     use super::*;
 
-    fn wrong(yaml: &str) -> Vec<String> {
+    fn errors(yaml: &str) -> Vec<String> {
         let options: Options = crate::settings::parse(yaml).unwrap();
-        let mut wrong = Vec::new();
-        settle(&options, &mut wrong);
-        wrong
+        let mut errors = Vec::new();
+        resolve(&options, &mut errors);
+        errors
     }
 
     #[test]
-    fn beyond_loopback_services_are_authenticated_and_the_way_is_encrypted() {
-        let both = wrong("http-listen: 0.0.0.0:80");
-        assert_eq!(both.len(), 2, "{both:?}");
-        assert!(both[0].contains("set service-tokens") && both[1].contains("set tls-cert"), "{both:?}");
-        let clear = wrong("{ http-listen: '0.0.0.0:80', grpc-listen: '[::]:81', service-tokens: t }");
+    fn other_addresses_than_loopback_need_service_tokens_and_tls() {
+        let redis_configs = errors("http-listen: 0.0.0.0:80");
+        assert_eq!(redis_configs.len(), 2, "{redis_configs:?}");
+        assert!(
+            redis_configs[0].contains("set service-tokens") && redis_configs[1].contains("set tls-cert"),
+            "{redis_configs:?}"
+        );
+        let clear = errors("{ http-listen: '0.0.0.0:80', grpc-listen: '[::]:81', service-tokens: t }");
         assert_eq!(clear.len(), 2, "{clear:?}");
-        let open = wrong("{ open-loopback: true, grpc-listen: '[::]:81', plaintext-beyond-loopback: true }");
+        let open = errors("{ open-loopback: true, grpc-listen: '[::]:81', plaintext-beyond-loopback: true }");
         assert!(
             open.len() == 2 && open[0].starts_with("open-loopback: cannot be combined with grpc-listen"),
             "{open:?}"
@@ -195,16 +198,22 @@ mod tests {
             "{ grpc-listen: '0.0.0.0:80', service-tokens: t, tls-cert: c, tls-key: k }",
             "{ ops-listen: '0.0.0.0:80' }",
         ] {
-            assert_eq!(wrong(good), [""; 0], "{good}");
+            assert_eq!(errors(good), [""; 0], "{good}");
         }
     }
 
     #[test]
-    fn loopback_is_open_with_the_embedded_policy_or_where_that_is_said() {
+    fn loopback_is_open_with_the_embedded_policy_or_with_open_loopback() {
         for closed in ["policy: [p]", "{ policy: [p], redis: 'redis://h' }", "open-loopback: false"] {
-            let said = wrong(closed);
-            assert!(said.len() == 1 && said[0].starts_with("service-tokens: is missing"), "{closed}: {said:?}");
-            assert!(said[0].contains("tls-client-ca") && said[0].contains("open-loopback"), "{closed}: {said:?}");
+            let message = errors(closed);
+            assert!(
+                message.len() == 1 && message[0].starts_with("service-tokens: is missing"),
+                "{closed}: {message:?}"
+            );
+            assert!(
+                message[0].contains("tls-client-ca") && message[0].contains("open-loopback"),
+                "{closed}: {message:?}"
+            );
         }
         for good in [
             "redis: 'redis://h'",
@@ -214,16 +223,16 @@ mod tests {
             "{ policy: [p], service-tokens: t, open-loopback: false }",
             "{ policy: [p], service-tokens: t, tls-client-ca: a, tls-cert: c, tls-key: k }",
         ] {
-            assert_eq!(wrong(good), [""; 0], "{good}");
+            assert_eq!(errors(good), [""; 0], "{good}");
         }
-        // Beyond loopback the address requires tokens, and the message says so.
-        let beyond = wrong("{ policy: [p], http-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }");
+        // Another address than loopback has its own error.
+        let beyond = errors("{ policy: [p], http-listen: '0.0.0.0:80', plaintext-beyond-loopback: true }");
         assert!(beyond.len() == 1 && beyond[0].starts_with("http-listen: "), "{beyond:?}");
     }
 
     #[test]
-    fn what_does_not_go_together_is_said_by_name() {
-        for (yaml, said) in [
+    fn invalid_combinations_are_reported_with_the_names_of_settings() {
+        for (yaml, message) in [
             ("tls-cert: c", "tls-key: is missing"),
             ("tls-key: k", "tls-cert: is missing"),
             ("{ tls-client-ca: c, service-tokens: t }", "tls-client-ca: needs tls-cert"),
@@ -240,11 +249,11 @@ mod tests {
             ("max-connections: 0", "max-connections: must"),
             ("idle-timeout-ms: 0", "idle-timeout-ms: must"),
         ] {
-            let wrong = wrong(yaml);
-            assert!(wrong.len() == 1 && wrong[0].starts_with(said), "{yaml}: {wrong:?}");
+            let errors = errors(yaml);
+            assert!(errors.len() == 1 && errors[0].starts_with(message), "{yaml}: {errors:?}");
         }
         assert_eq!(
-            wrong("{ allowed-hosts: [a.example, '[::1]', 10.0.0.1], trusted-proxies: [10.0.0.1, 'fd00::/8'] }"),
+            errors("{ allowed-hosts: [a.example, '[::1]', 10.0.0.1], trusted-proxies: [10.0.0.1, 'fd00::/8'] }"),
             [""; 0]
         );
     }

@@ -17,16 +17,17 @@ use super::{
 };
 use crate::files::{self, MAX_FILE_BYTES};
 
-/// The variable that may hold an admin token itself. There is no flag for it: flags are seen in the list of processes.
+/// The variable that may contain an admin token. There is no flag for it, because flags are visible in the process
+/// list.
 pub(crate) const TOKEN_VARIABLE: &str = "TOLLGATE_ADMIN_TOKEN";
 
-/// The longest file of a token, in bytes.
+/// The maximum size of a token file, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// The settings, as flags and variables. In the configuration file they are under `client`.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
-#[command(next_help_heading = "The node", mut_args = defaults::show)]
+#[command(next_help_heading = "The node", mut_args = defaults::add_default_to_help)]
 pub struct ClientOptions {
     /// URL of the node's REST API
     #[arg(long, env = "TOLLGATE_URL", value_name = "URL", global = true)]
@@ -49,8 +50,7 @@ pub struct ClientOptions {
     pub timeout_ms: Option<u64>,
 
     /// Send the token beyond loopback without TLS, because something else encrypts, such as a service mesh
-    // With an id of its own: clap passes global arguments down by id, and a node's setting has the id of this field's
-    // name.
+    // clap passes global arguments down by id, and a setting of the node has the name of this field.
     #[arg(
         id = "client_plaintext_beyond_loopback",
         long = "plaintext-beyond-loopback",
@@ -64,13 +64,13 @@ pub struct ClientOptions {
     pub plaintext_beyond_loopback: Option<bool>,
 }
 
-/// Every setting, settled. Without `Debug`, as the token is in it.
+/// The resolved settings. Not `Debug`, because they contain the token.
 pub(crate) struct ClientSettings {
     pub(crate) url: Url,
     pub(crate) token: String,
-    /// Where the token is from, for people.
+    /// The source of the token, for messages.
     pub(crate) token_from: String,
-    /// Whom to trust; `None` for whom the system trusts.
+    /// The trusted certificate authorities; `None` for those of the system.
     pub(crate) ca: Option<Vec<Certificate>>,
     /// Empty for the token's only domain.
     pub(crate) domain: String,
@@ -78,12 +78,12 @@ pub(crate) struct ClientSettings {
 }
 
 impl ClientOptions {
-    /// These options, completed by those of the configuration file and by the defaults. `token` is the value of
-    /// [`TOKEN_VARIABLE`]; a file named by a flag or a variable has precedence over it.
+    /// Resolves these options, the configuration file and the defaults. `token` is the value of [`TOKEN_VARIABLE`]; a
+    /// token file from a flag or variable takes precedence over it.
     ///
     /// # Errors
-    /// Everything that is wrong, a line each, with the name of the setting.
-    pub(crate) fn settle(self, token: Option<String>, file: Self) -> Result<ClientSettings, String> {
+    /// All errors, one per line, each with the name of the setting.
+    pub(crate) fn resolve(self, token: Option<String>, file: Self) -> Result<ClientSettings, String> {
         let token_file = match (self.admin_token_file, &token) {
             (Some(file), _) => Some(file),
             (None, Some(_)) => None,
@@ -93,31 +93,32 @@ impl ClientOptions {
         let url = parse_url(self.url.or(file.url).as_deref().unwrap_or(defaults::URL), plaintext);
         let token = find_token(token, token_file.as_deref());
         let ca = self.ca.or(file.ca).map(|file| certificates(&file)).transpose();
-        let mut wrong = Vec::new();
-        let timeout = Numbers(&mut wrong).time(CLIENT_TIMEOUT_MS, self.timeout_ms.or(file.timeout_ms));
-        let timeout = wrong.pop().map_or(Ok(timeout), Err);
+        let mut errors = Vec::new();
+        let timeout = Numbers(&mut errors).time(CLIENT_TIMEOUT_MS, self.timeout_ms.or(file.timeout_ms));
+        let timeout = errors.pop().map_or(Ok(timeout), Err);
         let domain = self.domain.or(file.domain).unwrap_or_default();
         match (url, token, ca, timeout) {
             (Ok(url), Ok((token, token_from)), Ok(ca), Ok(timeout)) => {
                 Ok(ClientSettings { url, token, token_from, ca, domain, timeout })
             }
             (url, token, ca, timeout) => {
-                let wrong = [url.err(), token.err(), ca.err(), timeout.err()];
-                Err(wrong.into_iter().flatten().collect::<Vec<_>>().join("\n"))
+                let errors = [url.err(), token.err(), ca.err(), timeout.err()];
+                Err(errors.into_iter().flatten().collect::<Vec<_>>().join("\n"))
             }
         }
     }
 }
 
 fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
-    let form = || "url: must be like http://127.0.0.1:8080 or https://limits.example, without user, query and fragment";
-    let url = Url::parse(text).map_err(|error| format!("{}: {error}", form()))?;
+    let expected =
+        || "url: must be like http://127.0.0.1:8080 or https://limits.example, without user, query and fragment";
+    let url = Url::parse(text).map_err(|error| format!("{}: {error}", expected()))?;
     let Some(host) = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")) else {
-        return Err(form().to_owned());
+        return Err(expected().to_owned());
     };
-    let bare = url.username().is_empty() && url.password().is_none();
-    if !bare || url.query().is_some() || url.fragment().is_some() {
-        return Err(form().to_owned());
+    let has_no_user = url.username().is_empty() && url.password().is_none();
+    if !has_no_user || url.query().is_some() || url.fragment().is_some() {
+        return Err(expected().to_owned());
     }
     let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
     let loopback = ip.map_or(host == "localhost", |ip| ip.is_loopback());
@@ -130,12 +131,12 @@ fn parse_url(text: &str, plaintext: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The token, and its source. The contents of the source are never repeated.
+/// The token and its source. Errors do not contain the token.
 fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, String), String> {
-    let (text, from) = match (file, variable) {
+    let (text, source) = match (file, variable) {
         (Some(file), _) => {
-            let from = format!("admin-token-file: {}", shown_path(file));
-            (files::read_text(file, MAX_TOKEN_BYTES).map_err(|error| format!("{from}: {error}"))?, from)
+            let source = format!("admin-token-file: {}", shown_path(file));
+            (files::read_text(file, MAX_TOKEN_BYTES).map_err(|error| format!("{source}: {error}"))?, source)
         }
         (None, Some(token)) => (token, TOKEN_VARIABLE.to_owned()),
         (None, None) => {
@@ -144,25 +145,26 @@ fn find_token(variable: Option<String>, file: Option<&Path>) -> Result<(String, 
     };
     let token = text.trim_end_matches(['\r', '\n']);
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!("{from}: must hold one token of visible ASCII characters"));
+        return Err(format!("{source}: must hold one token of visible ASCII characters"));
     }
-    Ok((token.to_owned(), from))
+    Ok((token.to_owned(), source))
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
-    let named = |said: &dyn std::fmt::Display| format!("ca: {}: {said}", shown_path(file));
-    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| named(&error))?;
-    let certificates = Certificate::from_pem_bundle(text.as_bytes()).ok().filter(|found| !found.is_empty());
-    certificates.ok_or_else(|| named(&"has no certificate in PEM"))
+    let with_path = |message: &dyn std::fmt::Display| format!("ca: {}: {message}", shown_path(file));
+    let text = files::read_text(file, MAX_FILE_BYTES).map_err(|error| with_path(&error))?;
+    let certificates =
+        Certificate::from_pem_bundle(text.as_bytes()).ok().filter(|certificates| !certificates.is_empty());
+    certificates.ok_or_else(|| with_path(&"has no certificate in PEM"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn settle(flags: &str, token: Option<&str>, file: &str) -> Result<ClientSettings, String> {
+    fn resolve(flags: &str, token: Option<&str>, file: &str) -> Result<ClientSettings, String> {
         let options = |yaml: &str| crate::settings::parse::<ClientOptions>(yaml).unwrap();
-        options(flags).settle(token.map(str::to_owned), options(file))
+        options(flags).resolve(token.map(str::to_owned), options(file))
     }
 
     #[test]
@@ -174,39 +176,39 @@ mod tests {
             format!("admin-token-file: {}", path.display())
         };
         let (flag, from_file) = (file("flag"), file("file"));
-        let token = |flags: &str, variable: Option<&str>| settle(flags, variable, &from_file).ok().unwrap().token;
+        let token = |flags: &str, variable: Option<&str>| resolve(flags, variable, &from_file).ok().unwrap().token;
         assert_eq!(token(&flag, Some("of-the-variable")), "token-of-the-flag");
         assert_eq!(token("{}", Some("of-the-variable")), "of-the-variable");
         assert_eq!(token("{}", None), "token-of-the-file");
-        let settled =
-            settle("url: https://a.example", Some("t"), "{ url: https://b.example, domain: d }").ok().unwrap();
-        assert_eq!((settled.url.as_str(), &*settled.domain), ("https://a.example/", "d"));
-        assert_eq!(settle("{}", Some("t"), "{}").ok().unwrap().url.as_str(), "http://127.0.0.1:8080/");
+        let resolved =
+            resolve("url: https://a.example", Some("t"), "{ url: https://b.example, domain: d }").ok().unwrap();
+        assert_eq!((resolved.url.as_str(), &*resolved.domain), ("https://a.example/", "d"));
+        assert_eq!(resolve("{}", Some("t"), "{}").ok().unwrap().url.as_str(), "http://127.0.0.1:8080/");
     }
 
     #[test]
-    fn every_mistake_is_said_at_once_by_name_and_the_token_never() {
-        let said = settle("{ url: 'ftp://a', ca: /nowhere, timeout-ms: 0 }", Some("a secret"), "{}").err().unwrap();
+    fn all_errors_are_reported_with_the_names_of_settings_and_without_the_token() {
+        let message = resolve("{ url: 'ftp://a', ca: /nowhere, timeout-ms: 0 }", Some("a secret"), "{}").err().unwrap();
         for name in ["url: ", "TOLLGATE_ADMIN_TOKEN: ", "ca: /nowhere: ", "timeout-ms: "] {
-            assert!(said.lines().any(|line| line.starts_with(name)), "{name}: {said}");
+            assert!(message.lines().any(|line| line.starts_with(name)), "{name}: {message}");
         }
-        assert!(!said.contains("a secret"), "{said}");
-        assert!(settle("{}", None, "{}").err().unwrap().starts_with("admin-token-file: is missing"));
+        assert!(!message.contains("a secret"), "{message}");
+        assert!(resolve("{}", None, "{}").err().unwrap().starts_with("admin-token-file: is missing"));
     }
 
     #[test]
-    fn the_token_is_not_sent_in_the_clear_beyond_loopback() {
+    fn the_token_is_sent_in_plain_text_only_to_loopback() {
         for url in ["http://limits.example", "http://10.0.0.1:8080", "http://[2001:db8::1]", "http://localhost.example"]
         {
-            let said = settle(&format!("url: '{url}'"), Some("t"), "{}").err().unwrap();
-            assert!(said.contains("plaintext-beyond-loopback"), "{url}: {said}");
-            settle(&format!("{{ url: '{url}', plaintext-beyond-loopback: true }}"), Some("t"), "{}").ok().unwrap();
+            let message = resolve(&format!("url: '{url}'"), Some("t"), "{}").err().unwrap();
+            assert!(message.contains("plaintext-beyond-loopback"), "{url}: {message}");
+            resolve(&format!("{{ url: '{url}', plaintext-beyond-loopback: true }}"), Some("t"), "{}").ok().unwrap();
         }
         for url in ["http://localhost:1", "http://127.1.2.3", "http://[::1]:80", "https://limits.example/behind"] {
-            settle(&format!("url: '{url}'"), Some("t"), "{}").ok().unwrap();
+            resolve(&format!("url: '{url}'"), Some("t"), "{}").ok().unwrap();
         }
         for url in ["https://user@a.example", "https://a.example?x", "https://a.example#x", "127.0.0.1:80", ""] {
-            assert!(settle(&format!("url: '{url}'"), Some("t"), "{}").is_err(), "{url}");
+            assert!(resolve(&format!("url: '{url}'"), Some("t"), "{}").is_err(), "{url}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The defaults of settings, and the values that numbers may have. The help of flags shows the defaults from here.
+//! The defaults of settings, and the ranges of numbers. The help of flags shows these defaults.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -13,7 +13,7 @@ use crate::{auth::ForwardedHeader, logs::LogFormat};
 
 /// The longest time, in milliseconds: a day.
 const MAX_MS: u64 = 86_400_000;
-/// The maximum number of things that take memory each, such as cached entries.
+/// The maximum number of entries in memory, such as cached accounts.
 const MAX_COUNT: usize = 1 << 30;
 /// The maximum number of connections of a listener: one process has no more descriptors.
 pub(super) const MAX_CONNECTIONS: usize = 1 << 20;
@@ -83,8 +83,8 @@ pub(super) const FORWARDED_HEADER: ForwardedHeader = ForwardedHeader::XForwarded
 pub(super) const LOG_FORMAT: LogFormat = LogFormat::Pretty;
 pub(super) const LOG_FILTER: &str = "info";
 
-/// The default of a setting, as its help shows it. `None` if the help itself says in words what holds then.
-fn shown(name: &str) -> Option<String> {
+/// The default of a setting, as its help shows it. `None` if the text of the help states the default.
+fn help_default(name: &str) -> Option<String> {
     let word = |value: Option<clap::builder::PossibleValue>| value.map(|value| value.get_name().to_owned());
     match name {
         "http-listen" => Some(HTTP_LISTEN.to_string()),
@@ -99,10 +99,10 @@ fn shown(name: &str) -> Option<String> {
 }
 
 /// Adds the default of a flag to its help.
-pub(super) fn show(arg: Arg) -> Arg {
+pub(super) fn add_default_to_help(arg: Arg) -> Arg {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let default = arg.get_long().and_then(shown);
-    // Settings of a node and of a client may meet in one command, which shows each default once.
+    let default = arg.get_long().and_then(help_default);
+    // A command may contain the settings of a node and of a client, so this may be called twice.
     match default.map(|default| format!("[default: {default}]")).filter(|default| !help.ends_with(default.as_str())) {
         Some(default) => arg.help(format!("{help} {default}")),
         None => arg,
@@ -116,10 +116,10 @@ mod tests {
     use super::*;
     use crate::settings::{ClientOptions, Options, Settings, StoreSettings, parse};
 
-    /// Every value in force with these settings, as text.
+    /// The values of all settings, as text.
     fn values(yaml: &str) -> String {
         let options: Options = parse(yaml).unwrap();
-        let client = options.client.clone().settle(Some("token".to_owned()), ClientOptions::default()).ok().unwrap();
+        let client = options.client.clone().resolve(Some("token".to_owned()), ClientOptions::default()).ok().unwrap();
         let Settings {
             policy,
             store,
@@ -143,7 +143,7 @@ mod tests {
             drain_timeout,
             log_format,
             log_filter,
-        } = options.settle(None).unwrap_or_else(|error| panic!("{yaml}: {error}"));
+        } = options.resolve(None).unwrap_or_else(|error| panic!("{yaml}: {error}"));
         let store = match store {
             StoreSettings::Memory { max_scopes, max_caller_named } => format!("{max_scopes} {max_caller_named}"),
             StoreSettings::Redis(redis) => format!(
@@ -165,7 +165,7 @@ mod tests {
     }
 
     /// A valid value of a setting that is not its default.
-    fn other(arg: &Arg, default: &str) -> String {
+    fn other_value(arg: &Arg, default: &str) -> String {
         let word = arg.get_possible_values().into_iter().find(|word| word.get_name() != default);
         match (word, default.parse::<u64>()) {
             (Some(word), _) => word.get_name().to_owned(),
@@ -176,15 +176,15 @@ mod tests {
         }
     }
 
-    /// Seen to fail with a default that is not read (`unwrap_or(5)`), and with one that is read for another setting.
+    /// Fails if a default is not used (`unwrap_or(5)`), and if it is used for another setting.
     #[test]
-    fn the_help_of_a_setting_names_the_default_in_force() {
+    fn the_help_of_a_setting_shows_its_default() {
         let node = Options::augment_args(Command::new("node"));
         let client = ClientOptions::augment_args(Command::new("client"));
         for (command, is_client) in [(node, false), (client, true)] {
             for arg in command.get_arguments() {
                 let (name, help) = (arg.get_long().unwrap(), arg.get_help().unwrap().to_string());
-                let Some(default) = shown(name) else {
+                let Some(default) = help_default(name) else {
                     let is_number = arg.get_value_names().is_some_and(|names| ["N", "MS"].contains(&names[0].as_str()));
                     assert!(!is_number || help.contains("[default: "), "{name}: {help}");
                     continue;
@@ -200,7 +200,7 @@ mod tests {
                 for base in bases {
                     assert_eq!(with(base, &default), values(&format!("{base}policy: []")), "{name}");
                 }
-                let other = other(arg, &default);
+                let other = other_value(arg, &default);
                 assert!(
                     bases.iter().any(|base| with(base, &other) != with(base, &default)),
                     "{name}: {other} changes nothing, so the test does not see this setting"

@@ -1,4 +1,4 @@
-//! The numbers among the settings: each has a smallest and a largest value, so that none stops a node later.
+//! Settings that are numbers. Each has a valid range.
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
@@ -7,12 +7,12 @@ use super::defaults::NumberSetting;
 /// The maximum number of threads, and of connections to a Redis server.
 pub(super) const MAX_THREADS: usize = 1_024;
 
-/// Collects mistakes, one per line.
+/// Reads numbers, and collects errors, one per line.
 pub(super) struct Numbers<'a>(pub(super) &'a mut Vec<String>);
 
 impl Numbers<'_> {
-    /// `value`, or the default; within `range`, or it is wrong.
-    pub(super) fn within<T: Copy + PartialOrd + Display>(
+    /// `value`, or the default. Adds an error if it is not in `range`.
+    pub(super) fn in_range<T: Copy + PartialOrd + Display>(
         &mut self,
         name: &str,
         value: Option<T>,
@@ -28,7 +28,7 @@ impl Numbers<'_> {
 
     /// The value of a setting, or its default.
     pub(super) fn read<T: Copy + PartialOrd + Display>(&mut self, setting: NumberSetting<T>, value: Option<T>) -> T {
-        self.within(setting.name, value, setting.default, setting.range)
+        self.in_range(setting.name, value, setting.default, setting.range)
     }
 
     /// The value of a setting in milliseconds, or its default.
@@ -36,8 +36,8 @@ impl Numbers<'_> {
         Duration::from_millis(self.read(setting, value))
     }
 
-    /// The largest amount of `total` that one caller may hold: the configured part, or half by default.
+    /// The maximum part of `total` for one caller: `value`, or half by default.
     pub(super) fn share(&mut self, name: &str, value: Option<usize>, total: usize) -> usize {
-        self.within(name, value, total.div_ceil(2), 1..=total.max(1))
+        self.in_range(name, value, total.div_ceil(2), 1..=total.max(1))
     }
 }

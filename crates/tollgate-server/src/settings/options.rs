@@ -1,4 +1,4 @@
-//! The settings of a node, as they are written.
+//! The settings of a node, before they are resolved.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -11,15 +11,16 @@ use crate::{auth::ForwardedHeader, logs::LogFormat};
 /// The settings, as flags and variables. The configuration file is YAML with the names of the flags.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a map with the names of the flags as keys")]
-#[command(mut_args = defaults::show)]
+#[command(mut_args = defaults::add_default_to_help)]
 pub struct Options {
     /// Policy file, or folder of policy files; may be repeated [default: the embedded Venice policy]
     #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
     #[serde(default)]
     pub policy: Vec<PathBuf>,
 
-    /// URL of the Redis that stores the counters, shared by all nodes: `redis://user:password@host:port/db`; the schemes are
-    /// `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: memory of this process]
+    /// URL of the Redis that stores the counters, shared by all nodes: `redis://user:password@host:port/db`; the
+    /// schemes are `redis`, `unix`, `redis+sentinel` and `redis+cluster`, with `rediss` for TLS [default: memory of
+    /// this process]
     #[arg(long, env = "TOLLGATE_REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis: Option<String>,
 
@@ -80,8 +81,8 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_STORE_MAX_IN_FLIGHT", value_name = "N")]
     pub store_max_in_flight: Option<usize>,
 
-    /// Maximum number of counters of one account whose names callers choose (free attributes, or matches of a wildcard);
-    /// a call that needs one more is refused
+    /// Maximum number of counters of one account whose names callers choose (free attributes, or matches of a
+    /// wildcard); a call that needs one more is refused
     #[arg(long, env = "TOLLGATE_MAX_COUNTERS_PER_ACCOUNT", value_name = "N")]
     pub max_counters_per_account: Option<u32>,
 
@@ -250,7 +251,8 @@ pub struct Options {
     #[arg(long, env = "TOLLGATE_BODY_TIMEOUT_MS", value_name = "MS")]
     pub body_timeout_ms: Option<u64>,
 
-    /// Maximum memory of incomplete request bodies, for REST and for gRPC separately, in bytes; half of it for one caller
+    /// Maximum memory of incomplete request bodies, for REST and for gRPC separately, in bytes; half of it for one
+    /// caller
     #[arg(long, env = "TOLLGATE_MAX_UNREAD_BYTES", value_name = "N")]
     pub max_unread_bytes: Option<usize>,
 

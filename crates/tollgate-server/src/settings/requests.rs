@@ -7,24 +7,24 @@ use super::{Options, defaults, numbers::Numbers};
 /// The bounds of requests.
 #[derive(Clone, Debug)]
 pub struct RequestSettings {
-    /// The largest request, in bytes.
+    /// The maximum size of a request, in bytes.
     pub max_bytes: usize,
-    /// How long a body may take to arrive.
+    /// The maximum time until a body has arrived.
     pub body_timeout: Duration,
-    /// The memory of bodies that have not arrived yet, over REST and over gRPC each, in bytes.
+    /// The memory for bodies that have not arrived completely, for REST and gRPC each, in bytes.
     pub max_unread_bytes: usize,
-    /// Calls in work at once, on a gRPC connection and over REST.
+    /// The maximum number of concurrent calls, per gRPC connection and for REST.
     pub max_concurrent_calls: usize,
-    /// Of these over REST, those of one caller.
+    /// The maximum number of concurrent REST calls of one caller.
     pub max_calls_per_caller: usize,
-    /// Open streams at once.
+    /// The maximum number of open streams.
     pub max_streams: usize,
-    /// Of these, those of one caller.
+    /// The maximum number of open streams of one caller.
     pub max_streams_per_caller: usize,
 }
 
 impl RequestSettings {
-    pub(super) fn settle(options: &Options, numbers: &mut Numbers<'_>) -> Self {
+    pub(super) fn resolve(options: &Options, numbers: &mut Numbers<'_>) -> Self {
         let max_concurrent_calls = numbers.read(defaults::MAX_CONCURRENT_CALLS, options.max_concurrent_calls);
         let max_streams = numbers.read(defaults::MAX_STREAMS, options.max_streams);
         Self {

@@ -45,7 +45,7 @@ fn settings(mut options: Options, policy: PathBuf) -> Settings {
     }
     // Tests send many invalid keys from one address.
     options.max_login_failures.get_or_insert(0);
-    options.settle(None).expect("the settings are valid")
+    options.resolve(None).expect("the settings are valid")
 }
 
 /// A node on a memory store.

@@ -46,7 +46,7 @@ pub(in crate::cli) enum AccountVerb {
         balances: Vec<(String, f64)>,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Delete an account and its keys
     Delete {
@@ -54,7 +54,7 @@ pub(in crate::cli) enum AccountVerb {
         account: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Set an override: a limit for this account alone
     SetOverride {
@@ -68,7 +68,7 @@ pub(in crate::cli) enum AccountVerb {
         limit: Box<OverrideArgs>,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Clear an override of the account
     ClearOverride {
@@ -79,7 +79,7 @@ pub(in crate::cli) enum AccountVerb {
         name: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Remove the counters of an account, whatever they contain: of its quotas, slots and blocks, and of its keys
     ResetUsage {
@@ -111,30 +111,34 @@ fn balance(text: &str) -> Result<(String, f64), String> {
 }
 
 impl Verb for AccountVerb {
-    fn ask(self) -> ApiRequest {
-        let of = |account: String| ["accounts".to_owned(), account];
-        let over = |account: String, name: String| ["accounts".to_owned(), account, "overrides".to_owned(), name];
+    fn request(self) -> ApiRequest {
+        let resource_path = |account: String| ["accounts".to_owned(), account];
+        let override_path =
+            |account: String, name: String| ["accounts".to_owned(), account, "overrides".to_owned(), name];
         match self {
             Self::Create { account, tier, balances } => {
                 let new = NewAccountBody { id: account, tier, balances: balances.into_iter().collect() };
                 ApiRequest::new::<AccountBody>(Method::POST, ["accounts"]).body(&new)
             }
             Self::List(page) => ApiRequest::get::<AccountPage>(["accounts"]).page(page),
-            Self::Show { account } => ApiRequest::get::<AccountBody>(of(account)),
-            Self::Set { account, tier, balances, upon } => {
+            Self::Show { account } => ApiRequest::get::<AccountBody>(resource_path(account)),
+            Self::Set { account, tier, balances, version } => {
                 let balances = (!balances.is_empty()).then(|| balances.into_iter().collect::<IndexMap<_, _>>());
                 let patch = AccountPatchBody { tier, balances };
-                ApiRequest::new::<AccountBody>(Method::PATCH, of(account)).body(&patch).upon(&upon)
+                ApiRequest::new::<AccountBody>(Method::PATCH, resource_path(account)).body(&patch).if_version(&version)
             }
-            Self::Delete { account, upon } => {
-                let ask = ApiRequest::new::<AccountBody>(Method::DELETE, of(account)).upon(&upon);
-                ApiRequest { show: people::deleted, ..ask }
+            Self::Delete { account, version } => {
+                let request =
+                    ApiRequest::new::<AccountBody>(Method::DELETE, resource_path(account)).if_version(&version);
+                ApiRequest { show: people::deleted, ..request }
             }
-            Self::SetOverride { account, name, limit, upon } => {
-                ApiRequest::new::<AccountBody>(Method::PUT, over(account, name)).body(&limit.body()).upon(&upon)
+            Self::SetOverride { account, name, limit, version } => {
+                ApiRequest::new::<AccountBody>(Method::PUT, override_path(account, name))
+                    .body(&limit.body())
+                    .if_version(&version)
             }
-            Self::ClearOverride { account, name, upon } => {
-                ApiRequest::new::<AccountBody>(Method::DELETE, over(account, name)).upon(&upon)
+            Self::ClearOverride { account, name, version } => {
+                ApiRequest::new::<AccountBody>(Method::DELETE, override_path(account, name)).if_version(&version)
             }
             Self::ResetUsage { account, quota } => {
                 let path = ["accounts".to_owned(), account, "reset_usage".to_owned()];

@@ -1,4 +1,4 @@
-//! Sends requests to a node, and reads its answers.
+//! The client of a node's admin API.
 
 use std::error::Error;
 
@@ -10,28 +10,28 @@ use tollgate_api::json::error::ErrorBody;
 
 use crate::settings::ClientSettings;
 
-/// The largest answer that is read, in bytes; a page of accounts with all the overrides that fit has a few MiB.
-const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// The maximum size of a response, in bytes; a page of accounts with the maximum number of overrides has a few MiB.
+const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
 /// A request to a node.
 pub(in crate::cli) struct ApiRequest {
     pub(super) method: Method,
-    /// Below `/admin/v1`, a segment each.
+    /// The segments of the path below `/admin/v1`.
     pub(super) path: Vec<String>,
     pub(super) query: Vec<(&'static str, String)>,
     pub(super) body: Option<Value>,
     /// The version that the account must have.
     pub(super) if_version: Option<u64>,
-    /// The answer for people.
+    /// Converts the response to text for people.
     pub(super) show: fn(&str) -> String,
 }
 
-/// Why there is no good answer.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The settings, or the arguments of the command line.
+    /// The settings or the arguments are invalid.
     #[error("{0}")]
-    Wrong(String),
+    Invalid(String),
     /// The node refused the request.
     #[error("{message} ({} {code}){}{}", .status.as_u16(), after(*.retry_after_s), said_of(.token_from.as_deref()))]
     Refused {
@@ -42,19 +42,19 @@ pub(super) enum Failure {
         /// The source of the token, if the token is the problem.
         token_from: Option<String>,
     },
-    /// Something else answered.
+    /// The response does not come from a node.
     #[error("url: {url} answered {status}, but not with an answer of a node's admin API{}", doubt(*.maybe_made))]
     Foreign { url: String, status: StatusCode, maybe_made: bool },
-    /// There was no answer.
+    /// There was no response.
     #[error("url: {url} {cause}{}", doubt(*.maybe_made))]
     Unanswered { url: String, cause: String, maybe_made: bool },
 }
 
 impl Failure {
-    /// The same for scripts, in the shape that a node's errors have.
+    /// The failure in the JSON format of a node's errors, for scripts.
     pub(super) fn to_json(&self) -> String {
         let code = match self {
-            Self::Wrong(_) => "invalid_argument",
+            Self::Invalid(_) => "invalid_argument",
             Self::Refused { code, message, .. } => return json(code, message),
             Self::Foreign { .. } => "foreign_answer",
             Self::Unanswered { .. } => "unanswered",
@@ -88,30 +88,30 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(settings: ClientSettings) -> Result<Self, Failure> {
-        // There may be one already, which then is this one.
+        // Fails if the provider is already installed.
         let _ = ring::default_provider().install_default();
         let builder = reqwest::Client::builder()
             .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")))
             .timeout(settings.timeout)
             .connect_timeout(settings.timeout)
-            // The token is sent to this node only, and once.
+            // The token is sent only to this node, and once.
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy();
         let builder = match &settings.ca {
             Some(certificates) => builder.tls_certs_only(certificates.iter().cloned()),
-            // Without TLS it does not matter whom the system trusts, nor whether it trusts anybody.
+            // Without TLS the system's certificate authorities are not needed, and may be missing.
             None if settings.url.scheme() == "http" => builder.tls_certs_only([]),
             None => builder,
         };
-        let http = builder.build().map_err(|error| Failure::Wrong(format!("ca: {}", innermost(&error))))?;
+        let http = builder.build().map_err(|error| Failure::Invalid(format!("ca: {}", innermost(&error))))?;
         Ok(Self { http, settings })
     }
 
-    /// The text of a good answer.
-    pub(super) async fn ask(&self, ask: &ApiRequest) -> Result<String, Failure> {
-        let changes = ask.method != Method::GET;
-        let response = self.request(ask)?.send().await.map_err(|error| self.unanswered(&error, changes))?;
+    /// Sends a request, and returns the text of a successful response.
+    pub(super) async fn send(&self, request: &ApiRequest) -> Result<String, Failure> {
+        let changes = request.method != Method::GET;
+        let response = self.http_request(request)?.send().await.map_err(|error| self.unanswered(&error, changes))?;
         let status = response.status();
         let headers = response.headers();
         let retry_after_s = headers.get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
@@ -135,34 +135,34 @@ impl Client {
         }
     }
 
-    fn request(&self, ask: &ApiRequest) -> Result<RequestBuilder, Failure> {
+    fn http_request(&self, request: &ApiRequest) -> Result<RequestBuilder, Failure> {
         let mut url = self.settings.url.clone();
-        put_path(&mut url, &ask.path)?;
-        if !self.settings.domain.is_empty() || !ask.query.is_empty() {
+        put_path(&mut url, &request.path)?;
+        if !self.settings.domain.is_empty() || !request.query.is_empty() {
             let domain = Some(("domain", &self.settings.domain)).filter(|(_, domain)| !domain.is_empty());
-            let query = ask.query.iter().map(|(name, value)| (*name, value));
+            let query = request.query.iter().map(|(name, value)| (*name, value));
             url.query_pairs_mut().extend_pairs(domain.into_iter().chain(query));
         }
-        let mut request = self.http.request(ask.method.clone(), url).bearer_auth(&self.settings.token);
-        if let Some(version) = ask.if_version {
-            request = request.header(header::IF_MATCH, format!("\"{version}\""));
+        let mut http_request = self.http.request(request.method.clone(), url).bearer_auth(&self.settings.token);
+        if let Some(version) = request.if_version {
+            http_request = http_request.header(header::IF_MATCH, format!("\"{version}\""));
         }
-        Ok(match &ask.body {
-            Some(body) => request.json(body),
-            None => request,
+        Ok(match &request.body {
+            Some(body) => http_request.json(body),
+            None => http_request,
         })
     }
 
     async fn read(&self, mut response: Response, changes: bool) -> Result<String, Failure> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unanswered(&error, changes))? {
-            if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if bytes.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 let url = self.settings.url.to_string();
                 return Err(Failure::Foreign { url, status: response.status(), maybe_made: changes });
             }
             bytes.extend_from_slice(&chunk);
         }
-        // Bytes that are not UTF-8 are not JSON either, and are reported as such.
+        // Bytes that are not UTF-8 are reported as invalid JSON.
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -177,20 +177,20 @@ impl Client {
             cause if error.is_connect() => format!("cannot be reached: {cause}"),
             cause => format!("closed the connection: {cause}"),
         };
-        // Where there was no connection, nothing was sent.
+        // Without a connection nothing was sent.
         let maybe_made = changes && !error.is_connect();
         Failure::Unanswered { url: self.settings.url.to_string(), cause, maybe_made }
     }
 }
 
-/// Adds `/admin/v1` and these segments.
+/// Adds `/admin/v1` and the segments to the path.
 fn put_path(url: &mut Url, segments: &[String]) -> Result<(), Failure> {
-    // Those are not names in a URL, however they are escaped.
-    if let Some(none) = segments.iter().find(|segment| matches!(segment.as_str(), "" | "." | "..")) {
-        return Err(Failure::Wrong(format!("{none:?} cannot be part of a URL")));
+    // These segments cannot be used in a URL, even if they are escaped.
+    if let Some(invalid) = segments.iter().find(|segment| matches!(segment.as_str(), "" | "." | "..")) {
+        return Err(Failure::Invalid(format!("{invalid:?} cannot be part of a URL")));
     }
-    let wrong = || Failure::Wrong("url: must be one of http or https".to_owned());
-    let mut path = url.path_segments_mut().map_err(|()| wrong())?;
+    let invalid = || Failure::Invalid("url: must be one of http or https".to_owned());
+    let mut path = url.path_segments_mut().map_err(|()| invalid())?;
     path.pop_if_empty().extend(["admin", "v1"]).extend(segments);
     Ok(())
 }

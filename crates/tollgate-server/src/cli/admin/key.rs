@@ -42,7 +42,7 @@ pub(in crate::cli) enum KeyVerb {
         expires_at: Option<String>,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// List an account's keys, oldest first, one page at a time
     List {
@@ -66,7 +66,7 @@ pub(in crate::cli) enum KeyVerb {
         text: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Change when a key expires
     Expire {
@@ -78,7 +78,7 @@ pub(in crate::cli) enum KeyVerb {
         at: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Give a key a new secret, and print it; the key keeps its id and its counters
     Rotate {
@@ -90,7 +90,7 @@ pub(in crate::cli) enum KeyVerb {
         overlap_s: u64,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Revoke a key, at once and permanently
     Revoke {
@@ -98,7 +98,7 @@ pub(in crate::cli) enum KeyVerb {
         key: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Set an override: a limit for this key alone
     SetOverride {
@@ -112,7 +112,7 @@ pub(in crate::cli) enum KeyVerb {
         limit: Box<OverrideArgs>,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
     /// Clear an override of the key
     ClearOverride {
@@ -123,40 +123,46 @@ pub(in crate::cli) enum KeyVerb {
         name: String,
 
         #[command(flatten)]
-        upon: VersionArgs,
+        version: VersionArgs,
     },
 }
 
 impl Verb for KeyVerb {
-    fn ask(self) -> ApiRequest {
-        let of = |key: String| ["keys".to_owned(), key];
-        let to = |key: String, verb: &str| ["keys".to_owned(), key, verb.to_owned()];
-        let over = |key: String, name: String| ["keys".to_owned(), key, "overrides".to_owned(), name];
+    fn request(self) -> ApiRequest {
+        let resource_path = |key: String| ["keys".to_owned(), key];
+        let action_path = |key: String, verb: &str| ["keys".to_owned(), key, verb.to_owned()];
+        let override_path = |key: String, name: String| ["keys".to_owned(), key, "overrides".to_owned(), name];
         let keys = |account: String| ["accounts".to_owned(), account, "keys".to_owned()];
         match self {
-            Self::Create { account, kind, description, expires_at, upon } => {
+            Self::Create { account, kind, description, expires_at, version } => {
                 let new = NewKeyBody { kind: kind.into(), description, expires_at };
-                ApiRequest::new::<IssuedBody>(Method::POST, keys(account)).body(&new).upon(&upon)
+                ApiRequest::new::<IssuedBody>(Method::POST, keys(account)).body(&new).if_version(&version)
             }
             Self::List { account, page } => ApiRequest::get::<KeyPage>(keys(account)).page(page),
-            Self::Show { key } => ApiRequest::get::<KeyBody>(of(key)),
-            Self::Describe { key, text, upon } => {
+            Self::Show { key } => ApiRequest::get::<KeyBody>(resource_path(key)),
+            Self::Describe { key, text, version } => {
                 let patch = KeyPatchBody { description: Some(text), expires_at: None };
-                ApiRequest::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+                ApiRequest::new::<KeyBody>(Method::PATCH, resource_path(key)).body(&patch).if_version(&version)
             }
-            Self::Expire { key, at, upon } => {
+            Self::Expire { key, at, version } => {
                 let patch = KeyPatchBody { description: None, expires_at: Some(Some(at).filter(|at| at != "never")) };
-                ApiRequest::new::<KeyBody>(Method::PATCH, of(key)).body(&patch).upon(&upon)
+                ApiRequest::new::<KeyBody>(Method::PATCH, resource_path(key)).body(&patch).if_version(&version)
             }
-            Self::Rotate { key, overlap_s, upon } => ApiRequest::new::<IssuedBody>(Method::POST, to(key, "rotate"))
-                .body(&RotationBody { overlap_s })
-                .upon(&upon),
-            Self::Revoke { key, upon } => ApiRequest::new::<KeyBody>(Method::POST, to(key, "revoke")).upon(&upon),
-            Self::SetOverride { key, name, limit, upon } => {
-                ApiRequest::new::<KeyBody>(Method::PUT, over(key, name)).body(&limit.body()).upon(&upon)
+            Self::Rotate { key, overlap_s, version } => {
+                ApiRequest::new::<IssuedBody>(Method::POST, action_path(key, "rotate"))
+                    .body(&RotationBody { overlap_s })
+                    .if_version(&version)
             }
-            Self::ClearOverride { key, name, upon } => {
-                ApiRequest::new::<KeyBody>(Method::DELETE, over(key, name)).upon(&upon)
+            Self::Revoke { key, version } => {
+                ApiRequest::new::<KeyBody>(Method::POST, action_path(key, "revoke")).if_version(&version)
+            }
+            Self::SetOverride { key, name, limit, version } => {
+                ApiRequest::new::<KeyBody>(Method::PUT, override_path(key, name))
+                    .body(&limit.body())
+                    .if_version(&version)
+            }
+            Self::ClearOverride { key, name, version } => {
+                ApiRequest::new::<KeyBody>(Method::DELETE, override_path(key, name)).if_version(&version)
             }
         }
     }

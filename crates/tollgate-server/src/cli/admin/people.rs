@@ -1,4 +1,4 @@
-//! Answers for people.
+//! Responses as text for people.
 
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
@@ -11,18 +11,18 @@ use tollgate_core::text::{has_hidden, is_hidden};
 
 use crate::escape;
 
-/// Something that can be shown.
+/// A response that can be shown as text.
 pub(super) trait PlainText: DeserializeOwned {
     fn show(&self) -> String;
 }
 
-/// The text of an answer with a `T` in it, for people.
-pub(super) fn shown<T: PlainText>(answer: &str) -> String {
-    // A node of another version may send values that this program does not know; nothing is left out.
-    serde_json::from_str(answer).map_or_else(|_| answer.to_owned(), |answer: T| answer.show())
+/// The text for a response with a `T`.
+pub(super) fn shown<T: PlainText>(response: &str) -> String {
+    // The response of a node of another version may not be parsed; then it is shown unchanged.
+    serde_json::from_str(response).map_or_else(|_| response.to_owned(), |response: T| response.show())
 }
 
-/// The text for an answer without a body.
+/// The text for a response without a body.
 pub(super) fn deleted(_: &str) -> String {
     "deleted".to_owned()
 }
@@ -39,8 +39,8 @@ impl PlainText for AccountBody {
         let rest = [
             ("valid keys", self.active_keys.to_string()),
             ("version", self.version.to_string()),
-            ("created", some(self.created_at.as_deref())),
-            ("changed", some(self.changed_at.as_deref())),
+            ("created", optional(self.created_at.as_deref())),
+            ("changed", optional(self.changed_at.as_deref())),
             ("read only", read_only(self.read_only)),
         ];
         pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
@@ -51,11 +51,11 @@ impl PlainText for AccountPage {
     fn show(&self) -> String {
         let row = |account: &AccountBody| {
             let (keys, overrides) = (account.active_keys.to_string(), account.overrides.len().to_string());
-            vec![account.id.clone(), account.tier.clone(), keys, overrides, some(account.changed_at.as_deref())]
+            vec![account.id.clone(), account.tier.clone(), keys, overrides, optional(account.changed_at.as_deref())]
         };
-        let heads = ["ACCOUNT", "TIER", "VALID KEYS", "OVERRIDES", "CHANGED"];
+        let headers = ["ACCOUNT", "TIER", "VALID KEYS", "OVERRIDES", "CHANGED"];
         let unreadable = self.unreadable.iter().map(|id| vec![id.clone(), "(its record cannot be read)".to_owned()]);
-        table(&heads, self.accounts.iter().map(row).chain(unreadable), self.next_cursor.as_deref())
+        table(&headers, self.accounts.iter().map(row).chain(unreadable), self.next_cursor.as_deref())
     }
 }
 
@@ -77,11 +77,11 @@ impl PlainText for KeyBody {
             ("description", self.description.clone()),
         ];
         let rest = [
-            ("created", some(self.created_at.as_deref())),
-            ("expires", some(self.expires_at.as_deref())),
-            ("revoked", some(self.revoked_at.as_deref())),
-            ("rotated", some(self.rotated_at.as_deref())),
-            ("old secret until", some(self.previous_good_until.as_deref())),
+            ("created", optional(self.created_at.as_deref())),
+            ("expires", optional(self.expires_at.as_deref())),
+            ("revoked", optional(self.revoked_at.as_deref())),
+            ("rotated", optional(self.rotated_at.as_deref())),
+            ("old secret until", optional(self.previous_good_until.as_deref())),
             ("read only", read_only(self.read_only)),
         ];
         pairs(rows.into_iter().chain(overrides(&self.overrides)).chain(rest))
@@ -97,12 +97,12 @@ impl PlainText for KeyPage {
                 kind,
                 state,
                 key.prefix.clone(),
-                some(key.expires_at.as_deref()),
+                optional(key.expires_at.as_deref()),
                 key.description.clone(),
             ]
         };
-        let heads = ["KEY", "KIND", "STATE", "PREFIX", "EXPIRES", "DESCRIPTION"];
-        table(&heads, self.keys.iter().map(row), self.next_cursor.as_deref())
+        let headers = ["KEY", "KIND", "STATE", "PREFIX", "EXPIRES", "DESCRIPTION"];
+        table(&headers, self.keys.iter().map(row), self.next_cursor.as_deref())
     }
 }
 
@@ -115,12 +115,12 @@ impl PlainText for IssuedBody {
 
 impl PlainText for EventAnswer {
     fn show(&self) -> String {
-        let said = match (&self.promoted, self.repeated) {
+        let text = match (&self.promoted, self.repeated) {
             (_, true) => "The event was recorded before. Nothing changed.".to_owned(),
             (Some(moved), false) => plain(&format!("The account moved from {} to {}.", moved.from, moved.to)),
             (None, false) => "The event was recorded. The account stays on its tier.".to_owned(),
         };
-        self.account.as_ref().map_or(said.clone(), |account| format!("{said}\n{}", account.show()))
+        self.account.as_ref().map_or(text.clone(), |account| format!("{text}\n{}", account.show()))
     }
 }
 
@@ -137,7 +137,7 @@ impl PlainText for TierList {
     }
 }
 
-fn some(text: Option<&str>) -> String {
+fn optional(text: Option<&str>) -> String {
     text.unwrap_or_default().to_owned()
 }
 
@@ -167,13 +167,13 @@ fn overrides(overrides: &IndexMap<String, OverrideBody>) -> impl Iterator<Item =
             Value::Array(all) => all.iter().map(word).collect::<Vec<_>>().join(", "),
             value => word(value),
         };
-        let mut said = format!("{name}: {} {}", text(&over.limit), text(&over.unit));
-        let more = [("per", over.per.as_ref()), ("of", over.resource.as_ref()), ("in scope", over.scope.as_ref())];
-        for (name, value) in more {
-            said += &value.map(|value| format!(" {name} {}", text(value))).unwrap_or_default();
+        let mut line = format!("{name}: {} {}", text(&over.limit), text(&over.unit));
+        let optional = [("per", over.per.as_ref()), ("of", over.resource.as_ref()), ("in scope", over.scope.as_ref())];
+        for (name, value) in optional {
+            line += &value.map(|value| format!(" {name} {}", text(value))).unwrap_or_default();
         }
-        said += &over.expires_at.as_ref().map(|end| format!(", until {end}")).unwrap_or_default();
-        ("override", said)
+        line += &over.expires_at.as_ref().map(|end| format!(", until {end}")).unwrap_or_default();
+        ("override", line)
     })
 }
 
@@ -183,18 +183,19 @@ fn pairs(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     rows.map(|(name, value)| format!("{name:16}  {}", plain(&value))).collect::<Vec<_>>().join("\n")
 }
 
-/// A table with column heads, and the argument for the next page, if there is one.
-fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> String {
-    let heads = heads.iter().map(|head| (*head).to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(heads)
+/// A table with column headers, and the argument for the next page, if there is one.
+fn table(headers: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> String {
+    let headers = headers.iter().map(|head| (*head).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(headers)
         .chain(rows)
         .map(|row: Vec<String>| {
             row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { plain(cell) }).collect()
         })
         .collect();
-    let widest = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(at, cell)| format!("{cell:0$}", widest(at).unwrap_or_default()));
+        let cells =
+            row.iter().enumerate().map(|(column, cell)| format!("{cell:0$}", width(column).unwrap_or_default()));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let mut lines: Vec<String> = rows.iter().map(line).collect();
@@ -207,7 +208,7 @@ fn plain(text: &str) -> String {
     escape::line(text).into_owned()
 }
 
-/// As a shell takes it for one word; with hidden characters, as bash, ksh and zsh do.
+/// Quotes the text as one word for a shell; text with hidden characters in the way of bash, ksh and zsh.
 fn quoted(text: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
     if text.chars().all(safe) {
