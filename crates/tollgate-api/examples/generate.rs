@@ -2,7 +2,7 @@
 //!
 //!     cargo run -p tollgate-api --example generate
 //!
-//! The result is checked in, as compiling the generator takes longer than compiling what it generates. A test compares both.
+//! The generated code is checked in, because the generator takes long to compile. A test compares both.
 
 use std::{
     error::Error,
@@ -19,13 +19,14 @@ fn crate_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Writes the messages and services, and the descriptors that server reflection answers with, into `folder`.
+/// Writes the messages, the services, and the descriptors for server reflection into `folder`.
 fn generate(folder: &Path) -> Result<(), Box<dyn Error>> {
     let root = crate_folder().join("../../proto");
     let files = protox::compile([root.join("tollgate/v1/rate_limit.proto")], [&root])?;
     std::fs::write(folder.join("descriptors.bin"), files.encode_to_vec())?;
-    // A call has few units and attributes: ordered maps of those cost less than hashed ones. What most answers are without
-    // is boxed, so that they are moved for less. The Debug of callers is in lib.rs, where it prints no secret.
+    // Ordered maps are faster than hash maps for the few units and attributes of a call. Rare fields of responses are
+    // boxed, so that moving a response costs less. The `Debug` of callers is in lib.rs, because it must not print
+    // secrets.
     tonic_prost_build::configure()
         .out_dir(folder)
         .btree_map(".")
@@ -56,8 +57,8 @@ mod tests {
         assert_eq!(names(fresh.path()), names(&checked_in));
         for name in names(&checked_in) {
             let read = |folder: &Path| std::fs::read(folder.join(&name)).unwrap();
-            let same = read(fresh.path()) == read(&checked_in);
-            assert!(same, "{name:?} is out of date: cargo run -p tollgate-api --example generate");
+            let is_current = read(fresh.path()) == read(&checked_in);
+            assert!(is_current, "{name:?} is out of date: cargo run -p tollgate-api --example generate");
         }
     }
 }

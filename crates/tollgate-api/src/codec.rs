@@ -1,5 +1,5 @@
-//! Protobuf on the wire, as `tonic_prost` has it, but for one thing: a message that cannot be read is the
-//! sender's mistake, `INVALID_ARGUMENT`, and not an internal error.
+//! The Protobuf codec of `tonic_prost`, with one difference: a message that cannot be decoded is reported as
+//! `INVALID_ARGUMENT`, not as an internal error.
 
 use std::marker::PhantomData;
 
@@ -27,27 +27,27 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = Reader<U>;
+    type Decoder = MessageDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(buffer())
+        ProstCodec::<T, U>::raw_encoder(buffer_settings())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Reader(ProstCodec::<T, U>::raw_decoder(buffer()))
+        MessageDecoder(ProstCodec::<T, U>::raw_decoder(buffer_settings()))
     }
 }
 
-/// The first size of the buffers of messages. Calls and decisions have 100 to 400 bytes; with the usual 8 KiB, a call
+/// The initial size of message buffers. Calls and decisions have 100 to 400 bytes; with the default of 8 KiB, a call
 /// would allocate 16 KiB.
-fn buffer() -> BufferSettings {
+fn buffer_settings() -> BufferSettings {
     BufferSettings::new(512, 32 * 1024)
 }
 
-/// Reads messages.
-pub(crate) struct Reader<U>(ProstDecoder<U>);
+/// Decodes messages.
+pub(crate) struct MessageDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default> Decoder for Reader<U> {
+impl<U: Message + Default> Decoder for MessageDecoder<U> {
     type Item = U;
     type Error = Status;
 

@@ -1,5 +1,5 @@
-//! The JSON bodies of `/v1` and `/admin/v1`, for nodes and their clients. The comments of types and fields are the descriptions
-//! in `/openapi.json`.
+//! The JSON bodies of `/v1` and `/admin/v1`, for nodes and their clients. The comments of types and fields are their
+//! descriptions in `/openapi.json`.
 
 pub mod admin;
 pub mod batch;
@@ -18,7 +18,7 @@ mod tests {
 
     use super::{admin::IssuedBody, batch::BatchBody, call::CallerBody};
 
-    /// Two implementations for types that can be printed. For those, `Unprintable<_>` is ambiguous and does not compile.
+    /// Types with `Debug` have two implementations, so that `Unprintable<_>` is ambiguous and does not compile.
     trait Unprintable<Case> {
         fn check() {}
     }
@@ -26,7 +26,8 @@ mod tests {
     impl<T> Unprintable<()> for T {}
     impl<T: Debug> Unprintable<u8> for T {}
 
-    /// Seen to fail (error E0283) with `Debug` on `IssuedBody`. Bodies with a `CallerBody` follow from it.
+    /// Does not compile (error E0283) with `Debug` on `IssuedBody`. Types that contain a `CallerBody` cannot have
+    /// `Debug`.
     #[test]
     fn bodies_with_secrets_cannot_be_printed() {
         <CallerBody as Unprintable<_>>::check();

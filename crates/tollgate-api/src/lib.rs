@@ -1,11 +1,10 @@
-//! The wire types of Tollgate's API: gRPC messages and services, generated from `proto/`, whose comments are their
-//! documentation, and the JSON bodies of REST ([`json`]).
+//! The wire types of Tollgate's API: gRPC messages and services, generated from `proto/` (their documentation is
+//! there), and the JSON bodies of REST ([`json`]).
 //!
-//! It may know prost, tonic, serde and utoipa. It must not know the meaning of the messages: the front doors convert
-//! them.
+//! It may depend on prost, tonic, serde and utoipa. It contains no logic: the front doors convert the messages.
 
 mod codec;
-#[expect(missing_docs, reason = "fields without a description say in their names what they are")]
+#[expect(missing_docs, reason = "the names of undocumented fields are clear")]
 pub mod json;
 
 use std::fmt;
@@ -17,7 +16,7 @@ use std::fmt;
     clippy::allow_attributes,
     clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
-    reason = "generated; the documentation stands in the .proto file"
+    reason = "generated; the documentation is in the .proto file"
 )]
 pub mod v1 {
     include!("generated/tollgate.v1.rs");
@@ -30,7 +29,7 @@ impl fmt::Debug for v1::Caller {
 }
 
 impl fmt::Debug for v1::caller::By {
-    /// Of an API key only that it is one: it is a secret.
+    /// Omits the secret of an API key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApiKey(_) => f.write_str("ApiKey(…)"),

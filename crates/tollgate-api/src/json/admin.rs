@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::number::{numbers, numbers_or_null, whole};
+use super::number::{numbers, numbers_or_null, whole_number};
 
 /// A new account.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -120,7 +120,7 @@ pub struct NewKeyBody {
 pub struct KeyPatchBody {
     pub description: Option<String>,
     /// When it expires, RFC 3339; `null` for never.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub expires_at: Option<Option<String>>,
 }
@@ -131,7 +131,7 @@ pub struct KeyPatchBody {
 pub struct RotationBody {
     /// For how many seconds the previous secret stays valid, at most 2592000; 0 if absent. The secret before that one
     /// becomes invalid now.
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     pub overlap_s: u64,
 }
 
@@ -187,7 +187,7 @@ pub struct KeyPage {
 }
 
 /// A key with its secret, which is never shown again.
-// It has a secret, and so cannot be printed.
+// Not `Debug`, because it contains a secret.
 #[derive(Serialize, Deserialize, ToSchema)]
 pub struct IssuedBody {
     pub key: KeyBody,
@@ -228,7 +228,8 @@ pub struct Promoted {
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UsageResetBody {
-    /// Only counters in the scopes of this quota or abuse rule (other quotas may share them); all of the account's if absent.
+    /// Only counters in the scopes of this quota or abuse rule (other quotas may share them); all of the account's if
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
 }
@@ -273,8 +274,8 @@ pub struct PromotionBody {
     pub to: String,
 }
 
-/// Tells `null` from an absent field.
+/// Reads a field that may be `null`; the outer `None` is an absent field.
 #[expect(clippy::option_option, reason = "absent, null and a time are three things")]
-fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+fn nullable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(from).map(Some)
 }

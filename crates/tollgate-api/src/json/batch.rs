@@ -10,7 +10,7 @@ use super::{call::CallBody, decision::DecisionBody, error::ErrorDetail};
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchBody {
-    /// Read one by one, so that a wrong one spoils no other.
+    /// Each call is parsed separately, so that an invalid call does not affect the others.
     #[schema(value_type = Vec<CallBody>, min_items = 1, max_items = 256)]
     pub calls: Vec<Box<RawValue>>,
 }

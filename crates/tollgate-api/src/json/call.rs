@@ -5,11 +5,11 @@ use utoipa::ToSchema;
 
 use super::{
     entries::Entries,
-    number::{WholeNumber, whole},
+    number::{WholeNumber, whole_number},
 };
 
 /// A call to be decided.
-// It may bring a secret, and so cannot be printed.
+// Not `Debug`, because it may contain a secret.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CallBody {
@@ -55,10 +55,10 @@ pub struct UploadBody {
     #[schema(min_length = 1, max_length = 128)]
     pub media_type: String,
     /// Its size in bytes.
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     pub bytes: u64,
     /// Playing time in seconds, rounded up.
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     pub duration_seconds: u64,
 }
 

@@ -9,15 +9,16 @@ use serde::{
 
 use super::number::WholeNumber;
 
-/// The most entries among which a repeated key is looked for. A node refuses maps with more than 16.
+/// The maximum number of entries that are compared to find a repeated key. Maps with more than 16 entries are refused.
 const MAX_COMPARED: usize = 16;
 
-/// A map without repeated keys. Of repeated keys a JSON parser would keep the last, and the others would not be charged.
+/// A map without repeated keys. A JSON parser would keep only the last value of a key, and the others would not be
+/// charged.
 #[derive(Debug)]
 pub struct Entries<T>(pub Vec<(String, T)>);
 
 impl Entries<WholeNumber> {
-    /// The names and their numbers.
+    /// The entries.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, WholeNumber(number))| (name.as_str(), *number))
     }
@@ -47,7 +48,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
         let mut entries: Vec<(String, T)> = Vec::new();
         while let Some(entry) = map.next_entry::<String, T>()? {
-            if entries.len() <= MAX_COMPARED && entries.iter().any(|(known, _)| *known == entry.0) {
+            if entries.len() <= MAX_COMPARED && entries.iter().any(|(name, _)| *name == entry.0) {
                 return Err(A::Error::custom(format_args!("{} is named twice", entry.0)));
             }
             entries.push(entry);

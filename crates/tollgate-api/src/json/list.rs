@@ -7,7 +7,7 @@ use super::{
     call::CallerBody,
     decision::{QuotaBody, ReasonBody},
     entries::Entries,
-    number::whole,
+    number::whole_number,
 };
 
 /// The caller whose limits are listed, and the page.
@@ -23,7 +23,7 @@ pub struct ListBody {
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub attributes: Entries<String>,
     /// Maximum number of resources, 1 to 100; 50 if absent.
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     #[schema(maximum = 100)]
     pub page_size: u32,
     /// `next_page_token` of the previous answer; absent for the first page.

@@ -8,30 +8,30 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
-/// A whole number. JSON would have `1e3` and `1000.0` for one, and readers in other languages cut it.
+/// A whole number. Forms such as `1e3` and `1000.0` are rejected, because other parsers may truncate or round them.
 #[derive(Clone, Copy, Debug)]
 pub struct WholeNumber<T = u64>(pub T);
 
 /// Reads a field that is a whole number.
-pub fn whole<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+pub fn whole_number<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     WholeNumber::deserialize(from).map(|WholeNumber(number)| number)
 }
 
 /// Reads a field that is a whole number or `null`.
-pub fn whole_or_null<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub fn whole_number_or_null<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<WholeNumber<T>>::deserialize(from)?.map(|WholeNumber(number)| number))
 }
 
 /// Reads a field that is a map of numbers.
 pub fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<IndexMap<String, f64>, D::Error> {
-    let all = IndexMap::<String, Number>::deserialize(from)?;
-    Ok(all.into_iter().map(|(name, Number(number))| (name, number)).collect())
+    let numbers = IndexMap::<String, Number>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|(name, Number(number))| (name, number)).collect())
 }
 
 /// Reads a field that is a map of numbers or `null`.
 pub fn numbers_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IndexMap<String, f64>>, D::Error> {
-    let all = Option::<IndexMap<String, Number>>::deserialize(from)?;
-    Ok(all.map(|all| all.into_iter().map(|(name, Number(number))| (name, number)).collect()))
+    let numbers = Option::<IndexMap<String, Number>>::deserialize(from)?;
+    Ok(numbers.map(|numbers| numbers.into_iter().map(|(name, Number(number))| (name, number)).collect()))
 }
 
 impl<'de, T: TryFrom<u64>> Deserialize<'de> for WholeNumber<T> {
@@ -47,8 +47,8 @@ impl<T: TryFrom<u64>> Visitor<'_> for WholeNumberVisitor<T> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The largest number of 32 bits, or the largest amount.
-        let most = if T::try_from(1 << 32).is_ok() { (1 << 53) - 1 } else { u64::from(u32::MAX) };
-        write!(f, "a whole number from 0 to {most}, such as 1000, without quotes, a point or an exponent")
+        let max = if T::try_from(1 << 32).is_ok() { (1 << 53) - 1 } else { u64::from(u32::MAX) };
+        write!(f, "a whole number from 0 to {max}, such as 1000, without quotes, a point or an exponent")
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
@@ -85,12 +85,12 @@ impl Visitor<'_> for NumberVisitor {
         Ok(number)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "as of any number of JSON")]
+    #[expect(clippy::cast_precision_loss, reason = "JSON numbers are f64")]
     fn visit_u64<E: Error>(self, number: u64) -> Result<f64, E> {
         Ok(number as f64)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "as of any number of JSON")]
+    #[expect(clippy::cast_precision_loss, reason = "JSON numbers are f64")]
     fn visit_i64<E: Error>(self, number: i64) -> Result<f64, E> {
         Ok(number as f64)
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{call::CallerBody, decision::ReasonBody, entries::Entries, number::whole};
+use super::{call::CallerBody, decision::ReasonBody, entries::Entries, number::whole_number};
 
 /// How a call was answered.
 #[derive(Deserialize, ToSchema)]
@@ -21,7 +21,7 @@ pub struct ReportBody {
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub attributes: Entries<String>,
     /// The HTTP status of the answer.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_number")]
     #[schema(minimum = 100, maximum = 599)]
     pub status: u32,
 }

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::{
     call::CallBody,
     entries::Entries,
-    number::{WholeNumber, whole, whole_or_null},
+    number::{WholeNumber, whole_number, whole_number_or_null},
 };
 
 /// A call whose usage is known only afterwards.
@@ -20,7 +20,7 @@ pub struct ReserveBody {
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     pub inputs: Entries<WholeNumber>,
     /// Lifetime of the reservation unless it is extended; the node's default if absent (10 minutes).
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     pub ttl_ms: u32,
 }
@@ -35,7 +35,7 @@ pub struct SettleBody {
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     pub usage: Entries<WholeNumber>,
     /// The HTTP status that the call was answered with, for the abuse rules of the policy.
-    #[serde(default, deserialize_with = "whole_or_null")]
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     #[schema(minimum = 100, maximum = 599)]
     pub status: Option<u32>,
 }
@@ -46,7 +46,7 @@ pub struct SettleBody {
 pub struct CancelBody {
     pub reservation_id: String,
     /// As for a settlement.
-    #[serde(default, deserialize_with = "whole_or_null")]
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     #[schema(minimum = 100, maximum = 599)]
     pub status: Option<u32>,
 }
@@ -57,7 +57,7 @@ pub struct CancelBody {
 pub struct ExtendBody {
     pub reservation_id: String,
     /// Its lifetime from now on; the original lifetime if absent.
-    #[serde(default, deserialize_with = "whole")]
+    #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 1000, maximum = 3_600_000)]
     pub ttl_ms: u32,
 }
