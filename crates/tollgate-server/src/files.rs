@@ -46,7 +46,7 @@ pub(crate) enum FileError {
     NotText,
     /// The file system does not respond.
     #[error("cannot be read: the file system does not answer")]
-    NoAnswer,
+    NoResponse,
 }
 
 /// Why files were not loaded.
@@ -61,7 +61,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// The failure to read a file; `place` is its name in the message.
     pub(crate) fn of(place: impl std::fmt::Display, error: &FileError) -> Self {
-        Self { text: format!("{place}: {error}"), stuck: matches!(error, FileError::NoAnswer) }
+        Self { text: format!("{place}: {error}"), stuck: matches!(error, FileError::NoResponse) }
     }
 
     /// The consequence for the contents that were read before.
@@ -178,7 +178,7 @@ pub(crate) fn with_timeout<T: Send + 'static>(
     path: &Path,
     request: impl FnOnce(&Path) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, FileError> {
-    let (number, timeout) = REQUESTS.lock().begin(path).ok_or(FileError::NoAnswer)?;
+    let (number, timeout) = REQUESTS.lock().begin(path).ok_or(FileError::NoResponse)?;
     let pending = Request(number);
     let (sender, receiver) = mpsc::sync_channel(1);
     let path = path.to_owned();
@@ -190,9 +190,9 @@ pub(crate) fn with_timeout<T: Send + 'static>(
     })?;
     match receiver.recv_timeout(timeout) {
         Ok(result) => result,
-        Err(_) if REQUESTS.lock().stall(number) => Err(FileError::NoAnswer),
+        Err(_) if REQUESTS.lock().stall(number) => Err(FileError::NoResponse),
         // It ended at the last moment.
-        Err(_) => receiver.recv().unwrap_or(Err(FileError::NoAnswer)),
+        Err(_) => receiver.recv().unwrap_or(Err(FileError::NoResponse)),
     }
 }
 
@@ -284,10 +284,10 @@ mod tests {
             Ok(())
         };
         let started = Instant::now();
-        assert!(matches!(with_timeout(path, request), Err(FileError::NoAnswer)));
+        assert!(matches!(with_timeout(path, request), Err(FileError::NoResponse)));
         assert!(started.elapsed() >= TIMEOUT);
         // No second thread is started for it.
-        assert!(matches!(with_timeout(path, |_| Ok(())), Err(FileError::NoAnswer)));
+        assert!(matches!(with_timeout(path, |_| Ok(())), Err(FileError::NoResponse)));
         // Other files of the folder have a short timeout.
         let (number, timeout) = REQUESTS.lock().begin(other_path).unwrap();
         assert_eq!(timeout, SHORT_TIMEOUT);

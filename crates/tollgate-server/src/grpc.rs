@@ -102,7 +102,7 @@ impl Api {
     ) -> Result<BoxFuture<'a, Result<v1::Decision, CallError>>, CallError> {
         let call = call.ok_or_else(|| CallError::field("call", "is required"))?;
         let decoded = Call { deadline: Some(deadline), ..from_wire(scope, call)? };
-        Ok(self.service.decide(decoded, mode, |answer| decision(answer, call)))
+        Ok(self.service.decide(decoded, mode, |response| decision(response, call)))
     }
 }
 
@@ -127,7 +127,7 @@ impl RateLimitService for Api {
         check_batch(message.calls.len()).map_err(status)?;
         let calls = &message.calls;
         let decoded = calls.iter().map(|call| from_wire(scope, call)).collect();
-        let render = |index: usize, answer: &CallResponse<'_>| decision(answer, &calls[index]);
+        let render = |index: usize, response: &CallResponse<'_>| decision(response, &calls[index]);
         // tonic ends the whole batch at the caller's deadline, so its calls time out some time before.
         let timeout = self.deadline(&metadata, &extensions)?.saturating_duration_since(Instant::now()).mul_f32(0.9);
         let results = self.service.consume_each(decoded, timeout, render);
@@ -300,15 +300,15 @@ fn call_result(decision: Result<v1::Decision, CallError>) -> v1::CallResult {
     v1::CallResult { result: Some(result) }
 }
 
-fn decision(answer: &CallResponse<'_>, call: &v1::Call) -> v1::Decision {
+fn decision(response: &CallResponse<'_>, call: &v1::Call) -> v1::Decision {
     let common = v1::Decision {
-        verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
-        reason: answer.reason().map_or(v1::Reason::Unspecified, reason).into(),
-        quota: answer.binding_quota().map(|status| status.quota.name.as_ref().into()).unwrap_or_default(),
-        rendered: call.render.then(|| Box::new(rendered(answer.render()))),
+        verdict: response.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
+        reason: response.reason().map_or(v1::Reason::Unspecified, reason).into(),
+        quota: response.binding_quota().map(|status| status.quota.name.as_ref().into()).unwrap_or_default(),
+        rendered: call.render.then(|| Box::new(rendered(response.render()))),
         ..v1::Decision::default()
     };
-    match &answer.outcome {
+    match &response.outcome {
         Err(rejection) => {
             let (block, now) = (rejection.block(), rejection.time);
             v1::Decision {
@@ -395,7 +395,7 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
         resets_at: Some(timestamp(status.resets_at)),
         denies: status.denies(),
         retry_at: match status.fit {
-            Fit::At(at) if status.denies() => Some(timestamp(at)),
+            Fit::At(time) if status.denies() => Some(timestamp(time)),
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,

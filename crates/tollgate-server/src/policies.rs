@@ -168,7 +168,7 @@ pub fn load(path: &Path) -> Result<LoadedPolicy, PolicyErrors> {
 /// The error of a file or folder that cannot be read.
 fn unreadable(path: &Path, error: &FileError) -> PolicyErrors {
     let errors = file_error(path.display().to_string(), error.to_string());
-    PolicyErrors { stuck: matches!(error, FileError::NoAnswer), ..errors }
+    PolicyErrors { stuck: matches!(error, FileError::NoResponse), ..errors }
 }
 
 fn file_error(file: String, message: String) -> PolicyErrors {

@@ -47,9 +47,9 @@ struct LastCheck {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoreState {
     /// Whether every server can be written to.
-    pub(crate) whole: bool,
+    pub(crate) all_usable: bool,
     /// Whether some server can be written to.
-    pub(crate) usable: bool,
+    pub(crate) some_usable: bool,
     /// The problems and risks, without addresses and other internals.
     pub(crate) detail: Option<String>,
 }
@@ -110,8 +110,8 @@ impl Probe {
     pub(crate) fn state(&self) -> StoreState {
         match &*self.last.lock() {
             Some(last) if last.time.elapsed() < MAX_AGE => StoreState {
-                whole: last.health.is_whole(),
-                usable: last.health.can_charge(),
+                all_usable: last.health.is_whole(),
+                some_usable: last.health.can_charge(),
                 detail: self.describe(last),
             },
             Some(_) => {
@@ -214,17 +214,17 @@ mod tests {
     #[tokio::test]
     async fn a_result_expires() {
         let probe = probe();
-        assert!(!probe.state().usable, "not checked yet");
+        assert!(!probe.state().some_usable, "not checked yet");
         probe.check().await;
-        assert_eq!(probe.state(), StoreState { whole: true, usable: true, detail: None });
+        assert_eq!(probe.state(), StoreState { all_usable: true, some_usable: true, detail: None });
         probe.last.lock().as_mut().unwrap().time = Instant::now().checked_sub(MAX_AGE).unwrap();
-        assert!(!probe.state().usable, "the result is too old");
+        assert!(!probe.state().some_usable, "the result is too old");
     }
 
     #[test]
     fn the_state_describes_the_problems_of_a_store() {
         let probe = probe();
-        for (health, usable, detail) in [
+        for (health, some_usable, detail) in [
             (StoreHealth::good(), true, None),
             (StoreHealth::bad(obstacle("full")), false, Some("full: no charge is possible")),
             (
@@ -248,9 +248,9 @@ mod tests {
                 Some("skewed: its clock is 5 s behind this node's"),
             ),
         ] {
-            let whole = health.is_whole();
+            let all_usable = health.is_whole();
             *probe.last.lock() = Some(last_check(health));
-            assert_eq!(probe.state(), StoreState { whole, usable, detail: detail.map(str::to_owned) });
+            assert_eq!(probe.state(), StoreState { all_usable, some_usable, detail: detail.map(str::to_owned) });
         }
     }
 }

@@ -213,7 +213,7 @@ impl Reader {
             });
             match added {
                 // The reload reports the error, and is repeated.
-                Err(FileError::NoAnswer) => continue,
+                Err(FileError::NoResponse) => continue,
                 Err(error) => {
                     let folder = shown_path(&folder);
                     tracing::warn!(what = self.part.what(), %error, folder, "folder cannot be watched; SIGHUP still reloads");

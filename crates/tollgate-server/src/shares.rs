@@ -46,7 +46,7 @@ pub(crate) struct Shares {
 #[derive(Default)]
 struct Usage {
     total: usize,
-    by_holder: HashMap<Holder, usize>,
+    amount_by_holder: HashMap<Holder, usize>,
 }
 
 impl Shares {
@@ -67,11 +67,11 @@ impl Shares {
             return Err(Exhausted::All);
         }
         if *holder != Holder::Anyone {
-            let own = usage.by_holder.get(holder).copied().unwrap_or_default();
+            let own = usage.amount_by_holder.get(holder).copied().unwrap_or_default();
             if amount > self.share.saturating_sub(own) {
                 return Err(Exhausted::Share);
             }
-            usage.by_holder.insert(holder.clone(), own + amount);
+            usage.amount_by_holder.insert(holder.clone(), own + amount);
         }
         usage.total += amount;
         Ok(())
@@ -102,7 +102,7 @@ impl Drop for Permit {
         usage.total -= self.amount;
         // Unused entries are removed, because unauthenticated callers can use many addresses.
         let holder = mem::replace(&mut self.holder, Holder::Anyone);
-        if let std::collections::hash_map::Entry::Occupied(mut own) = usage.by_holder.entry(holder) {
+        if let std::collections::hash_map::Entry::Occupied(mut own) = usage.amount_by_holder.entry(holder) {
             *own.get_mut() -= self.amount;
             if *own.get() == 0 {
                 own.remove();
@@ -133,7 +133,7 @@ mod tests {
         let third = shares.acquire(Holder::Anyone, 6).ok().unwrap();
         drop((second, third));
         let usage = shares.usage.lock();
-        assert_eq!((usage.total, usage.by_holder.len()), (0, 0));
+        assert_eq!((usage.total, usage.amount_by_holder.len()), (0, 0));
     }
 
     #[test]

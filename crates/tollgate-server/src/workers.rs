@@ -59,8 +59,8 @@ impl Workers {
 }
 
 impl Worker {
-    /// Starts a thread that runs until all senders of `ended` are gone.
-    fn start(number: usize, mut ended: watch::Receiver<()>) -> io::Result<Self> {
+    /// Starts a thread that runs until all senders of `alive` are dropped.
+    fn start(number: usize, mut alive: watch::Receiver<()>) -> io::Result<Self> {
         let (sender, ready) = mpsc::channel();
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // Created here, because a runtime must not be dropped in an asynchronous context.
@@ -73,7 +73,7 @@ impl Worker {
             };
             let _ = sender.send(Ok(runtime.handle().clone()));
             prefer_connection(number);
-            runtime.block_on(async { while ended.changed().await.is_ok() {} });
+            runtime.block_on(async { while alive.changed().await.is_ok() {} });
         })?;
         let handle = ready.recv().map_err(io::Error::other)??;
         Ok(Self { handle, connections: Arc::default(), pending_bytes: Arc::default() })

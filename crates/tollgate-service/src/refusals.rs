@@ -203,11 +203,11 @@ mod tests {
     #[tokio::test]
     async fn a_flood_of_one_account_does_not_displace_others_and_drops_are_counted() {
         let (refusals, log, metrics) = refusals(120);
-        (0..5_000).for_each(|at| refusals.record(account(0), refusal(at)));
+        (0..5_000).for_each(|time_ms| refusals.record(account(0), refusal(time_ms)));
         assert_eq!(metric(&metrics, WAITING), 50);
         assert_eq!(metric(&metrics, DROPPED), 0, "the log would have removed the others");
-        (0..50).for_each(|at| refusals.record(account(1), refusal(at)));
-        (0..50).for_each(|at| refusals.record(account(2), refusal(at)));
+        (0..50).for_each(|time_ms| refusals.record(account(1), refusal(time_ms)));
+        (0..50).for_each(|time_ms| refusals.record(account(2), refusal(time_ms)));
         assert_eq!((metric(&metrics, WAITING), metric(&metrics, DROPPED)), (120, 30));
         refusals.write_all().await.unwrap();
         assert_eq!(metric(&metrics, WAITING), 0);
@@ -240,11 +240,11 @@ mod tests {
     #[tokio::test]
     async fn refusals_of_a_failed_write_stay_queued_in_order() {
         let (refusals, log, metrics) = refusals(120);
-        (0..30).for_each(|at| refusals.record(account(0), refusal(at)));
+        (0..30).for_each(|time_ms| refusals.record(account(0), refusal(time_ms)));
         log.is_broken.store(true, Ordering::SeqCst);
         assert!(refusals.write_all().await.is_err());
         assert_eq!(metric(&metrics, DROPPED), 0);
-        (30..70).for_each(|at| refusals.record(account(0), refusal(at)));
+        (30..70).for_each(|time_ms| refusals.record(account(0), refusal(time_ms)));
         log.is_broken.store(false, Ordering::SeqCst);
         refusals.write_all().await.unwrap();
         let times: Vec<u64> = log.latest(account(0)).await.unwrap().iter().map(|refusal| refusal.at_ms).collect();

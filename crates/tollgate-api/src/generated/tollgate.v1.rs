@@ -387,7 +387,7 @@ pub struct Window {
 pub mod window {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
-        /// The length of a trailing window, in milliseconds.
+        /// The length of a sliding window, in milliseconds.
         #[prost(uint64, tag = "1")]
         SlidingMs(u64),
         #[prost(message, tag = "2")]

@@ -21,7 +21,7 @@ impl Api {
         let inputs = message.inputs.iter().map(|(name, amount)| (name.as_str(), *amount)).collect();
         let reserve = ReserveRequest { inputs, ttl_ms: message.ttl_ms };
         let decoded = Call { deadline: Some(deadline), ..from_wire(scope, call)? };
-        self.service.reserve(decoded, &reserve, |answer| decision(answer, call)).await
+        self.service.reserve(decoded, &reserve, |response| decision(response, call)).await
     }
 }
 

@@ -86,9 +86,9 @@ impl Connection {
     pub(super) async fn run(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
         let activity = self.permit.activity().clone();
         tokio::select! {
-        result = self.serve(stream, acceptor) => result,
-                    reason = activity.wait_for_close() => Err(reason),
-                }
+            result = self.serve(stream, acceptor) => result,
+            reason = activity.wait_for_close() => Err(reason),
+        }
     }
 
     async fn serve(mut self, mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), CloseReason> {
@@ -175,25 +175,25 @@ impl Connection {
             }
         };
         tokio::select! {
-        // Errors are not reported: usually the client has closed the connection.
-                    _ = connection.as_mut() => return Ok(()),
-                    () = &mut closing => {
-                        connection.as_mut().graceful_shutdown();
-        // Not every client reacts to the shutdown, so an idle connection is closed soon.
-                        let idle = async {
-                            sleep(LAST_CALL_TIMEOUT).await;
-                            activity.wait_until_idle(LAST_CALL_TIMEOUT / 10).await;
-                        };
-                        tokio::select! {
-                            _ = connection => return Ok(()),
-                            () = idle => return Ok(()),
-                            () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
-                        }
-                    }
-                    () = silent => return Err(CloseReason::Silent),
+            // Errors are not reported: usually the client has closed the connection.
+            _ = connection.as_mut() => return Ok(()),
+            () = &mut closing => {
+                connection.as_mut().graceful_shutdown();
+                // Not every client reacts to the shutdown, so an idle connection is closed soon.
+                let idle = async {
+                    sleep(LAST_CALL_TIMEOUT).await;
+                    activity.wait_until_idle(LAST_CALL_TIMEOUT / 10).await;
+                };
+                tokio::select! {
+                    _ = connection => return Ok(()),
+                    () = idle => return Ok(()),
                     () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
-                    () = activity.wait_until_idle(shared.bounds.idle_timeout) => {}
                 }
+            }
+            () = silent => return Err(CloseReason::Silent),
+            () = activity.wait_for_unread_response() => return Err(CloseReason::Unread),
+            () = activity.wait_until_idle(shared.bounds.idle_timeout) => {}
+        }
         connection.as_mut().graceful_shutdown();
         let closing = timeout(CLOSE_TIMEOUT, async {
             let _ = connection.as_mut().await;

@@ -42,13 +42,13 @@ impl Preface {
 
     /// Compares the next bytes; returns whether more are expected.
     fn compare(&self, bytes: &[u8]) -> bool {
-        let seen = self.0.load(Ordering::Relaxed);
-        let expected = &PREFACE[seen..];
+        let received = self.0.load(Ordering::Relaxed);
+        let expected = &PREFACE[received..];
         let length = bytes.len().min(expected.len());
         if bytes[..length] != expected[..length] {
             return false;
         }
-        self.0.store(seen + length, Ordering::Relaxed);
+        self.0.store(received + length, Ordering::Relaxed);
         length < expected.len()
     }
 }
@@ -70,10 +70,10 @@ impl<I> CoalescedWrites<I> {
         Poll::Pending
     }
 
-    fn after_write<T>(&mut self, written: Poll<T>) -> Poll<T> {
-        self.yielded = written.is_pending();
-        self.connection.record_write(written.is_ready());
-        written
+    fn after_write<T>(&mut self, result: Poll<T>) -> Poll<T> {
+        self.yielded = result.is_pending();
+        self.connection.record_write(result.is_ready());
+        result
     }
 }
 
@@ -93,8 +93,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CoalescedWrites<I> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.yield_once(context));
-        let written = Pin::new(&mut this.io).poll_write(context, bytes);
-        this.after_write(written)
+        let result = Pin::new(&mut this.io).poll_write(context, bytes);
+        this.after_write(result)
     }
 
     fn poll_write_vectored(
@@ -104,8 +104,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CoalescedWrites<I> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.yield_once(context));
-        let written = Pin::new(&mut this.io).poll_write_vectored(context, parts);
-        this.after_write(written)
+        let result = Pin::new(&mut this.io).poll_write_vectored(context, parts);
+        this.after_write(result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -84,13 +84,13 @@ impl Server {
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                            accepted = listener.accept() => accepted,
-                            () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
-            // Clients that have already connected are served.
-                                Some(accepted) => accepted,
-                                None => break,
-                            },
-                        };
+                accepted = listener.accept() => accepted,
+                () = Lifecycle::Stopping.reached(stage.clone()) => match listener.accept().now_or_never() {
+                    // Clients that have already connected are served.
+                    Some(accepted) => accepted,
+                    None => break,
+                },
+            };
             while tasks.try_join_next().is_some() {}
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,

@@ -48,8 +48,8 @@ pub(super) async fn consume_batch(
         return call_error_response(&error);
     }
     let bodies: Vec<Result<CallBody, JsonError>> = batch.calls.iter().map(|call| parse_call(call)).collect();
-    let render = |index: usize, answer: &CallResponse<'_>| {
-        decision(answer, bodies[index].as_ref().is_ok_and(|call| call.render))
+    let render = |index: usize, response: &CallResponse<'_>| {
+        decision(response, bodies[index].as_ref().is_ok_and(|call| call.render))
     };
     let calls = bodies.iter().map(|body| to_call(grant.scope(), body)).collect();
     let results = shared.service.consume_each(calls, shared.timeout.saturating_sub(RESERVE), render);

@@ -61,7 +61,7 @@ pub(super) async fn consume(State(shared): State<Shared>, grant: ServiceGrant, B
 
 async fn decide(shared: &Shared, grant: &ServiceGrant, body: &CallBody, mode: Mode) -> Response {
     let call = call(body, grant.scope());
-    result_response(shared.service.decide(call, mode, |answer| decision(answer, body.render)).await)
+    result_response(shared.service.decide(call, mode, |response| decision(response, body.render)).await)
 }
 
 pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
@@ -83,12 +83,12 @@ pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
     }
 }
 
-pub(super) fn decision(answer: &CallResponse<'_>, render: bool) -> DecisionBody {
+pub(super) fn decision(response: &CallResponse<'_>, render: bool) -> DecisionBody {
     let common = DecisionBody {
-        verdict: answer.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
-        reason: answer.reason().map(reason),
+        verdict: response.reason().map_or(VerdictBody::Allowed, |_| VerdictBody::Denied),
+        reason: response.reason().map(reason),
         decided_at: String::new(),
-        quota: answer.binding_quota().map(|status| status.quota.name.to_string()),
+        quota: response.binding_quota().map(|status| status.quota.name.to_string()),
         retry_after_ms: None,
         blocked_until: None,
         block_message: None,
@@ -102,9 +102,9 @@ pub(super) fn decision(answer: &CallResponse<'_>, render: bool) -> DecisionBody 
         quotas: Vec::new(),
         reservation: None,
         replayed: false,
-        rendered: render.then(|| rendered(answer.render())),
+        rendered: render.then(|| rendered(response.render())),
     };
-    match &answer.outcome {
+    match &response.outcome {
         Err(rejection) => {
             let (block, now) = (rejection.block(), rejection.time);
             DecisionBody {
@@ -176,7 +176,7 @@ pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
         resets_at: status.resets_at.to_string(),
         denies: status.denies(),
         retry_at: match status.fit {
-            Fit::At(at) if status.denies() => Some(at.to_string()),
+            Fit::At(time) if status.denies() => Some(time.to_string()),
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,

@@ -95,28 +95,28 @@ impl Health {
     /// Whether some call can be decided: a server of the store can charge, or a policy tolerates an outage. If an
     /// outage took all nodes out of service, the `on_failure` of their quotas would have no effect.
     pub(crate) fn can_decide(&self) -> bool {
-        self.counters.state().usable || (self.has_fallback && self.policies.domains().load().tolerate_outage())
+        self.counters.state().some_usable || (self.has_fallback && self.policies.domains().load().tolerate_outage())
     }
 
     fn accounts(&self) -> Part {
         let subscribed = self.metrics.is_subscribed_to_accounts();
-        let StoreState { whole, detail, .. } = match &self.accounts {
+        let StoreState { all_usable, detail, .. } = match &self.accounts {
             Some(accounts) => accounts.state(),
             // Accounts are in the store of the counters, which `store` describes.
-            None => StoreState { whole: true, ..StoreState::default() },
+            None => StoreState { all_usable: true, ..StoreState::default() },
         };
         let unsubscribed = "not subscribed to account changes: every call reads its account from the store";
         let lines: Vec<String> = detail.into_iter().chain((!subscribed).then(|| unsubscribed.to_owned())).collect();
-        Part { ok: whole && subscribed, detail: (!lines.is_empty()).then(|| lines.join("\n")) }
+        Part { ok: all_usable && subscribed, detail: (!lines.is_empty()).then(|| lines.join("\n")) }
     }
 
     fn readiness(&self) -> Readiness {
         let draining = self.is_draining();
-        let StoreState { whole, detail, .. } = self.counters.state();
+        let StoreState { all_usable, detail, .. } = self.counters.state();
         Readiness {
             ready: self.can_decide() && !draining,
             lifecycle: if draining { "draining" } else { "running" },
-            store: Part { ok: whole, detail },
+            store: Part { ok: all_usable, detail },
             accounts: self.accounts(),
             policies: Part::files([self.policies.last_failure()]),
             credentials: Part::files(self.auth.reloadable_files().iter().map(|part| part.last_failure())),

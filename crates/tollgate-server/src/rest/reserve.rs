@@ -30,7 +30,7 @@ pub(super) async fn reserve(
 ) -> Response {
     let reserve = ReserveRequest { inputs: body.inputs.iter().collect(), ttl_ms: body.ttl_ms };
     let call = call(&body.call, grant.scope());
-    result_response(shared.service.reserve(call, &reserve, |answer| decision(answer, body.call.render)).await)
+    result_response(shared.service.reserve(call, &reserve, |response| decision(response, body.call.render)).await)
 }
 
 /// Corrects the charge of a reservation to the actual usage: what was not used is given back in the windows where it

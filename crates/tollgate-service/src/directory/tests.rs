@@ -268,17 +268,17 @@ async fn changes_remove_cached_entries() {
     assert_eq!(node.tier_of_account("acme").await, "free");
     assert_eq!(node.caller_by_secret("good").await.unwrap().unwrap_err(), InvalidKey::Unknown);
     assert!(node.accounts.identity_by_key_id("key-1", &node.policy, NOW).await.unwrap().is_none());
-    let made = with_key(account("paid", 1), "key-1", "good");
-    node.store.save(None, &made).await;
+    let active = with_key(account("paid", 1), "key-1", "good");
+    node.store.save(None, &active).await;
     node.wait_for_metric("tollgate_account_invalidations_total", 1).await;
     assert_eq!(node.tier_of_account("acme").await, "paid");
     assert!(node.caller_by_secret("good").await.unwrap().is_ok());
     assert!(node.accounts.identity_by_key_id("key-1", &node.policy, NOW).await.unwrap().is_some());
 
-    let mut revoked = made.clone();
+    let mut revoked = active.clone();
     revoked.version += 1;
     revoked.keys["key-1"].revoked_at = Some(NOW);
-    node.store.save(Some(&made), &revoked).await;
+    node.store.save(Some(&active), &revoked).await;
     node.wait_for_metric("tollgate_account_invalidations_total", 2).await;
     assert_eq!(node.caller_by_secret("good").await.unwrap().unwrap_err(), InvalidKey::Revoked);
 }

@@ -9,7 +9,7 @@ use super::{BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFU
 
 /// The metrics of a domain. They are registered when its policy is loaded, so a call only increments counters.
 pub struct DomainMetrics {
-    pub(super) by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
+    pub(super) classes_by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
     pub(super) shadow_log: ShadowLog,
     /// Reports that no rule counted, and those that one did.
     reports: [Counter; 2],
@@ -43,7 +43,7 @@ impl DomainMetrics {
         let shadows = policy.shadow_names();
         let mut classes: Vec<&str> = policy.class_names();
         classes.push("");
-        let by_tier = policy.tiers().iter().map(|tier| {
+        let classes_by_tier = policy.tiers().iter().map(|tier| {
             let labels = |class, verdict, quota| {
                 let labels = [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class)];
                 counter(
@@ -52,7 +52,7 @@ impl DomainMetrics {
                     &[labels[0], labels[1], labels[2], ("verdict", verdict), ("quota", quota)],
                 )
             };
-            let by_class = classes.iter().map(|class| {
+            let metrics_by_class = classes.iter().map(|class| {
                 let shadow = |quota| {
                     let labels =
                         [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class), ("quota", quota)];
@@ -69,14 +69,14 @@ impl DomainMetrics {
                 };
                 (Box::from(*class), metrics)
             });
-            (tier.id, by_class.collect())
+            (tier.id, metrics_by_class.collect())
         });
-        let by_tier = by_tier.collect();
+        let classes_by_tier = classes_by_tier.collect();
         let domain_counter = |name, label| counter(&metrics.recorder, name, &[("domain", &**policy.domain()), label]);
         let reports = ["false", "true"].map(|counted| domain_counter(REPORTS, ("counted", counted)));
         let blocks = rules.map(|rule| (Box::from(rule), domain_counter(BLOCKS, ("rule", rule)))).collect();
         let reservations = ReservationMetrics::new(metrics, policy);
-        Self { by_tier, shadow_log: ShadowLog::new(Arc::clone(policy.domain())), reports, blocks, reservations }
+        Self { classes_by_tier, shadow_log: ShadowLog::new(Arc::clone(policy.domain())), reports, blocks, reservations }
     }
 
     /// Counts a report.
@@ -93,7 +93,9 @@ impl DomainMetrics {
 
     /// Counts a decision; `denied_by` is the quota that refuses, or the rule that blocks.
     pub fn count_decision(&self, tier: TierId, class: Option<&str>, denied_by: Option<&str>) {
-        let Some(class) = self.by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else { return };
+        let Some(class) = self.classes_by_tier.get(&tier).and_then(|classes| classes.get(class.unwrap_or(""))) else {
+            return;
+        };
         match denied_by {
             None => class.allowed.increment(1),
             Some(quota) => class.denied.get(quota).unwrap_or(&class.denied_by_other).increment(1),

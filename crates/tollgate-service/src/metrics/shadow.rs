@@ -23,7 +23,7 @@ impl DomainMetrics {
         class: Option<&str>,
         refusals: impl Iterator<Item = &'q str>,
     ) {
-        let classes = self.by_tier.get(&tier);
+        let classes = self.classes_by_tier.get(&tier);
         let class = classes.and_then(|classes| classes.get(class.unwrap_or("")));
         for quota in refusals {
             if let Some(class) = class {
