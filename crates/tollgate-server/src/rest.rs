@@ -284,8 +284,15 @@ fn mistake_of(rejection: &JsonRejection) -> String {
 
 /// The same of something in a body, which is called `around` where no field of it is meant.
 fn mistake(around: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
-    let path = error.path().to_string();
-    // Of JSON that breaks off, or is no map, there is no field to name.
-    let field = if path.starts_with(['.', '?', '[']) { around } else { &path };
-    format!("{field}: {}", error.inner())
+    let (path, message) = (error.path().to_string(), error.inner().to_string());
+    let is_field = !path.starts_with(['.', '?', '[']);
+    // A field that is missing is named by the message alone.
+    let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+    match missing {
+        Some((name, _)) if is_field => format!("{path}.{name}: is required"),
+        Some((name, _)) => format!("{name}: is required"),
+        None if is_field => format!("{path}: {message}"),
+        // JSON that breaks off or is not a map has no field to name.
+        None => format!("{around}: {message}"),
+    }
 }

@@ -241,6 +241,22 @@ mod tests {
         assert_eq!(said.lines().count(), 6, "{said}");
     }
 
+    /// Seen to fail when a single host was "not right here", and an error named no line.
+    #[test]
+    fn a_list_of_one_may_be_written_as_a_scalar_and_errors_name_line_and_key() {
+        let one = options("allowed-hosts: api.example.com\ntrusted-proxies: [10.0.0.0/8, 10.1.0.0/16]\npolicy: p.yaml");
+        assert_eq!(one.allowed_hosts, ["api.example.com"]);
+        assert_eq!(one.trusted_proxies.len(), 2);
+        assert_eq!(one.policy, [std::path::PathBuf::from("p.yaml")]);
+        let error = |text: &str| parse::<Options>(text).unwrap_err();
+        assert_eq!(
+            error("threads: 1\nallowed-hosts: 7"),
+            "line 2: allowed-hosts: must be a string or a list of strings"
+        );
+        assert_eq!(error("threads: 1\nallowed-hosts:\n- a\n- 7"), "line 4: allowed-hosts[1]: must be a string");
+        assert!(error("threads: 1\n\nlisten: 7").starts_with("line 3: unknown field `listen`"));
+    }
+
     /// Seen to fail where a URL was read only when the link was opened.
     #[test]
     fn a_redis_url_that_cannot_be_read_is_said_by_the_name_of_its_setting() {

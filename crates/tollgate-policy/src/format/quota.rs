@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_core::{claim, window};
 
-use super::{Label, Length, ResourceName, Word, Zone};
+use super::{Label, Length, ResourceName, Word, Zone, count::Limit};
 
 /// The attributes whose values name the counter: `account`, `api_key`, `resource`, or any other that
 /// calls bring, such as `ip`.
@@ -141,30 +141,6 @@ impl From<CalendarUnit> for window::CalendarUnit {
             CalendarUnit::Day => Self::Day,
             CalendarUnit::Week => Self::Week,
             CalendarUnit::Month => Self::Month,
-        }
-    }
-}
-
-/// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(crate) enum Limit {
-    Finite(#[schemars(range(max = 9_007_199_254_740_991_u64))] u64),
-    Unlimited(Unlimited),
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Unlimited {
-    Unlimited,
-}
-
-impl Limit {
-    /// The number; `None` if unlimited.
-    pub(crate) fn finite(self) -> Option<u64> {
-        match self {
-            Self::Finite(limit) => Some(limit),
-            Self::Unlimited(_) => None,
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn counter(unit: &str, per: format::Window, limit: u64, attributes: &
     format::CounterLimit {
         unit: Word(unit.to_owned()),
         per: Some(per),
-        limit: format::quota::Limit::Finite(limit),
+        limit: format::count::Limit::Finite(format::count::Count(limit)),
         scope: scope(attributes),
     }
 }
