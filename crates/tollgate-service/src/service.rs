@@ -189,7 +189,7 @@ impl DecisionService {
 
         let charges = operation.mode() != Mode::Peek;
         if charges && !record.replayed {
-            Self::count(domain, &identity, &resolved, &decision, too_large.as_ref());
+            Self::count(domain, &identity, &resolved, &usage, &decision, too_large.as_ref());
         }
         // Without the store there is nothing to count failures in.
         let has_store = decision.decided_by == DecidedBy::Store;
@@ -263,6 +263,7 @@ impl DecisionService {
         domain: &Domain,
         identity: &Identity,
         resolved: &Resolved<'_>,
+        usage: &Usage,
         decision: &Decision<'_>,
         too_large: Option<&UploadTooLarge>,
     ) {
@@ -274,6 +275,13 @@ impl DecisionService {
         };
         let account = &identity.account;
         domain.metrics.count(account.tier, resolved.class(), denied_by);
+        let mut last = None;
+        for quota in resolved.quotas_left_out(usage) {
+            // Quotas of one unit usually stand side by side.
+            if last.replace(quota.unit.id) != Some(quota.unit.id) {
+                domain.metrics.unit_left_out(quota.unit.id);
+            }
+        }
         let shadows = decision.shadow_refusals().map(|name| &**name);
         domain.metrics.count_shadows(&account.id, account.tier, resolved.class(), shadows);
     }

@@ -55,6 +55,10 @@ pub(crate) struct Quota {
     /// enforced quota, to try another limit.
     #[serde(default)]
     pub shadow: bool,
+    /// Whether a call must name the unit in its usage, with 0 if it uses none. Otherwise a call that leaves the unit out
+    /// is not limited by this quota.
+    #[serde(default)]
+    pub required: bool,
     /// Its behaviour while the store cannot answer, if it differs from the policy's.
     #[serde(default)]
     #[schemars(with = "OnFailure")]

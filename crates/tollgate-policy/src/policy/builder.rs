@@ -138,10 +138,14 @@ impl Builder {
         if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
             self.error(place.at("pool"), problem);
         }
+        if written.required && quota.unit.is_in_every_usage() {
+            self.error(place.at("required"), Problem::RequiredUnit(quota.unit.name.to_string()));
+        }
         Some(Quota {
             name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
             label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
             shadow: written.shadow || quota.shadow,
+            required: written.required,
             on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
             pool,
             ..quota
@@ -191,6 +195,7 @@ impl Builder {
             limit,
             scope,
             shadow: self.shadow,
+            required: false,
             on_failure: self.on_failure,
             pool: None,
         })

@@ -66,6 +66,9 @@ pub enum Problem {
     /// A window of an impossible length.
     #[error(transparent)]
     Window(#[from] BadWindowLength),
+    /// A required unit that every call has.
+    #[error("has no effect, as {0} is part of every call; remove it")]
+    RequiredUnit(String),
     /// A block of an impossible length.
     #[error("a block lasts from 1 millisecond to 31 days")]
     BlockLength,

@@ -6,7 +6,7 @@ use tollgate_core::{
     text::is_hidden,
 };
 
-use crate::policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS};
+use crate::policy::{CONCURRENT_REQUESTS, Policy, Quota, Resolved, quota::REQUESTS};
 
 /// How much of each unit a call uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,14 @@ impl Usage {
     /// The amount of `unit`; zero if the call does not name it.
     pub fn of(&self, unit: UnitId) -> Amount {
         self.amounts.iter().find(|(have, _)| *have == unit).map_or(Amount::ZERO, |(_, amount)| *amount)
+    }
+}
+
+impl Resolved<'_> {
+    /// The quotas whose unit `usage` leaves out. The call is not limited by them.
+    pub fn quotas_left_out<'a>(&'a self, usage: &'a Usage) -> impl Iterator<Item = &'a Quota> {
+        let quotas = self.quotas().iter().map(|active| active.quota);
+        quotas.filter(|quota| !usage.names(quota.unit.id) && !quota.unit.is_in_every_usage())
     }
 }
 

@@ -3,9 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use metrics::Counter;
+use tollgate_core::amount::UnitId;
 use tollgate_policy::{Policy, TierId};
 
-use super::{BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFUSALS, counter, shadow::ShadowLog};
+use super::{
+    BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFUSALS, UNITS_LEFT_OUT, counter,
+    shadow::ShadowLog,
+};
 
 /// The decision counters of one domain, made when its policy is loaded: a call only counts up.
 pub struct DomainMetrics {
@@ -14,6 +18,7 @@ pub struct DomainMetrics {
     /// Reports that no rule counted, and those that one did.
     reports: [Counter; 2],
     blocks: HashMap<Box<str>, Counter>,
+    units_left_out: HashMap<UnitId, Counter>,
     /// The outcomes of reservations.
     pub reservations: ReservationMetrics,
 }
@@ -75,8 +80,18 @@ impl DomainMetrics {
         let of_domain = |name, label| counter(&metrics.recorder, name, &[("domain", &**policy.domain()), label]);
         let reports = ["false", "true"].map(|counted| of_domain(REPORTS, ("counted", counted)));
         let blocks = rules.map(|rule| (Box::from(rule), of_domain(BLOCKS, ("rule", rule)))).collect();
+        let units_left_out =
+            policy.units().iter().map(|unit| (unit.id, of_domain(UNITS_LEFT_OUT, ("unit", &unit.name))));
+        let units_left_out = units_left_out.collect();
         let reservations = ReservationMetrics::of(metrics, policy);
-        Self { by_tier, shadow_log: ShadowLog::of(Arc::clone(policy.domain())), reports, blocks, reservations }
+        Self {
+            by_tier,
+            shadow_log: ShadowLog::of(Arc::clone(policy.domain())),
+            reports,
+            blocks,
+            units_left_out,
+            reservations,
+        }
     }
 
     /// Counts a reported outcome.
@@ -88,6 +103,13 @@ impl DomainMetrics {
     pub fn blocked(&self, rule: &str) {
         if let Some(blocks) = self.blocks.get(rule) {
             blocks.increment(1);
+        }
+    }
+
+    /// Counts a call that named no amount of a unit that one of its quotas counts.
+    pub fn unit_left_out(&self, unit: UnitId) {
+        if let Some(calls) = self.units_left_out.get(&unit) {
+            calls.increment(1);
         }
     }
 

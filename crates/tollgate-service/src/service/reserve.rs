@@ -17,7 +17,7 @@ use tollgate_core::{
     time::Timestamp,
     window::Window,
 };
-use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, Resolved, Usage};
+use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, Quota, Resolved, Usage};
 
 pub use self::end::{Settle, SettledUnit, Settlement};
 use self::token::Token;
@@ -139,6 +139,19 @@ impl Operation<'_> {
     /// The usage of a call for this operation: with estimates for units that it does not name, and the slot that it
     /// takes.
     pub(super) fn usage_of(self, resolved: &Resolved<'_>, usage: Usage, domain: &Domain) -> Result<Usage, CallError> {
+        let usage = self.complete_usage(resolved, usage, domain)?;
+        let required =
+            (self.mode() != Mode::Peek).then(|| resolved.quotas_left_out(&usage).find(|quota| quota.required));
+        match required.flatten() {
+            Some(Quota { name, unit, .. }) => {
+                let wrong = format_args!("is required by the quota {name}; write 0 if the call uses none");
+                Err(CallError::field(&format!("usage.{}", unit.name), wrong))
+            }
+            None => Ok(usage),
+        }
+    }
+
+    fn complete_usage(self, resolved: &Resolved<'_>, usage: Usage, domain: &Domain) -> Result<Usage, CallError> {
         let concurrent = resolved.quotas().iter().find(|active| matches!(active.quota.window, Window::Concurrent));
         match (self, concurrent) {
             (Self::Decide(Mode::Try), Some(active)) if !active.quota.shadow => {
