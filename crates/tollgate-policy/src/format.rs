@@ -37,6 +37,7 @@ macro_rules! text {
 pub(crate) mod abuse;
 pub(crate) mod accounts;
 mod bootstrap;
+pub(crate) mod count;
 pub(crate) mod dialect;
 pub(crate) mod estimates;
 pub(crate) mod quota;

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use indexmap::{IndexMap, map::Entry};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -87,15 +88,35 @@ fn check(text: &str) -> Result<LoadedPolicy, Vec<PolicyError>> {
     Err(located(errors, &redactor, &lines))
 }
 
-/// Mistakes or warnings with their lines, in the order of the lines.
+/// Mistakes or warnings with their lines, in the order of the lines. One that YAML aliases repeat is reported once.
 fn located(found: Vec<Mistake>, redactor: &Redactor, lines: &yaml::LineNumbers) -> Vec<PolicyError> {
-    let found = found.into_iter().map(|Mistake { place, message }| {
+    let mut once: IndexMap<_, (Mistake, Vec<Place>)> = IndexMap::new();
+    for (at, mistake) in found.into_iter().enumerate() {
+        let start = lines.start_of(&mistake.place).ok_or(at);
+        match once.entry((start, mistake.message.clone())) {
+            Entry::Vacant(entry) => {
+                entry.insert((mistake, Vec::new()));
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().1.push(mistake.place),
+        }
+    }
+    let found = once.into_values().map(|(Mistake { place, message }, repeated)| {
+        let message = if repeated.is_empty() { message } else { format!("{message}; {}", repetition(&repeated)) };
         let redacted = placed(&redactor.place(&place), &redactor.message(&message));
         PolicyError { line: lines.line_of(&place), place, message, redacted }
     });
     let mut found: Vec<PolicyError> = found.collect();
     found.sort_by_key(|found| found.line);
     found
+}
+
+/// Names the places where an alias repeats a mistake.
+fn repetition(places: &[Place]) -> String {
+    let mut names: Vec<String> = places.iter().take(3).map(Place::to_string).collect();
+    if places.len() > names.len() {
+        names.push(format!("{} more places", places.len() - names.len()));
+    }
+    format!("an alias repeats it in {}", names.join(", "))
 }
 
 /// The compiled file, and its warnings.

@@ -285,8 +285,15 @@ fn body_error_message(rejection: &JsonRejection) -> String {
 
 /// The message for an error in JSON; it begins with the name of the field, or with `default_name`.
 fn field_error_message(default_name: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> String {
-    let path = error.path().to_string();
-    // No field has an error if the JSON is truncated, or not a map.
-    let field = if path.starts_with(['.', '?', '[']) { default_name } else { &path };
-    format!("{field}: {}", error.inner())
+    let (path, message) = (error.path().to_string(), error.inner().to_string());
+    let is_field = !path.starts_with(['.', '?', '[']);
+    // The name of a missing field is only in the message.
+    let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+    match missing {
+        Some((name, _)) if is_field => format!("{path}.{name}: is required"),
+        Some((name, _)) => format!("{name}: is required"),
+        None if is_field => format!("{path}: {message}"),
+        // No field has an error if the JSON is truncated, or not a map.
+        None => format!("{default_name}: {message}"),
+    }
 }

@@ -240,6 +240,23 @@ mod tests {
         assert_eq!(message.lines().count(), 6, "{message}");
     }
 
+    /// Fails if a single value is not accepted as a list, and if an error has no line.
+    #[test]
+    fn a_single_value_is_a_list_of_one_and_errors_contain_line_and_key() {
+        let single =
+            options("allowed-hosts: api.example.com\ntrusted-proxies: [10.0.0.0/8, 10.1.0.0/16]\npolicy: p.yaml");
+        assert_eq!(single.allowed_hosts, ["api.example.com"]);
+        assert_eq!(single.trusted_proxies.len(), 2);
+        assert_eq!(single.policy, [std::path::PathBuf::from("p.yaml")]);
+        let error = |text: &str| parse::<Options>(text).unwrap_err();
+        assert_eq!(
+            error("threads: 1\nallowed-hosts: 7"),
+            "line 2: allowed-hosts: must be a string or a list of strings"
+        );
+        assert_eq!(error("threads: 1\nallowed-hosts:\n- a\n- 7"), "line 4: allowed-hosts[1]: must be a string");
+        assert!(error("threads: 1\n\nlisten: 7").starts_with("line 3: unknown field `listen`"));
+    }
+
     /// Fails if a URL is parsed only when Redis is connected.
     #[test]
     fn an_invalid_redis_url_is_reported_with_the_name_of_its_setting() {

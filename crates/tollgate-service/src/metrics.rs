@@ -32,6 +32,7 @@ const LATENCIES: [f64; 14] =
 const DECISIONS: &str = "tollgate_decisions_total";
 const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
 const RESERVATIONS: &str = "tollgate_reservations_total";
+const UNITS_LEFT_OUT: &str = "tollgate_units_left_out_total";
 const DEBT: &str = "tollgate_settlement_debt_total";
 const DECISION_SECONDS: &str = "tollgate_decision_duration_seconds";
 const STORE_SECONDS: &str = "tollgate_store_duration_seconds";
@@ -353,6 +354,10 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(
         RESERVATIONS,
         "Reservation calls by domain and event: reserved, settled, cancelled, extended, unknown (no such reservation)",
+    );
+    counter(
+        UNITS_LEFT_OUT,
+        "Charged calls that named no amount of a unit that a quota of the call counts, by domain and unit",
     );
     counter(DEBT, "Usage above the reserved amount, charged at settlement, by domain and unit");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");

@@ -190,7 +190,7 @@ impl DecisionService {
 
         let charges = operation.mode() != Mode::Peek;
         if charges && !record.replayed {
-            Self::count_decision(domain, &identity, &resolved_quotas, &decision, too_large.as_ref());
+            Self::count_decision(domain, &identity, &resolved_quotas, &usage, &decision, too_large.as_ref());
         }
         let store_is_available = decision.decided_by == DecisionSource::Store;
         drop(claims);
@@ -263,6 +263,7 @@ impl DecisionService {
         domain: &Domain,
         identity: &Identity,
         resolved_quotas: &ResolvedQuotas<'_>,
+        usage: &Usage,
         decision: &Decision<'_>,
         too_large: Option<&UploadTooLarge>,
     ) {
@@ -274,6 +275,13 @@ impl DecisionService {
         };
         let account = &identity.account;
         domain.metrics.count_decision(account.tier, resolved_quotas.class(), denied_by);
+        let mut last_unit = None;
+        for quota in resolved_quotas.quotas_left_out(usage) {
+            // Quotas of one unit are usually adjacent.
+            if last_unit.replace(quota.unit.id) != Some(quota.unit.id) {
+                domain.metrics.count_unit_left_out(quota.unit.id);
+            }
+        }
         let shadows = decision.shadow_refusals().map(|name| &**name);
         domain.metrics.count_shadow_refusals(&account.id, account.tier, resolved_quotas.class(), shadows);
     }

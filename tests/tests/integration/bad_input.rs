@@ -63,7 +63,7 @@ fn wrong_calls() -> Vec<(&'static str, Call)> {
         wrong.push(("caller.api_key", Call { caller: Some(api_key("k".repeat(length))), ..good() }));
     }
     let most = (1_u64 << 53) - 1;
-    for amount in [0, most + 1, u64::MAX] {
+    for amount in [most + 1, u64::MAX] {
         wrong.push(("usage.tokens", call(account("a"), "model", &[("tokens", amount)])));
         wrong.push(("usage.requests", call(account("a"), "model", &[("requests", amount)])));
     }
@@ -247,8 +247,8 @@ async fn invalid_bodies_are_refused() {
         ("caller", r#"{"caller":{},"resource":"model"}"#.into()),
         ("caller", r#"{"caller":null,"resource":"model"}"#.into()),
         ("caller", r#"{"caller":{"account":"a","api_key":"k"},"resource":"model"}"#.into()),
-        ("caller", r#"{"caller":{"account":7},"resource":"model"}"#.into()),
-        ("nickname", r#"{"caller":{"nickname":"a"},"resource":"model"}"#.into()),
+        ("caller.account", r#"{"caller":{"account":7},"resource":"model"}"#.into()),
+        ("caller", r#"{"caller":{"nickname":"a"},"resource":"model"}"#.into()),
         ("resource", r#"{"caller":{"account":"a"}}"#.into()),
         ("resource", r#"{"caller":{"account":"a"},"resource":7}"#.into()),
         ("colour", r#"{"caller":{"account":"a"},"resource":"model","colour":"red"}"#.into()),
@@ -260,7 +260,6 @@ async fn invalid_bodies_are_refused() {
         ("usage.tokens", tokens("18446744073709551616")),
         ("usage.tokens", tokens("18446744073709551615")),
         ("usage.tokens", tokens("9007199254740992")),
-        ("usage.tokens", tokens("0")),
         ("usage", usage("[]")),
         ("usage", usage("7")),
         ("attributes.ip", r#"{"caller":{"account":"a"},"resource":"model","attributes":{"ip":7}}"#.into()),
@@ -270,7 +269,7 @@ async fn invalid_bodies_are_refused() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{complaint}: {answer}");
         assert_eq!(answer["error"]["code"], "invalid_argument", "{complaint}: {answer}");
         let message = answer["error"]["message"].as_str().unwrap();
-        assert!(message.contains(names), "{complaint}: {message}");
+        assert!(message.starts_with(&format!("{names}: ")), "{complaint}: {message}");
     }
     nothing_charged(&node).await;
 }

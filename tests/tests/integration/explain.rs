@@ -65,7 +65,8 @@ fn explain_says_which_rule_wins_and_what_an_override_changes() {
         (&["--resource", "nothing"], "resource: there is no such resource\n"),
         (
             &["--resource", "chat", "--account-override", "{ unit: requests, per: minute, limit: -1 }"],
-            "account-override[0].limit: -1 must be at least 0\n",
+            "account-override[0].limit: -1 is not right here; it should be: a whole number from 0 (never) to \
+             9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`\n",
         ),
     ] {
         let (status, _, stderr) = run(arguments);

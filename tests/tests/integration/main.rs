@@ -73,3 +73,5 @@ mod self_service;
 mod shadow;
 #[cfg(test)]
 mod topologies;
+#[cfg(test)]
+mod usage;

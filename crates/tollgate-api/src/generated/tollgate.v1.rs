@@ -33,7 +33,7 @@ pub struct Call {
     /// The resource that is called: a model or an endpoint, 1 to 128 bytes.
     #[prost(string, tag = "3")]
     pub resource: ::prost::alloc::string::String,
-    /// The usage by unit; each from 1 to 2^53 - 1. `requests` is 1 if absent.
+    /// The usage by unit; each from 0 to 2^53 - 1. `requests` is 1 if absent.
     #[prost(btree_map = "string, uint64", tag = "4")]
     pub usage: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,

@@ -20,7 +20,7 @@ pub struct CallBody {
     /// The resource that is called: a model or an endpoint.
     #[schema(min_length = 1, max_length = 128)]
     pub resource: String,
-    /// The usage by unit, each from 1 to 2^53 - 1. `requests` is 1 if absent.
+    /// The usage by unit, each from 0 to 2^53 - 1. `requests` is 1 if absent.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]
     pub usage: Entries<WholeNumber>,

@@ -169,6 +169,32 @@ fn overrides_of(written: &Value) -> Vec<Value> {
 
 /// Parses a time in RFC 3339.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
-    let time: jiff::Timestamp = text.parse().ok()?;
+    let time = text.parse().ok().or_else(|| end_of_time(text))?;
     u64::try_from(time.as_millisecond()).ok().map(Timestamp::from_ms)
+}
+
+/// The last moment that can be stored, for times in the last two days of the year 9999, which many systems write for "never".
+fn end_of_time(text: &str) -> Option<jiff::Timestamp> {
+    let last = jiff::Timestamp::MAX;
+    let pieces = jiff::fmt::temporal::Pieces::parse(text).ok()?;
+    let is_time = pieces.time().is_some() && pieces.offset().is_some();
+    (is_time && pieces.date() >= last.to_zoned(jiff::tz::TimeZone::UTC).date()).then_some(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen to fail: systems write the last second of 9999 for "never", and it was "not a time".
+    #[test]
+    fn the_end_of_the_year_9999_is_a_time() {
+        let last = Timestamp::from_ms(u64::try_from(jiff::Timestamp::MAX.as_millisecond()).unwrap());
+        for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999+00:00", "9999-12-31T00:00:00-08:00"] {
+            assert_eq!(parse_time(text), Some(last), "{text}");
+        }
+        assert!(parse_time("9999-12-29T00:00:00Z").is_some_and(|time| time < last));
+        for text in ["9999-12-32T00:00:00Z", "10000-01-01T00:00:00Z", "9999-12-31", "9999-12-31T25:00:00Z", "never"] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 
 use crate::{
     format,
-    policy::{Mistake, Place},
+    policy::{Mistake, Place, Step},
     redaction::{self, shown_path},
 };
 
@@ -105,7 +105,14 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
     if !document.value.is_object() {
         return Err(format!("line 1: is no map; {what}"));
     }
-    serde_path_to_error::deserialize(document.value).map_err(|error| {
+    let yaml::Document { value, lines } = document;
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let steps = error.path().iter().filter_map(|segment| match segment {
+            Segment::Map { key } | Segment::Enum { variant: key } => Some(Step::Key(key.clone())),
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Unknown => None,
+        });
+        let line = lines.line_of(&steps.collect());
         let known = |segment: &&Segment| match segment {
             Segment::Map { key } | Segment::Enum { variant: key } => is_key(key),
             Segment::Seq { .. } | Segment::Unknown => true,
@@ -121,6 +128,7 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
                 let name = redaction::shown(name.unwrap_or_default());
                 format!("unknown field `{name}`, expected {expected}")
             }
+            Some((_, "a sequence")) => "must be a list".to_owned(),
             Some((_, expected)) => format!("must be {expected}"),
             // These messages contain no text of the file.
             None if ["missing field ", "must be ", "invalid socket address"]
@@ -131,6 +139,6 @@ pub fn read_map<T: DeserializeOwned>(text: &str, what: &str, is_key: impl Fn(&st
             }
             None => "is not right here".to_owned(),
         };
-        placed(&place, &message)
+        format!("line {line}: {}", placed(&place, &message))
     })
 }

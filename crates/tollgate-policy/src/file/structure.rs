@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use jsonschema::{
-    ValidationError,
+    JsonType, ValidationError,
     error::{TypeKind, ValidationErrorKind},
     paths::LocationSegment,
 };
@@ -183,10 +183,16 @@ fn describe(error: &ValidationError<'_>, schema: &Value, mistakes: &mut Vec<Mist
             format!("{found} must be a whole number, such as 1000, written without a point or an exponent")
         }
         ValidationErrorKind::Constant { expected_value } => format!("{found} must be {}", shown(expected_value)),
-        ValidationErrorKind::Type { kind } => format!("{found} must be {}", type_names(kind)),
-        ValidationErrorKind::Pattern { .. }
+        ValidationErrorKind::Pattern { .. } if error.instance().as_str() == Some("month") => {
+            format!(
+                "{found} is not right here, as months differ in length; for calendar months write {{calendar: month}}"
+            )
+        }
+        ValidationErrorKind::Type { kind: TypeKind::Multiple(_) }
+        | ValidationErrorKind::Pattern { .. }
         | ValidationErrorKind::MinLength { .. }
         | ValidationErrorKind::MaxLength { .. } => format!("{found} is not right here; it should be: {expectation}"),
+        ValidationErrorKind::Type { kind: TypeKind::Single(kind) } => format!("{found} must be {}", type_name(*kind)),
         ValidationErrorKind::Maximum { limit } => format!("{found} must be at most {limit}"),
         ValidationErrorKind::Minimum { .. } if expectation != error.to_string() => {
             format!("{found} is not right here; it should be: {expectation}")
@@ -251,18 +257,14 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn type_names(kind: &TypeKind) -> String {
-    let name = |kind: &str| match kind {
-        "integer" => "a whole number",
-        "number" => "a number",
-        "boolean" => "true or false",
-        "string" => "a string",
-        "array" => "a list",
-        "object" => "a map",
-        _ => "nothing",
-    };
+fn type_name(kind: JsonType) -> &'static str {
     match kind {
-        TypeKind::Single(kind) => name(&kind.to_string()).to_owned(),
-        TypeKind::Multiple(kinds) => kinds.iter().map(|kind| name(&kind.to_string())).collect::<Vec<_>>().join(" or "),
+        JsonType::Integer => "a whole number",
+        JsonType::Number => "a number",
+        JsonType::Boolean => "true or false",
+        JsonType::String => "a string",
+        JsonType::Array => "a list",
+        JsonType::Object => "a map",
+        JsonType::Null => "nothing",
     }
 }

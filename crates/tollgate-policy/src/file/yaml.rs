@@ -22,15 +22,32 @@ pub(crate) struct Document {
     pub(crate) lines: LineNumbers,
 }
 
-/// The line of every value; for a value in a map, that of its key.
+/// Where every value stands in the text.
 #[derive(Debug, Default)]
-pub(crate) struct LineNumbers(HashMap<Place, usize>);
+pub(crate) struct LineNumbers(HashMap<Place, Position>);
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    /// For a value in a map, the line of its key.
+    line: usize,
+    /// Where the value itself begins, in characters. Values that an alias repeats begin at the same one.
+    start: usize,
+}
 
 impl LineNumbers {
+    fn add(&mut self, place: Place, line: usize, value: &MarkedYaml<'_>) {
+        self.0.insert(place, Position { line, start: value.span.start.index() });
+    }
+
+    /// Where the value of `place` begins, if there is one.
+    pub(crate) fn start_of(&self, place: &Place) -> Option<usize> {
+        self.0.get(place).map(|position| position.start)
+    }
+
     /// The line of `place`, or of the innermost existing place around it.
     pub(crate) fn line_of(&self, place: &Place) -> usize {
         let mut around = std::iter::successors(Some(place.clone()), Place::parent);
-        around.find_map(|place| self.0.get(&place).copied()).unwrap_or(1)
+        around.find_map(|place| self.0.get(&place)).map_or(1, |position| position.line)
     }
 }
 
@@ -48,7 +65,7 @@ pub(crate) fn read(text: &str, what: &str) -> Result<Document, PolicyError> {
         }
     };
     let mut lines = LineNumbers::default();
-    lines.0.insert(Place::root(), root.span.start.line());
+    lines.add(Place::root(), root.span.start.line(), &root);
     let value = value_of(&root, &Place::root(), &mut lines)?;
     Ok(Document { value, lines })
 }
@@ -93,7 +110,7 @@ fn value_of(node: &MarkedYaml<'_>, place: &Place, lines: &mut LineNumbers) -> Re
             let mut values = Vec::with_capacity(items.len());
             for (at, item) in items.iter().enumerate() {
                 let place = place.at(at);
-                lines.0.insert(place.clone(), item.span.start.line());
+                lines.add(place.clone(), item.span.start.line(), item);
                 values.push(value_of(item, &place, lines)?);
             }
             Ok(Value::Array(values))
@@ -106,7 +123,7 @@ fn value_of(node: &MarkedYaml<'_>, place: &Place, lines: &mut LineNumbers) -> Re
                     return Err(error(line, place.clone(), "has a key that is not a string; put it in quotes"));
                 };
                 let place = place.at(&**name);
-                lines.0.insert(place.clone(), line);
+                lines.add(place.clone(), line, value);
                 map.insert(name.to_string(), value_of(value, &place, lines)?);
             }
             Ok(Value::Object(map))

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Length, Message, Scope, StatusText, names};
+use super::{Length, Message, Scope, StatusText, count::Count, names};
 
 /// The blocks of callers that fail too often.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -32,7 +32,7 @@ pub(crate) struct AbuseRule {
     #[schemars(length(max = 32))]
     pub statuses: Vec<Status>,
     /// The most failures that do not block; one more blocks.
-    pub limit: Failures,
+    pub limit: Count,
     /// The trailing window in which failures are counted.
     pub per: Length,
     /// How long a block lasts.
@@ -58,7 +58,7 @@ pub(crate) struct AbuseRule {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AuthenticationRule {
     /// The most failures that do not block; one more blocks.
-    pub limit: Failures,
+    pub limit: Count,
     /// The trailing window in which failures are counted.
     pub per: Length,
     /// How long a block lasts.
@@ -68,11 +68,6 @@ pub(crate) struct AuthenticationRule {
     #[schemars(with = "Message")]
     pub message: Option<Message>,
 }
-
-/// A whole number from 0 to 9007199254740991.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub(crate) struct Failures(#[schemars(range(max = 9_007_199_254_740_991_u64))] pub u64);
 
 /// A status such as `429`, a hundred such as `4xx`, or a range such as `500-599`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

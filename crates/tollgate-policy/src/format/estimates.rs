@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Word, names};
+use super::{Word, count::Count, names};
 
 /// By unit, the inputs whose sum is the estimate. It is at most the limit itself, so that no call is refused
 /// permanently because of an estimate.
@@ -22,10 +22,9 @@ pub(crate) struct Input {
     pub(crate) input: Word,
     /// Its value if the call does not have it; 0 unless given.
     #[serde(default)]
-    #[schemars(range(max = 9_007_199_254_740_991_u64))]
-    pub(crate) default: u64,
+    pub(crate) default: Count,
     /// More than this counts as this.
     #[serde(default)]
-    #[schemars(with = "u64", range(max = 9_007_199_254_740_991_u64))]
-    pub(crate) at_most: Option<u64>,
+    #[schemars(with = "Count")]
+    pub(crate) at_most: Option<Count>,
 }

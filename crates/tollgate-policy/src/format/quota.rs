@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_core::{claim, window};
 
-use super::{Label, Length, ResourceName, Word, Zone};
+use super::{Label, Length, ResourceName, Word, Zone, count::Limit};
 
 /// The attributes whose values name the counter: `account`, `api_key`, `resource`, or any other that
 /// calls bring, such as `ip`.
@@ -55,6 +55,10 @@ pub(crate) struct Quota {
     /// enforced quota, to try another limit.
     #[serde(default)]
     pub shadow: bool,
+    /// Whether a call must name the unit in its usage, with 0 if it uses none. Otherwise a call that leaves the unit out
+    /// is not limited by this quota.
+    #[serde(default)]
+    pub required: bool,
     /// Its behaviour while the store cannot answer, if it differs from the policy's.
     #[serde(default)]
     #[schemars(with = "OnFailure")]
@@ -141,30 +145,6 @@ impl From<CalendarUnit> for window::CalendarUnit {
             CalendarUnit::Day => Self::Day,
             CalendarUnit::Week => Self::Week,
             CalendarUnit::Month => Self::Month,
-        }
-    }
-}
-
-/// A whole number from 0 (never) to 9007199254740991, or `unlimited`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(crate) enum Limit {
-    Finite(#[schemars(range(max = 9_007_199_254_740_991_u64))] u64),
-    Unlimited(Unlimited),
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Unlimited {
-    Unlimited,
-}
-
-impl Limit {
-    /// The number; `None` if unlimited.
-    pub(crate) fn finite(self) -> Option<u64> {
-        match self {
-            Self::Finite(limit) => Some(limit),
-            Self::Unlimited(_) => None,
         }
     }
 }

@@ -76,12 +76,12 @@ bootstrap:
     policy.yaml:4: units[0]: "Tokens" is not right here; it should be: up to 32 lower-case letters, digits and underscores, starting with a letter
     policy.yaml:5: limits: is not known here; the keys are: version, domain, units, scopes, classes, provider_classes, resources, unknown_resources, tiers, default_tier, shadow, self_service, on_failure, abuse, dialect, dialects, uploads, estimates, promotions, keys, bootstrap
     policy.yaml:9: classes.text.quotas[0].per: "fortnight" is not right here; it should be: `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w)
-    policy.yaml:10: classes.text.quotas[1].limit: -1 must be at least 0
+    policy.yaml:10: classes.text.quotas[1].limit: -1 is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
     policy.yaml:11: classes.text.quotas[2].per.calendar: "year" is not one of: "second", "minute", "hour", "day", "week", "month"
     policy.yaml:12: classes.text.quotas[3].per.timezone: is not known here; the keys are: calendar, zone
-    policy.yaml:13: classes.text.quotas[4].limit: "many" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, or `unlimited`
+    policy.yaml:13: classes.text.quotas[4].limit: "many" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
     policy.yaml:14: classes.text.quotas[5].limit: 9007199254740992 must be at most 9007199254740991
-    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, on_failure, pool
+    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, required, on_failure, pool
     policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`
     policy.yaml:17: resources.chat.counter: "mine" is not one of: "shared", "each"
     policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or how they are treated, such as `{class: text/small}`
@@ -90,6 +90,36 @@ bootstrap:
     policy.yaml:26: bootstrap.accounts[0].keys[0].hash: "md5:00" is not right here; it should be: `sha256:` and the 64 lower-case hexadecimal digits of the key's SHA-256
     policy.yaml:26: bootstrap.accounts[0].keys[0].kind: "root" is not one of: "inference", "admin"
     policy.yaml:26: bootstrap.accounts[0].keys[0].expires_at: "tomorrow" is not right here; it should be: a time such as `2027-01-31T00:00:00Z`
+    "#);
+}
+
+/// What people write at first, and what they are told. Seen to fail with each word before it was read or answered.
+#[test]
+fn usual_slips_are_read_or_answered_with_what_would_be_right() {
+    let quota = |quota: &str| GOOD.replace("quotas: []", &format!("quotas: [{quota}]"));
+    for limit in ["20M", "1.5M", "20_000_000", "0.5k"] {
+        assert_eq!(
+            report(&quota(&format!("{{unit: requests, per: minute, limit: {limit}}}"))),
+            "no mistakes",
+            "{limit}"
+        );
+    }
+    let twice = "version: 1\ndomain: d\ndefault_tier: a\ntiers:\n  a: {is_charged: true, quotas: &q [{unit: requests, per: month, \
+                 limit: 5}]}\n  b: {is_charged: true, quotas: *q}\n";
+    let slips = [
+        quota("{unit: requests, per: month, limit: 5}"),
+        quota("{unit: requests, per: minute, limit: 20MB}"),
+        quota("{unit: requests, per: minute, limit: 9_007_199_254_740_992}"),
+        quota("{unit: concurrent, limit: 5}"),
+        twice.to_owned(),
+    ];
+    assert_snapshot!(slips.map(|text| report(&text)).join("\n"), @r#"
+    policy.yaml:3: tiers.t.quotas[0].per: "month" is not right here, as months differ in length; for calendar months write {calendar: month}
+    policy.yaml:3: tiers.t.quotas[0].limit: "20MB" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
+    policy.yaml:3: tiers.t.quotas[0].limit: must be at most 9007199254740991 (2^53 - 1); write `unlimited` for no limit
+    policy.yaml:3: tiers.t.quotas[0].unit: there is no unit "concurrent"; did you mean "concurrent_requests"? there is: requests, concurrent_requests
+    policy.yaml:3: tiers.t.quotas[0].per: is required: the length of the window; only concurrent_requests has none
+    policy.yaml:5: tiers.a.quotas[0].per: "month" is not right here, as months differ in length; for calendar months write {calendar: month}; an alias repeats it in tiers.b.quotas[0].per
     "#);
 }
 
@@ -164,12 +194,12 @@ dialects:
     assert_snapshot!(report(text), @r#"
     policy.yaml:4: units[2]: "liquid" is counted in the same column as "costarring"; rename one of the two units
     policy.yaml:5: scopes.account: must not contain api_key; quotas with it are the key's
-    policy.yaml:9: classes.text.quotas[0].unit: there is no unit "token"; there is: requests, tokens, costarring
+    policy.yaml:9: classes.text.quotas[0].unit: there is no unit "token"; did you mean "tokens"? there is: requests, tokens, costarring, concurrent_requests
     policy.yaml:10: classes.text.quotas[1].per: a sliding window lasts from 1 millisecond to 31 days
     policy.yaml:11: classes.text.quotas[2].per.zone: "Mars/Olympus" is not a time zone of the IANA database, such as UTC or Europe/Berlin
     policy.yaml:12: classes.text.quotas[3].scope: names "ip" twice; once is enough
     policy.yaml:14: classes.text.quotas[5]: has the same unit, window and scope as number 4 of this list (counted from 0); keep one of the two
-    policy.yaml:25: resources.chat.class: there is no class "txt"; there is: text, heavy, silent
+    policy.yaml:25: resources.chat.class: there is no class "txt"; did you mean "text"? there is: text, heavy, silent
     policy.yaml:26: resources.images.provider_class: there is no provider class "nobody"; there is: none yet
     policy.yaml:27: resources."a*b": a `*` is allowed only at the end, as in `prompt/*`
     policy.yaml:29: resources.idle: no rule gives it quotas in tier "paid"; write `quotas: []` where it is not limited
@@ -184,7 +214,7 @@ dialects:
     policy.yaml:46: bootstrap.accounts[2].keys[1].hash: is the hash of another one in this file; each needs its own
     policy.yaml:47: bootstrap.accounts[2].keys[1].expires_at: is not a time; write it like 2027-01-31T00:00:00Z
     policy.yaml:49: bootstrap.accounts[3].tier: there is no tier "silver"; there is: paid
-    policy.yaml:51: bootstrap.accounts[3].overrides[0].unit: there is no unit "bananas"; there is: requests, tokens, costarring
+    policy.yaml:51: bootstrap.accounts[3].overrides[0].unit: there is no unit "bananas"; there is: requests, tokens, costarring, concurrent_requests
     policy.yaml:52: bootstrap.accounts[3].overrides[1].resource: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
     policy.yaml:56: bootstrap.accounts[3].keys[0].overrides[0].scope: must contain api_key; quotas without it are the account's
     policy.yaml:58: promotions[0].to: there is no tier "gold"; there is: paid
@@ -216,7 +246,7 @@ bootstrap:
     assert_snapshot!(report(&text), @r#"
     policy.yaml:9: bootstrap.accounts[0].tier: there is no tier "gold"; there is: t
     policy.yaml:11: bootstrap.accounts[0].overrides[0].scope: must not contain api_key; quotas with it are the key's
-    policy.yaml:12: bootstrap.accounts[0].overrides[1].unit: there is no unit "tokens"; there is: requests
+    policy.yaml:12: bootstrap.accounts[0].overrides[1].unit: there is no unit "tokens"; there is: requests, concurrent_requests
     policy.yaml:13: bootstrap.accounts[0].overrides[2].resource: "speech" matches none of `resources`; name one of them, or a wildcard that covers one
     policy.yaml:15: bootstrap.accounts[0].overrides[4]: has the same unit, window and scope as number 3 of this list (counted from 0); keep one of the two
     policy.yaml:20: bootstrap.accounts[0].keys[0].overrides[0].scope: must contain api_key; quotas without it are the account's
@@ -404,7 +434,7 @@ fn abuse_rules_are_checked_like_the_rest() {
     policy.yaml:7: abuse.rules.Failed: cannot be a name here; it should be: up to 32 lower-case letters, digits and underscores, starting with a letter
     policy.yaml:8: abuse.rules.late.statuses[0]: "6xx" is not right here; it should be: `4xx`, a status such as `429`, or a range such as `500-599`
     policy.yaml:8: abuse.rules.late.statuses[1]: 99 must be at least 100
-    policy.yaml:8: abuse.rules.late.limit: -1 is not right here; it should be: a whole number from 0 to 9007199254740991
+    policy.yaml:8: abuse.rules.late.limit: -1 is not right here; it should be: a whole number from 0 to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G)
     policy.yaml:8: abuse.rules.late.per: a map must be a string
     policy.yaml:9: abuse.authentication: needs the key block
     policy.yaml:9: abuse.authentication.statuses: is not known here; the keys are: limit, per, block, message

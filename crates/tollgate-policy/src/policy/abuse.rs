@@ -15,7 +15,7 @@ use tollgate_core::{
 };
 
 use crate::{
-    format::{self, Length, Message, Word, abuse::Failures},
+    format::{self, Length, Message, Word, count::Count},
     policy::{Attribute, Place, Problem, QuotaLevel, Scope, builder::Builder},
 };
 
@@ -215,7 +215,7 @@ struct RuleFields<'a> {
     /// The statuses that are failures. If empty, all from 400 on.
     statuses: SmallVec<[RangeInclusive<u16>; 2]>,
     counts_refusals: bool,
-    limit: Failures,
+    limit: Count,
     per: &'a Length,
     block: &'a Length,
     scope: Option<&'a [Word]>,
@@ -283,7 +283,8 @@ impl Builder {
         }
         let limit = self.checked(Amount::try_from(fields.limit.0), place.at("limit"));
         let window = self.checked(SlidingWindow::from_ms(fields.per.ms()), place.at("per"));
-        let block = self.checked(SlidingWindow::from_ms(fields.block.ms()), place.at("block"));
+        let block = SlidingWindow::from_ms(fields.block.ms()).map_err(|_| Problem::BlockLength);
+        let block = self.checked(block, place.at("block"));
         let message = fields.message.map_or(fields.default_message, |message| &message.0);
         let message = self.checked(MessageTemplate::parse(message), place.at("message"));
         // No unit of a policy has a dot in its name.

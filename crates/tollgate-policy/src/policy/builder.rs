@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// How alike two names are by the measure of Jaro and Winkler, from 0 to 1, if one may be meant for the other.
+const ALIKE: f64 = 0.85;
+
 /// The name that all unknown resources share, where the policy admits them.
 const UNKNOWN: &str = "*";
 
@@ -135,10 +138,14 @@ impl Builder {
         if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
             self.error(place.at("pool"), problem);
         }
+        if written.required && quota.unit.is_in_every_usage() {
+            self.error(place.at("required"), Problem::RequiredUnit(quota.unit.name.to_string()));
+        }
         Some(Quota {
             name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
             label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
             shadow: written.shadow || quota.shadow,
+            required: written.required,
             on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
             pool,
             ..quota
@@ -158,7 +165,8 @@ impl Builder {
         let known = || self.units.iter().find(|unit| *unit.name == written.unit.0).cloned();
         let unit = if concurrent { Some(Unit::named(CONCURRENT_REQUESTS)) } else { known() };
         if unit.is_none() {
-            let known: Vec<String> = self.units.iter().map(|unit| unit.name.to_string()).collect();
+            let known = self.units.iter().map(|unit| unit.name.to_string());
+            let known: Vec<String> = known.chain([CONCURRENT_REQUESTS.to_owned()]).collect();
             self.unknown("unit", &written.unit.0, &known, place.at("unit"));
         }
         let window = self.window(written.per.as_ref(), &place.at("per"));
@@ -187,6 +195,7 @@ impl Builder {
             limit,
             scope,
             shadow: self.shadow,
+            required: false,
             on_failure: self.on_failure,
             pool: None,
         })
@@ -324,12 +333,15 @@ impl Builder {
         place: Place,
     ) {
         let mut names: Vec<&str> = known.into_iter().map(String::as_str).collect();
+        let likeness = |known: &str| strsim::jaro_winkler(name, known);
+        let closest = names.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        let closest = closest.filter(|known| likeness(known) >= ALIKE).map(str::to_owned);
         if names.len() > 12 {
             names.truncate(12);
             names.push("…");
         }
         let known = if names.is_empty() { "none yet".to_owned() } else { names.join(", ") };
-        self.error(place, Problem::Unknown { what, name: name.to_owned(), known });
+        self.error(place, Problem::Unknown { what, name: name.to_owned(), closest, known });
     }
 }
 

@@ -49,12 +49,14 @@ impl From<CompileError> for Mistake {
 #[non_exhaustive]
 pub enum Problem {
     /// A name that nothing in the policy has.
-    #[error("there is no {what} {name:?}; there is: {known}")]
+    #[error("there is no {what} {name:?}; {}there is: {known}", .closest.as_ref().map(|name| format!("did you mean {name:?}? ")).unwrap_or_default())]
     Unknown {
         /// The kind of the missing thing.
         what: &'static str,
         /// The name.
         name: String,
+        /// The name that would be right and is most like it, if one is alike.
+        closest: Option<String>,
         /// The first names that would be right.
         known: String,
     },
@@ -64,6 +66,12 @@ pub enum Problem {
     /// A window of an impossible length.
     #[error(transparent)]
     Window(#[from] BadWindowLength),
+    /// A required unit that every call has.
+    #[error("has no effect, as {0} is part of every call; remove it")]
+    RequiredUnit(String),
+    /// A block of an impossible length.
+    #[error("a block lasts from 1 millisecond to 31 days")]
+    BlockLength,
     /// A time zone that does not exist.
     #[error(transparent)]
     TimeZone(#[from] UnknownTimeZone),

@@ -42,7 +42,7 @@ impl ResolvedQuotas<'_> {
     #[must_use]
     pub fn estimated(&self, mut usage: Usage, inputs: impl Fn(&str) -> Option<u64>) -> Usage {
         for estimate in self.estimates() {
-            if usage.of(estimate.unit) > Amount::ZERO {
+            if usage.names(estimate.unit) {
                 continue;
             }
             let limits = self.quotas().iter().filter(|active| active.quota.unit.id == estimate.unit);
@@ -100,14 +100,16 @@ impl Builder {
                 if inputs[..at].iter().any(|before| before.input == input.input) {
                     self.error(place.at("input"), Problem::RepeatedInput(input.input.0.clone()));
                 }
-                if input.at_most.is_some_and(|most| input.default > most) {
+                self.checked(Amount::try_from(input.default.0), place.at("default"));
+                self.checked(Amount::try_from(input.at_most.unwrap_or_default().0), place.at("at_most"));
+                if input.at_most.is_some_and(|most| input.default.0 > most.0) {
                     self.error(place.at("default"), Problem::DefaultAboveMost);
                 }
             }
             let input = |input: &format::estimates::Input| Input {
                 name: input.input.0.as_str().into(),
-                default: input.default,
-                at_most: input.at_most.unwrap_or(u64::MAX),
+                default: input.default.0,
+                at_most: input.at_most.map_or(u64::MAX, |most| most.0),
             };
             estimates.push(Estimate { unit: unit.id, inputs: inputs.iter().map(input).collect() });
         }

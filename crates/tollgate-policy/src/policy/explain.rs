@@ -6,7 +6,9 @@ use serde::Serialize;
 use tollgate_core::{amount::Limit, window::Window};
 
 use crate::policy::{
-    ActiveQuota, Attribute, Caller, Override, Place, Policy, Quota, QuotaLevel, ResolveError, TierId,
+    ActiveQuota, Attribute, CONCURRENT_REQUESTS, Caller, Override, Place, Policy, Quota, QuotaLevel, ResolveError,
+    TierId,
+    quota::REQUESTS,
     rules::{Rule, RuleId},
 };
 
@@ -74,6 +76,8 @@ pub struct QuotaExplanation {
     pub source: String,
     /// Whether it only counts.
     pub shadow: bool,
+    /// Whether a call must name the unit. A call that leaves another unit than `requests` out is not limited by the quota.
+    pub required: bool,
     /// Whether callers share it by priority.
     pub pool: bool,
 }
@@ -182,6 +186,7 @@ fn explained(
         counter: quota.scope.attributes().iter().map(attribute).collect(),
         source: source.map_or_else(|| "override".to_owned(), |place| place.to_string()),
         shadow: quota.shadow,
+        required: quota.required,
         pool: quota.pool.is_some(),
     }
 }
@@ -246,18 +251,31 @@ impl fmt::Display for Explanation {
         }
         let mut rows = vec![["quota", "limit", "window", "counter", "source"].map(str::to_owned).to_vec()];
         rows.extend(self.quotas.iter().map(QuotaExplanation::row));
-        write!(f, "\n\n{}", table(&rows))
+        write!(f, "\n\n{}", table(&rows))?;
+        let mut optional: Vec<&str> =
+            self.quotas.iter().filter(|quota| quota.is_optional()).map(|quota| &*quota.unit).collect();
+        optional.dedup();
+        if !optional.is_empty() {
+            let units = optional.join(", ");
+            write!(f, "\n\na call that names no {units} is not limited by these quotas; `required: true` refuses it")?;
+        }
+        Ok(())
     }
 }
 
 impl QuotaExplanation {
+    /// Whether a call may leave the unit out.
+    fn is_optional(&self) -> bool {
+        !self.required && ![REQUESTS, CONCURRENT_REQUESTS].contains(&&*self.unit)
+    }
+
     fn row(&self) -> Vec<String> {
         let limit = self.limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
         let mut notes = String::new();
         if let Some(before) = &self.replaced_limit {
             let _ = write!(notes, " (an override replaced {before})");
         }
-        for (is_so, note) in [(self.shadow, "shadow"), (self.pool, "pool")] {
+        for (is_so, note) in [(self.shadow, "shadow"), (self.required, "required"), (self.pool, "pool")] {
             if is_so {
                 let _ = write!(notes, " ({note})");
             }

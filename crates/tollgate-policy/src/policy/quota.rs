@@ -42,6 +42,8 @@ pub struct Quota {
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
+    /// Whether a call must name the unit in its usage.
+    pub required: bool,
     /// The behaviour during an outage of the store.
     pub on_failure: OnFailure,
     /// How callers of several priorities share it.
@@ -72,6 +74,11 @@ impl DecisionSource {
 }
 
 impl Unit {
+    /// Whether every call has an amount of it, even if it names none.
+    pub(super) fn is_in_every_usage(&self) -> bool {
+        [REQUESTS, CONCURRENT_REQUESTS].contains(&&*self.name)
+    }
+
     pub(super) fn named(name: &str) -> Self {
         Self { id: UnitId::of(name), name: name.into() }
     }

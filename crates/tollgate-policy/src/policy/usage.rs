@@ -6,7 +6,7 @@ use tollgate_core::{
     text::is_hidden,
 };
 
-use crate::policy::{CONCURRENT_REQUESTS, Policy, quota::REQUESTS};
+use crate::policy::{CONCURRENT_REQUESTS, Policy, Quota, ResolvedQuotas, quota::REQUESTS};
 
 /// How much of each unit a call uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +28,6 @@ pub enum UsageError {
     /// A unit named twice.
     #[error("usage.{0}: named twice")]
     Repeated(String),
-    /// Nothing of a unit: leave it out instead.
-    #[error("usage.{0}: must be at least 1")]
-    Zero(String),
     /// More than can be counted.
     #[error("usage.{0}: {AmountTooLarge}")]
     TooLarge(String),
@@ -40,9 +37,7 @@ impl UsageError {
     /// The field that is wrong, such as `usage.tokens`.
     pub fn field(&self) -> String {
         match self {
-            Self::UnknownUnit { unit, .. } | Self::Repeated(unit) | Self::Zero(unit) | Self::TooLarge(unit) => {
-                format!("usage.{unit}")
-            }
+            Self::UnknownUnit { unit, .. } | Self::Repeated(unit) | Self::TooLarge(unit) => format!("usage.{unit}"),
         }
     }
 }
@@ -70,14 +65,28 @@ impl Usage {
         self.amounts.push((unit, amount));
     }
 
+    /// Whether the call names `unit`, if only with an amount of 0.
+    pub(super) fn names(&self, unit: UnitId) -> bool {
+        self.amounts.iter().any(|(have, _)| *have == unit)
+    }
+
     /// The amount of `unit`; zero if the call does not name it.
     pub fn of(&self, unit: UnitId) -> Amount {
         self.amounts.iter().find(|(have, _)| *have == unit).map_or(Amount::ZERO, |(_, amount)| *amount)
     }
 }
 
+impl ResolvedQuotas<'_> {
+    /// The quotas whose unit `usage` leaves out. The call is not limited by them.
+    pub fn quotas_left_out<'a>(&'a self, usage: &'a Usage) -> impl Iterator<Item = &'a Quota> {
+        let quotas = self.quotas().iter().map(|active| active.quota);
+        quotas.filter(|quota| !usage.names(quota.unit.id) && !quota.unit.is_in_every_usage())
+    }
+}
+
 impl Policy {
-    /// The usage of these pairs of unit and amount. A call that does not name `requests` is one request.
+    /// The usage of these pairs of unit and amount. A call that does not name `requests` is one request. An amount of 0,
+    /// which some upstreams report, charges nothing.
     pub fn usage<'a>(&self, pairs: impl IntoIterator<Item = (&'a str, u64)>) -> Result<Usage, UsageError> {
         let mut amounts: SmallVec<[(UnitId, Amount); 4]> = SmallVec::new();
         for (name, amount) in pairs {
@@ -87,17 +96,15 @@ impl Policy {
             if amounts.iter().any(|(have, _)| *have == unit.id) {
                 return Err(UsageError::Repeated(name.to_owned()));
             }
-            if amount == 0 {
-                return Err(UsageError::Zero(name.to_owned()));
-            }
             let amount = Amount::try_from(amount).map_err(|_| UsageError::TooLarge(name.to_owned()))?;
             amounts.push((unit.id, amount));
         }
         let requests = UnitId::of(REQUESTS);
-        if !amounts.iter().any(|(unit, _)| *unit == requests) {
-            amounts.push((requests, Amount::from(1)));
+        let mut usage = Usage { amounts };
+        if !usage.names(requests) {
+            usage.set(requests, Amount::from(1));
         }
-        Ok(Usage { amounts })
+        Ok(usage)
     }
 
     fn unknown_unit(&self, name: &str) -> UsageError {

@@ -326,7 +326,7 @@ mod tests {
             ("tokens: [{ name: a }]", "tokens[0]: missing field `domains`"),
             ("tokens: [{ name: a, domains: 7 }]", "tokens[0].domains: must be `all` or a list of names"),
             ("tokens: [{ name: a, secret: b }]", "tokens[0]: unknown field `secret`, expected one of `name`"),
-            ("tokens: plain", "tokens: must be a sequence"),
+            ("tokens: plain", "line 1: tokens: must be a list"),
             ("tokens: [plain]", "tokens[0]: must be a map with the keys `name`, `domains`, and one of `hash`"),
             ("- plain", "tokens.yaml: line 1: is no map; a token file is a map with the key `tokens`"),
             ("", "tokens.yaml: line 1: is empty; a token file is a map with the key `tokens`"),

@@ -1,9 +1,12 @@
 //! The settings of a node, before they are resolved.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf};
 
 use clap::Args;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IntoDeserializer as _, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
 
 use super::{ClientOptions, defaults};
 use crate::{auth::ForwardedHeader, logs::LogFormat};
@@ -15,7 +18,7 @@ use crate::{auth::ForwardedHeader, logs::LogFormat};
 pub struct Options {
     /// Policy file, or folder of policy files; may be repeated [default: the embedded Venice policy]
     #[arg(long = "policy", env = "TOLLGATE_POLICY", value_name = "PATH", value_delimiter = ',')]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_more")]
     pub policy: Vec<PathBuf>,
 
     /// URL of the Redis that stores the counters, shared by all nodes: `redis://user:password@host:port/db`; the
@@ -173,12 +176,12 @@ pub struct Options {
 
     /// Accepted host names of REST, without ports [default: on loopback the loopback names, else any]
     #[arg(long, env = "TOLLGATE_ALLOWED_HOSTS", value_name = "NAME", value_delimiter = ',')]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_more")]
     pub allowed_hosts: Vec<String>,
 
     /// Networks of proxies whose statement of the caller's address is trusted [default: none]
     #[arg(long, env = "TOLLGATE_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_more")]
     pub trusted_proxies: Vec<String>,
 
     /// Header in which these proxies state the address
@@ -320,6 +323,29 @@ pub struct Options {
 }
 
 /// The names of all options in configuration files.
+/// Reads a list, or one value as a list of one.
+fn one_or_more<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct OneOrMore<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMore<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E: de::Error>(self, value: &str) -> Result<Vec<T>, E> {
+            T::deserialize(value.into_deserializer()).map(|value| vec![value])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(items))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMore(PhantomData))
+}
+
 pub(super) fn names() -> Vec<String> {
     let node = Options::augment_args(clap::Command::new("node"));
     let client = ClientOptions::augment_args(clap::Command::new("client"));

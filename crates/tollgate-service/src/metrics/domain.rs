@@ -3,9 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use metrics::Counter;
+use tollgate_core::amount::UnitId;
 use tollgate_policy::{Policy, TierId};
 
-use super::{BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFUSALS, counter, shadow::ShadowLog};
+use super::{
+    BLOCKS, DECISIONS, Metrics, REPORTS, ReservationMetrics, SHADOW_REFUSALS, UNITS_LEFT_OUT, counter,
+    shadow::ShadowLog,
+};
 
 /// The metrics of a domain. They are registered when its policy is loaded, so a call only increments counters.
 pub struct DomainMetrics {
@@ -14,6 +18,7 @@ pub struct DomainMetrics {
     /// Reports that no rule counted, and those that one did.
     reports: [Counter; 2],
     blocks: HashMap<Box<str>, Counter>,
+    units_left_out: HashMap<UnitId, Counter>,
     /// The outcomes of reservations.
     pub reservations: ReservationMetrics,
 }
@@ -75,8 +80,16 @@ impl DomainMetrics {
         let domain_counter = |name, label| counter(&metrics.recorder, name, &[("domain", &**policy.domain()), label]);
         let reports = ["false", "true"].map(|counted| domain_counter(REPORTS, ("counted", counted)));
         let blocks = rules.map(|rule| (Box::from(rule), domain_counter(BLOCKS, ("rule", rule)))).collect();
-        let reservations = ReservationMetrics::new(metrics, policy);
-        Self { classes_by_tier, shadow_log: ShadowLog::new(Arc::clone(policy.domain())), reports, blocks, reservations }
+        let units_left_out =
+            policy.units().iter().map(|unit| (unit.id, domain_counter(UNITS_LEFT_OUT, ("unit", &unit.name))));
+        Self {
+            classes_by_tier,
+            shadow_log: ShadowLog::new(Arc::clone(policy.domain())),
+            reports,
+            blocks,
+            units_left_out: units_left_out.collect(),
+            reservations: ReservationMetrics::new(metrics, policy),
+        }
     }
 
     /// Counts a report.
@@ -88,6 +101,13 @@ impl DomainMetrics {
     pub fn count_block(&self, rule: &str) {
         if let Some(blocks) = self.blocks.get(rule) {
             blocks.increment(1);
+        }
+    }
+
+    /// Counts a call that names no amount of a unit that one of its quotas counts.
+    pub fn count_unit_left_out(&self, unit: UnitId) {
+        if let Some(calls) = self.units_left_out.get(&unit) {
+            calls.increment(1);
         }
     }
 

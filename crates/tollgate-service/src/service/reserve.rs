@@ -17,7 +17,7 @@ use tollgate_core::{
     time::Timestamp,
     window::Window,
 };
-use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, ResolvedQuotas, Usage};
+use tollgate_policy::{CONCURRENT_REQUESTS, ClaimSet, Quota, ResolvedQuotas, Usage};
 
 pub use self::end::{SettleRequest, SettledUnit, Settlement};
 use self::token::Token;
@@ -136,9 +136,27 @@ impl Operation<'_> {
         }
     }
 
-    /// Adds to the usage of a call the estimates of a reservation, and a slot if a quota of concurrent requests
-    /// applies.
+    /// Completes the usage of a call for this operation, and checks that it has all required units.
     pub(super) fn complete_usage(
+        self,
+        resolved_quotas: &ResolvedQuotas<'_>,
+        usage: Usage,
+        domain: &Domain,
+    ) -> Result<Usage, CallError> {
+        let usage = self.add_estimates(resolved_quotas, usage, domain)?;
+        let required =
+            (self.mode() != Mode::Peek).then(|| resolved_quotas.quotas_left_out(&usage).find(|quota| quota.required));
+        match required.flatten() {
+            Some(Quota { name, unit, .. }) => {
+                let problem = format_args!("is required by the quota {name}; write 0 if the call uses none");
+                Err(CallError::field(format_args!("usage.{}", unit.name), problem))
+            }
+            None => Ok(usage),
+        }
+    }
+
+    /// Adds the estimates of a reservation, and a slot if a quota of concurrent requests applies.
+    fn add_estimates(
         self,
         resolved_quotas: &ResolvedQuotas<'_>,
         usage: Usage,

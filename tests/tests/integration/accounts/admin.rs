@@ -153,6 +153,8 @@ async fn keys_and_overrides_expire_by_the_clock() {
     let second = admin.send_ok(Method::POST, &rotate, Some(json!({"overlap_s": 3600}))).await["secret"].clone();
     let check = async |secret: &Value| call(&node.rest, "check", json!({"api_key": secret})).await;
     let first = json!(first);
+    let for_ever = json!({"resource": "model", "unit": "requests", "per": "day", "limit": 5, "expires_at": "9999-12-31T23:59:59Z"});
+    admin.send_ok(Method::PUT, "/accounts/acme/overrides/for_ever", Some(for_ever)).await;
     node.clock.advance_ms(3_599_999);
     for secret in [&ending, &first, &second] {
         assert_eq!(hourly(&check(secret).await).0, 50);
@@ -349,7 +351,7 @@ async fn an_invalid_request_names_its_field_and_changes_nothing() {
         (Method::POST, accounts, json!({"id": ""}), "id: "),
         (Method::POST, accounts, json!({"id": long}), "id: "),
         (Method::POST, accounts, json!({"id": "a\nb"}), "id: "),
-        (Method::POST, accounts, json!({}), "body: "),
+        (Method::POST, accounts, json!({}), "id: "),
         (Method::POST, accounts, json!({"id": "x", "unknown": 1}), "unknown: "),
         (Method::POST, accounts, json!({"id": "x", "tier": "gold"}), "tier: "),
         (Method::POST, accounts, json!({"id": "x", "balances": {"": 1.0}}), "balances: "),

@@ -10,7 +10,8 @@ use crate::{
     decision::{Decision, Verdict},
     format::{
         Message, StatusText,
-        abuse::{self, AuthenticationRule, Failures, Status},
+        abuse::{self, AuthenticationRule, Status},
+        count::Count,
     },
     policy::AbuseRule,
 };
@@ -23,7 +24,7 @@ fn rule(attributes: &[&str]) -> abuse::AbuseRule {
     abuse::AbuseRule {
         statuses: Vec::new(),
         count_refusals: true,
-        limit: Failures(20),
+        limit: Count(20),
         per: length("30s"),
         block: length("30s"),
         scope: scope(attributes),
@@ -32,7 +33,7 @@ fn rule(attributes: &[&str]) -> abuse::AbuseRule {
 }
 
 fn authentication() -> AuthenticationRule {
-    AuthenticationRule { limit: Failures(20), per: length("30s"), block: length("30s"), message: None }
+    AuthenticationRule { limit: Count(20), per: length("30s"), block: length("30s"), message: None }
 }
 
 fn with_rules(rules: impl IntoIterator<Item = (&'static str, abuse::AbuseRule)>) -> PolicyFile {
@@ -149,7 +150,7 @@ fn statuses_from_400_on_are_failures_unless_the_rule_says_otherwise() {
 fn mistakes_in_rules_are_reported_with_their_places() {
     let bad = abuse::AbuseRule {
         statuses: ["4xx", "599-500"].map(|text| Status::Text(StatusText(text.to_owned()))).into(),
-        limit: Failures(MAX_AMOUNT + 1),
+        limit: Count(MAX_AMOUNT + 1),
         per: length("0ms"),
         block: length(&format!("{}ms", 1_u64 << 40)),
         scope: scope(&["ip", "ip"]),
@@ -163,7 +164,7 @@ fn mistakes_in_rules_are_reported_with_their_places() {
         "abuse.rules.bad.statuses[1]: 599-500",
         "abuse.rules.bad.limit: must be at most 9007199254740991",
         "abuse.rules.bad.per: a sliding window",
-        "abuse.rules.bad.block: a sliding window",
+        "abuse.rules.bad.block: a block lasts from 1 millisecond to 31 days",
         "abuse.rules.bad.scope: names \"ip\" twice",
         "abuse.rules.bad.message: {seconds} is not a placeholder",
         "abuse.rules.authentication: is the name of",
@@ -177,7 +178,7 @@ fn mistakes_in_rules_are_reported_with_their_places() {
 #[test]
 fn failed_authentications_are_counted_by_address() {
     let mut file = with_rules([]);
-    file.abuse.authentication = Some(AuthenticationRule { limit: Failures(MAX_AMOUNT + 1), ..authentication() });
+    file.abuse.authentication = Some(AuthenticationRule { limit: Count(MAX_AMOUNT + 1), ..authentication() });
     assert!(mistakes(&file)[0].starts_with("abuse.authentication.limit: must be at most"));
     file.abuse.authentication = Some(authentication());
     assert_eq!(compiled(&file).authentication_rule().unwrap().scope.to_string(), "ip");

@@ -76,6 +76,8 @@ fn also_quotas_apply_in_addition_to_the_winner() {
     requests_per_minute  60 requests    minute                 account, resource "chat"  classes.text.quotas[0]
     budget               1000 requests  calendar month in UTC  account                   tiers.pro.also[0]
     capacity             5000 tokens    minute                 resource "chat"           resources.chat.also[0] (pool)
+
+    a call that names no tokens is not limited by these quotas; `required: true` refuses it
     "#);
     assert_snapshot!(explained(&loaded, "free", "draw", &[]), @r#"
     domain shop, tier free, resource draw, class image
@@ -111,6 +113,8 @@ fn an_explanation_names_losing_rules_and_the_effects_of_overrides() {
     quota                limit             window  counter                   source
     requests_per_minute  50 requests       minute  account, resource "draw"  classes.image.quotas[0] (an override replaced 5)
     tokens_per_30s       unlimited tokens  30s     account, resource "draw"  override
+
+    a call that names no tokens is not limited by these quotas; `required: true` refuses it
     "#);
     assert_snapshot!(explained(&loaded, "pro", "chat", &[]), @r"
     domain shop, tier pro, resource chat, class text

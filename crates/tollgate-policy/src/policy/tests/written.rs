@@ -33,6 +33,7 @@ pub(super) fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -
         name: None,
         label: None,
         shadow: false,
+        required: false,
         on_failure: None,
         pool: None,
     }
@@ -42,7 +43,7 @@ pub(super) fn counter(unit: &str, per: format::Window, limit: u64, attributes: &
     format::CounterLimit {
         unit: Word(unit.to_owned()),
         per: Some(per),
-        limit: format::quota::Limit::Finite(limit),
+        limit: format::count::Limit::Finite(format::count::Count(limit)),
         scope: scope(attributes),
     }
 }
