@@ -7,6 +7,7 @@ use tollgate_core::{
     amount::{Amount, Limit},
     claim::{ClaimStatus, ClaimsDecision, Fit},
     time::Timestamp,
+    window::Window,
 };
 
 use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
@@ -16,7 +17,8 @@ use crate::policy::{AbuseRule, ActiveQuota, Block, DecidedBy, Quota, block_of};
 pub enum Verdict {
     /// It is allowed.
     Allowed,
-    /// It is refused now, and would be allowed from this time on if nobody else calls in between.
+    /// It is refused now, and would be allowed from this time on if nobody else calls in between. If a slot is missing, the
+    /// time is that of the advised next attempt.
     RetryAt(Timestamp),
     /// It can never be allowed: its cost is above a limit itself.
     Never,
@@ -35,7 +37,7 @@ pub struct QuotaStatus<'a> {
     pub resets_at: Timestamp,
     /// For a pool, what remains of the caller's fair share.
     pub pool_remaining: Option<Amount>,
-    /// Whether the call fitted. A shadow quota does not deny a call that did not.
+    /// Whether the call fitted; of slots with the advised time. A shadow quota does not deny a call that did not.
     pub fit: Fit,
 }
 
@@ -71,6 +73,12 @@ impl QuotaStatus<'_> {
         self.fit != Fit::Now && self.quota.shadow
     }
 
+    /// When the quota's window is empty if nobody calls. `None` for slots: they are free when calls end, which is not
+    /// known.
+    pub fn window_reset(&self) -> Option<Timestamp> {
+        (!matches!(self.quota.window, Window::Concurrent)).then_some(self.resets_at)
+    }
+
     /// The amount that could be admitted now; `None` if unlimited.
     pub fn remaining(&self) -> Option<Amount> {
         match self.limit {
@@ -99,6 +107,7 @@ impl<'a> Decision<'a> {
         }
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
+            let fit = active.quota.advised(fit, applied.decided_at);
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, pool_remaining: None, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
@@ -171,8 +180,8 @@ impl<'a> Decision<'a> {
         self.binding.and_then(|at| self.quotas.get(at))
     }
 
-    /// How long to wait until the same call is admitted, if nobody else calls. `None` if it was allowed, and if it can
-    /// never be admitted.
+    /// How long to wait until the same call is admitted, if nobody else calls. For a slot it is only advice: a slot is free
+    /// when another call ends. `None` if it was allowed, and if it can never be admitted.
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self.verdict {
             Verdict::RetryAt(at) => Some(at.ms_since(self.decided_at)),

@@ -38,6 +38,8 @@ pub struct Dialect {
     selectors: Vec<Selector>,
     headers: Vec<Header>,
     responses: [ResponseTemplate; ResponseKind::COUNT],
+    /// The responses to refusals by quotas that have an answer of their own, by its name.
+    named: BTreeMap<&'static str, ResponseTemplate>,
     /// The longest wait that clients honour by themselves, in milliseconds.
     retry_within_ms: Option<u64>,
     /// The format in which callers read their limits.
@@ -50,6 +52,8 @@ struct ResponseTemplate {
     status: u16,
     content_type: Box<str>,
     body: Option<BodyTemplate>,
+    /// Whether the body contains a time to retry at, which does not exist if the call can never be admitted.
+    has_retry_time: bool,
 }
 
 /// A response, as the platform's callers get it.
@@ -84,11 +88,18 @@ impl Dialect {
         self.responses[kind.index()].status
     }
 
+    /// The response for these facts: that of the quota that refuses, if it has one, and otherwise that of the reason.
+    fn response(&self, facts: &Facts<'_>) -> &ResponseTemplate {
+        let of_quota = facts.refusing_quota().and_then(|status| self.named.get(status.quota.answer_name()?));
+        let fitting = of_quota.filter(|response| facts.retry_at.is_some() || !response.has_retry_time);
+        fitting.unwrap_or(&self.responses[facts.kind.index()])
+    }
+
     /// The response that the platform's callers get.
     pub fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
         let facts = &value::RenderContext { facts, chosen, retry_within_ms: self.retry_within_ms };
-        let response = &self.responses[facts.facts.kind.index()];
+        let response = self.response(facts.facts);
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         let body = response.body.as_ref().map(|template| template.fill(facts));
         if body.is_some() {

@@ -273,8 +273,9 @@ pub struct Decision {
     /// refuses, the one with the smallest remaining part of its limit. Empty if no quota applies. Never a shadow.
     #[prost(string, tag = "5")]
     pub quota: ::prost::alloc::string::String,
-    /// The number of milliseconds after which the same call is admitted if nobody else calls. Unset if the call is
-    /// allowed, and if it can never be admitted.
+    /// The number of milliseconds after which the same call is admitted if nobody else calls. If no slot of
+    /// concurrent_requests is free, a short advised wait: a slot is free when a call ends. Unset if the call is allowed, and
+    /// if it can never be admitted.
     #[prost(uint64, optional, tag = "6")]
     pub retry_after_ms: ::core::option::Option<u64>,
     /// The account, key, tier and resource of the decision.
@@ -354,7 +355,8 @@ pub struct QuotaStatus {
     /// Whether this quota refuses the call.
     #[prost(bool, tag = "6")]
     pub denies: bool,
-    /// When this quota would admit the call. Unset if it admits it now, or never can.
+    /// When this quota would admit the call; for concurrent_requests, when to try again. Unset if it admits the call now, or
+    /// never can.
     #[prost(message, optional, tag = "7")]
     pub retry_at: ::core::option::Option<::prost_types::Timestamp>,
     /// The definition of the quota. In listings, and in decisions if requested.

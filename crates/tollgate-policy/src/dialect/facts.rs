@@ -43,6 +43,16 @@ pub struct Facts<'a> {
     pub api_key_id: Option<&'a str>,
 }
 
+impl<'a> Facts<'a> {
+    /// The quota that refuses the call, if a quota decides.
+    pub(super) fn refusing_quota(&self) -> Option<&'a QuotaStatus<'a>> {
+        match self.kind {
+            ResponseKind::Refused(Reason::QuotaExceeded | Reason::CostAboveLimit) => self.quotas.get(self.binding?),
+            ResponseKind::Allowed | ResponseKind::Refused(_) => None,
+        }
+    }
+}
+
 impl ResponseKind {
     /// How many there are.
     pub(super) const COUNT: usize = Reason::ALL.len() + 1;

@@ -1,3 +1,5 @@
+mod slots;
+
 use std::sync::LazyLock;
 
 use insta::assert_snapshot;

@@ -10,6 +10,7 @@ use super::{Facts, ResponseKind, ietf, select::length_ms};
 use crate::{
     decision::QuotaStatus,
     format::dialect::{Format, ValueWord},
+    policy::Quota,
 };
 
 /// The values that a dialect renders: the facts, and the quotas that its selectors choose.
@@ -60,14 +61,16 @@ impl<'f> RenderContext<'f> {
             ValueWord::Used => Some(TypedValue::Number(quota?.used.get())),
             ValueWord::Cost => Some(TypedValue::Number(facts.usage?.of(quota?.quota.unit.id).get())),
             ValueWord::Reset | ValueWord::ResetsAt if quota?.limit == Limit::Unlimited => None,
-            ValueWord::Reset => match (quota?.fit, quota?.resets_at) {
-                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(TypedValue::Time(at)),
+            ValueWord::Reset => match quota?.fit {
+                Fit::At(at) => Some(TypedValue::Time(at)),
+                Fit::Now | Fit::Never => quota?.window_reset().map(TypedValue::Time),
             },
-            ValueWord::ResetsAt => Some(TypedValue::Time(quota?.resets_at)),
+            ValueWord::ResetsAt => quota?.window_reset().map(TypedValue::Time),
             ValueWord::Quota => text(&quota?.quota.name),
             ValueWord::Label => text(&quota?.quota.label),
             ValueWord::Unit => text(&quota?.quota.unit.name),
             ValueWord::Window => Some(TypedValue::Text(window(&quota?.quota.window))),
+            ValueWord::Measure => Some(TypedValue::Text(measure(quota?.quota).into())),
             ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(TypedValue::Time),
             ValueWord::ShouldRetry => self.retry_is_useless().then_some(TypedValue::Text("false".into())),
             ValueWord::Reason => text(facts.kind.name()),
@@ -189,6 +192,15 @@ fn window(window: &Window) -> Cow<'static, str> {
         (Some(ms), _) => go_duration(ms).into(),
         (None, Window::Calendar(calendar)) => calendar.unit().name().into(),
         (None, Window::Sliding(_) | Window::Concurrent) => "".into(),
+    }
+}
+
+/// `requests per minute`, `concurrent requests`.
+fn measure(quota: &Quota) -> String {
+    let unit = quota.unit.name.replace('_', " ");
+    match &quota.window {
+        Window::Concurrent => unit,
+        windowed => format!("{unit} per {}", window(windowed)),
     }
 }
 

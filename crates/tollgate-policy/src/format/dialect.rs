@@ -55,7 +55,9 @@ pub(crate) struct Table {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub headers: Vec<HeaderRow>,
-    /// The status and the body of each kind of refusal.
+    /// The status and the body of each kind of refusal. `bad_key` means all three kinds of invalid keys.
+    /// `concurrency_exceeded` means that no slot of `concurrent_requests` is free; the parts that it does not have are
+    /// those of `quota_exceeded`.
     #[serde(default)]
     pub answers: IndexMap<Refusal, Answer>,
 }
@@ -185,6 +187,7 @@ pub(crate) enum ValueWord {
     Label,
     Unit,
     Window,
+    Measure,
     // Of the decision.
     RetryAt,
     RetryAfter,
@@ -243,11 +246,13 @@ pub(crate) enum KindName {
     ExpiredKey,
 }
 
-/// A kind of refusal. `bad_key` means all three kinds of invalid keys.
+/// A kind of refusal. `bad_key` means all three kinds of invalid keys. `concurrency_exceeded` means that no slot of
+/// `concurrent_requests` is free; what it leaves out is taken from `quota_exceeded`.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {
     QuotaExceeded,
+    ConcurrencyExceeded,
     CostAboveLimit,
     Blocked,
     UploadTooLarge,

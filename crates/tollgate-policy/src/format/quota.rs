@@ -63,6 +63,11 @@ pub(crate) struct Quota {
     #[serde(default)]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,
+    /// The wait that a caller refused by `concurrent_requests` is advised, `1s` unless given. A slot is free again when a
+    /// call ends, and that time is not known.
+    #[serde(default)]
+    #[schemars(with = "Length")]
+    pub retry_after: Option<Length>,
     /// How callers of several priorities share it. Its scope must not name `account` or `api_key`.
     #[serde(default)]
     #[schemars(with = "Pool")]

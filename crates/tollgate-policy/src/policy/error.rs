@@ -69,6 +69,9 @@ pub enum Problem {
     /// A required unit that every call has.
     #[error("has no effect, as {0} is part of every call; remove it")]
     RequiredUnit(String),
+    /// An advised wait for a quota with a window.
+    #[error("is only for concurrent_requests; the wait for a window is computed")]
+    AdvisedWait,
     /// A block of an impossible length.
     #[error("a block lasts from 1 millisecond to 31 days")]
     BlockLength,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tollgate_core::{
     amount::{Limit, UnitId},
-    claim::OnFailure,
+    claim::{Fit, OnFailure},
+    time::Timestamp,
     window::{CalendarUnit, Window},
 };
 
@@ -15,6 +16,12 @@ pub(super) const REQUESTS: &str = "requests";
 
 /// The unit of slots. A quota of this unit has no window, and every reservation holds one slot.
 pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
+
+/// The answer to a refusal because no slot is free.
+pub(crate) const CONCURRENCY_EXCEEDED: &str = "concurrency_exceeded";
+
+/// The advised wait for a slot, if the policy gives none.
+pub(super) const SLOT_RETRY_AFTER_MS: u64 = 1_000;
 
 /// A unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +53,8 @@ pub struct Quota {
     pub required: bool,
     /// The behaviour during an outage of the store.
     pub on_failure: OnFailure,
+    /// Of a quota of slots, the advised wait for one. A slot is free again when a call ends, and that time is not known.
+    pub slot_retry_after_ms: Option<u64>,
     /// How callers of several priorities share it.
     pub pool: Option<Pool>,
 }
@@ -93,6 +102,20 @@ impl Quota {
                 None => short_length(sliding.ms()),
             },
             Window::Calendar(_) | Window::Concurrent => String::new(),
+        }
+    }
+
+    /// The name of the answer to a refusal by this quota, if it differs from other quotas'.
+    pub(crate) fn answer_name(&self) -> Option<&'static str> {
+        matches!(self.window, Window::Concurrent).then_some(CONCURRENCY_EXCEEDED)
+    }
+
+    /// Whether a call fits, as callers are told at `now`. The store knows only when the first reservation expires. A slot
+    /// is usually free much earlier, so the advised time is that of the policy, or the expiry if that is sooner.
+    pub(crate) fn advised(&self, fit: Fit, now: Timestamp) -> Fit {
+        match (self.slot_retry_after_ms, fit) {
+            (Some(wait_ms), Fit::At(expires_at)) => Fit::At(expires_at.min(now.plus_ms(wait_ms))),
+            (_, fit) => fit,
         }
     }
 
