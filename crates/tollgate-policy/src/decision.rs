@@ -68,6 +68,11 @@ impl QuotaStatus<'_> {
         self.fit != Fit::Now && !self.quota.shadow
     }
 
+    /// Whether the platform's customers see the quota in answers. Shadows refuse nothing and are not shown there.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.quota.visible && !self.quota.shadow
+    }
+
     /// Whether it is a shadow quota that would have denied the call.
     pub fn would_deny(&self) -> bool {
         self.fit != Fit::Now && self.quota.shadow
@@ -125,7 +130,7 @@ impl<'a> Decision<'a> {
                 (verdict, Fit::Now) => verdict,
             },
         );
-        let binding = binding(&quotas);
+        let binding = binding(&quotas, is_enforced);
         Self {
             verdict,
             decided_at: applied.decided_at,
@@ -146,7 +151,7 @@ impl<'a> Decision<'a> {
             }
         }
         if !pools_remaining.is_empty() {
-            self.binding = binding(&self.quotas);
+            self.binding = binding(&self.quotas, is_enforced);
         }
         self
     }
@@ -190,15 +195,20 @@ impl<'a> Decision<'a> {
     }
 }
 
-fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
+/// Shadow quotas do not appear in rendered answers.
+fn is_enforced(status: &QuotaStatus<'_>) -> bool {
+    !status.quota.shadow
+}
+
+/// The index of the binding quota of those that count: see [`Decision::binding`].
+pub(crate) fn binding(quotas: &[QuotaStatus<'_>], counts: impl Fn(&QuotaStatus<'_>) -> bool) -> Option<usize> {
     let denied_until = |quota: &QuotaStatus<'_>| match quota.fit {
         Fit::Now => None,
         Fit::At(at) => Some(at.as_ms()),
         Fit::Never => Some(u64::MAX),
     };
-    // Shadow quotas do not appear in rendered answers.
-    let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
-    let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
+    let counting = || quotas.iter().enumerate().filter(|(_, quota)| counts(quota));
+    let denying = counting().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
     // Of equal ones the first, in the order of the policy.
     let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
     longest.map(|(at, _)| at).or_else(|| {
@@ -207,7 +217,7 @@ fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
             // a.0/a.1 > b.0/b.1, in whole numbers.
             if u128::from(a.0) * u128::from(b.1) > u128::from(b.0) * u128::from(a.1) { next } else { best }
         };
-        enforced().map(|(at, _)| at).reduce(tighter)
+        counting().map(|(at, _)| at).reduce(tighter)
     })
 }
 

@@ -83,9 +83,9 @@ pub struct UnknownDialect {
 }
 
 impl Dialect {
-    /// The HTTP status of a kind of response.
-    pub fn status(&self, kind: ResponseKind) -> u16 {
-        self.responses[kind.index()].status
+    /// The HTTP status of the response for these facts.
+    pub fn status(&self, facts: &Facts<'_>) -> u16 {
+        self.response(facts).status
     }
 
     /// The response for these facts: that of the quota that refuses, if it has one, and otherwise that of the reason.
@@ -98,7 +98,8 @@ impl Dialect {
     /// The response that the platform's callers get.
     pub fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
-        let facts = &value::RenderContext { facts, chosen, retry_within_ms: self.retry_within_ms };
+        let (binding, retry_within_ms) = (facts.shown_binding(), self.retry_within_ms);
+        let facts = &value::RenderContext { facts, binding, chosen, retry_within_ms };
         let response = self.response(facts.facts);
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         let body = response.body.as_ref().map(|template| template.fill(facts));

@@ -393,6 +393,7 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,
+        hidden: !quota.visible,
         details: details.then(|| {
             Box::new(v1::QuotaDetails {
                 label: quota.label.as_ref().into(),

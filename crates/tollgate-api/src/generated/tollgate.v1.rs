@@ -365,6 +365,10 @@ pub struct QuotaStatus {
     /// Whether the quota is a shadow: it counts and reports, but never refuses.
     #[prost(bool, tag = "9")]
     pub shadow: bool,
+    /// Whether the platform's customers must not see the quota: it is left out of /api_keys/rate_limits and of rendered
+    /// answers.
+    #[prost(bool, tag = "10")]
+    pub hidden: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QuotaDetails {

@@ -126,6 +126,10 @@ pub struct QuotaBody {
     /// Whether the quota is a shadow: it counts and reports, but never refuses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
+    /// Whether the platform's customers must not see the quota: it is left out of `/api_keys/rate_limits` and of rendered
+    /// answers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hidden: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,7 +2,11 @@
 
 use tollgate_core::time::Timestamp;
 
-use crate::{decision::QuotaStatus, policy::Usage, reason::Reason};
+use crate::{
+    decision::{QuotaStatus, binding},
+    policy::Usage,
+    reason::Reason,
+};
 
 /// The kind of response to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,19 @@ impl<'a> Facts<'a> {
             ResponseKind::Refused(Reason::QuotaExceeded | Reason::CostAboveLimit) => self.quotas.get(self.binding?),
             ResponseKind::Allowed | ResponseKind::Refused(_) => None,
         }
+    }
+}
+
+impl Facts<'_> {
+    /// Whether a quota decides that customers do not see.
+    pub(super) fn is_refused_by_hidden(&self) -> bool {
+        self.refusing_quota().is_some_and(|status| !status.quota.visible)
+    }
+
+    /// The index of the binding quota among those that customers see.
+    pub(super) fn shown_binding(&self) -> Option<usize> {
+        let shown = self.binding.filter(|at| self.quotas.get(*at).is_some_and(QuotaStatus::is_shown));
+        shown.or_else(|| binding(self.quotas, |status| status.is_shown()))
     }
 }
 

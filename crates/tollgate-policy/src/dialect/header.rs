@@ -72,6 +72,8 @@ impl Header {
         let fixed = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
         let value = match &self.content {
             HeaderContent::Text(text) => Some(text.to_string()),
+            // A quota that customers do not see decides, so none of these does.
+            HeaderContent::FirstRefusing(_) if context.facts.is_refused_by_hidden() => None,
             HeaderContent::FirstRefusing(pairs) => {
                 let refuses =
                     |selector| context.quota(QuotaChoice::Selected(selector)).is_some_and(QuotaStatus::denies);

@@ -1,3 +1,4 @@
+mod hidden;
 mod slots;
 
 use std::sync::LazyLock;

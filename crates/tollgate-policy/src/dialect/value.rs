@@ -16,6 +16,8 @@ use crate::{
 /// The values that a dialect renders: the facts, and the quotas that its selectors choose.
 pub(super) struct RenderContext<'f> {
     pub(super) facts: &'f Facts<'f>,
+    /// The index of the binding quota among those that customers see.
+    pub(super) binding: Option<usize>,
     /// For each selector of the dialect, the index of the quota that it chooses.
     pub(super) chosen: SmallVec<[Option<usize>; 8]>,
     pub(super) retry_within_ms: Option<u64>,
@@ -24,7 +26,7 @@ pub(super) struct RenderContext<'f> {
 /// The quota that a value is taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QuotaChoice {
-    /// The binding quota of the decision.
+    /// The binding quota among those that customers see.
     Binding,
     /// The quota that this selector of the dialect chooses.
     Selected(usize),
@@ -42,7 +44,7 @@ pub(super) enum TypedValue<'f> {
 impl<'f> RenderContext<'f> {
     pub(super) fn quota(&self, choice: QuotaChoice) -> Option<&'f QuotaStatus<'f>> {
         let at = match choice {
-            QuotaChoice::Binding => self.facts.binding,
+            QuotaChoice::Binding => self.binding,
             QuotaChoice::Selected(selector) => self.chosen.get(selector).copied().flatten(),
         };
         self.facts.quotas.get(at?)
@@ -99,10 +101,10 @@ impl<'f> RenderContext<'f> {
     }
 }
 
-/// The names of the quotas that refuse the call, each once.
+/// The names of the quotas that refuse the call, each once, without hidden ones.
 fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
     let mut names: Vec<&str> = Vec::new();
-    for status in facts.quotas.iter().filter(|status| status.denies()) {
+    for status in facts.quotas.iter().filter(|status| status.denies() && status.is_shown()) {
         if !names.contains(&&*status.quota.name) {
             names.push(&status.quota.name);
         }

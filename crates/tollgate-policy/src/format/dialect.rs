@@ -57,7 +57,7 @@ pub(crate) struct Table {
     pub headers: Vec<HeaderRow>,
     /// The status and the body of each kind of refusal. `bad_key` means all three kinds of invalid keys.
     /// `concurrency_exceeded` means that no slot of `concurrent_requests` is free; the parts that it does not have are
-    /// those of `quota_exceeded`.
+    /// those of `quota_exceeded`. `overloaded` means that a quota refuses that customers do not see.
     #[serde(default)]
     pub answers: IndexMap<Refusal, Answer>,
 }
@@ -247,12 +247,14 @@ pub(crate) enum KindName {
 }
 
 /// A kind of refusal. `bad_key` means all three kinds of invalid keys. `concurrency_exceeded` means that no slot of
-/// `concurrent_requests` is free; what it leaves out is taken from `quota_exceeded`.
+/// `concurrent_requests` is free; what it leaves out is taken from `quota_exceeded`. `overloaded` means that a quota
+/// refuses that customers do not see.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {
     QuotaExceeded,
     ConcurrencyExceeded,
+    Overloaded,
     CostAboveLimit,
     Blocked,
     UploadTooLarge,

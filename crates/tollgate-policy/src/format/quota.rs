@@ -55,6 +55,11 @@ pub(crate) struct Quota {
     /// enforced quota, to try another limit.
     #[serde(default)]
     pub shadow: bool,
+    /// Whether the platform's customers see the quota in `/api_keys/rate_limits` and in rendered answers. Unless given, they
+    /// see it if its counters belong to one account, that is, if its scope names `account` or `api_key`.
+    #[serde(default)]
+    #[schemars(with = "bool")]
+    pub visible: Option<bool>,
     /// Whether a call must name the unit in its usage, with 0 if it uses none. Otherwise a call that leaves the unit out
     /// is not limited by this quota.
     #[serde(default)]

@@ -20,6 +20,9 @@ pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
 /// The answer to a refusal because no slot is free.
 pub(crate) const CONCURRENCY_EXCEEDED: &str = "concurrency_exceeded";
 
+/// The answer to a refusal by a quota that customers do not see. It has no numbers of the quota.
+pub(crate) const OVERLOADED: &str = "overloaded";
+
 /// The advised wait for a slot, if the policy gives none.
 pub(super) const SLOT_RETRY_AFTER_MS: u64 = 1_000;
 
@@ -49,6 +52,8 @@ pub struct Quota {
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
+    /// Whether the platform's customers see it. Otherwise only the platform's own services do.
+    pub visible: bool,
     /// Whether a call must name the unit in its usage.
     pub required: bool,
     /// The behaviour during an outage of the store.
@@ -107,7 +112,11 @@ impl Quota {
 
     /// The name of the answer to a refusal by this quota, if it differs from other quotas'.
     pub(crate) fn answer_name(&self) -> Option<&'static str> {
-        matches!(self.window, Window::Concurrent).then_some(CONCURRENCY_EXCEEDED)
+        match self.window {
+            _ if !self.visible => Some(OVERLOADED),
+            Window::Concurrent => Some(CONCURRENCY_EXCEEDED),
+            Window::Sliding(_) | Window::Calendar(_) => None,
+        }
     }
 
     /// Whether a call fits, as callers are told at `now`. The store knows only when the first reservation expires. A slot

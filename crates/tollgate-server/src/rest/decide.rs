@@ -183,5 +183,6 @@ pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,
+        hidden: !quota.visible,
     }
 }

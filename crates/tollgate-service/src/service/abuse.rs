@@ -7,9 +7,7 @@ use tollgate_core::{
     store::StoreError,
     time::Timestamp,
 };
-use tollgate_policy::{
-    AUTHENTICATION, AbuseCounter, AbuseRule, Block, decision::Decision, dialect::ResponseKind, reason::Reason,
-};
+use tollgate_policy::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, decision::Decision, reason::Reason};
 
 use crate::{
     domains::{Domain, Domains},
@@ -112,7 +110,7 @@ impl DecisionService {
         let status = match answer.reason() {
             // An answer because of a block is no failure: it would feed on itself.
             None | Some(Reason::Blocked) => return None,
-            Some(reason) => answer.dialect.status(ResponseKind::Refused(reason)),
+            Some(_) => answer.status(),
         };
         Some(Box::pin(async move {
             for watch in resolved.abuse_counters(|name| attributes.get(name)) {

@@ -89,6 +89,11 @@ impl<'a> Answer<'a> {
         self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.binding_quota()
     }
 
+    /// The HTTP status that the platform's customers see.
+    pub(super) fn status(&self) -> u16 {
+        self.dialect.status(&self.facts())
+    }
+
     /// The answer that the platform's customers see.
     pub fn render(&self) -> Rendered {
         self.dialect.render(&self.facts())

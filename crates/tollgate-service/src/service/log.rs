@@ -14,6 +14,9 @@ use crate::{
 /// The label of a refusal because of a block.
 const FAILED_REQUESTS: &str = "FAILED_REQUESTS";
 
+/// The label of a refusal by a quota that customers do not see.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// Why the log of refusals is not shown.
 pub enum RefusalsError<'a> {
     /// The caller is rejected.
@@ -66,6 +69,8 @@ impl DecisionService {
         let label = match answer.reason() {
             Some(Reason::Blocked) => FAILED_REQUESTS,
             Some(Reason::QuotaExceeded | Reason::CostAboveLimit) => match decision.binding_quota() {
+                // The account does not see this quota, so it does not see its label.
+                Some(speaking) if !speaking.quota.visible => OVERLOADED,
                 Some(speaking) => &*speaking.quota.label,
                 None => return,
             },

@@ -47,6 +47,7 @@ impl<'t> AnswerTables<'t> {
             let refusals = [Refusal::ConcurrencyExceeded, Refusal::QuotaExceeded];
             named.insert(Refusal::ConcurrencyExceeded.name(), self.of(&refusals, compiler));
         }
+        named.insert(Refusal::Overloaded.name(), self.of(&[Refusal::Overloaded], compiler));
         named
     }
 
@@ -128,6 +129,7 @@ impl Refusal {
         match self {
             Self::QuotaExceeded => "quota_exceeded",
             Self::ConcurrencyExceeded => "concurrency_exceeded",
+            Self::Overloaded => "overloaded",
             Self::CostAboveLimit => "cost_above_limit",
             Self::Blocked => "blocked",
             Self::UploadTooLarge => "upload_too_large",
@@ -152,6 +154,7 @@ impl Refusal {
 const fn default_status(refusal: Refusal) -> u16 {
     match refusal {
         Refusal::QuotaExceeded | Refusal::ConcurrencyExceeded | Refusal::Blocked => 429,
+        Refusal::Overloaded => 503,
         Refusal::CostAboveLimit | Refusal::UploadTooLarge => 413,
         Refusal::BadKey | Refusal::UnknownKey | Refusal::RevokedKey | Refusal::ExpiredKey => 401,
     }

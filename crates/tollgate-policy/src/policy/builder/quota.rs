@@ -46,6 +46,7 @@ impl Builder {
             name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
             label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
             shadow: written.shadow || quota.shadow,
+            visible: written.visible.unwrap_or(quota.visible),
             required: written.required,
             on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
             slot_retry_after_ms,
@@ -95,6 +96,8 @@ impl Builder {
             unit,
             window,
             limit,
+            // What several accounts use shows each of them the use of the others.
+            visible: scope.within_account(),
             scope,
             shadow: self.shadow,
             required: false,

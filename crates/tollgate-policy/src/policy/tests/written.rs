@@ -33,6 +33,7 @@ pub(super) fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -
         name: None,
         label: None,
         shadow: false,
+        visible: None,
         required: false,
         on_failure: None,
         retry_after: None,
