@@ -164,3 +164,43 @@ async fn a_batch_renders_the_calls_that_ask() {
     assert_eq!(answer["results"][0]["decision"]["rendered"]["status"], 200, "{answer}");
     assert_eq!(answer["results"][1]["decision"].get("rendered"), None, "{answer}");
 }
+
+/// A minute's limit, a spent month and a full capacity are refused as the platform names them, and headers about minutes
+/// are about minutes whatever refuses.
+#[tokio::test]
+async fn each_quota_is_refused_in_its_own_words() {
+    let quotas = "\
+      - { unit: requests, per: minute, limit: 2 }\n      \
+      - { unit: requests, per: { calendar: month }, limit: 3, name: budget, scope: [account], refused_as: insufficient_quota }\n      \
+      - { unit: requests, per: minute, limit: 5, name: capacity, scope: [resource] }\n";
+    let policy = format!(
+        "version: 1\ndomain: words\ndialect: openai\nresources:\n  model:\n    quotas:\n      {quotas}\
+         tiers: {{ paid: {{ is_charged: true }} }}\ndefault_tier: paid\n"
+    );
+    let node = memory_node(&policy).await;
+    let ask = async |who: &str| rendered(&node, call(account(who), "model", &[])).await;
+    let code = |answer: &RenderedResponse| {
+        let body: Value = serde_json::from_str(&answer.body).expect("JSON");
+        (answer.status, body["error"]["code"].as_str().expect("a code").to_owned())
+    };
+    let of_minute = |answer: &RenderedResponse| {
+        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"]
+            .map(|name| header(answer, name).unwrap().to_owned())
+    };
+    assert_eq!((ask("a").await.status, ask("a").await.status), (200, 200));
+    let minute = ask("a").await;
+    assert_eq!((code(&minute), of_minute(&minute)), ((429, "rate_limit_exceeded".into()), ["2".into(), "0".into()]));
+    assert_eq!(header(&minute, "x-should-retry"), None);
+    node.clock.advance_ms(60_000);
+    let last = ask("a").await;
+    assert_eq!((last.status, of_minute(&last)), (200, ["2".into(), "1".into()]), "the month has nothing left");
+    let spent = ask("a").await;
+    assert_eq!((code(&spent), of_minute(&spent)), ((429, "insufficient_quota".into()), ["2".into(), "1".into()]));
+    assert_eq!(header(&spent, "x-should-retry"), Some("false"));
+    for who in ["b", "b", "c", "c"] {
+        assert_eq!(ask(who).await.status, 200);
+    }
+    let full = ask("d").await;
+    assert_eq!((code(&full), of_minute(&full)), ((503, "server_is_overloaded".into()), ["2".into(), "2".into()]));
+    assert_eq!((header(&full, "retry-after"), header(&full, "x-should-retry")), (Some("60"), None));
+}

@@ -109,8 +109,8 @@ impl TableCompiler {
                 named.push((pair.quota.unit.clone(), place.at("first_refusing").at(at).at("quota").at("unit")));
             }
         }
-        for (refusal, answer) in &table.answers {
-            named.push((of(&answer.quota), place.at("answers").at(refusal.name()).at("quota").at("unit")));
+        for (name, answer) in &table.answers {
+            named.push((of(&answer.quota), place.at("answers").at(name.as_str()).at("quota").at("unit")));
         }
         let known: Vec<&str> = policy.units().iter().map(|unit| &*unit.name).collect();
         for (unit, place) in named {

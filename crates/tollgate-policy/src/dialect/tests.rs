@@ -1,4 +1,5 @@
 mod hidden;
+mod refused_as;
 mod slots;
 
 use std::sync::LazyLock;

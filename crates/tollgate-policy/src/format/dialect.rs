@@ -55,11 +55,14 @@ pub(crate) struct Table {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub headers: Vec<HeaderRow>,
-    /// The status and the body of each kind of refusal. `bad_key` means all three kinds of invalid keys.
-    /// `concurrency_exceeded` means that no slot of `concurrent_requests` is free; the parts that it does not have are
-    /// those of `quota_exceeded`. `overloaded` means that a quota refuses that customers do not see.
+    /// The status and the body of each kind of refusal: `quota_exceeded`, `concurrency_exceeded` (no slot of
+    /// `concurrent_requests` is free; the parts that it does not have are those of `quota_exceeded`), `overloaded` (a quota
+    /// refuses that customers do not see), `insufficient_quota`, `cost_above_limit`, `blocked`, `upload_too_large`,
+    /// `bad_key` or separately `unknown_key`, `revoked_key` and `expired_key`; and the names of the platform's own that
+    /// quotas are `refused_as`.
     #[serde(default)]
-    pub answers: IndexMap<Refusal, Answer>,
+    #[schemars(extend("propertyNames" = super::names("Word"), "maxProperties" = 64))]
+    pub answers: IndexMap<String, Answer>,
 }
 
 /// The format of `/api_keys/rate_limits`: `venice` (the format of the Venice API) or `plain`.
@@ -237,24 +240,6 @@ pub(crate) enum KindName {
     Allowed,
     Refused,
     QuotaExceeded,
-    CostAboveLimit,
-    Blocked,
-    UploadTooLarge,
-    BadKey,
-    UnknownKey,
-    RevokedKey,
-    ExpiredKey,
-}
-
-/// A kind of refusal. `bad_key` means all three kinds of invalid keys. `concurrency_exceeded` means that no slot of
-/// `concurrent_requests` is free; what it leaves out is taken from `quota_exceeded`. `overloaded` means that a quota
-/// refuses that customers do not see.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Refusal {
-    QuotaExceeded,
-    ConcurrencyExceeded,
-    Overloaded,
     CostAboveLimit,
     Blocked,
     UploadTooLarge,

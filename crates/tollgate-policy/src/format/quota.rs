@@ -64,6 +64,12 @@ pub(crate) struct Quota {
     /// is not limited by this quota.
     #[serde(default)]
     pub required: bool,
+    /// The answer of the dialect to a refusal by this quota: `quota_exceeded`, `insufficient_quota` (a spent budget),
+    /// `overloaded`, or an answer of the platform's own in a dialect of `dialects`. Unless given, `overloaded` if customers
+    /// do not see the quota, `concurrency_exceeded` for `concurrent_requests`, and otherwise `quota_exceeded`.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub refused_as: Option<Word>,
     /// Its behaviour while the store cannot answer, if it differs from the policy's.
     #[serde(default)]
     #[schemars(with = "OnFailure")]

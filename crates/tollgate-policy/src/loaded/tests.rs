@@ -81,7 +81,7 @@ bootstrap:
     policy.yaml:12: classes.text.quotas[3].per.timezone: is not known here; the keys are: calendar, zone
     policy.yaml:13: classes.text.quotas[4].limit: "many" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
     policy.yaml:14: classes.text.quotas[5].limit: 9007199254740992 must be at most 9007199254740991
-    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, visible, required, on_failure, retry_after, pool
+    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, visible, required, refused_as, on_failure, retry_after, pool
     policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`
     policy.yaml:17: resources.chat.counter: "mine" is not one of: "shared", "each"
     policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or how they are treated, such as `{class: text/small}`

@@ -11,14 +11,12 @@ use crate::{
     format::{self, PolicyFile, Word},
     policy::{
         CompileError, Place, Policy, Problem, Quota, QuotaLevel, Resource, Scope, Scopes, Unit,
+        error::closest,
         pattern::Pattern,
-        quota::{CONCURRENT_REQUESTS, REQUESTS},
+        quota::{CONCURRENT_REQUESTS, NamedAnswer, REQUESTS},
         rules::{ClassRules, ResourceRules, Rule, RuleId, RuleSource, TierRules},
     },
 };
-
-/// How alike two names are by the measure of Jaro and Winkler, from 0 to 1, if one may be meant for the other.
-const ALIKE: f64 = 0.85;
 
 /// The name that all unknown resources share, where the policy admits them.
 const UNKNOWN: &str = "*";
@@ -32,6 +30,8 @@ pub(super) struct Builder {
     /// The scope of the rules' quotas that name none, if the file gives one.
     quota_scope: Option<format::Scope>,
     pub(super) rules: Vec<Rule>,
+    /// The answers that quotas name.
+    pub(super) named_answers: Vec<NamedAnswer>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
     /// The behaviour during an outage of the store, for quotas without their own.
@@ -52,6 +52,7 @@ impl Builder {
             scopes,
             quota_scope: file.scopes.quotas.clone(),
             rules: Vec::new(),
+            named_answers: Vec::new(),
             shadow: file.shadow,
             on_failure: file.on_failure.into(),
             calendars: Vec::new(),
@@ -67,6 +68,7 @@ impl Builder {
             scopes,
             quota_scope: None,
             rules: Vec::new(),
+            named_answers: Vec::new(),
             shadow: policy.shadow,
             on_failure: policy.on_failure,
             calendars: Vec::new(),
@@ -222,9 +224,7 @@ impl Builder {
         place: Place,
     ) {
         let mut names: Vec<&str> = known.into_iter().map(String::as_str).collect();
-        let likeness = |known: &str| strsim::jaro_winkler(name, known);
-        let closest = names.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-        let closest = closest.filter(|known| likeness(known) >= ALIKE).map(str::to_owned);
+        let closest = closest(name, &names).map(str::to_owned);
         if names.len() > 12 {
             names.truncate(12);
             names.push("…");

@@ -44,6 +44,16 @@ impl From<CompileError> for Mistake {
     }
 }
 
+/// How alike two names are by the measure of Jaro and Winkler, from 0 to 1, if one may be meant for the other.
+const ALIKE: f64 = 0.85;
+
+/// The known name that may be meant by `name`.
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let likeness = |known: &str| strsim::jaro_winkler(name, known);
+    let closest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    closest.filter(|known| likeness(known) >= ALIKE)
+}
+
 /// The mistake, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

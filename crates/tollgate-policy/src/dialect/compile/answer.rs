@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{TableCompiler, format_problem};
 use crate::{
     dialect::{
-        ResponseKind, ResponseTemplate,
+        BodyNeeds, ResponseKind, ResponseTemplate,
         body::{BodyTemplate, Placeholder},
         value::QuotaChoice,
     },
-    format::dialect::{Answer, Refusal, Selector, Table, ValueWord},
-    policy::{Mistake, Place},
+    format::dialect::{Answer, Selector, Table, ValueWord},
+    policy::{CONCURRENCY_EXCEEDED, Mistake, OVERLOADED, Place, QUOTA_EXCEEDED},
     reason::{InvalidKey, Reason},
 };
 
@@ -25,9 +25,26 @@ pub(super) struct AnswerTables<'t> {
     pub(super) place: Place,
 }
 
+/// A kind of refusal that has an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal<'t> {
+    QuotaExceeded,
+    ConcurrencyExceeded,
+    Overloaded,
+    CostAboveLimit,
+    Blocked,
+    UploadTooLarge,
+    BadKey,
+    UnknownKey,
+    RevokedKey,
+    ExpiredKey,
+    /// By a quota that is `refused_as` this name.
+    Named(&'t str),
+}
+
 /// One answer that a response can be made of.
 struct Source<'t> {
-    refusal: Refusal,
+    refusal: Refusal<'t>,
     answer: &'t Answer,
     /// Its place. `None` for an answer of the built-in table, which is checked with that table.
     place: Option<Place>,
@@ -41,23 +58,26 @@ impl<'t> AnswerTables<'t> {
     }
 
     /// The responses to refusals by quotas that have an answer of their own.
-    pub(super) fn named(&self, compiler: &mut TableCompiler) -> BTreeMap<&'static str, ResponseTemplate> {
-        let mut named = BTreeMap::new();
-        if self.has(Refusal::ConcurrencyExceeded) {
-            let refusals = [Refusal::ConcurrencyExceeded, Refusal::QuotaExceeded];
-            named.insert(Refusal::ConcurrencyExceeded.name(), self.of(&refusals, compiler));
+    pub(super) fn named(&self, compiler: &mut TableCompiler) -> BTreeMap<Box<str>, ResponseTemplate> {
+        let names = || [Some(self.table), self.base].into_iter().flatten().flat_map(|table| table.answers.keys());
+        // Every dialect has an answer for hidden quotas.
+        let mut named = BTreeMap::from([(OVERLOADED.into(), self.of(&[Refusal::Overloaded], compiler))]);
+        for name in names() {
+            let refusals = match Refusal::of(name) {
+                refusal @ Refusal::ConcurrencyExceeded => &[refusal, Refusal::QuotaExceeded][..],
+                refusal @ Refusal::Named(_) => &[refusal],
+                _ => continue,
+            };
+            if !named.contains_key(&**name) {
+                named.insert(name.as_str().into(), self.of(refusals, compiler));
+            }
         }
-        named.insert(Refusal::Overloaded.name(), self.of(&[Refusal::Overloaded], compiler));
         named
-    }
-
-    fn has(&self, refusal: Refusal) -> bool {
-        [Some(self.table), self.base].into_iter().flatten().any(|table| table.answers.contains_key(&refusal))
     }
 
     /// The response of the answers to `refusals`, the first of which has precedence. Each part is that of the first answer
     /// that has it; answers of the table go before those of the base.
-    fn of(&self, refusals: &[Refusal], compiler: &mut TableCompiler) -> ResponseTemplate {
+    fn of(&self, refusals: &[Refusal<'t>], compiler: &mut TableCompiler) -> ResponseTemplate {
         let sources = self.sources(refusals);
         let body_at = sources.iter().position(|source| source.answer.body.is_some());
         // The quota of an answer with less precedence is that of another body.
@@ -72,15 +92,15 @@ impl<'t> AnswerTables<'t> {
         ResponseTemplate {
             status: status.unwrap_or_else(|| refusals.first().map_or(429, |refusal| default_status(*refusal))),
             content_type: content_type.map_or("application/json", |media| media.0.as_str()).into(),
-            has_retry_time: body.as_ref().is_some_and(|body| body.contains(is_retry_time)),
+            needs: body.as_ref().map(|body| needs(body, choice)).unwrap_or_default(),
             body,
         }
     }
 
-    fn sources(&self, refusals: &[Refusal]) -> Vec<Source<'t>> {
+    fn sources(&self, refusals: &[Refusal<'t>]) -> Vec<Source<'t>> {
         let of = |table: &'t Table, place: Option<&Place>| -> Vec<Source<'t>> {
             let found = refusals.iter().filter_map(|refusal| {
-                let answer = table.answers.get(refusal)?;
+                let answer = table.answers.get(refusal.name())?;
                 Some(Source { refusal: *refusal, answer, place: place.map(|place| place.at(refusal.name())) })
             });
             found.collect()
@@ -93,7 +113,7 @@ impl<'t> AnswerTables<'t> {
 
 impl ResponseTemplate {
     fn allowed() -> Self {
-        Self { status: 200, content_type: Box::default(), body: None, has_retry_time: false }
+        Self { status: 200, content_type: Box::default(), body: None, needs: BodyNeeds::default() }
     }
 }
 
@@ -111,7 +131,7 @@ fn body(source: &Source<'_>, choice: QuotaChoice, compiler: &mut TableCompiler) 
 }
 
 /// The answers for a reason, the most specific one first.
-fn refusals_for(reason: Reason) -> &'static [Refusal] {
+fn refusals_for(reason: Reason) -> &'static [Refusal<'static>] {
     match reason {
         Reason::QuotaExceeded => &[Refusal::QuotaExceeded],
         Reason::CostAboveLimit => &[Refusal::CostAboveLimit],
@@ -123,13 +143,32 @@ fn refusals_for(reason: Reason) -> &'static [Refusal] {
     }
 }
 
-impl Refusal {
+impl<'t> Refusal<'t> {
+    /// Those with a name of their own.
+    const KNOWN: [Self; 10] = [
+        Self::QuotaExceeded,
+        Self::ConcurrencyExceeded,
+        Self::Overloaded,
+        Self::CostAboveLimit,
+        Self::Blocked,
+        Self::UploadTooLarge,
+        Self::BadKey,
+        Self::UnknownKey,
+        Self::RevokedKey,
+        Self::ExpiredKey,
+    ];
+
+    /// The refusal that tables call `name`.
+    fn of(name: &'t str) -> Self {
+        Self::KNOWN.into_iter().find(|known| known.name() == name).unwrap_or(Self::Named(name))
+    }
+
     /// Its name in tables.
-    pub(super) const fn name(self) -> &'static str {
+    const fn name(self) -> &'t str {
         match self {
-            Self::QuotaExceeded => "quota_exceeded",
-            Self::ConcurrencyExceeded => "concurrency_exceeded",
-            Self::Overloaded => "overloaded",
+            Self::QuotaExceeded => QUOTA_EXCEEDED,
+            Self::ConcurrencyExceeded => CONCURRENCY_EXCEEDED,
+            Self::Overloaded => OVERLOADED,
             Self::CostAboveLimit => "cost_above_limit",
             Self::Blocked => "blocked",
             Self::UploadTooLarge => "upload_too_large",
@@ -137,6 +176,7 @@ impl Refusal {
             Self::UnknownKey => "unknown_key",
             Self::RevokedKey => "revoked_key",
             Self::ExpiredKey => "expired_key",
+            Self::Named(name) => name,
         }
     }
 
@@ -147,25 +187,51 @@ impl Refusal {
 
     /// Whether a quota refuses.
     const fn is_of_quota(self) -> bool {
-        matches!(self, Self::QuotaExceeded | Self::ConcurrencyExceeded | Self::CostAboveLimit)
+        matches!(self, Self::QuotaExceeded | Self::ConcurrencyExceeded | Self::CostAboveLimit | Self::Named(_))
     }
 }
 
-const fn default_status(refusal: Refusal) -> u16 {
+const fn default_status(refusal: Refusal<'_>) -> u16 {
     match refusal {
-        Refusal::QuotaExceeded | Refusal::ConcurrencyExceeded | Refusal::Blocked => 429,
+        Refusal::QuotaExceeded | Refusal::ConcurrencyExceeded | Refusal::Named(_) | Refusal::Blocked => 429,
         Refusal::Overloaded => 503,
         Refusal::CostAboveLimit | Refusal::UploadTooLarge => 413,
         Refusal::BadKey | Refusal::UnknownKey | Refusal::RevokedKey | Refusal::ExpiredKey => 401,
     }
 }
 
-const fn is_retry_time(word: ValueWord) -> bool {
-    matches!(word, ValueWord::RetryAt | ValueWord::RetryAfter)
+/// The values of a body that do not exist for every refusal by a quota.
+fn needs(body: &BodyTemplate, choice: QuotaChoice) -> BodyNeeds {
+    use ValueWord as W;
+    let of_binding = choice == QuotaChoice::Binding;
+    BodyNeeds {
+        retry_time: body.contains(|word| matches!(word, W::RetryAt | W::RetryAfter)),
+        quota: body.contains(|word| of_binding && is_of_quota(word) || word == W::Violated),
+        window: body.contains(|word| of_binding && matches!(word, W::Window | W::Reset | W::ResetsAt)),
+    }
+}
+
+/// Whether the value is of a quota.
+const fn is_of_quota(word: ValueWord) -> bool {
+    use ValueWord as W;
+    matches!(
+        word,
+        W::Limit
+            | W::Remaining
+            | W::Used
+            | W::Cost
+            | W::Reset
+            | W::ResetsAt
+            | W::Quota
+            | W::Label
+            | W::Unit
+            | W::Window
+            | W::Measure
+    )
 }
 
 /// Checks that the value always exists in a body for this refusal, so that no sentence has a gap.
-fn check_placeholder(placeholder: Placeholder, refusal: Refusal, choice: QuotaChoice) -> Result<(), String> {
+fn check_placeholder(placeholder: Placeholder, refusal: Refusal<'_>, choice: QuotaChoice) -> Result<(), String> {
     use ValueWord as W;
     let Placeholder { word, format } = placeholder;
     if let Some(wrong) = format_problem(word, format) {
@@ -177,8 +243,8 @@ fn check_placeholder(placeholder: Placeholder, refusal: Refusal, choice: QuotaCh
         W::Reason | W::Domain => (true, ""),
         W::IetfPolicies | W::IetfLimits | W::ShouldRetry => (false, "in headers"),
         W::RetryAt | W::RetryAfter => (
-            matches!(refusal, Refusal::QuotaExceeded | Refusal::ConcurrencyExceeded | Refusal::Blocked),
-            "in quota_exceeded, concurrency_exceeded and blocked",
+            refusal.is_of_quota() && refusal != Refusal::CostAboveLimit || refusal == Refusal::Blocked,
+            "in blocked, and where a quota refuses for a while",
         ),
         W::Message => {
             (matches!(refusal, Refusal::Blocked | Refusal::UploadTooLarge), "in blocked and upload_too_large")
@@ -200,7 +266,7 @@ fn check_placeholder(placeholder: Placeholder, refusal: Refusal, choice: QuotaCh
         | W::Measure
         | W::Violated => (
             refusal.is_of_quota() || of_call && choice != QuotaChoice::Binding,
-            "in quota_exceeded, concurrency_exceeded and cost_above_limit",
+            "where a quota refuses that customers see",
         ),
     };
     if exists { Ok(()) } else { Err(format!("only exists {where_it_exists}")) }

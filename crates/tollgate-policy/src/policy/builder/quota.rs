@@ -14,7 +14,7 @@ use crate::{
     policy::{
         Place, Problem, Quota, QuotaLevel, Scope, Unit,
         pool::Pool,
-        quota::{CONCURRENT_REQUESTS, SLOT_RETRY_AFTER_MS, default_label, default_name},
+        quota::{CONCURRENT_REQUESTS, NamedAnswer, SLOT_RETRY_AFTER_MS, default_label, default_name},
     },
 };
 
@@ -26,7 +26,18 @@ impl Builder {
         scope: Option<&format::Scope>,
         place: &Place,
     ) -> Option<Quota> {
-        let quota = self.counter(&written.counter, scope, QuotaLevel::Account, place)?;
+        let quota = self.counter(&written.counter, scope, QuotaLevel::Account, place);
+        let visible = written.visible.or_else(|| quota.as_ref().map(|quota| quota.visible)).unwrap_or(true);
+        let refused_as: Option<Arc<str>> = written.refused_as.as_ref().map(|name| name.0.as_str().into());
+        if let Some(name) = &refused_as {
+            self.named_answers.push(NamedAnswer {
+                place: place.at("refused_as"),
+                name: name.clone(),
+                hidden: !visible,
+                of_slots: written.counter.unit.0 == CONCURRENT_REQUESTS,
+            });
+        }
+        let quota = quota?;
         let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
         if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
             self.error(place.at("pool"), problem);
@@ -46,7 +57,8 @@ impl Builder {
             name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
             label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
             shadow: written.shadow || quota.shadow,
-            visible: written.visible.unwrap_or(quota.visible),
+            visible,
+            refused_as,
             required: written.required,
             on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
             slot_retry_after_ms,
@@ -100,6 +112,7 @@ impl Builder {
             visible: scope.within_account(),
             scope,
             shadow: self.shadow,
+            refused_as: None,
             required: false,
             on_failure: self.on_failure,
             slot_retry_after_ms: concurrent.then_some(SLOT_RETRY_AFTER_MS),
