@@ -185,7 +185,11 @@ impl TableCompiler {
             None | Some(format::Selector::Binding(_)) => None,
             Some(format::Selector::Quota(quota)) => Some(self.selector(quota)),
         };
-        Some(HeaderContent::Values { quota, words, format: row.format })
+        let length_ms = match &row.quota {
+            Some(format::Selector::Quota(quota)) => quota.per.as_ref().map(Length::ms),
+            None | Some(format::Selector::Binding(_)) => None,
+        };
+        Some(HeaderContent::Values { quota, length_ms, words, format: row.format })
     }
 
     /// The index of the selector. Several headers share one, so that each quota is chosen once for a response.
