@@ -5,10 +5,13 @@
 //! them.
 
 mod codec;
+mod details;
 #[expect(missing_docs, reason = "fields without a description say in their names what they are")]
 pub mod json;
 
 use std::fmt;
+
+pub use details::{rendered_in, status_details};
 
 /// `tollgate.v1`.
 #[expect(

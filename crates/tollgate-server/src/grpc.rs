@@ -11,7 +11,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
-use tollgate_api::v1::{self, rate_limit_service_server::RateLimitService};
+use tollgate_api::{
+    status_details,
+    v1::{self, rate_limit_service_server::RateLimitService},
+};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -248,7 +251,10 @@ fn overloaded(text: String) -> Status {
 fn failed(error: CallError) -> Status {
     let code = FailureCode::of(&error);
     let text = error.message();
-    if code.retry_soon { overloaded(text) } else { Status::new(code.grpc, text) }
+    let status = if code.retry_soon { overloaded(text) } else { Status::new(code.grpc, text) };
+    let Some(answer) = error.rendered() else { return status };
+    let details = status_details(status.code().into(), status.message(), &rendered(answer));
+    Status::with_details_and_metadata(status.code(), status.message(), details.into(), status.metadata().clone())
 }
 
 fn from_wire<'a>(within: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
@@ -262,6 +268,7 @@ fn from_wire<'a>(within: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>
         dialect: &call.dialect,
         request_id: &call.request_id,
         deadline: None,
+        render: call.render,
         upload: call.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,
@@ -285,8 +292,9 @@ fn result(decided: Result<v1::Decision, CallError>) -> v1::CallResult {
     use v1::call_result::Result as Of;
     let result = decided.map_or_else(
         |error| {
+            let rendered = error.rendered().map(rendered);
             let status = failed(error);
-            Of::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
+            Of::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned(), rendered })
         },
         Of::Decision,
     );
@@ -299,7 +307,7 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
         verdict: answer.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
         reason: answer.reason().map_or(v1::Reason::Unspecified, reason).into(),
         quota: answer.binding_quota().map(|status| status.quota.name.as_ref().into()).unwrap_or_default(),
-        rendered: call.render.then(|| Box::new(rendered(answer.render()))),
+        rendered: call.render.then(|| Box::new(rendered(&answer.render()))),
         ..v1::Decision::default()
     };
     match &answer.outcome {
@@ -336,11 +344,12 @@ fn decision(answer: &Answer<'_>, call: &v1::Call) -> v1::Decision {
     }
 }
 
-fn rendered(answer: Rendered) -> v1::RenderedResponse {
+fn rendered(answer: &Rendered) -> v1::RenderedResponse {
+    let header = |(name, value): &(String, String)| v1::Header { name: name.clone(), value: value.clone() };
     v1::RenderedResponse {
         status: answer.status.into(),
-        headers: answer.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
-        body: answer.body.unwrap_or_default(),
+        headers: answer.headers.iter().map(header).collect(),
+        body: answer.body.clone().unwrap_or_default(),
     }
 }
 
@@ -424,6 +433,7 @@ fn reason(reason: Reason) -> v1::Reason {
         Reason::CostAboveLimit => v1::Reason::CostAboveLimit,
         Reason::Blocked => v1::Reason::Blocked,
         Reason::UploadTooLarge => v1::Reason::UploadTooLarge,
+        Reason::UnknownResource => v1::Reason::UnknownResource,
         Reason::InvalidKey(InvalidKey::Unknown) => v1::Reason::UnknownKey,
         Reason::InvalidKey(InvalidKey::Revoked) => v1::Reason::RevokedKey,
         Reason::InvalidKey(InvalidKey::Expired) => v1::Reason::ExpiredKey,

@@ -232,7 +232,8 @@ fn answer<T: Serialize>(result: Result<T, CallError>) -> Response {
 
 /// A failed call, as a batch reports it.
 fn detail(error: &CallError) -> ErrorDetail {
-    ErrorDetail { code: FailureCode::of(error).word.into(), message: error.message() }
+    let rendered = error.rendered().map(decide::rendered);
+    ErrorDetail { code: FailureCode::of(error).word.into(), message: error.message(), rendered }
 }
 
 /// The answer to a failed call.

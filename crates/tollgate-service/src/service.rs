@@ -21,7 +21,7 @@ use tollgate_core::{claim::Mode, store::StoreError, time::Timestamp};
 use tollgate_policy::{
     ClaimSet, DecidedBy, Resolved, Usage,
     decision::{Decision, Verdict},
-    dialect,
+    dialect::{self, Facts, ResponseKind},
     uploads::UploadTooLarge,
 };
 use tollgate_store::clock::Clock;
@@ -31,7 +31,7 @@ pub use self::{
     answer::{Answer, Outcome, Rejection, RejectionCause},
     authenticate::find_domain,
     batch::check_batch,
-    call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES, check_name},
+    call::{Call, CallError, CallerRef, Listing, MAX_ENTRIES, RenderedFailure, check_name},
     counters::Counters,
     list::{LimitsPage, ListError, page_size},
     log::RefusalsError,
@@ -48,7 +48,7 @@ use crate::{
     blocks::KnownBlocks,
     directory::{Accounts, Identity},
     domains::{CurrentDomains, Domain},
-    metrics::Metrics,
+    metrics::{Metrics, UNKNOWN_RESOURCE},
     refusals::Refusals,
 };
 
@@ -124,13 +124,30 @@ impl DecisionService {
     ) -> BoxFuture<'a, Result<R, CallError>> {
         Box::pin(async move {
             let started = Instant::now();
-            let answered = self.answer(&call, operation, render).await;
+            let answered = self.answer(&call, operation, render).await.map_err(|error| self.rendered(&call, error));
             match &answered {
                 Ok(_) => self.metrics.decided_in(started.elapsed()),
                 Err(error) => self.metrics.call_failed(error.is_of_the_call()),
             }
             answered
         })
+    }
+
+    /// Renders a failure of the store if the call is rendered.
+    fn rendered(&self, call: &Call<'_>, error: CallError) -> CallError {
+        let error = match error {
+            // The account has caused it itself.
+            CallError::Store(error) if call.render && !matches!(error, StoreError::CounterCapReached(_)) => error,
+            error => return error,
+        };
+        let domains = self.domains.load();
+        let dialect = match domains.get(call.domain, call.within) {
+            Some(domain) => domain.dialects.choose(call.dialect),
+            None => dialect::built_in_dialect(call.dialect),
+        };
+        let Ok(dialect) = dialect else { return error.into() };
+        let rendered = dialect.render(&Facts::of_kind(ResponseKind::Unavailable, self.clock.now()));
+        CallError::RenderedStore(Box::new(RenderedFailure { error, rendered }))
     }
 
     /// The steps of a call, as ARCHITECTURE.md walks them.
@@ -163,7 +180,19 @@ impl DecisionService {
         };
         let dialect = &**domain.dialects.choose(call.dialect)?;
 
-        let (resolved, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
+        let (resolved, usage, too_large) = match Self::resolve(domain, &identity, call, operation) {
+            Err(CallError::UnknownResource(_)) => {
+                if operation.mode() != Mode::Peek {
+                    domain.metrics.count(identity.account.tier, None, Some(UNKNOWN_RESOURCE));
+                }
+                let cause = RejectionCause::UnknownResource(call.resource);
+                return Ok(render(&Answer {
+                    dialect,
+                    outcome: Err(Rejection { domain: Some(domain), cause, at: now }),
+                }));
+            }
+            resolved => resolved?,
+        };
         let address_check = Self::address_check(domain, call.caller, &attributes);
         // If the upload is refused nothing is charged, and the answer still contains the caller's current usage.
         let nothing = Usage::none();

@@ -1,10 +1,14 @@
 //! Rendered responses: on request, in the dialect of the call or of its domain.
 
 use serde_json::{Value, json};
-use tollgate_api::v1::{Call, Caller, Decision, RenderedResponse, Upload};
+use tollgate_api::{
+    rendered_in,
+    v1::{Call, Caller, Decision, Reason, RenderedResponse, ReserveRequest, Upload},
+};
+use tollgate_store::testing::RedisServer;
 use tonic::Code;
 
-use crate::harness::{KEY, Node, account, api_key, call, consume, memory_node, peek, shop};
+use crate::harness::{KEY, Node, account, allowed, api_key, call, consume, memory_node, peek, redis_node, shop};
 
 /// The shop policy with a dialect of its own and a counter for each prompt.
 fn shop_with_a_dialect() -> String {
@@ -203,4 +207,70 @@ async fn each_quota_is_refused_in_its_own_words() {
     let full = ask("d").await;
     assert_eq!((code(&full), of_minute(&full)), ((503, "server_is_overloaded".into()), ["2".into(), "2".into()]));
     assert_eq!((header(&full, "retry-after"), header(&full, "x-should-retry")), (Some("60"), None));
+}
+
+/// A part of the body of each dialect.
+const UNKNOWN_RESOURCE: [(&str, &str); 7] = [
+    ("venice", r#"{"error":"Specified model not found"}"#),
+    ("tiered-chat", "There is no resource no-such-model."),
+    ("deapi", r#"{"message":"Not Found."}"#),
+    ("openai", r#""code":"model_not_found""#),
+    ("anthropic", r#""type":"not_found_error","message":"model: no-such-model""#),
+    ("ietf", r#""title":"Not Found""#),
+    ("none", ""),
+];
+
+/// A resource that the policy does not have is a refusal with its own reason, not a text to parse.
+#[tokio::test]
+async fn an_unknown_resource_is_a_refusal_in_the_dialect() {
+    let node = memory_node(&shop(2)).await;
+    for (dialect, part) in UNKNOWN_RESOURCE {
+        let unknown = Call { dialect: dialect.to_owned(), render: true, ..call(account("a"), "no-such-model", &[]) };
+        let decision = consume(&node.grpc, unknown.clone()).await.expect("a decision");
+        assert_eq!((decision.reason(), allowed(&decision)), (Reason::UnknownResource, false), "{dialect}");
+        assert_eq!(decision.retry_after_ms, None, "{dialect}");
+        let answer = decision.rendered.expect("a rendered answer");
+        assert_eq!(answer.status, 404, "{dialect}");
+        assert!(answer.body.contains(part), "{dialect}: {}", answer.body);
+        let reserve = ReserveRequest { call: Some(unknown.clone()), ..ReserveRequest::default() };
+        let reserved = node.grpc.clone().reserve(reserve).await.unwrap().into_inner().decision.expect("a decision");
+        assert_eq!((reserved.reason(), reserved.reservation), (Reason::UnknownResource, None), "{dialect}");
+    }
+    let body =
+        json!({ "caller": { "account": "a" }, "resource": "no-such-model", "render": true, "dialect": "openai" });
+    for route in ["/v1/check", "/v1/consume"] {
+        let (status, decision) = node.rest.post(route, body.to_string()).await;
+        assert_eq!((status.as_u16(), &decision["reason"]), (200, &json!("unknown_resource")), "{decision}");
+        assert_eq!(decision["rendered"]["status"], 404);
+    }
+    let (_, metrics) = node.rest.text("/metrics").await;
+    let counted = metrics.lines().find(|line| line.contains(r#"quota="unknown_resource""#) && !line.ends_with(" 0"));
+    assert!(counted.is_some_and(|line| line.ends_with(" 15")), "{counted:?}");
+}
+
+/// The store does not answer: the call is UNAVAILABLE, with the answer for the platform's customer.
+#[tokio::test]
+async fn a_failure_of_the_store_carries_the_rendered_answer() {
+    let mut redis = RedisServer::start();
+    let node = redis_node(&shop(2), redis.url()).await;
+    let one = |render| Call { dialect: "openai".to_owned(), render, ..call(account("a"), "model", &[]) };
+    assert!(allowed(&consume(&node.grpc, one(false)).await.unwrap()));
+    redis.kill();
+    let failed = consume(&node.grpc, one(true)).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable, "{failed:?}");
+    let answer = rendered_in(failed.details()).expect("a rendered answer");
+    assert_eq!(answer.status, 503);
+    let body: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(body["error"]["type"], "service_unavailable_error", "{body}");
+    assert_eq!((header(&answer, "x-should-retry"), header(&answer, "content-type")), (None, None));
+    let plain = consume(&node.grpc, one(false)).await.unwrap_err();
+    assert_eq!((plain.code(), plain.details()), (Code::Unavailable, &[][..]), "only if the call asks");
+    let rest = |render: bool| json!({ "caller": { "account": "a" }, "resource": "model", "render": render, "dialect": "openai" });
+    let (status, error) = node.rest.post("/v1/consume", rest(true).to_string()).await;
+    assert_eq!((status.as_u16(), &error["error"]["code"]), (503, &json!("unavailable")), "{error}");
+    assert_eq!(error["error"]["rendered"]["body"], answer.body, "{error}");
+    let (_, error) = node.rest.post("/v1/consume", rest(false).to_string()).await;
+    assert_eq!(error["error"].get("rendered"), None, "{error}");
+    let (_, batch) = node.rest.post("/v1/consume_batch", json!({ "calls": [rest(true)] }).to_string()).await;
+    assert_eq!(batch["results"][0]["error"]["rendered"]["status"], 503, "{batch}");
 }

@@ -99,6 +99,8 @@ pub enum ReasonBody {
     Blocked,
     /// The upload is larger than the resource accepts.
     UploadTooLarge,
+    /// The policy does not have the resource.
+    UnknownResource,
 }
 
 /// A quota: its definition, and its state after the decision.

@@ -243,6 +243,8 @@ fn kinds(word: KindName) -> ResponseKinds {
         KindName::CostAboveLimit => on(Reason::CostAboveLimit),
         KindName::Blocked => on(Reason::Blocked),
         KindName::UploadTooLarge => on(Reason::UploadTooLarge),
+        KindName::UnknownResource => on(Reason::UnknownResource),
+        KindName::Unavailable => ResponseKinds::matching(|kind| kind == ResponseKind::Unavailable),
         KindName::BadKey => {
             ResponseKinds::matching(|kind| matches!(kind, ResponseKind::Refused(Reason::InvalidKey(_))))
         }

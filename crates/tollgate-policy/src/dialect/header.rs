@@ -46,7 +46,7 @@ pub(super) enum HeaderContent {
 
 /// A set of kinds of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ResponseKinds(u8);
+pub(super) struct ResponseKinds(u16);
 
 impl ResponseKinds {
     pub(super) const NONE: Self = Self(0);

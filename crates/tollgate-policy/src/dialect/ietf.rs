@@ -41,7 +41,7 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
         let reset = match (facts.kind, status.fit) {
             (_, Fit::At(at)) => Some(at),
             (ResponseKind::Allowed, Fit::Now) => status.window_reset(),
-            (ResponseKind::Refused(_), Fit::Now) | (_, Fit::Never) => None,
+            (ResponseKind::Refused(_) | ResponseKind::Unavailable, Fit::Now) | (_, Fit::Never) => None,
         };
         let item = list.bare_item(name).parameter(KeyRef::constant("r"), number(remaining.get()));
         if let Some(at) = reset {

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Dialect, ResponseKind};
+use super::{Dialect, ResponseKind, facts::UNAVAILABLE};
 use crate::{
     format::dialect::Table,
     policy::{CONCURRENCY_EXCEEDED, Mistake, NamedAnswer, OVERLOADED, Place, Policy, QUOTA_EXCEEDED, closest},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The answers that a table may have although no quota names them, besides those to reasons.
-const ALWAYS_KNOWN: [&str; 4] = ["bad_key", CONCURRENCY_EXCEEDED, OVERLOADED, "insufficient_quota"];
+const ALWAYS_KNOWN: [&str; 5] = ["bad_key", CONCURRENCY_EXCEEDED, OVERLOADED, "insufficient_quota", UNAVAILABLE];
 
 /// The mistakes of quotas that name an answer which the policy's dialect, called `name`, does not have, or which does not
 /// suit them. In other dialects, which a call may choose, such a quota is refused like others.

@@ -94,7 +94,7 @@ impl<'f> RenderContext<'f> {
     fn retry_is_useless(&self) -> bool {
         let wait = self.facts.retry_at.map(|at| at.ms_since(self.facts.now));
         match (self.facts.kind, wait) {
-            (ResponseKind::Allowed, _) => false,
+            (ResponseKind::Allowed | ResponseKind::Unavailable, _) => false,
             (ResponseKind::Refused(_), None) => true,
             (ResponseKind::Refused(_), Some(wait)) => self.retry_within_ms.is_some_and(|longest| wait > longest),
         }

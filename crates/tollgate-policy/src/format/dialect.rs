@@ -58,6 +58,7 @@ pub(crate) struct Table {
     /// The status and the body of each kind of refusal: `quota_exceeded`, `concurrency_exceeded` (no slot of
     /// `concurrent_requests` is free; the parts that it does not have are those of `quota_exceeded`), `overloaded` (a quota
     /// refuses that customers do not see), `insufficient_quota`, `cost_above_limit`, `blocked`, `upload_too_large`,
+    /// `unknown_resource`, `unavailable` (the store does not answer),
     /// `bad_key` or separately `unknown_key`, `revoked_key` and `expired_key`; and the names of the platform's own that
     /// quotas are `refused_as`.
     #[serde(default)]
@@ -243,6 +244,8 @@ pub(crate) enum KindName {
     CostAboveLimit,
     Blocked,
     UploadTooLarge,
+    UnknownResource,
+    Unavailable,
     BadKey,
     UnknownKey,
     RevokedKey,

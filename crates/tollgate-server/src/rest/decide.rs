@@ -78,6 +78,7 @@ pub(super) fn call<'a>(body: &'a CallBody, within: &'a DomainScope) -> Call<'a> 
         dialect: &body.dialect,
         request_id: &body.request_id,
         deadline: None,
+        render: body.render,
         upload: body.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,
@@ -105,7 +106,7 @@ pub(super) fn decision(answer: &Answer<'_>, render: bool) -> DecisionBody {
         quotas: Vec::new(),
         reservation: None,
         replayed: false,
-        rendered: render.then(|| rendered(answer.render())),
+        rendered: render.then(|| rendered(&answer.render())),
     };
     match &answer.outcome {
         Err(rejection) => {
@@ -144,15 +145,16 @@ pub(super) fn reason(reason: Reason) -> ReasonBody {
         Reason::CostAboveLimit => ReasonBody::CostAboveLimit,
         Reason::Blocked => ReasonBody::Blocked,
         Reason::UploadTooLarge => ReasonBody::UploadTooLarge,
+        Reason::UnknownResource => ReasonBody::UnknownResource,
         Reason::InvalidKey(InvalidKey::Unknown) => ReasonBody::UnknownKey,
         Reason::InvalidKey(InvalidKey::Revoked) => ReasonBody::RevokedKey,
         Reason::InvalidKey(InvalidKey::Expired) => ReasonBody::ExpiredKey,
     }
 }
 
-fn rendered(answer: Rendered) -> RenderedBody {
-    let headers = answer.headers.into_iter().map(|(name, value)| HeaderBody { name, value });
-    RenderedBody { status: answer.status, headers: headers.collect(), body: answer.body }
+pub(super) fn rendered(answer: &Rendered) -> RenderedBody {
+    let headers = answer.headers.iter().map(|(name, value)| HeaderBody { name: name.clone(), value: value.clone() });
+    RenderedBody { status: answer.status, headers: headers.collect(), body: answer.body.clone() }
 }
 
 pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {

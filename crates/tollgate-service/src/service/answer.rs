@@ -55,6 +55,8 @@ pub enum RejectionCause<'a> {
     InvalidKey(InvalidKey),
     /// Its address is blocked, because too many keys from there were invalid.
     Blocked(Block<'a>),
+    /// It calls a resource that the policy does not have.
+    UnknownResource(&'a str),
 }
 
 impl<'a> Rejection<'a> {
@@ -63,14 +65,23 @@ impl<'a> Rejection<'a> {
         match self.cause {
             RejectionCause::InvalidKey(why) => Reason::InvalidKey(why),
             RejectionCause::Blocked(_) => Reason::Blocked,
+            RejectionCause::UnknownResource(_) => Reason::UnknownResource,
         }
     }
 
     /// The block of the address, if that is the cause.
     pub fn block(&self) -> Option<Block<'a>> {
         match self.cause {
-            RejectionCause::InvalidKey(_) => None,
+            RejectionCause::InvalidKey(_) | RejectionCause::UnknownResource(_) => None,
             RejectionCause::Blocked(block) => Some(block),
+        }
+    }
+
+    /// The resource that the policy does not have, if that is the cause.
+    fn resource(&self) -> Option<&'a str> {
+        match self.cause {
+            RejectionCause::UnknownResource(resource) => Some(resource),
+            RejectionCause::InvalidKey(_) | RejectionCause::Blocked(_) => None,
         }
     }
 }
@@ -107,19 +118,11 @@ impl<'a> Answer<'a> {
             Err(rejection) => {
                 let (block, now) = (rejection.block(), rejection.at);
                 return Facts {
-                    kind,
-                    now,
                     retry_at: block.map(|block| block.until),
-                    quotas: &[],
-                    binding: None,
-                    usage: None,
                     message: block.map(|block| block.message(now)),
                     domain: rejection.domain.map(|domain| &**domain.policy.domain()),
-                    resource: None,
-                    tier: None,
-                    priority: None,
-                    account: None,
-                    api_key_id: None,
+                    resource: rejection.resource(),
+                    ..Facts::of_kind(kind, now)
                 };
             }
         };

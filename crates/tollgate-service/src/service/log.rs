@@ -74,7 +74,7 @@ impl DecisionService {
                 Some(speaking) => &*speaking.quota.label,
                 None => return,
             },
-            Some(Reason::UploadTooLarge | Reason::InvalidKey(_)) | None => return,
+            Some(Reason::UploadTooLarge | Reason::UnknownResource | Reason::InvalidKey(_)) | None => return,
         };
         self.refusals.record(
             identity.account.partition,

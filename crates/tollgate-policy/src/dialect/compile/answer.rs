@@ -7,6 +7,7 @@ use crate::{
     dialect::{
         BodyNeeds, ResponseKind, ResponseTemplate,
         body::{BodyTemplate, Placeholder},
+        facts::UNAVAILABLE,
         value::QuotaChoice,
     },
     format::dialect::{Answer, Selector, Table, ValueWord},
@@ -34,6 +35,8 @@ enum Refusal<'t> {
     CostAboveLimit,
     Blocked,
     UploadTooLarge,
+    UnknownResource,
+    Unavailable,
     BadKey,
     UnknownKey,
     RevokedKey,
@@ -53,8 +56,11 @@ struct Source<'t> {
 impl<'t> AnswerTables<'t> {
     /// The response for a kind of decision.
     pub(super) fn response(&self, kind: ResponseKind, compiler: &mut TableCompiler) -> ResponseTemplate {
-        let ResponseKind::Refused(reason) = kind else { return ResponseTemplate::allowed() };
-        self.of(refusals_for(reason), compiler)
+        match kind {
+            ResponseKind::Allowed => ResponseTemplate::allowed(),
+            ResponseKind::Refused(reason) => self.of(refusals_for(reason), compiler),
+            ResponseKind::Unavailable => self.of(&[Refusal::Unavailable], compiler),
+        }
     }
 
     /// The responses to refusals by quotas that have an answer of their own.
@@ -137,6 +143,7 @@ fn refusals_for(reason: Reason) -> &'static [Refusal<'static>] {
         Reason::CostAboveLimit => &[Refusal::CostAboveLimit],
         Reason::Blocked => &[Refusal::Blocked],
         Reason::UploadTooLarge => &[Refusal::UploadTooLarge],
+        Reason::UnknownResource => &[Refusal::UnknownResource],
         Reason::InvalidKey(InvalidKey::Unknown) => &[Refusal::UnknownKey, Refusal::BadKey],
         Reason::InvalidKey(InvalidKey::Revoked) => &[Refusal::RevokedKey, Refusal::BadKey],
         Reason::InvalidKey(InvalidKey::Expired) => &[Refusal::ExpiredKey, Refusal::BadKey],
@@ -145,13 +152,15 @@ fn refusals_for(reason: Reason) -> &'static [Refusal<'static>] {
 
 impl<'t> Refusal<'t> {
     /// Those with a name of their own.
-    const KNOWN: [Self; 10] = [
+    const KNOWN: [Self; 12] = [
         Self::QuotaExceeded,
         Self::ConcurrencyExceeded,
         Self::Overloaded,
         Self::CostAboveLimit,
         Self::Blocked,
         Self::UploadTooLarge,
+        Self::UnknownResource,
+        Self::Unavailable,
         Self::BadKey,
         Self::UnknownKey,
         Self::RevokedKey,
@@ -172,6 +181,8 @@ impl<'t> Refusal<'t> {
             Self::CostAboveLimit => "cost_above_limit",
             Self::Blocked => "blocked",
             Self::UploadTooLarge => "upload_too_large",
+            Self::UnknownResource => "unknown_resource",
+            Self::Unavailable => UNAVAILABLE,
             Self::BadKey => "bad_key",
             Self::UnknownKey => "unknown_key",
             Self::RevokedKey => "revoked_key",
@@ -180,9 +191,17 @@ impl<'t> Refusal<'t> {
         }
     }
 
-    /// Whether the key of the caller is invalid.
-    const fn is_of_key(self) -> bool {
-        matches!(self, Self::BadKey | Self::UnknownKey | Self::RevokedKey | Self::ExpiredKey)
+    /// Whether a valid caller is refused for what it calls.
+    const fn is_of_call(self) -> bool {
+        !matches!(
+            self,
+            Self::UnknownResource
+                | Self::Unavailable
+                | Self::BadKey
+                | Self::UnknownKey
+                | Self::RevokedKey
+                | Self::ExpiredKey
+        )
     }
 
     /// Whether a quota refuses.
@@ -194,7 +213,8 @@ impl<'t> Refusal<'t> {
 const fn default_status(refusal: Refusal<'_>) -> u16 {
     match refusal {
         Refusal::QuotaExceeded | Refusal::ConcurrencyExceeded | Refusal::Named(_) | Refusal::Blocked => 429,
-        Refusal::Overloaded => 503,
+        Refusal::Overloaded | Refusal::Unavailable => 503,
+        Refusal::UnknownResource => 404,
         Refusal::CostAboveLimit | Refusal::UploadTooLarge => 413,
         Refusal::BadKey | Refusal::UnknownKey | Refusal::RevokedKey | Refusal::ExpiredKey => 401,
     }
@@ -237,10 +257,12 @@ fn check_placeholder(placeholder: Placeholder, refusal: Refusal<'_>, choice: Quo
     if let Some(wrong) = format_problem(word, format) {
         return Err(wrong);
     }
-    let of_call = !refusal.is_of_key();
+    let of_call = refusal.is_of_call();
     let of_binding_slots = refusal == Refusal::ConcurrencyExceeded && choice == QuotaChoice::Binding;
     let (exists, where_it_exists) = match word {
-        W::Reason | W::Domain => (true, ""),
+        W::Reason => (true, ""),
+        W::Domain => (refusal != Refusal::Unavailable, "if the call is decided"),
+        W::Resource if refusal == Refusal::UnknownResource => (true, ""),
         W::IetfPolicies | W::IetfLimits | W::ShouldRetry => (false, "in headers"),
         W::RetryAt | W::RetryAfter => (
             refusal.is_of_quota() && refusal != Refusal::CostAboveLimit || refusal == Refusal::Blocked,
@@ -249,7 +271,9 @@ fn check_placeholder(placeholder: Placeholder, refusal: Refusal<'_>, choice: Quo
         W::Message => {
             (matches!(refusal, Refusal::Blocked | Refusal::UploadTooLarge), "in blocked and upload_too_large")
         }
-        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => (of_call, "if the key is valid"),
+        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => {
+            (of_call, "if the key and the resource are valid")
+        }
         W::Window | W::Reset | W::ResetsAt if of_binding_slots => {
             (false, "for quotas with a window; `{measure}` is \"concurrent requests\" here")
         }

@@ -98,7 +98,8 @@ fn an_answer_that_no_quota_names_is_a_mistake() {
         mistakes(&format!("{BUDGET}{table}")),
         "policy.yaml:11: dialects.acme.answers.quota_exceded: no quota is `refused_as: quota_exceded`; did you mean \
          \"quota_exceeded\"? the other answers are: quota_exceeded, cost_above_limit, blocked, upload_too_large, \
-         unknown_key, revoked_key, expired_key, bad_key, concurrency_exceeded, overloaded, insufficient_quota"
+         unknown_resource, unknown_key, revoked_key, expired_key, bad_key, concurrency_exceeded, overloaded, \
+         insufficient_quota, unavailable"
     );
 }
 
