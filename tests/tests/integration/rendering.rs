@@ -274,3 +274,31 @@ async fn a_failure_of_the_store_carries_the_rendered_answer() {
     let (_, batch) = node.rest.post("/v1/consume_batch", json!({ "calls": [rest(true)] }).to_string()).await;
     assert_eq!(batch["results"][0]["error"]["rendered"]["status"], 503, "{batch}");
 }
+
+/// The waits that a hundred refused calls are told, in milliseconds, by a limit that is full for a minute.
+async fn rendered_waits(more: &str) -> Vec<u64> {
+    let node = memory_node(&(shop(2) + "dialect: openai\n" + more)).await;
+    let ask = |requests| Call { usage: [("requests".to_owned(), requests)].into(), ..call(account("a"), "model", &[]) };
+    assert_eq!(rendered(&node, ask(2)).await.status, 200);
+    let mut waits = Vec::new();
+    for _ in 0..100 {
+        let decision = consume(&node.grpc, Call { render: true, ..ask(1) }).await.unwrap();
+        assert_eq!(decision.retry_after_ms, Some(60_000), "the decision is exact");
+        let answer = decision.rendered.expect("an answer");
+        let wait: u64 = header(&answer, "retry-after-ms").unwrap().parse().unwrap();
+        let seconds: u64 = header(&answer, "retry-after").unwrap().parse().unwrap();
+        assert_eq!(seconds, wait.div_ceil(1_000), "one wait in all of an answer");
+        waits.push(wait);
+    }
+    waits
+}
+
+/// With all of a hundred in one tenth of the range by chance once in 10^99 runs.
+#[tokio::test]
+async fn waits_are_spread_upward_if_the_policy_says_so() {
+    assert!(rendered_waits("").await.iter().all(|wait| *wait == 60_000));
+    let spread = rendered_waits("retry_jitter: 10%\n").await;
+    assert!(spread.iter().all(|wait| (60_000..=66_000).contains(wait)), "never too early: {spread:?}");
+    let (least, most) = (spread.iter().min().unwrap(), spread.iter().max().unwrap());
+    assert!(most - least > 600, "they do not return together: {spread:?}");
+}

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    format::PolicyFile,
+    format::{Percentage, PolicyFile},
     policy::{
         CompileError, Place, Policy, Resource, Tier, TierId,
         builder::Builder,
@@ -109,6 +109,7 @@ impl Policy {
             abuse,
             authentication,
             named_answers,
+            retry_jitter_percent: file.retry_jitter.as_ref().map_or(0, Percentage::percent),
             shadow: file.shadow,
             on_failure: file.on_failure.into(),
         };

@@ -79,6 +79,7 @@ pub struct Policy {
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,
     named_answers: Vec<NamedAnswer>,
+    retry_jitter_percent: u8,
     shadow: bool,
     on_failure: OnFailure,
 }
@@ -204,6 +205,11 @@ impl Policy {
     /// The rule about failed authentications, by the attribute `ip`.
     pub fn authentication_rule(&self) -> Option<&AbuseRule> {
         self.authentication.as_ref()
+    }
+
+    /// How much longer than necessary a rendered wait may be, in percent.
+    pub fn retry_jitter_percent(&self) -> u8 {
+        self.retry_jitter_percent
     }
 
     /// The answers that quotas name, each as often as it is named.

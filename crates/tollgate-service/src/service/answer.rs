@@ -107,7 +107,17 @@ impl<'a> Answer<'a> {
 
     /// The answer that the platform's customers see.
     pub fn render(&self) -> Rendered {
-        self.dialect.render(&self.facts())
+        let facts = self.facts();
+        let domain = match &self.outcome {
+            Ok(outcome) => Some(outcome.domain),
+            Err(rejection) => rejection.domain,
+        };
+        let jitter = domain.map_or(0, |domain| domain.policy.retry_jitter_percent());
+        let retry_at = match facts.retry_at {
+            Some(at) if jitter > 0 => Some(later(at, facts.now, jitter)),
+            retry_at => retry_at,
+        };
+        self.dialect.render(&Facts { retry_at, ..facts })
     }
 
     /// The facts for a dialect.
@@ -151,6 +161,12 @@ impl<'a> Answer<'a> {
             api_key_id: identity.key.as_ref().map(|key| &*key.id),
         }
     }
+}
+
+/// A time that is later than `at` by a random part of the wait, at most `percent` of it.
+fn later(at: Timestamp, now: Timestamp, percent: u8) -> Timestamp {
+    let most = at.ms_since(now).saturating_mul(u64::from(percent)) / 100;
+    at.plus_ms(rand::random_range(0..=most))
 }
 
 impl Outcome<'_> {
