@@ -8,10 +8,13 @@ it did, and the limits reported to it. A crash is an exit code.
 """
 
 import json
+import math
 import random
 import sys
 import time
+from unittest import mock
 
+import anthropic
 import httpx
 import openai
 
@@ -123,6 +126,35 @@ def openai_routes(base, account):
         account.seen.append([answer.headers["X-RateLimit-Resource"], answer.headers["X-RateLimit-Used"]])
 
 
+# The windows of the models whose only call is used up.
+FULL = ("30s", "61s", "130s", "day")
+
+
+def waits(base, account, refusal, ask):
+    """The seconds that an SDK waits before its only retry, for each model; it waits in name only."""
+    for model in FULL:
+        httpx.post(f"{base}/v1/messages", json={"model": model}).raise_for_status()
+        slept = []
+        with mock.patch("time.sleep", slept.append):
+            try:
+                ask(model)
+                raise GaveUp("it was admitted")
+            except refusal:
+                account.refused += 1
+        account.seen.append([model, [math.ceil(seconds) for seconds in slept]])
+
+
+def openai_waits(base, account):
+    chat = sdk(base, max_retries=1).chat.completions
+    waits(base, account, openai.RateLimitError, lambda model: chat.create(model=model, messages=HELLO))
+
+
+def anthropic_waits(base, account):
+    messages = anthropic.Anthropic(base_url=base, api_key="not-read-by-the-gateway", max_retries=1).messages
+    ask = lambda model: messages.create(model=model, messages=HELLO, max_tokens=9)
+    waits(base, account, anthropic.RateLimitError, ask)
+
+
 CLIENTS = {
     "venice": venice,
     "tiered-chat": tiered_chat,
@@ -130,6 +162,8 @@ CLIENTS = {
     "openai": openai_sdk,
     "openai-stream": openai_stream,
     "openai-routes": openai_routes,
+    "openai-waits": openai_waits,
+    "anthropic-waits": anthropic_waits,
 }
 
 

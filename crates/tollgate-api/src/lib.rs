@@ -4,10 +4,13 @@
 //! It may depend on prost, tonic, serde and utoipa. It contains no logic: the front doors convert the messages.
 
 mod codec;
+mod details;
 #[expect(missing_docs, reason = "the names of undocumented fields are clear")]
 pub mod json;
 
 use std::fmt;
+
+pub use details::{rendered_in, status_details};
 
 /// `tollgate.v1`.
 #[expect(

@@ -7,6 +7,7 @@ use tollgate_core::{
     amount::{Amount, Limit},
     claim::{ClaimStatus, ClaimsDecision, Fit},
     time::Timestamp,
+    window::Window,
 };
 
 use crate::policy::{AbuseRule, ActiveQuota, Block, DecisionSource, Quota, block_of};
@@ -16,7 +17,8 @@ use crate::policy::{AbuseRule, ActiveQuota, Block, DecisionSource, Quota, block_
 pub enum Verdict {
     /// It is allowed.
     Allowed,
-    /// It is refused now, and would be allowed from this time on if nobody else calls in between.
+    /// It is refused now, and would be allowed from this time on if nobody else calls in between. If a slot is missing, the
+    /// time is that of the advised next attempt.
     RetryAt(Timestamp),
     /// It can never be allowed: its cost is above a limit itself.
     Never,
@@ -35,7 +37,7 @@ pub struct QuotaStatus<'a> {
     pub resets_at: Timestamp,
     /// For a pool, what remains of the caller's fair share.
     pub pool_remaining: Option<Amount>,
-    /// Whether the call fitted. A shadow quota does not deny a call that did not.
+    /// Whether the call fitted; of slots with the advised time. A shadow quota does not deny a call that did not.
     pub fit: Fit,
 }
 
@@ -66,9 +68,20 @@ impl QuotaStatus<'_> {
         self.fit != Fit::Now && !self.quota.shadow
     }
 
+    /// Whether the platform's customers see the quota in answers. Shadows refuse nothing and are not shown there.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.quota.visible && !self.quota.shadow
+    }
+
     /// Whether it is a shadow quota that would have denied the call.
     pub fn would_deny(&self) -> bool {
         self.fit != Fit::Now && self.quota.shadow
+    }
+
+    /// When the quota's window is empty if nobody calls. `None` for slots: they are free when calls end, which is not
+    /// known.
+    pub fn window_reset(&self) -> Option<Timestamp> {
+        (!matches!(self.quota.window, Window::Concurrent)).then_some(self.resets_at)
     }
 
     /// The amount that could be admitted now; `None` if unlimited.
@@ -99,6 +112,7 @@ impl<'a> Decision<'a> {
         }
         let status = |(active, status): (&ActiveQuota<'a>, &ClaimStatus)| {
             let ClaimStatus { used, resets_at, fit } = *status;
+            let fit = active.quota.advised(fit, applied.decided_at);
             QuotaStatus { quota: active.quota, limit: active.limit, used, resets_at, pool_remaining: None, fit }
         };
         let quotas: SmallVec<[QuotaStatus<'a>; 4]> = quotas.iter().zip(&applied.statuses).map(status).collect();
@@ -116,7 +130,7 @@ impl<'a> Decision<'a> {
                 (verdict, Fit::Now) => verdict,
             },
         );
-        let binding = binding(&quotas);
+        let binding = binding(&quotas, is_enforced);
         Self {
             verdict,
             decided_at: applied.decided_at,
@@ -137,7 +151,7 @@ impl<'a> Decision<'a> {
             }
         }
         if !pools_remaining.is_empty() {
-            self.binding = binding(&self.quotas);
+            self.binding = binding(&self.quotas, is_enforced);
         }
         self
     }
@@ -171,8 +185,8 @@ impl<'a> Decision<'a> {
         self.binding.and_then(|at| self.quotas.get(at))
     }
 
-    /// How long to wait until the same call is admitted, if nobody else calls. `None` if it was allowed, and if it can
-    /// never be admitted.
+    /// How long to wait until the same call is admitted, if nobody else calls. For a slot it is only advice: a slot is free
+    /// when another call ends. `None` if it was allowed, and if it can never be admitted.
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self.verdict {
             Verdict::RetryAt(at) => Some(at.ms_since(self.decided_at)),
@@ -181,15 +195,20 @@ impl<'a> Decision<'a> {
     }
 }
 
-fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
+/// Shadow quotas do not appear in rendered answers.
+fn is_enforced(status: &QuotaStatus<'_>) -> bool {
+    !status.quota.shadow
+}
+
+/// The index of the binding quota of those that count: see [`Decision::binding`].
+pub(crate) fn binding(quotas: &[QuotaStatus<'_>], counts: impl Fn(&QuotaStatus<'_>) -> bool) -> Option<usize> {
     let denied_until = |quota: &QuotaStatus<'_>| match quota.fit {
         Fit::Now => None,
         Fit::At(at) => Some(at.as_ms()),
         Fit::Never => Some(u64::MAX),
     };
-    // Shadow quotas do not appear in rendered answers.
-    let enforced = || quotas.iter().enumerate().filter(|(_, quota)| !quota.quota.shadow);
-    let denying = enforced().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
+    let counting = || quotas.iter().enumerate().filter(|(_, quota)| counts(quota));
+    let denying = counting().filter_map(|(at, quota)| denied_until(quota).map(|until| (at, until)));
     // Of equal ones the first, in the order of the policy.
     let longest = denying.reduce(|best, next| if next.1 > best.1 { next } else { best });
     longest.map(|(at, _)| at).or_else(|| {
@@ -198,7 +217,7 @@ fn binding(quotas: &[QuotaStatus<'_>]) -> Option<usize> {
             // a.0/a.1 > b.0/b.1, in whole numbers.
             if u128::from(a.0) * u128::from(b.1) > u128::from(b.0) * u128::from(a.1) { next } else { best }
         };
-        enforced().map(|(at, _)| at).reduce(tighter)
+        counting().map(|(at, _)| at).reduce(tighter)
     })
 }
 

@@ -12,6 +12,7 @@ mod compile;
 mod facts;
 mod header;
 mod ietf;
+mod named_answers;
 mod select;
 mod tables;
 #[cfg(test)]
@@ -25,8 +26,9 @@ use indexmap::IndexMap;
 pub use self::facts::{Facts, ResponseKind};
 use self::{body::BodyTemplate, header::Header, select::Selector};
 use crate::{
+    decision::QuotaStatus,
     format::{ListingFormat, dialect::Table},
-    policy::{Mistake, Place, Policy},
+    policy::{Mistake, Place, Policy, QUOTA_EXCEEDED},
 };
 
 /// The dialect of a policy that names none.
@@ -38,6 +40,8 @@ pub struct Dialect {
     selectors: Vec<Selector>,
     headers: Vec<Header>,
     responses: [ResponseTemplate; ResponseKind::COUNT],
+    /// The responses to refusals by quotas that have an answer of their own, by its name.
+    named: BTreeMap<Box<str>, ResponseTemplate>,
     /// The longest wait that clients honour by themselves, in milliseconds.
     retry_within_ms: Option<u64>,
     /// The format in which callers read their limits.
@@ -50,6 +54,18 @@ struct ResponseTemplate {
     status: u16,
     content_type: Box<str>,
     body: Option<BodyTemplate>,
+    needs: BodyNeeds,
+}
+
+/// The values in a body that do not exist for every refusal by a quota.
+#[derive(Clone, Copy, Debug, Default)]
+struct BodyNeeds {
+    /// The time to retry, which does not exist if the call can never be admitted.
+    retry_time: bool,
+    /// Values of the quota that refuses, which customers may not see.
+    quota: bool,
+    /// The window of the quota that refuses; slots have none.
+    window: bool,
 }
 
 /// A response, as the platform's callers get it.
@@ -79,16 +95,34 @@ pub struct UnknownDialect {
 }
 
 impl Dialect {
-    /// The HTTP status of a kind of response.
-    pub fn status(&self, kind: ResponseKind) -> u16 {
-        self.responses[kind.index()].status
+    /// The HTTP status of the response for these facts.
+    pub fn status(&self, facts: &Facts<'_>) -> u16 {
+        self.response(facts).status
+    }
+
+    /// The response for these facts: that of the quota that refuses, if it has one, and otherwise that of the reason.
+    fn response(&self, facts: &Facts<'_>) -> &ResponseTemplate {
+        let of_reason = &self.responses[facts.kind.index()];
+        let Some(QuotaStatus { quota, .. }) = facts.refusing_quota() else { return of_reason };
+        let is_for_a_while = facts.retry_at.is_some();
+        let named = |name: &str| match name {
+            QUOTA_EXCEEDED => is_for_a_while.then_some(of_reason),
+            name => self.named.get(name),
+        };
+        let fits = |response: &&ResponseTemplate| {
+            let BodyNeeds { retry_time, quota: of_quota, window } = response.needs;
+            (is_for_a_while || !retry_time) && (quota.visible || !of_quota) && !(quota.is_of_slots() && window)
+        };
+        // Every dialect has an answer for hidden quotas, so the one for the reason is for visible quotas.
+        quota.answer_names().filter_map(named).find(fits).unwrap_or(of_reason)
     }
 
     /// The response that the platform's callers get.
     pub fn render(&self, facts: &Facts<'_>) -> Rendered {
         let chosen = self.selectors.iter().map(|selector| selector.choose(facts.quotas)).collect();
-        let facts = &value::RenderContext { facts, chosen, retry_within_ms: self.retry_within_ms };
-        let response = &self.responses[facts.facts.kind.index()];
+        let (binding, retry_within_ms) = (facts.shown_binding(), self.retry_within_ms);
+        let facts = &value::RenderContext { facts, binding, chosen, retry_within_ms };
+        let response = self.response(facts.facts);
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         let body = response.body.as_ref().map(|template| template.fill(facts));
         if body.is_some() {
@@ -114,8 +148,15 @@ impl Dialects {
                 Err(found) => mistakes.extend(found),
             }
         }
-        match choose(&own, default.unwrap_or(DEFAULT)) {
-            Ok(default) if mistakes.is_empty() => return Ok(Self { default: Arc::clone(default), own }),
+        let name = default.unwrap_or(DEFAULT);
+        mistakes.extend(named_answers::unused(tables, policy));
+        match choose(&own, name) {
+            Ok(default) => {
+                mistakes.extend(named_answers::missing(name, default, policy));
+                if mistakes.is_empty() {
+                    return Ok(Self { default: Arc::clone(default), own });
+                }
+            }
             // If the dialect exists, its mistakes have been reported above.
             Err(unknown) if !tables.contains_key(&*unknown.named) => {
                 let message = format!("there is no dialect {:?}; there is: {}", unknown.named, unknown.known);

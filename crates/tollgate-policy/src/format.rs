@@ -91,6 +91,18 @@ text! {
 }
 
 text! {
+    /// A percentage from 0% to 100%, such as `10%`.
+    Percentage, r"^(100|[1-9]?[0-9])%$", 4
+}
+
+impl Percentage {
+    /// The number; 0 for a text that the schema refuses.
+    pub(crate) fn percent(&self) -> u8 {
+        self.0.trim_end_matches('%').parse().unwrap_or_default()
+    }
+}
+
+text! {
     /// Text of up to 512 characters, none of them a control or invisible character.
     Message, r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}]+$", 512
 }
@@ -182,6 +194,11 @@ pub struct PolicyFile {
     #[serde(default)]
     #[schemars(with = "dialect::DialectName")]
     pub(crate) dialect: Option<dialect::DialectName>,
+    /// How much longer than necessary the wait in a rendered answer may be, at random, so that refused callers do not
+    /// return together. Nothing unless given.
+    #[serde(default)]
+    #[schemars(with = "Percentage")]
+    pub(crate) retry_jitter: Option<Percentage>,
     /// The platform's own dialects. A dialect with the name of a built-in one replaces it here.
     #[serde(default)]
     #[schemars(extend("propertyNames" = names("DialectName"), "maxProperties" = 32))]

@@ -11,6 +11,8 @@ pub enum Reason {
     Blocked,
     /// The upload is larger than the resource accepts.
     UploadTooLarge,
+    /// The policy does not have the resource.
+    UnknownResource,
     /// The API key is invalid.
     InvalidKey(InvalidKey),
 }
@@ -28,11 +30,12 @@ pub enum InvalidKey {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::QuotaExceeded,
         Self::CostAboveLimit,
         Self::Blocked,
         Self::UploadTooLarge,
+        Self::UnknownResource,
         Self::InvalidKey(InvalidKey::Unknown),
         Self::InvalidKey(InvalidKey::Revoked),
         Self::InvalidKey(InvalidKey::Expired),
@@ -45,9 +48,10 @@ impl Reason {
             Self::CostAboveLimit => 1,
             Self::Blocked => 2,
             Self::UploadTooLarge => 3,
-            Self::InvalidKey(InvalidKey::Unknown) => 4,
-            Self::InvalidKey(InvalidKey::Revoked) => 5,
-            Self::InvalidKey(InvalidKey::Expired) => 6,
+            Self::UnknownResource => 4,
+            Self::InvalidKey(InvalidKey::Unknown) => 5,
+            Self::InvalidKey(InvalidKey::Revoked) => 6,
+            Self::InvalidKey(InvalidKey::Expired) => 7,
         }
     }
 
@@ -58,6 +62,7 @@ impl Reason {
             Self::CostAboveLimit => "cost_above_limit",
             Self::Blocked => "blocked",
             Self::UploadTooLarge => "upload_too_large",
+            Self::UnknownResource => "unknown_resource",
             Self::InvalidKey(InvalidKey::Unknown) => "unknown_key",
             Self::InvalidKey(InvalidKey::Revoked) => "revoked_key",
             Self::InvalidKey(InvalidKey::Expired) => "expired_key",

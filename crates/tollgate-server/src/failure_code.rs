@@ -62,16 +62,22 @@ impl FailureCode {
     /// The code of a call that was not decided.
     pub(crate) const fn of(error: &CallError) -> Self {
         match error {
-            CallError::Invalid(_) => Self::INVALID,
+            CallError::Invalid(_) | CallError::UnknownResource(_) => Self::INVALID,
             CallError::UnknownDomain { .. } | CallError::NoReservation => Self::NOT_FOUND,
             CallError::Forbidden { .. } => Self::FORBIDDEN,
             CallError::Ended { .. } => Self::ENDED,
             CallError::TimedOut | CallError::Expired => Self::TIMED_OUT,
-            CallError::Store(StoreError::Overloaded(_)) => Self::OVERLOADED,
-            CallError::Store(StoreError::CounterCapReached(_)) => Self::EXHAUSTED,
-            CallError::Store(StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_)) => {
-                Self::UNAVAILABLE
-            }
+            CallError::Store(error) => Self::of_store(error),
+            CallError::RenderedStore(failure) => Self::of_store(&failure.error),
+        }
+    }
+
+    /// The code of a failure of the store.
+    const fn of_store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Overloaded(_) => Self::OVERLOADED,
+            StoreError::CounterCapReached(_) => Self::EXHAUSTED,
+            StoreError::Unreachable(_) | StoreError::Indeterminate(_) | StoreError::Refused(_) => Self::UNAVAILABLE,
         }
     }
 }

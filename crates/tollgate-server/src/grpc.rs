@@ -11,7 +11,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
-use tollgate_api::v1::{self, rate_limit_service_server::RateLimitService};
+use tollgate_api::{
+    status_details,
+    v1::{self, rate_limit_service_server::RateLimitService},
+};
 use tollgate_core::{
     amount::{Amount, Limit},
     claim::{Fit, Mode},
@@ -255,7 +258,10 @@ fn overload_status(text: String) -> Status {
 fn status(error: CallError) -> Status {
     let code = FailureCode::of(&error);
     let text = error.message();
-    if code.is_overload { overload_status(text) } else { Status::new(code.grpc, text) }
+    let status = if code.is_overload { overload_status(text) } else { Status::new(code.grpc, text) };
+    let Some(response) = error.rendered() else { return status };
+    let details = status_details(status.code().into(), status.message(), &rendered(response));
+    Status::with_details_and_metadata(status.code(), status.message(), details.into(), status.metadata().clone())
 }
 
 fn from_wire<'a>(scope: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>, CallError> {
@@ -269,6 +275,7 @@ fn from_wire<'a>(scope: &'a DomainScope, call: &'a v1::Call) -> Result<Call<'a>,
         dialect: &call.dialect,
         request_id: &call.request_id,
         deadline: None,
+        render: call.render,
         upload: call.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,
@@ -292,8 +299,13 @@ fn call_result(decision: Result<v1::Decision, CallError>) -> v1::CallResult {
     use v1::call_result::Result as CallResult;
     let result = decision.map_or_else(
         |error| {
+            let rendered = error.rendered().map(rendered);
             let status = status(error);
-            CallResult::Error(v1::CallError { code: status.code().into(), message: status.message().to_owned() })
+            CallResult::Error(v1::CallError {
+                code: status.code().into(),
+                message: status.message().to_owned(),
+                rendered,
+            })
         },
         CallResult::Decision,
     );
@@ -305,7 +317,7 @@ fn decision(response: &CallResponse<'_>, call: &v1::Call) -> v1::Decision {
         verdict: response.reason().map_or(v1::Verdict::Allowed, |_| v1::Verdict::Denied).into(),
         reason: response.reason().map_or(v1::Reason::Unspecified, reason).into(),
         quota: response.binding_quota().map(|status| status.quota.name.as_ref().into()).unwrap_or_default(),
-        rendered: call.render.then(|| Box::new(rendered(response.render()))),
+        rendered: call.render.then(|| Box::new(rendered(&response.render()))),
         ..v1::Decision::default()
     };
     match &response.outcome {
@@ -342,11 +354,12 @@ fn decision(response: &CallResponse<'_>, call: &v1::Call) -> v1::Decision {
     }
 }
 
-fn rendered(response: Rendered) -> v1::RenderedResponse {
+fn rendered(response: &Rendered) -> v1::RenderedResponse {
+    let header = |(name, value): &(String, String)| v1::Header { name: name.clone(), value: value.clone() };
     v1::RenderedResponse {
         status: response.status.into(),
-        headers: response.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
-        body: response.body.unwrap_or_default(),
+        headers: response.headers.iter().map(header).collect(),
+        body: response.body.clone().unwrap_or_default(),
     }
 }
 
@@ -399,6 +412,7 @@ fn quota(status: &QuotaStatus<'_>, details: bool) -> v1::QuotaStatus {
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,
+        hidden: !quota.visible,
         details: details.then(|| {
             Box::new(v1::QuotaDetails {
                 label: quota.label.as_ref().into(),
@@ -429,6 +443,7 @@ fn reason(reason: Reason) -> v1::Reason {
         Reason::CostAboveLimit => v1::Reason::CostAboveLimit,
         Reason::Blocked => v1::Reason::Blocked,
         Reason::UploadTooLarge => v1::Reason::UploadTooLarge,
+        Reason::UnknownResource => v1::Reason::UnknownResource,
         Reason::InvalidKey(InvalidKey::Unknown) => v1::Reason::UnknownKey,
         Reason::InvalidKey(InvalidKey::Revoked) => v1::Reason::RevokedKey,
         Reason::InvalidKey(InvalidKey::Expired) => v1::Reason::ExpiredKey,

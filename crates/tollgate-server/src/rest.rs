@@ -233,7 +233,8 @@ fn result_response<T: Serialize>(result: Result<T, CallError>) -> Response {
 
 /// The error of a call, as a batch reports it.
 fn error_detail(error: &CallError) -> ErrorDetail {
-    ErrorDetail { code: FailureCode::of(error).name.into(), message: error.message() }
+    let rendered = error.rendered().map(decide::rendered);
+    ErrorDetail { code: FailureCode::of(error).name.into(), message: error.message(), rendered }
 }
 
 /// The response to a call that was not decided.

@@ -22,6 +22,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tollgate_policy::AUTHENTICATION;
 use tollgate_store::failure::ReplayStatus;
 
+pub(crate) use self::domain::UNKNOWN_RESOURCE;
 use self::{accounts::AccountMetrics, failure::FailureMetrics, health::HealthMetrics, page::Page};
 pub use self::{accounts::CacheResult, domain::DomainMetrics, reservations::ReservationMetrics};
 

@@ -21,7 +21,7 @@ use tollgate_core::{claim::Mode, store::StoreError, time::Timestamp};
 use tollgate_policy::{
     ClaimSet, DecisionSource, ResolvedQuotas, Usage,
     decision::{Decision, Verdict},
-    dialect,
+    dialect::{self, Facts, ResponseKind},
     uploads::UploadTooLarge,
 };
 use tollgate_store::clock::Clock;
@@ -30,7 +30,7 @@ pub use self::{
     abuse::{Report, ReportOutcome},
     authenticate::find_domain,
     batch::check_batch,
-    call::{Call, CallError, CallerRef, ListRequest, MAX_ENTRIES, check_name},
+    call::{Call, CallError, CallerRef, ListRequest, MAX_ENTRIES, RenderedFailure, check_name},
     counters::Counters,
     list::{LimitsPage, ListError, page_size},
     log::RefusalsError,
@@ -49,7 +49,7 @@ use crate::{
     blocks::BlockCache,
     directory::{Accounts, Identity},
     domains::{CurrentDomains, Domain},
-    metrics::Metrics,
+    metrics::{Metrics, UNKNOWN_RESOURCE},
     refusals::Refusals,
 };
 
@@ -125,12 +125,30 @@ impl DecisionService {
         Box::pin(async move {
             let started = Instant::now();
             let result = self.process_unmeasured(&call, operation, render).await;
+            let result = result.map_err(|error| self.rendered(&call, error));
             match &result {
                 Ok(_) => self.metrics.record_latency(started.elapsed()),
                 Err(error) => self.metrics.record_call_error(error.is_caller_error()),
             }
             result
         })
+    }
+
+    /// Renders a failure of the store if the call is rendered.
+    fn rendered(&self, call: &Call<'_>, error: CallError) -> CallError {
+        let error = match error {
+            // The account has caused it itself.
+            CallError::Store(error) if call.render && !matches!(error, StoreError::CounterCapReached(_)) => error,
+            error => return error,
+        };
+        let domains = self.domains.load();
+        let dialect = match domains.get(call.domain, call.scope) {
+            Some(domain) => domain.dialects.choose(call.dialect),
+            None => dialect::built_in_dialect(call.dialect),
+        };
+        let Ok(dialect) = dialect else { return error.into() };
+        let rendered = dialect.render(&Facts::of_kind(ResponseKind::Unavailable, self.clock.now()));
+        CallError::RenderedStore(Box::new(RenderedFailure { error, rendered }))
     }
 
     /// The steps of a call, which ARCHITECTURE.md describes.
@@ -163,7 +181,17 @@ impl DecisionService {
         };
         let dialect = &**domain.dialects.choose(call.dialect)?;
 
-        let (resolved_quotas, usage, too_large) = Self::resolve(domain, &identity, call, operation)?;
+        let (resolved_quotas, usage, too_large) = match Self::resolve(domain, &identity, call, operation) {
+            Err(CallError::UnknownResource(_)) => {
+                if operation.mode() != Mode::Peek {
+                    domain.metrics.count_decision(identity.account.tier, None, Some(UNKNOWN_RESOURCE));
+                }
+                let cause = RejectionCause::UnknownResource(call.resource);
+                let rejection = Rejection { domain: Some(domain), cause, time: now };
+                return Ok(render(&CallResponse { dialect, outcome: Err(rejection) }));
+            }
+            resolved => resolved?,
+        };
         let address_counter = Self::address_counter(domain, call.caller, &attributes);
         // For a call whose upload is too large, the counters are read and nothing is charged.
         let no_usage = Usage::none();

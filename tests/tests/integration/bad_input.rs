@@ -68,7 +68,6 @@ fn wrong_calls() -> Vec<(&'static str, Call)> {
         wrong.push(("usage.requests", call(account("a"), "model", &[("requests", amount)])));
     }
     wrong.push(("usage.bananas", call(account("a"), "model", &[("bananas", 1)])));
-    wrong.push(("resource", Call { resource: "no-such-model".into(), ..good() }));
     wrong.push(("caller", Call { caller: None, ..good() }));
     let many = (0..17).map(|number| (format!("a{number}"), "v".to_owned())).collect();
     wrong.push(("attributes", Call { attributes: many, ..good() }));

@@ -75,3 +75,4 @@ mod shadow;
 mod topologies;
 #[cfg(test)]
 mod usage;
+mod visibility;

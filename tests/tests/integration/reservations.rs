@@ -178,7 +178,8 @@ async fn a_refusal_without_a_free_slot_charges_nothing() {
         assert_eq!(refused.quota, "concurrent_requests", "the quota that refuses speaks");
         let ends = held[1].reservation.as_ref().and_then(|reservation| reservation.expires_at.as_ref()).map(ms);
         let retry_at = quota(&refused, "concurrent_requests").retry_at.as_ref().map(ms);
-        assert_eq!(retry_at, ends, "the earliest that ends by itself");
+        assert_eq!(retry_at, Some(decided_at_ms(&refused) + 1_000), "a short wait");
+        assert!(retry_at < ends, "not the earliest end of a reservation");
         assert_eq!(used(first, "a").await, before, "a refusal charges nothing");
         // A refusal by another quota occupies no slot.
         settle(second, &id_of(&held[0]), &[]).await.unwrap();
@@ -406,25 +407,29 @@ async fn the_slot_of_a_killed_caller_is_freed() {
     let output: Value = serde_json::from_str(&output).expect("a decision");
 
     let ask = async || reserve(&node.grpc, of("a", &[("tokens", 5)]), &[], 0).await.expect("a decision");
-    let mut promised = None;
+    let mut expiry = None;
     let admitted = until("the slot is back", Duration::from_secs(20), async || {
         let decision = ask().await;
         if allowed(&decision) {
             return Some(decision);
         }
-        let at = quota(&decision, "concurrent_requests").retry_at.as_ref().map(ms).expect("a promise");
-        assert_eq!(*promised.get_or_insert(at), at, "asking does not put it off");
+        let slots = quota(&decision, "concurrent_requests");
+        let end = slots.resets_at.as_ref().map(ms).expect("a time");
+        let expires_at = *expiry.get_or_insert(end);
+        assert_eq!(expires_at, end, "asking does not put it off");
+        let at = slots.retry_at.as_ref().map(ms).expect("advice");
         let now = decided_at_ms(&decision);
-        assert!(now < at, "still refused {} ms after it was promised", now - at);
+        assert!(now < expires_at, "still refused {} ms after the reservation has expired", now - expires_at);
+        assert_eq!(at, expires_at.min(now + 1_000), "a short wait, or the end of the reservation if that is sooner");
         None
     })
     .await;
-    let promised = promised.expect("the slot outlives the caller");
+    let expires_at = expiry.expect("the slot outlives the caller");
     let text = |at| json!(Timestamp::from_ms(at).to_string());
-    assert_eq!(output["reservation"]["expires_at"], text(promised), "{output}");
-    assert_eq!(output["decided_at"], text(promised - u64::from(TTL_MS)), "the time to live, by Redis's clock");
+    assert_eq!(output["reservation"]["expires_at"], text(expires_at), "{output}");
+    assert_eq!(output["decided_at"], text(expires_at - u64::from(TTL_MS)), "the time to live, by Redis's clock");
     let now = decided_at_ms(&admitted);
-    assert!(promised <= now, "admitted {} ms before the slot was free", promised - now);
+    assert!(expires_at <= now, "admitted {} ms before the slot was free", expires_at - now);
     assert_eq!(quota(&admitted, "tokens_per_minute").used, 905, "the estimate of the killed caller stays");
     assert_eq!(quota(&admitted, "requests_per_minute").used, 2);
 }

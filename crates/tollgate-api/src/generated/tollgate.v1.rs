@@ -248,13 +248,17 @@ pub mod call_result {
         Error(super::CallError),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallError {
     /// The code (google.rpc.Code) and the message that Consume would have returned.
     #[prost(int32, tag = "1")]
     pub code: i32,
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
+    /// The answer for the platform's own caller, if the call requested it and the store did not decide the call. Other RPCs
+    /// return it in the details of their status (google.rpc.Status).
+    #[prost(message, optional, tag = "3")]
+    pub rendered: ::core::option::Option<RenderedResponse>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Decision {
@@ -273,8 +277,9 @@ pub struct Decision {
     /// refuses, the one with the smallest remaining part of its limit. Empty if no quota applies. Never a shadow.
     #[prost(string, tag = "5")]
     pub quota: ::prost::alloc::string::String,
-    /// The number of milliseconds after which the same call is admitted if nobody else calls. Unset if the call is
-    /// allowed, and if it can never be admitted.
+    /// The number of milliseconds after which the same call is admitted if nobody else calls. If no slot of
+    /// concurrent_requests is free, a short advised wait: a slot is free when a call ends. Unset if the call is allowed, and
+    /// if it can never be admitted.
     #[prost(uint64, optional, tag = "6")]
     pub retry_after_ms: ::core::option::Option<u64>,
     /// The account, key, tier and resource of the decision.
@@ -354,7 +359,8 @@ pub struct QuotaStatus {
     /// Whether this quota refuses the call.
     #[prost(bool, tag = "6")]
     pub denies: bool,
-    /// When this quota would admit the call. Unset if it admits it now, or never can.
+    /// When this quota would admit the call; for concurrent_requests, when to try again. Unset if it admits the call now, or
+    /// never can.
     #[prost(message, optional, tag = "7")]
     pub retry_at: ::core::option::Option<::prost_types::Timestamp>,
     /// The definition of the quota. In listings, and in decisions if requested.
@@ -363,6 +369,10 @@ pub struct QuotaStatus {
     /// Whether the quota is a shadow: it counts and reports, but never refuses.
     #[prost(bool, tag = "9")]
     pub shadow: bool,
+    /// Whether the platform's customers must not see the quota: it is left out of /api_keys/rate_limits and of rendered
+    /// answers.
+    #[prost(bool, tag = "10")]
+    pub hidden: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QuotaDetails {
@@ -545,6 +555,8 @@ pub enum Reason {
     Blocked = 6,
     /// The upload is larger than the resource accepts.
     UploadTooLarge = 7,
+    /// The policy does not have the resource.
+    UnknownResource = 8,
 }
 impl Reason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -561,6 +573,7 @@ impl Reason {
             Self::ExpiredKey => "REASON_EXPIRED_KEY",
             Self::Blocked => "REASON_BLOCKED",
             Self::UploadTooLarge => "REASON_UPLOAD_TOO_LARGE",
+            Self::UnknownResource => "REASON_UNKNOWN_RESOURCE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -574,6 +587,7 @@ impl Reason {
             "REASON_EXPIRED_KEY" => Some(Self::ExpiredKey),
             "REASON_BLOCKED" => Some(Self::Blocked),
             "REASON_UPLOAD_TOO_LARGE" => Some(Self::UploadTooLarge),
+            "REASON_UNKNOWN_RESOURCE" => Some(Self::UnknownResource),
             _ => None,
         }
     }
@@ -599,9 +613,11 @@ pub mod rate_limit_service_client {
     /// NOT_FOUND           there is no such domain, or no such reservation
     /// FAILED_PRECONDITION the reservation has already ended in another way
     /// UNAVAILABLE         the counters cannot be reached within the deadline; the message has the id of the incident under
-    /// which the node's log has the cause
+    /// which the node's log has the cause. If the call asked for a rendered answer, the details of the
+    /// status (google.rpc.Status) have a RenderedResponse
     /// RESOURCE_EXHAUSTED  this node, or its store, is overloaded or full
-    /// A refusal is an answer, not an error. This includes calls with a key that is unknown, revoked or expired.
+    /// A refusal is an answer, not an error. This includes calls with a key that is unknown, revoked or expired, and calls of a
+    /// resource that the policy does not have.
     #[derive(Debug, Clone)]
     pub struct RateLimitServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1048,9 +1064,11 @@ pub mod rate_limit_service_server {
     /// NOT_FOUND           there is no such domain, or no such reservation
     /// FAILED_PRECONDITION the reservation has already ended in another way
     /// UNAVAILABLE         the counters cannot be reached within the deadline; the message has the id of the incident under
-    /// which the node's log has the cause
+    /// which the node's log has the cause. If the call asked for a rendered answer, the details of the
+    /// status (google.rpc.Status) have a RenderedResponse
     /// RESOURCE_EXHAUSTED  this node, or its store, is overloaded or full
-    /// A refusal is an answer, not an error. This includes calls with a key that is unknown, revoked or expired.
+    /// A refusal is an answer, not an error. This includes calls with a key that is unknown, revoked or expired, and calls of a
+    /// resource that the policy does not have.
     #[derive(Debug)]
     pub struct RateLimitServiceServer<T> {
         inner: Arc<T>,

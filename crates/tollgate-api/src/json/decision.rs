@@ -17,7 +17,8 @@ pub struct DecisionBody {
     /// The name of the binding quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
-    /// The number of milliseconds after which the same call is admitted if nobody else calls.
+    /// The number of milliseconds after which the same call is admitted if nobody else calls. If no slot of
+    /// `concurrent_requests` is free, a short advised wait: a slot is free when a call ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// When the caller's block by an abuse rule ends, RFC 3339.
@@ -98,6 +99,8 @@ pub enum ReasonBody {
     Blocked,
     /// The upload is larger than the resource accepts.
     UploadTooLarge,
+    /// The policy does not have the resource.
+    UnknownResource,
 }
 
 /// A quota: its definition, and its state after the decision.
@@ -119,12 +122,16 @@ pub struct QuotaBody {
     pub resets_at: String,
     /// Whether this quota refuses the call.
     pub denies: bool,
-    /// When this quota would admit the call, RFC 3339.
+    /// When this quota would admit the call, RFC 3339; for `concurrent_requests`, when to try again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<String>,
     /// Whether the quota is a shadow: it counts and reports, but never refuses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
+    /// Whether the platform's customers must not see the quota: it is left out of `/api_keys/rate_limits` and of rendered
+    /// answers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hidden: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

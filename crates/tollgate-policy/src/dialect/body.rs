@@ -48,6 +48,11 @@ impl BodyTemplate {
         if mistakes.is_empty() { Ok(Self { choice, tree }) } else { Err(mistakes) }
     }
 
+    /// Whether it contains a placeholder of such a word.
+    pub(super) fn contains(&self, matches: impl Fn(ValueWord) -> bool + Copy) -> bool {
+        self.tree.contains(matches)
+    }
+
     /// The body as JSON text. Values are inserted into strings of the tree, so no value can end a string.
     pub(super) fn fill(&self, context: &RenderContext<'_>) -> String {
         self.tree.fill(context, self.choice).to_string()
@@ -55,6 +60,17 @@ impl BodyTemplate {
 }
 
 impl BodyNode {
+    fn contains(&self, matches: impl Fn(ValueWord) -> bool + Copy) -> bool {
+        let is_part = |part: &TextPart| matches!(part, TextPart::Placeholder(placeholder) if matches(placeholder.word));
+        match self {
+            Self::Constant(_) => false,
+            Self::Placeholder(placeholder) => matches(placeholder.word),
+            Self::Text(parts) => parts.iter().any(is_part),
+            Self::List(items) => items.iter().any(|item| item.contains(matches)),
+            Self::Map(entries) => entries.iter().any(|(_, item)| item.contains(matches)),
+        }
+    }
+
     fn fill(&self, context: &RenderContext<'_>, choice: QuotaChoice) -> Value {
         let now: Timestamp = context.facts.now;
         let value = |placeholder: &Placeholder| -> Option<TypedValue<'_>> {

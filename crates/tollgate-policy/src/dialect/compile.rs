@@ -1,21 +1,20 @@
 //! Compiles tables to dialects, and reports every mistake in a table.
 
+mod answer;
+
 use tollgate_core::amount::UnitId;
 
+use self::answer::AnswerTables;
 use super::{
-    Dialect, ResponseKind, ResponseTemplate,
-    body::{BodyTemplate, Placeholder},
+    Dialect, ResponseKind,
     header::{Header, HeaderContent, ResponseKinds},
     select::Selector,
     tables,
-    value::QuotaChoice,
 };
 use crate::{
     format::{
         Length,
-        dialect::{
-            self as format, Format, HeaderRow, KindFilter, KindName, QuotaSelector, Refusal, Table, ValueWord, Values,
-        },
+        dialect::{self as format, Format, HeaderRow, KindFilter, KindName, QuotaSelector, Table, ValueWord, Values},
     },
     policy::{Mistake, Place, Policy},
     reason::{InvalidKey, Reason},
@@ -33,9 +32,6 @@ const SERVER_HEADERS: [&str; 9] = [
     "transfer-encoding",
     "upgrade",
 ];
-
-/// Maximum size of the template of a body, in bytes.
-const MAX_BODY_BYTES: usize = 16 << 10;
 
 /// Compiles the table of the dialect `name` at `place`, based on the built-in table that it extends. A built-in table
 /// has no policy, so its units are not checked.
@@ -63,7 +59,9 @@ pub(super) fn compile(
     let inherited = base.and_then(|base| base.on.as_ref());
     let on = table.on.as_ref().or(inherited).map_or_else(|| kinds(KindName::Always), kinds_of);
     let headers = rows.iter().filter_map(|(place, row)| compiler.header(row, on, place)).collect();
-    let responses = ResponseKind::ALL.map(|kind| compiler.response(kind, table, base, &place.at("answers")));
+    let answers = AnswerTables { table, base, place: place.at("answers") };
+    let responses = ResponseKind::ALL.map(|kind| answers.response(kind, &mut compiler));
+    let named = answers.named(&mut compiler);
     let retry_within = table.retry_within.as_ref().or(base.and_then(|base| base.retry_within.as_ref()));
     let TableCompiler { selectors, mistakes, .. } = compiler;
     if !mistakes.is_empty() {
@@ -74,6 +72,7 @@ pub(super) fn compile(
         selectors,
         headers,
         responses,
+        named,
         retry_within_ms: retry_within.map(Length::ms),
         listing: table.listing.or_else(built_in_listing).unwrap_or_default(),
     })
@@ -87,6 +86,13 @@ struct TableCompiler {
 impl TableCompiler {
     fn mistake(&mut self, place: Place, message: impl Into<String>) {
         self.mistakes.push(Mistake::new(place, message));
+    }
+
+    /// Reports a mistake, unless it is known.
+    fn mistake_once(&mut self, mistake: Mistake) {
+        if !self.mistakes.contains(&mistake) {
+            self.mistakes.push(mistake);
+        }
     }
 
     /// Checks the units in a table of a policy. (Built-in tables may name units that the policy does not have.)
@@ -103,8 +109,8 @@ impl TableCompiler {
                 named.push((pair.quota.unit.clone(), place.at("first_refusing").at(at).at("quota").at("unit")));
             }
         }
-        for (reason, answer) in &table.answers {
-            named.push((of(&answer.quota), place.at("answers").at(name_of(*reason)).at("quota").at("unit")));
+        for (name, answer) in &table.answers {
+            named.push((of(&answer.quota), place.at("answers").at(name.as_str()).at("quota").at("unit")));
         }
         let known: Vec<&str> = policy.units().iter().map(|unit| &*unit.name).collect();
         for (unit, place) in named {
@@ -179,7 +185,11 @@ impl TableCompiler {
             None | Some(format::Selector::Binding(_)) => None,
             Some(format::Selector::Quota(quota)) => Some(self.selector(quota)),
         };
-        Some(HeaderContent::Values { quota, words, format: row.format })
+        let length_ms = match &row.quota {
+            Some(format::Selector::Quota(quota)) => quota.per.as_ref().map(Length::ms),
+            None | Some(format::Selector::Binding(_)) => None,
+        };
+        Some(HeaderContent::Values { quota, length_ms, words, format: row.format })
     }
 
     /// The index of the selector. Several headers share one, so that each quota is chosen once for a response.
@@ -194,49 +204,6 @@ impl TableCompiler {
             self.selectors.push(selector);
             self.selectors.len() - 1
         })
-    }
-
-    fn response(&mut self, kind: ResponseKind, table: &Table, base: Option<&Table>, place: &Place) -> ResponseTemplate {
-        let ResponseKind::Refused(reason) = kind else {
-            return ResponseTemplate { status: 200, content_type: Box::default(), body: None };
-        };
-        let own = answer_for(table, reason);
-        let inherited = base.and_then(|base| answer_for(base, reason));
-        let place = own.map_or_else(Place::root, |(refusal, _)| place.at(name_of(refusal)));
-        let [own, inherited] =
-            [own, inherited].map(|found| found.map(|(_, answer)| answer.clone()).unwrap_or_default());
-        // Inherited parts are checked with the built-in table.
-        let body_is_own = own.body.is_some();
-        let selector = own.quota.or(inherited.quota);
-        let choice = match &selector {
-            None | Some(format::Selector::Binding(_)) => QuotaChoice::Binding,
-            Some(format::Selector::Quota(quota)) => QuotaChoice::Selected(self.selector(quota)),
-        };
-        let body = own.body.or(inherited.body).and_then(|body| {
-            if body_is_own && body.to_string().len() > MAX_BODY_BYTES {
-                self.mistake(place.at("body"), format!("is too large; a body can have at most {MAX_BODY_BYTES} bytes"));
-            }
-            let check = |placeholder| check_placeholder(placeholder, reason, choice);
-            match BodyTemplate::parse(&body, choice, &check) {
-                Ok(template) => Some(template),
-                Err(mistakes) => {
-                    // The three kinds of invalid keys share a body, whose mistakes are reported once.
-                    for message in mistakes {
-                        let mistake = Mistake::new(place.at("body"), message);
-                        if !self.mistakes.contains(&mistake) {
-                            self.mistakes.push(mistake);
-                        }
-                    }
-                    None
-                }
-            }
-        });
-        let content_type = own.content_type.or(inherited.content_type);
-        ResponseTemplate {
-            status: own.status.or(inherited.status).unwrap_or(default_status(reason)),
-            content_type: content_type.map_or("application/json".into(), |media| media.0.into()),
-            body,
-        }
     }
 }
 
@@ -258,39 +225,6 @@ fn overlay(row: &HeaderRow, by: &HeaderRow) -> HeaderRow {
     }
 }
 
-/// The reason of a refusal; `None` for the one that all invalid keys share.
-fn reason_of(refusal: Refusal) -> Option<Reason> {
-    match refusal {
-        Refusal::QuotaExceeded => Some(Reason::QuotaExceeded),
-        Refusal::CostAboveLimit => Some(Reason::CostAboveLimit),
-        Refusal::Blocked => Some(Reason::Blocked),
-        Refusal::UploadTooLarge => Some(Reason::UploadTooLarge),
-        Refusal::UnknownKey => Some(Reason::InvalidKey(InvalidKey::Unknown)),
-        Refusal::RevokedKey => Some(Reason::InvalidKey(InvalidKey::Revoked)),
-        Refusal::ExpiredKey => Some(Reason::InvalidKey(InvalidKey::Expired)),
-        Refusal::BadKey => None,
-    }
-}
-
-/// The answer of a table for a reason: its own, or else the one that all invalid keys share.
-fn answer_for(table: &Table, reason: Reason) -> Option<(Refusal, &format::Answer)> {
-    let own = table.answers.iter().find(|(refusal, _)| reason_of(**refusal) == Some(reason));
-    let shared = || table.answers.get_key_value(&Refusal::BadKey).filter(|_| matches!(reason, Reason::InvalidKey(_)));
-    own.or_else(shared).map(|(refusal, answer)| (*refusal, answer))
-}
-
-fn name_of(refusal: Refusal) -> &'static str {
-    reason_of(refusal).map_or("bad_key", Reason::name)
-}
-
-fn default_status(reason: Reason) -> u16 {
-    match reason {
-        Reason::QuotaExceeded | Reason::Blocked => 429,
-        Reason::CostAboveLimit | Reason::UploadTooLarge => 413,
-        Reason::InvalidKey(_) => 401,
-    }
-}
-
 fn kinds_of(filter: &KindFilter) -> ResponseKinds {
     match filter {
         KindFilter::One(word) => kinds(*word),
@@ -309,6 +243,8 @@ fn kinds(word: KindName) -> ResponseKinds {
         KindName::CostAboveLimit => on(Reason::CostAboveLimit),
         KindName::Blocked => on(Reason::Blocked),
         KindName::UploadTooLarge => on(Reason::UploadTooLarge),
+        KindName::UnknownResource => on(Reason::UnknownResource),
+        KindName::Unavailable => ResponseKinds::matching(|kind| kind == ResponseKind::Unavailable),
         KindName::BadKey => {
             ResponseKinds::matching(|kind| matches!(kind, ResponseKind::Refused(Reason::InvalidKey(_))))
         }
@@ -345,6 +281,7 @@ fn value_type(word: ValueWord) -> ValueType {
         | W::Label
         | W::Unit
         | W::Window
+        | W::Measure
         | W::ShouldRetry
         | W::Reason
         | W::Message
@@ -357,39 +294,4 @@ fn value_type(word: ValueWord) -> ValueType {
         | W::ApiKeyId
         | W::Domain => ValueType::Name,
     }
-}
-
-/// Checks that the value always exists in a body for this reason, so that no sentence has a gap.
-fn check_placeholder(placeholder: Placeholder, reason: Reason, choice: QuotaChoice) -> Result<(), String> {
-    use ValueWord as W;
-    let Placeholder { word, format } = placeholder;
-    if let Some(wrong) = format_problem(word, format) {
-        return Err(wrong);
-    }
-    let of_call = !matches!(reason, Reason::InvalidKey(_));
-    let (exists, where_it_exists) = match word {
-        W::Reason | W::Domain => (true, ""),
-        W::IetfPolicies | W::IetfLimits | W::ShouldRetry => (false, "in headers"),
-        W::RetryAt | W::RetryAfter => {
-            (matches!(reason, Reason::QuotaExceeded | Reason::Blocked), "in quota_exceeded and blocked")
-        }
-        W::Message => (matches!(reason, Reason::Blocked | Reason::UploadTooLarge), "in blocked and upload_too_large"),
-        W::Resource | W::Tier | W::Priority | W::Account | W::ApiKeyId => (of_call, "if the key is valid"),
-        W::Limit
-        | W::Remaining
-        | W::Used
-        | W::Cost
-        | W::Reset
-        | W::ResetsAt
-        | W::Quota
-        | W::Label
-        | W::Unit
-        | W::Window
-        | W::Violated => (
-            matches!(reason, Reason::QuotaExceeded | Reason::CostAboveLimit)
-                || of_call && choice != QuotaChoice::Binding,
-            "in quota_exceeded and cost_above_limit",
-        ),
-    };
-    if exists { Ok(()) } else { Err(format!("only exists {where_it_exists}")) }
 }

@@ -2,7 +2,14 @@
 
 use tollgate_core::time::Timestamp;
 
-use crate::{decision::QuotaStatus, policy::Usage, reason::Reason};
+use crate::{
+    decision::{QuotaStatus, binding},
+    policy::Usage,
+    reason::Reason,
+};
+
+/// The name of the response to a call that the store did not decide.
+pub(super) const UNAVAILABLE: &str = "unavailable";
 
 /// The kind of response to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +18,8 @@ pub enum ResponseKind {
     Allowed,
     /// The call is refused.
     Refused(Reason),
+    /// The store did not decide the call.
+    Unavailable,
 }
 
 /// The facts that a dialect can render.
@@ -43,9 +52,51 @@ pub struct Facts<'a> {
     pub api_key_id: Option<&'a str>,
 }
 
+impl<'a> Facts<'a> {
+    /// The facts of a call without a decision: its kind and its time.
+    pub const fn of_kind(kind: ResponseKind, now: Timestamp) -> Self {
+        Self {
+            kind,
+            now,
+            retry_at: None,
+            quotas: &[],
+            binding: None,
+            usage: None,
+            message: None,
+            domain: None,
+            resource: None,
+            tier: None,
+            priority: None,
+            account: None,
+            api_key_id: None,
+        }
+    }
+
+    /// The quota that refuses the call, if a quota decides.
+    pub(super) fn refusing_quota(&self) -> Option<&'a QuotaStatus<'a>> {
+        match self.kind {
+            ResponseKind::Refused(Reason::QuotaExceeded | Reason::CostAboveLimit) => self.quotas.get(self.binding?),
+            ResponseKind::Allowed | ResponseKind::Refused(_) | ResponseKind::Unavailable => None,
+        }
+    }
+}
+
+impl Facts<'_> {
+    /// Whether a quota decides that customers do not see.
+    pub(super) fn is_refused_by_hidden(&self) -> bool {
+        self.refusing_quota().is_some_and(|status| !status.quota.visible)
+    }
+
+    /// The index of the binding quota among those that customers see.
+    pub(super) fn shown_binding(&self) -> Option<usize> {
+        let shown = self.binding.filter(|at| self.quotas.get(*at).is_some_and(QuotaStatus::is_shown));
+        shown.or_else(|| binding(self.quotas, |status| status.is_shown()))
+    }
+}
+
 impl ResponseKind {
     /// How many there are.
-    pub(super) const COUNT: usize = Reason::ALL.len() + 1;
+    pub(super) const COUNT: usize = Reason::ALL.len() + 2;
 
     /// All, in the order of their indexes.
     pub(super) const ALL: [Self; Self::COUNT] = {
@@ -55,6 +106,7 @@ impl ResponseKind {
             all[index + 1] = Self::Refused(Reason::ALL[index]);
             index += 1;
         }
+        all[index + 1] = Self::Unavailable;
         all
     };
 
@@ -63,6 +115,7 @@ impl ResponseKind {
         match self {
             Self::Allowed => 0,
             Self::Refused(reason) => 1 + reason.index(),
+            Self::Unavailable => Self::COUNT - 1,
         }
     }
 
@@ -71,6 +124,7 @@ impl ResponseKind {
         match self {
             Self::Allowed => "allowed",
             Self::Refused(reason) => reason.name(),
+            Self::Unavailable => UNAVAILABLE,
         }
     }
 }

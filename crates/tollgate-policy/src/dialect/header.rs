@@ -6,6 +6,7 @@ use tollgate_core::amount::Limit;
 
 use super::{
     ResponseKind,
+    select::length_ms,
     value::{QuotaChoice, RenderContext},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) enum HeaderContent {
     Values {
         /// The selector of the quota; `None` for the binding quota. If no quota matches the selector, there is no value.
         quota: Option<usize>,
+        /// The window that the header is about, if its row names one: `per`.
+        length_ms: Option<u64>,
         words: Vec<ValueWord>,
         format: Option<Format>,
     },
@@ -43,7 +46,7 @@ pub(super) enum HeaderContent {
 
 /// A set of kinds of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ResponseKinds(u8);
+pub(super) struct ResponseKinds(u16);
 
 impl ResponseKinds {
     pub(super) const NONE: Self = Self(0);
@@ -76,9 +79,12 @@ impl Header {
                 let refuses =
                     |selector| context.quota(QuotaChoice::Selected(selector)).is_some_and(QuotaStatus::denies);
                 let first = pairs.iter().find(|(selector, _)| refuses(*selector));
-                first.map(|(_, text)| text.to_string()).or_else(|| fixed(&self.missing))
+                // If another quota refuses, none of the texts is right.
+                let missing = || fixed(&self.missing).filter(|_| context.facts.refusing_quota().is_none());
+                let decides = !context.facts.is_refused_by_hidden();
+                first.filter(|_| decides).map(|(_, text)| text.to_string()).or_else(missing)
             }
-            HeaderContent::Values { quota, words, format } => {
+            HeaderContent::Values { quota, length_ms: about, words, format } => {
                 let status = context.quota(quota.map_or(QuotaChoice::Binding, QuotaChoice::Selected));
                 let unlimited = status.is_some_and(|status| status.limit == Limit::Unlimited);
                 if quota.is_some() && status.is_none() {
@@ -86,7 +92,11 @@ impl Header {
                 } else if unlimited && words.iter().any(|word| needs_limit(*word)) {
                     fixed(&self.unlimited)
                 } else {
-                    let found = words.iter().find_map(|word| Some((*word, context.value(*word, status)?)));
+                    // The wait for a month or a slot is not the reset of a minute.
+                    let decided_by = context.facts.refusing_quota().map(|status| length_ms(&status.quota.window));
+                    let is_of_other = about.is_some() && decided_by.is_some_and(|length| length != *about);
+                    let mut words = words.iter().filter(|word| !(is_of_other && **word == ValueWord::RetryAt));
+                    let found = words.find_map(|word| Some((*word, context.value(*word, status)?)));
                     let text = found.map(|(word, value)| encoded(&value.text(word, *format, context.facts.now)));
                     text.or_else(|| fixed(&self.missing))
                 }

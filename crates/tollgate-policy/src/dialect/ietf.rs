@@ -40,8 +40,8 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
         };
         let reset = match (facts.kind, status.fit) {
             (_, Fit::At(at)) => Some(at),
-            (ResponseKind::Allowed, Fit::Now) => Some(status.resets_at),
-            (ResponseKind::Refused(_), Fit::Now) | (_, Fit::Never) => None,
+            (ResponseKind::Allowed, Fit::Now) => status.window_reset(),
+            (ResponseKind::Refused(_) | ResponseKind::Unavailable, Fit::Now) | (_, Fit::Never) => None,
         };
         let item = list.bare_item(name).parameter(KeyRef::constant("r"), number(remaining.get()));
         if let Some(at) = reset {
@@ -51,10 +51,10 @@ pub(super) fn limits(facts: &Facts<'_>) -> Option<String> {
     list.finish()
 }
 
-/// The limited quotas, without shadows. A name must identify one policy, so of several quotas with one name only the
+/// The limited quotas that customers see. A name must identify one policy, so of several quotas with one name only the
 /// strictest is shown.
 fn limiting<'f>(facts: &'f Facts<'f>) -> impl Iterator<Item = &'f QuotaStatus<'f>> {
-    let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited && !status.quota.shadow;
+    let limited = |status: &QuotaStatus<'_>| status.limit != Limit::Unlimited && status.is_shown();
     facts.quotas.iter().enumerate().filter(move |(_, status)| limited(status)).filter_map(move |(at, status)| {
         let same_name = facts.quotas.iter().enumerate().filter(|(_, other)| other.quota.name == status.quota.name);
         let strictest = same_name.filter(|(_, other)| limited(other)).min_by_key(|(_, other)| strictness(other));

@@ -20,7 +20,7 @@ pub(super) struct Selector {
 }
 
 impl Selector {
-    /// The index of the chosen quota, never a shadow. Of several, such as the account's and the key's, it is the one that
+    /// The index of the chosen quota, never a shadow or a hidden one. Of several, such as the account's and the key's, it is the one that
     /// refuses for longest, and otherwise the one with the least left. Of equal ones it is the first of the policy.
     pub(super) fn choose(&self, quotas: &[QuotaStatus<'_>]) -> Option<usize> {
         let matching = quotas.iter().enumerate().filter(|(_, status)| self.matches(status));
@@ -29,7 +29,7 @@ impl Selector {
 
     fn matches(&self, status: &QuotaStatus<'_>) -> bool {
         let quota = status.quota;
-        !quota.shadow
+        status.is_shown()
             && self.unit.is_none_or(|unit| quota.unit.id == unit)
             && self.length_ms.is_none_or(|length| length_ms(&quota.window) == Some(length))
             && self.name.as_ref().is_none_or(|name| *quota.name == **name)

@@ -10,11 +10,14 @@ use super::{Facts, ResponseKind, ietf, select::length_ms};
 use crate::{
     decision::QuotaStatus,
     format::dialect::{Format, ValueWord},
+    policy::Quota,
 };
 
 /// The values that a dialect renders: the facts, and the quotas that its selectors choose.
 pub(super) struct RenderContext<'f> {
     pub(super) facts: &'f Facts<'f>,
+    /// The index of the binding quota among those that customers see.
+    pub(super) binding: Option<usize>,
     /// For each selector of the dialect, the index of the quota that it chooses.
     pub(super) chosen: SmallVec<[Option<usize>; 8]>,
     pub(super) retry_within_ms: Option<u64>,
@@ -23,7 +26,7 @@ pub(super) struct RenderContext<'f> {
 /// The quota that a value is taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QuotaChoice {
-    /// The binding quota of the decision.
+    /// The binding quota among those that customers see.
     Binding,
     /// The quota that this selector of the dialect chooses.
     Selected(usize),
@@ -41,7 +44,7 @@ pub(super) enum TypedValue<'f> {
 impl<'f> RenderContext<'f> {
     pub(super) fn quota(&self, choice: QuotaChoice) -> Option<&'f QuotaStatus<'f>> {
         let at = match choice {
-            QuotaChoice::Binding => self.facts.binding,
+            QuotaChoice::Binding => self.binding,
             QuotaChoice::Selected(selector) => self.chosen.get(selector).copied().flatten(),
         };
         self.facts.quotas.get(at?)
@@ -60,14 +63,16 @@ impl<'f> RenderContext<'f> {
             ValueWord::Used => Some(TypedValue::Number(quota?.used.get())),
             ValueWord::Cost => Some(TypedValue::Number(facts.usage?.of(quota?.quota.unit.id).get())),
             ValueWord::Reset | ValueWord::ResetsAt if quota?.limit == Limit::Unlimited => None,
-            ValueWord::Reset => match (quota?.fit, quota?.resets_at) {
-                (Fit::At(at), _) | (Fit::Now | Fit::Never, at) => Some(TypedValue::Time(at)),
+            ValueWord::Reset => match quota?.fit {
+                Fit::At(at) => Some(TypedValue::Time(at)),
+                Fit::Now | Fit::Never => quota?.window_reset().map(TypedValue::Time),
             },
-            ValueWord::ResetsAt => Some(TypedValue::Time(quota?.resets_at)),
+            ValueWord::ResetsAt => quota?.window_reset().map(TypedValue::Time),
             ValueWord::Quota => text(&quota?.quota.name),
             ValueWord::Label => text(&quota?.quota.label),
             ValueWord::Unit => text(&quota?.quota.unit.name),
             ValueWord::Window => Some(TypedValue::Text(window(&quota?.quota.window))),
+            ValueWord::Measure => Some(TypedValue::Text(measure(quota?.quota).into())),
             ValueWord::RetryAt | ValueWord::RetryAfter => facts.retry_at.map(TypedValue::Time),
             ValueWord::ShouldRetry => self.retry_is_useless().then_some(TypedValue::Text("false".into())),
             ValueWord::Reason => text(facts.kind.name()),
@@ -89,17 +94,17 @@ impl<'f> RenderContext<'f> {
     fn retry_is_useless(&self) -> bool {
         let wait = self.facts.retry_at.map(|at| at.ms_since(self.facts.now));
         match (self.facts.kind, wait) {
-            (ResponseKind::Allowed, _) => false,
+            (ResponseKind::Allowed | ResponseKind::Unavailable, _) => false,
             (ResponseKind::Refused(_), None) => true,
             (ResponseKind::Refused(_), Some(wait)) => self.retry_within_ms.is_some_and(|longest| wait > longest),
         }
     }
 }
 
-/// The names of the quotas that refuse the call, each once.
+/// The names of the quotas that refuse the call, each once, without hidden ones.
 fn violated<'f>(facts: &'f Facts<'f>) -> Vec<&'f str> {
     let mut names: Vec<&str> = Vec::new();
-    for status in facts.quotas.iter().filter(|status| status.denies()) {
+    for status in facts.quotas.iter().filter(|status| status.denies() && status.is_shown()) {
         if !names.contains(&&*status.quota.name) {
             names.push(&status.quota.name);
         }
@@ -189,6 +194,15 @@ fn window(window: &Window) -> Cow<'static, str> {
         (Some(ms), _) => go_duration(ms).into(),
         (None, Window::Calendar(calendar)) => calendar.unit().name().into(),
         (None, Window::Sliding(_) | Window::Concurrent) => "".into(),
+    }
+}
+
+/// `requests per minute`, `concurrent requests`.
+fn measure(quota: &Quota) -> String {
+    let unit = quota.unit.name.replace('_', " ");
+    match &quota.window {
+        Window::Concurrent => unit,
+        windowed => format!("{unit} per {}", window(windowed)),
     }
 }
 

@@ -55,9 +55,15 @@ pub(crate) struct Table {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub headers: Vec<HeaderRow>,
-    /// The status and the body of each kind of refusal.
+    /// The status and the body of each kind of refusal: `quota_exceeded`, `concurrency_exceeded` (no slot of
+    /// `concurrent_requests` is free; the parts that it does not have are those of `quota_exceeded`), `overloaded` (a quota
+    /// refuses that customers do not see), `insufficient_quota`, `cost_above_limit`, `blocked`, `upload_too_large`,
+    /// `unknown_resource`, `unavailable` (the store does not answer),
+    /// `bad_key` or separately `unknown_key`, `revoked_key` and `expired_key`; and the names of the platform's own that
+    /// quotas are `refused_as`.
     #[serde(default)]
-    pub answers: IndexMap<Refusal, Answer>,
+    #[schemars(extend("propertyNames" = super::names("Word"), "maxProperties" = 64))]
+    pub answers: IndexMap<String, Answer>,
 }
 
 /// The format of `/api_keys/rate_limits`: `venice` (the format of the Venice API) or `plain`.
@@ -185,6 +191,7 @@ pub(crate) enum ValueWord {
     Label,
     Unit,
     Window,
+    Measure,
     // Of the decision.
     RetryAt,
     RetryAfter,
@@ -237,20 +244,8 @@ pub(crate) enum KindName {
     CostAboveLimit,
     Blocked,
     UploadTooLarge,
-    BadKey,
-    UnknownKey,
-    RevokedKey,
-    ExpiredKey,
-}
-
-/// A kind of refusal. `bad_key` means all three kinds of invalid keys.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Refusal {
-    QuotaExceeded,
-    CostAboveLimit,
-    Blocked,
-    UploadTooLarge,
+    UnknownResource,
+    Unavailable,
     BadKey,
     UnknownKey,
     RevokedKey,

@@ -55,14 +55,30 @@ pub(crate) struct Quota {
     /// enforced quota, to try another limit.
     #[serde(default)]
     pub shadow: bool,
+    /// Whether the platform's customers see the quota in `/api_keys/rate_limits` and in rendered answers. Unless given, they
+    /// see it if its counters belong to one account, that is, if its scope names `account` or `api_key`.
+    #[serde(default)]
+    #[schemars(with = "bool")]
+    pub visible: Option<bool>,
     /// Whether a call must name the unit in its usage, with 0 if it uses none. Otherwise a call that leaves the unit out
     /// is not limited by this quota.
     #[serde(default)]
     pub required: bool,
+    /// The answer of the dialect to a refusal by this quota: `quota_exceeded`, `insufficient_quota` (a spent budget),
+    /// `overloaded`, or an answer of the platform's own in a dialect of `dialects`. Unless given, `overloaded` if customers
+    /// do not see the quota, `concurrency_exceeded` for `concurrent_requests`, and otherwise `quota_exceeded`.
+    #[serde(default)]
+    #[schemars(with = "Word")]
+    pub refused_as: Option<Word>,
     /// Its behaviour while the store cannot answer, if it differs from the policy's.
     #[serde(default)]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,
+    /// The wait that a caller refused by `concurrent_requests` is advised, `1s` unless given. A slot is free again when a
+    /// call ends, and that time is not known.
+    #[serde(default)]
+    #[schemars(with = "Length")]
+    pub retry_after: Option<Length>,
     /// How callers of several priorities share it. Its scope must not name `account` or `api_key`.
     #[serde(default)]
     #[schemars(with = "Pool")]

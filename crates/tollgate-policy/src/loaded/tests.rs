@@ -74,14 +74,14 @@ bootstrap:
     policy.yaml:2: version: 2 must be at most 1
     policy.yaml:3: domain: "Venice AI" is not right here; it should be: 1 to 63 lower-case letters, digits and hyphens, such as `venice`
     policy.yaml:4: units[0]: "Tokens" is not right here; it should be: up to 32 lower-case letters, digits and underscores, starting with a letter
-    policy.yaml:5: limits: is not known here; the keys are: version, domain, units, scopes, classes, provider_classes, resources, unknown_resources, tiers, default_tier, shadow, self_service, on_failure, abuse, dialect, dialects, uploads, estimates, promotions, keys, bootstrap
+    policy.yaml:5: limits: is not known here; the keys are: version, domain, units, scopes, classes, provider_classes, resources, unknown_resources, tiers, default_tier, shadow, self_service, on_failure, abuse, dialect, retry_jitter, dialects, uploads, estimates, promotions, keys, bootstrap
     policy.yaml:9: classes.text.quotas[0].per: "fortnight" is not right here; it should be: `second`, `minute`, `hour`, `day`, `week`, or a length such as `30s`, `12h` or `7d` (units: ms, s, m, h, d, w)
     policy.yaml:10: classes.text.quotas[1].limit: -1 is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
     policy.yaml:11: classes.text.quotas[2].per.calendar: "year" is not one of: "second", "minute", "hour", "day", "week", "month"
     policy.yaml:12: classes.text.quotas[3].per.timezone: is not known here; the keys are: calendar, zone
     policy.yaml:13: classes.text.quotas[4].limit: "many" is not right here; it should be: a whole number from 0 (never) to 9007199254740991, such as 20000000, 20_000_000 or 20M (k, M, G), or `unlimited`
     policy.yaml:14: classes.text.quotas[5].limit: 9007199254740992 must be at most 9007199254740991
-    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, required, on_failure, pool
+    policy.yaml:14: classes.text.quotas[5].colour: is not known here; the keys are: unit, per, limit, scope, name, label, shadow, visible, required, refused_as, on_failure, retry_after, pool
     policy.yaml:16: resources."tab\there": cannot be a name here; it should be: a name of up to 128 characters, none of them a control or invisible character, or a wildcard such as `prompt/*`
     policy.yaml:17: resources.chat.counter: "mine" is not one of: "shared", "each"
     policy.yaml:18: unknown_resources: "allow" is not right here; it should be: `refuse`, or how they are treated, such as `{class: text/small}`

@@ -1,28 +1,22 @@
 //! The parts of a policy file, checked one by one.
 
+mod quota;
+
 use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexMap;
-use tollgate_core::{
-    amount::{Amount, Limit},
-    claim::OnFailure,
-    reservation::MAX_SLOTS,
-    window::{CalendarWindow, SlidingWindow, Window},
-};
+use tollgate_core::{claim::OnFailure, window::CalendarWindow};
 
 use crate::{
     format::{self, PolicyFile, Word},
     policy::{
         CompileError, Place, Policy, Problem, Quota, QuotaLevel, Resource, Scope, Scopes, Unit,
+        error::closest,
         pattern::Pattern,
-        pool::Pool,
-        quota::{CONCURRENT_REQUESTS, REQUESTS, default_label, default_name},
+        quota::{CONCURRENT_REQUESTS, NamedAnswer, REQUESTS},
         rules::{ClassRules, ResourceRules, Rule, RuleId, RuleSource, TierRules},
     },
 };
-
-/// How alike two names are by the measure of Jaro and Winkler, from 0 to 1, if one may be meant for the other.
-const ALIKE: f64 = 0.85;
 
 /// The name that all unknown resources share, where the policy admits them.
 const UNKNOWN: &str = "*";
@@ -36,6 +30,8 @@ pub(super) struct Builder {
     /// The scope of the rules' quotas that name none, if the file gives one.
     quota_scope: Option<format::Scope>,
     pub(super) rules: Vec<Rule>,
+    /// The answers that quotas name.
+    pub(super) named_answers: Vec<NamedAnswer>,
     /// Whether every quota is a shadow.
     pub(super) shadow: bool,
     /// The behaviour during an outage of the store, for quotas without their own.
@@ -56,6 +52,7 @@ impl Builder {
             scopes,
             quota_scope: file.scopes.quotas.clone(),
             rules: Vec::new(),
+            named_answers: Vec::new(),
             shadow: file.shadow,
             on_failure: file.on_failure.into(),
             calendars: Vec::new(),
@@ -71,6 +68,7 @@ impl Builder {
             scopes,
             quota_scope: None,
             rules: Vec::new(),
+            named_answers: Vec::new(),
             shadow: policy.shadow,
             on_failure: policy.on_failure,
             calendars: Vec::new(),
@@ -129,113 +127,6 @@ impl Builder {
         }
         self.rules.push(Rule { place, quotas: quotas.into_iter().map(|(_, quota)| quota).collect() });
         self.rules.len() - 1
-    }
-
-    /// A quota of a rule, with this scope or the default one.
-    fn quota(&mut self, written: &format::Quota, scope: Option<&format::Scope>, place: &Place) -> Option<Quota> {
-        let quota = self.counter(&written.counter, scope, QuotaLevel::Account, place)?;
-        let pool = written.pool.map(|pool| Pool { shares: pool.shares.map(|share| share.0) });
-        if let Some(problem) = pool.and_then(|pool| pool.problem_in(&quota.scope, &quota.window)) {
-            self.error(place.at("pool"), problem);
-        }
-        if written.required && quota.unit.is_in_every_usage() {
-            self.error(place.at("required"), Problem::RequiredUnit(quota.unit.name.to_string()));
-        }
-        Some(Quota {
-            name: written.name.as_ref().map_or(quota.name, |name| name.0.as_str().into()),
-            label: written.label.as_ref().map_or(quota.label, |label| label.0.as_str().into()),
-            shadow: written.shadow || quota.shadow,
-            required: written.required,
-            on_failure: written.on_failure.map_or(quota.on_failure, Into::into),
-            pool,
-            ..quota
-        })
-    }
-
-    /// The quota of this counter and limit, with this scope or the default scope of the level. Everything else has the
-    /// policy's default.
-    pub(super) fn counter(
-        &mut self,
-        written: &format::CounterLimit,
-        scope: Option<&format::Scope>,
-        level: QuotaLevel,
-        place: &Place,
-    ) -> Option<Quota> {
-        let concurrent = written.unit.0 == CONCURRENT_REQUESTS;
-        let known = || self.units.iter().find(|unit| *unit.name == written.unit.0).cloned();
-        let unit = if concurrent { Some(Unit::named(CONCURRENT_REQUESTS)) } else { known() };
-        if unit.is_none() {
-            let known = self.units.iter().map(|unit| unit.name.to_string());
-            let known: Vec<String> = known.chain([CONCURRENT_REQUESTS.to_owned()]).collect();
-            self.unknown("unit", &written.unit.0, &known, place.at("unit"));
-        }
-        let window = self.window(written.per.as_ref(), &place.at("per"));
-        match (&window, concurrent) {
-            (Some(Window::Concurrent), false) => self.error(place.at("per"), Problem::NoWindow),
-            (Some(Window::Sliding(_) | Window::Calendar(_)), true) => {
-                self.error(place.at("per"), Problem::ConcurrentWindow);
-            }
-            _ => {}
-        }
-        let limit = written.limit.finite();
-        if concurrent && limit.is_none_or(|limit| limit > u64::from(MAX_SLOTS)) {
-            self.error(place.at("limit"), Problem::TooManySlots);
-        }
-        let limit = match limit {
-            Some(limit) => self.checked(Amount::try_from(limit), place.at("limit")).map(Limit::Finite),
-            None => Some(Limit::Unlimited),
-        };
-        let scope = self.scope(scope.map(|scope| &*scope.0), level, place);
-        let (unit, window, limit, scope) = (unit?, window?, limit?, scope?);
-        Some(Quota {
-            name: default_name(&unit, &window).into(),
-            label: default_label(&unit, &window).into(),
-            unit,
-            window,
-            limit,
-            scope,
-            shadow: self.shadow,
-            required: false,
-            on_failure: self.on_failure,
-            pool: None,
-        })
-    }
-
-    fn window(&mut self, per: Option<&format::Window>, place: &Place) -> Option<Window> {
-        match per {
-            None => Some(Window::Concurrent),
-            Some(format::Window::Trailing(length)) => {
-                self.checked(SlidingWindow::from_ms(length.ms()), place.clone()).map(Window::Sliding)
-            }
-            Some(format::Window::Calendar(calendar)) => {
-                let unit = calendar.calendar.into();
-                let zone = calendar.zone.as_ref().map_or("UTC", |zone| &zone.0);
-                let window = self.checked(CalendarWindow::new(unit, zone), place.at("zone"))?;
-                let same = |known: &&Arc<CalendarWindow>| known.unit() == unit && known.zone() == window.zone();
-                if let Some(known) = self.calendars.iter().find(same) {
-                    return Some(Window::Calendar(known.clone()));
-                }
-                let window = Arc::new(window);
-                self.calendars.push(window.clone());
-                Some(Window::Calendar(window))
-            }
-        }
-    }
-
-    pub(super) fn scope(&mut self, names: Option<&[Word]>, level: QuotaLevel, place: &Place) -> Option<Arc<Scope>> {
-        let Some(names) = names else {
-            return Some(match level {
-                QuotaLevel::Account => self.scopes.account.clone(),
-                QuotaLevel::Key => self.scopes.key.clone(),
-            });
-        };
-        let scope = self.checked(Scope::parse(names), place.at("scope"))?;
-        if let Some(known) = self.scopes.known.iter().find(|known| ***known == scope) {
-            return Some(known.clone());
-        }
-        let scope = Arc::new(scope);
-        self.scopes.known.push(scope.clone());
-        Some(scope)
     }
 
     pub(super) fn pattern(&mut self, text: &str, place: Place) -> Option<Pattern> {
@@ -333,9 +224,7 @@ impl Builder {
         place: Place,
     ) {
         let mut names: Vec<&str> = known.into_iter().map(String::as_str).collect();
-        let likeness = |known: &str| strsim::jaro_winkler(name, known);
-        let closest = names.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-        let closest = closest.filter(|known| likeness(known) >= ALIKE).map(str::to_owned);
+        let closest = closest(name, &names).map(str::to_owned);
         if names.len() > 12 {
             names.truncate(12);
             names.push("…");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    format::PolicyFile,
+    format::{Percentage, PolicyFile},
     policy::{
         CompileError, Place, Policy, Resource, Tier, TierId,
         builder::Builder,
@@ -87,7 +87,7 @@ impl Policy {
             let place = resource.map_or_else(|| root.at("tiers"), |at| book.resources[at].place.clone());
             builder.error(place, problem);
         }
-        let Builder { errors, units, scopes, .. } = builder;
+        let Builder { errors, units, scopes, named_answers, .. } = builder;
         let warnings = if errors.is_empty() { reach::warnings(&book, &plans.reached) } else { Vec::new() };
         let inputs = inputs_of(&resources);
         let policy = Self {
@@ -108,6 +108,8 @@ impl Policy {
             inputs,
             abuse,
             authentication,
+            named_answers,
+            retry_jitter_percent: file.retry_jitter.as_ref().map_or(0, Percentage::percent),
             shadow: file.shadow,
             on_failure: file.on_failure.into(),
         };

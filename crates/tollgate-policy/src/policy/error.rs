@@ -44,6 +44,16 @@ impl From<CompileError> for Mistake {
     }
 }
 
+/// How alike two names are by the measure of Jaro and Winkler, from 0 to 1, if one may be meant for the other.
+const ALIKE: f64 = 0.85;
+
+/// The known name that may be meant by `name`.
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let likeness = |known: &str| strsim::jaro_winkler(name, known);
+    let closest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    closest.filter(|known| likeness(known) >= ALIKE)
+}
+
 /// The mistake, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -69,6 +79,9 @@ pub enum Problem {
     /// A required unit that every call has.
     #[error("has no effect, as {0} is part of every call; remove it")]
     RequiredUnit(String),
+    /// An advised wait for a quota with a window.
+    #[error("is only for concurrent_requests; the wait for a window is computed")]
+    AdvisedWait,
     /// A block of an impossible length.
     #[error("a block lasts from 1 millisecond to 31 days")]
     BlockLength,

@@ -76,6 +76,8 @@ pub struct QuotaExplanation {
     pub source: String,
     /// Whether it only counts.
     pub shadow: bool,
+    /// Whether the platform's customers see it.
+    pub visible: bool,
     /// Whether a call must name the unit. A call that leaves another unit than `requests` out is not limited by the quota.
     pub required: bool,
     /// Whether callers share it by priority.
@@ -186,6 +188,7 @@ fn explained(
         counter: quota.scope.attributes().iter().map(attribute).collect(),
         source: source.map_or_else(|| "override".to_owned(), |place| place.to_string()),
         shadow: quota.shadow,
+        visible: quota.visible,
         required: quota.required,
         pool: quota.pool.is_some(),
     }
@@ -275,7 +278,9 @@ impl QuotaExplanation {
         if let Some(before) = &self.replaced_limit {
             let _ = write!(notes, " (an override replaced {before})");
         }
-        for (is_so, note) in [(self.shadow, "shadow"), (self.required, "required"), (self.pool, "pool")] {
+        let marks =
+            [(self.shadow, "shadow"), (!self.visible, "hidden"), (self.required, "required"), (self.pool, "pool")];
+        for (is_so, note) in marks {
             if is_so {
                 let _ = write!(notes, " ({note})");
             }

@@ -34,11 +34,13 @@ mod usage;
 pub(crate) use abuse::block_of;
 pub use abuse::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, MAX_ABUSE_RULES, Statuses};
 pub use compile::Compiled;
+pub(crate) use error::closest;
 pub use error::{CompileError, Mistake, Place, Problem, Step};
 pub use estimate::Estimate;
 pub use explain::{Explanation, QuotaExplanation, RuleExplanation, RuleOutcome};
 pub use overrides::{MAX_OVERRIDES, Override};
 pub use pattern::{InvalidPattern, MAX_NAME_BYTES};
+pub(crate) use quota::{CONCURRENCY_EXCEEDED, NamedAnswer, OVERLOADED, QUOTA_EXCEEDED};
 pub use quota::{CONCURRENT_REQUESTS, DecisionSource, Quota, Unit};
 pub use resolve::{ActiveQuota, Caller, CallerKey, MissingAttribute, ResolveError, ResolvedQuotas};
 pub use scope::{Attribute, QuotaLevel, Scope};
@@ -76,6 +78,8 @@ pub struct Policy {
     inputs: Vec<Arc<str>>,
     abuse: Vec<AbuseRule>,
     authentication: Option<AbuseRule>,
+    named_answers: Vec<NamedAnswer>,
+    retry_jitter_percent: u8,
     shadow: bool,
     on_failure: OnFailure,
 }
@@ -201,6 +205,16 @@ impl Policy {
     /// The rule about failed authentications, by the attribute `ip`.
     pub fn authentication_rule(&self) -> Option<&AbuseRule> {
         self.authentication.as_ref()
+    }
+
+    /// How much longer than necessary a rendered wait may be, in percent.
+    pub fn retry_jitter_percent(&self) -> u8 {
+        self.retry_jitter_percent
+    }
+
+    /// The answers that quotas name, each as often as it is named.
+    pub(crate) fn named_answers(&self) -> &[NamedAnswer] {
+        &self.named_answers
     }
 
     /// The partition with all counters of an account. Compute it once for an account, not for each call.

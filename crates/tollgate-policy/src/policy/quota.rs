@@ -4,17 +4,30 @@ use std::sync::Arc;
 
 use tollgate_core::{
     amount::{Limit, UnitId},
-    claim::OnFailure,
+    claim::{Fit, OnFailure},
+    time::Timestamp,
     window::{CalendarUnit, Window},
 };
 
-use crate::policy::{pool::Pool, scope::Scope};
+use crate::policy::{error::Place, pool::Pool, scope::Scope};
 
 /// The unit of calls, which every domain has. The default cost of a call is one.
 pub(super) const REQUESTS: &str = "requests";
 
 /// The unit of slots. A quota of this unit has no window, and every reservation holds one slot.
 pub const CONCURRENT_REQUESTS: &str = "concurrent_requests";
+
+/// The answer to refusals by quotas that need no other.
+pub(crate) const QUOTA_EXCEEDED: &str = "quota_exceeded";
+
+/// The answer to a refusal because no slot is free.
+pub(crate) const CONCURRENCY_EXCEEDED: &str = "concurrency_exceeded";
+
+/// The answer to a refusal by a quota that customers do not see. It has no numbers of the quota.
+pub(crate) const OVERLOADED: &str = "overloaded";
+
+/// The advised wait for a slot, if the policy gives none.
+pub(super) const SLOT_RETRY_AFTER_MS: u64 = 1_000;
 
 /// A unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +55,31 @@ pub struct Quota {
     pub scope: Arc<Scope>,
     /// Whether it is a shadow: it is charged, reports the calls that it would refuse, and never denies.
     pub shadow: bool,
+    /// Whether the platform's customers see it. Otherwise only the platform's own services do.
+    pub visible: bool,
+    /// The name of the answer to a refusal by this quota, if the policy gives one.
+    pub refused_as: Option<Arc<str>>,
     /// Whether a call must name the unit in its usage.
     pub required: bool,
     /// The behaviour during an outage of the store.
     pub on_failure: OnFailure,
+    /// Of a quota of slots, the advised wait for one. A slot is free again when a call ends, and that time is not known.
+    pub slot_retry_after_ms: Option<u64>,
     /// How callers of several priorities share it.
     pub pool: Option<Pool>,
+}
+
+/// A quota's `refused_as`.
+#[derive(Clone, Debug)]
+pub(crate) struct NamedAnswer {
+    /// Where it is written.
+    pub(crate) place: Place,
+    /// The name of the answer.
+    pub(crate) name: Arc<str>,
+    /// Whether customers do not see the quota.
+    pub(crate) hidden: bool,
+    /// Whether the quota counts slots.
+    pub(crate) of_slots: bool,
 }
 
 /// The origin of a decision.
@@ -93,6 +125,31 @@ impl Quota {
                 None => short_length(sliding.ms()),
             },
             Window::Calendar(_) | Window::Concurrent => String::new(),
+        }
+    }
+
+    /// The names of the answers to a refusal by this quota, the first of which has precedence. If a dialect has none of them,
+    /// the answer is that of the reason.
+    pub(crate) fn answer_names(&self) -> impl Iterator<Item = &str> {
+        let default = match self.window {
+            _ if !self.visible => Some(OVERLOADED),
+            Window::Concurrent => Some(CONCURRENCY_EXCEEDED),
+            Window::Sliding(_) | Window::Calendar(_) => None,
+        };
+        self.refused_as.as_deref().into_iter().chain(default)
+    }
+
+    /// Whether it counts slots.
+    pub(crate) fn is_of_slots(&self) -> bool {
+        matches!(self.window, Window::Concurrent)
+    }
+
+    /// Whether a call fits, as callers are told at `now`. The store knows only when the first reservation expires. A slot
+    /// is usually free much earlier, so the advised time is that of the policy, or the expiry if that is sooner.
+    pub(crate) fn advised(&self, fit: Fit, now: Timestamp) -> Fit {
+        match (self.slot_retry_after_ms, fit) {
+            (Some(wait_ms), Fit::At(expires_at)) => Fit::At(expires_at.min(now.plus_ms(wait_ms))),
+            (_, fit) => fit,
         }
     }
 

@@ -75,6 +75,7 @@ pub(super) fn call<'a>(body: &'a CallBody, scope: &'a DomainScope) -> Call<'a> {
         dialect: &body.dialect,
         request_id: &body.request_id,
         deadline: None,
+        render: body.render,
         upload: body.upload.as_ref().map(|upload| Upload {
             media_type: &upload.media_type,
             bytes: upload.bytes,
@@ -102,7 +103,7 @@ pub(super) fn decision(response: &CallResponse<'_>, render: bool) -> DecisionBod
         quotas: Vec::new(),
         reservation: None,
         replayed: false,
-        rendered: render.then(|| rendered(response.render())),
+        rendered: render.then(|| rendered(&response.render())),
     };
     match &response.outcome {
         Err(rejection) => {
@@ -141,15 +142,16 @@ pub(super) fn reason(reason: Reason) -> ReasonBody {
         Reason::CostAboveLimit => ReasonBody::CostAboveLimit,
         Reason::Blocked => ReasonBody::Blocked,
         Reason::UploadTooLarge => ReasonBody::UploadTooLarge,
+        Reason::UnknownResource => ReasonBody::UnknownResource,
         Reason::InvalidKey(InvalidKey::Unknown) => ReasonBody::UnknownKey,
         Reason::InvalidKey(InvalidKey::Revoked) => ReasonBody::RevokedKey,
         Reason::InvalidKey(InvalidKey::Expired) => ReasonBody::ExpiredKey,
     }
 }
 
-fn rendered(response: Rendered) -> RenderedBody {
-    let headers = response.headers.into_iter().map(|(name, value)| HeaderBody { name, value });
-    RenderedBody { status: response.status, headers: headers.collect(), body: response.body }
+pub(super) fn rendered(response: &Rendered) -> RenderedBody {
+    let headers = response.headers.iter().map(|(name, value)| HeaderBody { name: name.clone(), value: value.clone() });
+    RenderedBody { status: response.status, headers: headers.collect(), body: response.body.clone() }
 }
 
 pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
@@ -180,5 +182,6 @@ pub(super) fn quota(status: &QuotaStatus<'_>) -> QuotaBody {
             Fit::At(_) | Fit::Now | Fit::Never => None,
         },
         shadow: quota.shadow,
+        hidden: !quota.visible,
     }
 }

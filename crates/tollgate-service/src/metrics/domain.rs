@@ -11,6 +11,9 @@ use super::{
     shadow::ShadowLog,
 };
 
+/// The label of refusals because the policy does not have the resource.
+pub(crate) const UNKNOWN_RESOURCE: &str = "unknown_resource";
+
 /// The metrics of a domain. They are registered when its policy is loaded, so a call only increments counters.
 pub struct DomainMetrics {
     pub(super) classes_by_tier: HashMap<TierId, HashMap<Box<str>, ClassMetrics>>,
@@ -63,7 +66,9 @@ impl DomainMetrics {
                         [("domain", &**policy.domain()), ("tier", &*tier.name), ("class", class), ("quota", quota)];
                     counter(&metrics.recorder, SHADOW_REFUSALS, &labels)
                 };
-                let denied = quotas.iter().chain(&["upload"]);
+                // A resource that the policy does not have is of no class.
+                let unknown = class.is_empty().then_some(&UNKNOWN_RESOURCE);
+                let denied = quotas.iter().chain(&["upload"]).chain(unknown);
                 let denied = denied.map(|quota| (Box::from(*quota), labels(class, "denied", quota)));
                 let metrics = ClassMetrics {
                     allowed: labels(class, "allowed", ""),

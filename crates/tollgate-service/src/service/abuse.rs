@@ -8,9 +8,7 @@ use tollgate_core::{
     store::StoreError,
     time::Timestamp,
 };
-use tollgate_policy::{
-    AUTHENTICATION, AbuseCounter, AbuseRule, Block, decision::Decision, dialect::ResponseKind, reason::Reason,
-};
+use tollgate_policy::{AUTHENTICATION, AbuseCounter, AbuseRule, Block, decision::Decision, reason::Reason};
 
 use crate::{
     domains::{Domain, Domains},
@@ -113,7 +111,7 @@ impl DecisionService {
         let status = match response.reason() {
             // A refusal because of a block is not a failure: blocks would never end.
             None | Some(Reason::Blocked) => return None,
-            Some(reason) => response.dialect.status(ResponseKind::Refused(reason)),
+            Some(_) => response.status(),
         };
         Some(Box::pin(async move {
             for counter in resolved_quotas.abuse_counters(|name| attributes.get(name)) {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use tollgate_core::{store::StoreError, text::has_hidden};
 use tollgate_policy::{
     MissingAttribute, ResolveError, UsageError,
-    dialect::UnknownDialect,
+    dialect::{Rendered, UnknownDialect},
     uploads::{InvalidUpload, Upload},
 };
 
@@ -49,6 +49,8 @@ pub struct Call<'a> {
     pub request_id: &'a str,
     /// The deadline of the caller, if it has one.
     pub deadline: Option<Instant>,
+    /// Whether a failure of the store is rendered in the dialect too.
+    pub render: bool,
 }
 
 /// A request for a caller's limits.
@@ -107,11 +109,29 @@ pub enum CallError {
     /// The store did not decide. Its message is only logged; [`CallError::message`] contains the id of the log entry.
     #[error("{}", incidents::reason(.0))]
     Store(#[from] StoreError),
+    /// The same, for a call that is rendered.
+    #[error("{}", incidents::reason(&.0.error))]
+    RenderedStore(Box<RenderedFailure>),
+    /// The policy does not have the resource.
+    #[error(transparent)]
+    UnknownResource(ResolveError),
+}
+
+/// A failure of the store, and the answer to it for the platform's customers.
+#[derive(Debug)]
+pub struct RenderedFailure {
+    /// The failure.
+    pub error: StoreError,
+    /// The answer.
+    pub rendered: Rendered,
 }
 
 impl From<ResolveError> for CallError {
     fn from(error: ResolveError) -> Self {
-        Self::Invalid(error.to_string())
+        match error {
+            ResolveError::UnknownResource => Self::UnknownResource(error),
+            ResolveError::InvalidResource | ResolveError::UnknownTier => Self::Invalid(error.to_string()),
+        }
     }
 }
 
@@ -143,8 +163,9 @@ impl CallError {
     /// Whether the call itself is invalid.
     pub fn is_caller_error(&self) -> bool {
         match self {
-            Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } => true,
-            Self::NoReservation | Self::Ended { .. } | Self::TimedOut | Self::Expired | Self::Store(_) => false,
+            Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } | Self::UnknownResource(_) => true,
+            Self::NoReservation | Self::Ended { .. } | Self::TimedOut | Self::Expired => false,
+            Self::Store(_) | Self::RenderedStore(_) => false,
         }
     }
 
@@ -152,7 +173,16 @@ impl CallError {
     pub fn message(&self) -> String {
         match self {
             Self::Store(error) => incidents::describe(error),
+            Self::RenderedStore(failure) => incidents::describe(&failure.error),
             error => error.to_string(),
+        }
+    }
+
+    /// The response for the platform's customers, if the call is rendered and the store did not decide it.
+    pub fn rendered(&self) -> Option<&Rendered> {
+        match self {
+            Self::RenderedStore(failure) => Some(&failure.rendered),
+            _ => None,
         }
     }
 

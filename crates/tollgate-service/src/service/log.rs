@@ -14,6 +14,9 @@ use crate::{
 /// The label of a refusal because of a block.
 const BLOCK_LABEL: &str = "FAILED_REQUESTS";
 
+/// The label of a refusal by a quota that customers do not see.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// The error of reading the log of refusals.
 pub enum RefusalsError<'a> {
     /// The caller is rejected.
@@ -66,10 +69,12 @@ impl DecisionService {
         let label = match response.reason() {
             Some(Reason::Blocked) => BLOCK_LABEL,
             Some(Reason::QuotaExceeded | Reason::CostAboveLimit) => match decision.binding_quota() {
+                // The account does not see this quota, so it does not see its label.
+                Some(status) if !status.quota.visible => OVERLOADED,
                 Some(status) => &*status.quota.label,
                 None => return,
             },
-            Some(Reason::UploadTooLarge | Reason::InvalidKey(_)) | None => return,
+            Some(Reason::UploadTooLarge | Reason::UnknownResource | Reason::InvalidKey(_)) | None => return,
         };
         self.refusals.record(
             identity.account.partition,

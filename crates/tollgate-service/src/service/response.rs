@@ -55,6 +55,8 @@ pub enum RejectionCause<'a> {
     InvalidKey(InvalidKey),
     /// Its address is blocked, because it sent too many invalid keys.
     Blocked(Block<'a>),
+    /// It calls a resource that the policy does not have.
+    UnknownResource(&'a str),
 }
 
 impl<'a> Rejection<'a> {
@@ -63,14 +65,23 @@ impl<'a> Rejection<'a> {
         match self.cause {
             RejectionCause::InvalidKey(invalid_key) => Reason::InvalidKey(invalid_key),
             RejectionCause::Blocked(_) => Reason::Blocked,
+            RejectionCause::UnknownResource(_) => Reason::UnknownResource,
         }
     }
 
     /// The block of the address, if it is the cause.
     pub fn block(&self) -> Option<Block<'a>> {
         match self.cause {
-            RejectionCause::InvalidKey(_) => None,
+            RejectionCause::InvalidKey(_) | RejectionCause::UnknownResource(_) => None,
             RejectionCause::Blocked(block) => Some(block),
+        }
+    }
+
+    /// The resource that the policy does not have, if that is the cause.
+    fn resource(&self) -> Option<&'a str> {
+        match self.cause {
+            RejectionCause::UnknownResource(resource) => Some(resource),
+            RejectionCause::InvalidKey(_) | RejectionCause::Blocked(_) => None,
         }
     }
 }
@@ -89,9 +100,24 @@ impl<'a> CallResponse<'a> {
         self.outcome.as_ref().ok().filter(|outcome| outcome.too_large.is_none())?.decision.binding_quota()
     }
 
+    /// The HTTP status that the platform's customers see.
+    pub(super) fn status(&self) -> u16 {
+        self.dialect.status(&self.facts())
+    }
+
     /// Renders the response that the platform's customers see.
     pub fn render(&self) -> Rendered {
-        self.dialect.render(&self.facts())
+        let facts = self.facts();
+        let domain = match &self.outcome {
+            Ok(outcome) => Some(outcome.domain),
+            Err(rejection) => rejection.domain,
+        };
+        let jitter = domain.map_or(0, |domain| domain.policy.retry_jitter_percent());
+        let retry_at = match facts.retry_at {
+            Some(at) if jitter > 0 => Some(later(at, facts.now, jitter)),
+            retry_at => retry_at,
+        };
+        self.dialect.render(&Facts { retry_at, ..facts })
     }
 
     /// The facts for a dialect.
@@ -102,19 +128,11 @@ impl<'a> CallResponse<'a> {
             Err(rejection) => {
                 let (block, now) = (rejection.block(), rejection.time);
                 return Facts {
-                    kind,
-                    now,
                     retry_at: block.map(|block| block.until),
-                    quotas: &[],
-                    binding: None,
-                    usage: None,
                     message: block.map(|block| block.message(now)),
                     domain: rejection.domain.map(|domain| &**domain.policy.domain()),
-                    resource: None,
-                    tier: None,
-                    priority: None,
-                    account: None,
-                    api_key_id: None,
+                    resource: rejection.resource(),
+                    ..Facts::of_kind(kind, now)
                 };
             }
         };
@@ -143,6 +161,12 @@ impl<'a> CallResponse<'a> {
             api_key_id: identity.key.as_ref().map(|key| &*key.id),
         }
     }
+}
+
+/// A time that is later than `at` by a random part of the wait, at most `percent` of it.
+fn later(at: Timestamp, now: Timestamp, percent: u8) -> Timestamp {
+    let most = at.ms_since(now).saturating_mul(u64::from(percent)) / 100;
+    at.plus_ms(rand::random_range(0..=most))
 }
 
 impl Outcome<'_> {

@@ -26,7 +26,7 @@ use tollgate_core::time::Timestamp;
 use tollgate_store::clock::{Clock as _, ManualClock, SystemClock};
 
 use super::{Platforms, changed};
-use crate::harness::{Node, ProcessBuilder, Rest};
+use crate::harness::{Node, ProcessBuilder, Rest, memory_node};
 
 /// A customer: domain, dialect of the answers, caller, and the routes that name a resource by themselves.
 #[derive(Clone, Copy)]
@@ -306,5 +306,27 @@ async fn each_route_may_have_its_own_quota() {
         }
         let (status, headers) = gateway.post(route, json!({ "model": resource })).await;
         assert_eq!((status.as_u16(), &headers["x-ratelimit-resource"]), (429, &HeaderValue::from_static(resource)));
+    }
+}
+
+/// The official SDKs wait as the dialect tells them, up to their own bounds, and give up where waiting takes too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_sdks_wait_as_they_are_told() {
+    let windows = ["30s", "61s", "130s", "day"];
+    let model = |per: &str| format!("  {per}: {{ quotas: [{{ unit: requests, per: {per}, limit: 1 }}] }}\n");
+    let policy = format!(
+        "version: 1\ndomain: waits\nresources:\n{}tiers: {{ paid: {{ is_charged: true }} }}\ndefault_tier: paid\n",
+        windows.map(model).concat()
+    );
+    let (never, day): (&[u64], &[u64]) = (&[], &[86_400]);
+    for (client, dialect, waits) in [
+        ("openai-waits", "openai", [&[30], &[61], never, never]),
+        ("anthropic-waits", "anthropic", [&[30], &[61], &[130], day]),
+    ] {
+        let node = memory_node(&policy).await;
+        let customer = Customer { domain: "waits", dialect, caller: ("account", "a"), routes: &[] };
+        let report = Gateway::start(&node, customer, None).await.client(client, 1).await;
+        let expected: Vec<Value> = windows.iter().zip(waits).map(|(window, waits)| json!([window, waits])).collect();
+        assert_eq!(report["seen"], json!(expected), "{client}: {report}");
     }
 }

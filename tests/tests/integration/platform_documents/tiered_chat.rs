@@ -74,7 +74,7 @@ async fn tokens_a_minute(platforms: &Platforms) {
         let about = ("chat", priority);
         let start = platforms.seconds();
         let message = format!(
-            r#"{{"error":{{"type":"invalid_request_error","message":"Request too large: it needs {} tokens, and the limit is {tokens} per minute.","code":"request_too_large"}}}}"#,
+            r#"{{"error":{{"type":"invalid_request_error","message":"Request too large: it needs {}, and the limit is {tokens} tokens per minute.","code":"request_too_large"}}}}"#,
             tokens + 1
         );
         let never = headers(413, (per_minute, 0, start), about, &[("x-should-retry", "false")], &message);

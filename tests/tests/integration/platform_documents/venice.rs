@@ -114,7 +114,7 @@ async fn tokens_a_minute(platforms: &Platforms, rows: &[Row]) {
         };
         // A cost above the limit is never admitted, so there is no wait.
         let message = format!(
-            r#"{{"error":"Request too large: it needs {} tokens, and the limit is {limit} per minute"}}"#,
+            r#"{{"error":"Request too large: it needs {}, and the limit is {limit} tokens per minute"}}"#,
             limit + 1
         );
         let never = platforms.refused(call(limit + 1)).await;

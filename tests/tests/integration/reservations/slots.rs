@@ -1,11 +1,13 @@
 //! The scope of a slot: the calls that are refused while a reservation holds the only slot.
 
 use serde_json::json;
-use tollgate_api::v1::{Caller, Decision};
+use tollgate_api::v1::{Call, Caller, Decision, RenderedResponse};
 use tollgate_store::testing::RedisServer;
 
-use super::{cancel, id_of, reserve};
-use crate::harness::{Node, account, allowed, api_key_id, call, hash_of, memory_node, quota, redis_node};
+use super::{cancel, id_of, reserve, settle};
+use crate::harness::{
+    Node, account, allowed, api_key_id, call, decided_at_ms, hash_of, memory_node, ms, quota, redis_node,
+};
 
 /// A policy with one slot of this scope; three keys, two of them of one account, and two resources.
 fn policy(scope: &[&str]) -> String {
@@ -76,5 +78,49 @@ async fn slots_are_counted_by_the_scope_of_their_quota() {
     for (at, scope) in SCOPES.iter().enumerate() {
         check_slot_scope(&memory_node(&policy(scope)).await, at).await;
         check_slot_scope(&redis_node(&policy(scope), redis.url()).await, at).await;
+    }
+}
+
+/// The headers of these names.
+fn headers<'a, const N: usize>(answer: &'a RenderedResponse, names: [&str; N]) -> [Option<&'a str>; N] {
+    names.map(|name| answer.headers.iter().find(|header| header.name == name).map(|header| header.value.as_str()))
+}
+
+async fn check_advice(node: &Node, wait_ms: u64) {
+    let held = id_of(&decide(node, "one", "chat").await);
+    let refused = async |dialect: &str| {
+        let call = Call { render: true, dialect: dialect.to_owned(), ..call(api_key_id("one"), "chat", &[]) };
+        reserve(&node.grpc, call, &[], 0).await.expect("a decision")
+    };
+    for dialect in ["openai", "anthropic", "venice", "tiered-chat", "deapi", "ietf"] {
+        let decision = refused(dialect).await;
+        assert_eq!((decision.retry_after_ms, &*decision.quota), (Some(wait_ms), "concurrent_requests"), "{dialect}");
+        let retry_at = quota(&decision, "concurrent_requests").retry_at.as_ref().map(ms);
+        assert_eq!(retry_at, Some(decided_at_ms(&decision) + wait_ms), "{dialect}");
+        let rendered = decision.rendered.expect("an answer");
+        assert!(rendered.body.contains("concurrent requests"), "{dialect}: {}", rendered.body);
+        let lower: Vec<(String, &str)> =
+            rendered.headers.iter().map(|header| (header.name.to_lowercase(), &*header.value)).collect();
+        let of = |name: &str| lower.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
+        let seconds = wait_ms.div_ceil(1_000).to_string();
+        assert_eq!((rendered.status, of("retry-after")), (429, Some(&*seconds)), "{dialect}");
+        assert_eq!(of("x-should-retry"), None, "{dialect}: SDKs may retry");
+    }
+    let openai = *refused("openai").await.rendered.expect("an answer");
+    assert_eq!(headers(&openai, ["retry-after-ms"]), [Some(&*wait_ms.to_string())]);
+    // The slot is free when the call ends, and the advice then leads to an admission.
+    settle(&node.grpc, &held, &[]).await.expect("it ends");
+    node.clock.advance_ms(wait_ms);
+    cancel(&node.grpc, &id_of(&decide(node, "one", "chat").await)).await.expect("it is given back");
+}
+
+/// A slot is free when a call ends, which is usually long before its reservation would expire.
+#[tokio::test]
+async fn a_refusal_without_a_free_slot_advises_a_short_wait() {
+    let redis = RedisServer::start();
+    let own = |more: &str| policy(&["api_key"]).replace(r#""limit":1"#, &format!(r#""limit":1{more}"#));
+    for (policy, wait_ms) in [(own(""), 1_000), (own(r#","retry_after":"2500ms""#), 2_500)] {
+        check_advice(&memory_node(&policy).await, wait_ms).await;
+        check_advice(&redis_node(&policy, redis.url()).await, wait_ms).await;
     }
 }

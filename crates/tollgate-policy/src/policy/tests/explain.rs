@@ -75,7 +75,7 @@ fn also_quotas_apply_in_addition_to_the_winner() {
     quota                limit          window                 counter                   source
     requests_per_minute  60 requests    minute                 account, resource "chat"  classes.text.quotas[0]
     budget               1000 requests  calendar month in UTC  account                   tiers.pro.also[0]
-    capacity             5000 tokens    minute                 resource "chat"           resources.chat.also[0] (pool)
+    capacity             5000 tokens    minute                 resource "chat"           resources.chat.also[0] (hidden) (pool)
 
     a call that names no tokens is not limited by these quotas; `required: true` refuses it
     "#);

@@ -33,8 +33,11 @@ pub(super) fn quota(unit: &str, length: &str, limit: u64, attributes: &[&str]) -
         name: None,
         label: None,
         shadow: false,
+        visible: None,
         required: false,
+        refused_as: None,
         on_failure: None,
+        retry_after: None,
         pool: None,
     }
 }

@@ -70,7 +70,7 @@ impl PlainLimits {
         let blocks = blocks.collect();
         let resource_body = |(resource, decision): &(&str, Decision<'_>)| PlainResource {
             resource: (*resource).to_owned(),
-            quotas: decision.quotas.iter().map(quota).collect(),
+            quotas: decision.quotas.iter().filter(|status| status.quota.visible).map(quota).collect(),
         };
         Some(Self {
             account: identity.account.id.to_string(),

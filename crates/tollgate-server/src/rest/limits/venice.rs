@@ -110,7 +110,8 @@ impl VeniceLimits {
 }
 
 fn limit_bodies(decision: &Decision<'_>) -> Vec<LimitBody> {
-    let limited = decision.quotas.iter().filter_map(|status| match status.limit {
+    let visible = decision.quotas.iter().filter(|status| status.quota.visible);
+    let limited = visible.filter_map(|status| match status.limit {
         Limit::Finite(limit) => Some((status, limit)),
         Limit::Unlimited => None,
     });
