@@ -165,8 +165,12 @@ impl CallError {
     pub fn is_of_the_call(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } | Self::UnknownResource(_) => true,
-            Self::NoReservation | Self::Ended { .. } | Self::Late | Self::Expired => false,
-            Self::Store(_) | Self::RenderedStore(_) => false,
+            Self::NoReservation
+            | Self::Ended { .. }
+            | Self::Late
+            | Self::Expired
+            | Self::Store(_)
+            | Self::RenderedStore(_) => false,
         }
     }
 
