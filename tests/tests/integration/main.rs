@@ -75,4 +75,5 @@ mod shadow;
 mod topologies;
 #[cfg(test)]
 mod usage;
+#[cfg(test)]
 mod visibility;

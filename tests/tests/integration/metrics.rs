@@ -28,7 +28,8 @@ async fn decisions_are_counted_by_domain_tier_class_verdict_and_quota() {
     }
     consume(&node.grpc, call(account("b"), "model", &[("tokens", 20_001)])).await.unwrap();
     consume(&node.grpc, call(account("a"), "free", &[])).await.unwrap();
-    consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap_err();
+    consume(&node.grpc, call(account("a"), "model", &[("bananas", 1)])).await.unwrap_err();
+    assert!(!allowed(&consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap()));
     consume(&node.grpc, call(api_key("sk-nobody"), "model", &[])).await.unwrap();
     peek(&node.grpc, call(account("a"), "model", &[])).await.unwrap();
     // A read of the store.

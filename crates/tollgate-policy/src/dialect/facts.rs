@@ -90,8 +90,12 @@ impl Facts<'_> {
     /// The index of the binding quota among those that customers see.
     pub(super) fn shown_binding(&self) -> Option<usize> {
         let shown = self.binding.filter(|at| self.quotas.get(*at).is_some_and(QuotaStatus::is_shown));
-        shown.or_else(|| binding(self.quotas, |status| status.is_shown()))
+        shown.or_else(|| binding(self.quotas, is_shown))
     }
+}
+
+fn is_shown(status: &QuotaStatus<'_>) -> bool {
+    status.is_shown()
 }
 
 impl ResponseKind {

@@ -59,6 +59,7 @@ pub enum RuleOutcome {
 
 /// A quota of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mark that is printed")]
 pub struct QuotaExplanation {
     /// Its name.
     pub name: String,

@@ -164,8 +164,12 @@ impl CallError {
     pub fn is_caller_error(&self) -> bool {
         match self {
             Self::Invalid(_) | Self::UnknownDomain { .. } | Self::Forbidden { .. } | Self::UnknownResource(_) => true,
-            Self::NoReservation | Self::Ended { .. } | Self::TimedOut | Self::Expired => false,
-            Self::Store(_) | Self::RenderedStore(_) => false,
+            Self::NoReservation
+            | Self::Ended { .. }
+            | Self::TimedOut
+            | Self::Expired
+            | Self::Store(_)
+            | Self::RenderedStore(_) => false,
         }
     }
 

@@ -65,10 +65,10 @@ impl<'t> AnswerTables<'t> {
 
     /// The responses to refusals by quotas that have an answer of their own.
     pub(super) fn named(&self, compiler: &mut TableCompiler) -> BTreeMap<Box<str>, ResponseTemplate> {
-        let names = || [Some(self.table), self.base].into_iter().flatten().flat_map(|table| table.answers.keys());
+        let answers = || [Some(self.table), self.base].into_iter().flatten().flat_map(|table| table.answers.keys());
         // Every dialect has an answer for hidden quotas.
         let mut named = BTreeMap::from([(OVERLOADED.into(), self.of(&[Refusal::Overloaded], compiler))]);
-        for name in names() {
+        for name in answers() {
             let refusals = match Refusal::of(name) {
                 refusal @ Refusal::ConcurrencyExceeded => &[refusal, Refusal::QuotaExceeded][..],
                 refusal @ Refusal::Named(_) => &[refusal],
