@@ -44,10 +44,10 @@ local from, till = struct.unpack('<I6I6', ARGV[1], 2)
 if slot_rows > 0 and now >= from and now < till then
   for r = 0, slot_rows - 1 do
     local scope, cost, limit = struct.unpack('<{{ SLOT_ROW }}', ARGV[2], {{ 1 + bytes(ADMISSION) }} + r * {{ bytes(SLOT_ROW) }})
-    local used, resets_at, fit = read_slots(KEYS[first_scope + scope], cost, limit)
+    local used, resets_at, fit = read_slots(KEYS[first_scope + scope], cost, limit, string.byte(ARGV[1]) == 2)
     slot_statuses[r * 3 + 1], slot_statuses[r * 3 + 2], slot_statuses[r * 3 + 3] = used, resets_at, fit
     if fit > 0 then slots_fit = false end
   end
-  -- Where a slot is missing, mode try becomes peek: nothing is charged, and every quota is reported.
-  if not slots_fit and string.byte(ARGV[1]) == 0 then ARGV[1] = '\2' .. string.sub(ARGV[1], 2) end
+  -- Where a slot is missing, the call is refused: nothing is charged, and every quota is reported.
+  if not slots_fit and string.byte(ARGV[1]) == 0 then ARGV[1] = '\3' .. string.sub(ARGV[1], 2) end
 end

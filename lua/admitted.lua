@@ -28,9 +28,14 @@ if admitted and holds + tells > 0 then
   for w = 1, named, 5 do
     local number, last = 0, w + 5 <= named and windows[w + 9] - 1 or rows
     if windows[w + 3] then
-      local h, d = ledgers[windows[w]], windows[w + 2]
+      local h, s, d = ledgers[windows[w]], windows[w + 1], windows[w + 2]
+      local g = h[{{ STATICS }}]
       number = h[{{ number }}]
-      if h[{{ count }}] > 0 then number = number + h[{{ count }}] - 1 end
+      if g[{{ kind }}] == {{ CALENDAR }} then
+        number = h[{{ oldest }}]
+      elseif h[{{ count }}] > 0 then
+        number = number + h[{{ count }}] - 1
+      end
     end
     for r = windows[w + 4], last do
       local charge = windows[w + 3] and reply[plan + r * 2 + 1] or 0

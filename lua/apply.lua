@@ -6,7 +6,7 @@
 --          unpack_bytes, rep, sub, call)
 --
 -- KEYS     the ledgers, each once; behind them, if any is caller-named, the sorted set of their names
--- ARGV[1]  mode u8 (0 try, 1 force, 2 peek), start u48 and end u48 (ms) of the time in which all calendar
+-- ARGV[1]  mode u8 (0 try, 1 force, 2 peek, 3 judge: as peek, but the call is a refused one), start u48 and end u48 (ms) of the time in which all calendar
 --          periods are the current ones, then one row of {{ bytes(ROW) }} bytes for each claim, rows of one ledger side by
 --          side, and within it those of one window; little endian: ledger u8 (number of its key), kind u8
 --          (1 sliding, 2 calendar), id u32 (window in ms, or the calendar's id), start u48 and end u48 of the
@@ -25,7 +25,7 @@
 -- the set  the names of caller-named ledgers, by when to look again whether they still exist. It lives for 40 days from
 --          when the last one was made
 
-local FORCE, PEEK, OUTSIDE = 1, 2, 2
+local TRY, FORCE, PEEK, OUTSIDE = 0, 1, 2, 2
 local LOOKS, MOST_LOOKS, LOOK_AGAIN, SET_LIVES = '3', '64', 60000, '3456000000'
 local JOINS, OPENS = 1, 2
 local pack, unpack_bytes, rep, sub, call = struct.pack, struct.unpack, string.rep, string.sub, redis.call
@@ -42,12 +42,15 @@ if now < earliest or now >= latest_end then return pack('<{{ REPLY }}', OUTSIDE,
 local reply, plan = { 1, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1 + rows * 3
 local windows = { 0, 0, 0, false, 0, 0, 0, 0, false, 0 }
 local ledgers, named, charging = { nil, nil }, 0, false
-local rebuild
-local rolled_back, needs_rebuild, stale
+local rebuild, read_behind
+local needs_rebuild, stale
+-- Of windows that must go on to another period, and of which something is set aside: { kind, id, start, end }, by ledger. Of
+-- rows with something set aside: how much the log itself holds.
+local rolls, own_of
 
 -- A ledger without a place for its charges is rebuilt, and the rows are decided once more.
 for _ = 1, 2 do
-  local k, kind, id, key, h, g, s, d, columns
+  local k, kind, id, key, h, g, s, d, columns, aside
   reply[1], named, needs_rebuild = 1, -4, nil
   for r = 1, rows do
     local ledger, row_kind, row_id, start, finish, unit, cost, charge, limit =
@@ -60,49 +63,77 @@ for _ = 1, 2 do
         h, wrong = read_header(key)
         if wrong then return redis.error_reply(wrong) end
         if h then
-          local s, known = {{ FIRST_LOG }}, stale and #stale or 0
-          g = h[{{ STATICS }}]
-          for _ = 1, g[1] do
-            local d = g[{{ fields }}]
-            local expires_at = h[{{ latest }}]
-            if g[{{ kind }}] == {{ SLIDING }} then
-              -- The clock went back: what is dated later than now counts as of now, for good. An entry that kept its
-              -- date would stay for longer than a window.
-              if expires_at > now and h[{{ count }}] > 0 then
-                if not rebuild then rebuild = rare(now, shortest_ttl) end
-                h = rebuild(key, h, {})
-                for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
-                break
+          local known, is_brought = stale and #stale or 0, false
+          repeat
+            local s, ahead, asides = {{ FIRST_LOG }}, nil, nil
+            g = h[{{ STATICS }}]
+            for _ = 1, g[1] do
+              local d, log_kind, log_id, columns = g[{{ fields }}], g[{{ kind }}], g[{{ id }}], g[{{ columns }}]
+              local expires_at, is_ahead = h[{{ latest }}], false
+              if log_kind == {{ SLIDING }} then
+                is_ahead = expires_at > now + log_id and h[{{ count }}] > 0
+                expires_at = expires_at + log_id
+              elseif log_kind == {{ CALENDAR }} then
+                is_ahead = h[{{ oldest }}] > now
+              else
+                log_kind = log_kind - {{ ASIDE }}
+                is_ahead = log_kind == {{ SLIDING }} and h[{{ behind_totals }}] > now + log_id
+                if expires_at > now then
+                  asides = asides or {}
+                  asides[log_id * 4 + log_kind] = true
+                end
               end
-              expires_at = expires_at + g[{{ id }}]
+              if is_ahead then
+                ahead = ahead or {}
+                ahead[log_id * 4 + log_kind] = true
+              end
+              if expires_at <= now then
+                stale = stale or {}
+                stale[#stale + 1] = k * 4096 + s
+              end
+              s = {{ next_log('columns') }}
             end
-            if expires_at <= now then
-              stale = stale or {}
-              stale[#stale + 1] = k * 4096 + s
+            -- A log of which something is set aside lives as long as that.
+            for i = asides and stale and #stale or 0, known + 1, -1 do
+              local s = stale[i] % 4096
+              if g[{{ kind }}] <= {{ ASIDE }} and asides[g[{{ id }}] * 4 + g[{{ kind }}]] then table.remove(stale, i) end
             end
-            s = {{ next_log('g[' ~ columns ~ ']') }}
-          end
+            -- The clock stepped back: the windows of this call are brought to now for good, unless the call only looks.
+            local steps = {}
+            for r = r, ahead and mode ~= PEEK and not is_brought and rows or 0 do
+              local ledger, kind, id, start, finish =
+                unpack_bytes('<{{ ROW }}', request, r * {{ bytes(ROW) }} - {{ bytes(ROW) - bytes(REQUEST) - 1 }})
+              if ledger ~= k then break end
+              if ahead[id * 4 + kind] then steps[#steps + 1] = { kind, id, start, finish } end
+            end
+            is_brought = #steps > 0
+            if is_brought then
+              if not rebuild then rebuild, read_behind = rare(now, shortest_ttl) end
+              h = rebuild(key, h, {}, steps)
+              for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
+            end
+          until not is_brought
         end
         ledgers[k] = h
       end
       g = h and h[{{ STATICS }}]
     end
     if row_id ~= id or row_kind ~= kind then
-      kind, id, s, columns = row_kind, row_id, nil, 0
-      local found = false
+      kind, id, columns, aside = row_kind, row_id, 0, nil
+      local found
       if h then
         s = {{ FIRST_LOG }}
         for _ = 1, g[1] do
-          columns = g[{{ columns }}]
-          if g[{{ id }}] == id and g[{{ kind }}] == kind then
-            found, d = true, g[{{ fields }}]
-            break
+          if g[{{ id }}] == id then
+            if g[{{ kind }}] == kind then found = s elseif g[{{ kind }}] == kind + {{ ASIDE }} then aside = s end
           end
-          s = {{ next_log('columns') }}
+          s = {{ next_log('g[' ~ columns ~ ']') }}
         end
       end
+      s = found
+      if found then columns, d = g[{{ columns }}], g[{{ fields }}] end
       if not found then
-        s, columns = nil, 0
+        columns = 0
       elseif kind == {{ SLIDING }} then
         local horizon = now - id
         if h[{{ count }}] > 0 and h[{{ oldest }}] <= horizon then
@@ -113,19 +144,22 @@ for _ = 1, 2 do
             for x = 1, columns do h[{{ total('x') }}] = 0 end
           end
         end
-      else
-        if h[{{ oldest }}] < start then
-          h[{{ number }}] = h[{{ number }}] + 1
+      elseif h[{{ oldest }}] < start then
+        if aside then
+          rolls = rolls or {}
+          rolls[k] = rolls[k] or {}
+          rolls[k][#rolls[k] + 1] = { kind, id, start, finish }
+        else
+          h[{{ number }}], h[{{ behind_totals }}] = h[{{ oldest }}],
+            pack('<{{ PREVIOUS }}' .. rep('{{ AMOUNT }}', columns), h[{{ latest }}], unpack(h, {{ total('1') }}, {{ total('columns') }}))
           for x = 1, columns do h[{{ total('x') }}] = 0 end
-        elseif h[{{ oldest }}] > start then
-          for x = 1, columns do
-            if h[{{ total('x') }}] > 0 then
-              rolled_back = rolled_back or {}
-              rolled_back[k] = true
-            end
-          end
+          h[{{ oldest }}], h[{{ latest }}] = start, finish
         end
-        h[{{ oldest }}], h[{{ latest }}] = start, finish
+      end
+      -- Only a call that looks meets a log that is still ahead.
+      if found and not aside and (kind == {{ SLIDING }} and h[{{ latest }}] > now + id and h[{{ count }}] > 0
+        or kind == {{ CALENDAR }} and h[{{ oldest }}] > start) then
+        aside = 0
       end
       named = named + 5
       windows[named], windows[named + 1], windows[named + 2], windows[named + 3] = k, s, d, false
@@ -139,26 +173,32 @@ for _ = 1, 2 do
         break
       end
     end
-    local fit = 0
-    -- In this order no intermediate result leaves the integers that a double holds.
-    local over = cost - (limit - used)
-    if over > 0 and cost > 0 then
-      reply[1] = 0
-      if cost > limit then
-        fit = {{ NEVER }}
-      elseif kind == {{ SLIDING }} then
-        fit = walk(key, h, s, nil, column, over) + id
-      else
-        fit = finish
+    local fit, at, resets_at = 0, r * 3, now
+    if aside then
+      if not read_behind then rebuild, read_behind = rare(now, shortest_ttl) end
+      own_of = own_of or {}
+      used, resets_at, fit, own_of[r] = read_behind(key, h, s or 0, aside, start, finish, unit, cost, limit)
+      if fit > 0 then reply[1] = 0 end
+    else
+      -- In this order no intermediate result leaves the integers that a double holds.
+      local over = cost - (limit - used)
+      if over > 0 and cost > 0 then
+        reply[1] = 0
+        if cost > limit then
+          fit = {{ NEVER }}
+        elseif kind == {{ SLIDING }} then
+          fit = walk(key, h, s, nil, column, over) + id
+        else
+          fit = finish
+        end
       end
+      if kind ~= {{ SLIDING }} then resets_at = finish elseif used > 0 then resets_at = h[{{ latest }}] + id end
     end
-    local at, resets_at = r * 3, now
-    if kind ~= {{ SLIDING }} then resets_at = finish elseif used > 0 then resets_at = h[{{ latest }}] + id end
     reply[at], reply[at + 1], reply[at + 2] = used, resets_at, fit
 
     if charge > {{ MAX_AMOUNT }} - used then charge = {{ MAX_AMOUNT }} - used end
     reply[plan + r * 2 + 1] = charge
-    if charge > 0 and (mode == FORCE or (mode ~= PEEK and reply[1] == 1)) then
+    if charge > 0 and (mode == FORCE or (mode == TRY and reply[1] == 1)) then
       -- What the charge would write, and whether the value has a place for it: the log, a free slot in its
       -- ring, a column that is wide enough.
       local place = column ~= nil
@@ -168,7 +208,7 @@ for _ = 1, 2 do
           entry = JOINS
           if sliding then
             local count, latest, capacity = h[{{ count }}], h[{{ latest }}], g[{{ capacity }}]
-            local joins = count > 0 and (latest == now or count >= {{ MOST_ENTRIES }})
+            local joins = count > 0 and (latest >= now or count >= {{ MOST_ENTRIES }})
             if count >= {{ EXACT_ENTRIES }} and not joins then
               local cell = math.floor(id / {{ EXACT_ENTRIES }}) + 1
               joins = math.floor(latest / cell) == math.floor(now / cell)
@@ -195,7 +235,7 @@ for _ = 1, 2 do
     end
   end
 
-  charging = mode == FORCE or (mode ~= PEEK and reply[1] == 1)
+  charging = mode == FORCE or (mode == TRY and reply[1] == 1)
   if not charging then break end
   -- A log that has expired, and is not charged, is removed with the next charge of its ledger.
   for i = 1, stale and #stale or 0 do
@@ -208,6 +248,12 @@ for _ = 1, 2 do
     if charged and not spared then
       needs_rebuild = needs_rebuild or {}
       needs_rebuild[math.floor(stale[i] / 4096)] = true
+    end
+  end
+  for w = 1, rolls and named or 0, 5 do
+    if windows[w + 3] and rolls[windows[w]] then
+      needs_rebuild = needs_rebuild or {}
+      needs_rebuild[windows[w]] = true
     end
   end
   if not needs_rebuild then break end
@@ -254,10 +300,10 @@ for _ = 1, 2 do
         wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
       end
     end
-    if not rebuild then rebuild = rare(now, shortest_ttl) end
-    ledgers[k] = rebuild(KEYS[k], ledgers[k], wanted)
+    if not rebuild then rebuild, read_behind = rare(now, shortest_ttl) end
+    ledgers[k] = rebuild(KEYS[k], ledgers[k], wanted, rolls and rolls[k])
   end
-  stale = nil
+  stale, rolls, own_of = nil, nil, nil
 end
 
 local w = charging and 1 or named + 1
@@ -273,7 +319,8 @@ while w <= named do
       local sliding, expires_at, columns = g[{{ kind }}] == {{ SLIDING }}, h[{{ latest }}], g[{{ columns }}]
       charged = true
       if sliding then
-        expires_at = now + g[{{ id }}]
+        if h[{{ count }}] == 0 or expires_at < now then expires_at = now end
+        expires_at = expires_at + g[{{ id }}]
         if entry == OPENS then
           local count, before_latest = h[{{ count }}], {{ before_latest }}
           local seq, size = h[{{ number }}] + count, g[{{ size }}]
@@ -292,7 +339,7 @@ while w <= named do
           h[{{ count }}], h[before_latest] = count + 1, sub(group, size + 1)
           for x = 1, columns do h[{{ held('x') }}] = 0 end
         end
-        h[{{ latest }}] = now
+        h[{{ latest }}] = expires_at - g[{{ id }}]
       end
       if expires_at > until_ms then until_ms = expires_at end
       for r = first, last do
@@ -303,7 +350,11 @@ while w <= named do
           if sliding then h[total + columns] = h[total + columns] + charge end
           reply[at] = reply[at] + charge
         end
-        if sliding and reply[at] > 0 then reply[at + 1] = expires_at end
+        if own_of and own_of[r] then
+          if sliding and own_of[r] + charge > 0 and expires_at > reply[at + 1] then reply[at + 1] = expires_at end
+        elseif sliding and reply[at] > 0 then
+          reply[at + 1] = expires_at
+        end
       end
     end
   end
@@ -314,13 +365,5 @@ while w <= named do
       call('PEXPIRE', key, h[{{ LIVES_UNTIL }}] - now)
     end
     write_fields(key, h)
-    if rolled_back then rolled_back[k] = nil end
-  end
-end
-
-if rolled_back then
-  for k in pairs(rolled_back) do
-    if not rebuild then rebuild = rare(now, shortest_ttl) end
-    rebuild(KEYS[k], ledgers[k], {})
   end
 end

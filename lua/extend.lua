@@ -1,6 +1,6 @@
 -- Gives a reservation, and the slots that it holds, a new time to live from now on.
 --
--- Uses     now, shortest_ttl (clock.lua), recall (record.lua), redate_slots, take_slot (slots.lua)
+-- Uses     now, shortest_ttl (clock.lua), recall (record.lua), take_slot (slots.lua)
 -- Defines  nothing; it returns
 --
 -- KEYS     its record, then the scopes of its slots
@@ -14,7 +14,6 @@ if not state then return '' end
 if state ~= 0 then return '\1' .. string.sub(value, {{ 1 + bytes(RECORD) }}) end
 local id, ttl = struct.unpack('<{{ SLOT }}', ARGV[1])
 for k = 2, #KEYS do
-  redate_slots(KEYS[k])
   local member = id .. struct.pack('<I4', old_ttl)
   local ends_at = redis.call('ZSCORE', KEYS[k], member)
   if ends_at then

@@ -3,10 +3,9 @@
 -- from when u48 and for how long u32 (ms) it counts; the rest is stated by the script that writes it. The algorithm is that
 -- of tollgate-core's reservation.rs.
 --
--- Uses     now, shortest_ttl (clock.lua)
+-- Uses     now (clock.lua)
 -- Defines  recall(key): false, state, from, ttl and the value, if the record still counts; otherwise false alone; or what
---          is wrong, if it cannot be read. If the clock went back, the record counts from now, for good: nothing lasts
---          longer than its time to live
+--          is wrong, if it cannot be read
 --          head(state, from, ttl): the first bytes of a record
 
 local function head(state, from, ttl)
@@ -21,11 +20,6 @@ local function recall(key)
   state = state - {{ 4 * RECORD_VERSION }}
   if state < 0 or state > 3 then
     return 'TGVERSION a record is of version ' .. math.floor(state / 4) + {{ RECORD_VERSION }}
-  end
-  if from > now then
-    from = now
-    redis.call('SETRANGE', key, 1, struct.pack('<I6', now))
-    redis.call('PEXPIRE', key, ttl > shortest_ttl and ttl or shortest_ttl)
   end
   if now >= from + ttl then return false end
   return false, state, from, ttl, value

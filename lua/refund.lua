@@ -1,7 +1,7 @@
 -- Takes charges out of the entries on which they were made. As a script of its own it gives back charges that are part of
 -- no reservation; within close.lua, what a reservation did not use.
 --
--- Uses     now, shortest_ttl (clock.lua), read_header, write_fields, rare (ledger.lua)
+-- Uses     now (clock.lua), read_header, write_fields (ledger.lua)
 -- Defines  id, slot_scopes: the first fields of ARGV[2]; refunds: how many rows there are; refunded: what was given back
 --          for each
 --
@@ -14,21 +14,6 @@
 
 local id, slot_scopes = struct.unpack('<{{ REFUNDS }}', ARGV[2])
 local refunds, refunded, headers = (#ARGV[2] - {{ bytes(REFUNDS) }}) / {{ bytes(REFUND) }}, {}, {}
-
--- The header of a ledger. If the clock went back, the ledger is first rebuilt, so that nothing is dated later than now.
-local function header_of(key)
-  local h, wrong = read_header(key)
-  if not h then return h, wrong end
-  local g, s = h[{{ STATICS }}], {{ FIRST_LOG }}
-  for _ = 1, g[1] do
-    local d = g[{{ fields }}]
-    if g[{{ kind }}] == {{ SLIDING }} and h[{{ latest }}] > now and h[{{ count }}] > 0 then
-      return rare(now, shortest_ttl)(key, h, {})
-    end
-    s = {{ next_log('g[' ~ columns ~ ']') }}
-  end
-  return h
-end
 
 -- Takes up to `amount` of a column out of the entry with this number, and returns how much. The latest entry and those of
 -- the pending group are in the header. Any other is in the ring, and also in the header's copy of the oldest group if it
@@ -79,7 +64,7 @@ end
 for r = 0, refunds - 1 do
   local k = struct.unpack('<B', ARGV[2], {{ 1 + bytes(REFUNDS) }} + r * {{ bytes(REFUND) }})
   if headers[k] == nil then
-    local h, wrong = header_of(KEYS[k])
+    local h, wrong = read_header(KEYS[k])
     if wrong then return redis.error_reply(wrong) end
     headers[k] = h
   end
@@ -89,17 +74,45 @@ for r = 0, refunds - 1 do
     struct.unpack('<{{ REFUND }}', ARGV[2], {{ 1 + bytes(REFUNDS) }} + r * {{ bytes(REFUND) }})
   local h, taken = headers[k], 0
   local g, s = h and h[{{ STATICS }}], {{ FIRST_LOG }}
+  -- An entry is in one place: in the log, in the period before, or in what is set aside.
+  local found = false
   for _ = 1, h and g[1] or 0 do
-    local d = g[{{ fields }}]
-    if g[{{ kind }}] == kind and g[{{ id }}] == window then
-      for x = 1, g[{{ columns }}] do
-        if g[{{ unit('x') }}] == unit then
-          if kind == {{ SLIDING }} then
-            taken = take_out(KEYS[k], h, s, x, number, amount)
-          elseif h[{{ number }}] == number and h[{{ latest }}] > now then
-            taken = h[{{ total('x') }}] < amount and h[{{ total('x') }}] or amount
+    local d, columns, log_kind = g[{{ fields }}], g[{{ columns }}], g[{{ kind }}]
+    if g[{{ id }}] == window and (log_kind == kind or log_kind == kind + {{ ASIDE }}) and not found then
+      local column
+      for x = 1, columns do
+        if g[{{ unit('x') }}] == unit then column = x end
+      end
+      if log_kind == {{ SLIDING }} then
+        found = number >= h[{{ number }}] and h[{{ count }}] > 0
+        if found and column then
+          taken = take_out(KEYS[k], h, s, column, number, amount)
+          h[{{ total('column') }}] = h[{{ total('column') }}] - taken
+        end
+      else
+        local holds = number >= h[{{ number }}] and number < h[{{ number }}] + h[{{ count }}]
+        if log_kind == {{ CALENDAR }} then
+          holds = number == h[{{ oldest }}]
+        elseif kind == {{ CALENDAR }} then
+          holds = number >= h[{{ oldest }}] and number < h[{{ latest }}]
+        end
+        if holds then
+          found = true
+          if column and h[{{ latest }}] > now then
+            taken = math.min(amount, h[{{ total('column') }}])
+            h[{{ total('column') }}] = h[{{ total('column') }}] - taken
           end
-          h[{{ total('x') }}] = h[{{ total('x') }}] - taken
+        elseif log_kind == {{ CALENDAR }} then
+          local format = '<{{ PREVIOUS }}' .. string.rep('{{ AMOUNT }}', columns)
+          local previous = { struct.unpack(format, h[{{ behind_totals }}]) }
+          if number >= h[{{ number }}] and number < previous[1] then
+            found = true
+            if column and previous[1] > now then
+              taken = math.min(amount, previous[column + 1])
+              previous[column + 1] = previous[column + 1] - taken
+              h[{{ behind_totals }}] = struct.pack(format, unpack(previous, 1, columns + 1))
+            end
+          end
         end
       end
     end

@@ -219,6 +219,9 @@ pub enum Mode {
     Force,
     /// Return the decision of [`Mode::Try`], and charge nothing.
     Peek,
+    /// A part of a call that is charged only if all its parts fit: as [`Mode::Peek`], but it notices that the clock has
+    /// stepped back, as a refused call does.
+    Judge,
 }
 
 /// Whether a claim fits under its limit.

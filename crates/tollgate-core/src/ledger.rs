@@ -76,12 +76,15 @@ pub(crate) fn decide_for(
     now: Timestamp,
     mut holder: Option<ReservationCapture<'_>>,
 ) -> Result<ClaimsDecision, CounterCapReached> {
+    if mode != Mode::Peek {
+        notice_steps_back(ledgers, claims, now);
+    }
     let readings = read(ledgers, claims, now);
     let allowed = readings.iter().all(|reading| reading.fit == Fit::Now);
     let charged = match mode {
         Mode::Try => allowed,
         Mode::Force => true,
-        Mode::Peek => false,
+        Mode::Peek | Mode::Judge => false,
     };
     if charged && mode == Mode::Try {
         let new = new_caller_named(ledgers, claims, &readings);
@@ -103,8 +106,6 @@ pub(crate) fn decide_for(
                     record_charge(charges, Charge { ledger: claim.ledger, window, unit, number, amount });
                 }
             });
-        } else if let Some(ledger) = ledgers.get(&claim.ledger) {
-            ledger.rewind_calendar(now, mine);
         }
     }
     if let (true, Some(holder)) = (charged, holder) {
@@ -157,19 +158,19 @@ fn record_charge(charges: &mut [Charge], made: Charge) {
     }
 }
 
+/// Sets usage aside that the clock is behind of, on the counters of the claims.
+fn notice_steps_back(ledgers: &mut impl LedgerMap, claims: &[Claim], now: Timestamp) {
+    for claim in claims {
+        if let Some(ledger) = ledgers.get(&claim.ledger) {
+            ledger.notice_step_back(claim.span, now);
+        }
+    }
+}
+
 fn read(ledgers: &mut impl LedgerMap, claims: &[Claim], now: Timestamp) -> SmallVec<[ColumnReading; 4]> {
     let nothing = Ledger::default();
-    let readings = claims.iter().map(|claim| match ledgers.get(&claim.ledger) {
-        Some(ledger) => {
-            match claim.span {
-                WindowInstance::Slots => ledger.slots.clamp_future_entries(now),
-                WindowInstance::Sliding(_) | WindowInstance::Calendar { .. } => ledger.clamp_future_entries(now),
-            }
-            ledger.read(claim, now)
-        }
-        None => nothing.read(claim, now),
-    });
-    readings.collect()
+    let reading = |claim: &Claim| ledgers.get(&claim.ledger).map_or(&nothing, |ledger| &*ledger).read(claim, now);
+    claims.iter().map(reading).collect()
 }
 
 /// One scope's counters: a log for each window, a column in it for each unit.
@@ -195,7 +196,6 @@ impl Ledger {
     /// Takes up to the amount of a charge out of where it was made, as far as that still counts. Returns how
     /// much was taken.
     pub(crate) fn refund(&mut self, charge: &Charge, now: Timestamp) -> Amount {
-        self.clamp_future_entries(now);
         let window = self.windows.iter_mut().find(|window| window.log.is_window(charge.window));
         let taken = window.and_then(|window| {
             let column = window.column(charge.unit)?;
@@ -220,23 +220,13 @@ impl Ledger {
         }
     }
 
-    /// When the clock went back, for good: an entry that kept its later date would count for longer
-    /// than a window.
-    fn clamp_future_entries(&mut self, now: Timestamp) {
-        if self.windows.iter().any(|window| window.log.is_ahead_of(now)) {
-            self.windows.iter_mut().for_each(|window| window.log.clamp_future_entries(now));
-            self.windows.retain(|window| !window.is_expired(now));
+    fn notice_step_back(&mut self, span: WindowInstance, now: Timestamp) {
+        if span == WindowInstance::Slots {
+            self.slots.notice_step_back(now);
         }
-    }
-
-    /// The same for calendar periods.
-    fn rewind_calendar<'a, I: Iterator<Item = &'a Claim>>(&mut self, now: Timestamp, claims: impl Fn() -> I) {
-        let ahead = |window: &WindowLog| {
-            claims().any(|claim| window.log.is_of(claim.span) && window.log.is_ahead_of_period(claim.span))
-        };
-        if self.windows.iter().any(ahead) {
-            self.settle(now, claims);
-            self.windows.retain(|window| !window.is_expired(now));
+        let behind = self.windows.iter_mut().find(|window| window.log.is_of(span) && window.log.is_behind(span, now));
+        if let Some(window) = behind {
+            window.log.notice_step_back(span, now);
         }
     }
 
@@ -267,7 +257,7 @@ impl Ledger {
             for claim in claims().filter(|other| other.span == claim.span && other.charge() > Amount::ZERO) {
                 let Some(window) = self.find_or_new(claim.span, now) else { continue };
                 let column = window.column_or_new(claim.unit);
-                let cost = claim.charge().get().min(window.log.room(column));
+                let cost = claim.charge().get().min(window.log.room(column, claim.span, now));
                 if costs.len() <= column {
                     costs.resize(column + 1, 0);
                 }
@@ -282,6 +272,7 @@ impl Ledger {
                 }
             }
         }
+        self.windows.iter_mut().for_each(|window| window.log.forget_passed(now));
         self.windows.retain(|window| !window.is_expired(now));
     }
 

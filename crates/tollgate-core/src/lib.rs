@@ -18,4 +18,4 @@ pub mod text;
 pub mod time;
 pub mod window;
 
-pub use log::{EXACT_ENTRIES, MOST_ENTRIES};
+pub use log::{EXACT_ENTRIES, MOST_ENTRIES, MOST_SET_ASIDE};

@@ -44,9 +44,8 @@ impl RecordLifetime {
         self.from.plus_ms(u64::from(self.ttl_ms))
     }
 
-    /// Whether it lasts at `now`. When the clock went back, it began now.
-    pub(crate) fn lasts(&mut self, now: Timestamp) -> bool {
-        self.from = self.from.min(now);
+    /// Whether it lasts at `now`.
+    pub(crate) fn lasts(self, now: Timestamp) -> bool {
         now < self.ends_at()
     }
 }

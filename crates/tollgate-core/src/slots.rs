@@ -8,8 +8,17 @@ use crate::{
 };
 
 /// The reservations that hold a slot of one scope, each with its expiry. A reservation holds at most one slot.
+///
+/// If the clock steps back, slots that were taken later count for their time to live from when a call notices the step,
+/// and again at their own time. A reading notices nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Slots(Vec<SlotHolder>);
+pub(crate) struct Slots {
+    holders: Vec<SlotHolder>,
+    /// The latest time when a slot was taken.
+    latest: Timestamp,
+    /// The `latest` that the clock was behind of when that was noticed, and when.
+    noticed: Option<(Timestamp, Timestamp)>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct SlotHolder {
@@ -27,19 +36,29 @@ impl SlotHolder {
 impl Slots {
     /// Whether no slot is held at `now` or later.
     pub(crate) fn is_free(&self, now: Timestamp) -> bool {
-        self.0.iter().all(|held| held.ends_at() <= now)
+        self.holders.iter().all(|held| held.ends_at() <= now)
     }
 
-    /// When the clock went back: slots taken at a later time count as taken now, so nothing is held longer than its
-    /// time to live.
-    pub(crate) fn clamp_future_entries(&mut self, now: Timestamp) {
-        self.0.iter_mut().for_each(|held| held.taken_at = held.taken_at.min(now));
+    /// Notices that the clock has stepped back.
+    pub(crate) fn notice_step_back(&mut self, now: Timestamp) {
+        if self.latest > now {
+            self.noticed = Some((self.latest, self.noticed_at(now)));
+        }
+    }
+
+    fn noticed_at(&self, now: Timestamp) -> Timestamp {
+        self.noticed.filter(|(latest, _)| *latest == self.latest).map_or(now, |(_, time)| time.min(now))
+    }
+
+    fn ends_at(&self, held: &SlotHolder, now: Timestamp) -> Timestamp {
+        let shortened = self.noticed_at(now).plus_ms(u64::from(held.ttl_ms));
+        if held.taken_at > now && shortened < held.taken_at { shortened } else { held.ends_at() }
     }
 
     /// Reads how many are held at `now`, for a call that wants `cost`.
     pub(crate) fn read(&self, now: Timestamp, cost: Amount, limit: Limit) -> ColumnReading {
-        let mut ends: Vec<Timestamp> =
-            self.0.iter().map(SlotHolder::ends_at).filter(|ends_at| *ends_at > now).collect();
+        let ends = self.holders.iter().map(|held| self.ends_at(held, now));
+        let mut ends: Vec<Timestamp> = ends.filter(|ends_at| *ends_at > now).collect();
         ends.sort_unstable();
         let (used, cost, ceiling) = (ends.len() as u64, cost.get(), limit.ceiling().get());
         let resets_at = ends.last().copied().unwrap_or(now);
@@ -57,15 +76,15 @@ impl Slots {
 
     /// Takes a slot for `ttl_ms`. Those that have ended leave.
     pub(crate) fn take(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
-        self.0.retain(|held| held.ends_at() > now && held.by != by);
-        self.0.push(SlotHolder { by, taken_at: now, ttl_ms });
+        self.holders.retain(|held| held.ends_at() > now && held.by != by);
+        self.holders.push(SlotHolder { by, taken_at: now, ttl_ms });
+        self.latest = self.latest.max(now);
     }
 
     /// Holds on to a slot for `ttl_ms` more, unless it has ended already. Then it stays lost, as others may have
     /// taken its place.
     pub(crate) fn extend(&mut self, by: ReservationId, ttl_ms: u32, now: Timestamp) {
-        self.clamp_future_entries(now);
-        if self.0.iter().any(|held| held.by == by && held.ends_at() > now) {
+        if self.holders.iter().any(|held| held.by == by && held.ends_at() > now) {
             self.take(by, ttl_ms, now);
         } else {
             self.release(by);
@@ -74,6 +93,6 @@ impl Slots {
 
     /// Gives a slot back.
     pub(crate) fn release(&mut self, by: ReservationId) {
-        self.0.retain(|held| held.by != by);
+        self.holders.retain(|held| held.by != by);
     }
 }

@@ -25,6 +25,12 @@ impl Timestamp {
         Self::from_ms(self.0.saturating_add(ms))
     }
 
+    /// This time moved back by `ms`, at most to the epoch.
+    #[must_use]
+    pub const fn minus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_sub(ms))
+    }
+
     /// How many milliseconds `self` lies after `earlier`; 0 if it does not.
     pub const fn ms_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -222,7 +222,7 @@ impl RedisStore {
 fn writes_by(mode: Mode) -> Durability {
     match mode {
         Mode::Try | Mode::Force => Durability::Charge,
-        Mode::Peek => Durability::Nothing,
+        Mode::Peek | Mode::Judge => Durability::Nothing,
     }
 }
 

@@ -37,7 +37,7 @@ impl ResolvedQuotas<'_> {
         let charged = match mode {
             Mode::Try => applied.allowed,
             Mode::Force => true,
-            Mode::Peek => false,
+            Mode::Peek | Mode::Judge => false,
         };
         let mut statuses = applied.statuses.iter_mut();
         for (active, status) in self.quotas().iter().zip(statuses.by_ref()) {

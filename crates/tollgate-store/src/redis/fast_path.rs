@@ -15,7 +15,7 @@ use tollgate_core::{
 use super::{
     Script,
     layout::{
-        AMOUNT, COLUMN, ENTRY, GROUP, HEAD, LIFE, LOG_FIELDS, LOG_SHAPE, LOGS, NO_ENTRIES, REPLY, SLIDING,
+        AMOUNT, COLUMN, ENTRY, GROUP, HEAD, LIFE, LOG_FIELDS, LOG_SHAPE, LOGS, NO_ENTRIES, PREVIOUS, REPLY, SLIDING,
         STATICS_FRONT, STATICS_RING, STATUS, UNIT, entry_format_bytes, size_of,
     },
     templates,
@@ -219,16 +219,17 @@ impl Window {
         front + self.entry() + size_of(COLUMN) * self.rows.len()
     }
 
-    /// Bytes of the fields' format. The two groups have three digits each.
+    /// Bytes of the fields' format. The strings have three digits each.
     fn fields_format(&self) -> usize {
-        let (columns, groups) = (AMOUNT.len() * self.rows.len(), "c000c000".len());
-        LOG_FIELDS.len() + columns + if self.sliding { columns + groups } else { 0 }
+        let columns = AMOUNT.len() * self.rows.len();
+        LOG_FIELDS.len() + columns + if self.sliding { columns + "c000c000".len() } else { "c000".len() }
     }
 
     /// Bytes of the fields, as long as costs take two bytes each.
     fn usual_fields(&self) -> usize {
         let (columns, entry) = (size_of(AMOUNT) * self.rows.len(), size_of(ENTRY) + 2 * self.rows.len());
-        size_of(LOG_FIELDS) + columns + if self.sliding { columns + ENTRIES_IN_FIELDS * entry } else { 0 }
+        let rest = if self.sliding { columns + ENTRIES_IN_FIELDS * entry } else { size_of(PREVIOUS) + columns };
+        size_of(LOG_FIELDS) + columns + rest
     }
 
     /// A format that reads the statics that the fast path needs: a sliding log's ring and its entry format.

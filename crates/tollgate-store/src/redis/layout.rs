@@ -22,6 +22,8 @@ constants! {
     SLIDING: u8 = 1;
     /// A period of a calendar.
     CALENDAR: u8 = 2;
+    /// Added to the kind of a log: what was set aside of it because the clock stepped back.
+    ASIDE: u8 = 2;
     /// `fit` of a claim that no time will make fit; the largest u48.
     NEVER: u64 = (1 << 48) - 1;
     /// The largest amount.
@@ -33,8 +35,10 @@ constants! {
 
     // The value of a counter.
 
-    /// Version of a counter's layout.
-    VERSION: u8 = 3;
+    /// Version of a counter's layout. No record begins with this byte.
+    VERSION: u8 = 8;
+    /// The largest number of entries that are known to be set aside.
+    MOST_SET_ASIDE: u64 = tollgate_core::MOST_SET_ASIDE;
     /// Entries with the same `number / GROUP` are read and written together.
     GROUP: usize = 4;
     /// Entries with the same `number / BLOCK` share a line of the directory.
@@ -58,8 +62,13 @@ constants! {
     /// In front of the fields: until when the key lives.
     LIFE: &str = "I6";
     /// The fields of a log: number of the oldest entry, number of entries, time of the oldest, time of the latest
-    /// (calendar: its number, 0, start, end). Per column an [`AMOUNT`] in the window follows.
+    /// (calendar: start of the period before, 0, start, end; set aside: number of the first entry, number of entries, start
+    /// and end of the time in which it counts again). Per column an [`AMOUNT`] in the window follows.
     LOG_FIELDS: &str = "I6HI6I6";
+    /// Behind them, of what was set aside: when the step was noticed.
+    NOTICED: &str = "I6";
+    /// Behind them, of a calendar, in one string: the end of the period before. Per column its [`AMOUNT`] follows.
+    PREVIOUS: &str = "I6";
     /// An amount.
     AMOUNT: &str = "I7";
     /// An entry of a ring: its time. Per column a cost follows, of as many bytes as the column is wide.
@@ -158,7 +167,8 @@ const FIRST_LOG: usize = 2;
 const STATICS: [&str; 8] = ["kind", "columns", "id", "fields", "capacity", "ring", "size", "entry"];
 
 /// The fields of a log, from `h[d]` on. The totals of its columns follow; then, for a sliding log, the costs of the latest
-/// entry, the pending group without the latest, and the group of the oldest.
+/// entry, the pending group without the latest, and the group of the oldest; for a calendar, the period before as a string;
+/// for what was set aside, when the step was noticed.
 const FIELDS: [&str; 4] = ["number", "count", "oldest", "latest"];
 
 /// Adds the constants, `bytes(format)`, and the places of a counter's numbers in the arrays that the scripts read it into.
@@ -187,6 +197,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_function("next_log", move |columns: &str| format!("s + {statics} + 2 * {columns}"));
     environment.add_function("total", move |x: &str| format!("d + {} + {x}", fields - 1));
     environment.add_function("held", move |x: &str| format!("d + {} + columns + {x}", fields - 1));
+    environment.add_global("behind_totals", format!("d + {fields} + columns"));
     environment.add_global("before_latest", format!("d + {fields} + 2 * columns"));
     environment.add_global("oldest_group", format!("d + {} + 2 * columns", fields + 1));
 }

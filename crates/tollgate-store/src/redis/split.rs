@@ -151,13 +151,13 @@ impl Call {
         if !self.others.iter().any(|part| self.charges(part)) {
             // Nothing has to be taken back, so the last part need not be looked at before.
             let looked = looks.await?;
-            let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Peek };
+            let mode = if looked.iter().all(fits) { Mode::Try } else { Mode::Judge };
             let said: Vec<AdmitReply> = looked.iter().cloned().map(AdmitReply::of).collect();
             let last = self.admit_home(mode, &self.elsewhere(&said)).await?;
             return self.combine(looked, last);
         }
         let nothing = OtherPartitions::default();
-        let (looked, last) = try_join(looks, self.admit_home(Mode::Peek, &nothing)).await?;
+        let (looked, last) = try_join(looks, self.admit_home(Mode::Judge, &nothing)).await?;
         match self.combine(looked.clone(), last.clone())? {
             Admission::Decided(ClaimsDecision { allowed: true, .. }) => {}
             refused => return self.or_replay(refused).await,
@@ -282,7 +282,7 @@ impl Call {
     }
 
     async fn peek(&self, part: &Part) -> Result<ApplyResult, StoreError> {
-        self.store.apply_at_once(&part.claims, Mode::Peek, self.bounds).await
+        self.store.apply_at_once(&part.claims, Mode::Judge, self.bounds).await
     }
 
     /// Admits another part than the last, as a reservation of its own if it is to be one.

@@ -189,6 +189,7 @@ fn pack(claims: &[Claim], rows: &[Row], mode: Mode, validity: Validity) -> Vec<u
         Mode::Try => 0,
         Mode::Force => 1,
         Mode::Peek => 2,
+        Mode::Judge => 3,
     });
     validity.put(&mut packed);
     for row in rows {

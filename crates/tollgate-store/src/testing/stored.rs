@@ -4,8 +4,8 @@ use redis::Connection;
 
 use super::RedisServer;
 use crate::redis::layout::{
-    AMOUNT, COLUMN, GROUP, HEAD, LIFE, LOG_FIELDS, LOGS, NO_ENTRIES, SLIDING, STATICS_FRONT, STATICS_RING, VERSION,
-    entry_format_bytes, size_of,
+    AMOUNT, ASIDE, CALENDAR, COLUMN, GROUP, HEAD, LIFE, LOG_FIELDS, LOGS, NO_ENTRIES, NOTICED, PREVIOUS, SLIDING,
+    STATICS_FRONT, STATICS_RING, VERSION, entry_format_bytes, size_of,
 };
 
 /// Reads every value under keys that match a pattern: the bytes of strings, and the dump of anything else.
@@ -76,17 +76,22 @@ fn clear_unused_group(value: &mut [u8]) {
     at += size_of(LOGS);
     let mut statics = Vec::new();
     for _ in 0..logs {
-        let (is_sliding, columns) = (number(at, 1) == usize::from(SLIDING), number(at + 1, 1));
+        let (kind, columns) = (number(at, 1), number(at + 1, 1));
         at += size_of(STATICS_FRONT) + size_of(STATICS_RING);
-        statics.push((is_sliding, columns, number(at - 1, 1)));
-        at += if is_sliding { entry_format_bytes(columns) } else { NO_ENTRIES.len() } + size_of(COLUMN) * columns;
+        statics.push((kind, columns, number(at - 1, 1)));
+        at += if kind == usize::from(SLIDING) { entry_format_bytes(columns) } else { NO_ENTRIES.len() }
+            + size_of(COLUMN) * columns;
     }
     at += size_of(LIFE);
     let mut unused = Vec::new();
-    for (is_sliding, columns, size) in statics {
+    for (kind, columns, size) in statics {
         let (oldest, entries) = (number(at, 6), number(at + 6, 2));
         at += size_of(LOG_FIELDS) + size_of(AMOUNT) * columns;
-        if is_sliding {
+        if kind == usize::from(CALENDAR) {
+            at += size_of(PREVIOUS) + size_of(AMOUNT) * columns;
+        } else if kind > usize::from(ASIDE) {
+            at += size_of(NOTICED);
+        } else {
             at += size_of(AMOUNT) * columns + (GROUP - 1) * size;
             if entries == 0 || oldest >= (oldest + entries - 1) / GROUP * GROUP {
                 unused.push(at..at + GROUP * size);

@@ -28,7 +28,7 @@ pub(crate) const REMEMBERED_MS: u64 = 5_000;
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Pause(u64),
-    /// The clock goes back, by so much that nothing that has expired would count again.
+    /// The clock goes back, at most to when something that has expired would count again.
     Back(u64),
     Reserve {
         tokens: u64,
@@ -77,8 +77,23 @@ pub(crate) struct LoggedReservation {
     closed: Option<u64>,
 }
 
-/// Charges: when, requests, tokens.
-pub(crate) type Log = Vec<(Timestamp, u64, u64)>;
+/// A charge.
+#[derive(Clone, Debug)]
+pub(crate) struct LoggedCharge {
+    now: Timestamp,
+    /// Its time in each of the sliding windows.
+    times: [Timestamp; 2],
+    requests: u64,
+    tokens: u64,
+}
+
+impl LoggedCharge {
+    fn leaves_at(&self, window: usize) -> Timestamp {
+        self.times[window].plus_ms(WINDOWS[window])
+    }
+}
+
+pub(crate) type Log = Vec<LoggedCharge>;
 
 pub(crate) struct World<'a> {
     place: &'a Place<'a>,
@@ -87,6 +102,8 @@ pub(crate) struct World<'a> {
     runtime: &'a tokio::runtime::Runtime,
     turn: usize,
     log: Log,
+    /// The time of the latest charge in each of the sliding windows.
+    latest: [Timestamp; 2],
     known: Vec<LoggedReservation>,
     /// By request: since when it is remembered, its reservation, its tokens.
     requests: Vec<(u8, Timestamp, usize, u64)>,
@@ -172,24 +189,23 @@ impl World<'_> {
             wanted => Fit::At(wait(wanted - limit)),
         };
         // The first entry with which so much has left.
-        let leaves = |window_ms: u64, of: fn(&(Timestamp, u64, u64)) -> u64, mut excess: u64| {
-            let mut inside = self.log.iter().filter(|(at, ..)| at.plus_ms(window_ms) > self.now());
-            let last = inside.find(|entry| {
-                excess = excess.saturating_sub(of(entry));
+        let leaves = |window: usize, of: fn(&LoggedCharge) -> u64, mut excess: u64| {
+            let mut inside = self.log.iter().filter(|charge| charge.leaves_at(window) > self.now());
+            let last = inside.find(|charge| {
+                excess = excess.saturating_sub(of(charge));
                 excess == 0
             });
-            last.unwrap().0.plus_ms(window_ms)
+            last.unwrap().leaves_at(window)
         };
         let slot = |excess: u64| {
             let mut ends: Vec<Timestamp> = self.holders().map(|known| known.ends_at).collect();
             ends.sort_unstable();
             ends[usize::try_from(excess - 1).unwrap()]
         };
-        let [short, long] = WINDOWS;
         [
-            judge(0, 1, REQUESTS, &|excess| leaves(short, |entry| entry.1, excess)),
-            judge(1, tokens, limit, &|excess| leaves(short, |entry| entry.2, excess)),
-            judge(2, tokens, LONG, &|excess| leaves(long, |entry| entry.2, excess)),
+            judge(0, 1, REQUESTS, &|excess| leaves(0, |charge| charge.requests, excess)),
+            judge(1, tokens, limit, &|excess| leaves(0, |charge| charge.tokens, excess)),
+            judge(2, tokens, LONG, &|excess| leaves(1, |charge| charge.tokens, excess)),
             judge(3, tokens, PERIOD, &|_| period_of(self.now()).end),
             judge(4, 1, SLOTS, &slot),
         ]
@@ -202,28 +218,39 @@ impl World<'_> {
     /// Writes an admission down; returns its number.
     fn admitted(&mut self, id: ReservationId, tokens: u64, ttl_ms: u32) -> usize {
         let now = self.now();
-        self.log.push((now, 1, tokens));
+        self.log_charge(1, tokens);
         let (ends_at, entry) = (now.plus_ms(u64::from(ttl_ms)), self.log.len() - 1);
         self.known.push(LoggedReservation { id, from: now, ends_at, tokens, entry, closed: None });
         self.known.len() - 1
+    }
+
+    /// Behind a clock that stepped back, a charge has the time of the latest one of its window.
+    fn log_charge(&mut self, requests: u64, tokens: u64) {
+        let now = self.now();
+        let charges = [requests + tokens > 0, tokens > 0];
+        let times = [0, 1].map(|window| now.max(self.latest[window]));
+        for window in (0..2).filter(|window| charges[*window]) {
+            self.latest[window] = times[window];
+        }
+        self.log.push(LoggedCharge { now, times, requests, tokens });
     }
 
     /// Writes the end of a reservation down.
     fn closed(&mut self, at: usize, actual: Option<u64>) {
         let wanted = actual.unwrap_or(0);
         let LoggedReservation { tokens, entry, .. } = self.known[at];
-        self.log[entry].2 -= tokens.saturating_sub(wanted);
+        self.log[entry].tokens -= tokens.saturating_sub(wanted);
         if actual.is_none() {
-            self.log[entry].1 = 0;
+            self.log[entry].requests = 0;
         }
-        self.log.push((self.now(), 0, wanted.saturating_sub(tokens)));
+        self.log_charge(0, wanted.saturating_sub(tokens));
         self.known[at].closed = Some(wanted);
     }
 
     /// The usage in a window by the exact log: requests, tokens.
-    fn inside(&self, window_ms: u64) -> (u64, u64) {
-        let inside = self.log.iter().filter(|(at, ..)| at.plus_ms(window_ms) > self.now());
-        inside.fold((0, 0), |sum, (_, requests, tokens)| (sum.0 + requests, sum.1 + tokens))
+    fn inside(&self, window: usize) -> (u64, u64) {
+        let inside = self.log.iter().filter(|charge| charge.leaves_at(window) > self.now());
+        inside.fold((0, 0), |sum, charge| (sum.0 + charge.requests, sum.1 + charge.tokens))
     }
 
     /// The holders of slots.
@@ -232,10 +259,10 @@ impl World<'_> {
     }
 
     fn expected(&self) -> [u64; 5] {
-        let (requests, tokens) = self.inside(WINDOWS[0]);
-        let this_period = self.log.iter().filter(|(at, ..)| period_of(self.now()).contains(*at));
-        let in_period = this_period.map(|(.., tokens)| tokens).sum();
-        [requests, tokens, self.inside(WINDOWS[1]).1, in_period, self.holders().count() as u64]
+        let (requests, tokens) = self.inside(0);
+        let this_period = self.log.iter().filter(|charge| period_of(self.now()).contains(charge.now));
+        let in_period = this_period.map(|charge| charge.tokens).sum();
+        [requests, tokens, self.inside(1).1, in_period, self.holders().count() as u64]
     }
 
     /// The store's status of each counter, and whether a call fits, match the log exactly.
@@ -327,11 +354,11 @@ impl World<'_> {
             CloseRequest { digest: digest_of(actual), refunds: &refunds, debts: &debts, reservation, metadata: b"end" };
         let closure = runtime.block_on(self.node().close(home(), known.id, &closing)).unwrap();
         let CloseResult::Done(closed) = closure else { panic!("{closure:?}") };
-        let charged_at = self.log[known.entry].0;
+        let charged = self.log[known.entry].clone();
         for (charge, refunded) in refunds.iter().zip(&closed.refunded) {
             let live = match charge.window {
-                WindowId::Sliding(window) => charged_at.plus_ms(u64::from(window.ms())) > now,
-                WindowId::Calendar(_) => period_of(now).contains(charged_at),
+                WindowId::Sliding(window) => charged.leaves_at(usize::from(u64::from(window.ms()) != WINDOWS[0])) > now,
+                WindowId::Calendar(_) => period_of(now).contains(charged.now),
             };
             assert_eq!(*refunded, if live { charge.amount } else { Amount::ZERO }, "what still counts comes back");
         }
@@ -423,38 +450,20 @@ impl World<'_> {
         }
     }
 
-    /// Promise 6: later-dated entries count as of now from then on.
+    /// Promise 6: after a step of at most a window, and of at most the time to live of what is held, everything keeps its time.
     fn go_back(&mut self, ms: u64) {
         let now = self.now();
-        let left = self.log.iter().flat_map(|(at, ..)| WINDOWS.map(|window_ms| at.plus_ms(window_ms)));
+        let left = self.log.iter().flat_map(|charge| [0, 1].map(|window| charge.leaves_at(window)));
         let ended = self.known.iter().map(|known| known.ends_at);
         let forgotten = self.requests.iter().map(|(_, from, ..)| from.plus_ms(REMEMBERED_MS));
         let over = left.chain(ended).chain(forgotten).filter(|over| *over <= now);
-        let earliest = over.fold(period_of(now).start, Timestamp::max);
-        let to = Timestamp::from_ms(now.as_ms() - ms).max(earliest);
-        self.clock.set(to);
-        self.log.iter_mut().for_each(|(at, ..)| *at = to.min(*at));
-        for at in 0..self.known.len() {
-            // The next read of a record gives it a new date.
-            let known = &mut self.known[at];
-            if known.from > to {
-                let ttl_ms = known.ends_at.ms_since(known.from);
-                (known.from, known.ends_at) = (to, to.plus_ms(ttl_ms));
-                let id = known.id;
-                self.look(id);
-            }
-        }
-        for at in 0..self.requests.len() {
-            let (number, from, _, tokens) = self.requests[at];
-            if from > to {
-                self.requests[at].1 = to;
-                let hold = NewReservation { id: ReservationId([9; 16]), ttl_ms: 1, metadata: b"" };
-                let terms = AdmitOptions { home: home(), hold: Some(hold), request: Some(mark(number, tokens)) };
-                let runtime = self.runtime;
-                let again = runtime.block_on(self.node().admit(&claims(tokens, TOKENS, to), &terms)).unwrap();
-                assert!(matches!(again, Admission::Replayed(_)), "{again:?}");
-            }
-        }
+        let shortest = WINDOWS.into_iter().min().unwrap_or(0);
+        let times = self.log.iter().flat_map(|charge| charge.times);
+        let window_before = times.map(|time| time.as_ms().saturating_sub(shortest));
+        let life_before = self.known.iter().map(|known| (2 * known.from.as_ms()).saturating_sub(known.ends_at.as_ms()));
+        let near = window_before.chain(life_before).map(Timestamp::from_ms);
+        let earliest = over.chain(near).fold(period_of(now).start, Timestamp::max);
+        self.clock.set(Timestamp::from_ms(now.as_ms() - ms).max(earliest).min(now));
     }
 
     pub(crate) fn play(&mut self, events: &[Event]) {
@@ -524,5 +533,16 @@ pub(crate) fn world<'a>(
 ) -> World<'a> {
     let nodes = (0..nodes).map(|_| place.node()).collect();
     let (log, known, requests) = (Vec::new(), Vec::new(), Vec::new());
-    World { place, nodes, clock, runtime, turn: 0, log, known, requests, under_way: [0; 2] }
+    World {
+        place,
+        nodes,
+        clock,
+        runtime,
+        turn: 0,
+        log,
+        latest: [Timestamp::default(); 2],
+        known,
+        requests,
+        under_way: [0; 2],
+    }
 }
