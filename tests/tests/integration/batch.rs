@@ -57,12 +57,12 @@ async fn a_batch_decides_each_call_separately() {
     let good = |name: &str| call(account(name), "model", &[("tokens", 10)]);
     let calls = vec![
         good("a"),
-        call(account("a"), "no-such-model", &[]),
+        call(account("a"), "no\nmodel", &[]),
         call(account("b"), "model", &[("tokens", 20_001)]),
         Call { caller: None, ..good("a") },
         call(api_key("sk-nobody"), "model", &[]),
         good("a"),
-        call(account("a"), "model", &[("tokens", 0)]),
+        call(account("a"), "model", &[("tokens", 1 << 53)]),
         Call { domain: "nowhere".into(), ..good("a") },
         Call { details: true, ..good("c") },
     ];
@@ -172,7 +172,7 @@ async fn a_stream_answers_every_call_once_under_its_id() {
         let sender = tokio::spawn(async move {
             for id in 0..1_000 {
                 let call = match id % 10 {
-                    0 => call(account("hot"), "no-such-model", &[]),
+                    0 => call(account("hot"), "no\nmodel", &[]),
                     _ => call(account("hot"), "model", &[("tokens", 150)]),
                 };
                 to.send(numbered(id, call)).await.expect("the stream is open");

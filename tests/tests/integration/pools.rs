@@ -23,7 +23,8 @@ fn shared(limit: u64) -> String {
     format!(
         "version: 1\ndomain: pools\nself_service: venice\nunits: [tokens]\nresources:\n  model:\n    quotas:\n      \
          - {{ unit: requests, per: minute, limit: 1000000 }}\n      \
-         - {{ unit: tokens, per: minute, limit: {limit}, name: capacity, scope: [resource], pool: {{ shares: [10, 20, 30, 40] }} }}\n\
+         - {{ unit: tokens, per: minute, limit: {limit}, name: capacity, scope: [resource], visible: true, \
+          pool: {{ shares: [10, 20, 30, 40] }} }}\n\
          tiers:\n{}default_tier: low\nbootstrap:\n  accounts:\n{}",
         tiers.collect::<String>(),
         accounts.concat()

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tollgate_api::v1::Decision;
+use tollgate_api::v1::{Decision, Reason};
 use tollgate_store::testing::RedisServer;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -80,8 +80,10 @@ async fn a_node_without_redis_is_not_ready_and_recovers() {
     let limits = node.rest.request(reqwest::Method::GET, "/api_keys/rate_limits").bearer_auth(crate::harness::KEY);
     assert_eq!(limits.send().await.unwrap().status().as_u16(), 503);
     // An invalid call is refused with or without Redis.
-    let wrong = consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap_err();
+    let wrong = consume(&node.grpc, call(account("a"), "no\nmodel", &[])).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
+    let unknown = consume(&node.grpc, call(account("a"), "no-such-model", &[])).await.unwrap();
+    assert_eq!(unknown.reason(), Reason::UnknownResource);
 
     let _redis = RedisServer::start_on(port);
     let decision =

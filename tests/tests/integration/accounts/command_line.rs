@@ -299,7 +299,7 @@ async fn the_command_line_reads_its_settings_from_a_file() {
     assert!(error_text.contains("cannot be reached"), "a variable goes before the file: {error_text}");
     std::fs::write(&config, "client: { token: x }").unwrap();
     let error_text = run_error(command(), &["account", "list"]);
-    assert!(error_text.contains("tollgate.yaml: client: unknown field `token`"), "{error_text}");
+    assert!(error_text.contains("tollgate.yaml: line 1: client: unknown field `token`"), "{error_text}");
     std::fs::write(&config, client).unwrap();
     let with_file = deployment.process().arg("--config").arg(&config).start();
     assert!(run_ok(&with_file, &["account", "list"]).starts_with("ACCOUNT"));
