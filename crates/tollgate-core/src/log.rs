@@ -266,7 +266,7 @@ struct Entry {
     costs: Costs,
 }
 
-/// The largest number of entries that can be told from others in an [`Aside`].
+/// The largest number of entries that are known to be set aside of a sliding window.
 pub const MOST_SET_ASIDE: u64 = u16::MAX as u64;
 
 impl SlidingLog {
