@@ -10,7 +10,8 @@
 local SET_TTL = 3601000
 
 -- The ends of all slots that are held while the clock is behind the time when one was taken, in their order. A slot that was
--- taken later than now counts for its time to live from when the step was noticed; a call that only `looks` notices nothing.
+-- taken more than its time to live later than now counts for that time from when the step was noticed; a call that only
+-- `looks` notices nothing.
 local function ends_behind(key, latest, looks)
   local mark, ends = 'n' .. latest, {}
   local noticed = redis.call('ZSCORE', key, mark)
@@ -20,7 +21,7 @@ local function ends_behind(key, latest, looks)
   for i = 1, #held, 2 do
     if #held[i] >= 20 then
       local ends_at, ttl = tonumber(held[i + 1]), struct.unpack('<I4', held[i], 17)
-      if ends_at - ttl > now and noticed + ttl < ends_at - ttl then ends_at = noticed + ttl end
+      if ends_at - ttl - now > ttl then ends_at = noticed + ttl end
       if ends_at > now then ends[#ends + 1] = ends_at end
     elseif held[i] ~= '' and held[i] ~= mark and not looks then
       redis.call('ZREM', key, held[i])

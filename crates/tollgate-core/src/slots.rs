@@ -9,8 +9,8 @@ use crate::{
 
 /// The reservations that hold a slot of one scope, each with its expiry. A reservation holds at most one slot.
 ///
-/// If the clock steps back, slots that were taken later count for their time to live from when a call notices the step,
-/// and again at their own time. A reading notices nothing.
+/// If the clock steps back by more than a slot's time to live, the slot counts for that time from when a call notices the
+/// step, and again near its own time. A reading notices nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slots {
     holders: Vec<SlotHolder>,
@@ -51,8 +51,8 @@ impl Slots {
     }
 
     fn ends_at(&self, held: &SlotHolder, now: Timestamp) -> Timestamp {
-        let shortened = self.noticed_at(now).plus_ms(u64::from(held.ttl_ms));
-        if held.taken_at > now && shortened < held.taken_at { shortened } else { held.ends_at() }
+        let ttl_ms = u64::from(held.ttl_ms);
+        if held.taken_at.ms_since(now) > ttl_ms { self.noticed_at(now).plus_ms(ttl_ms) } else { held.ends_at() }
     }
 
     /// Reads how many are held at `now`, for a call that wants `cost`.
