@@ -1,7 +1,7 @@
 -- The general script: decides a list of claims, all or nothing, in one step. answer.lua ends the script that does no more
 -- than that; scripts that do more have a part in front and one behind.
 --
--- Uses     now, shortest_ttl (clock.lua), close_block (block.lua), read_header, write_fields, walk, rare (ledger.lua)
+-- Uses     now, shortest_ttl (clock.lua), close_block (block.lua), read_header, write_fields, walk (ledger.lua), rare (rebuild.lua)
 -- Defines  request, rows, reply, plan, windows, named, ledgers, charging, and short names for functions (pack,
 --          unpack_bytes, rep, sub, call)
 --
@@ -99,16 +99,16 @@ for _ = 1, 2 do
               if g[{{ kind }}] <= {{ ASIDE }} and asides[g[{{ id }}] * 4 + g[{{ kind }}]] then table.remove(stale, i) end
             end
             -- The clock stepped back: the windows of this call are brought to now for good, unless the call only looks.
-            local steps = {}
-            for r = r, ahead and mode ~= PEEK and not is_brought and rows or 0 do
+            local steps = ahead and mode ~= PEEK and not is_brought and {}
+            for r = r, steps and rows or 0 do
               local ledger, kind, id, start, finish =
                 unpack_bytes('<{{ ROW }}', request, r * {{ bytes(ROW) }} - {{ bytes(ROW) - bytes(REQUEST) - 1 }})
               if ledger ~= k then break end
               if ahead[id * 4 + kind] then steps[#steps + 1] = { kind, id, start, finish } end
             end
-            is_brought = #steps > 0
+            is_brought = steps and #steps > 0
             if is_brought then
-              if not rebuild then rebuild, read_behind = rare(now, shortest_ttl) end
+              if not rebuild then rebuild, read_behind = rare(now, shortest_ttl, walk) end
               h = rebuild(key, h, {}, steps)
               for i = stale and #stale or 0, known + 1, -1 do stale[i] = nil end
             end
@@ -175,7 +175,7 @@ for _ = 1, 2 do
     end
     local fit, at, resets_at = 0, r * 3, now
     if aside then
-      if not read_behind then rebuild, read_behind = rare(now, shortest_ttl) end
+      if not read_behind then rebuild, read_behind = rare(now, shortest_ttl, walk) end
       own_of = own_of or {}
       used, resets_at, fit, own_of[r] = read_behind(key, h, s or 0, aside, start, finish, unit, cost, limit)
       if fit > 0 then reply[1] = 0 end
@@ -300,7 +300,7 @@ for _ = 1, 2 do
         wanted[#wanted + 1] = { kind, id, start, finish, unit, reply[plan + r * 2 + 1] }
       end
     end
-    if not rebuild then rebuild, read_behind = rare(now, shortest_ttl) end
+    if not rebuild then rebuild, read_behind = rare(now, shortest_ttl, walk) end
     ledgers[k] = rebuild(KEYS[k], ledgers[k], wanted, rolls and rolls[k])
   end
   stale, rolls, own_of = nil, nil, nil

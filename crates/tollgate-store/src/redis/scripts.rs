@@ -3,11 +3,12 @@
 use super::{Script, fast_path::FastPathScripts, templates::part};
 
 // The scripts of a store, each composed of consecutive parts.
-const APPLY: &[&str] = &["ledger.lua", "apply.lua", "answer.lua"];
+const APPLY: &[&str] = &["ledger.lua", "rebuild.lua", "apply.lua", "answer.lua"];
 const ADMIT: &[&str] =
-    &["block.lua", "ledger.lua", "record.lua", "slots.lua", "admit.lua", "apply.lua", "admitted.lua"];
+    &["block.lua", "ledger.lua", "rebuild.lua", "record.lua", "slots.lua", "admit.lua", "apply.lua", "admitted.lua"];
 const LOOK: &[&str] = &["record.lua", "look.lua"];
-const CLOSE: &[&str] = &["block.lua", "ledger.lua", "record.lua", "close.lua", "refund.lua", "apply.lua", "closed.lua"];
+const CLOSE: &[&str] =
+    &["block.lua", "ledger.lua", "rebuild.lua", "record.lua", "close.lua", "refund.lua", "apply.lua", "closed.lua"];
 const REFUND: &[&str] = &["block.lua", "ledger.lua", "refund.lua"];
 const EXTEND: &[&str] = &["record.lua", "slots.lua", "extend.lua"];
 const RESET: &[&str] = &["reset.lua"];

@@ -11,10 +11,10 @@ macro_rules! files {
 }
 
 /// Parts that need nothing but the layout.
-pub(super) const PARTS: [(&str, &str); 23] = files!(
+pub(super) const PARTS: [(&str, &str); 24] = files!(
     "account.lua" "accounts.lua" "admit.lua" "admitted.lua" "answer.lua" "apply.lua" "block.lua" "clock.lua"
     "clock_injected.lua" "close.lua" "closed.lua" "extend.lua" "guard.lua" "ledger.lua" "look.lua" "plain.lua" "probe.lua"
-    "record.lua" "refund.lua" "refused.lua" "refusals.lua" "reset.lua" "slots.lua"
+    "rebuild.lua" "record.lua" "refund.lua" "refused.lua" "refusals.lua" "reset.lua" "slots.lua"
 );
 
 /// Parts that are rendered for each form of call, and their macros.
