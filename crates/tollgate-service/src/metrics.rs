@@ -358,7 +358,7 @@ fn describe(recorder: &PrometheusRecorder) {
     );
     counter(
         UNITS_LEFT_OUT,
-        "Charged calls that named no amount of a unit that a quota of the call counts, by domain and unit",
+        "Decided calls, without checks, that named no amount of a unit that a quota of the call counts, by domain and unit",
     );
     counter(DEBT, "Usage above the reserved amount, charged at settlement, by domain and unit");
     seconds(DECISION_SECONDS, "Time from a decoded call to its decision");

@@ -303,12 +303,8 @@ impl DecisionService {
         };
         let account = &identity.account;
         domain.metrics.count_decision(account.tier, resolved_quotas.class(), denied_by);
-        let mut last_unit = None;
-        for quota in resolved_quotas.quotas_left_out(usage) {
-            // Quotas of one unit are usually adjacent.
-            if last_unit.replace(quota.unit.id) != Some(quota.unit.id) {
-                domain.metrics.count_unit_left_out(quota.unit.id);
-            }
+        for unit in resolved_quotas.units_left_out(usage) {
+            domain.metrics.count_unit_left_out(unit);
         }
         let shadows = decision.shadow_refusals().map(|name| &**name);
         domain.metrics.count_shadow_refusals(&account.id, account.tier, resolved_quotas.class(), shadows);

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use indexmap::IndexSet;
 use serde::Serialize;
 use tollgate_core::{amount::Limit, window::Window};
 
@@ -256,11 +257,10 @@ impl fmt::Display for Explanation {
         let mut rows = vec![["quota", "limit", "window", "counter", "source"].map(str::to_owned).to_vec()];
         rows.extend(self.quotas.iter().map(QuotaExplanation::row));
         write!(f, "\n\n{}", table(&rows))?;
-        let mut optional: Vec<&str> =
-            self.quotas.iter().filter(|quota| quota.is_optional()).map(|quota| &*quota.unit).collect();
-        optional.dedup();
+        let optional = self.quotas.iter().filter(|quota| quota.is_optional());
+        let optional: IndexSet<&str> = optional.map(|quota| &*quota.unit).collect();
         if !optional.is_empty() {
-            let units = optional.join(", ");
+            let units = optional.into_iter().collect::<Vec<_>>().join(", ");
             write!(f, "\n\na call that names no {units} is not limited by these quotas; `required: true` refuses it")?;
         }
         Ok(())

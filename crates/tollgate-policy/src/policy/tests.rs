@@ -295,6 +295,26 @@ fn the_usage_determines_the_costs_of_claims() {
     assert_eq!(policy.usage([]).unwrap().of(UnitId::of("requests")), Amount::from(1));
 }
 
+/// Fails if only adjacent quotas of one unit are merged.
+#[test]
+fn units_that_a_call_leaves_out_are_named_once() {
+    let quotas = vec![quota("tokens", MINUTE, 100, &[]), quota("images", DAY, 5, &[]), quota("tokens", DAY, 500, &[])];
+    let mut file = file([("chat", with_rule(Some(quotas)))], None);
+    file.units = written::words(&["tokens", "images"]);
+    let policy = compiled(&file);
+    let who = Client::plain();
+    let caller = who.caller(&policy);
+    let resolved = policy.resolve(&caller, "chat").unwrap();
+    let left_out = |pairs: &[(&str, u64)]| {
+        let usage = policy.usage(pairs.iter().copied()).unwrap();
+        (resolved.quotas_left_out(&usage).count(), resolved.units_left_out(&usage).to_vec())
+    };
+    assert_eq!(left_out(&[]), (3, ["tokens", "images"].map(UnitId::of).to_vec()));
+    assert_eq!(left_out(&[("tokens", 0)]), (1, vec![UnitId::of("images")]));
+    let text = policy.explain(&caller, "chat").unwrap().to_string();
+    assert!(text.contains("a call that names no tokens, images is not limited"), "{text}");
+}
+
 #[test]
 fn quotas_have_default_names_and_labels() {
     let check = |unit: &str, per: format::Window, name: &str, label: &str| {

@@ -82,6 +82,17 @@ impl ResolvedQuotas<'_> {
         let quotas = self.quotas().iter().map(|active| active.quota);
         quotas.filter(|quota| !usage.names(quota.unit.id) && !quota.unit.is_in_every_usage())
     }
+
+    /// The units of [`ResolvedQuotas::quotas_left_out`], each once.
+    pub fn units_left_out(&self, usage: &Usage) -> SmallVec<[UnitId; 4]> {
+        let mut units = SmallVec::new();
+        for quota in self.quotas_left_out(usage) {
+            if !units.contains(&quota.unit.id) {
+                units.push(quota.unit.id);
+            }
+        }
+        units
+    }
 }
 
 impl Policy {
