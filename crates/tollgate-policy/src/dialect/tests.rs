@@ -36,8 +36,12 @@ tiers: { paid: { is_charged: true, priority: 2 } }
 default_tier: paid
 ";
 
+fn load(text: &str) -> LoadedPolicy {
+    LoadedPolicy::parse("policy.yaml", text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
 fn policy(more: &str) -> LoadedPolicy {
-    LoadedPolicy::parse("policy.yaml", &format!("{POLICY}{more}")).unwrap_or_else(|errors| panic!("{errors}"))
+    load(&format!("{POLICY}{more}"))
 }
 
 fn report(more: &str) -> String {

@@ -12,21 +12,21 @@ const SHORT: &str =
 
 /// An amount of a unit as it is written. One that is too large for the schema's text form is `u64::MAX`, which no amount is.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(from = "Written")]
+#[serde(from = "NumberOrText")]
 pub(crate) struct Count(pub(crate) u64);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum NumberOrText {
     Number(u64),
-    Short(String),
+    Text(String),
 }
 
-impl From<Written> for Count {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Number(count) => Self(count),
-            Written::Short(text) => Self(parse_short(&text).unwrap_or(u64::MAX)),
+impl From<NumberOrText> for Count {
+    fn from(count: NumberOrText) -> Self {
+        match count {
+            NumberOrText::Number(count) => Self(count),
+            NumberOrText::Text(text) => Self(parse_short(&text).unwrap_or(u64::MAX)),
         }
     }
 }

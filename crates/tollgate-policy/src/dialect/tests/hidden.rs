@@ -19,10 +19,6 @@ dialects:
     answers: { quota_exceeded: { body: '{quota}: {used} of {limit}' } }
 ";
 
-fn shared(text: &str) -> LoadedPolicy {
-    LoadedPolicy::parse("policy.yaml", text).unwrap_or_else(|errors| panic!("{errors}"))
-}
-
 /// An admission, and refusals by the capacity: for nine seconds, and for ever.
 fn answers(loaded: &LoadedPolicy, dialect: &Dialect) -> [Rendered; 3] {
     let [own, capacity] = quotas(&loaded.policy)[..] else { panic!("two quotas") };
@@ -44,7 +40,7 @@ fn answers(loaded: &LoadedPolicy, dialect: &Dialect) -> [Rendered; 3] {
 
 #[test]
 fn no_dialect_shows_a_quota_that_accounts_share() {
-    let loaded = shared(SHARED);
+    let loaded = load(SHARED);
     for (name, _) in TABLES {
         for answer in answers(&loaded, built_in::named(name).unwrap()) {
             let text = shown(&answer);
@@ -63,7 +59,7 @@ fn no_dialect_shows_a_quota_that_accounts_share() {
 /// Values of the binding quota are those of the binding one of the others.
 #[test]
 fn an_own_dialect_shows_only_what_customers_may_see() {
-    let loaded = shared(SHARED);
+    let loaded = load(SHARED);
     let [allowed, refused, never] = answers(&loaded, loaded.dialects.choose("speaking").unwrap());
     let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let (left, limit, wait) = (header("Left", "3990"), header("Limit", "4000"), header("Retry-After", "9"));
@@ -74,12 +70,12 @@ fn an_own_dialect_shows_only_what_customers_may_see() {
 
 #[test]
 fn a_policy_may_show_a_shared_quota_and_hide_another() {
-    let visible = |text: &str| quotas(&shared(text).policy).iter().map(|quota| quota.visible).collect::<Vec<_>>();
+    let visible = |text: &str| quotas(&load(text).policy).iter().map(|quota| quota.visible).collect::<Vec<_>>();
     assert_eq!(visible(SHARED), [true, false]);
     assert_eq!(visible(&SHARED.replace("name: everyones", "name: everyones, visible: true")), [true, true]);
     assert_eq!(visible(&SHARED.replace("limit: 4000 ", "limit: 4000, visible: false ")), [false, false]);
     assert_eq!(visible(&SHARED.replace("scope: [resource]", "scope: [account]")), [true, true]);
-    let loaded = shared(&SHARED.replace("name: everyones", "name: everyones, visible: true"));
+    let loaded = load(&SHARED.replace("name: everyones", "name: everyones, visible: true"));
     let [_, refused, _] = answers(&loaded, loaded.dialects.choose("speaking").unwrap());
     assert_eq!((refused.status, refused.body.as_deref()), (429, Some(r#""everyones: 19999991 of 20000000""#)));
 }

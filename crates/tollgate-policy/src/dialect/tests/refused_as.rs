@@ -39,7 +39,7 @@ fn answers(loaded: &LoadedPolicy, dialect: &Dialect) -> [Rendered; 3] {
 
 #[test]
 fn a_spent_budget_is_named_as_the_platform_names_it() {
-    let loaded = LoadedPolicy::parse("policy.yaml", BUDGET).unwrap();
+    let loaded = load(BUDGET);
     let shown: Vec<String> = TABLES
         .iter()
         .map(|(name, _)| {
@@ -62,7 +62,7 @@ dialects:
       out_of_credit: { status: 402, body: { error: "{label} is spent, back in {retry_after} s" } }
 "#;
     let text = BUDGET.replace("insufficient_quota", "out_of_credit") + own;
-    let loaded = LoadedPolicy::parse("policy.yaml", &text).unwrap();
+    let loaded = load(&text);
     let bodies =
         |dialect| answers(&loaded, loaded.dialects.choose(dialect).unwrap()).map(|answer| (answer.status, answer.body));
     let [minute, spent, never] = bodies("acme");
@@ -128,7 +128,7 @@ fn an_answer_suits_its_quota() {
 #[test]
 fn a_hidden_quota_may_be_refused_like_others() {
     let text = BUDGET.replace("refused_as: insufficient_quota", "visible: false, refused_as: quota_exceeded");
-    let loaded = LoadedPolicy::parse("policy.yaml", &(text.clone() + "dialect: venice\n")).unwrap();
+    let loaded = load(&(text.clone() + "dialect: venice\n"));
     let [_, spent, never] = answers(&loaded, loaded.dialects.choose("").unwrap());
     assert_eq!((spent.status, spent.body.as_deref()), (429, Some(r#"{"error":"Rate limit exceeded"}"#)));
     assert_eq!(never.status, 503, "the answer for ever has numbers");

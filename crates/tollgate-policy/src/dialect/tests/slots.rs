@@ -16,7 +16,7 @@ default_tier: paid
 ";
 
 fn slots_policy(more: &str) -> LoadedPolicy {
-    LoadedPolicy::parse("policy.yaml", &format!("{QUOTAS}{more}")).unwrap_or_else(|errors| panic!("{errors}"))
+    load(&format!("{QUOTAS}{more}"))
 }
 
 /// A refusal because all five slots are held for ten minutes, a refusal by a limit of no slots at all, and an admission.
